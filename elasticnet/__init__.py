@@ -1,0 +1,8 @@
+"""Train one network, run it at any depth: deep supervision with one shared head and progressive self-distillation."""
+
+from elasticnet.checkpoint import load, save
+from elasticnet.losses import ElasticObjective, LossTerms
+from elasticnet.wrapper import ElasticWrapper, Taps
+
+__version__ = "0.1.0"
+__all__ = ["ElasticObjective", "ElasticWrapper", "LossTerms", "Taps", "load", "save"]

@@ -1,0 +1,191 @@
+"""Deep supervision and progressive self-distillation: the functional losses and ElasticObjective, net and loss in one.
+
+L = w_N L_N + sum_{n<N} w_n L_n + lambda L_PSD (ASRN). Every term of LossTerms is weighted already, so that they add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elasticnet.attention import DISTANCES, attention_distance, attention_map, position_axes
+from elasticnet.schedule import tap_weights as resolve_weights
+from elasticnet.taps import inclusion_probability, sample_depths
+
+TaskLoss = Callable[[Any, Any], Tensor]
+Weight = float | Callable[[int], float]
+
+
+class LossTerms(NamedTuple):
+    """One step's loss: `total` is `routine + deep_supervision + distillation`, each a weighted scalar tensor.
+
+    routine: the deepest tap's task loss. deep_supervision: the shallower taps'. distillation: the PSD term, and the
+    output distillation where it is on. per_depth: every computed tap's plain task loss, unweighted and detached.
+    """
+
+    total: Tensor
+    routine: Tensor
+    deep_supervision: Tensor
+    distillation: Tensor
+    per_depth: dict[int, Tensor]
+
+
+class TapNet(Protocol):
+    """What the objective needs of a network; ElasticWrapper has it."""
+
+    taps: tuple[int, ...]
+    layout: str
+    prefix_tokens: int
+    adapters: Mapping[str, nn.Module] | nn.ModuleDict
+
+    def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **context: Any) -> Any: ...
+
+
+def progressive_distillation(
+    features: Sequence[Tensor],
+    layout: str = "b c h w",
+    prefix_tokens: int = 0,
+    power: float = 1,
+    distance: str = "norm",
+    detach_teacher: bool = True,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Return L_PSD: the sum over neighbouring taps of the distance between their attention maps; the deeper teaches.
+
+    features: the taps' features, shallowest first, each a float tensor of `layout`; resolutions may differ.
+    `detach_teacher` keeps the gradient out of the deeper map (our choice; the paper does not say). A single tap gives
+    0.
+    """
+    if not features:
+        raise ValueError("progressive_distillation: no features given, expected at least one tap's")
+    maps = [attention_map(feature, layout, power, prefix_tokens) for feature in features]
+    loss = maps[0].new_zeros(())
+    for student, teacher in pairwise(maps):
+        loss = loss + attention_distance(student, teacher.detach() if detach_teacher else teacher, distance, eps)
+    return loss
+
+
+def deep_supervision(predictions: Sequence[Any], target: Any, task_loss: TaskLoss = F.l1_loss) -> list[Tensor]:
+    """Return the task loss of every prediction against the one target, shallowest first; scalars, unweighted."""
+    losses = [task_loss(prediction, target) for prediction in predictions]
+    for loss in losses:
+        if loss.ndim:
+            raise ValueError(
+                f"the task loss returned a tensor of shape {tuple(loss.shape)}: expected a scalar (reduce it)"
+            )
+    return losses
+
+
+class ElasticObjective(nn.Module):
+    """A network with deep-supervision taps and its loss in one forward: this is what DDP wraps and what trains.
+
+    psd_weight: lambda, a number or a function of the step; no default, since its meaning hangs on the image scale and
+        the task loss (a weight published for 0..255 images weighs 255 times more against an L1 loss on 0..1). 0 skips
+        the term.
+    tap_weights: "paper" (1 each), "normalised" (sum 1), a sequence or a mapping by depth; see `schedule.tap_weights`.
+    sampled_taps: compute the deepest tap and this many others a step, a pure function of (seed, step). A sampled tap's
+        loss is divided by its probability, so that the expected loss stays the same. PSD sees all taps in any case.
+    distance, power, detach_teacher, eps: see `progressive_distillation`.
+    output_weight, output_loss: distil the deepest prediction, detached, into the computed shallower ones:
+        output_weight * sum_n w_n output_loss(prediction_n, prediction_N). Off at 0.
+
+    Under DistributedDataParallel pass `find_unused_parameters=objective.needs_unused_search`. Clear gradients with
+    `zero_grad(set_to_none=True)`, or an optimiser's momentum moves an adapter that a sampled step did not use.
+    """
+
+    def __init__(
+        self,
+        net: TapNet,
+        task_loss: TaskLoss,
+        psd_weight: Weight,
+        *,
+        tap_weights: str | Sequence[float] | Mapping[int, float] = "paper",
+        sampled_taps: int | None = None,
+        seed: int = 0,
+        distance: str = "norm",
+        power: float = 1,
+        detach_teacher: bool = True,
+        eps: float = 1e-4,
+        output_weight: float = 0.0,
+        output_loss: TaskLoss = F.l1_loss,
+    ) -> None:
+        super().__init__()
+        if distance not in DISTANCES:
+            raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
+        if not callable(psd_weight) and psd_weight < 0:
+            raise ValueError(f"psd_weight {psd_weight}: expected a number, at least 0, or a function of the step")
+        if sampled_taps is not None:
+            sample_depths(net.taps, sampled_taps, seed, 0)  # refuses a bad number here rather than at the first step
+        position_axes(net.layout)
+        self.net = net
+        self.task_loss = task_loss
+        self.psd_weight = psd_weight
+        self.tap_weights = resolve_weights(tap_weights, net.taps)
+        self.sampled_taps = sampled_taps
+        self.seed = seed
+        self.distance = distance
+        self.power = power
+        self.detach_teacher = detach_teacher
+        self.eps = eps
+        self.output_weight = output_weight
+        self.output_loss = output_loss
+
+    @property
+    def needs_unused_search(self) -> bool:
+        """Whether a step can leave parameters without gradient: a sampled-out tap leaves its adapter unused."""
+        return self.sampled_taps is not None and len(self.net.adapters) > 0
+
+    def depths_at(self, step: int | None) -> tuple[int, ...]:
+        """Return the depths whose predictions the given step computes."""
+        if self.sampled_taps is None:
+            return self.net.taps
+        return sample_depths(self.net.taps, self.sampled_taps, self.seed, self._checked(step, "sampled taps"))
+
+    def forward(self, x: Any, target: Any, step: int | None = None, **context: Any) -> LossTerms:
+        """Return the LossTerms of one batch; `context` goes to the network, `step` drives sampling and schedules."""
+        depths = self.depths_at(step)
+        psd_weight = self.psd_weight
+        if callable(psd_weight):
+            psd_weight = psd_weight(self._checked(step, "a psd_weight schedule"))
+        taps = self.net.forward_taps(x, depths=depths, **context)
+        losses = deep_supervision(taps.predictions, target, self.task_loss)
+        weights = [self._weight(depth) for depth in depths]
+
+        routine = weights[-1] * losses[-1]
+        supervision = torch.zeros_like(routine)
+        distillation = torch.zeros_like(routine)
+        for weight, loss in zip(weights[:-1], losses[:-1], strict=True):
+            supervision = supervision + weight * loss
+        if psd_weight:
+            distillation = psd_weight * progressive_distillation(
+                taps.features,
+                self.net.layout,
+                self.net.prefix_tokens,
+                self.power,
+                self.distance,
+                self.detach_teacher,
+                self.eps,
+            )
+        if self.output_weight:
+            teacher = taps.predictions[-1].detach()
+            for weight, prediction in zip(weights[:-1], taps.predictions[:-1], strict=True):
+                distillation = distillation + self.output_weight * weight * self.output_loss(prediction, teacher)
+
+        per_depth = {depth: loss.detach() for depth, loss in zip(depths, losses, strict=True)}
+        return LossTerms(routine + supervision + distillation, routine, supervision, distillation, per_depth)
+
+    def _weight(self, depth: int) -> float:
+        weight = self.tap_weights[depth]
+        if self.sampled_taps is None or depth == self.net.taps[-1]:
+            return weight
+        return weight / inclusion_probability(self.net.taps, self.sampled_taps)
+
+    def _checked(self, step: int | None, what: str) -> int:
+        if step is None:
+            raise ValueError(f"step=None: {what} needs the step; call objective(x, target, step=step)")
+        return step

@@ -1,0 +1,130 @@
+"""Shared heads that turn LR features into an HR image, and their exact folding into one convolution.
+
+Images are RGB floats in 0..1, NCHW. ASRN's head is linear, so that it equals one 3x3 convolution on the LR grid and a
+pixel shuffle. The kernel is the head's impulse response, computed from the canonical parameters once a pass, with
+autograd through it: state dict and function stay what they are, and only the cost changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+SKIPS = (None, "bicubic")
+
+
+def bicubic_upsample(image: Tensor | None, scale: int) -> Tensor:
+    """Return `image` (b, c, h, w) enlarged by `scale` with the cubic kernel of a = -0.5, in the image's own dtype.
+
+    The same kernel as `resize.imresize` away from the border, where weights outside the image are renormalised instead
+    of mirrored. (Without antialias=True PyTorch takes a = -0.75.)
+    """
+    if image is None:
+        raise ValueError("a head with skip='bicubic' is called as head(features, image): the input image is missing")
+    return F.interpolate(image, scale_factor=scale, mode="bicubic", antialias=True)
+
+
+class DeconvHead(nn.Module):
+    """ASRN's shared head: conv1x1 `channels` -> `hidden`, deconvolution with kernel = stride = scale, conv3x3 -> 3.
+
+    scale 4 takes two deconvolutions of 2, scale 1 none. (b, channels, h, w) -> (b, 3, scale h, scale w); all layers
+    have biases and there is no activation. skip="bicubic" adds the enlarged input image: call head(features, image).
+    fold: compute by the folded kernel; False runs the layers one by one.
+    """
+
+    def __init__(self, channels: int, scale: int, hidden: int = 64, fold: bool = True, skip: str | None = None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.fold = fold
+        self.skip = skip
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        steps = {1: [], 2: [2], 3: [3], 4: [2, 2]}[scale]
+        self.deconvs = nn.Sequential(*(nn.ConvTranspose2d(hidden, hidden, step, stride=step) for step in steps))
+        self.output = nn.Conv2d(hidden, 3, 3, padding=1)
+
+    def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
+        return self.prepare()(features, image)
+
+    def prepare(self) -> Callable[..., Tensor]:
+        """Return a callable that serves every tap of one pass: the folded head, or the plain one with fold=False."""
+        if not self.fold:
+            return self._plain
+        kernel, bias_kernel = self.folded_kernels()
+        bias_planes: dict[tuple[int, int], Tensor] = {}  # taps of one pass have one size: worked out once
+
+        def head(features: Tensor, image: Tensor | None = None) -> Tensor:
+            height, width = features.shape[-2:]
+            if (height, width) not in bias_planes:
+                bias_planes[height, width] = self._bias_plane(bias_kernel, height, width)
+            folded = F.conv2d(features, kernel.to(features.dtype), padding=1)
+            folded = folded + bias_planes[height, width].to(folded.dtype)
+            return self._add_skip(F.pixel_shuffle(folded, self.scale), image)
+
+        return head
+
+    def folded_kernels(self) -> tuple[Tensor, Tensor]:
+        """Return the kernels (3 scale^2, channels, 3, 3) of the features and (3 scale^2, 1, 3, 3) of a plane of ones.
+
+        The second one carries the inner biases: at a border it adds nothing for a position in the padding, just as the
+        last conv of the plain head sees zeros there. The last conv's own bias is not in it. In at least float32,
+        outside autocast.
+        """
+        channels = self.reduce.in_channels
+        with torch.autocast(self.reduce.weight.device.type, enabled=False):
+            # One image of 1x1 for each input channel, holding that channel's response; the last carries the biases.
+            response = F.pad(_wide(self.reduce.weight)[:, :, 0, 0].t(), (0, 0, 0, 1))
+            carrier = torch.zeros_like(response[:, :1])
+            carrier[-1] = 1
+            response = (response + carrier * _wide(self.reduce.bias))[:, :, None, None]
+            for deconv in self.deconv_layers():
+                bias = carrier * _wide(deconv.bias)
+                response = F.conv_transpose2d(response, _wide(deconv.weight), stride=deconv.kernel_size[0])
+                response = response + bias[:, :, None, None]
+            response = F.conv2d(response, _wide(self.output.weight), padding=2)  # reaches one pixel beyond each side
+            response = F.pad(response, (self.scale - 1,) * 4)
+            kernel = rearrange(response, "i o (kh sh) (kw sw) -> (o sh sw) i kh kw", kh=3, kw=3).flip(2, 3)
+        return kernel[:, :channels], kernel[:, channels:]
+
+    def deconv_layers(self) -> list[nn.ConvTranspose2d]:
+        """Return the deconvolutions, in order."""
+        return [layer for layer in self.deconvs if isinstance(layer, nn.ConvTranspose2d)]
+
+    def _bias_plane(self, bias_kernel: Tensor, height: int, width: int) -> Tensor:
+        with torch.autocast(bias_kernel.device.type, enabled=False):
+            inner = F.conv2d(bias_kernel.new_ones(1, 1, height, width), bias_kernel, padding=1)
+            return inner + _wide(self.output.bias).repeat_interleave(self.scale**2)[:, None, None]
+
+    def _plain(self, features: Tensor, image: Tensor | None = None) -> Tensor:
+        return self._add_skip(self.output(self.deconvs(self.reduce(features))), image)
+
+    def _add_skip(self, output: Tensor, image: Tensor | None) -> Tensor:
+        return output if self.skip is None else output + bicubic_upsample(image, self.scale)
+
+
+class SubpixelHead(nn.Module):
+    """The paper's module A: conv3x3 `channels` -> channels scale^2, pixel shuffle, conv3x3 -> 3.
+
+    (b, channels, h, w) -> (b, 3, scale h, scale w). Two padded convs in a row fold exactly only inside, so this head
+    runs as it is.
+    """
+
+    def __init__(self, channels: int, scale: int, skip: str | None = None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.skip = skip
+        self.expand = nn.Conv2d(channels, channels * scale**2, 3, padding=1)
+        self.output = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
+        output = self.output(F.pixel_shuffle(self.expand(features), self.scale))
+        return output if self.skip is None else output + bicubic_upsample(image, self.scale)
+
+
+def _wide(x: Tensor | None) -> Tensor:
+    """`x` in at least float32."""
+    assert x is not None
+    return x.to(torch.promote_types(x.dtype, torch.float32))
