@@ -41,7 +41,7 @@ class TapNet(Protocol):
     taps: tuple[int, ...]
     layout: str
     prefix_tokens: int
-    adapters: Mapping[str, nn.Module] | nn.ModuleDict
+    adapters: nn.ModuleDict
 
     def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **context: Any) -> Any: ...
 
@@ -144,7 +144,10 @@ class ElasticObjective(nn.Module):
         """Return the depths whose predictions the given step computes."""
         if self.sampled_taps is None:
             return self.net.taps
-        return sample_depths(self.net.taps, self.sampled_taps, self.seed, self._checked(step, "sampled taps"))
+        sample = sample_depths
+        if torch.compiler.is_compiling():  # traced, the draw would tie every compiled graph to a single step
+            sample = torch.compiler.disable(sample)
+        return sample(self.net.taps, self.sampled_taps, self.seed, self._checked(step, "sampled taps"))
 
     def forward(self, x: Any, target: Any, step: int | None = None, **context: Any) -> LossTerms:
         """Return the LossTerms of one batch; `context` goes to the network, `step` drives sampling and schedules."""
@@ -176,8 +179,11 @@ class ElasticObjective(nn.Module):
             for weight, prediction in zip(weights[:-1], taps.predictions[:-1], strict=True):
                 distillation = distillation + self.output_weight * weight * self.output_loss(prediction, teacher)
 
-        per_depth = {depth: loss.detach() for depth, loss in zip(depths, losses, strict=True)}
-        return LossTerms(routine + supervision + distillation, routine, supervision, distillation, per_depth)
+        total = routine + supervision + distillation
+        # One stacked copy: a compiler folds 1.0 * loss and loss.detach() into one tensor, and total then has no gradient.
+        values = torch.stack([total, *losses]).detach().unbind()[1:]
+        per_depth = dict(zip(depths, values, strict=True))
+        return LossTerms(total, routine, supervision, distillation, per_depth)
 
     def _weight(self, depth: int) -> float:
         weight = self.tap_weights[depth]
@@ -189,3 +195,39 @@ class ElasticObjective(nn.Module):
         if step is None:
             raise ValueError(f"step=None: {what} needs the step; call objective(x, target, step=step)")
         return step
+
+
+class LossMeter:
+    """Gathers LossTerms on their device between two lines of a log, so that training waits for it only there."""
+
+    def __init__(self) -> None:
+        self._terms: list[LossTerms] = []
+
+    def __len__(self) -> int:
+        return len(self._terms)
+
+    def add(self, terms: LossTerms) -> None:
+        losses = LossTerms(*(term.detach() for term in terms[:4]), per_depth=terms.per_depth)  # without the graph
+        self._terms.append(losses)
+
+    def first_not_finite(self) -> int | None:
+        """Return the index (from 0, since the last `means`) of the first step whose total is NaN or infinite."""
+        if not self._terms:
+            return None
+        bad = (~torch.stack([terms.total for terms in self._terms]).isfinite()).nonzero()
+        return int(bad[0]) if len(bad) else None
+
+    def means(self) -> dict[str, Any]:
+        """Return the mean of each term as a float, `per_depth` over the steps that computed the depth, and start
+        again."""
+        means: dict[str, Any] = {
+            name: torch.stack([getattr(terms, name) for terms in self._terms]).mean().item()
+            for name in ("total", "routine", "deep_supervision", "distillation")
+        }
+        losses: dict[int, list[Tensor]] = {}
+        for terms in self._terms:
+            for depth, loss in terms.per_depth.items():
+                losses.setdefault(depth, []).append(loss)
+        means["per_depth"] = {depth: torch.stack(losses[depth]).mean().item() for depth in sorted(losses)}
+        self._terms.clear()
+        return means

@@ -1,0 +1,54 @@
+# Two commands matter: `make demo` and `make test`. Both build .venv when it is missing or out of date.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format clean
+
+help:
+	@echo "make demo       train a small network in about five minutes (ARGS='--help' lists the options)"
+	@echo "make test       run the tests, a few minutes (ARGS='tests/test_taps.py -x' narrows them)"
+	@echo "make test-slow  run only the tests that take longer"
+	@echo "make lint       ruff check, ruff format --check, pyright"
+	@echo "make format     let ruff format the code and mend what it can"
+	@echo "make install    build .venv and nothing else (PYTHON=python3.12 names another interpreter)"
+	@echo "make clean      remove caches and build products; .venv and runs/ stay"
+
+install: $(STAMP)
+
+# A .venv without pip is one whose making was interrupted, or another tool's: it gets one.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "elasticnet needs Python 3.10 or newer, and there is no '$(PYTHON)' here: name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	@python=$(PYTHON); if [ -x $(BIN)/python ]; then python=$(BIN)/python; fi; \
+	$$python -c 'import sys; v = ".".join(map(str, sys.version_info[:3])); sys.version_info < (3, 10) and sys.exit( \
+	  "elasticnet needs Python 3.10 or newer, and " + sys.executable + " is " + v + ": name another, as in make PYTHON=python3.12")'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python recipes/asrn_div2k.py $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find elasticnet recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +
