@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elasticnet.runs import write_atomic
 from elasticnet.taps import resolve_depth
@@ -31,7 +31,9 @@ def save(net: ElasticWrapper, path: str | os.PathLike[str], notes: dict[str, Any
 
     `notes`: anything JSON can hold (data, options, scores); `read_header` gives it back.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory, as those of a block that stands twice in the net do.
+    plain = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+    tensors = {name: tensor.detach().to(**plain) for name, tensor in net.state_dict().items()}
     architecture, arguments = net.origin or (None, {})
     header = {
         "format": FORMAT,
@@ -53,9 +55,16 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
     if KEY not in metadata:
         raise ValueError(f"{path}: a safetensors file, but not one that elasticnet.save wrote")
-    header = json.loads(metadata[KEY])
-    if header["format"] > FORMAT:
+    try:
+        header = json.loads(metadata[KEY])
+        newer = header["format"] > FORMAT
+        missing = {"architecture", "arguments", "taps", "sha256", "notes"} - header.keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its description is damaged ({error!r})") from error
+    if newer:
         raise ValueError(f"{path}: format {header['format']}, and this version reads up to {FORMAT}: update elasticnet")
+    if missing:
+        raise ValueError(f"{path}: its description is damaged (it lacks {', '.join(sorted(missing))})")
     return header
 
 
@@ -75,13 +84,20 @@ def load(
     header = read_header(path)
     depth = resolve_depth(depth, header["taps"])
     net = (build() if build else _build(path, header, depth)).truncate(depth)
-    state = net.state_dict()
+    state = net.state_dict(keep_vars=True)
+    tied: dict[int, Tensor] = {}  # a parameter that stands under two names stays one
     with safe_open(path, framework="pt") as file:
-        missing = sorted(set(state) - set(file.keys()))
-        if missing:
-            raise ValueError(f"{path}: no tensor {missing[0]!r}, which depth {depth} of this net needs")
-        loaded = {name: _checked(path, header, name, file.get_tensor(name), tensor) for name, tensor in state.items()}
-    net.load_state_dict(loaded, assign=True)
+        for name in sorted(state.keys() ^ set(file.keys())):
+            if name in state:
+                raise ValueError(f"{path}: no tensor {name!r}, which depth {depth} of this net needs")
+            if not _lies_behind(name, depth):
+                raise ValueError(f"{path}: tensor {name!r} has no place in this net")
+        for name, tensor in state.items():
+            loaded = _checked(path, header, name, file.get_tensor(name), tensor)
+            if isinstance(tensor, nn.Parameter):
+                loaded = nn.Parameter(loaded, requires_grad=tensor.requires_grad)
+            state[name] = tied.setdefault(id(tensor), loaded)
+    net.load_state_dict(state, assign=True)
     return net.to(device).eval()
 
 
@@ -95,7 +111,17 @@ def _build(path: str | os.PathLike[str], header: dict[str, Any], depth: int) -> 
     import elasticnet.sr  # the one arrow from the core to sr: the allow-list's builders, imported only when asked for
 
     taps = [tap for tap in header["taps"] if tap <= depth]
-    return getattr(elasticnet.sr, name)(**{**header["arguments"], "num_blocks": depth}, taps=taps)
+    try:
+        return getattr(elasticnet.sr, name)(**{**header["arguments"], "num_blocks": depth}, taps=taps)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {name} cannot be built as the file describes it: {error}") from error
+
+
+def _lies_behind(name: str, depth: int) -> bool:
+    """Whether a tensor of this name belongs to blocks or adapters that `depth` does not use."""
+    part, number, *_ = [*name.split("."), ""]
+    first = {"blocks": depth, "adapters": depth + 1}  # blocks are counted from 0 in keys, depths from 1
+    return part in first and number.isdecimal() and int(number) >= first[part]
 
 
 def _checked(path: Any, header: dict[str, Any], name: str, loaded: Tensor, expected: Tensor) -> Tensor:

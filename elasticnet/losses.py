@@ -180,7 +180,7 @@ class ElasticObjective(nn.Module):
                 distillation = distillation + self.output_weight * weight * self.output_loss(prediction, teacher)
 
         total = routine + supervision + distillation
-        # One stacked copy: a compiler folds 1.0 * loss and loss.detach() into one tensor, and total then has no gradient.
+        # One stacked copy: a compiler folds 1.0 * loss and loss.detach() into one tensor, whose gradient is then lost.
         values = torch.stack([total, *losses]).detach().unbind()[1:]
         per_depth = dict(zip(depths, values, strict=True))
         return LossTerms(total, routine, supervision, distillation, per_depth)

@@ -20,14 +20,14 @@ def ramp(
         raise ValueError(
             f"total={total}, begin={begin}, finish={finish}: expected total >= 1, 0 <= begin <= finish <= 1"
         )
+    if shape not in ("linear", "cosine"):
+        raise ValueError(f"shape {shape!r}: expected linear or cosine")
     progress = step / total
     if progress >= finish:
         return end
-    fraction = max(0.0, (progress - begin) / (finish - begin))
+    fraction = (progress - begin) / (finish - begin) if progress > begin else 0.0
     if shape == "cosine":
         fraction = 0.5 - 0.5 * math.cos(math.pi * fraction)
-    elif shape != "linear":
-        raise ValueError(f"shape {shape!r}: expected linear or cosine")
     return start + (end - start) * fraction
 
 

@@ -78,21 +78,20 @@ class ElasticWrapper(nn.Module):
         blocks = list(body_blocks)
         if not blocks:
             raise ValueError("body_blocks is empty: an elastic network needs at least one block")
-        for index, block in enumerate(blocks):
-            if not isinstance(block, nn.Module):
-                raise TypeError(f"body_blocks[{index}] is a {type(block).__name__}: expected a torch.nn.Module")
+        parts = {f"body_blocks[{index}]": block for index, block in enumerate(blocks)}
+        parts |= {"shared_head": shared_head, "stem": nn.Identity() if stem is None else stem}
+        for name, part in parts.items():
+            if not isinstance(part, nn.Module):
+                raise TypeError(f"{name} is a {type(part).__name__}: expected a torch.nn.Module")
         if head_skip not in HEAD_SKIPS:
             raise ValueError(f"head_skip {head_skip!r}: expected None, 'stem' or 'input'")
         if isinstance(call_block, nn.Module):
-            raise TypeError(
-                "call_block is a module: expected a plain function; keep parameters in the stem or in the blocks"
-            )
+            raise TypeError("call_block is a module: expected a function; keep parameters in the stem or the blocks")
         self.taps = resolve_taps(taps, len(blocks))
         for depth in adapters or {}:
-            if depth not in self.taps:
-                raise ValueError(
-                    f"adapter at depth {depth!r}: this net has taps at depths {', '.join(map(str, self.taps))}"
-                )
+            if type(depth) is not int or depth not in self.taps:
+                listed = ", ".join(map(str, self.taps))
+                raise ValueError(f"adapter at depth {depth!r}: this net has taps at depths {listed}")
         if stem is not None:
             self.stem = stem
         self.blocks = nn.ModuleList(blocks)
@@ -168,7 +167,7 @@ class ElasticWrapper(nn.Module):
         for name, present in reasons.items():
             if present:
                 raise ValueError(
-                    f"a net with {name} is not a plain sequence: use elasticnet.export for a plain module of it"
+                    f"a net with {name} is not a plain sequence: elasticnet.export makes a plain module of it"
                 )
         parts = {"stem": getattr(self, "stem", None), "blocks": nn.Sequential(*self.blocks)}
         parts["adapter"] = self.adapters[str(self.taps[-1])] if str(self.taps[-1]) in self.adapters else None
@@ -177,7 +176,8 @@ class ElasticWrapper(nn.Module):
         for name, part in parts.items():
             if part is not None:
                 sequence.add_module(name, part)
-        return copy.deepcopy(sequence).train(self.training)
+        sequence.training = sequence.blocks.training = self.training  # every other module keeps its own mode
+        return copy.deepcopy(sequence)
 
     def grow(
         self, blocks: Iterable[nn.Module], example: Any, init: Callable[[nn.Module], Any] | None = None, **context: Any
@@ -221,7 +221,7 @@ class ElasticWrapper(nn.Module):
                         f"{_difference(features, after)}. A block that normalises its own sum (post-norm) or ends in "
                         "an activation cannot be one; otherwise make `init` zero the last layer of its residual path"
                     )
-                features = after
+                features = after.clone()  # or a block that works in place would be compared with itself
                 if depth in (deepest, grown.taps[-1]):
                     expected, outcome = outcome, grown._predict(head, depth, features, skip)
             if not _equal(expected, outcome):
@@ -287,10 +287,6 @@ class ElasticWrapper(nn.Module):
         """Run the stem; return the features, the context for call_block, and what the head's skip takes."""
         stem_takes = keywords if self._stem_keywords is None else self._stem_keywords & keywords.keys()
         unknown = sorted(keywords.keys() - stem_takes)
-        if unknown and self.call_block is None:
-            raise TypeError(
-                f"unexpected keyword argument {unknown[0]!r}: the stem does not take it and there is no call_block"
-            )
         features, context = x, keywords
         stem = getattr(self, "stem", None)
         if stem is not None:
@@ -299,6 +295,8 @@ class ElasticWrapper(nn.Module):
                 if self.call_block is None:
                     raise ValueError("the stem returned (x, context): pass call_block to use the context in the blocks")
                 features, context = features
+        if unknown and (self.call_block is None or context is not keywords):
+            raise TypeError(f"unexpected keyword argument {unknown[0]!r}: neither the stem nor call_block gets it")
         return features, context, features if self.head_skip == "stem" else x
 
     def _run_blocks(self, features: Any, context: Any, depth: int) -> Iterator[Any]:
@@ -324,7 +322,7 @@ class ElasticWrapper(nn.Module):
             name = str(depth)
             adapted = self.adapters[name](features) if name in self.adapters else features
             return head(adapted) if self.head_skip is None else head(adapted, skip)
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__

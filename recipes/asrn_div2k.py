@@ -35,6 +35,7 @@ from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate
 from elasticnet.sr.data import PairSet, load_pairs, pairs_from_arrays, scikit_image_photos
 from elasticnet.sr.download import download_div2k
+from elasticnet.sr.layouts import find_layout
 from elasticnet.sr.patches import PatchSampler
 from elasticnet.sr.report import write_report
 
@@ -202,10 +203,15 @@ def load_data(options: Options) -> tuple[PairSet, PairSet]:
         pairs = pairs_from_arrays(photos, options.scale, degradation=options.degradation, seed=options.seed)
         training = pairs.subset([name for name in photos if name not in HELD_OUT_PHOTOS])
         return training, pairs.subset(HELD_OUT_PHOTOS)
-    make: dict[str, Any] = {"scale": options.scale, "degradation": options.degradation, "seed": options.seed}
-    training = load_pairs(options.data, split="train", min_size=options.patch_size, **make)
+
+    def load(root: Path, split: str, min_size: int) -> PairSet:
+        split_or_none = split if find_layout(root) == "div2k" else None
+        make: dict[str, Any] = {"degradation": options.degradation, "seed": options.seed, "min_size": min_size}
+        return load_pairs(root, options.scale, split=split_or_none, **make)
+
+    training = load(options.data, "train", options.patch_size)
     if options.valid is not None:
-        return training, load_pairs(options.valid, split="valid", **make)
+        return training, load(options.valid, "valid", 0)
     if not 0 < options.num_valid < len(training):
         raise ValueError(f"--num-valid {options.num_valid}: expected 1 to {len(training) - 1} of the training images")
     held_out = training.names[:: -(-len(training) // options.num_valid)]

@@ -6,6 +6,7 @@ All work is done in float64 on the 0..255 scale, on the device of the images.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import overload
 
 import numpy as np
@@ -16,7 +17,7 @@ Image = np.ndarray | torch.Tensor
 PROTOCOLS = ("matlab-y", "imdn", "rgb")
 _Y_WEIGHTS = (65.481, 128.553, 24.966)
 _WINDOW, _SIGMA = 11, 1.5
-# Output rows filtered at a time on the CPU, so that the maps in work stay inside a core's cache.
+# Rows in work at a time on the CPU: their float64 maps stay inside a core's cache and are cheap to allocate.
 _STRIP = 32
 
 
@@ -29,8 +30,9 @@ def shave_for(scale: int, protocol: str = "matlab-y") -> int:
 @overload
 def psnr_y(sr: np.ndarray, hr: np.ndarray, shave: int, protocol: str = "matlab-y") -> float: ...
 @overload
-def psnr_y(sr: torch.Tensor, hr: torch.Tensor, shave: int, protocol: str = "matlab-y") -> float | torch.Tensor: ...
-def psnr_y(sr: Image, hr: Image, shave: int, protocol: str = "matlab-y") -> float | torch.Tensor:
+def psnr_y(sr: torch.Tensor, hr: torch.Tensor, shave: int, protocol: str = "matlab-y") -> float |
+torch.Tensor: ... def psnr_y(sr: Image, hr: Image, shave: int, protocol: str = "matlab-y") -> float |
+torch.Tensor:
     """Return the PSNR in dB, peak 255, of `sr` against `hr` with `shave` pixels cut off on every side.
 
     Both images are uint8 NumPy arrays (H, W, 3) or (H, W), or torch tensors (3, H, W) or (B, 3, H, W),
@@ -44,31 +46,28 @@ def psnr_y(sr: Image, hr: Image, shave: int, protocol: str = "matlab-y") -> floa
     `shave_for`. Raises TypeError for kinds or dtypes that do not fit, and ValueError for shapes, `shave`,
     protocol, or float `hr` outside 0..1.
     """
-    first, second, finite, single = _planes(sr, hr, shave, protocol, smallest=1)
-    error = (first - second).square_().mean(dim=(1, 2, 3))
+    first, second, finite, single = _prepare(sr, hr, shave, protocol, smallest=1)
+    errors = [(a - b).square_().mean(dim=(1, 3)).sum(dim=1) for a, b in _strips(first, second, protocol)]
+    error = torch.stack(errors).sum(dim=0) / first.shape[-2]
     return _result(10 * torch.log10(255**2 / error), finite, single)
 
 
 @overload
 def ssim_y(sr: np.ndarray, hr: np.ndarray, shave: int, protocol: str = "matlab-y") -> float: ...
 @overload
-def ssim_y(sr: torch.Tensor, hr: torch.Tensor, shave: int, protocol: str = "matlab-y") -> float | torch.Tensor: ...
-def ssim_y(sr: Image, hr: Image, shave: int, protocol: str = "matlab-y") -> float | torch.Tensor:
+def ssim_y(sr: torch.Tensor, hr: torch.Tensor, shave: int, protocol: str = "matlab-y") -> float |
+torch.Tensor: ... def ssim_y(sr: Image, hr: Image, shave: int, protocol: str = "matlab-y") -> float |
+torch.Tensor:
     """Return the mean SSIM (Wang et al. 2004) of `sr` against `hr` with `shave` pixels cut off on every side.
 
     The window is an 11×11 Gaussian, σ = 1.5, at the positions where it fits whole, K = (0.01, 0.03), L = 255,
     without downsampling. Under "rgb" it is the mean over the three channels. Inputs, results, protocols and
     errors are those of `psnr_y`; identical images give 1, fewer than 11 pixels after shaving a ValueError.
     """
-    first, second, finite, single = _planes(sr, hr, shave, protocol, smallest=_WINDOW)
-    rows = first.shape[-2] - _WINDOW + 1
-    strip = _STRIP if first.device.type == "cpu" else rows
-    sums = [
-        _similarity(first[..., top : top + strip + _WINDOW - 1, :], second[..., top : top + strip + _WINDOW - 1, :])
-        for top in range(0, rows, strip)
-    ]
-    total = torch.stack(sums).sum(dim=0)
-    return _result(total / (first.shape[1] * rows * (first.shape[-1] - _WINDOW + 1)), finite, single)
+    first, second, finite, single = _prepare(sr, hr, shave, protocol, smallest=_WINDOW)
+    overlap = _WINDOW - 1
+    sums = [_similarity(a, b) for a, b in _strips(first, second, protocol, overlap)]
+    return _result(torch.stack(sums).sum(dim=0) / (first.shape[-2] - overlap), finite, single)
 
 
 @overload
@@ -103,16 +102,17 @@ def _check_protocol(protocol: str) -> None:
         raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
 
 
-def _planes(
+def _prepare(
     sr: Image, hr: Image, shave: int, protocol: str, smallest: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
-    """Return both images shaved, float64 (B, C, h, w) on 0..255, which pairs are finite, and if it is one."""
+    """Return both images shaved, uint8 (B, C, h, w), which pairs are finite, and if a single image came."""
     _check_protocol(protocol)
     if isinstance(sr, np.ndarray) != isinstance(hr, np.ndarray):
         kinds = f"sr is {type(sr).__name__}, hr is {type(hr).__name__}"
         raise TypeError(f"{kinds}: give both as NumPy arrays or both as tensors")
     if tuple(sr.shape) != tuple(hr.shape):
-        raise ValueError(f"sr has shape {tuple(sr.shape)}, hr {tuple(hr.shape)}: crop or resize them to one size first")
+        raise ValueError(f"sr has shape {tuple(sr.shape)}, hr {tuple(hr.shape)}: crop or resize them to one
+        size first")
     first, first_finite = _grid(sr, "sr")
     second, second_finite = _grid(hr, "hr")
     height, width = first.shape[-2:]
@@ -125,14 +125,25 @@ def _planes(
             f"at least {smallest}×{smallest} are needed; shave less or use larger images"
         )
     window = (..., slice(shave, height - shave), slice(shave, width - shave))
-    planes = []
-    for image in (first[window], second[window]):
-        if protocol == "rgb" or image.shape[1] == 1:
-            values = image.double()
-        else:
-            values = _luma(*(channel.double() for channel in image.unbind(dim=1))).unsqueeze(1)
-        planes.append(values.round() if protocol == "imdn" else values)
-    return planes[0], planes[1], (first_finite & second_finite).cpu(), sr.ndim < 4
+    return first[window], second[window], (first_finite & second_finite).cpu(), sr.ndim < 4
+
+
+def _strips(
+    first: torch.Tensor, second: torch.Tensor, protocol: str, overlap: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the float64 planes that `protocol` compares, a few rows and the `overlap` rows below them at a time."""
+    rows = first.shape[-2] - overlap
+    strip = _STRIP if first.device.type == "cpu" else rows
+    for top in range(0, rows, strip):
+        part = slice(top, top + strip + overlap)
+        yield _planes(first[..., part, :], protocol), _planes(second[..., part, :], protocol)
+
+
+def _planes(image: torch.Tensor, protocol: str) -> torch.Tensor:
+    if protocol == "rgb" or image.shape[1] == 1:
+        return image.double()
+    values = _luma(*image.double().unbind(dim=1)).unsqueeze(1)
+    return values.round_() if protocol == "imdn" else values
 
 
 def _grid(image: Image, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +151,8 @@ def _grid(image: Image, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     shape = tuple(image.shape)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
-            raise TypeError(f"{name} is a NumPy array of {image.dtype}: expected uint8 as saved; round to 0..255 first")
+            raise TypeError(f"{name} is a NumPy array of {image.dtype}: expected uint8 as saved; round to
+            0..255 first")
         if not (image.ndim == 2 or (image.ndim == 3 and shape[-1] in (1, 3))):
             raise ValueError(f"{name} has shape {shape}: expected (H, W) or (H, W, 3)")
         planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
@@ -170,7 +182,7 @@ def _result(values: torch.Tensor, finite: torch.Tensor, single: bool) -> float |
 
 
 def _similarity(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Return the sum of the SSIM map of every image in (B, C, H, W)."""
+    """Return the SSIM map of every image in (B, C, H, W), averaged over channels and columns, summed over rows."""
     # The two variances occur only as a sum, so four filtered maps do.
     maps = torch.stack((first, second, first.square() + second.square(), first * second))
     mean_first, mean_second, energy, product = _blur(_blur(maps, dim=-2), dim=-1)
@@ -178,7 +190,7 @@ def _similarity(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     squares = mean_first.square() + mean_second.square()
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     similarity = (means + c1) * (2 * product - means + c2) / ((squares + c1) * (energy - squares + c2))
-    return similarity.sum(dim=(1, 2, 3))
+    return similarity.mean(dim=(1, 3)).sum(dim=1)
 
 
 def _blur(maps: torch.Tensor, dim: int) -> torch.Tensor:
