@@ -144,7 +144,7 @@ class ElasticObjective(nn.Module):
         """Return the depths whose predictions the given step computes."""
         if self.sampled_taps is None:
             return self.net.taps
-        sample = sample_depths
+        sample: Any = sample_depths
         if torch.compiler.is_compiling():  # traced, the draw would tie every compiled graph to a single step
             sample = torch.compiler.disable(sample)
         return sample(self.net.taps, self.sampled_taps, self.seed, self._checked(step, "sampled taps"))

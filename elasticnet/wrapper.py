@@ -176,7 +176,7 @@ class ElasticWrapper(nn.Module):
         for name, part in parts.items():
             if part is not None:
                 sequence.add_module(name, part)
-        sequence.training = sequence.blocks.training = self.training  # every other module keeps its own mode
+        sequence.training = parts["blocks"].training = self.training  # every other module keeps its own mode
         return copy.deepcopy(sequence)
 
     def grow(

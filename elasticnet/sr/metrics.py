@@ -30,9 +30,8 @@ def shave_for(scale: int, protocol: str = "matlab-y") -> int:
 @overload
 def psnr_y(sr: np.ndarray, hr: np.ndarray, shave: int, protocol: str = "matlab-y") -> float: ...
 @overload
-def psnr_y(sr: torch.Tensor, hr: torch.Tensor, shave: int, protocol: str = "matlab-y") -> float |
-torch.Tensor: ... def psnr_y(sr: Image, hr: Image, shave: int, protocol: str = "matlab-y") -> float |
-torch.Tensor:
+def psnr_y(sr: torch.Tensor, hr: torch.Tensor, shave: int, protocol: str = "matlab-y") -> float | torch.Tensor: ...
+def psnr_y(sr: Image, hr: Image, shave: int, protocol: str = "matlab-y") -> float | torch.Tensor:
     """Return the PSNR in dB, peak 255, of `sr` against `hr` with `shave` pixels cut off on every side.
 
     Both images are uint8 NumPy arrays (H, W, 3) or (H, W), or torch tensors (3, H, W) or (B, 3, H, W),
@@ -55,9 +54,8 @@ torch.Tensor:
 @overload
 def ssim_y(sr: np.ndarray, hr: np.ndarray, shave: int, protocol: str = "matlab-y") -> float: ...
 @overload
-def ssim_y(sr: torch.Tensor, hr: torch.Tensor, shave: int, protocol: str = "matlab-y") -> float |
-torch.Tensor: ... def ssim_y(sr: Image, hr: Image, shave: int, protocol: str = "matlab-y") -> float |
-torch.Tensor:
+def ssim_y(sr: torch.Tensor, hr: torch.Tensor, shave: int, protocol: str = "matlab-y") -> float | torch.Tensor: ...
+def ssim_y(sr: Image, hr: Image, shave: int, protocol: str = "matlab-y") -> float | torch.Tensor:
     """Return the mean SSIM (Wang et al. 2004) of `sr` against `hr` with `shave` pixels cut off on every side.
 
     The window is an 11×11 Gaussian, σ = 1.5, at the positions where it fits whole, K = (0.01, 0.03), L = 255,
@@ -111,8 +109,7 @@ def _prepare(
         kinds = f"sr is {type(sr).__name__}, hr is {type(hr).__name__}"
         raise TypeError(f"{kinds}: give both as NumPy arrays or both as tensors")
     if tuple(sr.shape) != tuple(hr.shape):
-        raise ValueError(f"sr has shape {tuple(sr.shape)}, hr {tuple(hr.shape)}: crop or resize them to one
-        size first")
+        raise ValueError(f"sr has shape {tuple(sr.shape)}, hr {tuple(hr.shape)}: crop or resize them to one size first")
     first, first_finite = _grid(sr, "sr")
     second, second_finite = _grid(hr, "hr")
     height, width = first.shape[-2:]
@@ -151,8 +148,7 @@ def _grid(image: Image, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     shape = tuple(image.shape)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
-            raise TypeError(f"{name} is a NumPy array of {image.dtype}: expected uint8 as saved; round to
-            0..255 first")
+            raise TypeError(f"{name} is a NumPy array of {image.dtype}: expected uint8 as saved; round to 0..255 first")
         if not (image.ndim == 2 or (image.ndim == 3 and shape[-1] in (1, 3))):
             raise ValueError(f"{name} has shape {shape}: expected (H, W) or (H, W, 3)")
         planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
