@@ -93,7 +93,9 @@ def load(
             if not _lies_behind(name, depth):
                 raise ValueError(f"{path}: tensor {name!r} has no place in this net")
         for name, tensor in state.items():
-            loaded = _checked(path, header, name, file.get_tensor(name), tensor)
+            # A copy: what safetensors gives is mapped to the file, changes with it, and is not aligned as torch's own
+            # memory is, so that a matrix product could differ in the last bit.
+            loaded = _checked(path, header, name, file.get_tensor(name).clone(), tensor)
             if isinstance(tensor, nn.Parameter):
                 loaded = nn.Parameter(loaded, requires_grad=tensor.requires_grad)
             state[name] = tied.setdefault(id(tensor), loaded)

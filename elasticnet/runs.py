@@ -142,7 +142,7 @@ class Run(AbstractContextManager["Run"]):
         self.folder, self.options, self.writer, self._keep = Path(folder), options, writer, keep
         self._saved_step: int | None = -1  # None: resumed, and load_latest is still to be called
         self._lock = _take_lock(self.folder / "lock") if writer else None
-        for left_by_a_kill in self.folder.glob("checkpoints/.*.tmp") if writer else ():
+        for left_by_a_kill in self.folder.rglob(".*.[0-9]*.tmp") if writer else ():
             left_by_a_kill.unlink()
 
     @classmethod
@@ -154,7 +154,7 @@ class Run(AbstractContextManager["Run"]):
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "lock").exists():  # put no lock into a folder that is not a run's
+        if not (folder / "options.json").exists():  # put no lock into a folder that is not a run's
             _refuse_used(folder)
         run = cls(folder, plain, keep=keep, writer=True)
         try:

@@ -60,14 +60,15 @@ def evaluate(
     return {depth: _mean(scores) for depth, scores in results.items()}
 
 
+def bicubic(lr: np.ndarray, scale: int, border: str = "symmetric") -> np.ndarray:
+    """Return a uint8 (H, W, 3) image enlarged by the exact `imresize`, rounded once as a network's output is."""
+    return np.rint(imresize(lr.astype(np.float64), scale, border=border).clip(0, 255)).astype(np.uint8)
+
+
 def evaluate_bicubic(pairs: PairSet, *, protocol: str = "matlab-y", border: str = "symmetric") -> Scores:
-    """Return the scores of enlarging the LR images by the exact `imresize`: what every network is shown beside."""
-    return _mean(
-        [
-            _score(imresize(pairs.lr(index), pairs.scale, border=border), pairs, index, protocol, True)
-            for index in range(len(pairs))
-        ]
-    )
+    """Return the scores of bicubic interpolation: what every network is shown beside."""
+    images = (bicubic(pairs.lr(index), pairs.scale, border) for index in range(len(pairs)))
+    return _mean([_score(image, pairs, index, protocol, True) for index, image in enumerate(images)])
 
 
 def _score(image: np.ndarray, pairs: PairSet, index: int, protocol: str, ssim: bool) -> Scores:

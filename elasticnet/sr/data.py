@@ -83,10 +83,11 @@ class PairSet:
     def subset(self, names: Iterable[str]) -> PairSet:
         """Return the named images as a set of their own, in the order given, sharing this set's pixels."""
         names = list(names)
-        unknown = [name for name in names if name not in self.names]
+        places = {name: place for place, name in enumerate(self.names)}
+        unknown = [name for name in names if name not in places]
         if unknown:
             raise KeyError(f"no image named {', '.join(map(repr, unknown))} among these {len(self)}")
-        chosen = [self.names.index(name) for name in names]
+        chosen = [places[name] for name in names]
         return PairSet(
             names,
             self.scale,
@@ -139,11 +140,11 @@ def load_pairs(
 
     HR is cropped at the right and bottom to `scale` times the LR size. LR images come from their files where
     the layout has them, otherwise from `degrade(hr, degradation, scale, border=border)`; `seed` enters the
-    noise of "DN", which differs from image to image (see `noise_seed`). `min_size` is the least side of an LR
-    image in pixels, such as the patch size.
+    noise of "DN", which differs from image to image (see `noise_seed`).
 
-    An image that cannot be read, is smaller than that, or does not fit its LR file is left out; one warning
-    lists them and `.skipped` holds them. `ImageError` is raised when none is left.
+    An image is left out that cannot be read, does not fit its LR file, or has a side of less than `min_size`
+    LR pixels (give the patch size); one warning lists them and `.skipped` holds them. `ImageError` is raised
+    when none is left.
     """
     _check(scale, degradation)
     pairs = find_pairs(root, scale, split, degradation)
@@ -153,10 +154,9 @@ def load_pairs(
         "format": _FORMAT,
         "scale": scale,
         "degradation": degradation,
-        "split": split,
+        "split": split or "train",
         "seed": seed,
         "border": border,
-        "min_size": min_size,
     }
     files = {
         f"{pair.name}/{kind}/{os.path.relpath(path, root)}": path
@@ -164,14 +164,7 @@ def load_pairs(
         for kind, path in (("hr", pair.hr), ("lr", pair.lr))
         if path is not None
     }
-    read = partial(
-        _try_read,
-        scale=scale,
-        degradation=degradation,
-        seed=seed,
-        border=border,
-        min_size=min_size,
-    )
+    read = partial(_try_read, scale=scale, degradation=degradation, seed=seed, border=border)
     folder, index = open_or_build(
         cache_places(root, cache_dir),
         f"x{scale}-{degradation}",
@@ -180,18 +173,26 @@ def load_pairs(
         partial(_write, root, pairs, read, progress),
         progress=progress,
     )
-    skipped = [(name, reason) for name, reason in index["skipped"]]
-    if skipped:
-        listing = "".join(f"\n  {name}: {reason}" for name, reason in skipped)
-        warnings.warn(f"left out {len(skipped)} of {len(pairs)} images of {root}:{listing}", stacklevel=2)
-    return PairSet(
+    loaded = PairSet(
         index["names"],
         scale,
         np.array(index["lr_sizes"]),
         open_pixels(folder / "lr.bin"),
         open_pixels(folder / "hr.bin"),
-        skipped=skipped,
     )
+    skipped = [(name, reason) for name, reason in index["skipped"]]
+    if min_size:  # here and not in the cache, so that all patch sizes share one
+        small = loaded.lr_sizes.min(axis=1) < min_size
+        for place in np.flatnonzero(small):
+            height, width = loaded.lr_sizes[place]
+            skipped.append((loaded.names[place], f"its LR image of {width}x{height} pixels is smaller than {min_size}"))
+        if small.all():
+            raise _nothing_left(root, skipped)
+        loaded = loaded.subset(loaded.names[place] for place in np.flatnonzero(~small))
+    loaded.skipped = sorted(skipped)
+    if skipped:
+        warnings.warn(f"left out {len(skipped)} of {len(pairs)} images of {root}:{_listing(skipped)}", stacklevel=2)
+    return loaded
 
 
 def pairs_from_arrays(
@@ -211,7 +212,7 @@ def pairs_from_arrays(
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"image {name!r}: expected uint8 of shape (H, W, 3), got {image.dtype} of {image.shape}")
         try:
-            made.append(_make_pair(image, None, name, scale, degradation, seed, border, 1))
+            made.append(_make_pair(image, None, name, scale, degradation, seed, border))
         except ImageError as error:
             raise ImageError(f"image {name!r}: {error}") from None
     return PairSet(
@@ -260,7 +261,6 @@ def _make_pair(
     degradation: str,
     seed: int,
     border: str,
-    min_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     height, width = hr.shape[0] // scale, hr.shape[1] // scale
     if lr is not None:
@@ -270,11 +270,8 @@ def _make_pair(
                 f"at scale {scale}"
             )
         height, width = min(height, lr.shape[0]), min(width, lr.shape[1])
-    if min(height, width) < max(min_size, 1):
-        raise ImageError(
-            f"{hr.shape[1]}x{hr.shape[0]} pixels give an LR image of {width}x{height} at scale {scale}, "
-            f"smaller than {max(min_size, 1)}"
-        )
+    if min(height, width) < 1:
+        raise ImageError(f"{hr.shape[1]}x{hr.shape[0]} pixels leave none for the LR image at scale {scale}")
     if lr is None:
         hr = modcrop(hr, scale)
         return hr, degrade(hr, degradation, scale, seed=noise_seed(seed, name), border=border)
@@ -317,9 +314,16 @@ def _write(
             names.append(pair.name)
             sizes.append(lr.shape[:2])
     if not names:
-        listing = "".join(f"\n  {name}: {reason}" for name, reason in skipped)
-        raise ImageError(f"none of the {len(pairs)} images of {root} can be used:{listing}")
+        raise _nothing_left(root, skipped)
     return {"names": names, "lr_sizes": sizes, "skipped": skipped}
+
+
+def _listing(skipped: Iterable[tuple[str, str]]) -> str:
+    return "".join(f"\n  {name}: {reason}" for name, reason in sorted(skipped))
+
+
+def _nothing_left(root: Path, skipped: Sequence[tuple[str, str]]) -> ImageError:
+    return ImageError(f"none of the {len(skipped)} images of {root} can be used:{_listing(skipped)}")
 
 
 def _map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -56,8 +56,9 @@ class MultiScaleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         previous, outputs = None, []
         for conv, group in zip(self.groups, self.expand(x).chunk(NUM_GROUPS, dim=1), strict=True):
+            group = group.clone()  # dense: adding to a slice of the channels takes longer, copy included
             if previous is not None and self.residual_links:
-                group = group + previous
+                group += previous
             previous = F.relu(conv(group))
             outputs.append(previous)
         y = torch.cat(outputs, dim=1)

@@ -1,0 +1,191 @@
+"""The recipe end to end, at a size of seconds: what it writes, how it stops, resumes and fails."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import elasticnet
+from elasticnet.sr.data import scikit_image_photos
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "asrn_div2k.py"
+TINY = ["--num-blocks", "2", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
+TINY += ["--steps", "6", "--eval-every", "3", "--log-every", "2"]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("asrn_div2k", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["asrn_div2k"] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat folder of small HR images."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    folder.mkdir()
+    for name, image in list(scikit_image_photos().items())[:5]:
+        Image.fromarray(image[:64, :80]).save(folder / f"{name}.png")
+    return folder
+
+
+def run(recipe: ModuleType, *arguments: str | Path) -> None:
+    recipe.main(recipe.parse([*TINY, *map(str, arguments)]))
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_without_data_it_says_so_and_trains_on_the_carried_photographs(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no datasets/ here
+    run(recipe, "--out", "run")
+    said = capsys.readouterr().out
+    assert "DIV2K was not found" in said
+    assert "--download" in said
+    assert "--data DIR" in said
+    assert json.loads(Path("run/options.json").read_text())["preset"] == "demo"
+
+    names = {path.name for path in Path("run").iterdir()}
+    files = {"options.json", "log.jsonl", "last.safetensors", "best.safetensors", "table.md", "table.json"}
+    assert files | {"curve.png", "crops.png", "checkpoints"} <= names
+    assert [line["step"] for line in log_of(Path("run"))] == [2, 3, 4, 6]
+    table = json.loads(Path("run/table.json").read_text())
+    assert table["images"] == ["chelsea", "coffee", "rocket"]
+    assert [row["depth"] for row in table["rows"]] == [1, 2]
+    assert table["rows"][0]["macs"] < table["rows"][1]["macs"]
+    for row in table["rows"]:
+        assert f"| {row['depth']} | {row['parameters']:,} |" in said
+        assert row["psnr"] > 25
+    assert Image.open("run/crops.png").width > 500
+    best = max(log_of(Path("run")), key=lambda line: sum(line.get("psnr", {"": 0}).values()))
+    assert elasticnet.checkpoint.read_header("run/best.safetensors")["notes"]["step"] == best["step"]
+    assert elasticnet.load("run/last.safetensors", depth=1)(torch.rand(1, 3, 5, 4)).shape == (1, 3, 10, 8)
+
+
+def test_paper_is_the_default_with_data_and_every_field_is_an_option(recipe, photos):
+    options = recipe.parse(["--data", str(photos)])
+    assert (options.preset, options.loss, options.batch_size, options.learning_rate) == ("paper", "mse", 16, 1e-4)
+    assert (options.steps, options.halve_every, options.psd_weight) == (1_000_000, 200_000, 0.1)
+    assert (options.augment, options.patch_size, options.image_scale) == ("flips", 48, 255)
+    changed = recipe.parse(["--data", str(photos), "--preset", "demo", "--loss", "mse", "--patch-size", "20"])
+    assert (changed.preset, changed.loss, changed.patch_size, changed.steps) == (
+        *("demo", "mse", 20),
+        recipe.PRESETS["demo"].steps,
+    )
+
+
+def test_the_paper_s_learning_rate_is_halved(recipe):
+    options = recipe.Options()
+    assert [recipe.rate(options, step) for step in (0, 199_999, 200_000, 999_999)] == [1, 1, 0.5, 0.5**4]
+
+
+def test_a_used_run_folder_is_refused(recipe, photos, tmp_path):
+    out = tmp_path / "run"
+    run(recipe, "--data", photos, "--num-valid", 1, "--out", out)
+    before = (out / "last.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"run is not empty .*--resume"):
+        run(recipe, "--data", photos, "--num-valid", 1, "--out", out)
+    assert (out / "last.safetensors").read_bytes() == before
+
+
+def test_ctrl_c_saves_and_the_resumed_run_ends_bitwise_equal(recipe, photos, tmp_path):
+    arguments = ["--data", photos, "--num-valid", "1", "--steps", "400", "--eval-every", "150", "--log-every", "7"]
+    run(recipe, *arguments, "--out", tmp_path / "whole")
+
+    command = [sys.executable, RECIPE, *TINY, *arguments, "--out", tmp_path / "cut"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    log = tmp_path / "cut" / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert f"--resume {tmp_path / 'cut'}" in said
+    stopped = log_of(tmp_path / "cut")[-1]["step"]
+    assert stopped < 400
+
+    run(recipe, *arguments, "--resume", tmp_path / "cut")
+    assert (tmp_path / "cut/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
+    steps = [line["step"] for line in log_of(tmp_path / "cut")]
+    assert steps == sorted({*steps})
+    assert {*steps} == {line["step"] for line in log_of(tmp_path / "whole")} | {stopped}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(recipe, photos, tmp_path):
+    out = tmp_path / "run"
+    run(recipe, "--data", photos, "--num-valid", 1, "--steps", 3, "--out", out)
+    before = {path: path.read_bytes() for path in [out / "last.safetensors", *out.glob("checkpoints/*")]}
+    with pytest.raises(FloatingPointError, match=r"NaN or infinite at step [56];.*last good state"):
+        run(recipe, "--resume", out, "--steps", 9, "--eval-every", 9, "--learning-rate", 1e30)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_bad_training_images_are_named_and_left_out(recipe, photos, tmp_path):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for path in photos.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "corrupt.png").write_bytes((photos / "brick.png").read_bytes()[:200])
+    Image.fromarray(np.zeros((9, 40, 3), np.uint8)).save(folder / "thin.png")
+    with pytest.warns(UserWarning, match=r"(?s)left out 2 of 7.*corrupt.*thin"):
+        run(recipe, "--data", folder, "--num-valid", 1, "--out", tmp_path / "run")
+
+
+def test_an_error_when_no_training_image_is_left(recipe, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"(?s)none of the 1 images.*broken"):
+        run(recipe, "--data", tmp_path / "bad", "--out", tmp_path / "run")
+
+
+def test_variants_differ_in_taps_and_terms(recipe, photos, tmp_path):
+    for variant in ("ss", "dsl", "full"):
+        run(recipe, "--data", photos, "--num-valid", 1, "--variant", variant, "--out", tmp_path / variant)
+        line = log_of(tmp_path / variant)[-1]
+        assert list(line["per_depth"]) == (["2"] if variant == "ss" else ["1", "2"])
+        assert (line["deep_supervision"] > 0) == (variant != "ss")
+        assert (line["distillation"] > 0) == (variant == "full")
+
+
+def test_help_and_errors_on_the_command_line(photos, tmp_path):
+    def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(RECIPE), *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    shown = command("--help")
+    assert shown.returncode == 0
+    for word in ("--preset", "--psd-weight", "--download", "--resume", "assumption"):
+        assert word in shown.stdout
+    missing = command("--data", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert missing.returncode == 1
+    assert missing.stderr.strip().startswith("error: ")
+    assert "nowhere" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    assert command("--patchsize", "9").returncode == 2
