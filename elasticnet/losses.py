@@ -218,8 +218,7 @@ class LossMeter:
         return int(bad[0]) if len(bad) else None
 
     def means(self) -> dict[str, Any]:
-        """Return the mean of each term as a float, `per_depth` over the steps that computed the depth, and start
-        again."""
+        """Return each term's mean since the last call, `per_depth` over the steps that computed the depth."""
         means: dict[str, Any] = {
             name: torch.stack([getattr(terms, name) for terms in self._terms]).mean().item()
             for name in ("total", "routine", "deep_supervision", "distillation")

@@ -261,6 +261,8 @@ def train(options: Options, run: Run, net: ElasticWrapper, training: PairSet, va
         optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random"])
         scores, best = state["scores"], state["best"]
+        if done > options.steps:
+            raise ValueError(f"--steps {options.steps}: the run in {run.folder} is already at step {done}")
         print(f"resumed {run.folder} at step {done}")
     meter = LossMeter()
 

@@ -1,0 +1,50 @@
+"""What every test shares: the hypothesis profile, seeds, few threads, the folder of real data sets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+
+class TorchRandom:
+    """torch's global generator as hypothesis wants it: the same numbers each time an example is run."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_RANDOM = TorchRandom()  # hypothesis keeps only a weak reference
+hypothesis.register_random(TORCH_RANDOM)
+hypothesis.settings.register_profile(
+    "elasticnet",
+    deadline=None,  # the first call of a torch operator is slow
+    max_examples=40,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("elasticnet")
+
+if "OMP_NUM_THREADS" not in os.environ:  # the networks of the tests are too small for more threads to pay
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Start every test from the same state of torch's generator, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of real data sets that ELASTICNET_DATA names; the test is skipped without it."""
+    named = os.environ.get("ELASTICNET_DATA")
+    if not named:
+        pytest.skip("ELASTICNET_DATA is not set: it names the folder that holds benchmark/, golden/ and train/")
+    if not Path(named).is_dir():
+        pytest.fail(f"ELASTICNET_DATA={named} is not a folder: correct it, or unset it to skip the tests on real data")
+    return Path(named)

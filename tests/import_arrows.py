@@ -1,0 +1,129 @@
+"""Who imports whom: a table of the arrows between the package's rooms, and its check by ast."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = "elasticnet"  # also stands for the package's own __init__.py, the facade
+
+# Which rooms each room may import. A room is elasticnet/<room>.py or the folder elasticnet/<room>/.
+CORE = {"taps", "attention", "schedule", "runs", "losses", "wrapper", "checkpoint", "card", "export"}
+ALLOWED: dict[str, set[str]] = {
+    "taps": set(),
+    "attention": set(),
+    "schedule": set(),
+    "runs": set(),
+    "losses": {"taps", "attention", "schedule"},  # and not wrapper: neither knows the other
+    "wrapper": {"taps"},
+    "checkpoint": {"taps", "wrapper", "runs"},  # runs writes files atomically
+    "card": {"taps", "wrapper"},
+    "export": {"taps", "wrapper"},
+    PACKAGE: CORE,
+    "retrofit": CORE | {PACKAGE},
+    "sr": CORE | {PACKAGE},
+    "cli": CORE | {PACKAGE, "retrofit", "sr"},
+}
+# The one exception: checkpoint's allow-list of built-in architectures, imported when a file asks for one.
+LAZY_EXCEPTION = ("checkpoint", "sr")
+
+
+class Import(NamedTuple):
+    """One import: the dotted name, its line, and whether it waits until a function is called."""
+
+    name: str
+    line: int
+    lazy: bool
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name of a file of the package, given by its path from the root."""
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(source: str, path: Path) -> Iterator[Import]:
+    """Yield every import in `source`: in functions, under TYPE_CHECKING, relative ones made absolute.
+
+    A string that is a dotted name of this package, or the start of one, counts as a lazy import, because
+    import_module takes it.
+    """
+    folder = ".".join(path.parts[:-1])
+    by_name = re.compile(rf"{PACKAGE}(\.\w+)+([.:]\w*)?")
+
+    def visit(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, child.lineno, lazy) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    parents = folder.split(".")[: len(path.parts) - child.level]
+                    base = ".".join([*parents, base] if base else parents)
+                yield from (Import(f"{base}.{alias.name}", child.lineno, lazy) for alias in child.names)
+            elif isinstance(child, ast.Constant) and isinstance(child.value, str):
+                if by_name.fullmatch(child.value):
+                    yield Import(child.value.replace(":", "."), child.lineno, True)
+            else:
+                inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+                yield from visit(child, lazy or inside)
+
+    return visit(ast.parse(source, str(path)), False)
+
+
+def room_of(name: str) -> str | None:
+    """Return the room of a dotted name: the facade for `elasticnet.Name`, None outside the package."""
+    parts = name.split(".")
+    if parts[0] != PACKAGE:
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in ALLOWED else PACKAGE
+
+
+def arrows_turned(source: str, path: Path) -> list[str]:
+    """Return one line for each import in a file of the package that the table does not allow."""
+    parts = module_name(path).split(".")
+    room = parts[1] if len(parts) > 1 else PACKAGE
+    if room not in ALLOWED:
+        return [f"{path}: the room {room!r} is not in the table ALLOWED: say there what it may import"]
+    found = []
+    for imported in imports_of(source, path):
+        target = room_of(imported.name)
+        if target is None:
+            wrong = imported.name.split(".")[0] in ("recipes", "tests")
+        else:
+            excepted = imported.lazy and (room, target) == LAZY_EXCEPTION
+            wrong = target != room and target not in ALLOWED[room] and not excepted
+        if wrong:
+            found.append(f"{path}:{imported.line}: {room} must not import {imported.name}")
+    return found
+
+
+def recipes_imported(source: str, path: Path, recipes: set[str]) -> list[str]:
+    """Return one line for each import of a recipe, by package or, among recipes, by file name."""
+    found = []
+    for imported in imports_of(source, path):
+        first = imported.name.split(".")[0]
+        if first == "recipes" or (path.parts[0] == "recipes" and first in recipes):
+            found.append(f"{path}:{imported.line}: recipes are run, never imported: {imported.name}")
+    return found
+
+
+def import_cycle(sources: dict[Path, str]) -> list[str] | None:
+    """Return the modules of one import cycle, or None; packages' own __init__.py files are left out."""
+    modules = {module_name(path): path for path in sources if path.stem != "__init__"}
+    graph: dict[str, set[str]] = {name: set() for name in modules}
+    for name, path in modules.items():
+        for imported in imports_of(sources[path], path):
+            if imported.lazy and (room_of(name), room_of(imported.name)) == LAZY_EXCEPTION:
+                continue
+            targets = {imported.name, imported.name.rpartition(".")[0]}
+            graph[name] |= targets & modules.keys() - {name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return None

@@ -1,0 +1,287 @@
+"""README and docs: their snippets run, their links lead somewhere, their signatures and options are the code's."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import elasticnet
+import elasticnet.sr
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+API_PAGES = [page for page in PAGES if page.parent.name == "api"]
+MOST_NOT_RUN = 2
+NOT_RUN = re.compile(r"<!-- not run: (.*) -->")
+OUTPUT = "<!-- output -->"
+
+
+def name_of(page: Path) -> str:
+    """Return a page's path from the root, as test ids and messages show it."""
+    return page.relative_to(ROOT).as_posix()
+
+
+class Fence(NamedTuple):
+    """A fenced block: language, content, its first line counted from 0, and the lines around it."""
+
+    language: str
+    text: str
+    line: int
+    before: str
+    after: list[str]
+
+
+def fences(text: str) -> list[Fence]:
+    """Return the fenced blocks of a Markdown text, in order."""
+    lines, found, start = text.splitlines(), [], None
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = number
+        elif line.strip() == "```":
+            before = lines[start - 1].strip() if start else ""
+            content = "\n".join(lines[start + 1 : number]) + "\n"
+            found.append(Fence(lines[start][3:].strip(), content, start + 1, before, lines[number + 1 :]))
+            start = None
+    assert start is None, f"line {start}: a fence is not closed"
+    return found
+
+
+def printed(after: list[str]) -> str | None:
+    """Return what a snippet must print: the block behind an output comment that follows it, or None without one."""
+    following = [line for line in after if line.strip()]
+    if not following or following[0].strip() != OUTPUT:
+        return None
+    block = after[after.index(following[0]) + 1 :]
+    if block[0].startswith("```"):
+        return "\n".join(block[1 : block.index("```")]) + "\n"
+    end = block.index("") if "" in block else len(block)
+    return "\n".join(block[:end]) + "\n"
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+# --- snippets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_snippets_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each page's Python snippets run in order in one fresh namespace, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for fence in fences(page.read_text(encoding="utf-8")):
+        if fence.language != "python" or NOT_RUN.fullmatch(fence.before):
+            continue
+        source = "\n" * fence.line + fence.text  # so that a traceback names the page's own line
+        capsys.readouterr()
+        exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
+        expected = printed(fence.after)
+        if expected is not None:
+            assert capsys.readouterr().out == expected, f"{name_of(page)}, snippet at line {fence.line}"
+
+
+def test_few_snippets_are_not_run_and_each_says_why() -> None:
+    marks = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines() if "<!-- not run" in line]
+    used = [fence.before for page in PAGES for fence in fences(page.read_text(encoding="utf-8"))]
+    assert len(marks) <= MOST_NOT_RUN
+    for mark in marks:
+        reason = NOT_RUN.fullmatch(mark)
+        assert reason, f"{mark}: expected <!-- not run: REASON -->"
+        assert len(reason[1].split()) >= 3, f"{mark}: the reason is missing or too short"
+        assert mark in used, f"{mark}: it stands before no snippet"
+
+
+def test_every_output_comment_follows_a_snippet() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        followed = [fence for fence in fences(text) if fence.language == "python" and printed(fence.after) is not None]
+        assert text.count(OUTPUT) == len(followed), name_of(page)
+
+
+def test_the_extraction_itself() -> None:
+    snippet = "a\n<!-- not run: no data here -->\n```python\nx = 1\n```\n"
+    text = f"{snippet}\n{OUTPUT}\n```text\n1\n```\n```diff\n-y\n```\n"
+    first, second, third = fences(text)
+    assert (first.language, first.text, first.line) == ("python", "x = 1\n", 3)
+    assert NOT_RUN.fullmatch(first.before)
+    assert printed(first.after) == "1\n"
+    assert printed(["", OUTPUT, "| a |", "| b |", "", "text"]) == "| a |\n| b |\n"
+    assert (second.language, third.language) == ("text", "diff")
+    assert printed(third.after) is None
+    with pytest.raises(AssertionError, match="line 1: a fence is not closed"):
+        fences("a\n```python\nx = 1\n")
+
+
+# --- links
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", without_fences(text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(text: str) -> Iterator[str]:
+    """Yield the targets of links and images outside of fenced blocks."""
+    for pattern in (r"\]\(([^)\s]+)\)", r'(?:src|href|srcset)="([^"]+)"'):
+        yield from re.findall(pattern, without_fences(text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_and_images_exist(page: Path) -> None:
+    missing = []
+    for link in links(page.read_text(encoding="utf-8")):
+        target, _, anchor = link.partition("#")
+        if re.match(r"\w+:", target):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        if not path.is_file() or (anchor and anchor not in anchors(path.read_text(encoding="utf-8"))):
+            missing.append(link)
+    assert missing == []
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page.suffix == ".md" and page.is_file() and page not in reached:
+            reached.add(page)
+            targets = [link.partition("#")[0] for link in links(page.read_text(encoding="utf-8"))]
+            waiting += [(page.parent / target).resolve() for target in targets if target and ":" not in target]
+    assert [name_of(page) for page in PAGES if page not in reached] == []
+
+
+def test_drawings_are_whole_and_used() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    drawings = sorted((ROOT / "docs" / "images").glob("*.svg"))
+    assert len(drawings) >= 4
+    for drawing in drawings:
+        root = ElementTree.parse(drawing).getroot()
+        assert root.find("{http://www.w3.org/2000/svg}title") is not None, f"{drawing.name} has no title"
+        assert f"images/{drawing.name}" in text, f"{drawing.name} is in no page"
+
+
+# --- names and signatures
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ `(\w+)`$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_every_public_name_has_a_place_in_the_api_pages() -> None:
+    named = {heading for page in API_PAGES for heading in headings(page)}
+    public = {*elasticnet.__all__, *elasticnet.sr.__all__}
+    assert sorted(public - named) == []
+
+
+def modules_of(page: Path) -> list[Any]:
+    """Return the modules that an API page names in its title."""
+    title = page.read_text(encoding="utf-8").splitlines()[0]
+    return [importlib.import_module(name) for name in re.findall(r"`(elasticnet[\w.]*)`", title)]
+
+
+def documented(name: str, modules: list[Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the object of a dotted name in one of the modules, and the namespace in which its defaults stand."""
+    first, *rest = name.split(".")
+    for module in modules:
+        if hasattr(module, first):
+            found = getattr(module, first)
+            home = importlib.import_module(found.__module__)
+            for part in rest:
+                found = getattr(found, part)
+            return found, vars(home)
+    raise AssertionError(f"{name}: none of {[module.__name__ for module in modules]} has it")
+
+
+def parameters(function: Any) -> list[tuple[str, Any, Any]]:
+    found = inspect.signature(function).parameters.values()
+    return [(each.name, each.kind, each.default) for each in found if each.name != "self"]
+
+
+def as_function(signature: str, namespace: dict[str, Any]) -> Any:
+    """Return a function that has the signature of a line like `name(a, *, b=1) -> T`, annotations unevaluated."""
+    head, _, tail = signature.strip().partition("(")
+    assert re.fullmatch(r"[\w.]+", head), signature
+    space = dict(namespace)
+    exec(f"def documented_function({tail}: ...", space)  # under this file's future import, so annotations stay text
+    return space["documented_function"]
+
+
+@pytest.mark.parametrize("page", API_PAGES, ids=name_of)
+def test_signatures_are_those_of_the_code(page: Path) -> None:
+    modules = modules_of(page)
+    blocks = [fence.text for fence in fences(page.read_text(encoding="utf-8")) if fence.language == "pyi"]
+    assert modules, "the title names no module"
+    assert blocks, "the page has no signature"
+    for signature in (line for block in blocks for line in re.split(r"\n(?=\w)", block.strip())):
+        found, namespace = documented(signature.partition("(")[0], modules)
+        assert parameters(as_function(signature, namespace)) == parameters(found), signature
+    for heading in headings(page):
+        documented(heading, modules)
+
+
+@pytest.mark.parametrize("signature", ["load(path, depth=1, *, build=None, device='cpu')", "load(path)", "load(file)"])
+def test_a_wrong_signature_is_caught(signature: str) -> None:
+    found, namespace = documented("load", [elasticnet])
+    assert parameters(as_function(signature, namespace)) != parameters(found)
+
+
+# --- options of the recipe
+
+
+def recipe_options() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the recipe's options with their plain defaults, and what each preset changes; read, not imported."""
+    tree = ast.parse((ROOT / "recipes" / "asrn_div2k.py").read_text(encoding="utf-8"))
+    options, presets = {}, {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == "Options":
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    options[field.target.id] = literal(field.value)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PRESETS":
+            assert isinstance(node.value, ast.Dict)
+            for key, call in zip(node.value.keys, node.value.values, strict=True):
+                assert isinstance(call, ast.Call)
+                presets[literal(key)] = {word.arg: literal(word.value) for word in call.keywords}
+    return options, presets
+
+
+def literal(node: ast.expr | None) -> Any:
+    try:
+        return ast.literal_eval(node) if node else None
+    except ValueError:
+        return "(worked out)"
+
+
+def test_options_named_in_the_pages_exist() -> None:
+    options, _ = recipe_options()
+    known = {f"--{name.replace('_', '-')}" for name in options} | {"--help"}
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    assert sorted(set(re.findall(r"--[a-z][a-z-]+", re.sub(r"<!--.*?-->", "", text))) - known) == []
+
+
+def test_preset_table_holds_the_recipes_values() -> None:
+    """When a preset was tuned: write its new values into the table of docs/training.md."""
+    options, presets = recipe_options()
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("<!-- checked: options -->\n")[2]
+    lines = text.partition("\n\n")[0].splitlines()
+    head, _, *rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+    assert head == ["option", "demo", "paper"]
+    for option, *values in rows:
+        name = option.removeprefix("--").replace("-", "_")
+        assert values == [str(presets[preset].get(name, options[name])) for preset in head[1:]], option
+    changed = {name for preset in presets.values() for name in preset} - {"preset"}
+    assert sorted(changed - {row[0].removeprefix("--").replace("-", "_") for row in rows}) == []
