@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from elasticnet import __version__
+import torch
+
+from elasticnet import ElasticWrapper, __version__
 from elasticnet.checkpoint import load, read_header
+from elasticnet.sr.degrade import KINDS
+from elasticnet.sr.metrics import PROTOCOLS
+from elasticnet.sr.resize import BORDERS
+
+SCALES = (2, 3, 4)  # of the bicubic baselines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 2 for bad input (one line on standard error, no traceback)."""
+    """Run the command line; 0 when all went well, 1 when images were left out, 2 for bad input.
+
+    Errors are one line on standard error, without a traceback.
+    """
     parser = argparse.ArgumentParser(prog="elasticnet", description="Train one network; run it at any depth.")
     parser.add_argument("--version", action="version", version=f"elasticnet {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -19,18 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     info = commands.add_parser("info", help="show what a checkpoint holds: architecture, depths, parameters, notes")
     info.add_argument("file", help="a .safetensors file that elasticnet.save or a recipe wrote")
     info.set_defaults(run=_info)
+    _add_benchmark(commands.add_parser("benchmark", help="PSNR and SSIM per depth on data sets, beside bicubic"))
     options = parser.parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options)
     except (OSError, ValueError) as error:
         if options.debug:
             raise
         print(f"elasticnet: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
-def _info(options: argparse.Namespace) -> None:
+def _info(options: argparse.Namespace) -> int:
     header = read_header(options.file)
     arguments = ", ".join(f"{name}={value!r}" for name, value in header["arguments"].items())
     print(f"{header['architecture'] or 'custom network'}({arguments})")
@@ -41,6 +53,90 @@ def _info(options: argparse.Namespace) -> None:
             print(f"  depth {depth}: {parameters:,} parameters")
     for name, value in header["notes"].items():
         print(f"{name}: {value}")
+    return 0
+
+
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Score networks on data sets, at every depth, beside bicubic interpolation; without a network, bicubic alone. "
+        "The exit status is 1 when an image could not be used."
+    )
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="checkpoints; each is scored at its own scale")
+    add("--model", choices=("asrn",), help="a built-in network at its untrained start, instead of checkpoints")
+    add("--data", nargs="+", required=True, metavar="DIR", help="data sets in any known layout")
+    add("--scales", "--scale", nargs="+", type=int, help="default: those of the checkpoints, or 2 3 4 without any")
+    add("--depths", nargs="+", type=int, help="default: every depth that carries a prediction")
+    add("--degradation", choices=KINDS, default="BI", help="how LR is made where the data set has no files for it")
+    add("--protocol", choices=PROTOCOLS, default="matlab-y", help="what is compared, and how much is shaved off")
+    add("--self-ensemble", action="store_true", help="mean over the eight symmetries of the input")
+    add("--border", choices=BORDERS, default="symmetric", help="outside of images: bicubic, and LR that is made")
+    add("--save-images", metavar="DIR", help="save every scored image as PNG")
+    add(
+        "--out",
+        metavar="DIR",
+        help="write tables (Markdown, CSV, JSON) and figures; files of a run before are replaced",
+    )
+    add("--no-cost", action="store_true", help="do not measure MACs and time")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.set_defaults(run=_benchmark)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
+    from elasticnet.sr.report import aligned, caption, markdown_table, write_figures, write_tables
+
+    nets = _networks(options)
+    scales = options.scales or sorted({scale_of(net) for _, net in nets}) or SCALES
+    for folder in filter(None, (options.out, options.save_images)):
+        Path(folder).mkdir(parents=True, exist_ok=True)  # now, and not when everything is scored
+    choices = {"protocol": options.protocol, "border": options.border}
+    sets = load_sets(options.data, scales, degradation=options.degradation, **choices)
+    result = benchmark(
+        nets,
+        sets,
+        depths=options.depths,
+        self_ensemble=options.self_ensemble,
+        device=options.device,
+        costs=not options.no_cost,
+        images_dir=options.save_images,
+        progress=True,
+        **choices,
+    )
+    result.settings["degradation"] = options.degradation
+    title = f"{', '.join(dict.fromkeys(label for label, _ in nets)) or 'bicubic'}, {options.degradation}"
+    print(f"\n{caption(result, title)}\n\n{aligned(markdown_table(result))}")
+    if options.out:
+        write_tables(options.out, result, title)
+        if importlib.util.find_spec("matplotlib"):
+            write_figures(options.out, result, nets, sets, options.device)
+        else:
+            print('no figures without matplotlib: pip install "elasticnet[figures]"', file=sys.stderr)
+    if result.skipped:
+        print(f"elasticnet: images left out: {len(result.skipped)}", file=sys.stderr)
+        for data, scale, image, reason in result.skipped:
+            print(f"  {data} x{scale} {image}: {reason}", file=sys.stderr)
+    return 1 if result.skipped else 0
+
+
+def _networks(options: argparse.Namespace) -> list[tuple[str, ElasticWrapper]]:
+    """Return the nets that the options name, on their device, each with a label."""
+    from elasticnet.sr import asrn
+    from elasticnet.sr.benchmark import distinct_names
+
+    try:
+        torch.zeros(1, device=options.device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {options.device}: {reason}; --device cpu always works") from error
+    if options.model is None:
+        named = zip(distinct_names(options.files), options.files, strict=True)
+        return [(label, load(file, device=options.device)) for label, file in named]
+    if options.files or not options.scales:
+        wrong = f"--model {options.model} beside {options.files[0]}" if options.files else f"--model {options.model}"
+        raise ValueError(f"{wrong}: give either checkpoints, or --model with --scale")
+    torch.manual_seed(0)
+    return [(f"{options.model} (untrained)", asrn(scale).to(options.device)) for scale in options.scales]
 
 
 if __name__ == "__main__":

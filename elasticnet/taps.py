@@ -49,7 +49,7 @@ def resolve_depth(depth: int | None, taps: Sequence[int]) -> int:
         return taps[-1]
     if not _is_depth(depth) or depth not in taps:
         raise ValueError(f"depth {depth!r}: this net has taps at depths {_listed(taps)} (-1 is the deepest)")
-    return depth
+    return taps[taps.index(depth)]  # not `depth`, which torch.compile makes symbolic when it changes between calls
 
 
 def resolve_depths(depths: Iterable[int] | None, taps: Sequence[int]) -> tuple[int, ...]:

@@ -29,8 +29,11 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("elasticnet")
 
-if "OMP_NUM_THREADS" not in os.environ:  # the networks of the tests are too small for more threads to pay
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+if "OMP_NUM_THREADS" not in os.environ:
+    # The tests' networks are too small for more threads to pay: on two cores with other work beside, threads that wait
+    # for each other made the suite twelve times slower. The processes that tests start inherit the setting.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

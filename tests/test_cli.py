@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
+from PIL import Image
 
 import elasticnet
 from elasticnet.cli import main
 from elasticnet.sr import asrn
+from elasticnet.sr.benchmark import bicubic, evaluate, evaluate_bicubic, load_sets
 
 
 @pytest.fixture(scope="module")
@@ -12,6 +19,17 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "net.safetensors"
     elasticnet.save(asrn(2, num_blocks=2), path, {"step": 7})
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A flat data set of two images."""
+    root = tmp_path_factory.mktemp("data") / "photos"
+    root.mkdir()
+    for index, width in enumerate((36, 48)):
+        image = np.random.default_rng(index).integers(0, 256, (36, width, 3), np.uint8)
+        Image.fromarray(image).save(root / f"image{index}.png")
+    return root
 
 
 def test_info_shows_architecture_depths_parameters_and_notes(file, capsys):
@@ -48,3 +66,112 @@ def test_version_and_usage(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["upscal"])
     assert stopped.value.code == 2
+
+
+# --- benchmark
+
+
+def lines_of(said: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
+
+
+def test_without_a_network_it_prints_the_bicubic_baselines(photos, capsys):
+    assert main(["benchmark", "--data", str(photos), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "bicubic, BI; photos (2 images); protocol matlab-y\n" in said
+    means = [evaluate_bicubic(pairs) for _, pairs in load_sets([photos], (2, 3, 4), progress=False)]
+    assert lines_of(said)[0] == ["scale", "depth", "PSNR-Y (dB)", "SSIM-Y"]
+    assert lines_of(said)[2:] == [
+        [f"x{scale}", "bicubic", f"{mean.psnr:.2f}", f"{mean.ssim:.4f}"]
+        for scale, mean in zip((2, 3, 4), means, strict=True)
+    ]
+
+
+def test_checkpoints_are_scored_at_their_own_scales_and_everything_is_written(file, photos, tmp_path, capsys):
+    third = tmp_path / "third.safetensors"
+    elasticnet.save(asrn(3, num_blocks=2, channels=8), third)
+    out, images = tmp_path / "a" / "out", tmp_path / "images"
+    options = ["--depths", "2", "--border", "replicate", "--no-cost", "--device", "cpu", "--degradation", "BD"]
+    options += ["--protocol", "imdn", "--self-ensemble", "--save-images", str(images), "--out", str(out)]
+    assert main(["benchmark", file, str(third), "--data", str(photos), *options]) == 0
+    said = capsys.readouterr().out
+    assert "net, third, BD; photos (2 images); protocol imdn; x8 self-ensemble\n" in said
+    assert [line[:4] for line in lines_of(said)[2:]] == [
+        ["x2", "bicubic", "bicubic", ""],
+        ["x2", "net", "2", "109,955"],
+        ["x3", "bicubic", "bicubic", ""],
+        ["x3", "third", "2", f"{sum(p.numel() for p in elasticnet.load(third).parameters()):,}"],
+    ]
+    stored = json.loads((out / "table.json").read_text())
+    settings = {"protocol": "imdn", "self_ensemble": True, "border": "replicate", "degradation": "BD", "device": "cpu"}
+    assert settings.items() <= stored["settings"].items()
+    ((_, pairs),) = load_sets([photos], [2], degradation="BD", border="replicate", progress=False)
+    mean = evaluate(elasticnet.load(file), pairs, depths=[2], protocol="imdn", self_ensemble=True)[2]
+    assert (stored["rows"][1]["psnr"], stored["rows"][1]["ssim"]) == mean
+    with open(out / "images.csv", newline="") as table:
+        assert len(list(csv.DictReader(table))) == 8
+    assert sorted(path.name for path in out.glob("*_x2_*")) == [
+        *("photos_x2_crops.png", "photos_x2_curve.png", "photos_x2_parameters.png")
+    ]
+    assert len(list(images.glob("photos/image?_x?_*.png"))) == 8
+    assert (images / "photos" / "image1_x3_d2.png").is_file()
+    saved = np.array(Image.open(images / "photos" / "image0_x2_bicubic.png"))
+    assert np.array_equal(saved, bicubic(pairs.lr(0), 2, "replicate"))
+    assert (saved != bicubic(pairs.lr(0), 2)).any()
+
+
+def test_a_built_in_model_with_its_costs(photos, capsys):
+    assert main(["benchmark", "--model", "asrn", "--scale", "4", "--data", str(photos), "--depths", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "asrn (untrained), BI; photos (2 images)" in said
+    assert "MACs and ms of one pass to 1280x720 on" in said
+    header, _, _, line = lines_of(said)
+    assert header[:4] == ["depth", "parameters", "GMACs", "ms"]
+    assert line[:2] == ["1", "87,235"]
+    assert 4 < float(line[2]) < 6
+
+
+def test_an_unreadable_image_is_reported_at_the_end_with_exit_code_1(tmp_path, capsys):
+    root = tmp_path / "set"
+    root.mkdir()
+    Image.fromarray(np.full((40, 40, 3), 7, np.uint8)).save(root / "good.png")
+    (root / "bad.png").write_bytes(b"not an image")
+    assert main(["benchmark", "--data", str(root), "--scales", "2", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert "set (1 image)" in said.out
+    end = said.err.splitlines()[-2:]
+    assert end[0] == "elasticnet: images left out: 1"
+    assert end[1].startswith("  set x2 bad: cannot read image")
+    assert json.loads((tmp_path / "out" / "table.json").read_text())["skipped"][0]["image"] == "bad"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "no-such-set"], "data set no-such-set does not exist"),
+        (["--data", "DATA", "--model", "asrn"], "--model asrn: give either checkpoints, or --model with --scale"),
+        (["FILE", "--data", "DATA", "--model", "asrn", "--scale", "2"], "give either checkpoints, or --model"),
+        (["FILE", "--data", "DATA", "--depths", "1", "9"], "depth 9: this net has taps at depths 1, 2"),
+        (
+            ["FILE", "--data", "DATA", "--scales", "3"],
+            "network 'net' enlarges by 2, and the data sets are loaded at scale 3",
+        ),
+        (["--data", "DATA", "DATA"], "another of the paths given is also called"),
+        (["--data", "DATA", "--device", "gpu9"], "--device gpu9: "),
+        (["nothing.safetensors", "--data", "DATA"], "nothing.safetensors"),
+    ],
+)
+def test_bad_benchmark_arguments_are_exit_code_2(arguments, message, file, photos, capsys):
+    places = {"FILE": file, "DATA": str(photos)}
+    assert main(["benchmark", *(places.get(argument, argument) for argument in arguments)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("elasticnet: ")
+    assert message in said
+
+
+@pytest.mark.parametrize("option", ["--degradation", "--protocol", "--border", "--model"])
+def test_an_unknown_choice_is_exit_code_2(option, photos, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["benchmark", "--data", str(photos), option, "zzz"])
+    assert stopped.value.code == 2
+    assert "invalid choice: 'zzz'" in capsys.readouterr().err

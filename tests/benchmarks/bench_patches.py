@@ -22,15 +22,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from elasticnet.sr.data import PairSet, load_pairs, pairs_from_arrays, scikit_image_photos
+from elasticnet.sr.data import PairSet, find_pairs, load_pairs, scikit_image_photos
+from elasticnet.sr.images import read_rgb
 from elasticnet.sr.patches import PatchDataset, PatchSampler
 
 
 class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
     """What most training code does: decode both files, crop, flip, turn, convert."""
 
-    def __init__(self, folder: Path, count: int, patch_size: int, scale: int) -> None:
-        self.files = [(folder / f"hr{i}.png", folder / f"lr{i}.png") for i in range(count)]
+    def __init__(self, folder: Path, names: list[str], patch_size: int, scale: int) -> None:
+        self.files = [(folder / "hr" / f"{name}.png", folder / "lr" / f"{name}.png") for name in names]
         self.patch_size, self.scale = patch_size, scale
 
     def __len__(self) -> int:
@@ -52,10 +53,12 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
         return lr, hr
 
 
-def save_as_png(pairs: PairSet, folder: Path) -> None:
-    for index in range(len(pairs)):
-        Image.fromarray(pairs.hr(index)).save(folder / f"hr{index}.png")
-        Image.fromarray(pairs.lr(index)).save(folder / f"lr{index}.png")
+def some_images(options: argparse.Namespace) -> dict[str, np.ndarray]:
+    if options.data is None:
+        return scikit_image_photos()
+    pairs = find_pairs(options.data, options.scale)
+    chosen = pairs[:: max(1, len(pairs) // options.images)][: options.images]
+    return {pair.name: read_rgb(pair.hr) for pair in chosen}
 
 
 def batches_per_second(next_batch: Callable[[], object], seconds: float, synchronize: Callable[[], None]) -> float:
@@ -93,13 +96,14 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        if options.data is None:
-            pairs = pairs_from_arrays(scikit_image_photos(), options.scale)
-        else:
-            pairs = load_pairs(options.data, options.scale, cache_dir=folder / "cache")
-        large = [pairs.names[i] for i in np.flatnonzero(pairs.lr_sizes.min(axis=1) >= options.patch_size)]
-        pairs = pairs.subset(large[:: max(1, len(large) // options.images)][: options.images])
-        save_as_png(pairs, folder)
+        (folder / "hr").mkdir()
+        (folder / "lr").mkdir()
+        for name, image in some_images(options).items():
+            Image.fromarray(image).save(folder / "hr" / f"{name}.png")
+        pairs = load_pairs(folder / "hr", options.scale, min_size=options.patch_size)
+        for index, name in enumerate(pairs.names):
+            Image.fromarray(pairs.hr(index)).save(folder / "hr" / f"{name}.png")
+            Image.fromarray(pairs.lr(index)).save(folder / "lr" / f"{name}.png")
         results = measure(pairs, folder, options)
 
     pixels = pairs.lr_sizes.prod(axis=1).mean() * options.scale**2
@@ -127,7 +131,7 @@ def measure(pairs: PairSet, folder: Path, options: argparse.Namespace) -> dict[s
             iter(DataLoader(dataset, options.batch_size, num_workers=options.workers, pin_memory=pinned)), device
         )
 
-    plain = loader(PlainDataset(folder, len(pairs), patch_size, options.scale))
+    plain = loader(PlainDataset(folder, pairs.names, patch_size, options.scale))
     results = {"plain PNG Dataset": batches_per_second(plain, options.seconds, synchronize)}
     del plain
     cached = loader(PatchDataset(pairs, patch_size))

@@ -1,0 +1,320 @@
+"""What every wrapped network must satisfy: one function for each invariant, and a class that runs them as tests.
+
+A test file inherits `NetworkContract` and gives `net` and `example`, or calls `check_contract(net, x, **context)`.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import elasticnet
+from elasticnet import ElasticObjective, ElasticWrapper
+
+
+class NetworkContract:
+    """Inherit it as `class TestMyNet(NetworkContract)`; every invariant becomes a test in float32 and in float64.
+
+    `context` are the keyword arguments that `net(example, **context)` needs.
+    """
+
+    context: Mapping[str, Any] = {}
+
+    def net(self) -> ElasticWrapper:
+        raise NotImplementedError
+
+    def example(self) -> Tensor:
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_contract(self, dtype: torch.dtype) -> None:
+        example = self.example()
+        example = example.to(dtype) if example.is_floating_point() else example
+        check_contract(self.net().to(dtype), example, **self.context)
+
+
+def check_contract(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """Check every invariant in eval mode; an AssertionError names the one that fails."""
+    net.eval()
+    for invariant in INVARIANTS:
+        try:
+            invariant(net, x, **context)
+        except Exception as error:
+            raise AssertionError(f"{invariant.__name__}: {error}") from error
+
+
+def depths_agree(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """net(x, depth=d), prediction d of forward_taps, truncate(d)(x) and the parts run by hand: equal bit for bit."""
+    with torch.no_grad():
+        taps = net.forward_taps(x, **context)
+        assert taps.depths == net.taps, f"forward_taps gives {taps.depths}, the net has {net.taps}"
+        assert len(taps.predictions) == len(taps.features) == len(net.taps), "one prediction and one feature a tap"
+        for depth, prediction, features in zip(*taps, strict=True):
+            expected_features, expected = by_hand(net, x, depth, **context)
+            same(prediction, expected, f"forward_taps at depth {depth} against the parts run by hand")
+            same(features, expected_features, f"features at depth {depth}")
+            same(net(x, depth=depth, **context), expected, f"net(x, depth={depth})")
+            same(net.truncate(depth)(x, **context), expected, f"truncate({depth})(x)")
+        same(net(x, **context), taps.predictions[-1], "net(x) against the deepest prediction")
+        same(net(x, depth=-1, **context), taps.predictions[-1], "net(x, depth=-1)")
+
+
+def requested_depths_only(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """forward_taps(depths=...) computes those predictions alone, the features of all taps, and changes neither."""
+    with torch.no_grad():
+        full = net.forward_taps(x, **context)
+        for depth in net.taps:
+            with recording(net) as calls:
+                part = net.forward_taps(x, depths=[depth], **context)
+            assert part.depths == (depth,), f"asked for {depth}, got {part.depths}"
+            same(part.predictions, (full.predictions[net.taps.index(depth)],), f"depths=[{depth}]")
+            same(part.features, full.features, f"features with depths=[{depth}]")
+            assert calls["blocks"] == list(net.blocks), "every block runs once, in order"
+
+
+def blocks_behind_the_depth_do_not_run(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """net(x, depth=d) runs the first d blocks, once each and in order, and the head once."""
+    with torch.no_grad():
+        for depth in net.taps:
+            with recording(net) as calls:
+                net(x, depth=depth, **context)
+            assert calls["blocks"] == list(net.blocks[:depth]), f"depth {depth} ran {len(calls['blocks'])} blocks"
+            assert calls["prepare"] <= 1, f"depth {depth} called prepare() {calls['prepare']} times"
+
+
+def one_pass(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """forward_taps runs each block once and prepare() once; a head without prepare() runs once a tap."""
+    with torch.no_grad(), recording(net) as calls:
+        net.forward_taps(x, **context)
+    assert calls["blocks"] == list(net.blocks), f"{len(calls['blocks'])} block calls for {len(net.blocks)} blocks"
+    if hasattr(net.head, "prepare"):
+        assert calls["prepare"] == 1, f"prepare() was called {calls['prepare']} times in one pass"
+    else:
+        assert calls["head"] == len(net.taps), f"the head was called {calls['head']} times for {len(net.taps)} taps"
+
+
+def truncated_keys_are_a_subset(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """A truncated net has the same names and values, the blocks and adapters up to its depth, and nothing more."""
+    whole = net.state_dict()
+    for depth in net.taps:
+        small = net.truncate(depth)
+        behind = [f"blocks.{index}." for index in range(depth, len(net.blocks))]
+        behind += [f"adapters.{tap}." for tap in net.taps if tap > depth]
+        state = small.state_dict()
+        assert set(state) == {name for name in whole if not name.startswith(tuple(behind))}, f"keys at depth {depth}"
+        same(state, {name: whole[name] for name in state}, f"values at depth {depth}")
+        assert small.training == net.training, "the mode is kept"
+        assert small.taps == tuple(tap for tap in net.taps if tap <= depth), f"truncate({depth}).taps = {small.taps}"
+
+
+def truncated_net_is_independent_and_elastic(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """Changing a truncated net does not change the net, nor the other way round; below its depth it is elastic."""
+    net = copy.deepcopy(net)
+    with torch.no_grad():
+        for depth in net.taps:
+            small = net.truncate(depth)
+            for shallower in small.taps:
+                expected = net(x, depth=shallower, **context)
+                same(small(x, depth=shallower, **context), expected, f"truncate({depth})(x, depth={shallower})")
+                same(small.truncate(shallower)(x, **context), expected, f"truncate({depth}).truncate({shallower})(x)")
+            before, state = net(x, depth=depth, **context), copy.deepcopy(net.state_dict())
+            shared = {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in small.parameters()}
+            assert not shared, f"truncate({depth}) shares the memory of {len(shared)} parameters with the net"
+            disturb(small)
+            same(net.state_dict(), state, f"the net's state after truncate({depth}) was changed")
+            same(net(x, depth=depth, **context), before, f"the net after truncate({depth}) was changed")
+            small = net.truncate(depth)
+            disturb(net)
+            same(small(x, **context), before, f"truncate({depth}) after the net was changed")
+            net.load_state_dict(state)
+
+
+def head_stands_once(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """The shared head is one module: each of its parameters stands once among the net's, under `head.`."""
+    named = list(net.named_parameters(remove_duplicate=False))
+    state = net.state_dict(keep_vars=True)
+    for name, parameter in net.head.named_parameters():
+        assert [place for place, other in named if other is parameter] == [f"head.{name}"], f"head.{name}"
+        assert [place for place, other in state.items() if other is parameter] == [f"head.{name}"], f"head.{name}"
+    assert {name.split(".")[0] for name in state} <= {"stem", "blocks", "head", "adapters"}, f"keys {list(state)}"
+
+
+def state_dict_round_trip(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """A net with other values gets these by load_state_dict, and is then the same function at every depth."""
+    other = copy.deepcopy(net)
+    disturb(other)
+    other.load_state_dict(net.state_dict())
+    same(other.state_dict(), dict(net.state_dict()), "state dict")
+    with torch.no_grad():
+        same(other.forward_taps(x, **context), net.forward_taps(x, **context), "predictions after load_state_dict")
+
+
+def at_depth_is_restored(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """at_depth changes what net(x) does, nests, and is put back on the way out, also after an exception."""
+    with torch.no_grad():
+        deepest = net(x, **context)
+        for depth in net.taps:
+            expected = net(x, depth=depth, **context)
+            with net.at_depth(depth) as inside:
+                assert inside is net, "at_depth gives the net itself"
+                same(net(x, **context), expected, f"net(x) inside at_depth({depth})")
+                with net.at_depth(-1):
+                    same(net(x, **context), deepest, "net(x) inside a nested at_depth(-1)")
+                same(net(x, **context), expected, f"net(x) after a nested at_depth, inside at_depth({depth})")
+            same(net(x, **context), deepest, f"net(x) after at_depth({depth})")
+            with pytest.raises(KeyError, match="on purpose"), net.at_depth(depth):
+                raise KeyError("on purpose")
+            same(net(x, **context), deepest, f"net(x) after an exception in at_depth({depth})")
+
+
+def every_block_learns_from_its_own_tap(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """The loss of tap d alone reaches block d, all before it and the head, and no block behind it."""
+    for depth in net.taps:
+        prediction = net.forward_taps(x, **context).predictions[net.taps.index(depth)]
+        reached = blocks_reached(net, projection(prediction))
+        wanted = [index < depth for index, _ in learning_blocks(net)]
+        assert reached == wanted, f"the loss at depth {depth} reaches blocks {reached}, expected {wanted}"
+
+
+def objective_reaches_the_same_blocks(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """ElasticObjective with weight 1 at depth d and 0 elsewhere gives gradient to blocks 1..d and to no other."""
+    for depth in net.taps:
+        weights = {tap: float(tap == depth) for tap in net.taps}
+        objective = ElasticObjective(net, lambda prediction, target: projection(prediction), 0.0, tap_weights=weights)
+        terms = objective(x, None, **context)
+        reached = blocks_reached(net, terms.total)
+        wanted = [index < depth for index, _ in learning_blocks(net)]
+        assert reached == wanted, f"weight on depth {depth} alone reaches blocks {reached}, expected {wanted}"
+        assert tuple(terms.per_depth) == net.taps, f"losses for {tuple(terms.per_depth)}, taps {net.taps}"
+
+
+def save_and_load_every_depth(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """elasticnet.load gives back, from one file, exactly the net cut to any depth."""
+
+    def build() -> ElasticWrapper:
+        other = copy.deepcopy(net)
+        disturb(other)
+        return other
+
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / "net.safetensors"
+        elasticnet.save(net, path)
+        for depth in (None, *net.taps):
+            loaded = elasticnet.load(path, depth, build=build)
+            assert not loaded.training, "load gives a net in eval mode"
+            same(loaded.state_dict(), dict(net.truncate(depth or -1).state_dict()), f"state loaded at depth {depth}")
+            same(loaded(x, **context), net(x, depth=depth, **context), f"prediction loaded at depth {depth}")
+
+
+def check_finds_nothing(net: ElasticWrapper, x: Any, **context: Any) -> None:
+    """net.check reports each tap's shapes and no problem."""
+    report = net.check(x, strict=True, **context)
+    with torch.no_grad():
+        taps = net.forward_taps(x, **context)
+    assert [tap.depth for tap in report] == list(net.taps), f"reported depths {[tap.depth for tap in report]}"
+    assert [tap.shape for tap in report] == [tuple(feature.shape) for feature in taps.features], "feature shapes"
+    assert all(tap.finite and tap.problem is None for tap in report), str(report)
+
+
+INVARIANTS: tuple[Callable[..., None], ...] = (
+    depths_agree,
+    requested_depths_only,
+    blocks_behind_the_depth_do_not_run,
+    one_pass,
+    truncated_keys_are_a_subset,
+    truncated_net_is_independent_and_elastic,
+    head_stands_once,
+    state_dict_round_trip,
+    at_depth_is_restored,
+    every_block_learns_from_its_own_tap,
+    objective_reaches_the_same_blocks,
+    save_and_load_every_depth,
+    check_finds_nothing,
+)
+
+
+def by_hand(net: ElasticWrapper, x: Any, depth: int, **context: Any) -> tuple[Tensor, Any]:
+    """Return the features and the prediction at `depth`, with the parts called one after the other: the oracle."""
+    features, stem = x, getattr(net, "stem", None)
+    if stem is not None:
+        names = inspect.signature(stem.forward).parameters
+        features = stem(x, **{name: value for name, value in context.items() if name in names})
+        if isinstance(features, tuple):
+            features, context = features
+    skip = {"stem": (features,), "input": (x,), None: ()}[net.head_skip]
+    for index in range(depth):
+        if net.call_block is not None:
+            features, context = net.call_block(net.blocks[index], features, context, index)
+        else:
+            features = net.blocks[index](features)
+            features = features[0] if isinstance(features, tuple) else features
+    adapted = net.adapters[str(depth)](features) if str(depth) in net.adapters else features
+    return features, net.head(adapted, *skip)
+
+
+def same(actual: Any, expected: Any, what: str) -> None:
+    """Assert that tensors, or containers of them, are equal bit for bit, dtype and shape included."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, msg=lambda message: f"{what}: {message}")
+
+
+def disturb(net: nn.Module) -> None:
+    """Change every parameter and every floating-point buffer in place."""
+    with torch.no_grad():
+        for tensor in net.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point():
+                tensor.mul_(0.5).add_(0.25)
+
+
+def projection(prediction: Any) -> Tensor:
+    """Return a scalar that depends on every entry of a prediction, each with its own weight."""
+    if isinstance(prediction, Tensor):
+        weights = torch.linspace(0.5, 1.5, prediction.numel(), dtype=prediction.dtype, device=prediction.device)
+        return (prediction.flatten() * weights).sum()
+    parts = prediction.values() if isinstance(prediction, Mapping) else prediction
+    return torch.stack([projection(part) for part in parts]).sum()
+
+
+def learning_blocks(net: ElasticWrapper) -> list[tuple[int, list[nn.Parameter]]]:
+    """Return (index, parameters) of the blocks that have any to learn."""
+    learned = [[p for p in block.parameters() if p.requires_grad] for block in net.blocks]
+    return [(index, parameters) for index, parameters in enumerate(learned) if parameters]
+
+
+def blocks_reached(net: ElasticWrapper, loss: Tensor) -> list[bool]:
+    """Return for each learning block whether the loss gives it any gradient other than zero."""
+    groups = [parameters for _, parameters in learning_blocks(net)]
+    flat = [parameter for parameters in groups for parameter in parameters]
+    gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
+    by_block = [[next(gradients) for _ in parameters] for parameters in groups]
+    return [any(g is not None and bool(g.count_nonzero()) for g in gradients) for gradients in by_block]
+
+
+@contextmanager
+def recording(net: ElasticWrapper) -> Iterator[dict[str, Any]]:
+    """Record, inside a with block, the blocks that run (in order) and how often head and prepare() are called."""
+    calls: dict[str, Any] = {"blocks": [], "head": 0, "prepare": 0}
+
+    def count(name: str) -> None:
+        calls[name] += 1
+
+    hooks = [block.register_forward_pre_hook(lambda block, _: calls["blocks"].append(block)) for block in {*net.blocks}]
+    hooks.append(net.head.register_forward_pre_hook(lambda *_: count("head")))
+    prepare = getattr(net.head, "prepare", None)
+    if prepare is not None:
+        object.__setattr__(net.head, "prepare", lambda: (count("prepare"), prepare())[1])
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+        if prepare is not None:
+            object.__delattr__(net.head, "prepare")

@@ -1,0 +1,427 @@
+"""ASRN: the published counts, the blocks against plain loops, the switches, the interpolating start."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contract import check_contract
+from elasticnet.sr.models.asrn import MultiScaleBlock, Res2NetBlock, ShuffleNetBlock, asrn
+from elasticnet.sr.resize import imresize
+from elasticnet.sr.upsample import DeconvHead, SubpixelHead, bicubic_upsample
+
+LUMA = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64) / 219
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # these come with scikit-image itself
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# The published counts.
+
+
+@pytest.mark.parametrize(("scale", "parameters"), [(2, 227_459), (3, 247_939), (4, 243_907)])
+def test_parameters_at_five_blocks(scale: int, parameters: int) -> None:
+    """Published: 227K, 248K, 244K."""
+    assert count(asrn(scale)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("scale", "by_depth"),
+    [
+        (2, {4: 188_291, 3: 149_123, 2: 109_955, 1: 70_787}),
+        (3, {4: 208_771, 3: 169_603, 2: 130_435, 1: 91_267}),  # published: 209K, 170K, 131K, 92K
+        (4, {4: 204_739, 3: 165_571, 2: 126_403, 1: 87_235}),  # published: 205K, 166K, 127K, 88K
+    ],
+)
+def test_parameters_when_cut(scale: int, by_depth: dict[int, int]) -> None:
+    net = asrn(scale)
+    assert {depth: count(net.truncate(depth)) for depth in by_depth} == by_depth
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "parameters"), [(15, 635_587), (25, 1_027_267), (35, 1_418_947), (45, 1_810_627)]
+)
+def test_parameters_of_the_deep_networks(num_blocks: int, parameters: int) -> None:
+    """Published, x4: 0.6M, 1.0M, 1.4M, 1.8M."""
+    net = asrn(4, num_blocks)
+    assert count(net) == parameters
+    assert len(net.taps) == num_blocks
+
+
+def test_parameters_of_the_parts() -> None:
+    net = asrn(2)
+    assert count(net.head) == 24_387  # published: 24K
+    assert count(net.stem) == 224 + 7_008
+    assert [count(block) for block in net.blocks] == [39_168] * 5
+    assert count(asrn(2, upsampler="subpixel").head) == 334_755  # published: 334K
+    assert count(asrn(1).head) == count(net.head) - (64 * 64 * 4 + 64)
+
+
+# The blocks against plain loops.
+
+
+def pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.einsum("bihw,oi->bohw", x, weight[:, :, 0, 0])
+
+
+def shuffled(x: Tensor, num_groups: int = 4) -> Tensor:
+    """Channel `place` of group `group` becomes channel `group` of the `place`-th bunch."""
+    width = x.shape[1] // num_groups
+    y = torch.empty_like(x)
+    for group in range(num_groups):
+        for place in range(width):
+            y[:, place * num_groups + group] = x[:, group * width + place]
+    return y
+
+
+def naive_block(block: MultiScaleBlock, x: Tensor) -> Tensor:
+    width = x.shape[1] // 4
+    expanded = pointwise(x, block.expand.weight)
+    y = torch.empty_like(x)
+    for index in range(4):
+        channels = slice(index * width, (index + 1) * width)
+        group = expanded[:, channels]
+        if index > 0 and block.residual_links:
+            group = group + y[:, (index - 1) * width : index * width]
+        weight = block.groups[index].weight
+        assert isinstance(weight, Tensor)
+        y[:, channels] = F.conv2d(group, weight, padding=1).clamp_min(0)
+    if block.shuffle:
+        y = shuffled(y)
+    if block.fusion is not None:
+        y = pointwise(y, block.fusion.weight)
+    return x + y if block.residual else y
+
+
+SWITCHES = ("fusion", "residual_links", "shuffle", "residual")
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("values", [*itertools.product([True, False], repeat=4)])
+@torch.no_grad()
+def test_block_equals_the_naive_one(values: tuple[bool, ...], fold: bool) -> None:
+    block = MultiScaleBlock(12, **dict(zip(SWITCHES, values, strict=True)), fold=fold).double()
+    for shape in ((2, 12, 6, 5), (1, 12, 1, 1)):
+        x = torch.randn(shape, dtype=torch.float64)
+        torch.testing.assert_close(block(x), naive_block(block, x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@torch.no_grad()
+def test_unfolded_block_is_its_layers_bit_for_bit(layout: torch.memory_format) -> None:
+    block = MultiScaleBlock(16, fold=False)
+    x = torch.randn(2, 16, 7, 9).to(memory_format=layout)
+    x1, x2, x3, x4 = block.expand(x).chunk(4, dim=1)
+    k1, k2, k3, k4 = block.groups
+    y1 = F.relu(k1(x1))
+    y2 = F.relu(k2(x2 + y1))
+    y3 = F.relu(k3(x3 + y2))
+    y4 = F.relu(k4(x4 + y3))
+    assert block.fusion is not None
+    expected = x + block.fusion(F.channel_shuffle(torch.cat([y1, y2, y3, y4], dim=1), 4))
+    assert torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_of_the_block_equal_the_naive_ones(layout: torch.memory_format) -> None:
+    block = MultiScaleBlock(8).double()
+    x = torch.randn(2, 8, 5, 6, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    weights = torch.randn_like(x)
+    inputs = [x, *block.parameters()]
+    actual = torch.autograd.grad((block(x) * weights).sum(), inputs)
+    expected = torch.autograd.grad((naive_block(block, x) * weights).sum(), inputs)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_shufflenet_block_equals_the_naive_one() -> None:
+    block = ShuffleNetBlock(8).double()
+    x = torch.randn(2, 8, 5, 6, dtype=torch.float64)
+    hidden = block.expand.out_channels
+    assert hidden == 56
+    y = [pointwise(part, weight) for part, weight in zip(x.chunk(4, 1), block.expand.weight.chunk(4), strict=True)]
+    y = shuffled(torch.cat(y, dim=1).clamp_min(0))
+    weights = block.depthwise.weight
+    y = [F.conv2d(y[:, i : i + 1], weights[i : i + 1], padding=1) for i in range(hidden)]
+    y = torch.cat(y, dim=1).chunk(4, 1)
+    y = [pointwise(part, weight) for part, weight in zip(y, block.fusion.weight.chunk(4), strict=True)]
+    torch.testing.assert_close(block(x), x + torch.cat(y, dim=1), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_res2net_block_equals_the_naive_one() -> None:
+    block = Res2NetBlock(12).double()
+    x = torch.randn(2, 12, 5, 6, dtype=torch.float64)
+    x1, x2, x3, x4 = pointwise(x, block.expand.weight).clamp_min(0).chunk(4, 1)
+    assert x1.shape[1] == 3
+    k1, k2, k3 = block.groups
+    y2 = F.relu(k1(x2))
+    y3 = F.relu(k2(x3 + y2))
+    y4 = F.relu(k3(x4 + y3))
+    expected = x + pointwise(torch.cat([x1, y2, y3, y4], dim=1), block.fusion.weight)
+    torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
+
+
+# The switches of the ablation.
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_reaches_the_blocks_and_nothing_else(name: str) -> None:
+    switched_off: Any = {name: False}
+    full, without = asrn(2, 2, 16), asrn(2, 2, 16, **switched_off)
+    assert count(full) - count(without) == (2 * 16 * 16 if name == "fusion" else 0)
+    without.load_state_dict(full.state_dict(), strict=name != "fusion")
+    for block in without.blocks:
+        assert {switch for switch in SWITCHES if not getattr(block, switch)} == {name}
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        assert not torch.allclose(full(x), without(x), atol=1e-5)
+        assert without.forward_taps(x).predictions[0].shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("block", "kind", "parameters"),
+    [("mab", MultiScaleBlock, 39_168), ("shufflenet", ShuffleNetBlock, 39_216), ("res2net", Res2NetBlock, 38_220)],
+)
+def test_kinds_of_block(block: str, kind: type[nn.Module], parameters: int) -> None:
+    """Units of like size: within 3 % of the MAB."""
+    net = asrn(2, block=block)
+    assert {type(module) for module in net.blocks} == {kind}
+    assert {count(module) for module in net.blocks} == {parameters}
+    assert abs(parameters - 39_168) < 0.03 * 39_168
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_folded_network_equals_the_plain_one(scale: int) -> None:
+    folded, plain = asrn(scale, 3, 16), asrn(scale, 3, 16, fold=False)
+    plain.load_state_dict(folded.state_dict())
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        for size in ((1, 1), (1, 7), (6, 5)):
+            x = torch.rand(2, 3, *size, dtype=dtype)
+            with torch.no_grad():
+                actual, expected = (net.to(dtype).forward_taps(x) for net in (folded, plain))
+            torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def test_the_ordinary_network_has_one_tap() -> None:
+    """The variant SS: trained alone at one depth."""
+    net = asrn(2, 3, 16, taps=(3,))
+    assert net.taps == (3,)
+    assert count(net) == count(asrn(2, 3, 16))
+    taps = net.forward_taps(torch.rand(1, 3, 6, 6))
+    assert taps.depths == (3,)
+    assert len(taps.predictions) == len(taps.features) == 1
+    with pytest.raises(ValueError, match="depth 2: this net has taps at depths 3"):
+        net(torch.rand(1, 3, 6, 6), depth=2)
+
+
+def test_recomputed_blocks_give_the_same_gradients() -> None:
+    plain, recomputing = asrn(2, 2, 16), asrn(2, 2, 16, checkpoint_blocks=True)
+    recomputing.load_state_dict(plain.state_dict())
+    gradients, calls = [], []
+    x = torch.rand(1, 3, 6, 6)
+    for net in (plain, recomputing):
+        for block in net.blocks:
+            block.register_forward_pre_hook(lambda *_: calls.append(1))
+        loss = torch.stack([prediction.square().sum() for prediction in net.forward_taps(x).predictions]).sum()
+        gradients.append(torch.autograd.grad(loss, [*net.parameters()]))
+    assert len(calls) == 2 + 4
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_origin_builds_the_same_network_again() -> None:
+    net = asrn(3, 2, 16, residual_links=False, skip="bicubic", fold=False).eval()
+    assert net.origin is not None
+    architecture, arguments = net.origin
+    assert architecture == "asrn"
+    again = asrn(**arguments, init="default").eval()
+    again.load_state_dict(net.state_dict())
+    x = torch.rand(1, 3, 6, 6)
+    with torch.no_grad():
+        assert torch.equal(again(x), net(x))
+
+
+# Growing.
+
+
+@pytest.mark.parametrize("kind", [MultiScaleBlock, ShuffleNetBlock, Res2NetBlock])
+@pytest.mark.parametrize("fold", [True, False])
+def test_grown_network_is_the_same_function_and_learns(kind: type[nn.Module], fold: bool) -> None:
+    net = asrn(2, 2, 16, fold=fold).eval()
+    x = torch.rand(1, 3, 6, 7)
+    grown = net.grow([kind(16), kind(16)], x)
+    assert grown.taps == (1, 2, 3, 4)
+    with torch.no_grad():
+        for depth in grown.taps:
+            assert torch.equal(grown(x, depth=depth), net(x, depth=min(depth, 2)))
+    grown(x).square().sum().backward()
+    for block in grown.blocks[2:]:
+        gradient = block.get_parameter("fusion.weight").grad
+        assert gradient is not None
+        assert gradient.any()
+
+
+@pytest.mark.parametrize("name", ["fusion", "residual"])
+def test_a_block_that_cannot_be_the_identity_says_so(name: str) -> None:
+    with pytest.raises(ValueError, match="MultiScaleBlock without fusion or without residual"):
+        asrn(2, 1, 16).grow([MultiScaleBlock(16, **{name: False})], torch.rand(1, 3, 6, 6))
+
+
+# The interpolating start.
+
+
+def quadratic(height: int, width: int, scale: int) -> Tensor:
+    """A quadratic grey image at the centres of an image's pixels, `scale` of them to a pixel of (height, width)."""
+    y, x = ((torch.arange(n * scale, dtype=torch.float64) + 0.5) / scale - 0.5 for n in (height, width))
+    y, x = (y / height)[:, None], (x / width)[None]
+    value = 0.3 + 0.4 * x - 0.2 * y + 0.25 * x * x - 0.15 * y * y + 0.35 * x * y
+    return value.expand(1, 3, -1, -1)
+
+
+@pytest.mark.parametrize("upsampler", ["deconv", "subpixel"])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+@torch.no_grad()
+def test_a_quadratic_image_starts_exact(scale: int, upsampler: str) -> None:
+    """Central differences of a quadratic are its derivatives, so that its Taylor polynomial is the image itself.
+
+    With everything off that starts small: the blocks' residual paths and the output's weights for other channels.
+    The outermost LR pixels see the padding. What is left is the rounding of the weights to float32.
+    """
+    net = asrn(scale, 3, 16, upsampler=upsampler)
+    for block in net.blocks:
+        block.init_identity()  # pyright: ignore[reportCallIssue]
+    assert isinstance(net.head, DeconvHead | SubpixelHead)
+    net.head.output.weight[:, 8:] = 0
+    net.double()
+    inside = slice(scale, -scale)
+    # Each channel its own constant: the differences are the luma's, whatever the color.
+    color = torch.tensor([0.2, -0.1, 0.05], dtype=torch.float64)[:, None, None]
+    lr, hr = quadratic(7, 9, 1), quadratic(7, 9, scale)
+    for offset in (0, color):
+        for prediction in net.forward_taps(lr + offset).predictions:
+            expected = (hr + offset)[..., inside, inside]
+            torch.testing.assert_close(prediction[..., inside, inside], expected, rtol=0, atol=2e-7)
+
+
+def psnr_of_luma(actual: Tensor, expected: Tensor, shave: int) -> float:
+    inside = slice(shave, -shave)
+    difference = torch.einsum("bchw,c->bhw", (actual.clamp(0, 1) - expected).double(), LUMA)[..., inside, inside]
+    return -10 * math.log10(difference.square().mean().item())
+
+
+@pytest.mark.parametrize("upsampler", ["deconv", "subpixel"])
+@pytest.mark.parametrize("skip", [None, "bicubic"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@torch.no_grad()
+def test_every_depth_starts_near_an_interpolator(scale: int, skip: str | None, upsampler: str) -> None:
+    """On photographs: within 0.2 dB of bicubic enlargement or above it; PyTorch's own start lies 14 dB below."""
+    for number, name in enumerate(PHOTOGRAPHS):
+        photograph = np.ascontiguousarray(getattr(skimage.data, name)()[64:208, 64:208])
+        hr = torch.from_numpy(photograph).permute(2, 0, 1)[None].float() / 255
+        lr = imresize(hr, 1 / scale)
+        bicubic = psnr_of_luma(imresize(lr, scale), hr, scale)
+        torch.manual_seed(number)
+        net = asrn(scale, 2, upsampler=upsampler, skip=skip).eval()
+        for prediction in net.forward_taps(lr).predictions:
+            assert psnr_of_luma(prediction, hr, scale) > bicubic - 0.2
+        if skip is None:
+            net = asrn(scale, 2, upsampler=upsampler, init="default").eval()
+            assert psnr_of_luma(net(lr), hr, scale) < bicubic - 14
+
+
+@pytest.mark.parametrize("skip", [None, "bicubic"])
+def test_the_start_leaves_nothing_without_gradient(skip: str | None) -> None:
+    net = asrn(2, 2, 16, skip=skip)
+    x, target = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    (net(x) - target).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.any(), name
+
+
+def test_default_start_is_pytorchs_own() -> None:
+    torch.manual_seed(3)
+    net = asrn(2, 1, 16, init="default")
+    torch.manual_seed(3)
+    block = MultiScaleBlock(16)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1))
+    for module, expected in ((net.blocks[0], block), (net.stem, stem), (net.head, DeconvHead(16, 2))):
+        for actual, wanted in zip(module.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(actual, wanted)
+
+
+# The bicubic skip.
+
+
+@pytest.mark.parametrize("upsampler", ["deconv", "subpixel"])
+@pytest.mark.parametrize("fold", [True, False])
+@torch.no_grad()
+def test_skip_is_the_plain_network_plus_bicubic(upsampler: str, fold: bool) -> None:
+    with_skip = asrn(3, 2, 16, upsampler=upsampler, skip="bicubic", fold=fold).eval()
+    plain = asrn(3, 2, 16, upsampler=upsampler, fold=fold).eval()
+    assert count(with_skip) == count(plain)
+    plain.load_state_dict(with_skip.state_dict())
+    x = torch.rand(2, 3, 7, 6)
+    for depth in (1, 2):
+        assert torch.equal(with_skip(x, depth=depth), plain(x, depth=depth) + bicubic_upsample(x, 3))
+
+
+# Wrong arguments.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": 5}, "scale 5: expected one of 1, 2, 3, 4"),
+        ({"upsampler": "pixelshuffle"}, "upsampler 'pixelshuffle': expected one of deconv, subpixel"),
+        ({"block": "resnet"}, "block 'resnet': expected one of mab, shufflenet, res2net"),
+        ({"init": "zeros"}, "init 'zeros': expected one of interpolate, default"),
+        ({"skip": "nearest"}, "skip 'nearest': expected one of None, bicubic"),
+        ({"channels": 18}, "channels 18: expected a multiple of 4, at least 8"),
+        ({"channels": 4}, "channels 4: expected a multiple of 4, at least 8"),
+        ({"block": "res2net", "shuffle": False}, "block 'res2net': the switches .*shuffle.* belong to block 'mab'"),
+        ({"num_blocks": 0}, "body_blocks is empty"),
+        ({"taps": (1, 7)}, "tap 7: taps are whole numbers from 1 to 5"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        asrn(**{"scale": 2, "channels": 16, **arguments})
+
+
+def test_unknown_arguments_are_refused() -> None:
+    with pytest.raises(TypeError, match="num_block"):
+        asrn(2, num_block=3)  # pyright: ignore[reportCallIssue]
+
+
+# What every elastic network must satisfy.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"fold": False, "scale": 3},
+        {"upsampler": "subpixel"},
+        {"skip": "bicubic", "scale": 4, "taps": (1, 3)},
+        {"upsampler": "subpixel", "skip": "bicubic", "fold": False},
+        {"block": "shufflenet"},
+        {"block": "res2net", "scale": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_keeps_the_contract(arguments: dict[str, Any], dtype: torch.dtype) -> None:
+    net = asrn(**{"scale": 2, "num_blocks": 3, "channels": 16, **arguments})
+    check_contract(net.to(dtype), torch.rand(2, 3, 5, 6, dtype=dtype))

@@ -1,0 +1,165 @@
+"""grow: deeper, and exactly the same function; what cannot be the identity is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from contract import check_contract, same
+from elasticnet import ElasticObjective, ElasticWrapper
+from tiny_nets import Case, TinyBlock, TinyHead, conv_blocks, conv_net, tiny_cases
+
+IMAGE = "b c h w"
+X = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+
+
+@given(tiny_cases(), st.lists(st.sampled_from(["residual", "attention"]), min_size=1, max_size=3))
+def test_a_grown_network_is_the_same_function(case: Case, kinds: list[str]) -> None:
+    """At every old depth and every new one, bit for bit; the new blocks are trained from there."""
+    if case.net.call_block is not None:  # its gains make no block the identity: tested below
+        return
+    deepest = case.net.taps[-1]
+    width = next(p.shape[0] for name, p in case.net.blocks[-1].named_parameters() if name == "last.weight")
+    grown = case.net.grow([TinyBlock(kind, case.net.layout, width) for kind in kinds], case.x)
+    assert grown.taps == (*case.net.taps, *range(deepest + 1, deepest + len(kinds) + 1))
+    with torch.no_grad():
+        expected = case.net(case.x)
+        for depth in grown.taps:
+            wanted = case.net(case.x, depth=depth) if depth <= deepest else expected
+            same(grown(case.x, depth=depth), wanted, f"depth {depth}")
+    check_contract(grown, case.x)
+
+
+def test_a_grown_network_is_independent_and_learns() -> None:
+    net, extra = conv_net(2), conv_blocks(1)
+    before, given_block = net(X), [p.clone() for p in extra[0].parameters()]
+    grown = net.grow(extra, X)
+    same(list(extra[0].parameters()), given_block, "the block that was handed over")
+    objective = ElasticObjective(grown, nn.MSELoss(), 0.1)
+    optimiser = torch.optim.SGD(grown.parameters(), lr=0.1)
+    terms = objective(X, torch.zeros(2, 2, 5, 6))
+    terms.total.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in grown.parameters())
+    gradient = grown.get_parameter("blocks.2.last.weight").grad
+    assert gradient is not None
+    assert gradient.count_nonzero()
+    optimiser.step()
+    assert not torch.equal(grown(X), before)
+    same(net(X), before, "the net that was grown")
+
+
+def test_init_replaces_init_identity() -> None:
+    def zero_last(block: nn.Module) -> None:
+        nn.init.zeros_(block.get_parameter("1.weight"))
+
+    class Residual(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return input + super().forward(input)
+
+    block = Residual(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, bias=False))
+    net = conv_net(2)
+    with pytest.raises(ValueError, match=r"new block 0 \(Residual\) has no init_identity\(\); pass init="):
+        net.grow([block], X)
+    with pytest.raises(ValueError, match=r"new block 0 \(Residual\) is not the identity: on the example its output"):
+        net.grow([block], X, init=lambda block: None)
+    same(net.grow([block], X, init=zero_last)(X), net(X), "grown")
+
+
+def test_the_block_that_is_not_an_identity_is_named() -> None:
+    net = conv_net(2)
+    good, wrong = TinyBlock("residual", IMAGE, 4), TinyBlock("conv", IMAGE, 4)
+    with pytest.raises(
+        ValueError, match=r"new block 1 \(TinyBlock\) is not the identity: .* differs from its input by"
+    ):
+        net.grow([good, wrong], X)
+    wider = TinyBlock("conv", IMAGE, 4, 6)
+    with pytest.raises(ValueError, match=r"it turns shape \(2, 4, 5, 6\) into \(2, 6, 5, 6\)"):
+        net.grow([wider], X)
+    with pytest.raises(ValueError, match="grow: no blocks given"):
+        net.grow([], X)
+
+
+def test_a_post_norm_block_cannot_be_an_identity() -> None:
+    class PostNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.norm = nn.LayerNorm(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x + self.linear(x))
+
+        def init_identity(self) -> None:
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
+
+    net = ElasticWrapper([nn.Linear(4, 4)], nn.Linear(4, 2), layout="b n c")
+    with pytest.raises(ValueError, match=r"new block 0 \(PostNorm\) is not the identity.*post-norm"):
+        net.grow([PostNorm()], torch.randn(2, 3, 4))
+
+
+def test_a_block_that_works_in_place_is_not_compared_with_itself() -> None:
+    class AddsOne(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.add_(1)
+
+        def init_identity(self) -> None:
+            pass
+
+    net = ElasticWrapper(conv_blocks(1), nn.Identity())
+    with pytest.raises(ValueError, match=r"new block 0 \(AddsOne\) is not the identity: .* by up to 1\b"):
+        net.grow([AddsOne()], X)
+
+
+def test_a_call_block_that_is_no_identity_is_found() -> None:
+    def call_block(block: nn.Module, x: Tensor, context: Any, index: int) -> tuple[Tensor, Any]:
+        return block(x) * context["gains"][index], context
+
+    net = conv_net(1, call_block=call_block)
+    same(net.grow(conv_blocks(1), X, gains=[0.5, 1.0])(X, gains=[0.5, 1.0]), net(X, gains=[0.5]), "gain 1")
+    with pytest.raises(ValueError, match=r"new block 0 .* is not the identity"):
+        net.grow(conv_blocks(1), X, gains=[0.5, 0.9])
+
+
+def test_the_deepest_adapter_is_copied_to_the_new_taps() -> None:
+    net = ElasticWrapper(conv_blocks(2), TinyHead(IMAGE, 6), adapters={2: nn.Conv2d(4, 6, 1)}, taps=[2]).eval()
+    grown = net.grow(conv_blocks(2), X)
+    assert sorted(grown.adapters) == ["2", "3", "4"]
+    weights = [grown.get_parameter(f"adapters.{depth}.weight") for depth in (2, 3, 4)]
+    assert len({weight.data_ptr() for weight in weights}) == 3
+    for weight in weights:
+        same(weight, net.get_parameter("adapters.2.weight"), "adapter")
+    same(grown(X), net(X), "grown")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtype_and_mode_are_kept(dtype: torch.dtype) -> None:
+    net = conv_net(2).to(dtype)
+    net.blocks[0].eval()
+    grown = net.grow(conv_blocks(1), X.to(dtype))
+    assert {parameter.dtype for parameter in grown.parameters()} == {dtype}
+    assert [block.training for block in grown.blocks] == [False, True, True]
+    assert not any(module.training for module in net.eval().grow(conv_blocks(1), X.to(dtype)).modules())
+
+
+def test_the_proof_runs_in_eval_mode_and_moves_no_statistics() -> None:
+    class NormedResidual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+            self.last = nn.Conv2d(4, 4, 1, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.last(self.norm(x))
+
+        def init_identity(self) -> None:
+            nn.init.zeros_(self.last.weight)
+
+    grown = conv_net(1).grow([NormedResidual()], X)
+    assert grown.training
+    assert grown.get_buffer("blocks.1.norm.num_batches_tracked") == 0

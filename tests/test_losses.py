@@ -1,0 +1,345 @@
+"""Deep supervision, self-distillation and ElasticObjective against values by hand and a naive loop."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from itertools import combinations, pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from contract import projection
+from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
+from elasticnet.losses import LossMeter, deep_supervision, progressive_distillation
+from elasticnet.taps import sample_depths
+from tiny_nets import LAYOUTS, MASK, TOKENS, Case, TinyBlock, TinyHead, conv_net, rotary_net, tiny_cases
+
+X = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))
+Y = torch.randn(2, 2, 5, 6, generator=torch.Generator().manual_seed(2))
+
+
+def naive_terms(
+    net: ElasticWrapper, x: Tensor, y: Tensor, psd_weight: float, weights: dict[int, float]
+) -> dict[str, Tensor]:
+    """The paper's loss with every sum, sample and tap written out, for an image net of blocks and head alone."""
+    features, all_features, losses = x, [], {}
+    for depth, block in enumerate(net.blocks, start=1):
+        features = block(features)
+        all_features.append(features)
+        losses[depth] = (net.head(features) - y).abs().sum() / y.numel()
+    distillation = torch.zeros(())
+    for student, teacher in pairwise(all_features):
+        for n in range(len(x)):
+            q_student = torch.stack([channel.abs() for channel in student[n]]).sum(0)
+            q_teacher = torch.stack([channel.abs() for channel in teacher[n]]).sum(0).detach()
+            difference = q_student / q_student.pow(2).sum().sqrt() - q_teacher / q_teacher.pow(2).sum().sqrt()
+            distillation = distillation + difference.pow(2).sum().sqrt() / len(x)
+    deepest = len(net.blocks)
+    routine = weights[deepest] * losses[deepest]
+    supervision = sum((weights[d] * losses[d] for d in losses if d < deepest), torch.zeros(()))
+    total = routine + supervision + psd_weight * distillation
+    return {
+        "total": total,
+        "routine": routine,
+        "deep_supervision": supervision,
+        "distillation": psd_weight * distillation,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights"),
+    [
+        ("paper", {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}),
+        ("normalised", {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}),
+        ([0.1, 0.2, 0.0, 2.0], {1: 0.1, 2: 0.2, 3: 0.0, 4: 2.0}),
+        ({4: 1, 1: 0, 3: 3, 2: 0.5}, {1: 0.0, 2: 0.5, 3: 3.0, 4: 1.0}),
+    ],
+)
+@pytest.mark.parametrize("psd_weight", [0.0, 0.1])
+def test_objective_and_its_gradient_against_a_loop(kind: Any, weights: dict[int, float], psd_weight: float) -> None:
+    net = conv_net(4)
+    terms = ElasticObjective(net, nn.L1Loss(), psd_weight, tap_weights=kind)(X, Y)
+    expected = naive_terms(net, X, Y, psd_weight, weights)
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(terms, name), value, msg=lambda text, name=name: f"{name}: {text}")
+    parameters = list(net.parameters())
+    actual = torch.autograd.grad(terms.total, parameters)
+    torch.testing.assert_close(actual, torch.autograd.grad(expected["total"], parameters))
+
+
+def test_losses_by_hand() -> None:
+    """Blocks that double, a head that passes on: predictions 2 and 4 against a target of 1, losses 1 and 3."""
+
+    class Double(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    net = ElasticWrapper([Double(), Double()], nn.Identity())
+    ones = torch.ones(1, 1, 2, 2)
+    terms = ElasticObjective(net, nn.L1Loss(), 5.0)(ones, ones)
+    assert [term.item() for term in terms[:4]] == [4, 3, 1, 0]  # doubling changes no direction: no PSD
+    assert {depth: float(loss) for depth, loss in terms.per_depth.items()} == {1: 1, 2: 3}
+
+
+def test_progressive_distillation_by_hand() -> None:
+    """Maps (3, 4), (8, 6), (8, 6): one step of sqrt(0.08), then none; squared, 0.08."""
+    features = [
+        torch.tensor(rows)[None] for rows in ([[1.0, 4.0], [-2.0, 0.0]], [[8.0, -6.0], [0, 0]], [[4.0, 3], [4, 3]])
+    ]
+    layout = "b c t"
+    assert progressive_distillation(features, layout).item() == pytest.approx(math.sqrt(0.08))
+    assert progressive_distillation(features, layout, distance="squared").item() == pytest.approx(0.08)
+    powered = progressive_distillation(features[:2], layout, power=2)  # (5, 16) against (64, 36)
+    expected = F.normalize(torch.tensor([5.0, 16.0]), dim=0) - F.normalize(torch.tensor([64.0, 36.0]), dim=0)
+    assert powered.item() == pytest.approx(expected.norm().item())
+    assert progressive_distillation(features[:1], layout).item() == 0
+    with pytest.raises(ValueError, match="progressive_distillation: no features given"):
+        progressive_distillation([], layout)
+
+
+@given(tiny_cases(), st.sampled_from(["norm", "squared"]), st.sampled_from([1, 2]))
+def test_terms_add_up_for_any_network(case: Case, distance: str, power: float) -> None:
+    net = case.net
+    objective = ElasticObjective(
+        net, lambda p, t: projection(p) ** 2, 0.3, tap_weights="normalised", distance=distance, power=power
+    )
+    terms = objective(case.x, None, **case.context)
+    torch.testing.assert_close(terms.total, terms.routine + terms.deep_supervision + terms.distillation)
+    assert tuple(terms.per_depth) == net.taps
+    assert all(loss.ndim == 0 and not loss.requires_grad for loss in terms.per_depth.values())
+    losses = [projection(p) ** 2 for p in net.forward_taps(case.x, **case.context).predictions]
+    torch.testing.assert_close(list(terms.per_depth.values()), losses)
+    torch.testing.assert_close(terms.routine, losses[-1] / len(losses))
+    assert terms.distillation >= 0
+    terms.total.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in net.parameters())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_psd_is_the_same_in_every_layout(layout: str) -> None:
+    """The same features, permuted, give the same distillation; prefix tokens do not count."""
+    positions = [axis for axis in layout.split() if axis not in "bc"]
+    shape = [{"b": 2, "c": 3}.get(axis, 4) for axis in layout.split()]
+    features = [torch.randn(shape) for _ in range(3)]
+    flat = [f.movedim(layout.split().index("c"), 1).flatten(2) for f in features]
+    torch.testing.assert_close(progressive_distillation(features, layout), progressive_distillation(flat, "b c t"))
+    if len(positions) == 1:
+        padded = [torch.cat([torch.randn_like(f)[:, :, :2] * 9, f], 2) for f in flat]
+        torch.testing.assert_close(
+            progressive_distillation(padded, "b c t", prefix_tokens=2), progressive_distillation(flat, "b c t")
+        )
+
+
+def test_the_layout_and_prefix_tokens_of_the_net_are_used() -> None:
+    blocks = [TinyBlock("attention", "b n c", 3) for _ in range(3)]
+    net = ElasticWrapper(blocks, TinyHead("b n c", 3), layout="b n c", prefix_tokens=2)
+    x = torch.randn(2, 7, 3)
+    terms = ElasticObjective(net, nn.MSELoss(), 0.5)(x, x)
+    patches = [features[:, 2:].transpose(1, 2) for features in net.forward_taps(x).features]
+    torch.testing.assert_close(terms.distillation, 0.5 * progressive_distillation(patches, "b c t"))
+
+
+# --- who learns from whom
+
+
+def test_the_psd_target_gets_no_gradient() -> None:
+    features = [torch.randn(2, 3, 4, 4, requires_grad=True) for _ in range(3)]
+    for tap in (1, 2):
+        progressive_distillation(features[tap - 1 : tap + 1]).backward()
+        assert features[tap].grad is None, f"map {tap + 1} teaches and must not be taught"
+        grad = features[tap - 1].grad
+        assert grad is not None
+        assert grad.count_nonzero()
+        features[tap - 1].grad = None
+    progressive_distillation(features[:2], detach_teacher=False).backward()
+    assert features[1].grad is not None
+    assert features[1].grad.count_nonzero()
+
+
+def test_psd_alone_reaches_every_block_but_the_deepest() -> None:
+    """Block d learns from its own map and, through it, from those behind it; the last one only teaches."""
+    net = conv_net(3)
+    zero = ElasticObjective(net, lambda prediction, target: (prediction * 0).sum(), 1.0)
+    for detach_teacher in (True, False):
+        zero.detach_teacher = detach_teacher
+        net.zero_grad(set_to_none=True)
+        zero(X, Y).total.backward()
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is not None
+            taught = name.startswith(("blocks.0", "blocks.1")) or (name.startswith("blocks.2") and not detach_teacher)
+            assert bool(parameter.grad.count_nonzero()) is taught, f"{name}, detach_teacher={detach_teacher}"
+
+
+def test_a_grown_network_has_a_finite_gradient_where_maps_are_identical() -> None:
+    net = conv_net(2).grow([TinyBlock("residual", "b c h w", 4)], X)
+    terms = ElasticObjective(net, nn.L1Loss(), 1.0)(X, Y)
+    terms.total.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in net.parameters())
+
+
+# --- sampled taps
+
+
+def test_sampled_taps_keep_the_expected_loss() -> None:
+    """Over all C(4, 2) subsets, each found at some step, each term's mean is exactly that of the full objective."""
+    net = conv_net(5).double()
+    x, y, weights = X.double(), Y.double(), [0.3, 0.5, 0.7, 1.1, 1.3]
+    full = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.2)(x, y)
+    objective = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.2, sampled_taps=2, seed=3)
+    steps = {objective.depths_at(step): step for step in range(300)}
+    assert set(steps) == {(*subset, 5) for subset in combinations((1, 2, 3, 4), 2)}
+    terms = [objective(x, y, step=step) for step in steps.values()]
+    for name in LossTerms._fields[:4]:
+        mean = torch.stack([getattr(each, name) for each in terms]).mean()
+        torch.testing.assert_close(mean, getattr(full, name), rtol=1e-12, atol=0)
+
+
+@given(st.integers(0, 10**9), st.integers(0, 4), st.integers(0, 99))
+def test_weights_do_not_depend_on_what_else_was_sampled(step: int, sampled: int, seed: int) -> None:
+    net, weights = conv_net(4), {1: 0.5, 2: 1.0, 3: 2.0, 4: 3.0}
+    full = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights)(X, Y)
+    objective = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights, sampled_taps=sampled, seed=seed)
+    terms = objective(X, Y, step=step)
+    depths = sample_depths((1, 2, 3, 4), sampled, seed, step)
+    assert objective.depths_at(step) == tuple(terms.per_depth) == depths
+    inverse = 3 / min(sampled, 3) if sampled else 0.0
+    expected = sum((weights[d] * inverse * full.per_depth[d] for d in depths[:-1]), torch.zeros(()))
+    torch.testing.assert_close(terms.deep_supervision, expected)
+    torch.testing.assert_close([terms.per_depth[d] for d in depths], [full.per_depth[d] for d in depths])
+    torch.testing.assert_close(terms.routine, full.routine)
+    torch.testing.assert_close(terms.distillation, full.distillation)  # PSD sees every tap and is not reweighted
+
+
+def test_a_sampled_step_calls_the_head_only_for_its_taps() -> None:
+    net, calls = conv_net(5), []
+    net.head.register_forward_hook(lambda *_: calls.append(1))
+    ElasticObjective(net, nn.L1Loss(), 0.1, sampled_taps=1)(X, Y, step=4)
+    assert len(calls) == 2
+
+
+def test_needs_unused_search() -> None:
+    adapters = {1: nn.Conv2d(4, 4, 1)}
+    assert ElasticObjective(conv_net(3, adapters=adapters), nn.L1Loss(), 0, sampled_taps=1).needs_unused_search
+    assert not ElasticObjective(conv_net(3, adapters=adapters), nn.L1Loss(), 0).needs_unused_search
+    assert not ElasticObjective(conv_net(3), nn.L1Loss(), 0, sampled_taps=1).needs_unused_search
+
+
+# --- schedules, distillation of outputs, keyword arguments
+
+
+def test_psd_weight_as_a_function_of_the_step() -> None:
+    net = conv_net(3)
+    unit = ElasticObjective(net, nn.L1Loss(), 1.0)(X, Y).distillation
+    objective = ElasticObjective(net, nn.L1Loss(), lambda step: step / 100)
+    for step in (0, 7, 100):
+        torch.testing.assert_close(objective(X, Y, step=step).distillation, unit * step / 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"psd_weight": lambda step: 0.1}, "a psd_weight schedule"),
+        ({"psd_weight": 0, "sampled_taps": 1}, "sampled taps"),
+    ],
+)
+def test_a_schedule_or_sampling_without_the_step_is_an_error(options: dict[str, Any], what: str) -> None:
+    objective = ElasticObjective(conv_net(3), nn.L1Loss(), **options)
+    with pytest.raises(ValueError, match=rf"step=None: {what} needs the step; call objective\(x, target, step=step\)"):
+        objective(X, Y)
+    objective(X, Y, step=0)
+
+
+def test_output_distillation_from_the_deepest_exit() -> None:
+    """output_weight * sum of w_n MSE(prediction_n, deepest), in which the deepest is not taught."""
+    net, weights = conv_net(3), {1: 0.5, 2: 2.0, 3: 1.0}
+    objective = ElasticObjective(
+        net, lambda p, t: (p * 0).sum(), 0, tap_weights=weights, output_weight=0.3, output_loss=nn.MSELoss()
+    )
+    terms = objective(X, Y)
+    first, second, deepest = net.forward_taps(X).predictions
+    expected = 0.3 * (0.5 * F.mse_loss(first, deepest) + 2 * F.mse_loss(second, deepest))
+    torch.testing.assert_close(terms.distillation, expected)
+    terms.total.backward()
+    reached = [bool(b.get_parameter("last.weight").grad.count_nonzero()) for b in net.blocks]  # pyright: ignore
+    assert reached == [True, True, False]
+
+
+def test_keyword_arguments_reach_the_network() -> None:
+    net = rotary_net().eval()
+    objective = ElasticObjective(net, lambda p, t: F.cross_entropy(p.flatten(0, 1), t.flatten()), 0.1)
+    masked = objective(TOKENS, TOKENS, mask=MASK)
+    assert masked.routine == F.cross_entropy(net(TOKENS, mask=MASK).flatten(0, 1), TOKENS.flatten())
+    assert masked.total != objective(TOKENS, TOKENS).total
+    with pytest.raises(TypeError, match="unexpected keyword argument 'msak'"):
+        objective(TOKENS, TOKENS, msak=MASK)
+
+
+# --- misuse
+
+
+def test_psd_weight_has_no_default() -> None:
+    assert inspect.signature(ElasticObjective).parameters["psd_weight"].default is inspect.Parameter.empty
+    with pytest.raises(TypeError, match="psd_weight"):
+        ElasticObjective(conv_net(2), nn.L1Loss())  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"psd_weight": -0.1}, "psd_weight -0.1: expected a number, at least 0, or a function of the step"),
+        ({"distance": "l1"}, "distance 'l1': expected one of norm, squared"),
+        ({"sampled_taps": -1}, "sampled taps -1: expected a whole number from 0 to 2"),
+        ({"sampled_taps": True}, "sampled taps True: expected a whole number"),
+        ({"tap_weights": "mean"}, "tap weights 'mean': expected paper, normalised"),
+        ({"tap_weights": [1.0, 2.0]}, "2 tap weights for 3 taps"),
+        ({"tap_weights": {1: 1.0, 3: 1.0}}, r"tap weights name depths \[1, 3\]: this net has taps at \[1, 2, 3\]"),
+    ],
+)
+def test_misuse_of_the_objective(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ElasticObjective(conv_net(3), nn.L1Loss(), **{"psd_weight": 0.1, **options})
+
+
+def test_a_wrong_layout_is_refused_before_training() -> None:
+    with pytest.raises(ValueError, match="layout 'n c h w': expected an axis list"):
+        ElasticObjective(conv_net(2, layout="n c h w"), nn.L1Loss(), 0.1)
+
+
+def test_a_task_loss_that_is_not_a_scalar_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the task loss returned a tensor of shape \(2, 2, 5, 6\): expected a scalar"):
+        ElasticObjective(conv_net(2), nn.L1Loss(reduction="none"), 0)(X, Y)
+    with pytest.raises(ValueError, match=r"shape \(3,\): expected a scalar \(reduce it\)"):
+        deep_supervision([X], X, lambda p, t: torch.ones(3))
+    assert [float(loss) for loss in deep_supervision([X, X + 1], X)] == [0, pytest.approx(1)]
+
+
+# --- the meter of a log
+
+
+def test_loss_meter_averages_each_depth_over_the_steps_that_computed_it() -> None:
+    objective = ElasticObjective(conv_net(3), nn.L1Loss(), 0.1, sampled_taps=1)
+    meter, steps = LossMeter(), [objective(X, Y, step=step) for step in range(6)]
+    for terms in steps:
+        meter.add(terms)
+    assert len(meter) == 6
+    assert meter.first_not_finite() is None
+    means = meter.means()
+    assert means["total"] == pytest.approx(sum(terms.total.item() for terms in steps) / 6)
+    for depth in (1, 2, 3):
+        losses = [float(terms.per_depth[depth]) for terms in steps if depth in terms.per_depth]
+        assert means["per_depth"][depth] == pytest.approx(sum(losses) / len(losses))
+    assert len(meter) == 0
+    assert meter.first_not_finite() is None
+
+
+def test_loss_meter_finds_the_first_step_that_is_not_finite() -> None:
+    meter, good = LossMeter(), ElasticObjective(conv_net(2), nn.L1Loss(), 0.1)(X, Y)
+    for terms in (good, good, good._replace(total=good.total * math.inf), good._replace(total=good.total * math.nan)):
+        meter.add(terms)
+    assert meter.first_not_finite() == 2

@@ -1,0 +1,221 @@
+"""ElasticObjective under autocast, with recomputed blocks, and compiled: what eager float32 training gives."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import elasticnet.losses
+from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
+from elasticnet.schedule import ramp
+from tiny_nets import MASK, TOKENS, PreparedHead, conv_blocks, conv_net, rotary_net
+
+X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+Y = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+def token_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(prediction.flatten(0, 1), target.flatten())
+
+
+def step_and_gradients(
+    objective: nn.Module, call: Callable[..., LossTerms], *inputs: Any, **options: Any
+) -> tuple[LossTerms, dict[str, Tensor | None]]:
+    """Run one step by `call` (the objective itself, or compiled) and return the terms and every gradient by name."""
+    objective.zero_grad(set_to_none=True)
+    torch.manual_seed(3)  # for dropout
+    terms = call(*inputs, **options)
+    terms.total.backward()
+    return terms, {name: parameter.grad for name, parameter in objective.named_parameters()}
+
+
+def assert_same_step(actual: tuple[LossTerms, Any], expected: tuple[LossTerms, Any], exact: bool = False) -> None:
+    tolerance = 0.0 if exact else None  # None: what suits the dtype
+    for part, other in (
+        (actual[0][:4], expected[0][:4]),
+        (actual[0].per_depth, expected[0].per_depth),
+        (actual[1], expected[1]),
+    ):
+        torch.testing.assert_close(part, other, rtol=tolerance, atol=tolerance)
+    assert any(gradient is not None for gradient in expected[1].values())
+
+
+# --- autocast
+
+
+@HALVES
+def test_autocast_keeps_the_maps_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of half precision, maps, distances and the PSD term of float32, near the step without autocast."""
+    seen = []
+
+    def recording(*arguments: Any) -> Tensor:
+        seen.append((arguments[0].dtype, attention_map(*arguments).dtype))
+        return attention_map(*arguments)
+
+    attention_map = elasticnet.losses.attention_map
+    monkeypatch.setattr(elasticnet.losses, "attention_map", recording)
+    net = ElasticWrapper([nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)], nn.Conv2d(4, 2, 1))
+    objective = ElasticObjective(net, nn.L1Loss(), 0.1)
+    with torch.autocast("cpu", dtype=dtype):
+        terms = objective(X, Y)
+        assert net(X).dtype == dtype
+    assert seen == [(dtype, torch.float32)] * 3
+    assert {term.dtype for term in (terms.total, terms.distillation)} == {torch.float32}
+    terms.total.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in objective.parameters())
+    torch.testing.assert_close(terms.total, objective(X, Y).total, rtol=0.02, atol=0)
+
+
+@HALVES
+def test_autocast_at_activations_that_overflow_a_half_precision_norm(dtype: torch.dtype) -> None:
+    net = conv_net(3)
+    objective = ElasticObjective(net, nn.L1Loss(), 1.0)
+    with torch.no_grad():
+        for block in net.blocks:
+            block.get_parameter("last.weight").mul_(0)
+            block.get_parameter("last.bias").fill_(300)
+    with torch.autocast("cpu", dtype=dtype):
+        terms = objective(X, Y)
+    terms.total.backward()
+    assert terms.distillation.isfinite()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in objective.parameters())
+
+
+@HALVES
+def test_truncation_agrees_under_autocast(dtype: torch.dtype) -> None:
+    net = conv_net(3).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        for depth, prediction in zip(net.taps, net.forward_taps(X).predictions, strict=True):
+            assert prediction.dtype == dtype
+            assert torch.equal(net(X, depth=depth), prediction)
+            assert torch.equal(net.truncate(depth)(X), prediction)
+
+
+# --- blocks recomputed in the backward pass
+
+
+def recomputed(net: ElasticWrapper) -> ElasticWrapper:
+    net = copy.deepcopy(net)
+    net.checkpoint_blocks = True
+    return net
+
+
+@pytest.mark.parametrize("sampled_taps", [None, 1])
+def test_recomputed_blocks_give_the_same_gradients(sampled_taps: int | None) -> None:
+    blocks = [nn.Sequential(block, nn.Dropout(0.3)) for block in conv_blocks(3)]
+    net = ElasticWrapper(blocks, PreparedHead("b c h w", 4, 2), adapters={1: nn.Conv2d(4, 4, 1)})
+    plain, saving = (
+        ElasticObjective(each, nn.L1Loss(), 0.1, sampled_taps=sampled_taps) for each in (net, recomputed(net))
+    )
+    expected = step_and_gradients(plain, plain, X, Y, step=0)
+    assert_same_step(step_and_gradients(saving, saving, X, Y, step=0), expected, exact=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = step_and_gradients(plain, plain, X, Y, step=0)
+        assert_same_step(step_and_gradients(saving, saving, X, Y, step=0), expected, exact=True)
+
+
+def test_recomputed_blocks_with_call_block_and_dropout() -> None:
+    """The mask and the rotary embeddings reach the blocks again in the backward pass, with the same dropout."""
+    net = rotary_net()
+    plain, saving = (ElasticObjective(each, token_loss, 0.1) for each in (net, recomputed(net)))
+    expected = step_and_gradients(plain, plain, TOKENS, TOKENS, mask=MASK)
+    assert_same_step(step_and_gradients(saving, saving, TOKENS, TOKENS, mask=MASK), expected, exact=True)
+    assert not torch.equal(plain(TOKENS, TOKENS, mask=MASK).total, expected[0].total), "dropout is on"
+
+
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+def test_blocks_are_recomputed_in_training_alone(checkpoint_blocks: bool) -> None:
+    """A block runs twice with the option, when training with gradients; once otherwise."""
+    net, runs = conv_net(3, checkpoint_blocks=checkpoint_blocks), []
+    net.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    net(X).sum().backward()
+    assert len(runs) == 1 + checkpoint_blocks
+    runs.clear()
+    with torch.no_grad():
+        net(X)
+    assert len(runs) == 1
+    runs.clear()
+    net.eval()(X).sum().backward()
+    assert len(runs) == 1
+    assert net.truncate(2).checkpoint_blocks is checkpoint_blocks
+
+
+# --- compiled
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"psd_weight": 0.1},
+        {"psd_weight": lambda step: ramp(step, 10, 0.0, 0.1), "tap_weights": "normalised", "output_weight": 0.5},
+    ],
+    ids=["plain", "every option"],
+)
+def test_compiled_objective_is_eager_in_one_graph(options: dict[str, Any]) -> None:
+    net = ElasticWrapper(conv_blocks(3), PreparedHead("b c h w", 4, 2), nn.Conv2d(4, 4, 1))
+    objective = ElasticObjective(net, nn.L1Loss(), **options)
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
+    for step in (0, 3):
+        expected = step_and_gradients(objective, objective, X, Y, step=step)
+        assert_same_step(step_and_gradients(objective, compiled, X, Y, step=step), expected)
+
+
+def test_compiled_net_at_each_depth() -> None:
+    net = conv_net(3).eval()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        for depth in net.taps:
+            torch.testing.assert_close(compiled(X, depth=depth), net(X, depth=depth))
+
+
+def test_compiled_objective_with_context_and_recomputed_blocks() -> None:
+    net = rotary_net(checkpoint_blocks=True).truncate(2)
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # a compiled dropout draws other numbers
+    objective = ElasticObjective(net, token_loss, 0.1)
+    compiled = torch.compile(objective, backend="aot_eager")
+    expected = step_and_gradients(objective, objective, TOKENS, TOKENS, mask=MASK)
+    assert_same_step(step_and_gradients(objective, compiled, TOKENS, TOKENS, mask=MASK), expected)
+
+
+def test_compiled_objective_with_sampled_taps_compiles_a_subset_once() -> None:
+    """And not every step, which would reach dynamo's limit of 8 graphs and go on in eager."""
+    torch._dynamo.reset()
+    objective = ElasticObjective(conv_net(3), nn.L1Loss(), 0.1, sampled_taps=1, tap_weights=[0.5, 1.0, 2.0])
+    compiled = torch.compile(objective, backend="eager")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for step in range(12):
+            expected = step_and_gradients(objective, objective, X, Y, step=step)
+            assert_same_step(step_and_gradients(objective, compiled, X, Y, step=step), expected)
+    assert {objective.depths_at(step) for step in range(12)} == {(1, 3), (2, 3)}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("c++") or shutil.which("g++")), reason="inductor needs a C++ compiler, none found"
+)
+@pytest.mark.parametrize(
+    ("num_blocks", "options"),
+    [
+        (1, {"psd_weight": 0}),
+        (3, {"psd_weight": 0}),
+        (3, {"psd_weight": 0.1}),
+        (3, {"psd_weight": 0.1, "tap_weights": "normalised", "output_weight": 0.5}),
+        (3, {"psd_weight": 0.1, "sampled_taps": 1}),
+    ],
+)
+def test_inductor_gives_the_same_step(num_blocks: int, options: dict[str, Any]) -> None:
+    """Weights of 1 matter here: inductor folds 1 * loss and its detached copy, and the gradient must survive that."""
+    torch._dynamo.reset()
+    objective = ElasticObjective(conv_net(num_blocks), nn.L1Loss(), **options)
+    expected = step_and_gradients(objective, objective, X, Y, step=1)
+    assert_same_step(step_and_gradients(objective, torch.compile(objective), X, Y, step=1), expected)

@@ -1,0 +1,281 @@
+"""ElasticWrapper beyond the contract: how blocks are called, to_sequential, check, and what misuse says."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from contract import same
+from elasticnet import ElasticWrapper, Taps
+from elasticnet.wrapper import evaluating
+from tiny_nets import Case, GainStem, TinyBlock, TinyHead, call_with_gain, conv_blocks, conv_net, tiny_cases
+
+IMAGE = "b c h w"
+
+
+def test_blocks_and_a_head_are_the_whole_interface() -> None:
+    """Any iterable will do, and the net is what nn.Sequential of the same modules is."""
+    blocks, head = conv_blocks(3), nn.Conv2d(4, 2, 1)
+    net = ElasticWrapper((block for block in blocks), head)
+    x = torch.randn(2, 4, 5, 6)
+    same(net(x), nn.Sequential(*blocks, head)(x), "full depth")
+    same(net(x, depth=2), nn.Sequential(*blocks[:2], head)(x), "depth 2")
+    assert net.taps == (1, 2, 3)
+    assert isinstance(net.forward_taps(x), Taps)
+    assert list(ElasticWrapper(nn.Sequential(*blocks), head).blocks) == blocks
+    assert "taps=(1, 2, 3)" in repr(net)
+
+
+def test_the_net_trains_with_the_blocks_it_was_given() -> None:
+    blocks, head = conv_blocks(2), nn.Conv2d(4, 2, 1)
+    net = ElasticWrapper(blocks, head)
+    assert net.blocks[0] is blocks[0]
+    assert net.head is head
+    assert net.training
+
+
+def test_minus_one_is_the_deepest_tap() -> None:
+    net, x = conv_net(3, taps=[-1, 1]), torch.randn(1, 4, 5, 5)
+    assert net.taps == (1, 3)
+    same(net(x, depth=-1), net(x, depth=3), "depth=-1")
+    with net.at_depth(1):
+        same(net(x, depth=-1), net(x, depth=3), "depth=-1 inside at_depth(1)")
+    assert net.forward_taps(x, depths=[-1]).depths == (3,)
+    assert net.forward_taps(x, depths=[3, 1]).depths == (1, 3)
+
+
+# --- keyword arguments and skips
+
+
+def test_keyword_arguments_reach_a_stem_that_names_them_or_takes_any() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, *, factor: float = 1.0) -> Tensor:
+            return x * factor
+
+    class TakesAny(nn.Module):
+        def forward(self, x: Tensor, **options: float) -> Tensor:
+            return x * options.get("factor", 1.0)
+
+    x = torch.randn(1, 4, 3, 3)
+    for stem in (Scaled(), TakesAny()):
+        net = conv_net(2, stem=stem)
+        same(net(x, factor=2.0), net(x * 2), type(stem).__name__)
+        same(net.forward_taps(x, factor=2.0), net.forward_taps(x * 2), type(stem).__name__)
+
+
+def test_unknown_keyword_arguments_are_refused_and_never_swallowed() -> None:
+    x = torch.randn(1, 4, 3, 3)
+    for net in (
+        conv_net(2),
+        conv_net(2, stem=nn.Conv2d(4, 4, 1)),
+        # this call_block sees the stem's own context, and so never the keyword
+        conv_net(2, stem=GainStem(nn.Identity(), 2), call_block=call_with_gain),
+    ):
+        for call in (net, net.forward_taps, net.check):
+            with pytest.raises(TypeError, match="unexpected keyword argument 'dpeth'"):
+                call(x, dpeth=1)
+
+
+def test_head_skip_hands_the_head_the_stem_output_or_the_input() -> None:
+    class SkipHead(nn.Module):
+        def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+            return torch.stack([features, skip])
+
+    stem = nn.Conv2d(4, 4, 1)
+    x = torch.randn(1, 4, 3, 3)
+    for head_skip, expected in (("stem", stem(x)), ("input", x)):
+        net = ElasticWrapper(conv_blocks(2), SkipHead(), stem, head_skip=head_skip)
+        same(net(x, depth=1), torch.stack([net.blocks[0](stem(x)), expected]), head_skip)
+    same(ElasticWrapper(conv_blocks(1), SkipHead(), head_skip="stem")(x)[1], x, "without a stem its output is x")
+
+
+# --- to_sequential
+
+
+@given(tiny_cases())
+def test_to_sequential_is_the_same_function_with_the_same_keys(case: Case) -> None:
+    net = case.net
+    with torch.no_grad():
+        expected = net(case.x, **case.context)
+        if net.head_skip or net.call_block or any(block.kind == "tuple" for block in net.blocks):
+            with pytest.raises(ValueError, match=r"not a plain sequence.*elasticnet\.export"):
+                net.to_sequential()
+            return
+        plain = net.to_sequential()
+        assert type(plain) is nn.Sequential
+        same(plain(case.x), expected, "to_sequential()(x)")
+        small = net.truncate(net.taps[0])
+        same(small.to_sequential()(case.x), net(case.x, depth=net.taps[0]), "a truncated net as a sequence")
+    keys = {name for name in net.state_dict() if not name.startswith("adapters.")}
+    assert {name for name in plain.state_dict() if not name.startswith("adapter.")} == keys
+    assert not {p.data_ptr() for p in plain.parameters()} & {p.data_ptr() for p in net.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"head_skip": "input"}, "a net with head_skip is not"),
+        ({"call_block": lambda block, x, context, index: (block(x), context)}, "a net with call_block is not"),
+    ],
+)
+def test_to_sequential_says_why_not(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        conv_net(2, **options).to_sequential()
+
+
+def test_to_sequential_says_that_blocks_return_tuples() -> None:
+    net = ElasticWrapper([TinyBlock("tuple", IMAGE, 4)], TinyHead(IMAGE, 4))
+    net(torch.randn(1, 4, 3, 3))
+    with pytest.raises(ValueError, match="a net with blocks that return tuples is not"):
+        net.truncate(1).to_sequential()
+
+
+def test_to_sequential_keeps_the_mode_of_every_module() -> None:
+    net = conv_net(2)
+    net.blocks[0].eval()
+    plain = net.to_sequential()
+    assert plain.training
+    assert [module.training for module in plain.get_submodule("blocks").children()] == [False, True]
+    assert not any(module.training for module in net.eval().to_sequential().modules())
+
+
+# --- check
+
+
+def uneven_net(**options: Any) -> ElasticWrapper:
+    """Channels 4, then 6; the head takes 6."""
+    return ElasticWrapper([TinyBlock("conv", IMAGE, 4), TinyBlock("conv", IMAGE, 4, 6)], nn.Conv2d(6, 2, 1), **options)
+
+
+def test_check_reports_shapes_and_the_taps_that_the_head_rejects() -> None:
+    net = uneven_net()
+    first, second = net.check(torch.randn(1, 4, 5, 5))
+    assert (first.depth, first.shape, first.output_shape, first.finite) == (1, (1, 4, 5, 5), None, True)
+    assert "the head rejects the tap at depth 1, whose features have shape (1, 4, 5, 5)" in str(first.problem)
+    assert "adapters={1: module}" in str(first.problem)
+    assert "the deepest tap has shape (1, 6, 5, 5)" in str(first.problem)
+    assert second == (2, (1, 6, 5, 5), (1, 2, 5, 5), True, None)
+    with pytest.raises(ValueError, match="the head rejects the tap at depth 1"):
+        net.check(torch.randn(1, 4, 5, 5), strict=True)
+    assert [t.problem for t in uneven_net(adapters={1: nn.Conv2d(4, 6, 1)}).check(torch.randn(1, 4, 5, 5))] == [
+        None
+    ] * 2
+
+
+def test_check_reports_features_that_are_not_finite_by_depth() -> None:
+    net = conv_net(3)
+    nn.init.constant_(net.get_parameter("blocks.1.last.bias"), float("nan"))
+    report = net.check(torch.randn(1, 4, 2, 3))
+    assert [tap.finite for tap in report] == [True, False, False]
+    assert report[0].problem is None
+    assert report[1].problem == "depth 2: 24 of 24 features are not finite (NaN or infinity)"
+    with pytest.raises(ValueError, match="depth 2: 24 of 24"):
+        net.check(torch.randn(1, 4, 2, 3), strict=True)
+
+
+def test_check_changes_nothing() -> None:
+    net = conv_net(2)
+    net.blocks.insert(1, nn.BatchNorm2d(4))  # its statistics would move in training mode
+    net.blocks[0].eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    net.check(torch.randn(2, 4, 5, 5))
+    same(dict(net.state_dict()), before, "state after check")
+    assert [module.training for module in net.modules()] == modes
+    with pytest.raises(KeyError, match="on purpose"), evaluating(net):
+        raise KeyError("on purpose")
+    assert [module.training for module in net.modules()] == modes
+
+
+@pytest.mark.parametrize("kind", [AssertionError, IndexError, RuntimeError, TypeError, ValueError])
+def test_a_head_that_rejects_a_tap_is_named_with_the_depth(kind: type[Exception]) -> None:
+    class PickyHead(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[1] != 6:
+                raise kind(f"{x.shape[1]} channels")
+            return x
+
+    net = ElasticWrapper([TinyBlock("conv", IMAGE, 4), TinyBlock("conv", IMAGE, 4, 6)], PickyHead())
+    x = torch.randn(1, 4, 5, 5)
+    message = "the head rejects the tap at depth 1, whose features have shape (1, 4, 5, 5): 4 channels. "
+    for call in (lambda: net(x, depth=1), lambda: net.forward_taps(x)):
+        with pytest.raises(RuntimeError, match=re.escape(message)):
+            call()
+    assert net(x).shape == (1, 6, 5, 5)
+    assert net.check(x)[0].problem is not None
+
+
+# --- misuse
+
+
+@pytest.mark.parametrize("depth", [0, True, False, 1.0, 3.0, "2", 2, 4, -2, -3])
+def test_a_wrong_depth_names_the_value_and_lists_the_valid_ones(depth: Any) -> None:
+    net, x = conv_net(3, taps=[1, 3]), torch.randn(1, 4, 3, 3)
+
+    def at_depth() -> None:
+        with net.at_depth(depth):
+            pass
+
+    calls = (lambda: net(x, depth=depth), lambda: net.truncate(depth), at_depth, lambda: net.forward_taps(x, [depth]))
+    for call in calls:
+        with pytest.raises(ValueError, match=re.escape(f"depth {depth!r}: this net has taps at depths 1, 3 (-1 is")):
+            call()
+
+
+@given(st.lists(st.integers(-2, 5), max_size=3))
+def test_forward_taps_accepts_exactly_the_lists_of_taps(depths: list[int]) -> None:
+    net, x = conv_net(4, taps=[2, 4]), torch.randn(1, 4, 3, 3)
+    resolved = [4 if depth == -1 else depth for depth in depths]
+    if depths and set(resolved) <= {2, 4} and len(set(resolved)) == len(resolved):
+        assert net.forward_taps(x, depths).depths == tuple(sorted(resolved))
+    else:
+        with pytest.raises(ValueError, match=r"depth -?\d: this net|depths is empty|a depth is named twice"):
+            net.forward_taps(x, depths)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"body_blocks": []}, ValueError, "body_blocks is empty"),
+        ({"body_blocks": [nn.Identity(), torch.relu]}, TypeError, r"body_blocks\[1\] is a builtin_function_or_method:"),
+        (
+            {"body_blocks": [nn.Identity(), None]},
+            TypeError,
+            r"body_blocks\[1\] is a NoneType: expected a torch.nn.Module",
+        ),
+        ({"shared_head": None}, TypeError, "shared_head is a NoneType: expected a torch.nn.Module"),
+        ({"stem": len}, TypeError, "stem is a builtin_function_or_method: expected a torch.nn.Module"),
+        ({"head_skip": "inputs"}, ValueError, "head_skip 'inputs': expected None, 'stem' or 'input'"),
+        ({"head_skip": True}, ValueError, "head_skip True: expected None, 'stem' or 'input'"),
+        ({"taps": [1]}, ValueError, "taps 1: the deepest block, 3, needs a tap"),
+        ({"taps": [0, 3]}, ValueError, "tap 0: taps are whole numbers from 1 to 3"),
+        ({"taps": [2, 2, 3]}, ValueError, "taps 2, 2, 3: a depth is named twice"),
+        ({"adapters": {4: nn.Identity()}}, ValueError, "adapter at depth 4: this net has taps at depths 1, 2, 3"),
+        ({"adapters": {True: nn.Identity()}}, ValueError, "adapter at depth True: this net has taps at depths 1, 2, 3"),
+        ({"adapters": {1.0: nn.Identity()}}, ValueError, r"adapter at depth 1\.0: this net has taps"),
+        (
+            {"adapters": {2: nn.Identity()}, "taps": [1, 3]},
+            ValueError,
+            "adapter at depth 2: this net has taps at depths 1",
+        ),
+        ({"adapters": {1: torch.relu}}, TypeError, "is not a Module subclass"),
+        ({"call_block": nn.Identity()}, TypeError, "call_block is a module: expected a function"),
+        ({"adaptors": {}}, TypeError, "unexpected keyword argument 'adaptors'"),
+    ],
+)
+def test_misuse_of_the_constructor(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {"body_blocks": [nn.Identity() for _ in range(3)], "shared_head": nn.Identity()}
+    with pytest.raises(error, match=message):
+        ElasticWrapper(**{**arguments, **options})
+
+
+def test_a_stem_context_without_call_block_is_an_error() -> None:
+    net = conv_net(2, stem=GainStem(nn.Identity(), 2))
+    with pytest.raises(ValueError, match=r"the stem returned \(x, context\): pass call_block"):
+        net(torch.randn(1, 4, 3, 3))
