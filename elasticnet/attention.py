@@ -47,10 +47,8 @@ def attention_map(features: Tensor, layout: str = "b c h w", power: float = 1, p
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.promote_types(features.dtype, torch.float32)
         channel_axis = layout.split().index("c")
-        if power == 1:  # one fused pass that widens as it sums
-            summed = torch.linalg.vector_norm(features, 1, dim=channel_axis, dtype=dtype)
-        else:
-            summed = features.to(dtype).abs().pow(power).sum(channel_axis)
+        magnitude = features.to(dtype).abs()
+        summed = (magnitude if power == 1 else magnitude.pow(power)).sum(channel_axis)
         rest = " ".join(axis for axis in layout.split() if axis != "c")
         summed = rearrange(summed, f"{rest} -> b {' '.join(positions)}")
     return summed[:, prefix_tokens:] if prefix_tokens else summed

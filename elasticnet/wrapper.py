@@ -302,8 +302,7 @@ class ElasticWrapper(nn.Module):
     def _run_blocks(self, features: Any, context: Any, depth: int) -> Iterator[Any]:
         """Run the first `depth` blocks and yield each one's features."""
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
-        for index in range(depth):
-            block = self.blocks[index]
+        for index, block in zip(range(depth), self.blocks, strict=False):  # indexing a ModuleList is slow
             if self.call_block is not None:
                 call, inputs = partial(self.call_block, block), (features, context, index)
                 result = checkpoint(call, *inputs, use_reentrant=False) if recompute else call(*inputs)

@@ -165,7 +165,7 @@ def asrn(
         ("init", init, INITS),
         ("skip", skip, SKIPS),
     ):
-        if value not in valid:
+        if value not in valid or isinstance(value, float):
             raise ValueError(f"{name} {value!r}: expected one of {', '.join(map(str, valid))}")
     if channels % NUM_GROUPS or channels < STEM_CHANNELS:
         raise ValueError(f"channels {channels}: expected a multiple of {NUM_GROUPS}, at least {STEM_CHANNELS}")
