@@ -7,7 +7,7 @@
 
 --preset and --resume choose the defaults, and every other option below changes one of them. The run folder receives
 options.json, log.jsonl, the states to resume from, last.safetensors and best.safetensors (for elasticnet.load), the
-table per depth (table.md, table.json) and two figures (curve.png, crops.png).
+table per depth (table.md, table.json) and the figures (curve.png, crops.png, parameters.png).
 """
 
 from __future__ import annotations
@@ -145,8 +145,7 @@ PRESETS = {
 
 
 def parse(arguments: list[str]) -> Options:
-    """Two passes: --preset and --resume (or whether there is data) choose the defaults, then every option changes
-    one."""
+    """Two passes: --preset, --resume, or whether there is data, choose the defaults; then every option changes one."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=PRESETS)
     first.add_argument("--resume", type=Path)
@@ -182,7 +181,7 @@ def main(options: Options) -> None:
         if train(options, run, net, training, validation):
             title = f"ASRN x{options.scale}, {options.steps} steps"
             print(f"\n{write_report(run.folder, net, validation, title, options.device)}")
-            print(f"written to {run.folder}: best.safetensors, last.safetensors, table, curve.png, crops.png")
+            print(f"written to {run.folder}: best.safetensors, last.safetensors, table and figures")
 
 
 def as_json(options: Options) -> dict[str, Any]:
