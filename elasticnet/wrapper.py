@@ -285,12 +285,14 @@ class ElasticWrapper(nn.Module):
 
     def _enter(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, Any]:
         """Run the stem; return the features, the context for call_block, and what the head's skip takes."""
-        stem_takes = keywords if self._stem_keywords is None else self._stem_keywords & keywords.keys()
-        unknown = sorted(keywords.keys() - stem_takes)
+        # Plain comprehensions: torch.compile of torch 2.6 does not trace set arithmetic on the keys of a dict.
+        accepted = keywords if self._stem_keywords is None else self._stem_keywords
+        stem_takes = {name: value for name, value in keywords.items() if name in accepted}
+        unknown = [name for name in keywords if name not in stem_takes]
         features, context = x, keywords
         stem = getattr(self, "stem", None)
         if stem is not None:
-            features = stem(x, **{name: keywords[name] for name in stem_takes})
+            features = stem(x, **stem_takes)
             if isinstance(features, tuple):
                 if self.call_block is None:
                     raise ValueError("the stem returned (x, context): pass call_block to use the context in the blocks")
@@ -302,7 +304,9 @@ class ElasticWrapper(nn.Module):
     def _run_blocks(self, features: Any, context: Any, depth: int) -> Iterator[Any]:
         """Run the first `depth` blocks and yield each one's features."""
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
-        for index, block in zip(range(depth), self.blocks, strict=False):  # indexing a ModuleList is slow
+        for index, block in enumerate(self.blocks):  # indexing a ModuleList is slow
+            if index == depth:
+                return
             if self.call_block is not None:
                 call, inputs = partial(self.call_block, block), (features, context, index)
                 result = checkpoint(call, *inputs, use_reentrant=False) if recompute else call(*inputs)

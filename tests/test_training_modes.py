@@ -187,6 +187,10 @@ def test_compiled_objective_with_context_and_recomputed_blocks() -> None:
     assert_same_step(step_and_gradients(objective, compiled, TOKENS, TOKENS, mask=MASK), expected)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),
+    reason="the compiler of torch 2.6 makes a graph for every step, and runs eagerly once it has made eight",
+)
 def test_compiled_objective_with_sampled_taps_compiles_a_subset_once() -> None:
     """And not every step, which would reach dynamo's limit of 8 graphs and go on in eager."""
     torch._dynamo.reset()
