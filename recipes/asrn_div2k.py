@@ -123,6 +123,12 @@ class Options:
     seed: int = 0
     """Seed of weights, patches, noise and tap sampling."""
 
+    def __post_init__(self) -> None:
+        counts = ("num_blocks", "batch_size", "patch_size", "steps", "halve_every", "eval_every", "log_every", "keep")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+
 
 PRESETS = {
     "demo": Options(
@@ -156,6 +162,9 @@ def parse(arguments: list[str]) -> Options:
     if known.resume:
         with Run.resume(known.resume, writer=False) as run:
             stored = run.options
+        known_names = {field.name for field in dataclasses.fields(Options)} - {"resume", "download"}
+        if differing := known_names ^ stored.keys():
+            raise ValueError(f"{known.resume}: its options differ from this recipe's in {', '.join(sorted(differing))}")
         paths = {name: stored[name] and Path(stored[name]) for name in ("out", "data", "valid")}
         defaults = Options(**{**stored, **paths})
     else:
@@ -166,6 +175,9 @@ def parse(arguments: list[str]) -> Options:
 def main(options: Options) -> None:
     if options.download:
         download_div2k(DOWNLOADS, scale=options.scale)
+    training, validation = load_data(options)
+    torch.manual_seed(options.seed)
+    net = build(options)
     if options.resume:
         run = Run.resume(options.resume, keep=options.keep)
         for name, (before, now) in differing_options(run.options, as_json(options)).items():
@@ -174,10 +186,7 @@ def main(options: Options) -> None:
         out = options.out or Path("runs") / time.strftime(f"{options.preset}-x{options.scale}-%Y%m%d-%H%M%S")
         run = Run.create(out, as_json(options), keep=options.keep)
     with run:
-        training, validation = load_data(options)
         print(f"training on {training}, validating on {validation}; run folder {run.folder}")
-        torch.manual_seed(options.seed)
-        net = build(options)
         if train(options, run, net, training, validation):
             title = f"ASRN x{options.scale}, {options.steps} steps"
             print(f"\n{write_report(run.folder, net, validation, title, options.device)}")

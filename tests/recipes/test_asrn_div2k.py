@@ -161,6 +161,26 @@ def test_an_error_when_no_training_image_is_left(recipe, tmp_path):
         run(recipe, "--data", tmp_path / "bad", "--out", tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "name", ["eval-every", "log-every", "halve-every", "steps", "batch-size", "patch-size", "keep"]
+)
+def test_counts_start_at_one(recipe, name):
+    with pytest.raises(ValueError, match=f"--{name} 0: expected at least 1"):
+        recipe.Options(**{name.replace("-", "_"): 0})
+
+
+def test_a_run_of_other_options_is_not_resumed(recipe, tmp_path):
+    (tmp_path / "options.json").write_text('{"preset": "demo", "nonsense": 1}')
+    with pytest.raises(ValueError, match=r"differ from this recipe's in .*nonsense.*steps"):
+        recipe.parse(["--resume", str(tmp_path)])
+
+
+def test_a_start_that_fails_leaves_no_run_folder(recipe, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        run(recipe, "--data", tmp_path / "nowhere", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_variants_differ_in_taps_and_terms(recipe, photos, tmp_path):
     for variant in ("ss", "dsl", "full"):
         run(recipe, "--data", photos, "--num-valid", 1, "--variant", variant, "--out", tmp_path / variant)
