@@ -81,6 +81,14 @@ def deep_supervision(predictions: Sequence[Any], target: Any, task_loss: TaskLos
     return losses
 
 
+def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
+    """Return the mean of sqrt((prediction - target)^2 + eps^2): L1 with a round bottom; `eps` in units of the image.
+
+    Source: Charbonnier et al. 1994; with eps = 1e-3 on images in 0..1, LapSRN (Lai et al. 2017).
+    """
+    return ((prediction - target).square() + eps**2).sqrt().mean()
+
+
 class ElasticObjective(nn.Module):
     """A network with deep-supervision taps and its loss in one forward: this is what DDP wraps and what trains.
 
@@ -198,35 +206,46 @@ class ElasticObjective(nn.Module):
 
 
 class LossMeter:
-    """Gathers LossTerms on their device between two lines of a log, so that training waits for it only there."""
+    """Gathers LossTerms on their device between two lines of a log, so that training waits for it only there.
 
-    def __init__(self) -> None:
-        self._terms: list[LossTerms] = []
+    average: of several processes, the mean over them of a one-dimensional tensor (`Processes.average`).
+    """
+
+    def __init__(self, average: Callable[[Tensor], Tensor] = lambda values: values) -> None:
+        self._average = average
+        self._steps: list[tuple[tuple[int, ...], Tensor]] = []  # depths; the four terms and each depth's loss
 
     def __len__(self) -> int:
-        return len(self._terms)
+        return len(self._steps)
 
     def add(self, terms: LossTerms) -> None:
-        losses = LossTerms(*(term.detach() for term in terms[:4]), per_depth=terms.per_depth)  # without the graph
-        self._terms.append(losses)
+        """Take one step's terms; they are copied, as a CUDA graph writes the next step's into the same memory."""
+        values = torch.stack([*terms[:4], *terms.per_depth.values()]).detach()
+        self._steps.append((tuple(terms.per_depth), values))
 
     def first_not_finite(self) -> int | None:
         """Return the index (from 0, since the last `means`) of the first step whose total is NaN or infinite."""
-        if not self._terms:
-            return None
-        bad = (~torch.stack([terms.total for terms in self._terms]).isfinite()).nonzero()
-        return int(bad[0]) if len(bad) else None
+        bad = [index for index, row in enumerate(self._rows()) if not row[0].isfinite()]
+        return bad[0] if bad else None
 
     def means(self) -> dict[str, Any]:
         """Return each term's mean since the last call, `per_depth` over the steps that computed the depth."""
-        means: dict[str, Any] = {
-            name: torch.stack([getattr(terms, name) for terms in self._terms]).mean().item()
-            for name in ("total", "routine", "deep_supervision", "distillation")
-        }
+        if not self._steps:
+            raise ValueError("LossMeter.means: no step was added since the last call")
+        rows = self._rows()
         losses: dict[int, list[Tensor]] = {}
-        for terms in self._terms:
-            for depth, loss in terms.per_depth.items():
+        for (depths, _), row in zip(self._steps, rows, strict=True):
+            for depth, loss in zip(depths, row[4:], strict=True):
                 losses.setdefault(depth, []).append(loss)
+        self._steps.clear()
+        means: dict[str, Any] = dict(
+            zip(LossTerms._fields[:4], torch.stack([row[:4] for row in rows]).mean(0).tolist(), strict=True)
+        )
         means["per_depth"] = {depth: torch.stack(losses[depth]).mean().item() for depth in sorted(losses)}
-        self._terms.clear()
         return means
+
+    def _rows(self) -> Sequence[Tensor]:
+        if not self._steps:
+            return []
+        values = self._average(torch.cat([values for _, values in self._steps])).cpu()
+        return values.split([len(values) for _, values in self._steps])

@@ -4,6 +4,8 @@
     python recipes/asrn_div2k.py --download           DIV2K into datasets/, then the paper's training
     python recipes/asrn_div2k.py --data DIR           the paper's training on DIV2K or on any flat folder of images
     python recipes/asrn_div2k.py --resume runs/NAME   go on exactly where a run stopped
+    torchrun --nproc-per-node 4 recipes/asrn_div2k.py --data DIR     four processes share the batch; so does
+    accelerate launch --num_processes 4 recipes/asrn_div2k.py --data DIR
 
 --preset and --resume choose the defaults, and every other option below changes one of them. The run folder receives
 options.json, log.jsonl, the states to resume from, last.safetensors and best.safetensors (for elasticnet.load), the
@@ -14,34 +16,39 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import faulthandler
 import math
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
-from tqdm import tqdm
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet.losses import LossMeter
-from elasticnet.runs import Run, StopSignal, differing_options, random_state, set_random_state
+from elasticnet.distributed import Processes, join_processes
+from elasticnet.losses import charbonnier
+from elasticnet.options import at_least_one, open_run, stored_options
+from elasticnet.progress import TrainingLog, tensorboard_installed
+from elasticnet.runs import Run, StopSignal, random_state, set_random_state
 from elasticnet.schedule import cosine, halving
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate
-from elasticnet.sr.data import PairSet, load_pairs, pairs_from_arrays, scikit_image_photos
+from elasticnet.sr.data import PairSet
 from elasticnet.sr.download import download_div2k
-from elasticnet.sr.layouts import find_layout
 from elasticnet.sr.patches import PatchSampler
 from elasticnet.sr.report import write_report
+from elasticnet.sr.training import HELD_OUT_PHOTOS, training_pairs, validation_crops
+from elasticnet.step import TrainingStep
+from elasticnet.warmstart import warm_start
 
 DOWNLOADS = Path("datasets/DIV2K")
-HELD_OUT_PHOTOS = ("chelsea", "coffee", "rocket")
-LOSSES = {"l1": (F.l1_loss, 1), "mse": (F.mse_loss, 2)}  # and the power with which each grows with the image scale
+LOSSES = {"l1": (F.l1_loss, 1), "mse": (F.mse_loss, 2), "charbonnier": (charbonnier, 1)}  # power of the image scale
+CUDA = torch.cuda.is_available()
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,15 @@ class Options:
     """Run folder, new or empty. Default: runs/PRESET-xSCALE-TIME."""
     resume: Path | None = None
     """Run folder to go on with, exactly where it stopped and with the options it was started with."""
+    init: Path | None = None
+    """Start from the weights of this file (best.safetensors of a run): of another scale or depth, too."""
     download: bool = False
     """Download DIV2K (7 GB with one scale of LR images) into datasets/ and train on it."""
 
     data: Path | None = None
     """Training images: DIV2K or any flat folder of HR images. Default: scikit-image's photographs."""
     valid: Path | None = None
-    """Images for validation and for the final table, in any known layout. Default: some held out of the training
-    images."""
+    """Images for validation and the final table, in any known layout. Default: held out of the training images."""
     num_valid: int = 10
     """How many training images are held out when --valid is not given."""
     scale: Literal[2, 3, 4] = 2
@@ -75,14 +83,14 @@ class Options:
     """Width of the body."""
     upsampler: Literal["deconv", "subpixel"] = "deconv"
     """Shared head: the published one, or the paper's module A."""
-    init: Literal["interpolate", "default"] = "interpolate"
+    start: Literal["interpolate", "default"] = "interpolate"
     """Start near an interpolator of the input, or at PyTorch's own initialisation."""
     skip: Literal["none", "bicubic"] = "none"
     """Add the enlarged input to the output; not in the paper."""
 
     variant: Literal["full", "dsl", "ss"] = "full"
     """full: deep supervision and self-distillation; dsl: deep supervision only; ss: the deepest exit alone."""
-    loss: Literal["l1", "mse"] = "mse"
+    loss: Literal["l1", "mse", "charbonnier"] = "mse"
     """Task loss of every tap."""
     image_scale: float = 255.0
     """Largest image value in the loss. The paper does not give its own; 255 is our assumption."""
@@ -94,7 +102,7 @@ class Options:
     """Compute the deepest tap and this many others a step. Default: all."""
 
     batch_size: int = 16
-    """Patches a step."""
+    """Patches a step, over all processes."""
     patch_size: int = 48
     """Side of an LR patch in pixels. The paper does not give its own; 48 is the field's habit."""
     augment: Literal["flips", "flips+rotations", "none"] = "flips"
@@ -109,45 +117,44 @@ class Options:
     """Steps between halvings."""
     warmup: int = 0
     """Steps of linear warm-up before the cosine."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then what is validated and shipped; 0 for none."""
+    clip_norm: float | None = None
+    """Largest norm of all gradients together."""
+    clip_value: float | None = None
+    """Largest absolute value of each gradient."""
 
     eval_every: int = 5_000
     """Steps between validations; each is followed by a save."""
+    save_every: int = 1_000
+    """Steps between states to resume from."""
     log_every: int = 100
     """Steps between lines of the log."""
     keep: int = 3
     """How many states to resume from are kept."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    tensorboard: bool = tensorboard_installed()
+    """Log to TensorBoard too, with validation crops of every depth."""
+    device: str = "cuda" if CUDA else "cpu"
     """Where to train."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16" if torch.cuda.is_available() else "float32"
-    """Precision of the training step (autocast); validation is in float32."""
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "bfloat16" if CUDA else "float32"
+    """Precision of the training step (by autocast; float64: of the weights); validation is in the weights' own."""
+    compile: bool = False
+    """Compile the step, on CUDA into a graph; on a CPU it does not pay."""
+    accumulate: int = 1
+    """Compute each process's share of the batch in this many parts, one after the other."""
+    auto_batch: bool = False
+    """When the GPU's memory runs out, double --accumulate and go on."""
     seed: int = 0
     """Seed of weights, patches, noise and tap sampling."""
 
     def __post_init__(self) -> None:
-        counts = ("num_blocks", "batch_size", "patch_size", "steps", "halve_every", "eval_every", "log_every", "keep")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        at_least_one(self, "num_blocks", "batch_size", "patch_size", "steps", "halve_every", "accumulate")
+        at_least_one(self, "eval_every", "save_every", "log_every", "keep")
 
 
-PRESETS = {
-    "demo": Options(
-        preset="demo",
-        loss="l1",
-        image_scale=1.0,
-        psd_weight=4e-4,
-        tap_weights="normalised",
-        patch_size=32,
-        augment="flips+rotations",
-        steps=900,
-        learning_rate=2e-3,
-        schedule="cosine",
-        warmup=50,
-        eval_every=150,
-        log_every=10,
-    ),
-    "paper": Options(),
-}
+DEMO: dict = {"loss": "l1", "image_scale": 1.0, "psd_weight": 4e-4, "tap_weights": "normalised", "patch_size": 32}
+DEMO |= {"augment": "flips+rotations", "steps": 900, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 50}
+PRESETS = {"demo": Options("demo", **DEMO, eval_every=150, save_every=150, log_every=10), "paper": Options("paper")}
 
 
 def parse(arguments: list[str]) -> Options:
@@ -160,88 +167,60 @@ def parse(arguments: list[str]) -> Options:
     known, _ = first.parse_known_args(arguments)
     data = known.data or (DOWNLOADS if known.download or DOWNLOADS.is_dir() else None)
     if known.resume:
-        with Run.resume(known.resume, writer=False) as run:
-            stored = run.options
-        known_names = {field.name for field in dataclasses.fields(Options)} - {"resume", "download"}
-        if differing := known_names ^ stored.keys():
-            raise ValueError(f"{known.resume}: its options differ from this recipe's in {', '.join(sorted(differing))}")
-        paths = {name: stored[name] and Path(stored[name]) for name in ("out", "data", "valid")}
-        defaults = Options(**{**stored, **paths})
+        defaults = stored_options(Options, known.resume)
     else:
         defaults = dataclasses.replace(PRESETS[known.preset or ("paper" if data else "demo")], data=data)
     return tyro.cli(Options, default=defaults, args=arguments, description=__doc__)
 
 
 def main(options: Options) -> None:
-    if options.download:
-        download_div2k(DOWNLOADS, scale=options.scale)
-    training, validation = load_data(options)
-    torch.manual_seed(options.seed)
-    net = build(options)
-    if options.resume:
-        run = Run.resume(options.resume, keep=options.keep)
-        for name, (before, now) in differing_options(run.options, as_json(options)).items():
-            print(f"note: --{name.replace('_', '-')} was {before} when this run started and is {now} now")
-    else:
-        out = options.out or Path("runs") / time.strftime(f"{options.preset}-x{options.scale}-%Y%m%d-%H%M%S")
-        run = Run.create(out, as_json(options), keep=options.keep)
-    with run:
-        print(f"training on {training}, validating on {validation}; run folder {run.folder}")
-        if train(options, run, net, training, validation):
-            title = f"ASRN x{options.scale}, {options.steps} steps"
-            print(f"\n{write_report(run.folder, net, validation, title, options.device)}")
-            print(f"written to {run.folder}: best.safetensors, last.safetensors, table and figures")
-
-
-def as_json(options: Options) -> dict[str, Any]:
-    """The options that belong to the run: all but those that say how this process was started."""
-    values = dataclasses.asdict(options)
-    return {name: value for name, value in values.items() if name not in ("resume", "download")}
-
-
-def load_data(options: Options) -> tuple[PairSet, PairSet]:
-    """Return the training and the validation pairs."""
-    if options.data is None:
-        print(
-            f"DIV2K was not found in {DOWNLOADS}. To train on it, pass --download, which fetches it there, or --data "
-            "DIR for a copy of it or for any other folder of HR images.\nTraining on the photographs that scikit-image "
-            f"carries instead; held out: {', '.join(HELD_OUT_PHOTOS)}."
+    with join_processes(options.device) as processes:
+        if options.download:
+            download_div2k(DOWNLOADS, scale=options.scale)
+        if options.data is None:
+            processes.say(
+                f"DIV2K was not found in {DOWNLOADS}. To train on it, pass --download, which fetches it there, or "
+                "--data DIR for a copy of it or for any other folder of HR images.\nTraining on the photographs that "
+                f"scikit-image carries instead; held out: {', '.join(HELD_OUT_PHOTOS)}."
+            )
+        training, validation = training_pairs(
+            *(options.data, options.valid, options.scale, options.degradation),
+            seed=options.seed,
+            num_valid=options.num_valid,
+            min_size=options.patch_size,
         )
-        photos = scikit_image_photos()
-        pairs = pairs_from_arrays(photos, options.scale, degradation=options.degradation, seed=options.seed)
-        training = pairs.subset([name for name in photos if name not in HELD_OUT_PHOTOS])
-        return training, pairs.subset(HELD_OUT_PHOTOS)
-
-    def load(root: Path, split: str, min_size: int) -> PairSet:
-        split_or_none = split if find_layout(root) == "div2k" else None
-        make: dict[str, Any] = {"degradation": options.degradation, "seed": options.seed, "min_size": min_size}
-        return load_pairs(root, options.scale, split=split_or_none, **make)
-
-    training = load(options.data, "train", options.patch_size)
-    if options.valid is not None:
-        return training, load(options.valid, "valid", 0)
-    if not 0 < options.num_valid < len(training):
-        raise ValueError(f"--num-valid {options.num_valid}: expected 1 to {len(training) - 1} of the training images")
-    held_out = training.names[:: -(-len(training) // options.num_valid)]
-    return training.subset([name for name in training.names if name not in held_out]), training.subset(held_out)
+        torch.manual_seed(options.seed)
+        net = build(options, processes)
+        folder = options.out or Path("runs", time.strftime(f"{options.preset}-x{options.scale}-%Y%m%d-%H%M%S"))
+        with open_run(options, folder, processes) as run:
+            processes.say(f"training on {training}, validating on {validation}; run folder {run.folder}")
+            finished = train(options, run, net, training, validation, processes)
+            if finished is not None and processes.first:
+                title = f"ASRN x{options.scale}, {options.steps} steps"
+                print(f"\n{write_report(run.folder, finished.float(), validation, title, processes.device)}")
+                print(f"written to {run.folder}: best.safetensors, last.safetensors, table and figures")
 
 
-def build(options: Options) -> ElasticWrapper:
+def build(options: Options, processes: Processes) -> ElasticWrapper:
     """Return the network; the variant ss has its one tap at the deepest block."""
     net = asrn(
-        options.scale,
-        options.num_blocks,
-        options.channels,
+        *(options.scale, options.num_blocks, options.channels),
         upsampler=options.upsampler,
-        init=options.init,
+        init=options.start,
         skip=None if options.skip == "none" else options.skip,
         taps=(-1,) if options.variant == "ss" else None,
     )
-    return net.to(options.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if options.init is not None and options.resume is None:
+        taken = warm_start(net, elasticnet.load(options.init))
+        processes.say(f"warm start from {options.init}: {'; '.join(taken)}")
+    dtype = torch.float64 if options.precision == "float64" else torch.float32
+    return net.to(processes.device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def train(options: Options, run: Run, net: ElasticWrapper, training: PairSet, validation: PairSet) -> bool:
-    """Train until options.steps; False when it was stopped before (the state is saved then)."""
+def train(
+    options: Options, run: Run, net: ElasticWrapper, training: PairSet, validation: PairSet, processes: Processes
+) -> ElasticWrapper | None:
+    """Train until options.steps and return the network to ship; None when it was stopped before (and saved)."""
     loss, power = LOSSES[options.loss]
     factor = options.image_scale**power
     objective = ElasticObjective(
@@ -252,73 +231,69 @@ def train(options: Options, run: Run, net: ElasticWrapper, training: PairSet, va
         sampled_taps=options.sampled_taps if options.variant != "ss" else None,
         seed=options.seed,
     )
-    optimizer = torch.optim.Adam(net.parameters(), lr=options.learning_rate, fused=True)
+    training_step = TrainingStep(
+        torch.compile(objective, mode="reduce-overhead" if CUDA else None) if options.compile else objective,
+        net,
+        torch.optim.Adam(net.parameters(), lr=options.learning_rate, fused=True),
+        processes=processes,
+        precision=options.precision,
+        ema=options.ema,
+        clip_norm=options.clip_norm,
+        clip_value=options.clip_value,
+        parts=options.accumulate,
+        auto_batch=options.auto_batch,
+    )
     sampler = PatchSampler(
-        training,
-        options.patch_size,
-        options.batch_size,
+        *(training, options.patch_size, options.batch_size),
         seed=options.seed,
         augment=options.augment,
-        device=options.device,
+        device=processes.device,
+        dtype=torch.float64 if options.precision == "float64" else torch.float32,
         memory_format=torch.channels_last,
     )
-    done, scores, best = 0, {}, -math.inf
+    log = TrainingLog(run, options.steps, processes, tensorboard=options.tensorboard)
+    shipped, done, best, state = training_step.averaged_net, 0, -math.inf, None
     if latest := run.load_latest():
         done, state = latest
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        set_random_state(state["random"])
-        scores, best = state["scores"], state["best"]
         if done > options.steps:
             raise ValueError(f"--steps {options.steps}: the run in {run.folder} is already at step {done}")
-        print(f"resumed {run.folder} at step {done}")
-    meter = LossMeter()
+        training_step.load_state_dict(state["training"])
+        if processes.rank < len(state["random"]):
+            set_random_state(state["random"][processes.rank])
+        best = state["best"]
+        processes.say(f"resumed {run.folder} at step {done}")
 
-    def log(extra: dict[str, Any]) -> None:
-        if (bad := meter.first_not_finite()) is not None:
-            raise FloatingPointError(
-                f"the loss became NaN or infinite at step {done - len(meter) + 1 + bad}; nothing was saved since, and "
-                f"{run.folder} holds the last good state. Try a smaller --learning-rate"
-            )
-        losses = meter.means()
-        run.log({"step": done, "learning_rate": optimizer.param_groups[0]["lr"], **losses, **extra})
-        bar.set_postfix_str(f"loss {losses['total']:.4g} PSNR {' '.join(f'{s:.2f}' for s in scores.values())}")
-
-    def save() -> None:
-        weights = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
-        run.save(done, {**weights, "random": random_state(), "scores": scores, "best": best})
-        elasticnet.save(net, run.folder / "last.safetensors")
-
-    with StopSignal() as stop, tqdm(total=options.steps, initial=done, unit="step", dynamic_ncols=True) as bar:
-        while done < options.steps and not stop.requested:
-            lr, hr = sampler.batch(done)
-            for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * rate(options, done)
-            with torch.autocast(lr.device.type, torch.bfloat16, enabled=options.precision == "bfloat16"):
-                terms = objective(lr, hr, step=done)
-            optimizer.zero_grad(set_to_none=True)
-            terms.total.backward()
-            optimizer.step()
-            meter.add(terms)
+    with StopSignal() as stop, log.start(done, state and state["log"]):
+        stopping = False
+        while done < options.steps and not stopping:
+            learning_rate = options.learning_rate * rate(options, done)
+            log.add(training_step(lambda part, parts, step=done: sampler.batch(step, part, parts), done, learning_rate))
             done += 1
-            bar.update()
 
-            if done % options.eval_every == 0 or done == options.steps:
-                results = evaluate(net, validation, device=options.device, ssim=False)
+            evaluating = done % options.eval_every == 0 or done == options.steps
+            saving = evaluating or done % options.save_every == 0
+            writing = saving or done % options.log_every == 0
+            # Several processes look together, and seldom, as it makes them wait for each other.
+            stopping = processes.any(stop.requested) if writing else processes.count == 1 and stop.requested
+            scores = None
+            if evaluating and processes.first:
+                results = evaluate(shipped, validation, device=processes.device, ssim=False)
                 scores = {depth: score.psnr for depth, score in results.items()}
-                log({"psnr": scores})
+            if writing or stopping:
+                log.write(done, scores, learning_rate=learning_rate)
+            if scores is not None:
                 if (mean := sum(scores.values()) / len(scores)) > best:
                     best = mean
-                    elasticnet.save(net, run.folder / "best.safetensors", {"step": done, "psnr": scores})
-                save()
-            elif done % options.log_every == 0:
-                log({})
-        if done < options.steps:  # stopped, perhaps between two lines of the log
-            if len(meter):
-                log({})
-            save()
-            bar.write(f"stopped and saved at step {done}; go on with: python {sys.argv[0]} --resume {run.folder}")
-    return done == options.steps
+                    elasticnet.save(shipped, run.folder / "best.safetensors", {"step": done, "psnr": scores})
+                log.images(done, validation_crops(shipped, validation, processes.device))
+            if saving or stopping:
+                state = {"training": training_step.state_dict(), "log": log.state_dict(), "best": best}
+                run.save(done, {**state, "random": processes.gather(random_state())})
+                if processes.first:
+                    elasticnet.save(shipped, run.folder / "last.safetensors", {"step": done})
+    if done < options.steps:
+        processes.say(f"stopped and saved at step {done}; go on with: python {sys.argv[0]} --resume {run.folder}")
+    return shipped if done == options.steps else None
 
 
 def rate(options: Options, step: int) -> float:
@@ -329,6 +304,7 @@ def rate(options: Options, step: int) -> float:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # where it was when the system ended it, say for a disk that is gone from under its cache
     try:
         main(parse(sys.argv[1:]))
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:

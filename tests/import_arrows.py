@@ -12,17 +12,23 @@ from typing import NamedTuple
 PACKAGE = "elasticnet"  # also stands for the package's own __init__.py, the facade
 
 # Which rooms each room may import. A room is elasticnet/<room>.py or the folder elasticnet/<room>/.
-CORE = {"taps", "attention", "schedule", "runs", "losses", "wrapper", "checkpoint", "card", "export"}
+CORE = {"taps", "attention", "schedule", "runs", "losses", "wrapper", "checkpoint", "card", "export", "warmstart"}
+CORE |= {"distributed", "step", "progress", "options"}
 ALLOWED: dict[str, set[str]] = {
     "taps": set(),
     "attention": set(),
     "schedule": set(),
     "runs": set(),
+    "distributed": set(),
     "losses": {"taps", "attention", "schedule"},  # and not wrapper: neither knows the other
     "wrapper": {"taps"},
     "checkpoint": {"taps", "wrapper", "runs"},  # runs writes files atomically
     "card": {"taps", "wrapper"},
     "export": {"taps", "wrapper"},
+    "warmstart": {"wrapper"},
+    "step": {"distributed", "losses"},  # one training step, one log, one set of options: what recipes share
+    "progress": {"distributed", "losses", "runs"},
+    "options": {"distributed", "runs"},
     PACKAGE: CORE,
     "retrofit": CORE | {PACKAGE},
     "sr": CORE | {PACKAGE},

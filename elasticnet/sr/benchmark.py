@@ -113,7 +113,7 @@ def predict_depths(
     device: torch.device | str = "cpu",
     self_ensemble: bool = False,
 ) -> dict[int, np.ndarray]:
-    """Return the uint8 image that each depth makes of a uint8 LR image, in eval mode and float32.
+    """Return the uint8 image that each depth makes of a uint8 LR image, in eval mode and the net's own precision.
 
     One pass serves all depths; `self_ensemble` takes eight and rounds their mean.
     """
@@ -123,7 +123,7 @@ def predict_depths(
         return net.forward_taps(x, depths=depths).predictions
 
     with evaluating(net), torch.inference_mode():
-        x = to_tensor(lr, device)
+        x = to_tensor(lr, device).to(next((p.dtype for p in net.parameters()), torch.float32))
         predictions = self_ensembled(predict, x) if self_ensemble else predict(x)
     return {depth: to_image(prediction) for depth, prediction in zip(depths, predictions, strict=True)}
 

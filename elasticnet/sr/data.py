@@ -97,6 +97,20 @@ class PairSet:
             starts=self.starts[chosen],
         )
 
+    def in_memory(self, limit: float = 0.5) -> PairSet:
+        """Return this set with its pixels in memory, where they take less than `limit` of what is free; else itself.
+
+        A set that is mapped to a file dies with the file's disk, and the process that reads it too; one in memory
+        outlives it.
+        """
+        mapped = [pixels for pixels in (self.lr_pixels, self.hr_pixels) if isinstance(pixels, np.memmap)]
+        if not mapped or sum(pixels.nbytes for pixels in mapped) > limit * free_memory():
+            return self
+        lr_pixels, hr_pixels = np.array(self.lr_pixels), np.array(self.hr_pixels)
+        return PairSet(
+            self.names, self.scale, self.lr_sizes, lr_pixels, hr_pixels, starts=self.starts, skipped=self.skipped
+        )
+
     def _image(self, pixels: np.ndarray, index: int, factor: int) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index}: this set has images 0 to {len(self) - 1}")
@@ -239,6 +253,16 @@ def scikit_image_photos() -> dict[str, np.ndarray]:
     if not photos:
         raise FileNotFoundError(f"none of scikit-image's photographs in {folder}; reinstall scikit-image")
     return photos
+
+
+def free_memory() -> float:
+    """Return how many bytes of memory new data may take: what Linux says, elsewhere half of what is built in."""
+    listed = Path("/proc/meminfo")
+    if listed.is_file():
+        return 1024.0 * int(listed.read_text().partition("MemAvailable:")[2].split()[0])
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return 0.0
 
 
 def noise_seed(seed: int, name: str) -> int:

@@ -1,0 +1,51 @@
+"""A recipe's dataclass of options as a run folder keeps it: checked, stored, read back to resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from elasticnet.distributed import Processes
+from elasticnet.runs import Run, differing_options
+
+Options = TypeVar("Options")
+NOT_STORED = ("resume", "download")  # they say how a process was started, and do not belong to the run
+
+
+def at_least_one(options: Any, *names: str) -> None:
+    """Raise a ValueError for the first of these options that is below 1, as the command line names it."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
+
+
+def as_json(options: Any) -> dict[str, Any]:
+    """Return the options that belong to the run, paths as strings: all but `resume` and `download`."""
+    values = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_STORED}
+    return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def stored_options(kind: type[Options], folder: str | os.PathLike[str]) -> Options:
+    """Return the options that the run in `folder` was started with; ValueError when they are not those of `kind`."""
+    with Run.resume(folder, writer=False) as run:
+        stored = run.options
+    fields = {field.name: str(field.type) for field in dataclasses.fields(kind) if field.name not in NOT_STORED}  # pyright: ignore[reportArgumentType]
+    if differing := fields.keys() ^ stored.keys():
+        raise ValueError(f"{folder}: its options differ from this recipe's in {', '.join(sorted(differing))}")
+    paths = [name for name, annotation in fields.items() if "Path" in annotation and stored[name] is not None]
+    return kind(**{**stored, **{name: Path(stored[name]) for name in paths}})
+
+
+def open_run(options: Any, folder: Path, processes: Processes) -> Run:
+    """Open the run of a recipe: `options.resume`, saying which options have changed, or else a new one in `folder`.
+
+    `options.keep` checkpoints are kept. Of several processes the first one writes.
+    """
+    if options.resume is None:
+        return Run.create(folder, as_json(options), keep=options.keep, writer=processes.first)
+    run = Run.resume(options.resume, keep=options.keep, writer=processes.first)
+    for name, (before, now) in differing_options(run.options, as_json(options)).items():
+        processes.say(f"note: --{name.replace('_', '-')} was {before} when this run started and is {now} now")
+    return run
