@@ -23,7 +23,7 @@ from elasticnet.wrapper import ElasticWrapper
 
 FORMAT = 1
 KEY = "elasticnet"
-BUILT_IN = ("asrn",)  # the only names that a file can make `load` build
+BUILT_IN = ("asrn", "edsr", "rcan")  # the only names that a file can make `load` build
 
 
 def save(net: ElasticWrapper, path: str | os.PathLike[str], notes: dict[str, Any] | None = None) -> None:

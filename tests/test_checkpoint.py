@@ -136,7 +136,7 @@ def test_custom_nets_come_back_by_build(path: Path) -> None:
     }
     half = elasticnet.load(path, build=lambda: build().float())
     assert half.get_parameter("blocks.0.0.first.weight").dtype == torch.bfloat16, "the file's dtype counts"
-    with pytest.raises(ValueError, match=r"architecture None is not built in \(asrn\): pass build="):
+    with pytest.raises(ValueError, match=r"architecture None is not built in \(asrn, edsr, rcan\): pass build="):
         elasticnet.load(path)
 
 
@@ -207,7 +207,7 @@ def set_architecture(header: dict[str, Any], tensors: dict[str, Tensor]) -> None
             lambda header, tensors: header.update(format=2),
             "format 2, and this version reads up to 1: update elasticnet",
         ),
-        (set_architecture, r"architecture 'os' is not built in \(asrn\): pass build=, a function that makes the net"),
+        (set_architecture, r"architecture 'os' is not built in \(asrn, edsr, rcan\): pass build=, a function that makes the net"),
         (
             lambda header, tensors: header["arguments"].update(scale=7),
             "asrn cannot be built as .*: scale 7: expected one",
