@@ -38,7 +38,7 @@ class Processes(NamedTuple):
             tqdm.write(text)
 
     def average(self, values: Tensor) -> Tensor:
-        """Return the mean of a tensor over the processes, in its own dtype."""
+        """Return the mean of a floating-point tensor over the processes, in its own dtype."""
         if self.count > 1:
             values = values.clone()
             dist.all_reduce(values)  # a sum: gloo knows no mean
@@ -97,7 +97,10 @@ def join_processes(device: torch.device | str) -> Iterator[Processes]:
         yield Processes(device=device)
         return
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+        local, gpus = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
+        if local >= gpus:
+            raise ValueError(f"LOCAL_RANK {local}: this host has {gpus} GPUs; start at most one process for each")
+        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

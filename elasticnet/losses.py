@@ -211,7 +211,7 @@ class LossMeter:
     average: of several processes, the mean over them of a one-dimensional tensor (`Processes.average`).
     """
 
-    def __init__(self, average: Callable[[Tensor], Tensor] = lambda values: values) -> None:
+    def __init__(self, average: Callable[[Tensor], Tensor] | None = None) -> None:
         self._average = average
         self._steps: list[tuple[tuple[int, ...], Tensor]] = []  # depths; the four terms and each depth's loss
 
@@ -247,5 +247,7 @@ class LossMeter:
     def _rows(self) -> Sequence[Tensor]:
         if not self._steps:
             return []
-        values = self._average(torch.cat([values for _, values in self._steps])).cpu()
-        return values.split([len(values) for _, values in self._steps])
+        values = torch.cat([values for _, values in self._steps])
+        if self._average is not None:
+            values = self._average(values)
+        return values.cpu().split([len(values) for _, values in self._steps])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,15 +29,40 @@ def as_json(options: Any) -> dict[str, Any]:
     return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
+def parse_options(
+    kind: type[Options],
+    arguments: Sequence[str],
+    defaults: Callable[[Mapping[str, Any]], Options],
+    description: str | None,
+) -> Options:
+    """Read a command line into the dataclass `kind`; some options choose the defaults of all the others.
+
+    With --resume the defaults are those of that run; otherwise `defaults` makes them of what is given for preset, data
+    and download (None and False where absent). Needs tyro, whose --help shows the fields' docstrings.
+    """
+    import tyro
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    first.add_argument("--data", type=Path)
+    first.add_argument("--download", action="store_true")
+    first.add_argument("--resume", type=Path)
+    given = vars(first.parse_known_args(arguments)[0])
+    chosen = stored_options(kind, given["resume"]) if given["resume"] else defaults(given)
+    return tyro.cli(kind, default=chosen, args=arguments, description=description)
+
+
 def stored_options(kind: type[Options], folder: str | os.PathLike[str]) -> Options:
     """Return the options that the run in `folder` was started with; ValueError when they are not those of `kind`."""
     with Run.resume(folder, writer=False) as run:
         stored = run.options
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind) if field.name not in NOT_STORED}  # pyright: ignore[reportArgumentType]
     if differing := fields.keys() ^ stored.keys():
-        raise ValueError(f"{folder}: its options differ from this recipe's in {', '.join(sorted(differing))}")
-    paths = [name for name, annotation in fields.items() if "Path" in annotation and stored[name] is not None]
-    return kind(**{**stored, **{name: Path(stored[name]) for name in paths}})
+        raise ValueError(
+            f"{folder}: its options differ from this recipe's in {', '.join(sorted(differing))}; resume it with the "
+            "recipe, and the version of it, that started it"
+        )
+    return kind(**{name: _restored(annotation, stored[name]) for name, annotation in fields.items()})
 
 
 def open_run(options: Any, folder: Path, processes: Processes) -> Run:
@@ -49,3 +76,9 @@ def open_run(options: Any, folder: Path, processes: Processes) -> Run:
     for name, (before, now) in differing_options(run.options, as_json(options)).items():
         processes.say(f"note: --{name.replace('_', '-')} was {before} when this run started and is {now} now")
     return run
+
+
+def _restored(annotation: str, value: Any) -> Any:
+    if "Path" in annotation and value is not None:
+        return Path(value)
+    return float(value) if annotation.startswith("float") and isinstance(value, str) else value  # "Infinity"

@@ -75,7 +75,7 @@ class TrainingLog:
         return self
 
     def __enter__(self) -> TrainingLog:
-        return self
+        return self if hasattr(self, "_stack") else self.start()
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
@@ -92,9 +92,10 @@ class TrainingLog:
         anything is written.
         """
         if (bad := self._meter.first_not_finite()) is not None:
+            held = "holds the last good state" if self.run.checkpoints() else "holds no state yet"
             raise FloatingPointError(
                 f"the loss became NaN or infinite at step {self._first + bad}; nothing was saved since, and "
-                f"{self.run.folder} holds the last good state. Try a smaller learning rate, or clipped gradients"
+                f"{self.run.folder} {held}. Try a smaller learning rate, or clipped gradients"
             )
         now = time.perf_counter()
         self.seconds, self._clock, self._first = self.seconds + now - self._clock, now, step + 1
@@ -106,6 +107,7 @@ class TrainingLog:
         if self._board is not None:
             for tag, value in _flat(record):
                 self._board.add_scalar(tag, value, step)
+            self._board.flush()  # or a kill would take lines that log.jsonl has
         terms = [means["routine"], means["deep_supervision"], means["distillation"]]
         self._show(f"loss {means['total']:.4g} = {' + '.join(f'{term:.3g}' for term in terms)}")
 

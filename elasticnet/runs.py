@@ -9,7 +9,6 @@ import os
 import platform
 import random
 import re
-import signal
 import sys
 import warnings
 from collections import Counter
@@ -64,6 +63,14 @@ def differing_options(stored: Mapping[str, Any], given: Mapping[str, Any]) -> di
     old, new = _strict(stored, "stored"), _strict(given, "given")
     pairs = {name: (old.get(name, "(absent)"), new.get(name, "(absent)")) for name in sorted({*old, *new})}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def seed_all(seed: int, rank: int = 0) -> None:
+    """Seed the generators of Python, NumPy (the global one) and torch on every device; each rank gets its own draws."""
+    seed = (seed + 0x9E3779B1 * rank) % 2**32
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 def random_state(generators: Mapping[str, torch.Generator] | None = None) -> dict[str, Any]:
@@ -355,25 +362,3 @@ def _decode(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
             array = tensors[place].numpy().view(dtype)
             return array[0] if shape is None else array.reshape(shape)
     return node
-
-
-class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a request that a loop sees between two steps; a second one interrupts at once.
-
-    `with StopSignal() as stop: ... if stop.requested: save and leave`. In the main thread only, as signals are.
-    """
-
-    requested = False
-
-    def __enter__(self) -> StopSignal:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True

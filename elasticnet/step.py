@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,12 +13,16 @@ from elasticnet.distributed import Processes
 from elasticnet.losses import LossTerms
 
 PRECISIONS = {"float64": None, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# (part, parts) -> that part of the step's batch, as (input, target); the parts are of equal size
+# (part, parts) -> that part of the step's batch, as (input, target); all parts are of equal size, and a batch that
+# cannot be cut into so many is a ValueError
 Batch = Callable[[int, int], tuple[Any, Any]]
 
 
 class TrainingStep:
     """Gradients of one batch, over all processes and in parts that fit into memory; clipping, update and EMA.
+
+    Where the loss is a mean over the batch, processes and parts change the gradients by rounding alone. Every process
+    must start from the same weights.
 
     objective: the ElasticObjective, or any module or function (x, target, step=step) -> LossTerms; may be compiled.
     net: whose parameters `optimizer` holds, and whose weights the EMA averages.
@@ -55,7 +59,7 @@ class TrainingStep:
         if parts < 1:
             raise ValueError(f"parts {parts}: expected at least 1")
         self.objective, self.net, self.optimizer = objective, net, optimizer
-        self.processes = processes or Processes()
+        self.processes = processes or Processes(device=next(net.parameters()).device)
         self.precision, self.clip_norm, self.clip_value = precision, clip_norm, clip_value
         self.parts, self.auto_batch = parts, auto_batch
         self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=precision == "float16")
@@ -95,10 +99,19 @@ class TrainingStep:
         return terms
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed training needs beside the random generators, for `Run.save`."""
+        """All that a resumed training needs beside the random generators, for `Run.save`.
+
+        Raises FloatingPointError when the last update left weights that are NaN or infinite: never save those.
+        """
+        net = self.net.state_dict()
+        if bad := [name for name, tensor in net.items() if not tensor.isfinite().all()]:
+            raise FloatingPointError(
+                f"the weights became NaN or infinite (first: {bad[0]}), and were not saved: an earlier state is good. "
+                "Try a smaller learning rate, or clipped gradients"
+            )
         ema = None if self.ema is None else self.ema.module.state_dict()
-        state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": ema}
-        return {**state, "scaler": self.scaler.state_dict(), "parts": self.parts}
+        state = {"net": net, "optimizer": self.optimizer.state_dict(), "ema": ema, "scaler": self.scaler.state_dict()}
+        return {**state, "parts": self.parts * self.processes.count}  # of the whole batch
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned. An EMA that is new starts from the loaded weights."""
@@ -109,7 +122,7 @@ class TrainingStep:
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         if self.auto_batch:
-            self.parts = max(self.parts, state["parts"])
+            self.parts = max(self.parts, -(-state["parts"] // self.processes.count))
 
     def _gradients(self, batch: Batch, step: int) -> LossTerms | None:
         """Leave the gradients of all parts in the parameters; None when the GPU's memory ran out."""
@@ -123,6 +136,8 @@ class TrainingStep:
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     terms = self.objective(x, target, step=step)
                 self.scaler.scale(terms.total / self.parts).backward()
+                if self.parts > 1:
+                    terms = self._own_memory(terms, part == first)
                 collected.append(terms)
         except torch.OutOfMemoryError as error:
             if not self.auto_batch:
@@ -133,24 +148,36 @@ class TrainingStep:
             return None  # and only then, with the error and the tensors it holds gone, try again
         return collected[0] if self.parts == 1 else _mean(collected)
 
+    def _own_memory(self, terms: LossTerms, first: bool) -> LossTerms:
+        """Copy one part's losses and first gradients from where a CUDA graph writes the next part's."""
+        if first:  # the other parts' are added to them in place
+            for parameter in self.net.parameters():
+                parameter.grad = None if parameter.grad is None else parameter.grad.clone()
+        return _terms(torch.stack([*terms[:4], *terms.per_depth.values()]).detach(), terms.per_depth)
+
     def _split_further(self, batch: Batch) -> None:
-        self.parts *= 2
         self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+        rank, count, parts = self.processes.rank, self.processes.count, 2 * self.parts
         try:
-            batch(0, self.processes.count * self.parts)
-        except ValueError as error:
-            raise RuntimeError(f"out of GPU memory, and the batch cannot be split into {self.parts} parts") from error
+            batch((rank + 1) * parts - 1, count * parts)
+        except (ValueError, IndexError) as error:
+            raise RuntimeError(
+                f"out of GPU memory, and the batch cannot be split into {count * parts} parts ({error}); take a "
+                "smaller patch or network, or a batch size that can be halved more often"
+            ) from error
+        self.parts = parts
         tqdm.write(
-            f"out of GPU memory in process {self.processes.rank}: from now on it computes its share of a batch in "
-            f"{self.parts} parts, to the same gradients"
+            f"out of GPU memory in process {rank}: from now on it computes its share of a batch in {parts} parts, to "
+            "the same gradients"
         )
 
 
 def _mean(collected: list[LossTerms]) -> LossTerms:
-    sums = torch.stack([torch.stack(terms[:4]).detach() for terms in collected]).mean(0)
-    per_depth: dict[int, Tensor] = {
-        depth: torch.stack([terms.per_depth[depth] for terms in collected]).mean(0) for depth in collected[0].per_depth
-    }
-    total, routine, supervision, distillation = sums.unbind()
-    return LossTerms(total, routine, supervision, distillation, per_depth)
+    rows = [torch.stack([*terms[:4], *terms.per_depth.values()]) for terms in collected]
+    return _terms(torch.stack(rows).mean(0), collected[0].per_depth)
+
+
+def _terms(values: Tensor, depths: Iterable[int]) -> LossTerms:
+    total, routine, supervision, distillation, *losses = values.unbind()
+    return LossTerms(total, routine, supervision, distillation, dict(zip(depths, losses, strict=True)))

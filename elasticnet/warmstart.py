@@ -18,19 +18,20 @@ def warm_start(net: ElasticWrapper, source: ElasticWrapper) -> list[str]:
     a builder made them, were built alike but for the number of blocks. Otherwise they stay as they were made.
     """
     common = min(len(net.blocks), len(source.blocks))
-    for name in ("stem", *(f"blocks.{index}" for index in range(common))):
-        mine, theirs = (
-            (getattr(net, "stem", None), getattr(source, "stem", None))
-            if name == "stem"
-            else (net.blocks[int(name[7:])], source.blocks[int(name[7:])])
-        )
+    pairs = {"stem": (getattr(net, "stem", None), getattr(source, "stem", None))}
+    pairs |= {f"blocks.{index}": (net.blocks[index], source.blocks[index]) for index in range(common)}
+    for name, (mine, theirs) in pairs.items():
         if problem := _difference(mine, theirs):
             raise ValueError(f"warm start: {name} differs: {problem}; the body must be built alike (channels, block)")
-        _copy(mine, theirs)
     for index, block in enumerate(net.blocks[common:], start=common):
         if not hasattr(block, "init_identity"):
-            raise ValueError(f"warm start: block {index} is new, and {type(block).__name__} has no init_identity()")
+            raise ValueError(
+                f"warm start: blocks.{index} is new, and {type(block).__name__} has no init_identity(): give it one, "
+                f"or take {common} blocks"
+            )
         block.init_identity()  # pyright: ignore[reportCallIssue]
+    for mine, theirs in pairs.values():
+        _copy(mine, theirs)
 
     said = [f"stem and {common} of {len(source.blocks)} blocks taken"]
     if len(net.blocks) > common:
@@ -47,6 +48,9 @@ def warm_start(net: ElasticWrapper, source: ElasticWrapper) -> list[str]:
             said.append(f"the adapter of depth {depth} is made anew ({reason})")
         else:
             _copy(adapter, other)
+    for depth in source.adapters:
+        if int(depth) <= common and depth not in net.adapters:
+            said.append(f"the adapter of depth {depth} is left out")
     return said
 
 

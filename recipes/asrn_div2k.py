@@ -14,28 +14,28 @@ table per depth (table.md, table.json) and the figures (curve.png, crops.png, pa
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import faulthandler
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-import tyro
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.distributed import Processes, join_processes
 from elasticnet.losses import charbonnier
-from elasticnet.options import at_least_one, open_run, stored_options
+from elasticnet.options import at_least_one, open_run, parse_options
 from elasticnet.progress import TrainingLog, tensorboard_installed
-from elasticnet.runs import Run, StopSignal, random_state, set_random_state
+from elasticnet.runs import Run, random_state, seed_all, set_random_state
 from elasticnet.schedule import cosine, halving
+from elasticnet.signals import StopSignal
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate
 from elasticnet.sr.data import PairSet
@@ -152,25 +152,36 @@ class Options:
         at_least_one(self, "eval_every", "save_every", "log_every", "keep")
 
 
-DEMO: dict = {"loss": "l1", "image_scale": 1.0, "psd_weight": 4e-4, "tap_weights": "normalised", "patch_size": 32}
-DEMO |= {"augment": "flips+rotations", "steps": 900, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 50}
-PRESETS = {"demo": Options("demo", **DEMO, eval_every=150, save_every=150, log_every=10), "paper": Options("paper")}
+PRESETS = {
+    "demo": Options(
+        preset="demo",
+        loss="l1",
+        image_scale=1.0,
+        psd_weight=4e-4,
+        tap_weights="normalised",
+        patch_size=32,
+        augment="flips+rotations",
+        steps=900,
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup=50,
+        eval_every=150,
+        save_every=150,
+        log_every=10,
+    ),
+    "paper": Options(),
+}
+
+
+def defaults(given: Mapping[str, Any]) -> Options:
+    """Return the defaults that every other option changes: --preset, or whether there is data, chooses them."""
+    data = given["data"] or (DOWNLOADS if given["download"] or DOWNLOADS.is_dir() else None)
+    preset = given["preset"] if given["preset"] in PRESETS else "paper" if data else "demo"
+    return dataclasses.replace(PRESETS[preset], data=data)
 
 
 def parse(arguments: list[str]) -> Options:
-    """Two passes: --preset, --resume, or whether there is data, choose the defaults; then every option changes one."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=PRESETS)
-    first.add_argument("--resume", type=Path)
-    first.add_argument("--data", type=Path)
-    first.add_argument("--download", action="store_true")  # tyro's --help explains all four
-    known, _ = first.parse_known_args(arguments)
-    data = known.data or (DOWNLOADS if known.download or DOWNLOADS.is_dir() else None)
-    if known.resume:
-        defaults = stored_options(Options, known.resume)
-    else:
-        defaults = dataclasses.replace(PRESETS[known.preset or ("paper" if data else "demo")], data=data)
-    return tyro.cli(Options, default=defaults, args=arguments, description=__doc__)
+    return parse_options(Options, arguments, defaults, __doc__)
 
 
 def main(options: Options) -> None:
@@ -189,8 +200,9 @@ def main(options: Options) -> None:
             num_valid=options.num_valid,
             min_size=options.patch_size,
         )
-        torch.manual_seed(options.seed)
+        seed_all(options.seed)
         net = build(options, processes)
+        seed_all(options.seed, processes.rank)
         folder = options.out or Path("runs", time.strftime(f"{options.preset}-x{options.scale}-%Y%m%d-%H%M%S"))
         with open_run(options, folder, processes) as run:
             processes.say(f"training on {training}, validating on {validation}; run folder {run.folder}")
@@ -266,7 +278,10 @@ def train(
     with StopSignal() as stop, log.start(done, state and state["log"]):
         stopping = False
         while done < options.steps and not stopping:
-            learning_rate = options.learning_rate * rate(options, done)
+            rate = halving(done, options.halve_every)
+            if options.schedule == "cosine":
+                rate = cosine(done, options.steps, options.warmup)
+            learning_rate = options.learning_rate * rate
             log.add(training_step(lambda part, parts, step=done: sampler.batch(step, part, parts), done, learning_rate))
             done += 1
 
@@ -294,13 +309,6 @@ def train(
     if done < options.steps:
         processes.say(f"stopped and saved at step {done}; go on with: python {sys.argv[0]} --resume {run.folder}")
     return shipped if done == options.steps else None
-
-
-def rate(options: Options, step: int) -> float:
-    """Return the factor on the learning rate at `step`."""
-    if options.schedule == "halving":
-        return halving(step, options.halve_every)
-    return cosine(step, options.steps, options.warmup)
 
 
 if __name__ == "__main__":

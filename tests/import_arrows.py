@@ -13,13 +13,14 @@ PACKAGE = "elasticnet"  # also stands for the package's own __init__.py, the fac
 
 # Which rooms each room may import. A room is elasticnet/<room>.py or the folder elasticnet/<room>/.
 CORE = {"taps", "attention", "schedule", "runs", "losses", "wrapper", "checkpoint", "card", "export", "warmstart"}
-CORE |= {"distributed", "step", "progress", "options"}
+CORE |= {"distributed", "signals", "step", "progress", "options"}
 ALLOWED: dict[str, set[str]] = {
     "taps": set(),
     "attention": set(),
     "schedule": set(),
     "runs": set(),
     "distributed": set(),
+    "signals": set(),
     "losses": {"taps", "attention", "schedule"},  # and not wrapper: neither knows the other
     "wrapper": {"taps"},
     "checkpoint": {"taps", "wrapper", "runs"},  # runs writes files atomically

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import resource
-import signal
 import threading
 import warnings
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elasticnet.runs import Run, StopSignal, differing_options, pack_state, write_atomic, write_json
+from elasticnet.runs import Run, differing_options, pack_state, write_atomic, write_json
 
 
 def flip(path: Path) -> None:
@@ -319,19 +318,3 @@ def test_a_new_process_clears_what_a_kill_left(tmp_path: Path) -> None:
     Run.resume(tmp_path).close()
     names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert names == ["lock", "log.jsonl", "options.json", "step_00000001.safetensors"]
-
-
-# --- Ctrl-C
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_stop_signal_asks_and_the_second_interrupts(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with StopSignal() as stop:
-        assert not stop.requested
-        signal.raise_signal(number)
-        assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-    assert signal.getsignal(number) is before
-    assert not StopSignal().requested

@@ -43,7 +43,8 @@ def training_pairs(
 
     def load(root: AnyPath, split: str, smallest: int) -> PairSet:
         known = split if find_layout(root) == "div2k" else None
-        return load_pairs(root, scale, split=known, min_size=smallest, progress=progress, **make).in_memory()
+        pairs = load_pairs(root, scale, split=known, min_size=smallest, progress=progress, **make)
+        return pairs.in_memory(0.5 / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # each process of this host takes one
 
     if data is None:
         training = pairs_from_arrays(scikit_image_photos(), scale, **make)
@@ -52,8 +53,11 @@ def training_pairs(
     if valid is not None:
         return training, load(valid, "valid", 0)
     if not 0 < num_valid < len(training):
-        raise ValueError(f"--num-valid {num_valid}: expected 1 to {len(training) - 1} of the training images")
-    held_out = set(training.names[:: -(-len(training) // num_valid)])
+        raise ValueError(
+            f"--num-valid {num_valid}: expected at least 1 and fewer than the {len(training)} training images; or give "
+            "images of their own by --valid"
+        )
+    held_out = {training.names[index * len(training) // num_valid] for index in range(num_valid)}
     return training.subset([name for name in training.names if name not in held_out]), training.subset(
         [name for name in training.names if name in held_out]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from PIL import Image
 
 import elasticnet
 from elasticnet.checkpoint import read_header
+from elasticnet.runs import Run
 from elasticnet.sr.data import scikit_image_photos
 
 ROOT = Path(__file__).parents[2]
@@ -94,9 +96,13 @@ def test_paper_is_the_default_with_data_and_every_field_is_an_option(recipe, pho
     )
 
 
-def test_the_paper_s_learning_rate_is_halved(recipe):
-    options = recipe.Options()
-    assert [recipe.rate(options, step) for step in (0, 199_999, 200_000, 999_999)] == [1, 1, 0.5, 0.5**4]
+def test_the_learning_rate_follows_its_schedule(recipe, photos, tmp_path):
+    common = ["--data", photos, "--num-valid", 1, "--log-every", 1]
+    run(recipe, *common, "--halve-every", 2, "--out", tmp_path / "halved")
+    assert [line["learning_rate"] / 1e-4 for line in log_of(tmp_path / "halved")] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    run(recipe, *common, "--schedule", "cosine", "--warmup", 2, "--out", tmp_path / "cosine")
+    rates = [line["learning_rate"] / 1e-4 for line in log_of(tmp_path / "cosine")]
+    assert rates == pytest.approx([0.5, 1, 1, *(0.5 + 0.5 * math.cos(math.pi * part / 4) for part in (1, 2, 3))])
 
 
 def test_a_used_run_folder_is_refused(recipe, photos, tmp_path):
@@ -210,3 +216,44 @@ def test_help_and_errors_on_the_command_line(photos, tmp_path):
     assert "nowhere" in missing.stderr
     assert "Traceback" not in missing.stderr
     assert command("--patchsize", "9").returncode == 2
+
+
+def test_warm_starts_from_another_scale_and_another_depth(recipe, photos, tmp_path, capsys):
+    common = ["--data", photos, "--num-valid", 1]
+    run(recipe, *common, "--scale", 4, "--out", tmp_path / "x4")
+    source = tmp_path / "x4" / "best.safetensors"
+    capsys.readouterr()
+    run(recipe, *common, "--scale", 2, "--init", source, "--learning-rate", 1e-12, "--out", tmp_path / "x2")
+    assert "stem and 2 of 2 blocks taken; the head is made anew (scale 4 there, 2 here)" in capsys.readouterr().out
+    source_net, net = elasticnet.load(source), elasticnet.load(tmp_path / "x2" / "last.safetensors")
+    name = "blocks.1.expand.weight"
+    assert torch.allclose(net.state_dict()[name], source_net.state_dict()[name], atol=1e-9)
+    run(recipe, *common, "--scale", 4, "--num-blocks", 3, "--init", source, "--steps", 1, "--out", tmp_path / "deeper")
+    assert "2 of 2 blocks taken; 1 new blocks start as identities; the head taken" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"stem differs: 1\.bias is \(8,\) there, \(16,\) here"):
+        run(recipe, *common, "--scale", 4, "--channels", 16, "--init", source, "--out", tmp_path / "wider")
+    assert not (tmp_path / "wider").exists()
+
+
+def test_the_moving_average_is_what_is_shipped(recipe, photos, tmp_path):
+    common = ["--data", photos, "--num-valid", 1, "--learning-rate", 1e-2]
+    run(recipe, *common, "--ema", 0.9, "--out", tmp_path / "averaged")
+    run(recipe, *common, "--out", tmp_path / "plain")
+    files = (tmp_path / run_name / "last.safetensors" for run_name in ("averaged", "plain"))
+    averaged, plain = (elasticnet.load(file).state_dict()["head.reduce.weight"] for file in files)
+    assert not torch.equal(averaged, plain)
+    with Run.resume(tmp_path / "averaged", writer=False) as stored:
+        latest = stored.load_latest()
+    assert latest is not None
+    assert torch.equal(latest[1]["training"]["ema"]["head.reduce.weight"], averaged)
+    assert torch.equal(latest[1]["training"]["net"]["head.reduce.weight"], plain)
+
+
+def test_tensorboard_shows_losses_scores_and_crops_of_every_depth(recipe, photos, tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(recipe, "--data", photos, "--num-valid", 1, "--out", tmp_path / "run")
+    events = accumulators.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert {"total", "distillation", "per_depth/1", "psnr/2", "learning_rate"} <= {*events.Tags()["scalars"]}
+    assert [event.step for event in events.Scalars("psnr/1")] == [3, 6]
+    assert {tag.rpartition("/")[2] for tag in events.Tags()["images"]} == {"HR", "depth 1", "depth 2"}
