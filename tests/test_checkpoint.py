@@ -207,7 +207,10 @@ def set_architecture(header: dict[str, Any], tensors: dict[str, Tensor]) -> None
             lambda header, tensors: header.update(format=2),
             "format 2, and this version reads up to 1: update elasticnet",
         ),
-        (set_architecture, r"architecture 'os' is not built in \(asrn, edsr, rcan\): pass build=, a function that makes the net"),
+        (
+            set_architecture,
+            r"architecture 'os' is not built in \(asrn, edsr, rcan\): pass build=, a function that makes the net",
+        ),
         (
             lambda header, tensors: header["arguments"].update(scale=7),
             "asrn cannot be built as .*: scale 7: expected one",

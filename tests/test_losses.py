@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from contract import projection
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
-from elasticnet.losses import LossMeter, deep_supervision, progressive_distillation
+from elasticnet.losses import LossMeter, charbonnier, deep_supervision, progressive_distillation
 from elasticnet.taps import sample_depths
 from tiny_nets import LAYOUTS, MASK, TOKENS, Case, TinyBlock, TinyHead, conv_net, rotary_net, tiny_cases
 
@@ -101,6 +101,18 @@ def test_progressive_distillation_by_hand() -> None:
     assert progressive_distillation(features[:1], layout).item() == 0
     with pytest.raises(ValueError, match="progressive_distillation: no features given"):
         progressive_distillation([], layout)
+
+
+@given(st.floats(-2, 2), st.floats(-2, 2), st.sampled_from([1e-3, 0.5]))
+def test_charbonnier_is_l1_with_a_round_bottom(first: float, second: float, eps: float) -> None:
+    x = torch.tensor([first, second, 0.0], dtype=torch.float64, requires_grad=True)
+    loss = charbonnier(x, torch.zeros_like(x), eps)
+    (gradient,) = torch.autograd.grad(loss, x)
+    expected = [math.hypot(difference, eps) for difference in (first, second, 0)]
+    assert loss.item() == pytest.approx(sum(expected) / 3, rel=1e-12)
+    torch.testing.assert_close(gradient, x.detach() / torch.tensor(expected, dtype=torch.float64) / 3)
+    assert gradient[2] == 0
+    assert inspect.signature(charbonnier).parameters["eps"].default == 1e-3
 
 
 @given(tiny_cases(), st.sampled_from(["norm", "squared"]), st.sampled_from([1, 2]))
@@ -343,3 +355,22 @@ def test_loss_meter_finds_the_first_step_that_is_not_finite() -> None:
     for terms in (good, good, good._replace(total=good.total * math.inf), good._replace(total=good.total * math.nan)):
         meter.add(terms)
     assert meter.first_not_finite() == 2
+
+
+def test_loss_meter_copies_what_a_later_step_overwrites() -> None:
+    meter, shared = LossMeter(), torch.zeros(5)
+    for value in (1.0, 2.0):
+        shared.fill_(value)
+        meter.add(LossTerms(*shared[:4].unbind(), {3: shared[4]}))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert meter.means() == {**dict.fromkeys(LossTerms._fields[:4], 1.5), "per_depth": {3: 1.5}}
+    with pytest.raises(ValueError, match="no step was added since the last call"):
+        meter.means()
+
+
+def test_loss_meter_hands_all_steps_at_once_to_the_average_of_several_processes() -> None:
+    seen = []
+    meter = LossMeter(lambda values: seen.append(len(values)) or values + math.inf)
+    for depths in ({1: X.mean(), 2: X.mean()}, {2: X.mean()}):
+        meter.add(LossTerms(*X[0, 0, 0, :4].unbind(), depths))  # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert meter.first_not_finite() == 0
+    assert seen == [6 + 5]
