@@ -77,9 +77,9 @@ def load(
 ) -> ElasticWrapper:
     """Return the net of a file that `save` wrote, in eval mode, whole or cut to `depth`; only its tensors are read.
 
-    A net of a built-in architecture (asrn, edsr, rcan) is built by name; for any other, `build` is a function that builds the whole
-    net. Nothing named in a file is ever imported. Raises ValueError for a damaged file, for names or shapes that
-    do not fit and for a depth that carries no tap.
+    A net of a built-in architecture (asrn, edsr, rcan) is built by name; for any other, `build` is a function that
+    builds the whole net. Nothing named in a file is ever imported. Raises ValueError for a damaged file, for names or
+    shapes that do not fit and for a depth that carries no tap.
     """
     header = read_header(path)
     depth = resolve_depth(depth, header["taps"])
