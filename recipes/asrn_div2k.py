@@ -150,6 +150,12 @@ class Options:
     def __post_init__(self) -> None:
         at_least_one(self, "num_blocks", "batch_size", "patch_size", "steps", "halve_every", "accumulate")
         at_least_one(self, "eval_every", "save_every", "log_every", "keep")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"--ema {self.ema}: expected a decay from 0 (none) to below 1, such as 0.999")
+        if not all(clip is None or clip > 0 for clip in (self.clip_norm, self.clip_value)):
+            raise ValueError(f"--clip-norm {self.clip_norm}, --clip-value {self.clip_value}: expected numbers above 0")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"--accumulate {self.accumulate}: expected a divisor of --batch-size {self.batch_size}")
 
 
 PRESETS = {

@@ -175,6 +175,12 @@ def test_counts_start_at_one(recipe, name):
         recipe.Options(**{name.replace("-", "_"): 0})
 
 
+@pytest.mark.parametrize(("name", "value"), [("ema", 2.0), ("clip_norm", -1.0), ("clip_value", 0.0), ("accumulate", 3)])
+def test_options_out_of_range_are_refused_before_a_run_folder_is_made(recipe, name, value):
+    with pytest.raises(ValueError, match=rf"--{name.replace('_', '-')} {value}"):
+        recipe.Options(**{name: value})
+
+
 def test_a_run_of_other_options_is_not_resumed(recipe, tmp_path):
     (tmp_path / "options.json").write_text('{"preset": "demo", "nonsense": 1}')
     with pytest.raises(ValueError, match=r"differ from this recipe's in .*nonsense.*steps"):
