@@ -1,17 +1,16 @@
-"""The `elasticnet` command."""
+"""`elasticnet benchmark`: PSNR and SSIM per depth on data sets, beside bicubic interpolation."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from elasticnet import ElasticWrapper, __version__
-from elasticnet.checkpoint import load, read_header
+from elasticnet import ElasticWrapper
+from elasticnet.checkpoint import load
 from elasticnet.sr.degrade import KINDS
 from elasticnet.sr.metrics import PROTOCOLS
 from elasticnet.sr.resize import BORDERS
@@ -19,44 +18,8 @@ from elasticnet.sr.resize import BORDERS
 SCALES = (2, 3, 4)  # of the bicubic baselines
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 1 when images were left out, 2 for bad input.
-
-    Errors are one line on standard error, without a traceback.
-    """
-    parser = argparse.ArgumentParser(prog="elasticnet", description="Train one network; run it at any depth.")
-    parser.add_argument("--version", action="version", version=f"elasticnet {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    info = commands.add_parser("info", help="show what a checkpoint holds: architecture, depths, parameters, notes")
-    info.add_argument("file", help="a .safetensors file that elasticnet.save or a recipe wrote")
-    info.set_defaults(run=_info)
-    _add_benchmark(commands.add_parser("benchmark", help="PSNR and SSIM per depth on data sets, beside bicubic"))
-    options = parser.parse_args(arguments)
-    try:
-        return options.run(options)
-    except (OSError, ValueError) as error:
-        if options.debug:
-            raise
-        print(f"elasticnet: {error}", file=sys.stderr)
-        return 2
-
-
-def _info(options: argparse.Namespace) -> int:
-    header = read_header(options.file)
-    arguments = ", ".join(f"{name}={value!r}" for name, value in header["arguments"].items())
-    print(f"{header['architecture'] or 'custom network'}({arguments})")
-    print(f"depths: {', '.join(map(str, header['taps']))}")
-    if header["architecture"]:
-        for depth in header["taps"]:
-            parameters = sum(parameter.numel() for parameter in load(options.file, depth).parameters())
-            print(f"  depth {depth}: {parameters:,} parameters")
-    for name, value in header["notes"].items():
-        print(f"{name}: {value}")
-    return 0
-
-
-def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("benchmark", help="PSNR and SSIM per depth on data sets, beside bicubic")
     parser.description = (
         "Score networks on data sets, at every depth, beside bicubic interpolation; without a network, bicubic alone. "
         "The exit status is 1 when an image could not be used."
@@ -79,10 +42,10 @@ def _add_benchmark(parser: argparse.ArgumentParser) -> None:
     )
     add("--no-cost", action="store_true", help="do not measure MACs and time")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.set_defaults(run=_benchmark)
+    parser.set_defaults(run=run)
 
 
-def _benchmark(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
     from elasticnet.sr.report import aligned, caption, markdown_table, write_figures, write_tables
 
@@ -137,7 +100,3 @@ def _networks(options: argparse.Namespace) -> list[tuple[str, ElasticWrapper]]:
         raise ValueError(f"{wrong}: give either checkpoints, or --model with --scale")
     torch.manual_seed(0)
     return [(f"{options.model} (untrained)", asrn(scale).to(options.device)) for scale in options.scales]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
