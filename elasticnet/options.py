@@ -37,13 +37,14 @@ def parse_options(
 ) -> Options:
     """Read a command line into the dataclass `kind`; some options choose the defaults of all the others.
 
-    With --resume the defaults are those of that run; otherwise `defaults` makes them of what is given for preset, data
-    and download (None and False where absent). Needs tyro, whose --help shows the fields' docstrings.
+    With --resume the defaults are those of that run; otherwise `defaults` makes them of what is given for preset, task,
+    data and download (None and False where absent). Needs tyro, whose --help shows the fields' docstrings.
     """
     import tyro
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset")
+    first.add_argument("--task")
     first.add_argument("--data", type=Path)
     first.add_argument("--download", action="store_true")
     first.add_argument("--resume", type=Path)

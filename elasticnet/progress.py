@@ -86,7 +86,8 @@ class TrainingLog:
         self._bar.update()
 
     def write(self, step: int, scores: Mapping[int, float] | None = None, **numbers: float) -> None:
-        """Write the line of `step`: mean losses since the last one, `numbers`, the `scores` (PSNR per depth, in dB).
+        """Write the line of `step`: mean losses since the last one (where a step was added), `numbers`, the `scores`
+        (PSNR per depth, in dB).
 
         Raises FloatingPointError that names the step when a loss since the last line was NaN or infinite, before
         anything is written.
@@ -99,7 +100,7 @@ class TrainingLog:
             )
         now = time.perf_counter()
         self.seconds, self._clock, self._first = self.seconds + now - self._clock, now, step + 1
-        means = self._meter.means()
+        means = self._meter.means() if len(self._meter) else {}
         record = {"step": step, "seconds": round(self.seconds, 1), **numbers, **means}
         if scores is not None:
             self.scores = record["psnr"] = dict(scores)
@@ -108,8 +109,8 @@ class TrainingLog:
             for tag, value in _flat(record):
                 self._board.add_scalar(tag, value, step)
             self._board.flush()  # or a kill would take lines that log.jsonl has
-        terms = [means["routine"], means["deep_supervision"], means["distillation"]]
-        self._show(f"loss {means['total']:.4g} = {' + '.join(f'{term:.3g}' for term in terms)}")
+        terms = [means[name] for name in ("routine", "deep_supervision", "distillation") if name in means]
+        self._show(f"loss {means['total']:.4g} = {' + '.join(f'{term:.3g}' for term in terms)}" if terms else "")
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Show uint8 images (height, width, 3) in TensorBoard, by their names."""

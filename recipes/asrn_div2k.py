@@ -3,6 +3,7 @@
     python recipes/asrn_div2k.py                      demo: five minutes on the photographs that scikit-image carries
     python recipes/asrn_div2k.py --download           DIV2K into datasets/, then the paper's training
     python recipes/asrn_div2k.py --data DIR           the paper's training on DIV2K or on any flat folder of images
+    python recipes/asrn_div2k.py --task denoise       the same network at equal size: Gaussian noise, or --task deblur
     python recipes/asrn_div2k.py --resume runs/NAME   go on exactly where a run stopped
     torchrun --nproc-per-node 4 recipes/asrn_div2k.py --data DIR     four processes share the batch; so does
     accelerate launch --num_processes 4 recipes/asrn_div2k.py --data DIR
@@ -48,6 +49,11 @@ from elasticnet.warmstart import warm_start
 
 DOWNLOADS = Path("datasets/DIV2K")
 LOSSES = {"l1": (F.l1_loss, 1), "mse": (F.mse_loss, 2), "charbonnier": (charbonnier, 1)}  # power of the image scale
+TASKS = {  # at scale 1 DN is the noisy photograph and BD the blurred one
+    "sr": {},
+    "denoise": {"scale": 1, "degradation": "DN", "noise_sigma": 25.0},
+    "deblur": {"scale": 1, "degradation": "BD", "blur_sigma": 1.6},
+}
 CUDA = torch.cuda.is_available()
 
 
@@ -57,8 +63,10 @@ class Options:
 
     preset: Literal["demo", "paper"] = "paper"
     """Set of defaults: demo (five minutes, no data set needed) or paper (the published training)."""
+    task: Literal["sr", "denoise", "deblur"] = "sr"
+    """Super-resolution, or restoration at equal size (scale 1) of noise (sigma 25) or blur (sigma 1.6)."""
     out: Path | None = None
-    """Run folder, new or empty. Default: runs/PRESET-xSCALE-TIME."""
+    """Run folder, new or empty. Default: runs/PRESET-xSCALE-TIME, or runs/PRESET-TASK-TIME."""
     resume: Path | None = None
     """Run folder to go on with, exactly where it stopped and with the options it was started with."""
     init: Path | None = None
@@ -72,10 +80,14 @@ class Options:
     """Images for validation and the final table, in any known layout. Default: held out of the training images."""
     num_valid: int = 10
     """How many training images are held out when --valid is not given."""
-    scale: Literal[2, 3, 4] = 2
-    """Enlargement."""
+    scale: Literal[1, 2, 3, 4] = 2
+    """Enlargement; 1 for the tasks that keep the size."""
     degradation: Literal["BI", "BD", "DN"] = "BI"
     """How LR is made: bicubic, blur and downscale, or downscale and noise."""
+    blur_sigma: float | None = None
+    """Of the Gaussian blur of BD and deblur, in HR pixels. Default: 1.6."""
+    noise_sigma: float | None = None
+    """Of the Gaussian noise of DN and denoise, on the 0..255 scale. Default: 30; denoise 25."""
 
     num_blocks: int = 5
     """Blocks of the network; every one carries a prediction."""
@@ -156,6 +168,13 @@ class Options:
             raise ValueError(f"--clip-norm {self.clip_norm}, --clip-value {self.clip_value}: expected numbers above 0")
         if self.batch_size % self.accumulate:
             raise ValueError(f"--accumulate {self.accumulate}: expected a divisor of --batch-size {self.batch_size}")
+        if self.task == "sr" and self.scale == 1:
+            raise ValueError("--scale 1: expected 2, 3 or 4, or --task denoise or deblur, which keep the image's size")
+        for name in TASKS[self.task].keys() & {"scale", "degradation"}:
+            if (value := getattr(self, name)) != TASKS[self.task][name]:
+                raise ValueError(
+                    f"--{name} {value}: --task {self.task} has {name} {TASKS[self.task][name]}; leave it out"
+                )
 
 
 PRESETS = {
@@ -180,10 +199,11 @@ PRESETS = {
 
 
 def defaults(given: Mapping[str, Any]) -> Options:
-    """Return the defaults that every other option changes: --preset, or whether there is data, chooses them."""
+    """Return the defaults that every other option changes: --preset or whether there is data, and --task."""
     data = given["data"] or (DOWNLOADS if given["download"] or DOWNLOADS.is_dir() else None)
     preset = given["preset"] if given["preset"] in PRESETS else "paper" if data else "demo"
-    return dataclasses.replace(PRESETS[preset], data=data)
+    task = given["task"] if given["task"] in TASKS else "sr"
+    return dataclasses.replace(PRESETS[preset], data=data, task=task, **TASKS[task])
 
 
 def parse(arguments: list[str]) -> Options:
@@ -193,7 +213,7 @@ def parse(arguments: list[str]) -> Options:
 def main(options: Options) -> None:
     with join_processes(options.device) as processes:
         if options.download:
-            download_div2k(DOWNLOADS, scale=options.scale)
+            download_div2k(DOWNLOADS, scale=options.scale if options.degradation == "BI" else None)
         if options.data is None:
             processes.say(
                 f"DIV2K was not found in {DOWNLOADS}. To train on it, pass --download, which fetches it there, or "
@@ -205,16 +225,19 @@ def main(options: Options) -> None:
             seed=options.seed,
             num_valid=options.num_valid,
             min_size=options.patch_size,
+            blur_sigma=options.blur_sigma,
+            noise_sigma=options.noise_sigma,
         )
         seed_all(options.seed)
         net = build(options, processes)
         seed_all(options.seed, processes.rank)
-        folder = options.out or Path("runs", time.strftime(f"{options.preset}-x{options.scale}-%Y%m%d-%H%M%S"))
+        kind = f"x{options.scale}" if options.task == "sr" else options.task
+        folder = options.out or Path("runs", time.strftime(f"{options.preset}-{kind}-%Y%m%d-%H%M%S"))
         with open_run(options, folder, processes) as run:
             processes.say(f"training on {training}, validating on {validation}; run folder {run.folder}")
             finished = train(options, run, net, training, validation, processes)
             if finished is not None and processes.first:
-                title = f"ASRN x{options.scale}, {options.steps} steps"
+                title = f"ASRN {kind}, {options.steps} steps"
                 print(f"\n{write_report(run.folder, finished.float(), validation, title, processes.device)}")
                 print(f"written to {run.folder}: best.safetensors, last.safetensors, table and figures")
 
@@ -282,6 +305,8 @@ def train(
         processes.say(f"resumed {run.folder} at step {done}")
 
     with StopSignal() as stop, log.start(done, state and state["log"]):
+        if done == 0 and options.init is not None and processes.first:
+            log.write(0, psnr_per_depth(shipped, validation, processes.device))  # what the file was worth
         stopping = False
         while done < options.steps and not stopping:
             rate = halving(done, options.halve_every)
@@ -298,8 +323,7 @@ def train(
             stopping = processes.any(stop.requested) if writing else processes.count == 1 and stop.requested
             scores = None
             if evaluating and processes.first:
-                results = evaluate(shipped, validation, device=processes.device, ssim=False)
-                scores = {depth: score.psnr for depth, score in results.items()}
+                scores = psnr_per_depth(shipped, validation, processes.device)
             if writing or stopping:
                 log.write(done, scores, learning_rate=learning_rate)
             if scores is not None:
@@ -315,6 +339,10 @@ def train(
     if done < options.steps:
         processes.say(f"stopped and saved at step {done}; go on with: python {sys.argv[0]} --resume {run.folder}")
     return shipped if done == options.steps else None
+
+
+def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) -> dict[int, float]:
+    return {depth: score.psnr for depth, score in evaluate(net, pairs, device=device, ssim=False).items()}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 
 from elasticnet import ElasticWrapper
 from elasticnet.checkpoint import load
-from elasticnet.sr.degrade import KINDS
+from elasticnet.sr.degrade import KINDS, SIGMAS
 from elasticnet.sr.metrics import PROTOCOLS
 from elasticnet.sr.resize import BORDERS
 
@@ -31,6 +31,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--scales", "--scale", nargs="+", type=int, help="default: those of the checkpoints, or 2 3 4 without any")
     add("--depths", nargs="+", type=int, help="default: every depth that carries a prediction")
     add("--degradation", choices=KINDS, default="BI", help="how LR is made where the data set has no files for it")
+    add("--blur-sigma", type=float, metavar="PIXELS", help="of the blur of BD; default: 1.6")
+    add("--noise-sigma", type=float, metavar="LEVELS", help="of the noise of DN, on the 0..255 scale; default: 30")
     add("--protocol", choices=PROTOCOLS, default="matlab-y", help="what is compared, and how much is shaved off")
     add("--self-ensemble", action="store_true", help="mean over the eight symmetries of the input")
     add("--border", choices=BORDERS, default="symmetric", help="outside of images: bicubic, and LR that is made")
@@ -54,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
     for folder in filter(None, (options.out, options.save_images)):
         Path(folder).mkdir(parents=True, exist_ok=True)  # now, and not when everything is scored
     choices = {"protocol": options.protocol, "border": options.border}
-    sets = load_sets(options.data, scales, degradation=options.degradation, **choices)
+    sigmas = {name: getattr(options, name) for name in SIGMAS.values()}
+    sets = load_sets(options.data, scales, degradation=options.degradation, **choices, **sigmas)
     result = benchmark(
         nets,
         sets,
@@ -67,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
         **choices,
     )
     result.settings["degradation"] = options.degradation
+    result.settings.update((name, sigma) for name, sigma in sigmas.items() if sigma is not None)
     title = f"{', '.join(dict.fromkeys(label for label, _ in nets)) or 'bicubic'}, {options.degradation}"
     print(f"\n{caption(result, title)}\n\n{aligned(markdown_table(result))}")
     if options.out:

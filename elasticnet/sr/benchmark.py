@@ -22,7 +22,7 @@ from elasticnet.sr.resize import imresize
 from elasticnet.taps import resolve_depths
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
-BICUBIC = "bicubic"
+BASELINES = ("bicubic", "input")  # what networks are shown beside
 OUTPUT_SIZE = (1280, 720)  # width and height of the output for which MACs and latency are given, as the field does
 SSIM_WINDOW = 11  # what has to be left of an image after shaving
 
@@ -152,6 +152,11 @@ def bicubic(lr: np.ndarray, scale: int, border: str = "symmetric") -> np.ndarray
     return np.rint(imresize(lr.astype(np.float64), scale, border=border).clip(0, 255)).astype(np.uint8)
 
 
+def baseline_name(scale: int) -> str:
+    """Return the name of what networks are shown beside: bicubic interpolation, which at scale 1 is the input."""
+    return BASELINES[scale == 1]
+
+
 def evaluate_bicubic(pairs: PairSet, *, protocol: str = "matlab-y", border: str = "symmetric") -> Scores:
     """Return the scores of bicubic interpolation: what every network is shown beside."""
     images = (bicubic(pairs.lr(index), pairs.scale, border) for index in range(len(pairs)))
@@ -167,12 +172,20 @@ def load_sets(
     border: str = "symmetric",
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    **sigmas: float | None,
 ) -> list[tuple[str, PairSet]]:
     """Load each data set at each scale by `load_pairs`, named after its folder; of DIV2K, the validation images.
 
-    Images that cannot be read, or are too small for SSIM after shaving, are left out: see `.skipped` of each set.
+    sigmas: `blur_sigma` and `noise_sigma`, as there. Images that cannot be read, or are too small for SSIM after
+    shaving, are left out: see `.skipped` of each set.
     """
-    options: Any = {"degradation": degradation, "border": border, "cache_dir": cache_dir, "progress": progress}
+    options: Any = {
+        "degradation": degradation,
+        "border": border,
+        "cache_dir": cache_dir,
+        "progress": progress,
+        **sigmas,
+    }
     sets = []
     for name, folder in zip(distinct_names(folders), folders, strict=True):
         split = "valid" if find_layout(folder) == "div2k" else None
@@ -224,7 +237,8 @@ def benchmark(
 
     nets: (label, net on `device`); sets: (name, pairs), as `load_sets` gives them. border: what lies outside the image
     when it is enlarged bicubically. costs: measure MACs and ms too. images_dir: where every scored image is saved, as
-    `<set>/<image>_x<scale>_d<depth>.png` (`..._bicubic.png`), in a folder for each label where nets share a scale.
+    `<set>/<image>_x<scale>_d<depth>.png` (`..._bicubic.png`, at scale 1 `..._input.png`), in a folder for each
+    label where nets share a scale.
     A depth that a net lacks, or a net without a set of its scale, is a ValueError before anything is scored.
     """
     chosen = [(label, net, scale_of(net), resolve_depths(depths, net.taps)) for label, net in nets]
@@ -237,7 +251,7 @@ def benchmark(
         mine = [entry for entry in chosen if entry[2] == pairs.scale]
         for index in tqdm(range(len(pairs)), f"{name} x{pairs.scale}", unit="image", disable=not progress):
             lr, image_name = pairs.lr(index), pairs.names[index]
-            images = {(BICUBIC, None): bicubic(lr, pairs.scale, border)}
+            images = {(baseline_name(pairs.scale), None): bicubic(lr, pairs.scale, border)}
             for label, net, _, used in mine:
                 predicted = predict_depths(net, lr, used, device, self_ensemble)
                 images |= {(label, depth): image for depth, image in predicted.items()}
@@ -247,7 +261,7 @@ def benchmark(
                 if images_dir is not None:
                     folder = Path(images_dir, name, label if depth and len(mine) > 1 else "")
                     folder.mkdir(parents=True, exist_ok=True)
-                    ending = f"d{depth}" if depth else BICUBIC
+                    ending = f"d{depth}" if depth else label
                     Image.fromarray(image).save(folder / f"{image_name}_x{pairs.scale}_{ending}.png")
 
     grouped: dict[tuple[str, int, str, int | None], list[Scores]] = {}
@@ -270,7 +284,7 @@ def _check(chosen: Sequence[tuple[str, ElasticWrapper, int, Any]], sets: Sequenc
         if scale not in scales:
             listed = ", ".join(map(str, scales))
             raise ValueError(f"network {label!r} enlarges by {scale}, and the data sets are loaded at scale {listed}")
-    labels = [*((BICUBIC, scale) for scale in scales), *((label, scale) for label, _, scale, _ in chosen)]
+    labels = [*((baseline_name(scale), scale) for scale in scales), *((label, scale) for label, _, scale, _ in chosen)]
     for kind, keys in (("network", labels), ("data set", [(name, pairs.scale) for name, pairs in sets])):
         for name, scale in keys:
             if keys.count((name, scale)) > 1:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elasticnet.sr.cache import cache_places, open_or_build, open_pixels
-from elasticnet.sr.degrade import KINDS, degrade, modcrop
+from elasticnet.sr.degrade import KINDS, degrade, given_sigmas, modcrop
 from elasticnet.sr.images import ImageError, read_rgb
 from elasticnet.sr.layouts import Pair, find_pairs
 
@@ -144,6 +144,7 @@ def load_pairs(
     min_size: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    **sigmas: float | None,
 ) -> PairSet:
     """Load every pair that `find_pairs(root, scale, split, degradation)` finds, from a cache built when needed.
 
@@ -153,14 +154,16 @@ def load_pairs(
     image file changes.
 
     HR is cropped at the right and bottom to `scale` times the LR size. LR images come from their files where
-    the layout has them, otherwise from `degrade(hr, degradation, scale, border=border)`; `seed` enters the
-    noise of "DN", which differs from image to image (see `noise_seed`).
+    the layout has them, otherwise from `degrade(hr, degradation, scale, border=border, **sigmas)`, where sigmas may be
+    `blur_sigma` and `noise_sigma`, None for its own; `seed` enters the noise of "DN", which differs from image to image
+    (see `noise_seed`).
 
     An image is left out that cannot be read, does not fit its LR file, or has a side of less than `min_size`
     LR pixels (give the patch size); one warning lists them and `.skipped` holds them. `ImageError` is raised
     when none is left.
     """
     _check(scale, degradation)
+    given = given_sigmas(degradation, **sigmas)
     pairs = find_pairs(root, scale, split, degradation)
     root = Path(root)
     seed = seed if degradation == "DN" else 0
@@ -171,6 +174,7 @@ def load_pairs(
         "split": split or "train",
         "seed": seed,
         "border": border,
+        **given,
     }
     files = {
         f"{pair.name}/{kind}/{os.path.relpath(path, root)}": path
@@ -178,7 +182,7 @@ def load_pairs(
         for kind, path in (("hr", pair.hr), ("lr", pair.lr))
         if path is not None
     }
-    read = partial(_try_read, scale=scale, degradation=degradation, seed=seed, border=border)
+    read = partial(_try_read, scale=scale, degradation=degradation, seed=seed, border=border, **given)
     folder, index = open_or_build(
         cache_places(root, cache_dir),
         f"x{scale}-{degradation}",
@@ -216,9 +220,11 @@ def pairs_from_arrays(
     degradation: str = "BI",
     seed: int = 0,
     border: str = "symmetric",
+    **sigmas: float | None,
 ) -> PairSet:
     """Make a set in memory from HR images, uint8 (height, width, 3), as `load_pairs` makes it from files."""
     _check(scale, degradation)
+    given = given_sigmas(degradation, **sigmas)
     if not images:
         raise ValueError("images: expected at least one, got an empty mapping")
     made = []
@@ -226,7 +232,7 @@ def pairs_from_arrays(
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"image {name!r}: expected uint8 of shape (H, W, 3), got {image.dtype} of {image.shape}")
         try:
-            made.append(_make_pair(image, None, name, scale, degradation, seed, border))
+            made.append(_make_pair(image, None, name, scale, degradation, seed, border, **given))
         except ImageError as error:
             raise ImageError(f"image {name!r}: {error}") from None
     return PairSet(
@@ -285,6 +291,7 @@ def _make_pair(
     degradation: str,
     seed: int,
     border: str,
+    **sigmas: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     height, width = hr.shape[0] // scale, hr.shape[1] // scale
     if lr is not None:
@@ -298,7 +305,7 @@ def _make_pair(
         raise ImageError(f"{hr.shape[1]}x{hr.shape[0]} pixels leave none for the LR image at scale {scale}")
     if lr is None:
         hr = modcrop(hr, scale)
-        return hr, degrade(hr, degradation, scale, seed=noise_seed(seed, name), border=border)
+        return hr, degrade(hr, degradation, scale, seed=noise_seed(seed, name), border=border, **sigmas)
     return hr[: height * scale, : width * scale], lr[:height, :width]
 
 

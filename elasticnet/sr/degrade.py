@@ -7,6 +7,7 @@ import numpy as np
 from elasticnet.sr.resize import imresize
 
 KINDS = ("BI", "BD", "DN")
+SIGMAS = {"BD": "blur_sigma", "DN": "noise_sigma"}  # the setting of a kind that has one
 _BLUR_SIZE = 7
 
 
@@ -40,6 +41,8 @@ def degrade(
       rounded to uint8), then every scale-th pixel from index scale // 2.
     - "DN": BI, then Gaussian noise of standard deviation `noise_sigma` on the 0..255 scale, rounded and clipped.
 
+    At scale 1 nothing is made smaller: "DN" is the noisy photograph, "BD" the blurred one, "BI" the photograph itself.
+
     The noise is `numpy.random.default_rng(seed).standard_normal` of the result's shape, or is drawn from
     `generator` where one is given. MATLAB's generator cannot be reproduced, so published DN values are met on
     average only. Raises TypeError unless the image is a uint8 array, and ValueError for its shape, `kind`,
@@ -60,6 +63,15 @@ def degrade(
         return low
     generator = generator or np.random.default_rng(seed)
     return _to_uint8(low + noise_sigma * generator.standard_normal(low.shape))
+
+
+def given_sigmas(kind: str, **sigmas: float | None) -> dict[str, float]:
+    """Return those of `sigmas` (names of `SIGMAS`) that are not None; ValueError for one that `kind` has no use for."""
+    given = {name: sigma for name, sigma in sigmas.items() if sigma is not None}
+    for name, sigma in given.items():
+        if name != SIGMAS.get(kind):
+            raise ValueError(f"{name} {sigma}: degradation {kind!r} has no such setting")
+    return given
 
 
 def _blur_and_pick(image: np.ndarray, scale: int, sigma: float) -> np.ndarray:

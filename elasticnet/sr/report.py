@@ -13,7 +13,17 @@ from typing import Any
 import torch
 
 from elasticnet.runs import write_atomic, write_json
-from elasticnet.sr.benchmark import BICUBIC, Benchmark, ImageScore, Row, benchmark, bicubic, predict_depths, scale_of
+from elasticnet.sr.benchmark import (
+    BASELINES,
+    Benchmark,
+    ImageScore,
+    Row,
+    baseline_name,
+    benchmark,
+    bicubic,
+    predict_depths,
+    scale_of,
+)
 from elasticnet.sr.data import PairSet
 from elasticnet.wrapper import ElasticWrapper
 
@@ -25,12 +35,14 @@ MOST_CROPS = 7  # depths shown in one figure
 def markdown_table(result: Benchmark) -> str:
     """Return the means as a Markdown table: a line for each depth, bicubic above it, and columns for each data set.
 
-    The columns of scale and network are there where they differ, those of costs and gain where there are any.
+    The columns of scale and network are there where they differ, those of costs and gain where there are any. At scale
+    1 the input stands in bicubic's place.
     """
     rows = result.rows
     sets = list(dict.fromkeys(row.data for row in rows))
     several_scales = len({row.scale for row in rows}) > 1
-    networks = {row.network for row in rows} - {BICUBIC}
+    networks = {row.network for row in rows} - {*BASELINES}
+    over = "/".join(dict.fromkeys(baseline_name(row.scale) for row in rows))
     costs = [name for name in ("parameters", "macs", "ms") if any(getattr(row, name) is not None for row in rows)]
     titles = {"parameters": "parameters", "macs": "GMACs", "ms": "ms"}
     header = ["scale"] * several_scales + ["network"] * (len(networks) > 1) + ["depth"] + [titles[c] for c in costs]
@@ -38,20 +50,20 @@ def markdown_table(result: Benchmark) -> str:
     channels = "RGB" if result.settings["protocol"] == "rgb" else "Y"
     for name in sets:
         header.append(f"{name} PSNR-{channels} (dB)" if len(sets) > 1 else f"PSNR-{channels} (dB)")
-        header += [f"SSIM-{channels}"] + ["gain over bicubic (dB)"] * bool(networks)
+        header += [f"SSIM-{channels}"] + [f"gain over {over} (dB)"] * bool(networks)
 
     found = {(row.scale, row.network, row.depth, row.data): row for row in rows}
     lines = [header, ["---"] * leading + ["---:"] * (len(header) - leading)]
     for scale, network, depth in sorted(dict.fromkeys(key[:3] for key in found), key=lambda key: key[0]):
         here = [found.get((scale, network, depth, name)) for name in sets]
         first = next(row for row in here if row)
-        cells = [f"x{scale}"] * several_scales + [network] * (len(networks) > 1) + [str(depth or BICUBIC)]
+        cells = [f"x{scale}"] * several_scales + [network] * (len(networks) > 1) + [str(depth or network)]
         cells += [_cost(name, getattr(first, name)) for name in costs]
         for row in here:
             if row is None:
                 cells += [""] * (2 + bool(networks))
                 continue
-            gain = row.psnr - found[scale, BICUBIC, None, row.data].psnr
+            gain = row.psnr - found[scale, baseline_name(scale), None, row.data].psnr
             cells += [f"{row.psnr:.2f}", f"{row.ssim:.4f}"] + [f"{gain:+.2f}" if depth else ""] * bool(networks)
         lines.append(cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -123,7 +135,7 @@ def write_report(
     write_atomic(folder / "table.md", table)
     baseline, *rows = (row._asdict() for row in result.rows)
     about = {"title": title, "images": pairs.names, "settings": result.settings}
-    write_json(folder / "table.json", {**about, "bicubic": baseline, "rows": rows})
+    write_json(folder / "table.json", {**about, baseline["network"]: baseline, "rows": rows})
     _draw(folder, "", result, nets, name, pairs, device)
     return table
 
@@ -155,7 +167,7 @@ def _draw(
     }
     index = pairs.names.index(min(scores, key=lambda image: scores[image]))
     lr, settings = pairs.lr(index), result.settings
-    images = {BICUBIC: bicubic(lr, pairs.scale, settings["border"])}
+    images = {baseline_name(pairs.scale): bicubic(lr, pairs.scale, settings["border"])}
     mine = [(label, net) for label, net in nets if scale_of(net) == pairs.scale]
     for label, net in mine:
         depths = evenly([row.depth for row in rows if row.network == label and row.depth], MOST_CROPS)

@@ -27,15 +27,17 @@ def training_pairs(
     num_valid: int = 10,
     min_size: int = 0,
     progress: bool = True,
+    **sigmas: float | None,
 ) -> tuple[PairSet, PairSet]:
     """Return the training and the validation pairs, in memory where they fit, so that their disk may go away.
 
     data: DIV2K, another known layout or a flat folder of HR images; None takes the photographs that scikit-image
         carries, of which `HELD_OUT_PHOTOS` are validated on.
     valid: images for validation; None holds `num_valid` of the training images out, evenly spread over them.
-    min_size: smallest side of an LR training image (the patch size). The rest: see `load_pairs`.
+    min_size: smallest side of an LR training image (the patch size). The rest, blur_sigma and noise_sigma among it: see
+        `load_pairs`.
     """
-    make: dict[str, Any] = {"degradation": degradation, "seed": seed}
+    make: dict[str, Any] = {"degradation": degradation, "seed": seed, **sigmas}
     if data is None and valid is None:
         pairs = pairs_from_arrays(scikit_image_photos(), scale, **make)
         training = [name for name in pairs.names if name not in HELD_OUT_PHOTOS]

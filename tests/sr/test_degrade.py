@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from elasticnet.sr.degrade import KINDS, degrade, modcrop
+from elasticnet.sr.degrade import KINDS, degrade, given_sigmas, modcrop
 from elasticnet.sr.metrics import psnr_y, ssim_y
 from elasticnet.sr.resize import imresize
 
@@ -172,3 +172,30 @@ def test_misuse_is_named(arguments: tuple, error: type[Exception], message: str)
 def test_a_wrong_sigma_is_named(name: str, sigma: float) -> None:
     with pytest.raises(ValueError, match=f"{name} {sigma}: expected a positive finite number"):
         degrade(photograph(9, 9), "DN", 3, **{name: sigma})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("sigma", [5.0, 25.0])
+def test_at_scale_1_dn_is_the_photograph_with_noise_of_that_sigma(sigma: float) -> None:
+    image = np.full((120, 130, 3), 128, np.uint8)
+    noise = degrade(image, "DN", 1, seed=3, noise_sigma=sigma).astype(float) - 128
+    drawn = sigma * np.random.default_rng(3).standard_normal(image.shape)
+    assert np.abs(noise - drawn).max() <= 0.5 + 1e-9
+    assert np.array_equal(degrade(image, "BI", 1), image)
+
+
+def test_at_scale_1_bd_is_the_whole_blurred_photograph() -> None:
+    image = photograph(14, 11)
+    offsets = np.arange(-3, 4)
+    kernel = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.6**2))
+    padded = np.pad(image.astype(float), ((3, 3), (3, 3), (0, 0)), mode="edge")
+    for row, column in np.ndindex(14, 11):
+        window = padded[row : row + 7, column : column + 7]
+        expected = (window * (kernel / kernel.sum())[..., None]).sum((0, 1))
+        assert np.abs(degrade(image, "BD", 1)[row, column] - expected).max() <= 0.5 + 1e-9
+
+
+def test_a_sigma_that_the_kind_has_no_use_for_is_refused() -> None:
+    assert given_sigmas("BD", blur_sigma=2.0, noise_sigma=None) == {"blur_sigma": 2.0}
+    assert given_sigmas("BI", blur_sigma=None) == {}
+    with pytest.raises(ValueError, match=r"noise_sigma 3\.0: degradation 'BD' has no such setting"):
+        given_sigmas("BD", noise_sigma=3.0)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from elasticnet.sr import data
 from elasticnet.sr.benchmark import predict_depths
-from elasticnet.sr.data import PairSet, free_memory, load_pairs, pairs_from_arrays, scikit_image_photos
+from elasticnet.sr.data import PairSet, free_memory, load_pairs, noise_seed, pairs_from_arrays, scikit_image_photos
+from elasticnet.sr.degrade import degrade
 from elasticnet.sr.models.asrn import asrn
 from elasticnet.sr.training import HELD_OUT_PHOTOS, training_pairs, validation_crops
 
@@ -218,3 +219,16 @@ def test_crops_of_fewer_images_and_other_nets() -> None:
         crops = validation_crops(net, pairs, torch.device("cpu"))
     assert list(crops) == ["only/HR", "only/depth 1", "only/depth 3"]
     assert crops["only/HR"].shape == (40, 40, 3)
+
+
+def test_sigmas_reach_the_images_and_have_a_cache_of_their_own(tmp_path: Path) -> None:
+    put(tmp_path / "photos", "a", 0)
+    hr = noise(16, 20)
+    for sigma in (None, 5.0, 25.0):
+        pairs = load_pairs(tmp_path / "photos", 1, degradation="DN", noise_sigma=sigma, progress=False)
+        expected = degrade(hr, "DN", 1, seed=noise_seed(0, "a"), noise_sigma=sigma or 30.0)
+        assert np.array_equal(pairs.lr(0), expected)
+        in_memory = pairs_from_arrays({"a": hr}, 1, degradation="DN", noise_sigma=sigma)
+        assert np.array_equal(in_memory.lr(0), expected)
+    with pytest.raises(ValueError, match=r"blur_sigma 2\.0: degradation 'DN' has no such setting"):
+        load_pairs(tmp_path / "photos", 1, degradation="DN", blur_sigma=2.0)

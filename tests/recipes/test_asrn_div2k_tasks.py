@@ -1,0 +1,104 @@
+"""The recipe's other tasks, at equal size, and growth from fewer blocks to more."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+
+import elasticnet
+from elasticnet.cli import main
+from elasticnet.distributed import join_processes
+from elasticnet.sr.data import load_pairs, scikit_image_photos
+from elasticnet.sr.metrics import psnr_y
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "asrn_div2k.py"
+SMALL = ["--num-blocks", "2", "--channels", "16", "--patch-size", "24", "--batch-size", "8", "--warmup", "5"]
+SMALL += ["--steps", "60", "--eval-every", "30", "--save-every", "30"]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("asrn_div2k_tasks", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("task", "steps", "least_gain"), [("denoise", 60, 3.0), ("deblur", 150, 0.1)])
+def test_a_task_at_equal_size_learns_at_every_depth(recipe, tmp_path, capsys, task, steps, least_gain):
+    given = ["--preset", "demo", *SMALL, "--steps", str(steps), "--task", task]
+    recipe.main(recipe.parse([*given, "--out", str(tmp_path / "run")]))
+    table = json.loads((tmp_path / "run" / "table.json").read_text())
+    assert "bicubic" not in table
+    assert [row["psnr"] > table["input"]["psnr"] + least_gain for row in table["rows"]] == [True, True]
+    assert "gain over input (dB)" in capsys.readouterr().out
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert (options["task"], options["scale"]) == (task, 1)
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    hr = scikit_image_photos()["coffee"][:90, :120]
+    Image.fromarray(hr).save(photos / "coffee.png")
+    sigma, value = ("noise_sigma", 25.0) if task == "denoise" else ("blur_sigma", 1.6)
+    degradation = options["degradation"]
+    pairs = load_pairs(photos, 1, degradation=degradation, progress=False, **{sigma: value})
+    arguments = ["--data", str(photos), "--degradation", degradation, f"--{sigma.replace('_', '-')}", str(value)]
+    arguments += ["--no-cost", "--out", str(tmp_path / "scores")]
+    assert main(["benchmark", str(tmp_path / "run" / "best.safetensors"), *arguments]) == 0
+    rows = json.loads((tmp_path / "scores" / "table.json").read_text())["rows"]
+    assert [row["network"] for row in rows] == ["input", "best", "best"]
+    assert rows[0]["psnr"] == pytest.approx(psnr_y(pairs.lr(0), hr, 1), abs=1e-9)
+    assert all(row["psnr"] > rows[0]["psnr"] for row in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scale", "1"], "--scale 1: expected 2, 3 or 4, or --task denoise or deblur"),
+        (["--task", "denoise", "--scale", "2"], "--scale 2: --task denoise has scale 1; leave it out"),
+        (["--task", "deblur", "--degradation", "DN"], "--degradation DN: --task deblur has degradation BD"),
+        (["--task", "deblur", "--noise-sigma", "3"], "noise_sigma 3.0: degradation 'BD' has no such setting"),
+        (["--noise-sigma", "3"], "noise_sigma 3.0: degradation 'BI' has no such setting"),
+        (["--task", "denoise", "--noise-sigma", "-3"], "noise_sigma -3.0: expected a positive finite number"),
+    ],
+)
+def test_options_that_do_not_fit_the_task_are_refused(recipe, tmp_path, capsys, arguments, message):
+    with pytest.raises((ValueError, SystemExit)) as raised:
+        recipe.main(recipe.parse(["--preset", "demo", *SMALL, *arguments, "--out", str(tmp_path / "run")]))
+    said = " ".join(f"{raised.value} {capsys.readouterr().err}".replace("│", " ").split())
+    assert message in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_grown_network_starts_as_the_shallow_one_and_ends_better(recipe, tmp_path):
+    common = ["--preset", "demo", *SMALL, "--scale", "2"]
+    recipe.main(recipe.parse([*common, "--num-blocks", "1", "--out", str(tmp_path / "shallow")]))
+    file = tmp_path / "shallow" / "best.safetensors"
+    shallow = elasticnet.load(file).to(memory_format=torch.channels_last)
+
+    options = recipe.parse([*common, "--num-blocks", "3", "--init", str(file)])
+    with join_processes("cpu") as processes:
+        grown = recipe.build(options, processes).eval()
+    x = torch.rand(2, 3, 17, 13)
+    with torch.inference_mode():
+        expected = shallow(x)
+        assert all(torch.equal(grown(x, depth=depth), expected) for depth in (1, 2, 3))
+
+    recipe.main(recipe.parse([*common, "--num-blocks", "3", "--init", str(file), "--out", str(tmp_path / "grown")]))
+    before = json.loads((tmp_path / "shallow" / "table.json").read_text())["rows"][0]["psnr"]
+    after = [row["psnr"] for row in json.loads((tmp_path / "grown" / "table.json").read_text())["rows"]]
+    assert after[2] > before
+    assert after[0] > before - 0.1
+    first = json.loads((tmp_path / "grown" / "log.jsonl").read_text().splitlines()[0])
+    assert (first["step"], len(first["psnr"])) == (0, 3)
+    assert list(first["psnr"].values()) == pytest.approx([before] * 3, abs=0.001)
