@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-TAP_WEIGHTS = ("paper", "normalised")
+TAP_WEIGHTS = ("paper", "normalised", "deepest")
 
 
 def ramp(
@@ -35,14 +35,16 @@ def tap_weights(kind: str | Sequence[float] | Mapping[int, float], taps: Sequenc
     """Return the weight of every tap's loss by depth.
 
     "paper": 1 each (L_routine + sum of L_n); "normalised": 1/len(taps) each, so that the sum of the weights is 1 and
-    the learning rate of a single-exit network fits; a sequence: one weight a tap, shallowest first; a mapping: by
-    depth.
+    the learning rate of a single-exit network fits; "deepest": 1/2 for the deepest tap, 1/2 shared by the others; a
+    sequence: one weight a tap, shallowest first; a mapping: by depth.
     """
     if isinstance(kind, str):
         if kind not in TAP_WEIGHTS:
             raise ValueError(
                 f"tap weights {kind!r}: expected {', '.join(TAP_WEIGHTS)}, a sequence or a mapping by depth"
             )
+        if kind == "deepest" and len(taps) > 1:
+            return {**dict.fromkeys(taps, 0.5 / (len(taps) - 1)), taps[-1]: 0.5}
         return dict.fromkeys(taps, 1.0 if kind == "paper" else 1 / len(taps))
     if not isinstance(kind, Mapping):
         if len(kind) != len(taps):

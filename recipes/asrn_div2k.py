@@ -108,8 +108,10 @@ class Options:
     """Largest image value in the loss. The paper does not give its own; 255 is our assumption."""
     psd_weight: float = 0.1
     """Weight of the self-distillation; it only means something together with --loss and --image-scale."""
-    tap_weights: Literal["paper", "normalised"] = "paper"
-    """Weight of each tap's loss: 1 each, or 1/taps each."""
+    tap_weights: Literal["paper", "normalised", "deepest"] = "paper"
+    """Weight of each tap's loss: 1 each, 1/taps each, or 1/2 for the deepest and 1/2 shared by the others."""
+    output_weight: float = 0.0
+    """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in the paper."""
     sampled_taps: int | None = None
     """Compute the deepest tap and this many others a step. Default: all."""
 
@@ -271,6 +273,7 @@ def train(
         tap_weights=options.tap_weights,
         sampled_taps=options.sampled_taps if options.variant != "ss" else None,
         seed=options.seed,
+        output_weight=factor * options.output_weight,
     )
     training_step = TrainingStep(
         torch.compile(objective, mode="reduce-overhead" if CUDA else None) if options.compile else objective,
