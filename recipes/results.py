@@ -80,17 +80,63 @@ def growth(records: Records) -> str:
     return f"{table(['network', *(f'depth {depth}' for depth in depths)], rows)}\n\n{made}"
 
 
-SECTIONS: dict[str, Callable[[Records], str]] = {"tasks": tasks, "growth": growth}
+CUT, ELASTIC = "ordinary, cut short", "elastic"
+STEPS = {"train": "ordinary", "srcnn": "SRCNN", "tune": "elastic"}
+
+
+def curves(record: dict[str, Any]) -> tuple[dict[str, dict[int, float]], dict[str, float]]:
+    """PSNR by depth of the cut and the elastic network of recipes/sr_retrofit.py; its baselines."""
+    found: dict[str, dict[int | None, float]] = {}
+    for row in record["table"]["rows"]:
+        found.setdefault(row["network"], {})[row["depth"]] = row["psnr"]
+    lines = {"bicubic": found["bicubic"][None], "SRCNN": found["SRCNN"][1]}
+    by_depth = {name: {depth: psnr for depth, psnr in found[name].items() if depth} for name in (ELASTIC, CUT)}
+    return by_depth, lines
+
+
+def retrofit(records: Records) -> str:
+    parts = []
+    for model in ("edsr", "rcan"):
+        record = records[f"retrofit-{model}"]
+        by_depth, lines = curves(record)
+        rows = [
+            [f"{CUT} (dB)", *decibels(by_depth[CUT].values())],
+            [f"{ELASTIC} (dB)", *decibels(by_depth[ELASTIC].values())],
+            [f"{ELASTIC}, over SRCNN (dB)", *gains(by_depth[ELASTIC].values(), lines["SRCNN"])],
+        ]
+        options, sizes = record["options"], record["table"]["network"][1]
+        steps = ", ".join(f"{options[f'{kind}_steps']:,} {what}" for kind, what in STEPS.items())
+        parts.append(
+            f"{table([model.upper(), *(f'depth {depth}' for depth in by_depth[CUT])], rows)}\n\n"
+            f"{', '.join(f'{name} {psnr:.2f}' for name, psnr in lines.items())}; {options['valid'][0]} "
+            f"x{sizes['scale']}; {sizes['channels']} channels; steps: {steps}.\n\n"
+            f"![{model.upper()}, cut and elastic](images/retrofit_{model}.png)"
+        )
+    return "\n\n".join(parts)
+
+
+SECTIONS: dict[str, Callable[[Records], str]] = {"retrofit": retrofit, "tasks": tasks, "growth": growth}
+
+
+def draw(records: Records) -> None:
+    from elasticnet.sr.figures import elastic_curve
+
+    for model in ("edsr", "rcan"):
+        record = records[f"retrofit-{model}"]
+        title = f"{model.upper()}, {record['options']['valid'][0]} x{record['table']['network'][1]['scale']}"
+        file = DOCS / "images" / f"retrofit_{model}.png"
+        file.parent.mkdir(exist_ok=True)
+        elastic_curve(file, *curves(record), title, "PSNR-Y (dB)")
 
 
 def written(page: str, records: Records) -> str:
     """The page with every section between its two markers made anew."""
     for name, make in SECTIONS.items():
-        begin, end = f"<!-- made by recipes/results.py: {name} -->\n", f"\n<!-- end: {name} -->"
+        begin, end = f"<!-- made by recipes/results.py: {name} -->", f"<!-- end: {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if len(pattern.findall(page)) != 1:
             raise ValueError(f"docs/results.md: expected the two markers of section {name!r} once")
-        text = f"{begin}{make(records)}{end}"
+        text = f"{begin}\n{make(records)}\n{end}"
         page = pattern.sub(lambda _, text=text: text, page)
     return page
 
@@ -98,14 +144,22 @@ def written(page: str, records: Records) -> str:
 def record_of(run: Path) -> dict[str, Any]:
     """What is kept of a run: options (of paths the last name), final table, and the validations on the way."""
     options = json.loads((run / "options.json").read_text())
-    for name in ("data", "valid", "init", "out"):
-        if options.get(name) is not None:
-            options[name] = Path(options[name]).name
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     scores = [
         {"step": line["step"], "seconds": line["seconds"], "psnr": line["psnr"]} for line in lines if "psnr" in line
     ]
-    return {"options": options, "table": json.loads((run / "table.json").read_text()), "scores": scores}
+    table = json.loads((run / "table.json").read_text())
+    table.pop("options", None)
+    return without_folders({"options": options, "table": table, "scores": scores})
+
+
+def without_folders(value: Any) -> Any:
+    """The value with every absolute path in it cut to its last name."""
+    if isinstance(value, dict):
+        return {key: without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_folders(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("docs/results.md is out of date: run python recipes/results.py", file=sys.stderr)
         return int(made != page)
     write_atomic(DOCS / "results.md", made)
+    draw(records)
     return 0
 
 

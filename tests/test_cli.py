@@ -10,7 +10,7 @@ from PIL import Image
 
 import elasticnet
 from elasticnet.cli import main
-from elasticnet.sr import asrn
+from elasticnet.sr import asrn, edsr
 from elasticnet.sr.benchmark import bicubic, evaluate, evaluate_bicubic, load_sets
 
 
@@ -129,6 +129,14 @@ def test_a_built_in_model_with_its_costs(photos, capsys):
     assert header[:4] == ["depth", "parameters", "GMACs", "ms"]
     assert line[:2] == ["1", "87,235"]
     assert 4 < float(line[2]) < 6
+
+
+def test_every_built_in_model_is_offered(photos, capsys):
+    common = ["benchmark", "--scale", "2", "--data", str(photos), "--depths", "1", "--no-cost"]
+    assert main([*common, "--model", "edsr"]) == 0
+    said = capsys.readouterr().out
+    assert "edsr (untrained), BI" in said
+    assert lines_of(said)[-1][:2] == ["1", f"{sum(p.numel() for p in edsr(2).truncate(1).parameters()):,}"]
 
 
 def test_an_unreadable_image_is_reported_at_the_end_with_exit_code_1(tmp_path, capsys):

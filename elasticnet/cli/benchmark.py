@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from elasticnet import ElasticWrapper
-from elasticnet.checkpoint import load
+from elasticnet.checkpoint import BUILT_IN, load
 from elasticnet.sr.degrade import KINDS, SIGMAS
 from elasticnet.sr.metrics import PROTOCOLS
 from elasticnet.sr.resize import BORDERS
@@ -26,7 +26,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="checkpoints; each is scored at its own scale")
-    add("--model", choices=("asrn",), help="a built-in network at its untrained start, instead of checkpoints")
+    add("--model", choices=BUILT_IN, help="a built-in network at its untrained start, instead of checkpoints")
     add("--data", nargs="+", required=True, metavar="DIR", help="data sets in any known layout")
     add("--scales", "--scale", nargs="+", type=int, help="default: those of the checkpoints, or 2 3 4 without any")
     add("--depths", nargs="+", type=int, help="default: every depth that carries a prediction")
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _networks(options: argparse.Namespace) -> list[tuple[str, ElasticWrapper]]:
     """Return the nets that the options name, on their device, each with a label."""
-    from elasticnet.sr import asrn
+    import elasticnet.sr
     from elasticnet.sr.benchmark import distinct_names
 
     try:
@@ -103,4 +103,5 @@ def _networks(options: argparse.Namespace) -> list[tuple[str, ElasticWrapper]]:
         wrong = f"--model {options.model} beside {options.files[0]}" if options.files else f"--model {options.model}"
         raise ValueError(f"{wrong}: give either checkpoints, or --model with --scale")
     torch.manual_seed(0)
-    return [(f"{options.model} (untrained)", asrn(scale).to(options.device)) for scale in options.scales]
+    build = getattr(elasticnet.sr, options.model)
+    return [(f"{options.model} (untrained)", build(scale).to(options.device)) for scale in options.scales]
