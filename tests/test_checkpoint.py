@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -32,9 +30,10 @@ def small_asrn(**options: Any) -> ElasticWrapper:
 
 
 def rewrite(path: Path, edit: Callable[[dict[str, Any], dict[str, Tensor]], Any]) -> None:
-    """Change a file's description and tensors as a valid safetensors file."""
+    """Change a file's description and tensors, as a valid safetensors file; without a checksum, as the first ones."""
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["elasticnet"])
+        header.pop("checksum", None)
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     edit(header, tensors)
     safetensors.torch.save_file(tensors, path, {"elasticnet": json.dumps(header)})
@@ -223,7 +222,7 @@ def set_architecture(header: dict[str, Any], tensors: dict[str, Tensor]) -> None
         (lambda header, tensors: tensors.pop("head.output.bias"), "no tensor 'head.output.bias', which depth 3"),
         (lambda header, tensors: tensors.update(extra=torch.ones(1)), "tensor 'extra' has no place in this net"),
         (lambda header, tensors: header.pop("sha256"), r"its description is damaged \(it lacks sha256\)"),
-        (lambda header, tensors: header.pop("format"), r"its description is damaged \(KeyError\('format'\)\)"),
+        (lambda header, tensors: header.pop("format"), r"its description is damaged \(it lacks format\)"),
         (lambda header, tensors: header["sha256"].pop("stem.0.bias"), "tensor 'stem.0.bias' does not have the SHA-256"),
     ],
 )
@@ -262,9 +261,14 @@ def test_a_wrong_depth(path: Path, depth: Any) -> None:
 def test_files_of_other_kinds(path: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.safetensors"):
         elasticnet.load(tmp_path / "missing.safetensors")
-    for content in (b"", b"short", b"PK\3\4 this is no safetensors file at all"):
+    for content, reason in (
+        (b"", "ends at byte 0, and byte 7 is needed"),
+        (b"short", "ends at byte 5, and byte 7 is needed"),
+        (b"PK\3\4 a zip", "it begins as PyTorch's own files do: load_official in elasticnet.sr.models.convert"),
+        (b"this is no safetensors file at all", "a header of 2338328219631577204 bytes, with 26 in the file"),
+    ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: not a whole safetensors file \("):
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: not a whole safetensors file \({reason}"):
             elasticnet.load(path)
     safetensors.torch.save_file({"weight": torch.ones(2)}, path)
     with pytest.raises(ValueError, match=r"a safetensors file, but not one that elasticnet\.save wrote"):
@@ -278,33 +282,3 @@ def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: not a whole safetensors file"):
             elasticnet.load(path)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, ElasticWrapper]:
-    path, net = tmp_path_factory.mktemp("flips") / "net.safetensors", small_asrn(num_blocks=2)
-    elasticnet.save(net, path)
-    return path, path.read_bytes(), net
-
-
-@settings(max_examples=200)
-@given(st.data())
-def test_a_flipped_bit_is_refused_or_harmless(saved: tuple[Path, bytes, ElasticWrapper], data: st.DataObject) -> None:
-    """In the header or in the tensors: a ValueError that names the file, or exactly the net that was saved."""
-    path, whole, net = saved
-    header_size = 8 + int.from_bytes(whole[:8], "little")
-    place = data.draw(st.one_of(st.integers(0, header_size - 1), st.integers(header_size, len(whole) - 1)))
-    flipped = bytearray(whole)
-    flipped[place] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes(flipped)
-    try:
-        loaded = elasticnet.load(path)
-    except ValueError as error:
-        refusal = str(error)
-    else:
-        refusal = f"{path}"
-        assert place < header_size, "a changed tensor was loaded"
-        same(loaded.state_dict(), dict(net.truncate(loaded.taps[-1]).state_dict()), "state")
-        with torch.no_grad():
-            same(loaded(X), net(X, depth=loaded.taps[-1]), "prediction")
-    assert refusal.startswith(str(path)), "the message names the file"
