@@ -89,6 +89,10 @@ class DeconvHead(nn.Module):
             kernel = rearrange(response, "i o (kh sh) (kw sw) -> (o sh sw) i kh kw", kh=3, kw=3).flip(2, 3)
         return kernel[:, :channels], kernel[:, channels:]
 
+    def folded(self) -> FoldedHead:
+        """Return this head as plain layers that hold the folded kernel, for inference and export."""
+        return FoldedHead(self)
+
     def deconv_layers(self) -> list[nn.ConvTranspose2d]:
         """Return the deconvolutions, in order."""
         return [layer for layer in self.deconvs if isinstance(layer, nn.ConvTranspose2d)]
@@ -104,6 +108,32 @@ class DeconvHead(nn.Module):
         return self._add_skip(self.output(self.deconvs(self.reduce(features))), image)
 
     def _add_skip(self, output: Tensor, image: Tensor | None) -> Tensor:
+        return output if self.skip is None else output + bicubic_upsample(image, self.scale)
+
+
+class FoldedHead(nn.Module):
+    """A DeconvHead as plain layers: one conv3x3 on the LR grid, with the last conv's bias, and a pixel shuffle.
+
+    Shapes and skip are the DeconvHead's. The inner biases come from a second conv, over a plane of ones whose zero
+    padding gets the border right; where they are all zero there is none. Its weights no longer follow the head's.
+    """
+
+    def __init__(self, head: DeconvHead) -> None:
+        super().__init__()
+        self.scale = head.scale
+        self.skip = head.skip
+        with torch.no_grad():
+            kernel, bias_kernel = head.folded_kernels()
+            last_bias = _wide(head.output.bias).repeat_interleave(head.scale**2)
+            dtype = head.reduce.weight.dtype
+            self.conv = _conv3x3(kernel.to(dtype), last_bias.to(dtype))
+            self.inner = _conv3x3(bias_kernel.to(dtype)) if bias_kernel.any() else None
+
+    def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
+        output = self.conv(features)
+        if self.inner is not None:
+            output = output + self.inner(features.new_ones((1, 1, *features.shape[-2:])))
+        output = F.pixel_shuffle(output, self.scale)
         return output if self.skip is None else output + bicubic_upsample(image, self.scale)
 
 
@@ -124,6 +154,14 @@ class SubpixelHead(nn.Module):
     def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
         output = self.output(F.pixel_shuffle(self.expand(features), self.scale))
         return output if self.skip is None else output + bicubic_upsample(image, self.scale)
+
+
+def _conv3x3(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+    """A zero-padded 3x3 convolution that holds these values."""
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, bias=False, device="meta")
+    conv.weight = nn.Parameter(weight.contiguous())
+    conv.bias = None if bias is None else nn.Parameter(bias)
+    return conv
 
 
 def _wide(x: Tensor | None) -> Tensor:

@@ -52,8 +52,8 @@ def test_a_task_at_equal_size_learns_at_every_depth(recipe, tmp_path, capsys, ta
     Image.fromarray(hr).save(photos / "coffee.png")
     sigma, value = ("noise_sigma", 25.0) if task == "denoise" else ("blur_sigma", 1.6)
     degradation = options["degradation"]
-    given: dict[str, Any] = {sigma: value}
-    pairs = load_pairs(photos, 1, degradation=degradation, progress=False, **given)
+    sigmas: dict[str, Any] = {sigma: value}
+    pairs = load_pairs(photos, 1, degradation=degradation, progress=False, **sigmas)
     arguments = ["--data", str(photos), "--degradation", degradation, f"--{sigma.replace('_', '-')}", str(value)]
     arguments += ["--no-cost", "--out", str(tmp_path / "scores")]
     assert main(["benchmark", str(tmp_path / "run" / "best.safetensors"), *arguments]) == 0

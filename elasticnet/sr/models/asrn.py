@@ -7,6 +7,7 @@ reading of its counts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 
 import torch
@@ -69,6 +70,14 @@ class MultiScaleBlock(nn.Module):
         else:
             y = self.fusion(F.channel_shuffle(y, NUM_GROUPS) if self.shuffle else y)
         return x + y if self.residual else y
+
+    def folded(self) -> MultiScaleBlock:
+        """Return a copy whose last conv holds the shuffle, for inference and export."""
+        block = copy.deepcopy(self)
+        if block.fusion is not None and block.shuffle:
+            block.fusion.weight = nn.Parameter(_unshuffled(block.fusion.weight).detach().contiguous())
+            block.shuffle = False
+        return block
 
     def init_identity(self) -> None:
         """Make the block the identity: the residual path starts at zero."""
