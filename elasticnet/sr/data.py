@@ -291,7 +291,7 @@ def _make_pair(
     degradation: str,
     seed: int,
     border: str,
-    **sigmas: float,
+    **sigmas: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     height, width = hr.shape[0] // scale, hr.shape[1] // scale
     if lr is not None:
