@@ -14,6 +14,9 @@ PACKAGE = "elasticnet"  # also stands for the package's own __init__.py, the fac
 # Which rooms each room may import. A room is elasticnet/<room>.py or the folder elasticnet/<room>/.
 CORE = {"taps", "attention", "schedule", "runs", "losses", "wrapper", "checkpoint", "card", "export", "warmstart"}
 CORE |= {"distributed", "signals", "step", "progress", "options"}
+CORE |= {"byterange", "tensorfile", "hub"}
+CORE |= {"profiling", "card_report"}
+CORE |= {"int8", "onnxfile", "probing"}
 ALLOWED: dict[str, set[str]] = {
     "taps": set(),
     "attention": set(),
@@ -23,9 +26,17 @@ ALLOWED: dict[str, set[str]] = {
     "signals": set(),
     "losses": {"taps", "attention", "schedule"},  # and not wrapper: neither knows the other
     "wrapper": {"taps"},
-    "checkpoint": {"taps", "wrapper", "runs"},  # runs writes files atomically
-    "card": {"taps", "wrapper"},
-    "export": {"taps", "wrapper"},
+    "byterange": set(),
+    "tensorfile": {"byterange"},
+    "checkpoint": {"taps", "wrapper", "runs", "byterange", "tensorfile"},  # runs writes files atomically
+    "hub": {"wrapper", "byterange", "checkpoint"},
+    "profiling": {"wrapper"},
+    "card": {"wrapper", "checkpoint", "profiling"},  # a card stands in a checkpoint's header
+    "card_report": {"card", "runs"},
+    "int8": {"wrapper"},
+    "onnxfile": {"int8"},
+    "probing": {"checkpoint"},
+    "export": {"taps", "wrapper", "checkpoint", "runs", "int8", "onnxfile", "probing"},
     "warmstart": {"wrapper"},
     "step": {"distributed", "losses"},  # one training step, one log, one set of options: what recipes share
     "progress": {"distributed", "losses", "runs"},

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from elasticnet import __version__
-from elasticnet.cli import benchmark, info
+from elasticnet.cli import benchmark, export, info, profile, upscale
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,12 +19,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"elasticnet {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (info, benchmark):
+    for command in (info, benchmark, profile, export, upscale):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:  # an extra that is not installed, too
         if options.debug:
             raise
         print(f"elasticnet: {error}", file=sys.stderr)

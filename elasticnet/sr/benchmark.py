@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from elasticnet.sr.data import PairSet, load_pairs
 from elasticnet.sr.layouts import find_layout
 from elasticnet.sr.metrics import psnr_y, shave_for, ssim_y
 from elasticnet.sr.resize import imresize
+from elasticnet.sr.tiling import self_ensembled
 from elasticnet.taps import resolve_depths
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
@@ -89,21 +90,6 @@ def to_tensor(image: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 def to_image(prediction: Tensor) -> np.ndarray:
     """Return a float tensor (1, 3, H, W) in 0..1 as the uint8 (H, W, 3) image that saving it would give."""
     return (prediction[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
-def self_ensembled(predict: Callable[[Tensor], Sequence[Tensor]], image: Tensor) -> list[Tensor]:
-    """Return the mean of `predict` over the eight symmetries of `image` (..., H, W), each output turned back.
-
-    Source: EDSR's geometric self-ensemble (x8). Nothing is clipped or rounded before the mean.
-    """
-    totals: list[Tensor] = []
-    for flipped in (False, True):
-        for turns in range(4):
-            turned = torch.rot90(image.flip(-1) if flipped else image, turns, (-2, -1))
-            outputs = [torch.rot90(output, -turns, (-2, -1)) for output in predict(turned)]
-            outputs = [output.flip(-1) if flipped else output for output in outputs]
-            totals = [a + b for a, b in zip(totals, outputs, strict=True)] if totals else outputs
-    return [total / 8 for total in totals]
 
 
 def predict_depths(
