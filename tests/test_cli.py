@@ -131,6 +131,17 @@ def test_a_built_in_model_with_its_costs(photos, capsys):
     assert 4 < float(line[2]) < 6
 
 
+def test_ctrl_c_is_one_line_and_exit_code_130(file, capsys, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("elasticnet.cli.info.run", interrupted)
+    assert main(["info", file]) == 130
+    assert capsys.readouterr().err == "elasticnet: interrupted\n"
+    with pytest.raises(KeyboardInterrupt):
+        main(["--debug", "info", file])
+
+
 def test_every_built_in_model_is_offered(photos, capsys):
     common = ["benchmark", "--scale", "2", "--data", str(photos), "--depths", "1", "--no-cost"]
     assert main([*common, "--model", "edsr"]) == 0

@@ -11,7 +11,7 @@ from elasticnet.cli import benchmark, export, info, profile, upscale
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 1 when images were left out, 2 for bad input.
+    """Run the command line; 0 when all went well, 1 when images were left out, 2 for bad input, 130 after Ctrl-C.
 
     Errors are one line on standard error, without a traceback.
     """
@@ -24,6 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
+    except KeyboardInterrupt:
+        if options.debug:
+            raise
+        print("elasticnet: interrupted", file=sys.stderr)
+        return 130  # what a shell reports after Ctrl-C
     except (ImportError, OSError, ValueError) as error:  # an extra that is not installed, too
         if options.debug:
             raise

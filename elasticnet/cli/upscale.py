@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 ChooseDepth = Callable[[tuple[int, int]], tuple[int, str]]  # of an image of (height, width); and a word about it
 Number = TypeVar("Number", int, float)
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         if options.debug:
             raise
         print("elasticnet: interrupted; images that were not finished have left nothing behind", file=sys.stderr)
-        return INTERRUPTED
+        return 130  # what a shell reports after Ctrl-C
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -8,8 +8,7 @@ from dataclasses import replace
 import torch
 
 from elasticnet.card import DepthCard, DepthRow, card_of, measure
-from elasticnet.sr.reach import footprint
-from elasticnet.sr.tiling import MIN_TILE, WINDOW, Span, spans
+from elasticnet.sr.tiling import plan_tiles
 from elasticnet.wrapper import ElasticWrapper
 
 SYMMETRIES = 8  # passes of a self-ensemble
@@ -49,7 +48,7 @@ class DepthChooser:
 
         Raises ValueError, with the nearest depth and by how much it misses, when none fits.
         """
-        rows, columns = self._tiles(size)
+        rows, columns = plan_tiles(self.net, size, tile=self.tile)
         height, width = rows[0].stop - rows[0].start, columns[0].stop - columns[0].start
         if self._card is not None:
             card, source = self._card, "by the file's card of this machine"
@@ -63,18 +62,6 @@ class DepthChooser:
         row = scaled.row(depth)
         memory = "" if row.memory_mb is None else f" and {row.memory_mb:.0f} MB"
         return depth, f" (about {row.latency_ms:.0f} ms{memory} expected, {source})"
-
-    def _tiles(self, size: tuple[int, int]) -> tuple[list[Span], list[Span]]:
-        """What `upscale_array` cuts the image into where memory allows it."""
-        reach = footprint(self.net).reach
-        side = self.tile
-        if side is None or reach is None:
-            side, reach = max(size), 0
-        elif not isinstance(side, int):
-            window = max(WINDOW.get(self.parameter.device.type, WINDOW["cpu"]), 6 * reach)
-            side = max(window - 2 * reach, MIN_TILE)
-        rows, columns = (spans(length, side, reach) for length in size)
-        return rows, columns
 
     def _measure(self, height: int, width: int) -> DepthCard:
         if (height, width) not in self._measured:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -22,6 +21,7 @@ import elasticnet
 from elasticnet.checkpoint import read_header
 from elasticnet.runs import Run
 from elasticnet.sr.data import scikit_image_photos
+from loading import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "asrn_div2k.py"
@@ -31,13 +31,7 @@ TINY += ["--steps", "6", "--eval-every", "3", "--log-every", "2"]
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("asrn_div2k", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["asrn_div2k"] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("asrn_div2k")
 
 
 @pytest.fixture(scope="module")

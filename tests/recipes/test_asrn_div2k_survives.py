@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from PIL import Image
 
 from elasticnet.runs import Run, pack_state
 from elasticnet.sr.data import scikit_image_photos
+from loading import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "asrn_div2k.py"
@@ -30,16 +29,6 @@ TINY = ["--num-blocks", "3", "--channels", "8", "--patch-size", "8", "--batch-si
 TINY += ["--preset", "demo", "--ema", "0.99", "--clip-norm", "0.1", "--sampled-taps", "1", "--no-tensorboard"]
 STEPS = 240
 KILLED = ["--steps", str(STEPS), "--eval-every", "40", "--save-every", "8", "--log-every", "3", "--keep", "2"]
-
-
-def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("asrn_div2k", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["asrn_div2k"] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -89,7 +78,7 @@ def lines_in(log: Path) -> int:
 
 def train_with_kills(photos: Path, out: Path, kills: int, seed: int) -> None:
     """Train in child processes, each killed at a random moment and the next one resuming, then once without a kill."""
-    recipe, draw = load_recipe(), random.Random(seed)
+    recipe, draw = load_recipe("asrn_div2k"), random.Random(seed)
     torch.set_num_threads(1)
     import timm.utils.model_ema  # noqa: F401  (imported where it is used: once here is enough)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +16,7 @@ from elasticnet.cli import main
 from elasticnet.distributed import join_processes
 from elasticnet.sr.data import load_pairs, scikit_image_photos
 from elasticnet.sr.metrics import psnr_y
+from loading import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "asrn_div2k.py"
 SMALL = ["--num-blocks", "2", "--channels", "16", "--patch-size", "24", "--batch-size", "8", "--warmup", "5"]
@@ -26,13 +25,7 @@ SMALL += ["--steps", "60", "--eval-every", "30", "--save-every", "30"]
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("asrn_div2k_tasks", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("asrn_div2k")
 
 
 @pytest.mark.parametrize(("task", "steps", "least_gain"), [("denoise", 60, 3.0), ("deblur", 150, 0.1)])

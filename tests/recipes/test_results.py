@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from loading import load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,12 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def results(tmp_path, monkeypatch) -> ModuleType:
     """The recipe, working on a copy of docs/."""
-    spec = importlib.util.spec_from_file_location("results", ROOT / "recipes" / "results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "results", module)
-    spec.loader.exec_module(module)
+    module = load_recipe("results")
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "results.md", tmp_path / "docs")
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -30,6 +29,7 @@ from elasticnet.sr.data import load_pairs, scikit_image_photos
 from elasticnet.sr.models.convert import official_state_dict
 from elasticnet.sr.models.edsr import EDSR
 from elasticnet.sr.upsample import bicubic_upsample
+from loading import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "sr_retrofit.py"
@@ -41,19 +41,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 FILES = ("ordinary.safetensors", "srcnn.safetensors", "elastic.safetensors", "table.md")
 
 
-def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sr_retrofit", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sr_retrofit"] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    return load_recipe()
+    return load_recipe("sr_retrofit")
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +279,7 @@ def test_ctrl_c_at_the_end_of_a_phase_does_not_begin_the_next(recipe, photos, wh
 
 def kill_in_every_phase(photos: Path, out: Path) -> None:
     """Run in child processes, each killed once it has come further than the one before; the last one ends."""
-    recipe = load_recipe()
+    recipe = load_recipe("sr_retrofit")
     torch.set_num_threads(1)
     log = out / "log.jsonl"
 

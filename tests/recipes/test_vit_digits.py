@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import runpy
@@ -27,6 +26,7 @@ from elasticnet.retrofit.timm import split
 from elasticnet.runs import Run
 from elasticnet.schedule import cosine
 from elasticnet.signals import StopSignal
+from loading import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "vit_digits.py"
 TINY = ["--num-blocks", "3", "--width", "8", "--batch-size", "16", "--steps", "6", "--log-every", "4"]
@@ -35,13 +35,7 @@ LABELS = ["ordinary, cut short", "DSL", "DSL + PSD", "each depth alone"]
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("vit_digits", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["vit_digits"] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("vit_digits")
 
 
 @pytest.fixture(scope="module")
