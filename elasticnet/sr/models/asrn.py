@@ -8,12 +8,15 @@ reading of its counts.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elasticnet.sr.pretrained import pretrained_asrn
 from elasticnet.sr.upsample import SKIPS, DeconvHead, SubpixelHead
 from elasticnet.wrapper import ElasticWrapper
 
@@ -155,6 +158,8 @@ def asrn(
     fold: bool = True,
     taps: Iterable[int] | None = None,
     checkpoint_blocks: bool = False,
+    pretrained: bool | str = False,
+    depth: int | None = None,
 ) -> ElasticWrapper:
     """Build an elastic ASRN: RGB floats in 0..1, (b, 3, h, w) -> (b, 3, scale h, scale w), at any depth from 1 to
     `num_blocks`.
@@ -166,7 +171,18 @@ def asrn(
     (no parameters; not in the paper). fold: run head and shuffle folded into single convs (exact up to rounding); False
     runs every layer as written. taps: the depths that carry a prediction, default all; `(num_blocks,)` is the ordinary,
     single-exit network.
+
+    pretrained: True for the weights that come with the package, or their name in `pretrained.NAMES`; the file decides
+    on the architecture, so that of the other arguments only depth may be given: how many blocks are loaded (default
+    all). The net comes in eval mode.
     """
+    given = dict(locals())
+    if pretrained is not False:
+        return pretrained_asrn(**_not_default(given))
+    if depth is not None:
+        raise ValueError(
+            f"depth {depth}: only with pretrained=True; a net that is built runs at any depth by net(x, depth={depth})"
+        )
     for name, value, valid in (
         ("scale", scale, SCALES),
         ("upsampler", upsampler, UPSAMPLERS),
@@ -199,6 +215,11 @@ def asrn(
     arguments = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "upsampler": upsampler, "block": block}
     net.origin = ("asrn", {**arguments, **switches, "skip": skip, "fold": fold})
     return net
+
+
+def _not_default(arguments: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(asrn).parameters
+    return {name: value for name, value in arguments.items() if value != parameters[name].default}
 
 
 @torch.no_grad()
