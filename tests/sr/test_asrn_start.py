@@ -115,3 +115,21 @@ def test_skip_is_the_plain_network_plus_bicubic(upsampler: str, fold: bool) -> N
     x = torch.rand(2, 3, 7, 6)
     for depth in (1, 2):
         assert torch.equal(with_skip(x, depth=depth), plain(x, depth=depth) + bicubic_upsample(x, 3))
+
+
+@pytest.mark.parametrize("upsampler", ["deconv", "subpixel"])
+def test_the_skip_starts_with_the_same_carried_channels_and_an_output_that_takes_nothing_of_them(
+    upsampler: str,
+) -> None:
+    """What is there for the output to take is what the interpolator takes: without it the training sits on a plateau."""
+    states = []
+    for skip in (None, "bicubic"):
+        torch.manual_seed(3)
+        states.append(asrn(4, 2, 16, upsampler=upsampler, skip=skip).state_dict())
+    plain, with_skip = states
+    name = "head.output.weight"
+    assert all(torch.equal(plain[key], with_skip[key]) for key in plain if key != name)
+    identity = torch.zeros_like(plain[name])
+    identity[range(3), range(3), 1, 1] = 1
+    assert torch.equal(plain[name] - with_skip[name], identity)
+    assert not with_skip[name][:, :8].any()

@@ -229,15 +229,10 @@ def init_interpolating(stem: nn.Sequential, blocks: Iterable[nn.Module], head: D
     Stem and head are linear and the blocks residual. The stem's eight inner channels carry R, G, B and five central
     differences of the luma (x, y, xx, yy, xy), unchanged through stem and blocks; each deconvolution then evaluates
     their second-order Taylor polynomial at the centres of its sub-pixels, so that two in a row compose exactly. With a
-    bicubic skip there is nothing to carry: the output conv alone starts small.
+    bicubic skip the output takes nothing of them at first; that they are there spares the training a plateau.
     """
     for block in blocks:
         block.init_small()  # pyright: ignore[reportCallIssue]
-    if head.skip is not None:
-        _scale(head.output.weight)
-        _zero(head.output.bias)
-        return
-
     first, second = (layer for layer in stem if isinstance(layer, nn.Conv2d))
     _zero(first.bias)
     first.weight.copy_(_taylor_filters())
@@ -265,7 +260,8 @@ def init_interpolating(stem: nn.Sequential, blocks: Iterable[nn.Module], head: D
         _zero(head.expand.bias)
     _scale(head.output.weight)
     head.output.weight[:, :STEM_CHANNELS] = 0
-    head.output.weight[range(3), range(3), 1, 1] = 1
+    if head.skip is None:
+        head.output.weight[range(3), range(3), 1, 1] = 1
     _zero(head.output.bias)
 
 
