@@ -121,7 +121,7 @@ def test_skip_is_the_plain_network_plus_bicubic(upsampler: str, fold: bool) -> N
 def test_the_skip_starts_with_the_same_carried_channels_and_an_output_that_takes_nothing_of_them(
     upsampler: str,
 ) -> None:
-    """What is there for the output to take is what the interpolator takes: without it the training sits on a plateau."""
+    """The output could take what the interpolator takes: without that the training sits on a plateau."""
     states = []
     for skip in (None, "bicubic"):
         torch.manual_seed(3)
