@@ -52,8 +52,9 @@ class DeconvHead(nn.Module):
 
     def prepare(self) -> Callable[..., Tensor]:
         """Return a callable that serves every tap of one pass: the folded head, or the plain one with fold=False."""
+        add_skip = _shared_skip(self.skip, self.scale)
         if not self.fold:
-            return self._plain
+            return lambda features, image=None: add_skip(self.output(self.deconvs(self.reduce(features))), image)
         kernel, bias_kernel = self.folded_kernels()
         planes: list[Tensor] = []  # the last size's bias plane: the taps of one pass share it
 
@@ -62,7 +63,7 @@ class DeconvHead(nn.Module):
             if not planes or planes[0].shape[1:] != folded.shape[1:]:
                 planes[:] = [self._bias_plane(bias_kernel, folded)]
             folded = folded + planes[0].to(folded.dtype)
-            return self._add_skip(F.pixel_shuffle(folded, self.scale), image)
+            return add_skip(F.pixel_shuffle(folded, self.scale), image)
 
         return head
 
@@ -104,12 +105,6 @@ class DeconvHead(nn.Module):
             inner = F.conv2d(torch.ones_like(plane[:, :1]), bias_kernel, padding=1)
             return plane + inner + _wide(self.output.bias).repeat_interleave(self.scale**2)[:, None, None]
 
-    def _plain(self, features: Tensor, image: Tensor | None = None) -> Tensor:
-        return self._add_skip(self.output(self.deconvs(self.reduce(features))), image)
-
-    def _add_skip(self, output: Tensor, image: Tensor | None) -> Tensor:
-        return output if self.skip is None else output + bicubic_upsample(image, self.scale)
-
 
 class FoldedHead(nn.Module):
     """A DeconvHead as plain layers: one conv3x3 on the LR grid, with the last conv's bias, and a pixel shuffle.
@@ -133,8 +128,7 @@ class FoldedHead(nn.Module):
         output = self.conv(features)
         if self.inner is not None:
             output = output + self.inner(features.new_ones((1, 1, *features.shape[-2:])))
-        output = F.pixel_shuffle(output, self.scale)
-        return output if self.skip is None else output + bicubic_upsample(image, self.scale)
+        return _shared_skip(self.skip, self.scale)(F.pixel_shuffle(output, self.scale), image)
 
 
 class SubpixelHead(nn.Module):
@@ -152,8 +146,28 @@ class SubpixelHead(nn.Module):
         self.output = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
-        output = self.output(F.pixel_shuffle(self.expand(features), self.scale))
-        return output if self.skip is None else output + bicubic_upsample(image, self.scale)
+        return self.prepare()(features, image)
+
+    def prepare(self) -> Callable[..., Tensor]:
+        """Return a callable that serves every tap of one pass, which enlarges the image for the skip once."""
+        add_skip = _shared_skip(self.skip, self.scale)
+        return lambda features, image=None: add_skip(
+            self.output(F.pixel_shuffle(self.expand(features), self.scale)), image
+        )
+
+
+def _shared_skip(skip: str | None, scale: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+    """Return a function that adds the enlarged image to an output; for the same image it enlarges only once."""
+    if skip is None:
+        return lambda output, image: output
+    last: list[tuple[Tensor | None, Tensor]] = []
+
+    def add(output: Tensor, image: Tensor | None) -> Tensor:
+        if not last or last[0][0] is not image:
+            last[:] = [(image, bicubic_upsample(image, scale))]
+        return output + last[0][1]
+
+    return add
 
 
 def _conv3x3(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:

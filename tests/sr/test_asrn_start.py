@@ -10,6 +10,7 @@ import skimage.data
 import torch
 from torch import Tensor, nn
 
+from elasticnet.sr import upsample
 from elasticnet.sr.models.asrn import MultiScaleBlock, asrn
 from elasticnet.sr.resize import imresize
 from elasticnet.sr.upsample import DeconvHead, SubpixelHead, bicubic_upsample
@@ -115,6 +116,28 @@ def test_skip_is_the_plain_network_plus_bicubic(upsampler: str, fold: bool) -> N
     x = torch.rand(2, 3, 7, 6)
     for depth in (1, 2):
         assert torch.equal(with_skip(x, depth=depth), plain(x, depth=depth) + bicubic_upsample(x, 3))
+
+
+@pytest.mark.parametrize("upsampler", ["deconv", "subpixel"])
+@pytest.mark.parametrize("fold", [True, False])
+def test_one_pass_enlarges_the_image_once(upsampler: str, fold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = asrn(2, 3, 16, upsampler=upsampler, skip="bicubic", fold=fold).eval()
+    seen: list[torch.Tensor] = []
+
+    def counted(image: torch.Tensor, scale: int) -> torch.Tensor:
+        seen.append(image)
+        return bicubic_upsample(image, scale)
+
+    monkeypatch.setattr(upsample, "bicubic_upsample", counted)
+    first, second = torch.rand(2, 1, 3, 6, 5)
+    predictions = net.forward_taps(first).predictions
+    assert len(seen) == 1
+    for depth, prediction in enumerate(predictions, start=1):
+        assert torch.equal(prediction, net(first, depth=depth))
+    head = net.head.prepare()  # pyright: ignore[reportCallIssue]
+    features = torch.rand(1, 16, 6, 5)
+    difference = head(features, first) - head(features, second)
+    assert torch.allclose(difference, bicubic_upsample(first - second, 2), atol=1e-5)
 
 
 @pytest.mark.parametrize("upsampler", ["deconv", "subpixel"])
