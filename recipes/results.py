@@ -1,8 +1,10 @@
-"""Write the tables and figures of docs/results.md from the measurements in docs/results/.
+"""Write the tables and figures of docs/results.md and docs/models.md from the measurements in docs/results/.
 
-    python recipes/results.py                      rewrite what stands between the markers in docs/results.md
+    python recipes/results.py                      rewrite what stands between the markers in the two pages
     python recipes/results.py --check              write nothing; exit status 1 when something is out of date
     python recipes/results.py --add NAME RUN       take a finished run's options, table and scores as NAME.json
+    python recipes/results.py --add NAME RUN --data Set5 Set14 B100
+                                                   and score every depth of its best network on these sets
 
 Numbers are never typed: every table is made of the JSON files that --add takes from run folders; a test runs --check.
 """
@@ -10,16 +12,30 @@ Numbers are never typed: every table is made of the JSON files that --add takes 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
+import runpy
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import elasticnet
+from elasticnet import ElasticWrapper
+from elasticnet.profiling import this_machine
 from elasticnet.runs import write_atomic, write_json
+from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
 
-DOCS = Path(__file__).parents[1] / "docs"
+RECIPES = Path(__file__).parent
+DOCS = RECIPES.parent / "docs"
+SETS = ("Set5", "Set14", "B100")
+NOT_MEASURED = ("Urban100", "Manga109")
+SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights
+KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total", "psnr")
+WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 Records = dict[str, dict[str, Any]]
 
 
@@ -115,42 +131,168 @@ def retrofit(records: Records) -> str:
     return "\n\n".join(parts)
 
 
-SECTIONS: dict[str, Callable[[Records], str]] = {"retrofit": retrofit, "tasks": tasks, "growth": growth}
+def score(record: dict[str, Any], data: str, depth: int | None, what: str = "psnr") -> float:
+    """PSNR or SSIM of a depth (None: bicubic) on one of the sets that --add scored."""
+    return next(row[what] for row in record["sets"] if (row["data"], row["depth"]) == (data, depth))
+
+
+@cache
+def presets() -> dict[str, dict[str, Any]]:
+    recipe = runpy.run_path(str(RECIPES / "asrn_div2k.py"))
+    return {name: dataclasses.asdict(options) for name, options in recipe["PRESETS"].items()}
+
+
+def changed(options: dict[str, Any], *without: str) -> str:
+    """What a run's options change of its preset, as a command line has it."""
+    default = presets()[options["preset"]]
+    words = [f"--preset {options['preset']}"] if "preset" not in without else []
+    for name, value in options.items():
+        if value != default[name] and name not in (*WITHOUT_EFFECT, *without):
+            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
+def choices(records: Records) -> str:
+    """The short trainings that decided on the recipe, by the photographs that were held out of the training images."""
+    tried = {name: record for name, record in records.items() if name.startswith("choice-")}
+    common = set.intersection(*(set(record["options"].items()) for record in tried.values()))
+    rows = []
+    for record in tried.values():
+        held_out = record["scores"][-1]["psnr"]
+        ends = [score(record, "Set5", int(depth)) for depth in (min(held_out), max(held_out))]
+        own = {name: value for name, value in record["options"].items() if (name, value) not in common}
+        label = changed({**own, "preset": record["options"]["preset"]}, "preset") or "nothing more"
+        empty = [""] * (5 - len(held_out))
+        rows.append([f"`{label}`", *empty, *decibels(held_out.values()), *decibels(ends)])
+    header = ["options", *(f"depth {depth}" for depth in range(1, 6)), "Set5, shallowest", "Set5, deepest"]
+    shared = changed(dict(common), "data")
+    return f"{table(header, rows)}\n\nPSNR-Y in dB, depths on the held-out photographs; all with `{shared}`."
+
+
+def comparison(records: Records) -> str:
+    """Elastic networks beside one that is cut short and beside one network for each depth, at one budget."""
+    alone = {depth: records[f"x4-alone-{depth}"] for depth in range(1, 5)} | {5: records["x4-ss"]}
+    kinds = {"dsl": "DSL", "full": "DSL + PSD"}
+    elastic = {name: record for name, record in records.items() if re.fullmatch("x4-(dsl|full)(-seed[0-9]+)?", name)}
+    parts = []
+    for data in SETS:
+        limit = [score(record, data, depth) for depth, record in alone.items()]
+        rows = [
+            ["SS, cut short", *decibels(score(alone[5], data, depth) for depth in alone)],
+            ["SS, a network for each depth", *decibels(limit)],
+        ]
+        for name, record in elastic.items():
+            label = f"{kinds[name.split('-')[1]]}, seed {record['options']['seed']}"
+            found = [score(record, data, depth) for depth in alone]
+            rows.append([label, *decibels(found)])
+            rows.append([f"{label}: regret", *(f"{a - b:+.2f}" for a, b in zip(found, limit, strict=True))])
+        parts.append(table([f"{data} x4", *(f"depth {depth}" for depth in alone)], rows))
+    made = f"PSNR-Y in dB; {budget(alone[5])} for each network; a row of its own for each seed."
+    return "\n\n".join([*parts, f"{made} Regret: elastic minus the network of that depth alone."])
+
+
+def shipped(records: Records) -> str:
+    """PSNR and SSIM per depth of every network that is packaged, the published value in brackets."""
+    published = records["published"]
+    parts = []
+    for name, weights in SHIPPED.items():
+        if name not in records:
+            continue
+        record = records[name]
+        theirs = published["psnr"].get(name[:2], {})
+        rows = []
+        for depth in (None, *sorted({row["depth"] for row in record["sets"]} - {None})):
+            count = next(row["parameters"] for row in record["sets"] if row["depth"] == depth)
+            cells = ["bicubic", ""] if depth is None else [str(depth), f"{count:,}"]
+            for data in SETS:
+                known = theirs.get(data, {}).get("bicubic" if depth is None else str(depth))
+                ours = f"{score(record, data, depth):.2f} / {score(record, data, depth, 'ssim'):.4f}"
+                cells.append(ours + (f" ({known:.2f})" if known else ""))
+            rows.append([*cells, *["not measured"] * len(NOT_MEASURED)])
+        parts.append(table([f"{weights}, depth", "parameters", *SETS, *NOT_MEASURED], rows))
+        parts.append(f"{budget(record)}.")
+    return "\n\n".join([*parts, published["note"]])
+
+
+def cards(records: Records) -> str:
+    """A card for every packaged file."""
+    parts = []
+    for name, weights in SHIPPED.items():
+        if name not in records:
+            continue
+        record = records[name]
+        options, last = record["options"], record["scores"][-1]
+        depths = sorted({row["depth"] for row in record["sets"]} - {None})
+        lines = [f"Set5 {' '.join(decibels(score(record, 'Set5', depth) for depth in depths))}"]
+        rows = [
+            ["network", f"ASRN x{options['scale']}, {options['num_blocks']} blocks, skip {options['skip']}"],
+            ["made for", "RGB photographs that were made smaller bicubically (BI); any size; depths 1 to 5"],
+            ["data", records["published"]["data"][options["data"]]],
+            ["budget", f"{budget(record)}; {last['seconds'] / 3600:.1f} hours"],
+            ["seed", options["seed"]],
+            ["hardware", record["machine"]],
+            ["command", f"`python recipes/asrn_div2k.py {changed(options)}`"],
+            ["PSNR-Y by depth (dB)", "; ".join(lines)],
+            ["log", f"[results/{name}.json](results/{name}.json)"],
+            ["licence", records["published"]["licence"]],
+            ["known limits", records["published"]["limits"]],
+        ]
+        parts.append(f"## `{weights}.safetensors`\n\n{table(['', ''], rows)}")
+    return "\n\n".join(parts)
+
+
+PAGES: dict[str, dict[str, Callable[[Records], str]]] = {
+    "results.md": {"retrofit": retrofit, "tasks": tasks, "growth": growth},
+}
 
 
 def draw(records: Records) -> None:
     from elasticnet.sr.figures import elastic_curve
 
+    images = DOCS / "images"
+    images.mkdir(exist_ok=True)
     for model in ("edsr", "rcan"):
         record = records[f"retrofit-{model}"]
         title = f"{model.upper()}, {record['options']['valid'][0]} x{record['table']['network'][1]['scale']}"
-        file = DOCS / "images" / f"retrofit_{model}.png"
-        file.parent.mkdir(exist_ok=True)
-        elastic_curve(file, *curves(record), title, "PSNR-Y (dB)")
+        elastic_curve(images / f"retrofit_{model}.png", *curves(record), title, "PSNR-Y (dB)")
 
 
-def written(page: str, records: Records) -> str:
+def written(page: str, sections: dict[str, Callable[[Records], str]], records: Records) -> str:
     """The page with every section between its two markers made anew."""
-    for name, make in SECTIONS.items():
+    for name, make in sections.items():
         begin, end = f"<!-- made by recipes/results.py: {name} -->", f"<!-- end: {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if len(pattern.findall(page)) != 1:
-            raise ValueError(f"docs/results.md: expected the two markers of section {name!r} once")
+            raise ValueError(f"expected the two markers of section {name!r} once")
         text = f"{begin}\n{make(records)}\n{end}"
         page = pattern.sub(lambda _, text=text: text, page)
     return page
 
 
-def record_of(run: Path) -> dict[str, Any]:
-    """What is kept of a run: options (of paths the last name), final table, and the validations on the way."""
+def record_of(run: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """What is kept of a run: options (of paths the last name), final table, and the validations on the way.
+
+    folders: data sets on which every depth is scored, too; the machine is then taken to be this one.
+    """
     options = json.loads((run / "options.json").read_text())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    scores = [
-        {"step": line["step"], "seconds": line["seconds"], "psnr": line["psnr"]} for line in lines if "psnr" in line
-    ]
+    scores = [{name: line[name] for name in KEPT_OF_LOG if name in line} for line in lines if "psnr" in line]
     table = json.loads((run / "table.json").read_text())
     table.pop("options", None)
-    return without_folders({"options": options, "table": table, "scores": scores})
+    record = {"options": options, "table": table, "scores": scores}
+    if folders:
+        record |= {"machine": this_machine().key, "sets": scored(run, options, folders)}
+    return without_folders(record)
+
+
+def scored(run: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Every depth of a run's best network on data sets, beside bicubic; of one with a single exit, cut short, too."""
+    net = elasticnet.load(run / "best.safetensors")
+    net = ElasticWrapper(net.blocks, net.head, net.stem, head_skip=net.head_skip).eval()  # with all taps
+    degradation = {name: options[name] for name in ("degradation", "blur_sigma", "noise_sigma")}
+    sets = load_sets(folders, [scale_of(net)], **degradation)
+    rows = benchmark([("net", net)], sets, costs=False, progress=True).rows
+    return [{name: row._asdict()[name] for name in ("data", "depth", "parameters", "psnr", "ssim")} for row in rows]
 
 
 def without_folders(value: Any) -> Any:
@@ -164,21 +306,32 @@ def without_folders(value: Any) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit status 1 when docs/results.md is out of date")
+    parser.add_argument("--check", action="store_true", help="exit status 1 when a page is out of date")
     parser.add_argument("--add", nargs=2, metavar=("NAME", "RUN"), help="take a run's measurements as NAME.json")
+    parser.add_argument("--data", nargs="+", type=Path, metavar="SET", help="with --add: data sets to score it on")
     options = parser.parse_args(arguments)
+    if options.data and not options.add:
+        parser.error("--data: only with --add, which scores the run on these sets")
     if options.add:
         name, run = options.add
-        write_json(DOCS / "results" / f"{name}.json", record_of(Path(run)))
+        write_json(DOCS / "results" / f"{name}.json", record_of(Path(run), options.data or ()))
         return 0
     records = {path.stem: json.loads(path.read_text()) for path in sorted((DOCS / "results").glob("*.json"))}
-    page = (DOCS / "results.md").read_text()
-    made = written(page, records)
-    if options.check:
+    outdated = []
+    for name, sections in PAGES.items():
+        page = (DOCS / name).read_text()
+        try:
+            made = written(page, sections, records)
+        except ValueError as error:
+            raise ValueError(f"docs/{name}: {error}") from error
         if made != page:
-            print("docs/results.md is out of date: run python recipes/results.py", file=sys.stderr)
-        return int(made != page)
-    write_atomic(DOCS / "results.md", made)
+            outdated.append(name)
+            if not options.check:
+                write_atomic(DOCS / name, made)
+    if options.check:
+        for name in outdated:
+            print(f"docs/{name} is out of date: run python recipes/results.py", file=sys.stderr)
+        return int(bool(outdated))
     draw(records)
     return 0
 
