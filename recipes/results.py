@@ -145,6 +145,7 @@ def presets() -> dict[str, dict[str, Any]]:
 def changed(options: dict[str, Any], *without: str) -> str:
     """What a run's options change of its preset, as a command line has it."""
     default = presets()[options["preset"]]
+    without += ("psd_weight",) if options.get("variant", "full") != "full" else ()  # it is not used there
     words = [f"--preset {options['preset']}"] if "preset" not in without else []
     for name, value in options.items():
         if value != default[name] and name not in (*WITHOUT_EFFECT, *without):
@@ -155,17 +156,18 @@ def changed(options: dict[str, Any], *without: str) -> str:
 def choices(records: Records) -> str:
     """The short trainings that decided on the recipe, by the photographs that were held out of the training images."""
     tried = {name: record for name, record in records.items() if name.startswith("choice-")}
-    common = set.intersection(*(set(record["options"].items()) for record in tried.values()))
+    first, *others = (record["options"] for record in tried.values())
+    common = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
     rows = []
     for record in tried.values():
         held_out = record["scores"][-1]["psnr"]
         ends = [score(record, "Set5", int(depth)) for depth in (min(held_out), max(held_out))]
-        own = {name: value for name, value in record["options"].items() if (name, value) not in common}
+        own = {name: value for name, value in record["options"].items() if name not in common}
         label = changed({**own, "preset": record["options"]["preset"]}, "preset") or "nothing more"
         empty = [""] * (5 - len(held_out))
         rows.append([f"`{label}`", *empty, *decibels(held_out.values()), *decibels(ends)])
     header = ["options", *(f"depth {depth}" for depth in range(1, 6)), "Set5, shallowest", "Set5, deepest"]
-    shared = changed(dict(common), "data")
+    shared = changed(common)
     return f"{table(header, rows)}\n\nPSNR-Y in dB, depths on the held-out photographs; all with `{shared}`."
 
 
@@ -242,7 +244,7 @@ def cards(records: Records) -> str:
 
 
 PAGES: dict[str, dict[str, Callable[[Records], str]]] = {
-    "results.md": {"retrofit": retrofit, "tasks": tasks, "growth": growth},
+    "results.md": {"choices": choices, "retrofit": retrofit, "tasks": tasks, "growth": growth},
 }
 
 
@@ -289,7 +291,7 @@ def scored(run: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[
     """Every depth of a run's best network on data sets, beside bicubic; of one with a single exit, cut short, too."""
     net = elasticnet.load(run / "best.safetensors")
     net = ElasticWrapper(net.blocks, net.head, net.stem, head_skip=net.head_skip).eval()  # with all taps
-    degradation = {name: options[name] for name in ("degradation", "blur_sigma", "noise_sigma")}
+    degradation = {name: options.get(name) for name in ("degradation", "blur_sigma", "noise_sigma")}
     sets = load_sets(folders, [scale_of(net)], **degradation)
     rows = benchmark([("net", net)], sets, costs=False, progress=True).rows
     return [{name: row._asdict()[name] for name in ("data", "depth", "parameters", "psnr", "ssim")} for row in rows]

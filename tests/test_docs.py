@@ -281,7 +281,7 @@ def test_preset_table_holds_the_recipes_values() -> None:
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("<!-- checked: options -->\n")[2]
     lines = text.partition("\n\n")[0].splitlines()
     head, _, *rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
-    assert head == ["option", "demo", "paper"]
+    assert head == ["option", *presets]
     for option, *values in rows:
         name = option.removeprefix("--").replace("-", "_")
         assert values == [str(presets[preset].get(name, options[name])) for preset in head[1:]], option

@@ -29,6 +29,15 @@ def bicubic_upsample(image: Tensor | None, scale: int) -> Tensor:
     return enlarged.to(image.dtype)
 
 
+def add_to(fresh: Tensor, x: Tensor) -> Tensor:
+    """Return `fresh` + `x`, of any dtypes; in place where the dtypes allow it.
+
+    fresh: what a convolution or a concatenation has just made and nobody else holds: a new tensor of an image's size
+    costs more than the addition.
+    """
+    return fresh.add_(x) if torch.promote_types(fresh.dtype, x.dtype) == fresh.dtype else fresh + x
+
+
 class DeconvHead(nn.Module):
     """ASRN's shared head: conv1x1 `channels` -> `hidden`, deconvolution with kernel = stride = scale, conv3x3 -> 3.
 
@@ -62,7 +71,7 @@ class DeconvHead(nn.Module):
             folded = F.conv2d(features, kernel.to(features.dtype), padding=1)
             if not planes or planes[0].shape[1:] != folded.shape[1:]:
                 planes[:] = [self._bias_plane(bias_kernel, folded)]
-            folded = folded + planes[0].to(folded.dtype)
+            folded = add_to(folded, planes[0].to(folded.dtype))
             return add_skip(F.pixel_shuffle(folded, self.scale), image)
 
         return head
@@ -127,7 +136,7 @@ class FoldedHead(nn.Module):
     def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
         output = self.conv(features)
         if self.inner is not None:
-            output = output + self.inner(features.new_ones((1, 1, *features.shape[-2:])))
+            output = add_to(output, self.inner(features.new_ones((1, 1, *features.shape[-2:]))))
         return _shared_skip(self.skip, self.scale)(F.pixel_shuffle(output, self.scale), image)
 
 
@@ -165,7 +174,7 @@ def _shared_skip(skip: str | None, scale: int) -> Callable[[Tensor, Tensor | Non
     def add(output: Tensor, image: Tensor | None) -> Tensor:
         if not last or last[0][0] is not image:
             last[:] = [(image, bicubic_upsample(image, scale))]
-        return output + last[0][1]
+        return add_to(output, last[0][1])
 
     return add
 

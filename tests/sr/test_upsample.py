@@ -12,7 +12,7 @@ from hypothesis import given
 from torch import Tensor, nn
 
 from elasticnet.sr.resize import imresize
-from elasticnet.sr.upsample import DeconvHead, SubpixelHead, bicubic_upsample
+from elasticnet.sr.upsample import DeconvHead, SubpixelHead, add_to, bicubic_upsample
 
 CASES = {
     "height": st.integers(1, 9),
@@ -252,3 +252,15 @@ def test_bicubic_upsample_is_imresize_away_from_the_border(scale: int) -> None:
     assert actual.shape == expected.shape
     torch.testing.assert_close(actual.double()[..., inside, inside], expected[..., inside, inside], rtol=0, atol=1e-6)
     assert (actual.double() - expected).abs().max() < 0.3  # other weights at the border, but no nonsense there
+
+
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64])
+def test_add_to_is_an_addition_and_in_place_where_the_types_allow_it(wide: torch.dtype) -> None:
+    narrow, x = torch.rand(2, 3, 4).bfloat16(), torch.rand(3, 4, dtype=wide)
+    expected = narrow + x
+    assert torch.equal(add_to(narrow, x), expected)
+    assert add_to(narrow, x).dtype == wide
+    fresh = torch.rand(2, 3, 4, dtype=wide)
+    expected = fresh + x.bfloat16()
+    assert add_to(fresh, x.bfloat16()) is fresh
+    assert torch.equal(fresh, expected)

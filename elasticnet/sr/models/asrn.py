@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elasticnet.sr.pretrained import pretrained_asrn
-from elasticnet.sr.upsample import SKIPS, DeconvHead, SubpixelHead
+from elasticnet.sr.upsample import SKIPS, DeconvHead, SubpixelHead, add_to
 from elasticnet.wrapper import ElasticWrapper
 
 SCALES = (1, 2, 3, 4)
@@ -63,7 +63,7 @@ class MultiScaleBlock(nn.Module):
             group = group.clone()  # dense: adding to a slice of the channels takes longer, copy included
             if previous is not None and self.residual_links:
                 group += previous
-            previous = F.relu(conv(group))
+            previous = F.relu(conv(group), inplace=True)
             outputs.append(previous)
         y = torch.cat(outputs, dim=1)
         if self.fusion is None:
@@ -72,7 +72,7 @@ class MultiScaleBlock(nn.Module):
             y = F.conv2d(y, _unshuffled(self.fusion.weight))
         else:
             y = self.fusion(F.channel_shuffle(y, NUM_GROUPS) if self.shuffle else y)
-        return x + y if self.residual else y
+        return add_to(y, x) if self.residual else y
 
     def folded(self) -> MultiScaleBlock:
         """Return a copy whose last conv holds the shuffle, for inference and export."""
@@ -107,7 +107,7 @@ class ShuffleNetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.channel_shuffle(F.relu(self.expand(x)), NUM_GROUPS)
-        return x + self.fusion(self.depthwise(y))
+        return add_to(self.fusion(self.depthwise(y)), x)
 
     def init_identity(self) -> None:
         nn.init.zeros_(self.fusion.weight)
@@ -133,7 +133,7 @@ class Res2NetBlock(nn.Module):
         for conv, group in zip(self.groups, rest, strict=True):
             previous = F.relu(conv(group + previous))
             outputs.append(previous)
-        return x + self.fusion(torch.cat(outputs, dim=1))
+        return add_to(self.fusion(torch.cat(outputs, dim=1)), x)
 
     def init_identity(self) -> None:
         nn.init.zeros_(self.fusion.weight)
