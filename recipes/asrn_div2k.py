@@ -30,6 +30,7 @@ import torch.nn.functional as F
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet.allocator import keep_freed_memory
 from elasticnet.distributed import Processes, join_processes
 from elasticnet.losses import charbonnier
 from elasticnet.options import at_least_one, open_run, parse_options
@@ -364,6 +365,7 @@ def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) ->
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     faulthandler.enable()  # where it was when the system ended it, say for a disk that is gone from under its cache
     try:
         main(parse(sys.argv[1:]))

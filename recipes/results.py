@@ -1,12 +1,10 @@
-"""Write the tables and figures of docs/results.md and docs/models.md from the measurements in docs/results/.
+"""Write the tables and figures of docs/results.md and docs/speed.md from the measurements in docs/results/.
 
-    python recipes/results.py                      rewrite what stands between the markers in the two pages
+    python recipes/results.py                      rewrite what stands between the markers in these pages
     python recipes/results.py --check              write nothing; exit status 1 when something is out of date
-    python recipes/results.py --add NAME RUN       take a finished run's options, table and scores as NAME.json
-    python recipes/results.py --add NAME RUN --data Set5 Set14 B100
-                                                   and score every depth of its best network on these sets
 
-Numbers are never typed: every table is made of the JSON files that --add takes from run folders; a test runs --check.
+Numbers are never typed: every table is made of the JSON files that recipes/record.py takes from run folders, and of
+what tests/benchmarks/bench_cpu.py writes; a test runs --check.
 """
 
 from __future__ import annotations
@@ -23,18 +21,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import elasticnet
-from elasticnet import ElasticWrapper
-from elasticnet.profiling import this_machine
-from elasticnet.runs import write_atomic, write_json
-from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
+from elasticnet.runs import write_atomic
 
 RECIPES = Path(__file__).parent
 DOCS = RECIPES.parent / "docs"
 SETS = ("Set5", "Set14", "B100")
 NOT_MEASURED = ("Urban100", "Manga109")
 SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights
-KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total", "psnr")
 WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 Records = dict[str, dict[str, Any]]
 
@@ -132,7 +125,7 @@ def retrofit(records: Records) -> str:
 
 
 def score(record: dict[str, Any], data: str, depth: int | None, what: str = "psnr") -> float:
-    """PSNR or SSIM of a depth (None: bicubic) on one of the sets that --add scored."""
+    """PSNR or SSIM of a depth (None: bicubic) on one of the sets that it was scored on."""
     return next(row[what] for row in record["sets"] if (row["data"], row["depth"]) == (data, depth))
 
 
@@ -243,8 +236,40 @@ def cards(records: Records) -> str:
     return "\n\n".join(parts)
 
 
+def cpu(records: Records) -> str:
+    """What tests/benchmarks/bench_cpu.py measured: every way and depth, then the variations at the deepest depth."""
+    record = records["cpu"]
+    rows, given_back = record["rows"], records["cpu-memory-given-back"]["rows"]
+    deepest = max(row["depth"] for row in rows)
+    ways = dict.fromkeys((row["way"], row["precision"]) for row in rows)
+    found = {(row["way"], row["precision"], row["depth"]): row for row in rows}
+    lines, variations = [], []
+    for way, precision in ways:
+        row = found[way, precision, deepest]
+        here = [
+            found[key]["ms"] for key in ((way, precision, depth) for depth in range(1, deepest + 1)) if key in found
+        ]
+        rate = [f"{row['gmacs_per_second']:.0f}", f"{row['of_peak']:.0%}"]
+        if len(here) == deepest:
+            share = f"{found[way, precision, 1]['of_deepest']:.0%}"
+            lines.append([f"{way}, {precision}", *(f"{ms:.0f}" for ms in here), *rate, share])
+        else:
+            variations.append([f"{way}, {precision}", f"{row['ms']:.0f}", *rate])
+    for row in given_back:
+        if (row["way"], row["depth"]) == ("eager", deepest):
+            label = f"memory given back, {row['precision']}"
+            variations.append([label, f"{row['ms']:.0f}", f"{row['gmacs_per_second']:.0f}", f"{row['of_peak']:.0%}"])
+    depths = [f"depth {depth}, ms" for depth in range(1, deepest + 1)]
+    rates = ["GMAC/s at the deepest", "of the peak"]
+    peaks = "; ".join(f"{name} {rate:.0f}" for name, rate in record["product_gmacs_per_second"].items())
+    made = f"Matrix products, GMAC/s: {peaks}. {record['machine']}; {record['settings']['repeats']} rounds."
+    shares = table(["", *depths, *rates, "depth 1 of the deepest"], lines)
+    return f"{shares}\n\n{made}\n\n{table([f'eager, depth {deepest}', 'ms', 'GMAC/s', 'of the peak'], variations)}"
+
+
 PAGES: dict[str, dict[str, Callable[[Records], str]]] = {
     "results.md": {"choices": choices, "retrofit": retrofit, "tasks": tasks, "growth": growth},
+    "speed.md": {"cpu": cpu},
 }
 
 
@@ -271,53 +296,10 @@ def written(page: str, sections: dict[str, Callable[[Records], str]], records: R
     return page
 
 
-def record_of(run: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
-    """What is kept of a run: options (of paths the last name), final table, and the validations on the way.
-
-    folders: data sets on which every depth is scored, too; the machine is then taken to be this one.
-    """
-    options = json.loads((run / "options.json").read_text())
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    scores = [{name: line[name] for name in KEPT_OF_LOG if name in line} for line in lines if "psnr" in line]
-    table = json.loads((run / "table.json").read_text())
-    table.pop("options", None)
-    record = {"options": options, "table": table, "scores": scores}
-    if folders:
-        record |= {"machine": this_machine().key, "sets": scored(run, options, folders)}
-    return without_folders(record)
-
-
-def scored(run: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every depth of a run's best network on data sets, beside bicubic; of one with a single exit, cut short, too."""
-    net = elasticnet.load(run / "best.safetensors")
-    net = ElasticWrapper(net.blocks, net.head, net.stem, head_skip=net.head_skip).eval()  # with all taps
-    degradation = {name: options.get(name) for name in ("degradation", "blur_sigma", "noise_sigma")}
-    sets = load_sets(folders, [scale_of(net)], **degradation)
-    rows = benchmark([("net", net)], sets, costs=False, progress=True).rows
-    return [{name: row._asdict()[name] for name in ("data", "depth", "parameters", "psnr", "ssim")} for row in rows]
-
-
-def without_folders(value: Any) -> Any:
-    """The value with every absolute path in it cut to its last name."""
-    if isinstance(value, dict):
-        return {key: without_folders(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [without_folders(entry) for entry in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="exit status 1 when a page is out of date")
-    parser.add_argument("--add", nargs=2, metavar=("NAME", "RUN"), help="take a run's measurements as NAME.json")
-    parser.add_argument("--data", nargs="+", type=Path, metavar="SET", help="with --add: data sets to score it on")
     options = parser.parse_args(arguments)
-    if options.data and not options.add:
-        parser.error("--data: only with --add, which scores the run on these sets")
-    if options.add:
-        name, run = options.add
-        write_json(DOCS / "results" / f"{name}.json", record_of(Path(run), options.data or ()))
-        return 0
     records = {path.stem: json.loads(path.read_text()) for path in sorted((DOCS / "results").glob("*.json"))}
     outdated = []
     for name, sections in PAGES.items():

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet.allocator import keep_freed_memory
 from elasticnet.distributed import Processes
 from elasticnet.options import as_json, at_least_one, open_run, parse_options
 from elasticnet.progress import TrainingLog, tensorboard_installed
@@ -357,6 +358,7 @@ def write_report(options: Options, folder: Path, nets: dict[str, ElasticWrapper]
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     faulthandler.enable()  # where it was when the system ended it, say for a disk that is gone from under its cache
     try:
         main(parse(sys.argv[1:]))

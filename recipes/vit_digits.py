@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet.allocator import keep_freed_memory
 from elasticnet.losses import LossMeter, progressive_distillation
 from elasticnet.options import as_json, at_least_one, parse_options
 from elasticnet.retrofit.timm import split
@@ -272,6 +273,7 @@ def parse(arguments: list[str]) -> Options:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     try:
         main(parse(sys.argv[1:]))
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:

@@ -17,8 +17,10 @@ CORE |= {"distributed", "signals", "step", "progress", "options"}
 CORE |= {"byterange", "tensorfile", "hub"}
 CORE |= {"profiling", "card_report"}
 CORE |= {"int8", "onnxfile", "probing"}
+CORE |= {"allocator"}
 ALLOWED: dict[str, set[str]] = {
     "taps": set(),
+    "allocator": set(),
     "attention": set(),
     "schedule": set(),
     "runs": set(),

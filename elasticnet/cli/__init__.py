@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from elasticnet import __version__
+from elasticnet.allocator import keep_freed_memory
 from elasticnet.cli import benchmark, export, info, profile, upscale
 
 
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (info, benchmark, profile, export, upscale):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     try:
         return options.run(options)
     except KeyboardInterrupt:

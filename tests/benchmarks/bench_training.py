@@ -41,6 +41,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from elasticnet import ElasticObjective
+from elasticnet.allocator import keep_freed_memory
 from elasticnet.losses import LossMeter
 from elasticnet.sr.data import PairSet, find_pairs, pairs_from_arrays, scikit_image_photos
 from elasticnet.sr.images import read_rgb
@@ -49,8 +50,6 @@ from elasticnet.sr.patches import PatchDataset, PatchSampler
 
 IMAGES = 40
 PREFETCH = 2  # batches per worker
-# Blocks of every size come from one heap that is never trimmed, so that no step faults its pages in anew.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**28)}
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def parse() -> argparse.Namespace:
         "--malloc",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help=f"a row with {' '.join(f'{name}={value}' for name, value in MALLOC.items())} in the environment",
+        help="a row in which glibc keeps freed memory",
     )
     parser.add_argument("--quick", action="store_true", help="a short run: batch 2 of 24x24, 3 rounds, not compiled")
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
@@ -299,11 +298,12 @@ def some_pairs(options: argparse.Namespace) -> PairSet:
 def start_server(name: str, features: Features) -> subprocess.Popen[str]:
     """Start this script again for one row; it trains and times a group of steps for every line that it reads."""
     command = [sys.executable, __file__, *sys.argv[1:], "--serve", name]
-    environment = {**os.environ, **(MALLOC if features.malloc else {})}
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def serve(options: argparse.Namespace, features: Features, pairs: PairSet) -> None:
+    if features.malloc:
+        keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
     with tempfile.TemporaryDirectory() as folder:

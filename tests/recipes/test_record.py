@@ -1,0 +1,68 @@
+"""What is kept of a finished run: nothing of the machine's paths, every depth scored."""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from elasticnet import save
+from elasticnet.sr import asrn
+from elasticnet.sr.benchmark import evaluate, evaluate_bicubic
+from elasticnet.sr.data import load_pairs
+from loading import load_recipe
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch) -> ModuleType:
+    """The recipe, writing into a temporary folder."""
+    module = load_recipe("record")
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def test_a_run_is_taken_without_the_paths_of_its_machine(record, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "options.json").write_text(json.dumps({"data": str(tmp_path / "photos"), "valid": None, "steps": 3}))
+    lines = [
+        {"step": 1, "seconds": 0.5},
+        {"step": 3, "seconds": 1.5, "psnr": {"1": 30.0}, "total": 0.1, "routine": 0.1},
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "table.json").write_text(json.dumps({"rows": []}))
+    record.main(["new", str(run)])
+    assert json.loads((tmp_path / "new.json").read_text()) == {
+        "options": {"data": "photos", "valid": None, "steps": 3},
+        "table": {"rows": []},
+        "scores": [{"step": 3, "seconds": 1.5, "psnr": {"1": 30.0}, "total": 0.1}],
+    }
+
+
+def test_a_run_with_one_exit_is_scored_at_every_depth(record, tmp_path):
+    torch.manual_seed(0)
+    net = asrn(2, 3, 8, skip="bicubic", taps=(-1,)).eval()
+    run, data = tmp_path / "run", tmp_path / "photos"
+    run.mkdir()
+    data.mkdir()
+    Image.fromarray(skimage.data.astronaut()[:96, :120]).save(data / "astronaut.png")
+    save(net, run / "best.safetensors")
+    options = {"scale": 2, "degradation": "BD", "blur_sigma": 1.0, "noise_sigma": None}
+    (run / "options.json").write_text(json.dumps(options))
+    (run / "log.jsonl").write_text("")
+    (run / "table.json").write_text("{}")
+    record.main(["new", str(run), "--data", str(data)])
+    kept = json.loads((tmp_path / "new.json").read_text())
+    pairs = load_pairs(data, 2, degradation="BD", blur_sigma=1.0)
+    every = asrn(2, 3, 8, skip="bicubic")
+    every.load_state_dict(net.state_dict())
+    expected = {None: evaluate_bicubic(pairs), **evaluate(every, pairs)}
+    assert {row["depth"]: (row["psnr"], row["ssim"]) for row in kept["sets"]} == expected
+    assert [row["parameters"] for row in kept["sets"][1:]] == [
+        sum(p.numel() for p in every.truncate(depth).parameters()) for depth in (1, 2, 3)
+    ]
+    assert "torch" in kept["machine"]
