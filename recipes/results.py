@@ -28,6 +28,18 @@ DOCS = RECIPES.parent / "docs"
 SETS = ("Set5", "Set14", "B100")
 NOT_MEASURED = ("Urban100", "Manga109")
 SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights
+TRAINING_DATA = (
+    "496 photographs, 160 megapixels: BSDS500 without its validation images (B100), Sun-Hays 80, HR images of RealSR's "
+    "validation set; ten of them held out for choosing the best step"
+)
+LICENCE = (
+    "the weights: as the code. The photographs are not included; their collections are published for research, so look "
+    "at their terms if that matters to you"
+)
+LIMITS = (
+    "not made for compressed, blurred or noisy images, whose faults it enlarges too; invents no texture, as it was "
+    "trained for PSNR; small text and faces stay as unclear as the input leaves them"
+)
 WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 Records = dict[str, dict[str, Any]]
 
@@ -186,53 +198,55 @@ def comparison(records: Records) -> str:
     return "\n\n".join([*parts, f"{made} Regret: elastic minus the network of that depth alone."])
 
 
+def depths_of(record: dict[str, Any]) -> list[int]:
+    return sorted({row["depth"] for row in record["sets"]} - {None})
+
+
 def shipped(records: Records) -> str:
-    """PSNR and SSIM per depth of every network that is packaged, the published value in brackets."""
-    published = records["published"]
+    """PSNR and SSIM per depth of every packaged network, where there is one in brackets the published PSNR."""
     parts = []
     for name, weights in SHIPPED.items():
         if name not in records:
             continue
-        record = records[name]
-        theirs = published["psnr"].get(name[:2], {})
-        rows = []
-        for depth in (None, *sorted({row["depth"] for row in record["sets"]} - {None})):
-            count = next(row["parameters"] for row in record["sets"] if row["depth"] == depth)
-            cells = ["bicubic", ""] if depth is None else [str(depth), f"{count:,}"]
+        record, rows = records[name], []
+        published = records["published"]["psnr"][name[:2]]
+        counts = {row["depth"]: row["parameters"] for row in record["sets"]}
+        for depth in (None, *depths_of(record)):
+            cells = ["bicubic", ""] if depth is None else [str(depth), f"{counts[depth]:,}"]
             for data in SETS:
-                known = theirs.get(data, {}).get("bicubic" if depth is None else str(depth))
+                theirs = published.get(data, {}).get(str(depth or "bicubic"))
                 ours = f"{score(record, data, depth):.2f} / {score(record, data, depth, 'ssim'):.4f}"
-                cells.append(ours + (f" ({known:.2f})" if known else ""))
+                cells.append(f"{ours} ({theirs:.2f})" if theirs else ours)
             rows.append([*cells, *["not measured"] * len(NOT_MEASURED)])
-        parts.append(table([f"{weights}, depth", "parameters", *SETS, *NOT_MEASURED], rows))
+        parts.append(table([f"`{weights}`, depth", "parameters", *SETS, *NOT_MEASURED], rows))
         parts.append(f"{budget(record)}.")
-    return "\n\n".join([*parts, published["note"]])
+    return "\n\n".join([*parts, f"In brackets: published. {records['published']['source']}."])
 
 
 def cards(records: Records) -> str:
-    """A card for every packaged file."""
+    """A model card for every packaged file."""
     parts = []
     for name, weights in SHIPPED.items():
         if name not in records:
             continue
         record = records[name]
-        options, last = record["options"], record["scores"][-1]
-        depths = sorted({row["depth"] for row in record["sets"]} - {None})
-        lines = [f"Set5 {' '.join(decibels(score(record, 'Set5', depth) for depth in depths))}"]
+        options, hours = record["options"], record["scores"][-1]["seconds"] / 3600
+        scores = " ".join(decibels(score(record, "Set5", depth) for depth in depths_of(record)))
+        skip = "" if options["skip"] == "none" else f", skip {options['skip']}"
         rows = [
-            ["network", f"ASRN x{options['scale']}, {options['num_blocks']} blocks, skip {options['skip']}"],
-            ["made for", "RGB photographs that were made smaller bicubically (BI); any size; depths 1 to 5"],
-            ["data", records["published"]["data"][options["data"]]],
-            ["budget", f"{budget(record)}; {last['seconds'] / 3600:.1f} hours"],
-            ["seed", options["seed"]],
+            ["network", f"ASRN x{options['scale']}, {options['num_blocks']} blocks of {options['channels']}{skip}"],
+            ["made for", "RGB photographs that were made smaller by bicubic interpolation, of any size"],
+            ["Set5 PSNR-Y by depth (dB)", f"{scores}; [every number](results.md#the-networks-in-the-package)"],
+            ["training data", TRAINING_DATA],
+            ["budget", f"{budget(record)}; {hours:.1f} hours"],
             ["hardware", record["machine"]],
+            ["seed", options["seed"]],
             ["command", f"`python recipes/asrn_div2k.py {changed(options)}`"],
-            ["PSNR-Y by depth (dB)", "; ".join(lines)],
-            ["log", f"[results/{name}.json](results/{name}.json)"],
-            ["licence", records["published"]["licence"]],
-            ["known limits", records["published"]["limits"]],
+            ["log", f"[{name}.json](results/{name}.json)"],
+            ["licence", LICENCE],
+            ["known limits", LIMITS],
         ]
-        parts.append(f"## `{weights}.safetensors`\n\n{table(['', ''], rows)}")
+        parts.append(f"## `{weights}.safetensors`\n\n{table(['', ''], rows)}".replace("---: |", "--- |"))
     return "\n\n".join(parts)
 
 

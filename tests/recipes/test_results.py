@@ -75,3 +75,50 @@ def test_a_command_names_what_differs_from_its_preset(results):
 def test_nothing_kept_names_a_path_of_a_machine():
     for path in (ROOT / "docs" / "results").glob("*.json"):
         assert not re.search(r'"(/|[A-Z]:\\)', path.read_text()), path
+
+
+def a_record(seed: int = 0, **options: object) -> dict:
+    """A run's record with scores 30.00, 30.10, ... by set, and a hundredth more for each depth."""
+    sets = [
+        {"data": data, "depth": depth, "parameters": 1000 * (depth or 0), "psnr": 30 + index / 10, "ssim": 0.5}
+        for index, data in enumerate(("Set5", "Set14", "B100"))
+        for depth in (None, 1, 2, 3, 4, 5)
+    ]
+    for row in sets:
+        row["psnr"] += (row["depth"] or 0) / 100
+    given = as_json(load_recipe("asrn_div2k").parse(["--preset", "best", "--data", "train", "--scale", "4"]))
+    scores = [{"step": 5, "seconds": 7200.0}]
+    return {"options": {**given, **options, "seed": seed}, "sets": sets, "scores": scores, "machine": "a computer"}
+
+
+def test_the_networks_in_the_package_stand_beside_the_published_ones(results):
+    published = {"source": "a paper", "psnr": {"x4": {"Set5": {"bicubic": 28.5, "5": 31.5}}}}
+    page = results.shipped({"x4": a_record(), "published": published})
+    assert (
+        "| bicubic |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 | 30.20 / 0.5000 | not measured | not measured |"
+        in page
+    )
+    assert "| 5 | 5,000 | 30.05 / 0.5000 (31.50) | 30.15 / 0.5000 |" in page
+    assert "60,000 steps, batch 16, patches of 48." in page
+    assert "a paper" in page
+    card = results.cards({"x4": a_record()})
+    assert card.startswith("## `asrn_x4.safetensors`")
+    for line in (
+        "| network | ASRN x4, 5 blocks of 96, skip bicubic |",
+        "| budget | 60,000 steps, batch 16, patches of 48; 2.0 hours |",
+        "| command | `python recipes/asrn_div2k.py --preset best --data train --scale 4` |",
+        "| hardware | a computer |",
+    ):
+        assert line in card
+    assert "30.01 30.02 30.03 30.04 30.05;" in card
+
+
+def test_regret_is_elastic_minus_alone(results):
+    records = {f"x4-alone-{depth}": a_record(num_blocks=depth, variant="ss") for depth in range(1, 5)}
+    records |= {"x4-ss": a_record(variant="ss"), "x4-full": a_record(), "x4-dsl-seed1": a_record(1, variant="dsl")}
+    for row in records["x4-full"]["sets"]:
+        row["psnr"] -= 0.5 * (row["data"] == "B100")
+    page = results.comparison(records)
+    assert "| DSL + PSD, seed 0: regret | +0.00 | +0.00 | +0.00 | +0.00 | +0.00 |" in page
+    assert "| DSL + PSD, seed 0: regret | -0.50 | -0.50 | -0.50 | -0.50 | -0.50 |" in page.partition("| B100")[2]
+    assert "| DSL, seed 1 | 30.21 | 30.22 | 30.23 | 30.24 | 30.25 |" in page
