@@ -166,11 +166,11 @@ def choices(records: Records) -> str:
     rows = []
     for record in tried.values():
         held_out = record["scores"][-1]["psnr"]
-        ends = [score(record, "Set5", int(depth)) for depth in (min(held_out), max(held_out))]
+        ends = [score(record, "Set5", int(depth)) for depth in sorted({min(held_out), max(held_out)})]
         own = {name: value for name, value in record["options"].items() if name not in common}
         label = changed({**own, "preset": record["options"]["preset"]}, "preset") or "nothing more"
         empty = [""] * (5 - len(held_out))
-        rows.append([f"`{label}`", *empty, *decibels(held_out.values()), *decibels(ends)])
+        rows.append([f"`{label}`", *empty, *decibels(held_out.values()), *[""] * (2 - len(ends)), *decibels(ends)])
     header = ["options", *(f"depth {depth}" for depth in range(1, 6)), "Set5, shallowest", "Set5, deepest"]
     shared = changed(common)
     return f"{table(header, rows)}\n\nPSNR-Y in dB, depths on the held-out photographs; all with `{shared}`."
