@@ -30,7 +30,8 @@ def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
     an image, is cut off or damaged, or has no defined 8-bit range (float and 32-bit integer samples).
     """
     try:
-        with Image.open(path) as opened:
+        # The open file, not its name: by name Pillow garbles uncompressed TIFF files that lie on their side.
+        with open(path, "rb") as file, Image.open(file) as opened:
             upright = ImageOps.exif_transpose(opened)
             return np.array(_to_rgb(upright), dtype=np.uint8)
     except FileNotFoundError:

@@ -116,6 +116,18 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, turn) -> 
     np.testing.assert_array_equal(read[..., 2], turn(GRAY))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_tiff_that_lies_on_its_side(tmp_path: Path, orientation: int, mode: str) -> None:
+    """Uncompressed, too, which Pillow would map to memory by the file's name and garble: the same as a PNG."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 21, 3), np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = saved(image, tmp_path / "x.png", exif=exif)
+    assert np.array_equal(saved(image, tmp_path / "x.tif", exif=exif), expected)
+    assert np.array_equal(saved(image, tmp_path / "lzw.tif", exif=exif, compression="tiff_lzw"), expected)
+
+
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.fromarray(np.full((3, 4, 3), value, dtype=np.uint8)) for value in (10, 200)]
     read = saved(frames[0], tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
