@@ -30,9 +30,9 @@ import torch.nn.functional as F
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet.allocator import keep_freed_memory
 from elasticnet.distributed import Processes, join_processes
 from elasticnet.losses import charbonnier
+from elasticnet.memory import keep_freed_memory
 from elasticnet.options import at_least_one, open_run, parse_options
 from elasticnet.progress import TrainingLog, tensorboard_installed
 from elasticnet.runs import Run, random_state, seed_all, set_random_state

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet.allocator import keep_freed_memory
 from elasticnet.distributed import Processes
+from elasticnet.memory import keep_freed_memory
 from elasticnet.options import as_json, at_least_one, open_run, parse_options
 from elasticnet.progress import TrainingLog, tensorboard_installed
 from elasticnet.runs import Run, differing_options, seed_all, write_atomic, write_json

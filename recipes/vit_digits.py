@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet.allocator import keep_freed_memory
 from elasticnet.losses import LossMeter, progressive_distillation
+from elasticnet.memory import keep_freed_memory
 from elasticnet.options import as_json, at_least_one, parse_options
 from elasticnet.retrofit.timm import split
 from elasticnet.runs import Run, seed_all, write_atomic, write_json

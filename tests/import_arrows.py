@@ -17,10 +17,10 @@ CORE |= {"distributed", "signals", "step", "progress", "options"}
 CORE |= {"byterange", "tensorfile", "hub"}
 CORE |= {"profiling", "card_report"}
 CORE |= {"int8", "onnxfile", "probing"}
-CORE |= {"allocator"}
+CORE |= {"memory"}
 ALLOWED: dict[str, set[str]] = {
     "taps": set(),
-    "allocator": set(),
+    "memory": set(),
     "attention": set(),
     "schedule": set(),
     "runs": set(),

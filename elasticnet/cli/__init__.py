@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from elasticnet import __version__
-from elasticnet.allocator import keep_freed_memory
 from elasticnet.cli import benchmark, export, info, profile, upscale
+from elasticnet.memory import keep_freed_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

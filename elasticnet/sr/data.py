@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from elasticnet.memory import free_memory
 from elasticnet.sr.cache import cache_places, open_or_build, open_pixels
 from elasticnet.sr.degrade import KINDS, degrade, given_sigmas, modcrop
 from elasticnet.sr.images import ImageError, read_rgb
@@ -104,7 +105,7 @@ class PairSet:
         outlives it.
         """
         mapped = [pixels for pixels in (self.lr_pixels, self.hr_pixels) if isinstance(pixels, np.memmap)]
-        if not mapped or sum(pixels.nbytes for pixels in mapped) > limit * free_memory():
+        if not mapped or sum(pixels.nbytes for pixels in mapped) > limit * (free_memory() or 0):
             return self
         lr_pixels, hr_pixels = np.array(self.lr_pixels), np.array(self.hr_pixels)
         return PairSet(
@@ -259,16 +260,6 @@ def scikit_image_photos() -> dict[str, np.ndarray]:
     if not photos:
         raise FileNotFoundError(f"none of scikit-image's photographs in {folder}; reinstall scikit-image")
     return photos
-
-
-def free_memory() -> float:
-    """Return how many bytes of memory new data may take: what Linux says, elsewhere half of what is built in."""
-    listed = Path("/proc/meminfo")
-    if listed.is_file():
-        return 1024.0 * int(listed.read_text().partition("MemAvailable:")[2].split()[0])
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
-    return 0.0
 
 
 def noise_seed(seed: int, name: str) -> int:

@@ -39,4 +39,4 @@ def pretrained_asrn(
     if architecture:
         named = ", ".join(f"{name}={value!r}" for name, value in architecture.items())
         raise ValueError(f"asrn(pretrained={pretrained!r}, {named}): leave out what the file decides on")
-    return load(weights_file(scale, name="default" if pretrained is True else pretrained), depth).eval()
+    return load(weights_file(scale, name=pretrained if isinstance(pretrained, str) else "default"), depth).eval()

@@ -6,13 +6,13 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from elasticnet.memory import free_memory
 from elasticnet.sr.reach import Footprint, footprint
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating
@@ -26,7 +26,6 @@ SCRATCH = 1.25  # what a pass takes beside its tensors: kernels' scratch memory;
 SEAM_OVERLAP = 32  # of tiles that cannot equal the whole image
 LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "ALLOC_FAILED")  # in messages of RuntimeError
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 class Span(NamedTuple):
@@ -172,23 +171,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
-
-
-def free_memory(device: torch.device | str) -> int | None:
-    """Return the bytes that can still be allocated on a device without swapping; None where it cannot be told."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    if device.type != "cpu" or not MEMINFO.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit, used, split = (CGROUP / f"memory.{name}" for name in ("max", "current", "stat"))
-    if limit.is_file() and limit.read_text().strip() != "max":  # a container's own limit
-        cache = dict(line.split() for line in split.read_text().splitlines())["inactive_file"]
-        free = min(free, int(limit.read_text()) - int(used.read_text()) + int(cache))
-    return free
 
 
 def _white_of(image: np.ndarray) -> int:

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch._inductor import config as inductor
 from tqdm import tqdm
 
-from elasticnet.allocator import keep_freed_memory
 from elasticnet.export import export, plain_copy, require, runner
+from elasticnet.memory import keep_freed_memory
 from elasticnet.profiling import count_macs, this_machine
 from elasticnet.sr import asrn
 from elasticnet.sr.tiling import upscale_array

@@ -41,8 +41,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from elasticnet import ElasticObjective
-from elasticnet.allocator import keep_freed_memory
 from elasticnet.losses import LossMeter
+from elasticnet.memory import keep_freed_memory
 from elasticnet.sr.data import PairSet, find_pairs, pairs_from_arrays, scikit_image_photos
 from elasticnet.sr.images import read_rgb
 from elasticnet.sr.models.asrn import asrn

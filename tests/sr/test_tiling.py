@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import platform
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from elasticnet.memory import free_memory
 from elasticnet.sr import asrn, edsr, rcan, reach
-from elasticnet.sr.tiling import free_memory, plan_tiles, spans, upscale_array
+from elasticnet.sr.tiling import plan_tiles, spans, upscale_array
 from elasticnet.wrapper import ElasticWrapper
 
 PEAKS = {"uint8": 255, "uint16": 65535}
@@ -95,10 +95,6 @@ def test_auto_keeps_to_the_memory_and_to_the_image() -> None:
     assert side == columns[0].stop
     assert side * side * reach.footprint(huge).memory < 640 * 2**20
     assert all(isinstance(row, tuple) for row in rows)
-    free = free_memory("cpu")
-    if sys.platform == "linux":
-        assert free is not None
-        assert 2**20 < free < 2**50
 
 
 # --- tiles and the whole
