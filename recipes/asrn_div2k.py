@@ -183,14 +183,15 @@ class Options:
 PRESETS = {
     "demo": Options(
         preset="demo",
+        skip="bicubic",
         loss="l1",
         image_scale=1.0,
-        psd_weight=4e-4,
+        psd_weight=8e-5,
         tap_weights="normalised",
         patch_size=32,
         augment="flips+rotations",
         steps=900,
-        learning_rate=2e-3,
+        learning_rate=4e-3,
         schedule="cosine",
         warmup=50,
         eval_every=150,
