@@ -63,6 +63,7 @@ def save(
     card as a JSON object}. Raises ValueError, and leaves the old file, where `load` would refuse the new one: NaN
     anywhere, or infinity in a parameter.
     """
+    _check_net(net)
     tensors = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
@@ -170,6 +171,7 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
     Parameters stay the same objects, on their device, in their dtype and memory format, so that an optimizer keeps
     them; the mode stays, too. Nothing is changed unless everything fits. source and errors: as in `load`.
     """
+    _check_net(net)
     with opened(source) as file:
         name = name_of(file)
         table = read_table(file)
@@ -270,6 +272,13 @@ def _depth_of(name: str) -> int:
     if found is None:
         return 0
     return int(found[2]) + (found[1] == "blocks")  # blocks are counted from 0 in keys, depths from 1
+
+
+def _check_net(net: Any) -> None:
+    if not isinstance(net, ElasticWrapper):
+        raise TypeError(
+            f"net is a {type(net).__name__}: expected an ElasticWrapper, such as ElasticWrapper(blocks, head)"
+        )
 
 
 def _described(header: Mapping[str, Any], table: Table) -> str:

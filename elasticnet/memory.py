@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "ALLOC_FAILED")  # in messages of RuntimeError
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 # The names and numbers of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -53,3 +54,11 @@ def free_memory(device: torch.device | str = "cpu") -> int | None:
         cache = dict(line.split() for line in split.read_text().splitlines())["inactive_file"]
         free = min(free, int(limit.read_text()) - int(used.read_text()) + int(cache))
     return free
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that of an allocation which failed, on any device; PyTorch's CPU allocator has no type for
+    it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)

@@ -9,6 +9,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import sys
 import warnings
 from collections import Counter
@@ -34,14 +35,19 @@ _NO_DIGEST = b"0" * 64
 
 
 def write_atomic(path: AnyPath, data: bytes | bytearray | str) -> None:
-    """Write a file so that a kill, a power cut or a full disk leaves the old content or the new, never a part."""
-    path = Path(path)
+    """Write a file so that a kill, a power cut or a full disk leaves the old content or the new, never a part.
+
+    A file that exists keeps its permissions, and a link stays a link: what it points to is replaced.
+    """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f"could not write {path} ({error.strerror}); nothing was changed") from error

@@ -131,7 +131,7 @@ def test_a_damaged_file_a_missing_one_and_a_missing_package(file, tmp_path, monk
     with pytest.raises(SystemExit) as stopped:
         main(["export", str(file), "--depth", "deep"])
     assert stopped.value.code == 2
-    assert "argument --depth: invalid" in capsys.readouterr().err
+    assert "'deep': expected a depth, or all" in capsys.readouterr().err
 
 
 def test_a_file_that_differs_is_one_line_and_debug_raises(file, tmp_path, monkeypatch, capsys):

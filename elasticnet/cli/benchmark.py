@@ -11,6 +11,7 @@ import torch
 
 from elasticnet import ElasticWrapper
 from elasticnet.checkpoint import BUILT_IN, load
+from elasticnet.cli.arguments import check_device
 from elasticnet.sr.degrade import KINDS, SIGMAS
 from elasticnet.sr.metrics import PROTOCOLS
 from elasticnet.sr.resize import BORDERS
@@ -91,11 +92,7 @@ def _networks(options: argparse.Namespace) -> list[tuple[str, ElasticWrapper]]:
     import elasticnet.sr
     from elasticnet.sr.benchmark import distinct_names
 
-    try:
-        torch.zeros(1, device=options.device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {options.device}: {reason}; --device cpu always works") from error
+    check_device(options.device)
     if options.model is None:
         named = zip(distinct_names(options.files), options.files, strict=True)
         return [(label, load(file, device=options.device)) for label, file in named]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -57,6 +58,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _depth(text: str) -> int | str:
+    if text != ALL and not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a depth, or {ALL}")
     return ALL if text == ALL else int(text)
 
 
@@ -77,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
     targets = [_target(options, format, depth) for depth in depths]
     for target in targets:
         resolve_format(target, format)
+        if target.exists() and os.path.exists(options.file) and target.samefile(options.file):
+            raise ValueError(f"{target} is the checkpoint itself, whose other depths would be lost: choose another -o")
         try:
             check_target(target, options.force)
         except FileExistsError:
@@ -106,7 +111,13 @@ def run(options: argparse.Namespace) -> int:
 def _format(options: argparse.Namespace) -> str:
     from elasticnet.export import FORMATS
 
-    suffix = Path(options.out).suffix.lower() if options.out else ""
+    if options.out == "":
+        raise ValueError("-o: the name is empty; name a file or a folder")
+    suffix = Path(options.out).suffix.lower() if options.out and not Path(options.out).is_dir() else ""
+    if suffix and not options.format and options.depth != ALL and suffix not in FORMATS.values():
+        raise ValueError(
+            f"-o {options.out}: a suffix among {', '.join(FORMATS.values())}, or --format, says what to write"
+        )
     return options.format or next((name for name, each in FORMATS.items() if each == suffix), "onnx")
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from elasticnet.cli.arguments import check_device, count, threads
+
 DTYPES = ("float32", "bfloat16")
 
 
@@ -24,9 +26,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("file", metavar="FILE", help="a checkpoint of a built-in architecture")
     add("--size", type=_size, default=(640, 360), metavar="WxH", help="of the input, in pixels; default 640x360")
     add("--data", metavar="DIR", help="a data set in any known layout, for PSNR and SSIM")
-    add("--repeats", type=_count, default=40, metavar="N", help="passes timed at each depth; default 40")
+    add("--repeats", type=count, default=40, metavar="N", help="passes timed at each depth; default 40")
     add("--seconds", type=_seconds, default=60.0, metavar="T", help="begin no new round of passes after T; default 60")
-    add("--threads", type=_count, metavar="N", help="of the CPU; default: as many as torch takes")
+    add("--threads", type=threads, metavar="N", help="of the CPU; default: as many as torch takes")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--dtype", choices=DTYPES, default="float32")
     add("--no-memory", action="store_true", help="leave peak memory out (on a CPU it takes a process of its own)")
@@ -58,11 +60,7 @@ def run(options: argparse.Namespace) -> int:
             Path(target).mkdir(parents=True, exist_ok=True)  # now, and not when everything is measured
             if not os.access(target, os.W_OK):
                 raise PermissionError(f"{target}: cannot be written to: pass --no-store and another --out")
-    try:
-        torch.zeros(1, device=options.device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {options.device}: {reason}; --device cpu always works") from error
+    check_device(options.device)
 
     net = load(options.file, device=options.device)
     scale = scale_of(net)
@@ -72,7 +70,10 @@ def run(options: argparse.Namespace) -> int:
     with limited_threads(options.threads):
         if options.data:
             ((name, pairs),) = load_sets([options.data], [scale])
-            quality, skipped = evaluate(net, pairs, device=options.device, progress=True), list(pairs.skipped)
+            quality, skipped = (
+                evaluate(net, pairs, device=options.device, progress=True),
+                list(pairs.skipped),
+            )
             label = f"{name} x{scale}, {len(pairs)} images, protocol matlab-y"
         width, height = options.size
         card = measure(
@@ -104,12 +105,6 @@ def _size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in pixels, such as 640x360")
     return int(match[1]), int(match[2])
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

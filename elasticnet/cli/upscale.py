@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from elasticnet.checkpoint import load
+from elasticnet.cli.arguments import check_device
 from elasticnet.wrapper import ElasticWrapper
 
 if TYPE_CHECKING:
@@ -74,11 +75,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from elasticnet.cli.upscale_jobs import plan
+    from elasticnet.cli.upscale_jobs import make_folder, plan
 
     jobs = plan(options.inputs, options.out, options.format, force=options.force)
     _check_options(options, jobs)
     net, weights, scale = _network(options)
+    make_folder(jobs, options.out)
     choose: ChooseDepth = lambda size: (net.default_depth, "")  # noqa: E731
     if options.max_ms or options.max_memory:
         from elasticnet.cli.upscale_depth import DepthChooser
@@ -190,11 +192,7 @@ def _network(options: argparse.Namespace) -> tuple[ElasticWrapper, str | Path, i
     if options.weights is None and options.scale is None:
         raise ValueError("no --scale: give 2, 3 or 4, or the --weights of a network")
     weights = options.weights or weights_file(options.scale)
-    try:
-        torch.zeros(1, device=options.device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {options.device}: {reason}; --device cpu always works") from error
+    check_device(options.device)
     net = load(weights, options.depth, device=options.device)
     scale = footprint(net).scale
     if options.scale not in (None, scale):
@@ -210,6 +208,10 @@ def _check_options(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
         raise ValueError(f"--lossless: no output is WebP, and the others have no such choice ({options.out})")
     if options.quality is not None and (options.lossless or not formats & {"JPEG", "WEBP", None}):
         raise ValueError(f"--quality {options.quality}: no output is JPEG or lossy WebP; leave it out")
+    if None in (job.source for job in jobs) and sys.stdin is None:
+        raise ValueError("-: standard input is closed; name a file")
+    if None in (job.target for job in jobs) and sys.stdout is None:
+        raise ValueError("-o -: standard output is closed; name a file")
     if None in (job.target for job in jobs) and sys.stdout.isatty():
         raise ValueError("-o -: an image would go to the terminal; pipe it on, or name a file")
 
@@ -217,12 +219,14 @@ def _check_options(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
 def _tile(text: str) -> int | str | None:
     if text in ("auto", "whole"):
         return None if text == "whole" else "auto"
-    return _positive(int)(text)
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected auto, whole, or LR pixels a side")
+    return int(text)
 
 
 def _percent(text: str) -> int:
-    if not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 to 100")
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 1 to 100")
     return int(text)
 
 

@@ -36,9 +36,11 @@ def plan(inputs: Sequence[str], out: str, extension: str | None = None, *, force
 
     Several images, a folder or a glob are written into the folder `out` under their own names; `extension` (such as
     "png") takes the place of theirs, and ".png" that of formats which are read only. One image becomes the file `out`.
-    Makes the folder. Raises ValueError, or the OSError that fits, when an input is missing, two images would become one
+    Makes no folder. Raises ValueError, or the OSError that fits, when an input is missing, two images would become one
     file, an input would be overwritten, or an output exists and `force` is false.
     """
+    if "" in (out, *inputs):
+        raise ValueError(f"{'-o' if out == '' else 'INPUT'}: the name is empty; name a file or a folder")
     sources, many = _sources(inputs)
     if many:
         jobs = _into_folder(sources, out, extension)
@@ -55,8 +57,6 @@ def plan(inputs: Sequence[str], out: str, extension: str | None = None, *, force
     if existing and not force:
         others = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
         raise FileExistsError(f"{existing[0]} exists{others}: use --force to overwrite, or choose another -o")
-    if many:
-        _make_folder(Path(out))
     return jobs
 
 
@@ -123,7 +123,11 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(jobs: Sequence[Job], out: str) -> None:
+    """Make the folder `out`, where that is what the jobs write into."""
+    folder = Path(out)
+    if any(job.target is None or job.target.parent != folder for job in jobs):
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

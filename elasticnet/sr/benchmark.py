@@ -197,9 +197,9 @@ def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 def scale_of(net: ElasticWrapper) -> int:
     """Return by how much a net enlarges its input, found by running its shallowest depth on 16x16 pixels."""
-    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    image = torch.zeros(1, 3, 16, 16).to(next(net.parameters(), torch.zeros(())))
     with evaluating(net), torch.inference_mode():
-        shape = tuple(net(torch.zeros(1, 3, 16, 16, device=device), depth=net.taps[0]).shape)
+        shape = tuple(net(image, depth=net.taps[0]).shape)
     scale = shape[-1] // 16
     if shape != (1, 3, 16 * scale, 16 * scale):
         raise ValueError(f"a network that makes {shape} of (1, 3, 16, 16): expected an image a whole number larger")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import struct
 import sys
 import zlib
@@ -64,6 +65,8 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
             os.fsync(file.fileno())
         if not overwrite and path.exists():
             raise FileExistsError(f"{path} exists: use --force to overwrite it")
+        if path.exists():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except FileExistsError:
         raise
@@ -261,8 +264,9 @@ def _write_by_pillow(
             options["subsampling"] = "4:4:4"
     else:
         options |= {"lossless": lossless, "exact": True, "xmp": photo.xmp}
-        if photo.dpi and not exif:
-            described = Image.Exif()
+        described = Image.Exif()
+        described.load(exif)
+        if photo.dpi and 282 not in described:
             described[282], described[283], described[296] = *photo.dpi, 2
             exif = described.tobytes()
     if exif:

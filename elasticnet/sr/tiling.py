@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elasticnet.memory import free_memory
+from elasticnet.memory import free_memory, is_out_of_memory
 from elasticnet.sr.reach import Footprint, footprint
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating
@@ -25,7 +25,6 @@ MOST = {"cpu": 640 * 2**20}  # bytes that "auto" plans for a pass
 SCRATCH = 1.25  # what a pass takes beside its tensors: kernels' scratch memory; measured: up to 1.17
 SEAM_OVERLAP = 32  # of tiles that cannot equal the whole image
 LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L
-OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "ALLOC_FAILED")  # in messages of RuntimeError
 
 
 class Span(NamedTuple):
@@ -163,14 +162,6 @@ def upscale_array(
             if whole or side <= MIN_TILE:
                 raise _too_large(found, depth, whole, side, reason)
             side = max(min(side, max(image.shape[:2])) // 2, MIN_TILE)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is that of an allocation which failed, on any device; PyTorch's CPU allocator has no type for
-    it."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _white_of(image: np.ndarray) -> int:

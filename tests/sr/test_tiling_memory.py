@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from elasticnet.memory import is_out_of_memory
 from elasticnet.sr.reach import footprint
-from elasticnet.sr.tiling import MIN_TILE, is_out_of_memory, plan_tiles, upscale_array
+from elasticnet.sr.tiling import MIN_TILE, plan_tiles, upscale_array
 from elasticnet.wrapper import ElasticWrapper
 
 
