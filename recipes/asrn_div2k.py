@@ -208,10 +208,11 @@ PRESETS = {
         tap_weights="normalised",
         augment="flips+rotations",
         steps=60_000,
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         schedule="cosine",
         warmup=200,
         ema=0.999,
+        clip_norm=0.02,
         eval_every=2_000,
     ),
 }
