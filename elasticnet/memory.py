@@ -21,9 +21,9 @@ def keep_freed_memory() -> bool:
     """Make glibc keep the memory of freed tensors for the next ones; return whether it will.
 
     By default it hands memory of an image's size back to the system at once (not always: it hangs on what lies behind
-    it) and gets it again page by page, zeroed; on a CPU that takes up to half of an inference's time. The process then
-    stays as large as it once was, until it ends. Tensors above 32 MiB are handed back all the same. Nothing happens
-    where the C library is another one. What the environment says (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_) is
+    it) and gets it again page by page, zeroed; docs/speed.md has what that costs. The process then stays as large as it
+    once was, until it ends. Tensors above 32 MiB are handed back all the same. Nothing happens where the C library is
+    another one. What the environment says (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_) is
     overruled. Source: mallopt(3).
     """
     if platform.libc_ver()[0] != "glibc":

@@ -70,10 +70,7 @@ def run(options: argparse.Namespace) -> int:
     with limited_threads(options.threads):
         if options.data:
             ((name, pairs),) = load_sets([options.data], [scale])
-            quality, skipped = (
-                evaluate(net, pairs, device=options.device, progress=True),
-                list(pairs.skipped),
-            )
+            quality, skipped = evaluate(net, pairs, device=options.device, progress=True), list(pairs.skipped)
             label = f"{name} x{scale}, {len(pairs)} images, protocol matlab-y"
         width, height = options.size
         card = measure(
