@@ -27,19 +27,8 @@ RECIPES = Path(__file__).parent
 DOCS = RECIPES.parent / "docs"
 SETS = ("Set5", "Set14", "B100")
 NOT_MEASURED = ("Urban100", "Manga109")
+PHOTO = "coffee"  # of those that scikit-image carries
 SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights
-TRAINING_DATA = (
-    "496 photographs, 160 megapixels: BSDS500 without its validation images (B100), Sun-Hays 80, HR images of RealSR's "
-    "validation set; ten of them held out for choosing the best step"
-)
-LICENCE = (
-    "the weights: as the code. The photographs are not included; their collections are published for research, so look "
-    "at their terms if that matters to you"
-)
-LIMITS = (
-    "not made for compressed, blurred or noisy images, whose faults it enlarges too; invents no texture, as it was "
-    "trained for PSNR; small text and faces stay as unclear as the input leaves them"
-)
 WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 Records = dict[str, dict[str, Any]]
 
@@ -202,49 +191,52 @@ def depths_of(record: dict[str, Any]) -> list[int]:
     return sorted({row["depth"] for row in record["sets"]} - {None})
 
 
+def packaged(records: Records) -> list[tuple[str, str]]:
+    return [(name, weights) for name, weights in SHIPPED.items() if name in records]
+
+
 def shipped(records: Records) -> str:
-    """PSNR and SSIM per depth of every packaged network, where there is one in brackets the published PSNR."""
-    parts = []
-    for name, weights in SHIPPED.items():
-        if name not in records:
-            continue
-        record, rows = records[name], []
-        published = records["published"]["psnr"][name[:2]]
+    """PSNR and SSIM per depth of every packaged network, beside what is published of it and of others."""
+    published, parts = records["published"], []
+    for name, weights in packaged(records):
+        record, scale, rows = records[name], name[:2], []
         counts = {row["depth"]: row["parameters"] for row in record["sets"]}
         for depth in (None, *depths_of(record)):
+            theirs = published["methods"]["bicubic"][scale]
+            if depth is not None:
+                asrn = published["asrn"].get(scale, {})
+                theirs = {data: values[str(depth)] for data, values in asrn.items() if str(depth) in values}
             cells = ["bicubic", ""] if depth is None else [str(depth), f"{counts[depth]:,}"]
             for data in SETS:
-                theirs = published.get(data, {}).get(str(depth or "bicubic"))
                 ours = f"{score(record, data, depth):.2f} / {score(record, data, depth, 'ssim'):.4f}"
-                cells.append(f"{ours} ({theirs:.2f})" if theirs else ours)
+                cells.append(f"{ours} ({theirs[data]:.2f})" if data in theirs else ours)
             rows.append([*cells, *["not measured"] * len(NOT_MEASURED)])
+        for method, values in published["methods"].items():
+            if method != "bicubic" and scale in values:
+                count = f"{values['parameters'] // 1000}K"
+                rows.append([method, count, *(f"({values[scale][data]:.2f})" for data in SETS), *[""] * 2])
         parts.append(table([f"`{weights}`, depth", "parameters", *SETS, *NOT_MEASURED], rows))
         parts.append(f"{budget(record)}.")
-    return "\n\n".join([*parts, f"In brackets: published. {records['published']['source']}."])
+    sources = f"In brackets: published PSNR. {published['source']}. {published['sources']}."
+    return "\n\n".join([*parts, sources])
 
 
 def cards(records: Records) -> str:
-    """A model card for every packaged file."""
+    """What differs between the packaged files: a model card for each."""
     parts = []
-    for name, weights in SHIPPED.items():
-        if name not in records:
-            continue
+    for name, weights in packaged(records):
         record = records[name]
         options, hours = record["options"], record["scores"][-1]["seconds"] / 3600
         scores = " ".join(decibels(score(record, "Set5", depth) for depth in depths_of(record)))
         skip = "" if options["skip"] == "none" else f", skip {options['skip']}"
         rows = [
             ["network", f"ASRN x{options['scale']}, {options['num_blocks']} blocks of {options['channels']}{skip}"],
-            ["made for", "RGB photographs that were made smaller by bicubic interpolation, of any size"],
             ["Set5 PSNR-Y by depth (dB)", f"{scores}; [every number](results.md#the-networks-in-the-package)"],
-            ["training data", TRAINING_DATA],
             ["budget", f"{budget(record)}; {hours:.1f} hours"],
             ["hardware", record["machine"]],
             ["seed", options["seed"]],
             ["command", f"`python recipes/asrn_div2k.py {changed(options)}`"],
             ["log", f"[{name}.json](results/{name}.json)"],
-            ["licence", LICENCE],
-            ["known limits", LIMITS],
         ]
         parts.append(f"## `{weights}.safetensors`\n\n{table(['', ''], rows)}".replace("---: |", "--- |"))
     return "\n\n".join(parts)
@@ -296,6 +288,46 @@ def draw(records: Records) -> None:
         record = records[f"retrofit-{model}"]
         title = f"{model.upper()}, {record['options']['valid'][0]} x{record['table']['network'][1]['scale']}"
         elastic_curve(images / f"retrofit_{model}.png", *curves(record), title, "PSNR-Y (dB)")
+    if "x4" in records:
+        draw_asrn(records, images)
+
+
+def draw_asrn(records: Records, images: Path) -> None:
+    """The packaged network beside one that is cut short, by parameters beside published ones, and in pictures."""
+    from elasticnet.sr import asrn
+    from elasticnet.sr.benchmark import bicubic, predict_depths
+    from elasticnet.sr.data import pairs_from_arrays, scikit_image_photos
+    from elasticnet.sr.figures import crop_comparison, elastic_curve, parameter_dots
+
+    def on_set5(name: str) -> dict[int, float]:
+        return {depth: score(records[name], "Set5", depth) for depth in depths_of(records[name])}
+
+    alone = {depth: on_set5(f"x4-alone-{depth}")[depth] for depth in range(1, 5)} | {5: on_set5("x4-ss")[5]}
+    networks = {"elastic, DSL + PSD": on_set5("x4-full"), "a network for each depth": alone}
+    title = f"ASRN, Set5 x4, {records['x4-full']['options']['steps']:,} steps"
+    baseline = {"bicubic": score(records["x4-full"], "Set5", None)}
+    elastic_curve(images / "asrn_x4_alone.png", networks, None, title, "PSNR-Y (dB)")
+    cut = {"elastic, DSL + PSD": networks["elastic, DSL + PSD"], "SS, cut short": on_set5("x4-ss")}
+    elastic_curve(images / "asrn_x4_cut.png", cut, baseline, title, "PSNR-Y (dB)")
+
+    methods = records["published"]["methods"]
+    series = {
+        "ASRN, one training": {
+            f"depth {row['depth']}": (row["parameters"], row["psnr"])
+            for row in records["x4"]["sets"]
+            if row["data"] == "Set5" and row["depth"]
+        },
+        "published": {
+            name: (values["parameters"], values["x4"]["Set5"]) for name, values in methods.items() if name != "bicubic"
+        },
+    }
+    parameter_dots(images / "asrn_x4_parameters.png", series, True, "Set5 x4", "PSNR-Y (dB)")
+
+    pairs = pairs_from_arrays({PHOTO: scikit_image_photos()[PHOTO]}, 4)
+    net = asrn(4, pretrained=True)
+    crops = {"bicubic": bicubic(pairs.lr(0), 4)}
+    crops |= {f"depth {depth}": image for depth, image in predict_depths(net, pairs.lr(0)).items()}
+    crop_comparison(images / "asrn_x4_crops.png", pairs.hr(0), crops, title=f"{PHOTO} x4 (scikit-image)")
 
 
 def written(page: str, sections: dict[str, Callable[[Records], str]], records: Records) -> str:

@@ -92,15 +92,25 @@ def a_record(seed: int = 0, **options: object) -> dict:
 
 
 def test_the_networks_in_the_package_stand_beside_the_published_ones(results):
-    published = {"source": "a paper", "psnr": {"x4": {"Set5": {"bicubic": 28.5, "5": 31.5}}}}
+    published = {
+        "source": "A paper",
+        "asrn": {"x4": {"Set5": {"5": 31.5}}},
+        "methods": {
+            "bicubic": {"x4": {"Set5": 28.5, "Set14": 26.1, "B100": 26}},
+            "SRNET": {"parameters": 57000, "x4": {"Set5": 30.5, "Set14": 27.5, "B100": 26.9}},
+            "x2 only": {"parameters": 1000, "x2": {}},
+        },
+        "sources": "Another",
+    }
     page = results.shipped({"x4": a_record(), "published": published})
-    assert (
-        "| bicubic |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 | 30.20 / 0.5000 | not measured | not measured |"
-        in page
-    )
-    assert "| 5 | 5,000 | 30.05 / 0.5000 (31.50) | 30.15 / 0.5000 |" in page
+    empty = "not measured | not measured |"
+    assert f"| bicubic |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 (26.10) | 30.20 / 0.5000 (26.00) | {empty}" in page
+    assert f"| 5 | 5,000 | 30.05 / 0.5000 (31.50) | 30.15 / 0.5000 | 30.25 / 0.5000 | {empty}" in page
+    assert f"| 4 | 4,000 | 30.04 / 0.5000 | 30.14 / 0.5000 | 30.24 / 0.5000 | {empty}" in page
+    assert "| SRNET | 57K | (30.50) | (27.50) | (26.90) |  |  |" in page
+    assert "x2 only" not in page
     assert "60,000 steps, batch 16, patches of 48." in page
-    assert "a paper" in page
+    assert page.endswith("A paper. Another.")
     card = results.cards({"x4": a_record()})
     assert card.startswith("## `asrn_x4.safetensors`")
     for line in (
