@@ -1,4 +1,4 @@
-"""Keep the measurements of a finished run as docs/results/NAME.json, and read what they say, for recipes/results.py.
+"""Keep the measurements of a finished run: docs/results/NAME.json, from which recipes/results.py makes the pages.
 
 python recipes/record.py NAME RUN                            options, final table and validations on the way
 python recipes/record.py NAME RUN --data Set5 Set14 B100     and every depth of its best network on these sets
@@ -7,13 +7,9 @@ python recipes/record.py NAME RUN --data Set5 Set14 B100     and every depth of 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import runpy
-import shlex
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +20,6 @@ from elasticnet.runs import write_json
 from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-Records = dict[str, dict[str, Any]]  # by name
-WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total", "psnr")
 
 
@@ -62,42 +56,6 @@ def without_folders(value: Any) -> Any:
     if isinstance(value, list):
         return [without_folders(entry) for entry in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def psnr(record: dict[str, Any]) -> list[float]:
-    """PSNR of every depth in the final table of a run."""
-    return [row["psnr"] for row in record["table"]["rows"]]
-
-
-def budget(record: dict[str, Any]) -> str:
-    options = record["options"]
-    return f"{options['steps']:,} steps, batch {options['batch_size']}, patches of {options['patch_size']}"
-
-
-def score(record: dict[str, Any], data: str, depth: int | None, what: str = "psnr") -> float:
-    """PSNR or SSIM of a depth (None: bicubic) on one of the sets that it was scored on."""
-    return next(row[what] for row in record["sets"] if (row["data"], row["depth"]) == (data, depth))
-
-
-def depths_of(record: dict[str, Any]) -> list[int]:
-    return sorted({row["depth"] for row in record["sets"]} - {None})
-
-
-@cache
-def presets() -> dict[str, dict[str, Any]]:
-    recipe = runpy.run_path(str(Path(__file__).with_name("asrn_div2k.py")))
-    return {name: dataclasses.asdict(options) for name, options in recipe["PRESETS"].items()}
-
-
-def changed(options: dict[str, Any], *without: str) -> str:
-    """What a run's options change of its preset, as a command line has it."""
-    default = presets()[options["preset"]]
-    without += ("psd_weight",) if options.get("variant", "full") != "full" else ()  # it is not used there
-    words = [f"--preset {options['preset']}"] if "preset" not in without else []
-    for name, value in options.items():
-        if value != default[name] and name not in (*WITHOUT_EFFECT, *without):
-            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
-    return " ".join(words)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

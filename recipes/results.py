@@ -10,22 +10,27 @@ what tests/benchmarks/bench_cpu.py writes; a test runs --check.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
+import runpy
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from record import Records, budget, changed, depths_of, psnr, score
-
 from elasticnet.runs import write_atomic
 
-DOCS = Path(__file__).parents[1] / "docs"
+RECIPES = Path(__file__).parent
+DOCS = RECIPES.parent / "docs"
 SETS = ("Set5", "Set14", "B100")
 NOT_MEASURED = ("Urban100", "Manga109")
 PHOTO = "coffee"  # of those that scikit-image carries
 SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights
+WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
+Records = dict[str, dict[str, Any]]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -42,39 +47,34 @@ def gains(scores: Iterable[float], base: float) -> list[str]:
     return [f"{score - base:+.2f}" for score in scores]
 
 
-def gained(base: str, lines: Iterable[tuple[str, float, Sequence[float]]]) -> str:
-    """A table of (label, PSNR of the input or of bicubic, PSNR by depth), with the gain in a row of its own."""
-    rows, deepest = [], 0
-    for label, start, scores in lines:
-        rows.append([f"{label}: PSNR (dB)", f"{start:.2f}", *decibels(scores)])
-        rows.append([f"{label}: gain (dB)", "", *gains(scores, start)])
-        deepest = max(deepest, len(scores))
-    return table(["", base, *(f"depth {depth}" for depth in range(1, deepest + 1))], rows)
+def psnr(record: dict[str, Any]) -> list[float]:
+    """PSNR of every depth in the final table of a run."""
+    return [row["psnr"] for row in record["table"]["rows"]]
+
+
+def budget(record: dict[str, Any]) -> str:
+    options = record["options"]
+    return f"{options['steps']:,} steps, batch {options['batch_size']}, patches of {options['patch_size']}"
 
 
 def tasks(records: Records) -> str:
+    depths = [row["depth"] for row in records["denoise"]["table"]["rows"]]
     lines = []
     for name, setting in (("denoise", "noise_sigma"), ("deblur", "blur_sigma")):
         record = records[name]
+        base = record["table"]["input"]["psnr"]
         label = f"{name}, sigma {record['options'][setting]:g}"
-        lines.append((label, record["table"]["input"]["psnr"], psnr(record)))
+        lines.append([f"{label}: PSNR (dB)", f"{base:.2f}", *decibels(psnr(record))])
+        lines.append([f"{label}: gain (dB)", "", *gains(psnr(record), base)])
     made = f"{budget(records['denoise'])} each; scored on {records['denoise']['options']['valid']}."
-    return f"{gained('input', lines)}\n\n{made}"
-
-
-def degradations(records: Records) -> str:
-    lines = []
-    for name in ("bd-x3", "dn-x3"):
-        record = records[name]
-        scores = [score(record, "Set5", depth) for depth in depths_of(record)]
-        lines.append((record["options"]["degradation"], score(record, "Set5", None), scores))
-    return f"{gained('bicubic', lines)}\n\nSet5 x3; {budget(records['bd-x3'])} each."
+    return f"{table(['', 'input', *(f'depth {depth}' for depth in depths)], lines)}\n\n{made}"
 
 
 def growth(records: Records) -> str:
     shallow, grown, longer = records["growth-3"], records["growth-5"], records["growth-3-longer"]
     depths = [row["depth"] for row in grown["table"]["rows"]]
     start = list(grown["scores"][0]["psnr"].values())
+    assert grown["scores"][0]["step"] == 0, "growth-5 was not started from a file"
 
     def line(label: str, scores: Sequence[float]) -> list[str]:
         return [label, *decibels(scores), *[""] * (len(depths) - len(scores))]
@@ -125,6 +125,28 @@ def retrofit(records: Records) -> str:
     return "\n\n".join(parts)
 
 
+def score(record: dict[str, Any], data: str, depth: int | None, what: str = "psnr") -> float:
+    """PSNR or SSIM of a depth (None: bicubic) on one of the sets that it was scored on."""
+    return next(row[what] for row in record["sets"] if (row["data"], row["depth"]) == (data, depth))
+
+
+@cache
+def presets() -> dict[str, dict[str, Any]]:
+    recipe = runpy.run_path(str(RECIPES / "asrn_div2k.py"))
+    return {name: dataclasses.asdict(options) for name, options in recipe["PRESETS"].items()}
+
+
+def changed(options: dict[str, Any], *without: str) -> str:
+    """What a run's options change of its preset, as a command line has it."""
+    default = presets()[options["preset"]]
+    without += ("psd_weight",) if options.get("variant", "full") != "full" else ()  # it is not used there
+    words = [f"--preset {options['preset']}"] if "preset" not in without else []
+    for name, value in options.items():
+        if value != default[name] and name not in (*WITHOUT_EFFECT, *without):
+            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
+    return " ".join(words)
+
+
 def choices(records: Records) -> str:
     """The short trainings that decided on the recipe, by the photographs that were held out of the training images."""
     tried = {name: record for name, record in records.items() if name.startswith("choice-")}
@@ -163,6 +185,10 @@ def comparison(records: Records) -> str:
         parts.append(table([f"{data} x4", *(f"depth {depth}" for depth in alone)], rows))
     made = f"PSNR-Y in dB; {budget(alone[5])} for each network; a row of its own for each seed."
     return "\n\n".join([*parts, f"{made} Regret: elastic minus the network of that depth alone."])
+
+
+def depths_of(record: dict[str, Any]) -> list[int]:
+    return sorted({row["depth"] for row in record["sets"]} - {None})
 
 
 def packaged(records: Records) -> list[tuple[str, str]]:
@@ -304,15 +330,15 @@ def draw_asrn(records: Records, images: Path) -> None:
     crop_comparison(images / "asrn_x4_crops.png", pairs.hr(0), crops, title=f"{PHOTO} x4 (scikit-image)")
 
 
-def written(name: str, page: str, records: Records) -> str:
+def written(page: str, sections: dict[str, Callable[[Records], str]], records: Records) -> str:
     """The page with every section between its two markers made anew."""
-    for section, make in PAGES[name].items():
-        begin, end = f"<!-- made by recipes/results.py: {section} -->", f"<!-- end: {section} -->"
-        before, found, rest = page.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not (found and ended) or begin in rest or end in after:
-            raise ValueError(f"docs/{name}: expected the two markers of section {section!r} once")
-        page = f"{before}{begin}\n{make(records)}\n{end}{after}"
+    for name, make in sections.items():
+        begin, end = f"<!-- made by recipes/results.py: {name} -->", f"<!-- end: {name} -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if len(pattern.findall(page)) != 1:
+            raise ValueError(f"expected the two markers of section {name!r} once")
+        text = f"{begin}\n{make(records)}\n{end}"
+        page = pattern.sub(lambda _, text=text: text, page)
     return page
 
 
@@ -322,9 +348,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     records = {path.stem: json.loads(path.read_text()) for path in sorted((DOCS / "results").glob("*.json"))}
     outdated = []
-    for name in PAGES:
+    for name, sections in PAGES.items():
         page = (DOCS / name).read_text()
-        if (made := written(name, page, records)) != page:
+        try:
+            made = written(page, sections, records)
+        except ValueError as error:
+            raise ValueError(f"docs/{name}: {error}") from error
+        if made != page:
             outdated.append(name)
             if not options.check:
                 write_atomic(DOCS / name, made)

@@ -11,8 +11,6 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def load_recipe(name: str) -> ModuleType:
-    if str(RECIPES) not in sys.path:  # as `python recipes/NAME.py` has it
-        sys.path.insert(0, str(RECIPES))
     spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
