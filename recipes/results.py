@@ -43,8 +43,13 @@ def decibels(scores: Iterable[float]) -> list[str]:
     return [f"{score:.2f}" for score in scores]
 
 
-def gains(scores: Iterable[float], base: float) -> list[str]:
-    return [f"{score - base:+.2f}" for score in scores]
+def gained(base: str, lines: Iterable[tuple[str, float, Sequence[float]]]) -> str:
+    """A table of (label, PSNR of the input or of bicubic, PSNR by depth), with the gain in a row of its own."""
+    rows = []
+    for label, start, scores in lines:
+        rows.append([f"{label}: PSNR (dB)", f"{start:.2f}", *decibels(scores)])
+        rows.append([f"{label}: gain (dB)", "", *(f"{score - start:+.2f}" for score in scores)])
+    return table(["", base, *(f"depth {depth}" for depth in range(1, len(rows[-1]) - 1))], rows)
 
 
 def psnr(record: dict[str, Any]) -> list[float]:
@@ -58,23 +63,27 @@ def budget(record: dict[str, Any]) -> str:
 
 
 def tasks(records: Records) -> str:
-    depths = [row["depth"] for row in records["denoise"]["table"]["rows"]]
     lines = []
     for name, setting in (("denoise", "noise_sigma"), ("deblur", "blur_sigma")):
         record = records[name]
-        base = record["table"]["input"]["psnr"]
         label = f"{name}, sigma {record['options'][setting]:g}"
-        lines.append([f"{label}: PSNR (dB)", f"{base:.2f}", *decibels(psnr(record))])
-        lines.append([f"{label}: gain (dB)", "", *gains(psnr(record), base)])
+        lines.append((label, record["table"]["input"]["psnr"], psnr(record)))
     made = f"{budget(records['denoise'])} each; scored on {records['denoise']['options']['valid']}."
-    return f"{table(['', 'input', *(f'depth {depth}' for depth in depths)], lines)}\n\n{made}"
+    return f"{gained('input', lines)}\n\n{made}"
+
+
+def degradations(records: Records) -> str:
+    lines = []
+    for record in (records["bd-x3"], records["dn-x3"]):
+        scores = [score(record, "Set5", depth) for depth in depths_of(record)]
+        lines.append((record["options"]["degradation"], score(record, "Set5", None), scores))
+    return f"{gained('bicubic', lines)}\n\nSet5 x3; {budget(records['bd-x3'])} each."
 
 
 def growth(records: Records) -> str:
     shallow, grown, longer = records["growth-3"], records["growth-5"], records["growth-3-longer"]
     depths = [row["depth"] for row in grown["table"]["rows"]]
     start = list(grown["scores"][0]["psnr"].values())
-    assert grown["scores"][0]["step"] == 0, "growth-5 was not started from a file"
 
     def line(label: str, scores: Sequence[float]) -> list[str]:
         return [label, *decibels(scores), *[""] * (len(depths) - len(scores))]
@@ -112,7 +121,7 @@ def retrofit(records: Records) -> str:
         rows = [
             [f"{CUT} (dB)", *decibels(by_depth[CUT].values())],
             [f"{ELASTIC} (dB)", *decibels(by_depth[ELASTIC].values())],
-            [f"{ELASTIC}, over SRCNN (dB)", *gains(by_depth[ELASTIC].values(), lines["SRCNN"])],
+            [f"{ELASTIC}, over SRCNN (dB)", *(f"{psnr - lines['SRCNN']:+.2f}" for psnr in by_depth[ELASTIC].values())],
         ]
         options, sizes = record["options"], record["table"]["network"][1]
         steps = ", ".join(f"{options[f'{kind}_steps']:,} {what}" for kind, what in STEPS.items())
@@ -252,9 +261,7 @@ def cpu(records: Records) -> str:
     lines, variations = [], []
     for way, precision in ways:
         row = found[way, precision, deepest]
-        here = [
-            found[key]["ms"] for key in ((way, precision, depth) for depth in range(1, deepest + 1)) if key in found
-        ]
+        here = [row["ms"] for row in rows if (row["way"], row["precision"]) == (way, precision)]
         rate = [f"{row['gmacs_per_second']:.0f}", f"{row['of_peak']:.0%}"]
         if len(here) == deepest:
             share = f"{found[way, precision, 1]['of_deepest']:.0%}"
@@ -330,15 +337,15 @@ def draw_asrn(records: Records, images: Path) -> None:
     crop_comparison(images / "asrn_x4_crops.png", pairs.hr(0), crops, title=f"{PHOTO} x4 (scikit-image)")
 
 
-def written(page: str, sections: dict[str, Callable[[Records], str]], records: Records) -> str:
+def written(name: str, page: str, records: Records) -> str:
     """The page with every section between its two markers made anew."""
-    for name, make in sections.items():
-        begin, end = f"<!-- made by recipes/results.py: {name} -->", f"<!-- end: {name} -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        if len(pattern.findall(page)) != 1:
-            raise ValueError(f"expected the two markers of section {name!r} once")
-        text = f"{begin}\n{make(records)}\n{end}"
-        page = pattern.sub(lambda _, text=text: text, page)
+    for section, make in PAGES[name].items():
+        begin, end = f"<!-- made by recipes/results.py: {section} -->", f"<!-- end: {section} -->"
+        before, _, rest = page.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not ended or begin in rest or end in after:
+            raise ValueError(f"docs/{name}: expected the two markers of section {section!r} once")
+        page = f"{before}{begin}\n{make(records)}\n{end}{after}"
     return page
 
 
@@ -348,13 +355,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     records = {path.stem: json.loads(path.read_text()) for path in sorted((DOCS / "results").glob("*.json"))}
     outdated = []
-    for name, sections in PAGES.items():
+    for name in PAGES:
         page = (DOCS / name).read_text()
-        try:
-            made = written(page, sections, records)
-        except ValueError as error:
-            raise ValueError(f"docs/{name}: {error}") from error
-        if made != page:
+        if (made := written(name, page, records)) != page:
             outdated.append(name)
             if not options.check:
                 write_atomic(DOCS / name, made)
