@@ -16,6 +16,7 @@ import re
 import runpy
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -145,40 +146,42 @@ def presets() -> dict[str, dict[str, Any]]:
     return {name: dataclasses.asdict(options) for name, options in recipe["PRESETS"].items()}
 
 
-def changed(options: dict[str, Any], *without: str) -> str:
-    """What a run's options change of its preset, as a command line has it."""
-    default = presets()[options["preset"]]
-    without += ("psd_weight",) if options.get("variant", "full") != "full" else ()  # it is not used there
-    words = [f"--preset {options['preset']}"] if "preset" not in without else []
+def changed(options: dict[str, Any], usual: dict[str, Any] | None = None) -> str:
+    """What a run's options change of the usual ones, by default its preset's, as a command line has it."""
+    words = [] if usual else [f"--preset {options['preset']}"]
+    usual = usual or presets()[options["preset"]]
+    unused = ("psd_weight",) if options["variant"] != "full" else ()
     for name, value in options.items():
-        if value != default[name] and name not in (*WITHOUT_EFFECT, *without):
+        if value != usual[name] and name not in (*WITHOUT_EFFECT, *unused):
             words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
     return " ".join(words)
 
 
 def choices(records: Records) -> str:
     """The short trainings that decided on the recipe, by the photographs that were held out of the training images."""
-    tried = {name: record for name, record in records.items() if name.startswith("choice-")}
-    first, *others = (record["options"] for record in tried.values())
-    common = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    tried = [record for name, record in records.items() if name.startswith("choice-")]
+    every = [record["options"] for record in tried]
+    names = sorted(set().union(*every))
+    usual = {name: Counter(options.get(name) for options in every).most_common(1)[0][0] for name in names}
     rows = []
-    for record in tried.values():
+    for record in tried:
         held_out = record["scores"][-1]["psnr"]
         ends = [score(record, "Set5", int(depth)) for depth in sorted({min(held_out), max(held_out)})]
-        own = {name: value for name, value in record["options"].items() if name not in common}
-        label = changed({**own, "preset": record["options"]["preset"]}, "preset") or "nothing more"
+        label = changed(record["options"], usual)
         empty = [""] * (5 - len(held_out))
-        rows.append([f"`{label}`", *empty, *decibels(held_out.values()), *[""] * (2 - len(ends)), *decibels(ends)])
+        scores = [*empty, *decibels(held_out.values()), *[""] * (2 - len(ends)), *decibels(ends)]
+        rows.append([f"`{label}`" if label else "nothing else", *scores])
     header = ["options", *(f"depth {depth}" for depth in range(1, 6)), "Set5, shallowest", "Set5, deepest"]
-    shared = changed(common)
-    return f"{table(header, rows)}\n\nPSNR-Y in dB, depths on the held-out photographs; all with `{shared}`."
+    made = f"PSNR-Y in dB, depths on the held-out photographs. What a row does not name: `{changed(usual)}`."
+    return f"{table(header, rows)}\n\n{made}"
 
 
 def comparison(records: Records) -> str:
     """Elastic networks beside one that is cut short and beside one network for each depth, at one budget."""
     alone = {depth: records[f"x4-alone-{depth}"] for depth in range(1, 5)} | {5: records["x4-ss"]}
-    kinds = {"dsl": "DSL", "full": "DSL + PSD"}
-    elastic = {name: record for name, record in records.items() if re.fullmatch("x4-(dsl|full)(-seed[0-9]+)?", name)}
+    kinds = {"dsl": "DSL", "full": "DSL + PSD", "deepest": "DSL + PSD, deepest exit weighted 1/2"}
+    name_of_one = f"x4-({'|'.join(kinds)})(-seed[0-9]+)?"
+    elastic = {name: record for name, record in records.items() if re.fullmatch(name_of_one, name)}
     parts = []
     for data in SETS:
         limit = [score(record, data, depth) for depth, record in alone.items()]

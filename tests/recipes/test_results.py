@@ -69,7 +69,8 @@ def test_a_command_names_what_differs_from_its_preset(results):
     ]
     options = as_json(recipe.parse(given))
     assert results.changed(options) == "--preset paper --data train --scale 4 --loss l1 --psd-weight 8e-05"
-    assert results.changed(options, "data", "preset") == "--scale 4 --loss l1 --psd-weight 8e-05"
+    assert results.changed(options, {**options, "scale": 2, "keep": 3}) == "--scale 4"
+    assert results.changed({**options, "variant": "ss"}, options) == "--variant ss"
 
 
 def test_nothing_kept_names_a_path_of_a_machine():
