@@ -50,12 +50,13 @@ def scored(run: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[
 
 
 def without_folders(value: Any) -> Any:
-    """The value with every absolute path in it cut to its last name."""
+    """The value with every path in it that leads out of the working folder cut to its last name."""
     if isinstance(value, dict):
         return {key: without_folders(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [without_folders(entry) for entry in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    outside = isinstance(value, str) and (Path(value).is_absolute() or Path(value).parts[:1] == ("..",))
+    return Path(value).name if outside else value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

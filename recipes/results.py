@@ -159,10 +159,11 @@ def changed(options: dict[str, Any], usual: dict[str, Any] | None = None) -> str
 
 def choices(records: Records) -> str:
     """The short trainings that decided on the recipe, by the photographs that were held out of the training images."""
-    tried = [record for name, record in records.items() if name.startswith("choice-")]
+    names = sorted((name for name in records if name.startswith("choice-")), key=lambda name: int(name.split("-")[1]))
+    tried = [records[name] for name in names]
     every = [record["options"] for record in tried]
-    names = sorted(set().union(*every))
-    usual = {name: Counter(options.get(name) for options in every).most_common(1)[0][0] for name in names}
+    known = sorted(set().union(*every))
+    usual = {name: Counter(options.get(name) for options in every).most_common(1)[0][0] for name in known}
     rows = []
     for record in tried:
         held_out = record["scores"][-1]["psnr"]
@@ -334,9 +335,8 @@ def draw_asrn(records: Records, images: Path) -> None:
     parameter_dots(images / "asrn_x4_parameters.png", series, True, "Set5 x4", "PSNR-Y (dB)")
 
     pairs = pairs_from_arrays({PHOTO: scikit_image_photos()[PHOTO]}, 4)
-    net = asrn(4, pretrained=True)
-    crops = {"bicubic": bicubic(pairs.lr(0), 4)}
-    crops |= {f"depth {depth}": image for depth, image in predict_depths(net, pairs.lr(0)).items()}
+    predicted = predict_depths(asrn(4, pretrained=True), pairs.lr(0))
+    crops = {"bicubic": bicubic(pairs.lr(0), 4), **{f"depth {depth}": image for depth, image in predicted.items()}}
     crop_comparison(images / "asrn_x4_crops.png", pairs.hr(0), crops, title=f"{PHOTO} x4 (scikit-image)")
 
 
@@ -357,19 +357,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit status 1 when a page is out of date")
     options = parser.parse_args(arguments)
     records = {path.stem: json.loads(path.read_text()) for path in sorted((DOCS / "results").glob("*.json"))}
-    outdated = []
+    outdated = False
     for name in PAGES:
         page = (DOCS / name).read_text()
-        if (made := written(name, page, records)) != page:
-            outdated.append(name)
-            if not options.check:
-                write_atomic(DOCS / name, made)
-    if options.check:
-        for name in outdated:
+        if (made := written(name, page, records)) == page:
+            continue
+        outdated = True
+        if options.check:
             print(f"docs/{name} is out of date: run python recipes/results.py", file=sys.stderr)
-        return int(bool(outdated))
-    draw(records)
-    return 0
+        else:
+            write_atomic(DOCS / name, made)
+    if not options.check:
+        draw(records)
+    return int(options.check and outdated)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,16 @@ def record(tmp_path, monkeypatch) -> ModuleType:
 def test_a_run_is_taken_without_the_paths_of_its_machine(record, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    (run / "options.json").write_text(json.dumps({"data": str(tmp_path / "photos"), "valid": None, "steps": 3}))
+    (run / "options.json").write_text(
+        json.dumps(
+            {
+                "data": str(tmp_path / "photos"),
+                "valid": "../elsewhere/Set5",
+                "init": "runs/x4/best.safetensors",
+                "steps": 3,
+            }
+        )
+    )
     lines = [
         {"step": 1, "seconds": 0.5},
         {"step": 3, "seconds": 1.5, "psnr": {"1": 30.0}, "total": 0.1, "routine": 0.1},
@@ -37,7 +46,7 @@ def test_a_run_is_taken_without_the_paths_of_its_machine(record, tmp_path):
     (run / "table.json").write_text(json.dumps({"rows": []}))
     record.main(["new", str(run)])
     assert json.loads((tmp_path / "new.json").read_text()) == {
-        "options": {"data": "photos", "valid": None, "steps": 3},
+        "options": {"data": "photos", "valid": "Set5", "init": "runs/x4/best.safetensors", "steps": 3},
         "table": {"rows": []},
         "scores": [{"step": 3, "seconds": 1.5, "psnr": {"1": 30.0}, "total": 0.1}],
     }
