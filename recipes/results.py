@@ -180,7 +180,7 @@ def choices(records: Records) -> str:
 def comparison(records: Records) -> str:
     """Elastic networks beside one that is cut short and beside one network for each depth, at one budget."""
     alone = {depth: records[f"x4-alone-{depth}"] for depth in range(1, 5)} | {5: records["x4-ss"]}
-    kinds = {"dsl": "DSL", "full": "DSL + PSD", "deepest": "DSL + PSD, deepest exit weighted 1/2"}
+    kinds = {"dsl": "DSL", "full": "DSL + PSD", "normalised": "alike taps", "skipless": "no bicubic skip"}
     name_of_one = f"x4-({'|'.join(kinds)})(-seed[0-9]+)?"
     elastic = {name: record for name, record in records.items() if re.fullmatch(name_of_one, name)}
     parts = []
