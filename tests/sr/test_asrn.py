@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contract import check_contract
+from elasticnet.sr.models import asrn as asrn_module
 from elasticnet.sr.models.asrn import MultiScaleBlock, Res2NetBlock, ShuffleNetBlock, asrn
 
 LUMA = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64) / 219
@@ -136,6 +137,33 @@ def test_gradients_of_the_block_equal_the_naive_ones(layout: torch.memory_format
     actual = torch.autograd.grad((block(x) * weights).sum(), inputs)
     expected = torch.autograd.grad((naive_block(block, x) * weights).sum(), inputs)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dense_gradients_are_those_of_the_plain_concatenation(monkeypatch, layout, dtype) -> None:
+    block = MultiScaleBlock(24).to(dtype, memory_format=layout)
+    x = torch.randn(2, 24, 5, 7).to(dtype, memory_format=layout).requires_grad_()
+
+    def gradients() -> list[Tensor]:
+        return list(torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()]))
+
+    found = gradients()
+    monkeypatch.setattr(asrn_module, "_concatenate", lambda groups: torch.cat(groups, dim=1))
+    assert all(map(torch.equal, found, gradients()))
+
+
+def test_every_kind_of_derivative_reaches_through_a_block() -> None:
+    block = MultiScaleBlock(8).double()
+    x = torch.randn(2, 8, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(block, x)
+
+    def energy(image: Tensor) -> Tensor:
+        return block(image[None]).square().sum()
+
+    batched = torch.func.vmap(torch.func.grad(energy))(x)
+    assert torch.allclose(batched, torch.autograd.grad(block(x).square().sum(), x)[0], rtol=1e-12)
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class MultiScaleBlock(nn.Module):
                 group += previous
             previous = F.relu(conv(group), inplace=True)
             outputs.append(previous)
-        y = torch.cat(outputs, dim=1)
+        y = _concatenate(outputs)
         if self.fusion is None:
             y = F.channel_shuffle(y, NUM_GROUPS) if self.shuffle else y
         elif self.shuffle and self.fold:
@@ -297,6 +297,35 @@ def _taylor_shifts(step: int, pixel: float) -> Tensor:
             matrix[3, [5, 7]] = torch.tensor([dx, dy])
             matrix[4, [6, 7]] = torch.tensor([dy, dx])
     return shifts
+
+
+class _DenseConcatenation(torch.autograd.Function):
+    """Concatenation of NUM_GROUPS tensors along the channels, whose gradients are dense instead of slices."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*groups: Tensor) -> Tensor:
+        return torch.cat(groups, dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Nothing of the forward is needed."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return tuple(part.clone() for part in gradient.chunk(NUM_GROUPS, dim=1))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return torch.cat(tangents, dim=1)
+
+
+def _concatenate(groups: list[Tensor]) -> Tensor:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # What follows in the backward pass, the ReLU's and a sum, is slow on slices: a block takes 1.2 times as long.
+        return _DenseConcatenation.apply(*groups)  # pyright: ignore[reportReturnType]
+    return torch.cat(groups, dim=1)
 
 
 def _unshuffled(weight: Tensor) -> Tensor:
