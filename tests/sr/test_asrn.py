@@ -142,7 +142,7 @@ def test_gradients_of_the_block_equal_the_naive_ones(layout: torch.memory_format
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_dense_gradients_are_those_of_the_plain_concatenation(monkeypatch, layout, dtype) -> None:
-    block = MultiScaleBlock(24).to(dtype, memory_format=layout)
+    block = MultiScaleBlock(24).to(dtype)
     x = torch.randn(2, 24, 5, 7).to(dtype, memory_format=layout).requires_grad_()
 
     def gradients() -> list[Tensor]:
