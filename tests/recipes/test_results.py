@@ -124,6 +124,17 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results):
     assert "30.01 30.02 30.03 30.04 30.05;" in card
 
 
+def test_degradations_stand_beside_bicubic_of_the_same_input(results):
+    records = {"bd-x3": a_record(degradation="BD", steps=1500), "dn-x3": a_record(degradation="DN", steps=1500)}
+    for row in records["dn-x3"]["sets"]:
+        row["psnr"] -= 4 * (row["depth"] is None)
+    page = results.degradations(records)
+    assert "| BD: PSNR (dB) | 30.00 | 30.01 | 30.02 | 30.03 | 30.04 | 30.05 |" in page
+    assert "| DN: PSNR (dB) | 26.00 | 30.01 |" in page
+    assert "| DN: gain (dB) |  | +4.01 | +4.02 | +4.03 | +4.04 | +4.05 |" in page
+    assert page.endswith("1,500 steps, batch 16, patches of 48 each.")
+
+
 def test_regret_is_elastic_minus_alone(results):
     records = {f"x4-alone-{depth}": a_record(num_blocks=depth, variant="ss") for depth in range(1, 5)}
     records |= {"x4-ss": a_record(variant="ss"), "x4-full": a_record(), "x4-dsl-seed1": a_record(1, variant="dsl")}
