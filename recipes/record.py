@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import elasticnet
 from elasticnet import ElasticWrapper
 from elasticnet.profiling import this_machine
@@ -26,7 +28,8 @@ KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total", "psnr")
 def record_of(run: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
     """What is kept of a run: options (of paths the last name), final table, and the validations on the way.
 
-    folders: data sets on which every depth is scored, too; the machine is then taken to be this one.
+    folders: data sets on which every depth is scored, too: of the best network, where the table is of the last one. The
+    machine that trained is then taken to be this one, with as many threads as now.
     """
     options = json.loads((run / "options.json").read_text())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -35,7 +38,8 @@ def record_of(run: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
     table.pop("options", None)
     record = {"options": options, "table": table, "scores": scores}
     if folders:
-        record |= {"machine": this_machine().key, "sets": scored(run, options, folders)}
+        machine = this_machine(dtype=getattr(torch, options["precision"]))
+        record |= {"machine": machine.key, "sets": scored(run, options, folders)}
     return without_folders(record)
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from elasticnet import save
+from elasticnet.profiling import machine_key
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate, evaluate_bicubic
 from elasticnet.sr.data import load_pairs
@@ -60,12 +61,13 @@ def test_a_run_with_one_exit_is_scored_at_every_depth(record, tmp_path):
     data.mkdir()
     Image.fromarray(skimage.data.astronaut()[:96, :120]).save(data / "astronaut.png")
     save(net, run / "best.safetensors")
-    options = {"scale": 2, "degradation": "BD", "blur_sigma": 1.0, "noise_sigma": None}
+    options = {"scale": 2, "degradation": "BD", "blur_sigma": 1.0, "noise_sigma": None, "precision": "bfloat16"}
     (run / "options.json").write_text(json.dumps(options))
     (run / "log.jsonl").write_text("")
     (run / "table.json").write_text("{}")
     record.main(["new", str(run), "--data", str(data)])
     kept = json.loads((tmp_path / "new.json").read_text())
+    assert kept["machine"] == machine_key(dtype=torch.bfloat16)
     pairs = load_pairs(data, 2, degradation="BD", blur_sigma=1.0)
     every = asrn(2, 3, 8, skip="bicubic")
     every.load_state_dict(net.state_dict())
