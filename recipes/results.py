@@ -1,4 +1,4 @@
-"""Write the tables and figures of docs/results.md and docs/speed.md from the measurements in docs/results/.
+"""Write the tables and figures of docs/results.md, models.md and speed.md from the measurements in docs/results/.
 
     python recipes/results.py                      rewrite what stands between the markers in these pages
     python recipes/results.py --check              write nothing; exit status 1 when something is out of date
@@ -17,9 +17,10 @@ import runpy
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from elasticnet.runs import write_atomic
@@ -28,8 +29,9 @@ RECIPES = Path(__file__).parent
 DOCS = RECIPES.parent / "docs"
 SETS = ("Set5", "Set14", "B100")
 NOT_MEASURED = ("Urban100", "Manga109")
-PHOTO = "coffee"  # of those that scikit-image carries
-SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights
+PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
+SHIPPED = {"x4": "asrn_x4"}  # record: weights in the package
+DSL_PSD = "DSL + PSD"
 WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 Records = dict[str, dict[str, Any]]
 
@@ -66,9 +68,8 @@ def budget(record: dict[str, Any]) -> str:
 def tasks(records: Records) -> str:
     lines = []
     for name, setting in (("denoise", "noise_sigma"), ("deblur", "blur_sigma")):
-        record = records[name]
-        label = f"{name}, sigma {record['options'][setting]:g}"
-        lines.append((label, record["table"]["input"]["psnr"], psnr(record)))
+        label = f"{name}, sigma {records[name]['options'][setting]:g}"
+        lines.append((label, records[name]["table"]["input"]["psnr"], psnr(records[name])))
     made = f"{budget(records['denoise'])} each; scored on {records['denoise']['options']['valid']}."
     return f"{gained('input', lines)}\n\n{made}"
 
@@ -180,7 +181,8 @@ def choices(records: Records) -> str:
 def comparison(records: Records) -> str:
     """Elastic networks beside one that is cut short and beside one network for each depth, at one budget."""
     alone = {depth: records[f"x4-alone-{depth}"] for depth in range(1, 5)} | {5: records["x4-ss"]}
-    kinds = {"dsl": "DSL", "full": "DSL + PSD", "normalised": "alike taps", "skipless": "no bicubic skip"}
+    kinds = {"dsl": "DSL", "full": DSL_PSD, "normalised": f"{DSL_PSD}, equal weights"}
+    kinds["skipless"] = f"{DSL_PSD}, no bicubic skip"
     name_of_one = f"x4-({'|'.join(kinds)})(-seed[0-9]+)?"
     elastic = {name: record for name, record in records.items() if re.fullmatch(name_of_one, name)}
     parts = []
@@ -196,7 +198,8 @@ def comparison(records: Records) -> str:
             rows.append([label, *decibels(found)])
             rows.append([f"{label}: regret", *(f"{a - b:+.2f}" for a, b in zip(found, limit, strict=True))])
         parts.append(table([f"{data} x4", *(f"depth {depth}" for depth in alone)], rows))
-    made = f"PSNR-Y in dB; {budget(alone[5])} for each network; a row of its own for each seed."
+    budgets = {budget(record) for record in (*alone.values(), *elastic.values())}
+    made = f"PSNR-Y in dB; {' or '.join(sorted(budgets))} for each network."
     return "\n\n".join([*parts, f"{made} Regret: elastic minus the network of that depth alone."])
 
 
@@ -204,14 +207,10 @@ def depths_of(record: dict[str, Any]) -> list[int]:
     return sorted({row["depth"] for row in record["sets"]} - {None})
 
 
-def packaged(records: Records) -> list[tuple[str, str]]:
-    return [(name, weights) for name, weights in SHIPPED.items() if name in records]
-
-
 def shipped(records: Records) -> str:
     """PSNR and SSIM per depth of every packaged network, beside what is published of it and of others."""
     published, parts = records["published"], []
-    for name, weights in packaged(records):
+    for name, weights in SHIPPED.items():
         record, scale, rows = records[name], name[:2], []
         counts = {row["depth"]: row["parameters"] for row in record["sets"]}
         for depth in (None, *depths_of(record)):
@@ -237,15 +236,17 @@ def shipped(records: Records) -> str:
 def cards(records: Records) -> str:
     """What differs between the packaged files: a model card for each."""
     parts = []
-    for name, weights in packaged(records):
+    for name, weights in SHIPPED.items():
         record = records[name]
         options, hours = record["options"], record["scores"][-1]["seconds"] / 3600
+        best = max(record["scores"], key=lambda line: sum(line["psnr"].values()))
         scores = " ".join(decibels(score(record, "Set5", depth) for depth in depths_of(record)))
         skip = "" if options["skip"] == "none" else f", skip {options['skip']}"
         rows = [
             ["network", f"ASRN x{options['scale']}, {options['num_blocks']} blocks of {options['channels']}{skip}"],
             ["Set5 PSNR-Y by depth (dB)", f"{scores}; [every number](results.md#the-networks-in-the-package)"],
             ["budget", f"{budget(record)}; {hours:.1f} hours"],
+            ["kept", f"step {best['step']:,}, whose mean over depths on the held-out photographs was the best"],
             ["hardware", record["machine"]],
             ["seed", options["seed"]],
             ["command", f"`python recipes/asrn_div2k.py {changed(options)}`"],
@@ -284,9 +285,10 @@ def cpu(records: Records) -> str:
     return f"{shares}\n\n{made}\n\n{table([f'eager, depth {deepest}', 'ms', 'GMAC/s', 'of the peak'], variations)}"
 
 
-PAGES: dict[str, dict[str, Callable[[Records], str]]] = {
-    "results.md": {"choices": choices, "retrofit": retrofit, "tasks": tasks, "growth": growth},
-    "speed.md": {"cpu": cpu},
+PAGES: dict[str, tuple[FunctionType, ...]] = {  # by section, each named as its function
+    "results.md": (shipped, comparison, degradations, choices, retrofit, tasks, growth),
+    "models.md": (cards,),
+    "speed.md": (cpu,),
 }
 
 
@@ -299,8 +301,7 @@ def draw(records: Records) -> None:
         record = records[f"retrofit-{model}"]
         title = f"{model.upper()}, {record['options']['valid'][0]} x{record['table']['network'][1]['scale']}"
         elastic_curve(images / f"retrofit_{model}.png", *curves(record), title, "PSNR-Y (dB)")
-    if "x4" in records:
-        draw_asrn(records, images)
+    draw_asrn(records, images)
 
 
 def draw_asrn(records: Records, images: Path) -> None:
@@ -314,24 +315,19 @@ def draw_asrn(records: Records, images: Path) -> None:
         return {depth: score(records[name], "Set5", depth) for depth in depths_of(records[name])}
 
     alone = {depth: on_set5(f"x4-alone-{depth}")[depth] for depth in range(1, 5)} | {5: on_set5("x4-ss")[5]}
-    networks = {"elastic, DSL + PSD": on_set5("x4-full"), "a network for each depth": alone}
+    networks = {f"elastic, {DSL_PSD}": on_set5("x4-full"), "a network for each depth": alone}
     title = f"ASRN, Set5 x4, {records['x4-full']['options']['steps']:,} steps"
     baseline = {"bicubic": score(records["x4-full"], "Set5", None)}
     elastic_curve(images / "asrn_x4_alone.png", networks, None, title, "PSNR-Y (dB)")
-    cut = {"elastic, DSL + PSD": networks["elastic, DSL + PSD"], "SS, cut short": on_set5("x4-ss")}
+    cut = {f"elastic, {DSL_PSD}": on_set5("x4-full"), "SS, cut short": on_set5("x4-ss")}
     elastic_curve(images / "asrn_x4_cut.png", cut, baseline, title, "PSNR-Y (dB)")
 
     methods = records["published"]["methods"]
-    series = {
-        "ASRN, one training": {
-            f"depth {row['depth']}": (row["parameters"], row["psnr"])
-            for row in records["x4"]["sets"]
-            if row["data"] == "Set5" and row["depth"]
-        },
-        "published": {
-            name: (values["parameters"], values["x4"]["Set5"]) for name, values in methods.items() if name != "bicubic"
-        },
-    }
+    ours = [row for row in records["x4"]["sets"] if row["data"] == "Set5" and row["depth"]]
+    theirs = {name: (of["parameters"], of["x4"]["Set5"]) for name, of in methods.items() if name != "bicubic"}
+    theirs["ASRN"] = (ours[-1]["parameters"], records["published"]["asrn"]["x4"]["Set5"]["5"])
+    dots = {f"depth {row['depth']}": (row["parameters"], row["psnr"]) for row in ours}
+    series = {"ASRN, one training": dots, "published": theirs}
     parameter_dots(images / "asrn_x4_parameters.png", series, True, "Set5 x4", "PSNR-Y (dB)")
 
     pairs = pairs_from_arrays({PHOTO: scikit_image_photos()[PHOTO]}, 4)
@@ -342,7 +338,8 @@ def draw_asrn(records: Records, images: Path) -> None:
 
 def written(name: str, page: str, records: Records) -> str:
     """The page with every section between its two markers made anew."""
-    for section, make in PAGES[name].items():
+    for make in PAGES[name]:
+        section = make.__name__
         begin, end = f"<!-- made by recipes/results.py: {section} -->", f"<!-- end: {section} -->"
         before, _, rest = page.partition(begin)
         _, ended, after = rest.partition(end)

@@ -17,6 +17,7 @@ from elasticnet.checkpoint import read_header
 from elasticnet.cli import main
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate, load_sets
+from elasticnet.sr.pretrained import weights_file
 from tiny_nets import conv_net
 
 QUICK = ["--repeats", "3", "--size", "16x8", "--device", "cpu"]
@@ -124,6 +125,15 @@ def test_bad_input_is_refused_before_anything_is_measured(file, tmp_path, capsys
     assert main(["profile", str(tmp_path / "no.safetensors"), *QUICK]) == 2
     assert "no.safetensors" in capsys.readouterr().err
     assert read_header(file)["cards"] == {}
+
+
+def test_the_file_in_the_package_is_left_alone(capsys):
+    packaged = weights_file(4)
+    before = packaged.read_bytes(), sorted(packaged.parent.iterdir())
+    assert main(["profile", str(packaged), *QUICK, "--no-memory"]) == 2
+    assert "belongs to the installed package: profile a copy of it, or pass --no-store" in capsys.readouterr().err
+    assert main(["profile", str(packaged), *QUICK, "--no-memory", "--no-store"]) == 0
+    assert (packaged.read_bytes(), sorted(packaged.parent.iterdir())) == before
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root writes everywhere")

@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from elasticnet.checkpoint import BUILT_IN, load, read_header
     from elasticnet.profiling import limited_threads
     from elasticnet.sr.benchmark import evaluate, load_sets, scale_of
+    from elasticnet.sr.pretrained import WEIGHTS
     from elasticnet.sr.report import aligned
 
     header = read_header(options.file)
@@ -54,6 +55,8 @@ def run(options: argparse.Namespace) -> int:
     remote = "://" in options.file
     if remote and not options.no_store:
         raise ValueError(f"{options.file}: a card can only be stored in a local file: download it, or pass --no-store")
+    if not options.no_store and WEIGHTS.resolve() in Path(options.file).resolve().parents:
+        raise ValueError(f"{options.file}: belongs to the installed package: profile a copy of it, or pass --no-store")
     folder = options.out or ("" if remote else str(Path(options.file).parent))
     for target in (options.out, None if options.no_store else Path(options.file).parent):
         if target:

@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="images, folders of images, globs, or - for standard input")
     add("-o", "--out", required=True, metavar="OUT", help="a file, a folder for several images, or - (standard output)")
-    add("--scale", type=int, help="2, 3 or 4 with the weights of the package; default: that of --weights")
+    add("--scale", type=int, help="2, 3 or 4, by the package's weights for it; default: that of --weights")
     add("--weights", metavar="FILE", help="a checkpoint that elasticnet.save wrote, instead of the package's")
     budget = parser.add_argument_group("depth", "how much of the network runs; default: all of it")
     budget.add_argument("--depth", type=int, metavar="N", help="the first N blocks")
@@ -186,11 +186,11 @@ def _tile_bar(job: Job, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 def _network(options: argparse.Namespace) -> tuple[ElasticWrapper, str | Path, int]:
     """The network, on its device, its file, and by how much it enlarges."""
-    from elasticnet.sr.pretrained import weights_file
+    from elasticnet.sr.pretrained import packaged, weights_file
     from elasticnet.sr.reach import footprint
 
     if options.weights is None and options.scale is None:
-        raise ValueError("no --scale: give 2, 3 or 4, or the --weights of a network")
+        raise ValueError(f"no --scale: give it ({packaged()}), or the --weights of a network")
     weights = options.weights or weights_file(options.scale)
     check_device(options.device)
     net = load(weights, options.depth, device=options.device)

@@ -22,12 +22,19 @@ def weights_file(scale: int, folder: Path | None = None, name: str = "default") 
     folder = folder or WEIGHTS
     path = folder / f"asrn_x{scale}{NAMES[name]}.safetensors"
     if not path.is_file():
-        found = sorted(folder.glob(f"asrn_x?{NAMES[name]}.safetensors"))
-        scales = ", ".join(file.stem.removeprefix("asrn_x")[:1] for file in found)
-        packaged = f"weights are packaged for {scales}" if scales else "no weights are packaged"
         kind = "" if name == "default" else f" ({name})"
-        raise ValueError(f"scale {scale}{kind}: {packaged}; name a checkpoint of your own with --weights")
+        raise ValueError(
+            f"scale {scale}{kind}: {packaged(folder, name)}; take a checkpoint of your own (--weights FILE, "
+            "elasticnet.load(FILE))"
+        )
     return path
+
+
+def packaged(folder: Path = WEIGHTS, name: str = "default") -> str:
+    """Say for which scales there are weights, for messages."""
+    found = sorted(folder.glob(f"asrn_x?{NAMES[name]}.safetensors"))
+    scales = ", ".join(file.stem.removeprefix("asrn_x")[:1] for file in found)
+    return f"weights are packaged for {scales}" if scales else "no weights are packaged"
 
 
 def pretrained_asrn(

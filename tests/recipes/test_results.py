@@ -40,7 +40,10 @@ def test_a_changed_measurement_is_noticed_and_written(results, tmp_path, capsys)
     assert results.main(["--check"]) == 1
     assert "out of date" in capsys.readouterr().err
     assert results.main([]) == 0
-    assert "| 47.11 |" in (tmp_path / "docs" / "results.md").read_text()
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "| 47.11 |" in page
+    shown = re.findall(r"\(images/(.*?)\)", page)
+    assert sorted(path.name for path in (tmp_path / "docs" / "images").iterdir()) == sorted(shown)
     assert results.main(["--check"]) == 0
 
 
@@ -88,7 +91,10 @@ def a_record(seed: int = 0, **options: object) -> dict:
     for row in sets:
         row["psnr"] += (row["depth"] or 0) / 100
     given = as_json(load_recipe("asrn_div2k").parse(["--preset", "best", "--data", "train", "--scale", "4"]))
-    scores = [{"step": 5, "seconds": 7200.0}]
+    scores = [
+        {"step": 4, "seconds": 3600.0, "psnr": {"1": 27.2, "5": 27.4}},
+        {"step": 5, "seconds": 7200.0, "psnr": {"1": 27.1, "5": 27.45}},
+    ]
     return {"options": {**given, **options, "seed": seed}, "sets": sets, "scores": scores, "machine": "a computer"}
 
 
@@ -119,6 +125,7 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results):
         "| budget | 60,000 steps, batch 16, patches of 48; 2.0 hours |",
         "| command | `python recipes/asrn_div2k.py --preset best --data train --scale 4` |",
         "| hardware | a computer |",
+        "| kept | step 4, whose mean",
     ):
         assert line in card
     assert "30.01 30.02 30.03 30.04 30.05;" in card
@@ -138,9 +145,13 @@ def test_degradations_stand_beside_bicubic_of_the_same_input(results):
 def test_regret_is_elastic_minus_alone(results):
     records = {f"x4-alone-{depth}": a_record(num_blocks=depth, variant="ss") for depth in range(1, 5)}
     records |= {"x4-ss": a_record(variant="ss"), "x4-full": a_record(), "x4-dsl-seed1": a_record(1, variant="dsl")}
+    records |= {"x4-normalised": a_record(steps=9), "x4-skipless": a_record(skip="none")}
     for row in records["x4-full"]["sets"]:
         row["psnr"] -= 0.5 * (row["data"] == "B100")
     page = results.comparison(records)
     assert "| DSL + PSD, seed 0: regret | +0.00 | +0.00 | +0.00 | +0.00 | +0.00 |" in page
     assert "| DSL + PSD, seed 0: regret | -0.50 | -0.50 | -0.50 | -0.50 | -0.50 |" in page.partition("| B100")[2]
     assert "| DSL, seed 1 | 30.21 | 30.22 | 30.23 | 30.24 | 30.25 |" in page
+    assert "| DSL + PSD, equal weights, seed 0: regret |" in page
+    assert "| DSL + PSD, no bicubic skip, seed 0: regret |" in page
+    assert "60,000 steps, batch 16, patches of 48 or 9 steps, batch 16, patches of 48 for each network." in page

@@ -17,13 +17,13 @@ def test_weights_are_found_by_scale(tmp_path: Path) -> None:
     assert weights_file(3, tmp_path) == tmp_path / "asrn_x3.safetensors"
     assert load(weights_file(3, tmp_path)).taps == (1,)
     with pytest.raises(
-        ValueError, match="scale 2: weights are packaged for 3; name a checkpoint of your own with --wei"
+        ValueError, match=r"scale 2: weights are packaged for 3; take a checkpoint of your own \(--weights"
     ):
         weights_file(2, tmp_path)
 
 
 def test_no_weights_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="scale 4: no weights are packaged; name a checkpoint of your own"):
+    with pytest.raises(ValueError, match="scale 4: no weights are packaged; take a checkpoint of your own"):
         weights_file(4, tmp_path)
 
 
@@ -45,7 +45,7 @@ def test_asrn_takes_them_at_any_depth(tmp_path: Path, monkeypatch: pytest.Monkey
         assert not net.training
         assert torch.equal(net(x), default.eval()(x, depth=depth))
     assert torch.equal(asrn(scale=3, pretrained="published")(x), published.eval()(x))
-    with pytest.raises(ValueError, match=r"scale 2 \(published\): weights are packaged for 3; name"):
+    with pytest.raises(ValueError, match=r"scale 2 \(published\): weights are packaged for 3; take"):
         asrn(2, pretrained="published")
 
 
@@ -56,5 +56,6 @@ def test_asrn_refuses_what_the_file_decides() -> None:
         asrn(4, channels=64, skip="bicubic", pretrained=True)
     with pytest.raises(ValueError, match="pretrained weights 'best': expected one of default, published"):
         asrn(4, pretrained="best")
+    assert asrn(4, channels=8, num_blocks=1, pretrained=None).training
     with pytest.raises(ValueError, match="depth 2: only with pretrained=True"):
         asrn(4, depth=2)

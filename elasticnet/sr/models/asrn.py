@@ -158,7 +158,7 @@ def asrn(
     fold: bool = True,
     taps: Iterable[int] | None = None,
     checkpoint_blocks: bool = False,
-    pretrained: bool | str = False,
+    pretrained: bool | str | None = False,
     depth: int | None = None,
 ) -> ElasticWrapper:
     """Build an elastic ASRN: RGB floats in 0..1, (b, 3, h, w) -> (b, 3, scale h, scale w), at any depth from 1 to
@@ -172,12 +172,12 @@ def asrn(
     runs every layer as written. taps: the depths that carry a prediction, default all; `(num_blocks,)` is the ordinary,
     single-exit network.
 
-    pretrained: True for the weights that come with the package, or their name in `pretrained.NAMES`; the file decides
-    on the architecture, so that of the other arguments only depth may be given: how many blocks are loaded (default
-    all). The net comes in eval mode.
+    pretrained: True for the weights that come with the package, or their name in `pretrained.NAMES`; ValueError where
+    there are none for the scale. The file decides on the architecture, so that of the other arguments only depth may be
+    given: how many blocks are loaded (default all). The net comes in eval mode.
     """
     given = dict(locals())
-    if pretrained is not False:
+    if pretrained:
         return pretrained_asrn(**_not_default(given))
     if depth is not None:
         raise ValueError(
