@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from types import FunctionType
 from typing import Any
 
@@ -178,29 +179,32 @@ def choices(records: Records) -> str:
     return f"{table(header, rows)}\n\n{made}"
 
 
+def seeds_of(records: Records, name: str) -> list[dict[str, Any]]:
+    """The record of this name, and those of the same training with other seeds."""
+    return [record for key, record in records.items() if re.fullmatch(f"{name}(-seed[0-9]+)?", key)]
+
+
 def comparison(records: Records) -> str:
     """Elastic networks beside one that is cut short and beside one network for each depth, at one budget."""
-    alone = {depth: records[f"x4-alone-{depth}"] for depth in range(1, 5)} | {5: records["x4-ss"]}
-    kinds = {"dsl": "DSL", "full": DSL_PSD, "normalised": f"{DSL_PSD}, equal weights"}
+    kinds = {"ss": "SS, cut short", "dsl": "DSL", "full": DSL_PSD, "normalised": f"{DSL_PSD}, equal weights"}
     kinds["skipless"] = f"{DSL_PSD}, no bicubic skip"
-    name_of_one = f"x4-({'|'.join(kinds)})(-seed[0-9]+)?"
-    elastic = {name: record for name, record in records.items() if re.fullmatch(name_of_one, name)}
+    runs = {kind: seeds_of(records, f"x4-{kind}") for kind in kinds}
+    alone = {depth: seeds_of(records, f"x4-alone-{depth}") for depth in range(1, 5)} | {5: runs["ss"]}
     parts = []
     for data in SETS:
-        limit = [score(record, data, depth) for depth, record in alone.items()]
-        rows = [
-            ["SS, cut short", *decibels(score(alone[5], data, depth) for depth in alone)],
-            ["SS, a network for each depth", *decibels(limit)],
-        ]
-        for name, record in elastic.items():
-            label = f"{kinds[name.split('-')[1]]}, seed {record['options']['seed']}"
-            found = [score(record, data, depth) for depth in alone]
-            rows.append([label, *decibels(found)])
-            rows.append([f"{label}: regret", *(f"{a - b:+.2f}" for a, b in zip(found, limit, strict=True))])
+        limit = [fmean(score(record, data, depth) for record in found) for depth, found in alone.items()]
+        rows = [["SS, a network for each depth", *decibels(limit)]]
+        for kind, found in runs.items():
+            scores = [[score(record, data, depth) for depth in alone] for record in found]
+            for record, line in zip(found, scores, strict=True):
+                rows.append([f"{kinds[kind]}, seed {record['options']['seed']}", *decibels(line)])
+            if found and kind != "ss":
+                regret = [fmean(ours) - theirs for *ours, theirs in zip(*scores, limit, strict=True)]
+                rows.append([f"{kinds[kind]}: regret", *(f"{lost:+.2f}" for lost in regret)])
         parts.append(table([f"{data} x4", *(f"depth {depth}" for depth in alone)], rows))
-    budgets = {budget(record) for record in (*alone.values(), *elastic.values())}
+    budgets = {budget(record) for found in (*alone.values(), *runs.values()) for record in found}
     made = f"PSNR-Y in dB; {' or '.join(sorted(budgets))} for each network."
-    return "\n\n".join([*parts, f"{made} Regret: elastic minus the network of that depth alone."])
+    return "\n\n".join([*parts, f"{made} Regret: elastic minus that depth alone, each the mean of its seeds."])
 
 
 def depths_of(record: dict[str, Any]) -> list[int]:
