@@ -25,11 +25,11 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total", "psnr")
 
 
-def record_of(run: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
+def record_of(run: Path, folders: Sequence[Path] = (), machine: str | None = None) -> dict[str, Any]:
     """What is kept of a run: options (of paths the last name), final table, and the validations on the way.
 
-    folders: data sets on which every depth is scored, too: of the best network, where the table is of the last one. The
-    machine that trained is then taken to be this one, with as many threads as now.
+    folders: data sets on which every depth is scored, too: of the best network, where the table is of the last one.
+    machine: in words, what trained it; by default this one, with as many threads as now.
     """
     options = json.loads((run / "options.json").read_text())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -38,8 +38,8 @@ def record_of(run: Path, folders: Sequence[Path] = ()) -> dict[str, Any]:
     table.pop("options", None)
     record = {"options": options, "table": table, "scores": scores}
     if folders:
-        machine = this_machine(dtype=getattr(torch, options["precision"]))
-        record |= {"machine": machine.key, "sets": scored(run, options, folders)}
+        machine = machine or this_machine(dtype=getattr(torch, options["precision"])).key
+        record |= {"machine": machine, "sets": scored(run, options, folders)}
     return without_folders(record)
 
 
@@ -68,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help="of the JSON file")
     parser.add_argument("run", type=Path, help="folder of a finished run of a recipe")
     parser.add_argument("--data", nargs="+", type=Path, default=[], metavar="SET", help="data sets to score it on")
+    parser.add_argument("--machine", help="what trained it; default: this machine with as many threads as now")
     options = parser.parse_args(arguments)
-    write_json(RESULTS / f"{options.name}.json", record_of(options.run, options.data))
+    write_json(RESULTS / f"{options.name}.json", record_of(options.run, options.data, options.machine))
 
 
 if __name__ == "__main__":

@@ -77,3 +77,5 @@ def test_a_run_with_one_exit_is_scored_at_every_depth(record, tmp_path):
         sum(p.numel() for p in every.truncate(depth).parameters()) for depth in (1, 2, 3)
     ]
     assert "torch" in kept["machine"]
+    record.main(["new", str(run), "--data", str(data), "--machine", "two machines in turn"])
+    assert json.loads((tmp_path / "new.json").read_text()) == {**kept, "machine": "two machines in turn"}
