@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,19 @@ def as_json(options: Any) -> dict[str, Any]:
     """Return the options that belong to the run, paths as strings: all but `resume` and `download`."""
     values = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_STORED}
     return {name: os.fspath(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def as_command(values: Mapping[str, Any], usual: Mapping[str, Any], skipped: Sequence[str] = ()) -> str:
+    """Return the options that differ from the usual ones, but for those skipped, as a command line has them."""
+    words = []
+    for name, value in values.items():
+        if value != usual[name] and name not in skipped:
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{option}" if value else f"--no-{option}")
+            else:
+                words.append(f"--{option} {shlex.quote(str(value))}")
+    return " ".join(words)
 
 
 def parse_options(

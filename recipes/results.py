@@ -14,7 +14,6 @@ import dataclasses
 import json
 import re
 import runpy
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,12 +23,13 @@ from statistics import fmean
 from types import FunctionType
 from typing import Any
 
+from elasticnet.options import as_command
 from elasticnet.runs import write_atomic
 
 RECIPES = Path(__file__).parent
 DOCS = RECIPES.parent / "docs"
 SETS = ("Set5", "Set14", "B100")
-NOT_MEASURED = ("Urban100", "Manga109")
+ALL_SETS = (*SETS, "Urban100", "Manga109")
 PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
 SHIPPED = {"x4": "asrn_x4"}  # record: weights in the package
 DSL_PSD = "DSL + PSD"
@@ -144,19 +144,16 @@ def score(record: dict[str, Any], data: str, depth: int | None, what: str = "psn
 
 @cache
 def presets() -> dict[str, dict[str, Any]]:
-    recipe = runpy.run_path(str(RECIPES / "asrn_div2k.py"))
-    return {name: dataclasses.asdict(options) for name, options in recipe["PRESETS"].items()}
+    """The options of every preset, as they are on a machine without a GPU."""
+    recipe, on_cpu = runpy.run_path(str(RECIPES / "asrn_div2k.py")), {"device": "cpu", "precision": "float32"}
+    return {name: dataclasses.asdict(options) | on_cpu for name, options in recipe["PRESETS"].items()}
 
 
 def changed(options: dict[str, Any], usual: dict[str, Any] | None = None) -> str:
     """What a run's options change of the usual ones, by default its preset's, as a command line has it."""
-    words = [] if usual else [f"--preset {options['preset']}"]
-    usual = usual or presets()[options["preset"]]
     unused = ("psd_weight",) if options["variant"] != "full" else ()
-    for name, value in options.items():
-        if value != usual[name] and name not in (*WITHOUT_EFFECT, *unused):
-            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
-    return " ".join(words)
+    words = as_command(options, usual or presets()[options["preset"]], (*WITHOUT_EFFECT, *unused))
+    return words if usual else f"--preset {options['preset']} {words}"
 
 
 def choices(records: Records) -> str:
@@ -164,8 +161,7 @@ def choices(records: Records) -> str:
     names = sorted((name for name in records if name.startswith("choice-")), key=lambda name: int(name.split("-")[1]))
     tried = [records[name] for name in names]
     every = [record["options"] for record in tried]
-    known = sorted(set().union(*every))
-    usual = {name: Counter(options.get(name) for options in every).most_common(1)[0][0] for name in known}
+    usual = {key: Counter(of.get(key) for of in every).most_common(1)[0][0] for key in sorted(set().union(*every))}
     rows = []
     for record in tried:
         held_out = record["scores"][-1]["psnr"]
@@ -173,7 +169,7 @@ def choices(records: Records) -> str:
         label = changed(record["options"], usual)
         empty = [""] * (5 - len(held_out))
         scores = [*empty, *decibels(held_out.values()), *[""] * (2 - len(ends)), *decibels(ends)]
-        rows.append([f"`{label}`" if label else "nothing else", *scores])
+        rows.append([f"`{label}`" if label else "the usual options (below)", *scores])
     header = ["options", *(f"depth {depth}" for depth in range(1, 6)), "Set5, shallowest", "Set5, deepest"]
     made = f"PSNR-Y in dB, depths on the held-out photographs. What a row does not name: `{changed(usual)}`."
     return f"{table(header, rows)}\n\n{made}"
@@ -200,7 +196,7 @@ def comparison(records: Records) -> str:
                 rows.append([f"{kinds[kind]}, seed {record['options']['seed']}", *decibels(line)])
             if found and kind != "ss":
                 regret = [fmean(ours) - theirs for *ours, theirs in zip(*scores, limit, strict=True)]
-                rows.append([f"{kinds[kind]}: regret", *(f"{lost:+.2f}" for lost in regret)])
+                rows.append([f"{kinds[kind]}: regret", *(f"{round(lost, 2) + 0.0:+.2f}" for lost in regret)])
         parts.append(table([f"{data} x4", *(f"depth {depth}" for depth in alone)], rows))
     budgets = {budget(record) for found in (*alone.values(), *runs.values()) for record in found}
     made = f"PSNR-Y in dB; {' or '.join(sorted(budgets))} for each network."
@@ -212,29 +208,32 @@ def depths_of(record: dict[str, Any]) -> list[int]:
 
 
 def shipped(records: Records) -> str:
-    """PSNR and SSIM per depth of every packaged network, beside what is published of it and of others."""
+    """Costs, PSNR and SSIM per depth of every packaged network, beside what is published of it and of others."""
     published, parts = records["published"], []
     for name, weights in SHIPPED.items():
-        record, scale, rows = records[name], name[:2], []
-        counts = {row["depth"]: row["parameters"] for row in record["sets"]}
-        for depth in (None, *depths_of(record)):
-            theirs = published["methods"]["bicubic"][scale]
-            if depth is not None:
-                asrn = published["asrn"].get(scale, {})
-                theirs = {data: values[str(depth)] for data, values in asrn.items() if str(depth) in values}
-            cells = ["bicubic", ""] if depth is None else [str(depth), f"{counts[depth]:,}"]
-            for data in SETS:
+        record, scale = records[name], name[:2]
+        measured, costs = {row["data"] for row in record["sets"]}, {None: ["bicubic", "", ""]}
+        for row in record["table"]["rows"]:
+            costs[row["depth"]] = [str(row["depth"]), f"{row['parameters']:,}", f"{row['macs'] / 1e9:.2f}"]
+        rows, asrn = [], published["asrn"].get(scale, {})
+        for depth, cells in costs.items():
+            theirs = {data: values[str(depth)] for data, values in asrn.items() if str(depth) in values}
+            theirs = theirs if depth else published["methods"]["bicubic"][scale]
+            for data in ALL_SETS:
+                if data not in measured:
+                    cells.append("not measured")
+                    continue
                 ours = f"{score(record, data, depth):.2f} / {score(record, data, depth, 'ssim'):.4f}"
                 cells.append(f"{ours} ({theirs[data]:.2f})" if data in theirs else ours)
-            rows.append([*cells, *["not measured"] * len(NOT_MEASURED)])
+            rows.append(cells)
         for method, values in published["methods"].items():
-            if method != "bicubic" and scale in values:
-                count = f"{values['parameters'] // 1000}K"
-                rows.append([method, count, *(f"({values[scale][data]:.2f})" for data in SETS), *[""] * 2])
-        parts.append(table([f"`{weights}`, depth", "parameters", *SETS, *NOT_MEASURED], rows))
-        parts.append(f"{budget(record)}.")
-    sources = f"In brackets: published PSNR. {published['source']}. {published['sources']}."
-    return "\n\n".join([*parts, sources])
+            if method != "bicubic" and name in values:  # once for each scale
+                found = [f"({values[scale][data]:.2f})" if data in values[scale] else "" for data in ALL_SETS]
+                rows.append([method, f"{values['parameters'] // 1000}K", "", *found])
+        parts.append(table([f"`{weights}`, depth", "parameters", "GMACs", *ALL_SETS], rows))
+        parts.append(f"{budget(record)}; GMACs for an output of 1280x720.")
+    sources = f"In brackets: published PSNR. {published['source']} ({', '.join(published['asrn'])} alone)."
+    return "\n\n".join([*parts, f"{sources} {published['sources']}."])
 
 
 def cards(records: Records) -> str:
@@ -299,8 +298,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {  # by section, each named as its 
 def draw(records: Records) -> None:
     from elasticnet.sr.figures import elastic_curve
 
-    images = DOCS / "images"
-    images.mkdir(exist_ok=True)
+    (images := DOCS / "images").mkdir(exist_ok=True)
     for model in ("edsr", "rcan"):
         record = records[f"retrofit-{model}"]
         title = f"{model.upper()}, {record['options']['valid'][0]} x{record['table']['network'][1]['scale']}"
@@ -316,15 +314,15 @@ def draw_asrn(records: Records, images: Path) -> None:
     from elasticnet.sr.figures import crop_comparison, elastic_curve, parameter_dots
 
     def on_set5(name: str) -> dict[int, float]:
-        return {depth: score(records[name], "Set5", depth) for depth in depths_of(records[name])}
+        found = seeds_of(records, name)
+        return {depth: fmean(score(record, "Set5", depth) for record in found) for depth in depths_of(found[0])}
 
-    alone = {depth: on_set5(f"x4-alone-{depth}")[depth] for depth in range(1, 5)} | {5: on_set5("x4-ss")[5]}
-    networks = {f"elastic, {DSL_PSD}": on_set5("x4-full"), "a network for each depth": alone}
+    elastic, ss = {f"elastic, {DSL_PSD}": on_set5("x4-full")}, on_set5("x4-ss")
+    alone = {depth: on_set5(f"x4-alone-{depth}")[depth] for depth in range(1, 5)} | {5: ss[5]}
     title = f"ASRN, Set5 x4, {records['x4-full']['options']['steps']:,} steps"
     baseline = {"bicubic": score(records["x4-full"], "Set5", None)}
-    elastic_curve(images / "asrn_x4_alone.png", networks, None, title, "PSNR-Y (dB)")
-    cut = {f"elastic, {DSL_PSD}": on_set5("x4-full"), "SS, cut short": on_set5("x4-ss")}
-    elastic_curve(images / "asrn_x4_cut.png", cut, baseline, title, "PSNR-Y (dB)")
+    elastic_curve(images / "asrn_x4_alone.png", elastic | {"trained alone": alone}, None, title, "PSNR-Y (dB)")
+    elastic_curve(images / "asrn_x4_cut.png", elastic | {"SS, cut short": ss}, baseline, title, "PSNR-Y (dB)")
 
     methods = records["published"]["methods"]
     ours = [row for row in records["x4"]["sets"] if row["data"] == "Set5" and row["depth"]]
@@ -378,3 +376,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyError as error:
+        sys.exit(f"error: docs/results/ has nothing named {error}: recipes/record.py takes records from runs")

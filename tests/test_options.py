@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elasticnet.distributed import Processes
-from elasticnet.options import as_json, at_least_one, open_run, parse_options, stored_options
+from elasticnet.options import as_command, as_json, at_least_one, open_run, parse_options, stored_options
 from elasticnet.runs import Run
 
 
@@ -86,6 +87,29 @@ def test_a_run_gives_its_options_back(
     assert not {"resume", "download"} & json.loads((folder / "options.json").read_text()).keys()
     assert stored_options(Options, folder) == options
     assert as_json(dataclasses.replace(options, resume=resume)) == as_json(options)
+
+
+names = st.from_regex(r"[a-z][a-z .']{0,8}[a-z]", fullmatch=True).map(Path)
+on_a_command_line = st.builds(
+    Options,
+    preset=st.sampled_from(["demo", "paper"]),
+    data=st.none() | names,
+    out=names,
+    num_blocks=st.integers(0),
+    sampled_taps=st.none() | st.integers(0),
+    clip_norm=st.none() | st.floats(0, allow_infinity=False),
+    tensorboard=st.booleans(),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(on_a_command_line, on_a_command_line)
+def test_a_command_says_what_differs(options: Options, usual: Options) -> None:
+    words = shlex.split(as_command(as_json(options), as_json(usual)))
+    assert parse_options(Options, words, lambda _: usual, None) == options
+    shown = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in words if word.startswith("--")}
+    assert shown == {name for name, value in as_json(options).items() if value != as_json(usual)[name]}
+    assert "--out" not in shlex.split(as_command(as_json(options), as_json(usual), ["out"]))
 
 
 def test_infinite_options_come_back_as_numbers(tmp_path: Path) -> None:

@@ -95,10 +95,13 @@ def a_record(seed: int = 0, **options: object) -> dict:
         {"step": 4, "seconds": 3600.0, "psnr": {"1": 27.2, "5": 27.4}},
         {"step": 5, "seconds": 7200.0, "psnr": {"1": 27.1, "5": 27.45}},
     ]
-    return {"options": {**given, **options, "seed": seed}, "sets": sets, "scores": scores, "machine": "a computer"}
+    costs = [{"depth": depth, "parameters": 1000 * depth, "macs": 5e8 * depth} for depth in range(1, 6)]
+    record = {"options": {**given, **options, "seed": seed}, "sets": sets, "scores": scores, "machine": "a computer"}
+    return {**record, "table": {"rows": costs}}
 
 
-def test_the_networks_in_the_package_stand_beside_the_published_ones(results):
+def test_the_networks_in_the_package_stand_beside_the_published_ones(results, monkeypatch):
+    monkeypatch.setattr(results, "SHIPPED", {"x4": "asrn_x4", "x4-published": "asrn_x4_published"})
     published = {
         "source": "A paper",
         "asrn": {"x4": {"Set5": {"5": 31.5}}},
@@ -109,16 +112,23 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results):
         },
         "sources": "Another",
     }
-    page = results.shipped({"x4": a_record(), "published": published})
+    with_urban = a_record(skip="none")
+    with_urban["sets"] += [{**row, "data": "Urban100"} for row in with_urban["sets"] if row["data"] == "Set5"]
+    records = {"x4": a_record(), "x4-published": with_urban}
+    page = results.shipped({**records, "published": published})
     empty = "not measured | not measured |"
-    assert f"| bicubic |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 (26.10) | 30.20 / 0.5000 (26.00) | {empty}" in page
-    assert f"| 5 | 5,000 | 30.05 / 0.5000 (31.50) | 30.15 / 0.5000 | 30.25 / 0.5000 | {empty}" in page
-    assert f"| 4 | 4,000 | 30.04 / 0.5000 | 30.14 / 0.5000 | 30.24 / 0.5000 | {empty}" in page
-    assert "| SRNET | 57K | (30.50) | (27.50) | (26.90) |  |  |" in page
+    assert (
+        f"| bicubic |  |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 (26.10) | 30.20 / 0.5000 (26.00) | {empty}" in page
+    )
+    assert f"| 5 | 5,000 | 2.50 | 30.05 / 0.5000 (31.50) | 30.15 / 0.5000 | 30.25 / 0.5000 | {empty}" in page
+    assert f"| 4 | 4,000 | 2.00 | 30.04 / 0.5000 | 30.14 / 0.5000 | 30.24 / 0.5000 | {empty}" in page
+    assert "30.24 / 0.5000 | 30.04 / 0.5000 | not measured |" in page.partition("`asrn_x4_published`")[2]
+    assert page.count("| SRNET | 57K |  | (30.50) | (27.50) | (26.90) |  |  |") == 1
     assert "x2 only" not in page
-    assert "60,000 steps, batch 16, patches of 48." in page
-    assert page.endswith("A paper. Another.")
-    card = results.cards({"x4": a_record()})
+    assert page.endswith("A paper (x4 alone). Another.")
+    card, other = results.cards(records).split("\n\n## ")
+    assert other.startswith("`asrn_x4_published.safetensors`")
+    assert "| network | ASRN x4, 5 blocks of 96 |" in other
     assert card.startswith("## `asrn_x4.safetensors`")
     for line in (
         "| network | ASRN x4, 5 blocks of 96, skip bicubic |",
