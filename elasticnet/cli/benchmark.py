@@ -44,7 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="write tables (Markdown, CSV, JSON) and figures; files of a run before are replaced",
     )
     add("--no-cost", action="store_true", help="do not measure MACs and time")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
     parser.set_defaults(run=run)
 
 

@@ -29,7 +29,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--repeats", type=count, default=40, metavar="N", help="passes timed at each depth; default 40")
     add("--seconds", type=_seconds, default=60.0, metavar="T", help="begin no new round of passes after T; default 60")
     add("--threads", type=threads, metavar="N", help="of the CPU; default: as many as torch takes")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
     add("--dtype", choices=DTYPES, default="float32")
     add("--no-memory", action="store_true", help="leave peak memory out (on a CPU it takes a process of its own)")
     add("--no-store", action="store_true", help="leave FILE as it is; the card is only printed, and written into --out")

@@ -31,6 +31,8 @@ EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from elasticnet.sr.pretrained import packaged
+
     parser = commands.add_parser("upscale", help="enlarge photographs: files, folders, globs, standard input")
     parser.description = (
         "Enlarge photographs with everything that belongs to them: alpha, 16 bits, EXIF, colour profile, DPI. "
@@ -40,13 +42,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="images, folders of images, globs, or - for standard input")
     add("-o", "--out", required=True, metavar="OUT", help="a file, a folder for several images, or - (standard output)")
-    add("--scale", type=int, help="2, 3 or 4, by the package's weights for it; default: that of --weights")
+    add("--scale", type=int, help=f"how many times as long each side becomes; {packaged()}; default: that of --weights")
     add("--weights", metavar="FILE", help="a checkpoint that elasticnet.save wrote, instead of the package's")
     budget = parser.add_argument_group("depth", "how much of the network runs; default: all of it")
-    budget.add_argument("--depth", type=int, metavar="N", help="the first N blocks")
-    budget.add_argument("--max-ms", type=_positive(float), metavar="T", help="the deepest that takes T ms an image")
-    budget.add_argument("--max-memory", type=_positive(float), metavar="MB", help="the deepest that takes MB megabytes")
-    add("--tile", type=_tile, default="auto", help="LR pixels a side of what runs at a time, 'whole', or 'auto'")
+    budget.add_argument("--depth", type=int, metavar="N", help="the first N blocks, of five in the package")
+    budget.add_argument(
+        "--max-ms", type=_positive(float), metavar="T", help="the deepest that takes at most T ms an image"
+    )
+    budget.add_argument(
+        "--max-memory", type=_positive(float), metavar="MB", help="the deepest that takes at most MB megabytes"
+    )
+    add(
+        "--tile",
+        type=_tile,
+        default="auto",
+        help="LR pixels a side of what runs at a time, 'whole', or 'auto' (default)",
+    )
     add("--self-ensemble", action="store_true", help="mean over the eight symmetries of the input; eight times slower")
     add(
         "--format",
@@ -58,7 +69,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--lossless", action="store_true", help="write WebP without loss")
     add("--force", action="store_true", help="overwrite outputs that exist")
     add("--max-pixels", type=_positive(int), metavar="N", help="read images of up to N pixels; default: Pillow's limit")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
     add("--quiet", action="store_true", help="no progress and no notes, only errors")
     add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     parser.set_defaults(run=run)
