@@ -1,8 +1,8 @@
 """ASRN, the adjustable super-resolution network, as its published parameter counts pin it down.
 
-Source: "Adjustable Super-Resolution Network via Deep Supervised Learning and Progressive Self-Distillation". The paper
-prints neither code nor activations; ReLU, kernel = stride in the deconvolutions and two of them at scale 4 are our
-reading of its counts.
+Source: Li et al., "Adjustable Super-Resolution Network via Deep Supervised Learning and Progressive Self-Distillation",
+Neurocomputing 500, 2022. The paper prints neither code nor activations; ReLU, kernel = stride in the deconvolutions and
+two of them at scale 4 are our reading of its counts.
 """
 
 from __future__ import annotations
