@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from elasticnet.card import DepthCard
+from elasticnet.markdown import table
 from elasticnet.runs import write_atomic, write_json
 
 COLUMNS = {  # name of the number: title, format (or how many digits count), what it is divided by
@@ -33,14 +34,14 @@ def caption(card: DepthCard) -> str:
 def markdown_table(card: DepthCard) -> str:
     """Return the card as a Markdown table, a line for each depth; what was measured at no depth has no column."""
     names = [name for name in COLUMNS if any(getattr(row, name) is not None for row in card.rows)]
-    lines = [["depth", *(COLUMNS[name][0] for name in names)], ["---:"] * (len(names) + 1)]
+    lines = [["depth", *(COLUMNS[name][0] for name in names)]]
     for row in card.rows:
         cells = [str(row.depth)]
         for name in names:
             value, (_, form, unit) = getattr(row, name), COLUMNS[name]
             cells.append("" if value is None else _shown(value if unit == 1 else value / unit, form))
         lines.append(cells)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return table(lines, left=0)
 
 
 def markdown(card: DepthCard, title: str = "Depth card") -> str:

@@ -23,6 +23,7 @@ from statistics import fmean
 from types import FunctionType
 from typing import Any
 
+from elasticnet.markdown import table
 from elasticnet.options import as_command
 from elasticnet.runs import write_atomic
 
@@ -37,12 +38,6 @@ WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on
 Records = dict[str, dict[str, Any]]
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table: the first column to the left, numbers to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
 def decibels(scores: Iterable[float]) -> list[str]:
     return [f"{score:.2f}" for score in scores]
 
@@ -53,7 +48,7 @@ def gained(base: str, lines: Iterable[tuple[str, float, Sequence[float]]]) -> st
     for label, start, scores in lines:
         rows.append([f"{label}: PSNR (dB)", f"{start:.2f}", *decibels(scores)])
         rows.append([f"{label}: gain (dB)", "", *(f"{score - start:+.2f}" for score in scores)])
-    return table(["", base, *(f"depth {depth}" for depth in range(1, len(rows[-1]) - 1))], rows)
+    return table([["", base, *(f"depth {depth}" for depth in range(1, len(rows[-1]) - 1))], *rows])
 
 
 def psnr(record: dict[str, Any]) -> list[float]:
@@ -72,7 +67,7 @@ def tasks(records: Records) -> str:
         label = f"{name}, sigma {records[name]['options'][setting]:g}"
         lines.append((label, records[name]["table"]["input"]["psnr"], psnr(records[name])))
     made = f"{budget(records['denoise'])} each; scored on {records['denoise']['options']['valid']}."
-    return f"{gained('input', lines)}\n\n{made}"
+    return f"{gained('input', lines)}\n{made}"
 
 
 def degradations(records: Records) -> str:
@@ -80,7 +75,7 @@ def degradations(records: Records) -> str:
     for record in (records["bd-x3"], records["dn-x3"]):
         scores = [score(record, "Set5", depth) for depth in depths_of(record)]
         lines.append((record["options"]["degradation"], score(record, "Set5", None), scores))
-    return f"{gained('bicubic', lines)}\n\nSet5 x3; {budget(records['bd-x3'])} each."
+    return f"{gained('bicubic', lines)}\nSet5 x3; {budget(records['bd-x3'])} each."
 
 
 def growth(records: Records) -> str:
@@ -99,7 +94,7 @@ def growth(records: Records) -> str:
         line(f"3 blocks, {more:,} steps more", psnr(longer)),
     ]
     made = f"PSNR-Y in dB on {grown['options']['valid']} x{grown['options']['scale']}; {budget(grown)} each time."
-    return f"{table(['network', *(f'depth {depth}' for depth in depths)], rows)}\n\n{made}"
+    return f"{table([['network', *(f'depth {depth}' for depth in depths)], *rows])}\n{made}"
 
 
 CUT, ELASTIC = "ordinary, cut short", "elastic"
@@ -129,7 +124,7 @@ def retrofit(records: Records) -> str:
         options, sizes = record["options"], record["table"]["network"][1]
         steps = ", ".join(f"{options[f'{kind}_steps']:,} {what}" for kind, what in STEPS.items())
         parts.append(
-            f"{table([model.upper(), *(f'depth {depth}' for depth in by_depth[CUT])], rows)}\n\n"
+            f"{table([[model.upper(), *(f'depth {depth}' for depth in by_depth[CUT])], *rows])}\n"
             f"{', '.join(f'{name} {psnr:.2f}' for name, psnr in lines.items())}; {options['valid'][0]} "
             f"x{sizes['scale']}; {sizes['channels']} channels; steps: {steps}.\n\n"
             f"![{model.upper()}, cut and elastic](images/retrofit_{model}.png)"
@@ -172,7 +167,7 @@ def choices(records: Records) -> str:
         rows.append([f"`{label}`" if label else "the usual options (below)", *scores])
     header = ["options", *(f"depth {depth}" for depth in range(1, 6)), "Set5, shallowest", "Set5, deepest"]
     made = f"PSNR-Y in dB, depths on the held-out photographs. What a row does not name: `{changed(usual)}`."
-    return f"{table(header, rows)}\n\n{made}"
+    return f"{table([header, *rows])}\n{made}"
 
 
 def seeds_of(records: Records, name: str) -> list[dict[str, Any]]:
@@ -197,10 +192,10 @@ def comparison(records: Records) -> str:
             if found and kind != "ss":
                 regret = [fmean(ours) - theirs for *ours, theirs in zip(*scores, limit, strict=True)]
                 rows.append([f"{kinds[kind]}: regret", *(f"{round(lost, 2) + 0.0:+.2f}" for lost in regret)])
-        parts.append(table([f"{data} x4", *(f"depth {depth}" for depth in alone)], rows))
+        parts.append(table([[f"{data} x4", *(f"depth {depth}" for depth in alone)], *rows]))
     budgets = {budget(record) for found in (*alone.values(), *runs.values()) for record in found}
     made = f"PSNR-Y in dB; {' or '.join(sorted(budgets))} for each network."
-    return "\n\n".join([*parts, f"{made} Regret: elastic minus that depth alone, each the mean of its seeds."])
+    return "\n".join([*parts, f"{made} Regret: elastic minus that depth alone, each the mean of its seeds."])
 
 
 def depths_of(record: dict[str, Any]) -> list[int]:
@@ -230,10 +225,10 @@ def shipped(records: Records) -> str:
             if method != "bicubic" and name in values:  # once for each scale
                 found = [f"({values[scale][data]:.2f})" if data in values[scale] else "" for data in ALL_SETS]
                 rows.append([method, f"{values['parameters'] // 1000}K", "", *found])
-        parts.append(table([f"`{weights}`, depth", "parameters", "GMACs", *ALL_SETS], rows))
-        parts.append(f"{budget(record)}; GMACs for an output of 1280x720.")
+        parts.append(table([[f"`{weights}`, depth", "parameters", "GMACs", *ALL_SETS], *rows]))
+        parts.append(f"{budget(record)}; GMACs for an output of 1280x720.\n")
     sources = f"In brackets: published PSNR. {published['source']} ({', '.join(published['asrn'])} alone)."
-    return "\n\n".join([*parts, f"{sources} {published['sources']}."])
+    return "\n".join([*parts, f"{sources} {published['sources']}."])
 
 
 def cards(records: Records) -> str:
@@ -255,8 +250,8 @@ def cards(records: Records) -> str:
             ["command", f"`python recipes/asrn_div2k.py {changed(options)}`"],
             ["log", f"[{name}.json](results/{name}.json)"],
         ]
-        parts.append(f"## `{weights}.safetensors`\n\n{table(['', ''], rows)}".replace("---: |", "--- |"))
-    return "\n\n".join(parts)
+        parts.append(f"## `{weights}.safetensors`\n\n{table([['', ''], *rows], left=2)}")
+    return "\n".join(parts).rstrip()
 
 
 def cpu(records: Records) -> str:
@@ -284,8 +279,9 @@ def cpu(records: Records) -> str:
     rates = ["GMAC/s at the deepest", "of the peak"]
     peaks = "; ".join(f"{name} {rate:.0f}" for name, rate in record["product_gmacs_per_second"].items())
     made = f"Matrix products, GMAC/s: {peaks}. {record['machine']}; {record['settings']['repeats']} rounds."
-    shares = table(["", *depths, *rates, "depth 1 of the deepest"], lines)
-    return f"{shares}\n\n{made}\n\n{table([f'eager, depth {deepest}', 'ms', 'GMAC/s', 'of the peak'], variations)}"
+    shares = table([["", *depths, *rates, "depth 1 of the deepest"], *lines])
+    variations.insert(0, [f"eager, depth {deepest}", "ms", "GMAC/s", "of the peak"])
+    return f"{shares}\n{made}\n\n{table(variations)}".rstrip()
 
 
 PAGES: dict[str, tuple[FunctionType, ...]] = {  # by section, each named as its function

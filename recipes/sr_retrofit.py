@@ -31,6 +31,7 @@ from torch import Tensor, nn
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.distributed import Processes
+from elasticnet.markdown import aligned, table
 from elasticnet.memory import keep_freed_memory
 from elasticnet.options import as_json, at_least_one, open_run, parse_options
 from elasticnet.progress import TrainingLog, tensorboard_installed
@@ -43,7 +44,6 @@ from elasticnet.sr.figures import elastic_curve
 from elasticnet.sr.models.convert import BUILDERS, load_official, read_official
 from elasticnet.sr.models.edsr import tap_macs
 from elasticnet.sr.patches import PatchSampler
-from elasticnet.sr.report import aligned
 from elasticnet.sr.training import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.upsample import bicubic_upsample
 from elasticnet.step import TrainingStep
@@ -346,11 +346,11 @@ def write_report(options: Options, folder: Path, nets: dict[str, ElasticWrapper]
         title = f"{options.model.upper()}, {name} x{pairs.scale}"
         elastic_curve(folder / f"{name}_curve.png", curves, lines, title, "PSNR-Y (dB)")
         baselines = ", ".join(f"{label} {psnr:.2f}" for label, psnr in lines.items())
-        table = f"| depth | parameters | {cut} | {elastic} | over {srcnn} |\n| --- |{' ---: |' * 4}\n"
+        shown = [["depth", "parameters", cut, elastic, f"over {srcnn}"]]
         for depth, psnr in curves[elastic].items():
-            cells = f"{depth} | {rows[elastic, depth].parameters:,} | {curves[cut][depth]:.2f} | {psnr:.2f}"
-            table += f"| {cells} | {psnr - lines[srcnn]:+.2f} |\n"
-        text += f"\n{name} x{pairs.scale} ({len(pairs)} images): {baselines}\n\n{aligned(table)}"
+            cells = [f"{depth}", f"{rows[elastic, depth].parameters:,}", f"{curves[cut][depth]:.2f}", f"{psnr:.2f}"]
+            shown.append([*cells, f"{psnr - lines[srcnn]:+.2f}"])
+        text += f"\n{name} x{pairs.scale} ({len(pairs)} images): {baselines}\n\n{aligned(table(shown))}"
     write_atomic(folder / "table.md", text)
     about = {"options": as_json(options), "network": origin, "settings": result.settings}
     write_json(folder / "table.json", {**about, "rows": [row._asdict() for row in result.rows]})

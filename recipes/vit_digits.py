@@ -34,6 +34,7 @@ from tqdm import tqdm
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.losses import LossMeter, progressive_distillation
+from elasticnet.markdown import table
 from elasticnet.memory import keep_freed_memory
 from elasticnet.options import as_json, at_least_one, parse_options
 from elasticnet.retrofit.timm import split
@@ -238,9 +239,9 @@ def write_report(options: Options, folder: Path, scores: Scores, distances: dict
     text = (
         f"Test accuracy in percent on {options.num_test} digits, mean ± standard deviation over the seeds; seeds "
         f"{', '.join(map(str, seeds))}, {options.steps} steps each, PSD weight {options.psd_weight:g}\n\n"
-        f"{table({LABELS[variant]: accuracy[variant] for variant in LABELS}, '.1f')}\n"
+        f"{depth_table({LABELS[variant]: accuracy[variant] for variant in LABELS}, '.1f')}\n"
         "Differences in points within a seed, mean ± standard deviation; in brackets where the mean is not larger than "
-        f"the deviation\n\n{table(differences, '+.1f')}\n"
+        f"the deviation\n\n{depth_table(differences, '+.1f')}\n"
         f"Distance between neighbouring blocks' attention maps on the test images: {maps}\n"
     )
     write_atomic(folder / "table.md", text)
@@ -253,10 +254,10 @@ def write_report(options: Options, folder: Path, scores: Scores, distances: dict
     return text
 
 
-def table(columns: dict[str, dict[int, dict[str, Any]]], form: str) -> str:
+def depth_table(columns: dict[str, dict[int, dict[str, Any]]], form: str) -> str:
     """Return a Markdown table, a line for each depth; a signed `form` puts what is within its spread in brackets."""
     depths = next(iter(columns.values()))
-    lines = [["depth", *columns], ["---", *("---:" for _ in columns)]]
+    lines = [["depth", *columns]]
     for depth in depths:
         cells = []
         for column in columns.values():
@@ -265,7 +266,7 @@ def table(columns: dict[str, dict[int, dict[str, Any]]], form: str) -> str:
             within = form.startswith("+") and deviation is not None and abs(mean) <= deviation
             cells.append(f"({cell})" if within else cell)
         lines.append([str(depth), *cells])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return table(lines)
 
 
 def parse(arguments: list[str]) -> Options:

@@ -17,10 +17,11 @@ CORE |= {"distributed", "signals", "step", "progress", "options"}
 CORE |= {"byterange", "tensorfile", "hub"}
 CORE |= {"profiling", "card_report"}
 CORE |= {"int8", "onnxfile", "probing"}
-CORE |= {"memory"}
+CORE |= {"memory", "markdown"}
 ALLOWED: dict[str, set[str]] = {
     "taps": set(),
     "memory": set(),
+    "markdown": set(),
     "attention": set(),
     "schedule": set(),
     "runs": set(),
@@ -34,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {"wrapper", "byterange", "checkpoint"},
     "profiling": {"wrapper"},
     "card": {"wrapper", "checkpoint", "profiling"},  # a card stands in a checkpoint's header
-    "card_report": {"card", "runs"},
+    "card_report": {"card", "markdown", "runs"},
     "int8": {"wrapper"},
     "onnxfile": {"int8"},
     "probing": {"checkpoint"},

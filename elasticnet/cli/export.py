@@ -188,12 +188,12 @@ def _summary(result: Exported) -> str:
 
 
 def _table(written: list[Exported]) -> str:
-    from elasticnet.sr.report import aligned
+    from elasticnet.markdown import aligned, table
 
     int8 = written[0].int8_psnr is not None
     head = ["depth", "parameters", "MB", "max difference", *(["int8 against float (dB)"] if int8 else []), "file"]
-    rows = [head, ["---:"] * (len(head) - 1) + ["---"]]
+    rows = [head]
     for each in written:
         row = [str(each.depth), f"{each.parameters:,}", f"{each.size / 1e6:.3f}", f"{each.difference:.2g}"]
         rows.append([*row, *([f"{each.int8_psnr:.1f}"] if int8 else []), str(each.path)])
-    return aligned("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return aligned(table(rows, left=0))

@@ -46,7 +46,7 @@ def _card_lines(stored: dict[str, Any]) -> list[str]:
     """What `elasticnet profile` prints of a card; its JSON where this version cannot read it."""
     from elasticnet.card import DepthCard
     from elasticnet.card_report import caption, markdown_table
-    from elasticnet.sr.report import aligned
+    from elasticnet.markdown import aligned
 
     try:
         card = DepthCard.from_json(stored)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from elasticnet.markdown import table
 from elasticnet.runs import write_atomic, write_json
 from elasticnet.sr.benchmark import (
     BASELINES,
@@ -53,7 +54,7 @@ def markdown_table(result: Benchmark) -> str:
         header += [f"SSIM-{channels}"] + [f"gain over {over} (dB)"] * bool(networks)
 
     found = {(row.scale, row.network, row.depth, row.data): row for row in rows}
-    lines = [header, ["---"] * leading + ["---:"] * (len(header) - leading)]
+    lines = [header]
     for scale, network, depth in sorted(dict.fromkeys(key[:3] for key in found), key=lambda key: key[0]):
         here = [found.get((scale, network, depth, name)) for name in sets]
         first = next(row for row in here if row)
@@ -66,18 +67,7 @@ def markdown_table(result: Benchmark) -> str:
             gain = row.psnr - found[scale, baseline_name(scale), None, row.data].psnr
             cells += [f"{row.psnr:.2f}", f"{row.ssim:.4f}"] + [f"{gain:+.2f}" if depth else ""] * bool(networks)
         lines.append(cells)
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def aligned(table: str) -> str:
-    """Return a Markdown table with its columns padded to one width, for reading in a terminal."""
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines[1] = ["-" * (width - 1) + rule[-1] for width, rule in zip(widths, lines[1], strict=True)]
-    return "".join(
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + " |\n"
-        for line in lines
-    )
+    return table(lines, leading)
 
 
 def caption(result: Benchmark, title: str) -> str:

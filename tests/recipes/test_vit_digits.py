@@ -216,11 +216,11 @@ def test_the_split_is_stratified_and_its_parts_have_nothing_in_common(recipe):
 
 def test_the_table_puts_what_is_within_its_spread_in_brackets(recipe):
     columns = {"gain": {1: recipe.spread([2.0, 4.0]), 2: recipe.spread([-1.0, 2.0]), 3: recipe.spread([0.26])}}
-    assert recipe.table(columns, "+.1f").splitlines() == [
+    assert recipe.depth_table(columns, "+.1f").splitlines() == [
         *("| depth | gain |", "| --- | ---: |"),
         *("| 1 | +3.0 ± 1.4 |", "| 2 | (+0.5 ± 2.1) |", "| 3 | +0.3 |"),
     ]
-    assert "| 2 | 0.5 ± 2.1 |" in recipe.table(columns, ".1f")
+    assert "| 2 | 0.5 ± 2.1 |" in recipe.depth_table(columns, ".1f")
 
 
 # --- stopping and refusing

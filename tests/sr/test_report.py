@@ -13,11 +13,12 @@ from PIL import Image
 from torch import nn
 
 from elasticnet import ElasticWrapper
+from elasticnet.markdown import aligned
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import Benchmark, ImageScore, Row, benchmark, bicubic, evaluate_bicubic
 from elasticnet.sr.data import PairSet, pairs_from_arrays
 from elasticnet.sr.figures import crop_comparison
-from elasticnet.sr.report import aligned, caption, markdown_table, write_figures, write_report, write_tables
+from elasticnet.sr.report import caption, markdown_table, write_figures, write_report, write_tables
 
 RNG = np.random.default_rng(0)
 
