@@ -48,14 +48,14 @@ def test_they_are_small_and_know_their_scale(weights, record):
     assert (net.head.skip is None) == ("published" in weights.stem)
 
 
-def test_every_depth_beats_bicubic_on_a_photograph_and_the_deepest_is_best(weights):
+def test_every_depth_beats_bicubic_on_a_photograph_and_depth_pays(weights):
     photo = scikit_image_photos()["coffee"][100:340, 100:340]
     net = load(weights)
     pairs = pairs_from_arrays({"coffee": photo}, scale_of(net))
     baseline, *rows = benchmark([("net", net)], [("coffee", pairs)], costs=False).rows
     gains = [row.psnr - baseline.psnr for row in rows]
     assert min(gains) == gains[0] > 1
-    assert max(gains) < gains[-1] + 0.01
+    assert gains[-1] > gains[0] + 0.2
 
 
 def test_they_are_the_best_step_of_the_run_that_the_results_record(weights, record):
