@@ -294,7 +294,8 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {  # by section, each named as its 
 def draw(records: Records) -> None:
     from elasticnet.sr.figures import elastic_curve
 
-    (images := DOCS / "images").mkdir(exist_ok=True)
+    images = DOCS / "images"
+    images.mkdir(exist_ok=True)
     for model in ("edsr", "rcan"):
         record = records[f"retrofit-{model}"]
         title = f"{model.upper()}, {record['options']['valid'][0]} x{record['table']['network'][1]['scale']}"
