@@ -171,8 +171,9 @@ def choices(records: Records) -> str:
 
 
 def seeds_of(records: Records, name: str) -> list[dict[str, Any]]:
-    """The record of this name, and those of the same training with other seeds."""
-    return [record for key, record in records.items() if re.fullmatch(f"{name}(-seed[0-9]+)?", key)]
+    """The record of this name, and those of the same training with other seeds, by seed."""
+    found = [record for key, record in records.items() if re.fullmatch(f"{name}(-seed[0-9]+)?", key)]
+    return sorted(found, key=lambda record: record["options"]["seed"])
 
 
 def comparison(records: Records) -> str:
