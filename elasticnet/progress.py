@@ -27,11 +27,20 @@ class TrainingLog:
 
     A line goes to the run's log.jsonl, to the line of progress (steps a second, time left, loss terms, the last
     scores), and with `tensorboard` to the run's tensorboard folder. Of several processes the first one writes, means
-    over all of them. total: steps of the whole training.
+    over all of them. total: steps of the whole training. machine: what trains, as `machine_key` says it; lines with
+    scores name it, as a resumed training may go on elsewhere.
     """
 
-    def __init__(self, run: Run, total: int, processes: Processes | None = None, *, tensorboard: bool = False) -> None:
-        self.run, self.total, self.processes = run, total, processes or Processes()
+    def __init__(
+        self,
+        run: Run,
+        total: int,
+        processes: Processes | None = None,
+        *,
+        tensorboard: bool = False,
+        machine: str | None = None,
+    ) -> None:
+        self.run, self.total, self.processes, self.machine = run, total, processes or Processes(), machine
         self.scores: dict[int, float] = {}
         self.seconds = 0.0
         self._tensorboard = tensorboard and self.processes.first
@@ -104,6 +113,9 @@ class TrainingLog:
         record = {"step": step, "seconds": round(self.seconds, 1), **numbers, **means}
         if scores is not None:
             self.scores = record["psnr"] = dict(scores)
+            if self.machine is not None:
+                count = self.processes.count
+                record["machine"] = self.machine if count == 1 else f"{count} times {self.machine}"
         self.run.log(record)
         if self._board is not None:
             for tag, value in _flat(record):
@@ -130,6 +142,6 @@ def _flat(record: Mapping[str, Any]) -> list[tuple[str, float]]:
     for name, value in record.items():
         if isinstance(value, Mapping):
             found += [(f"{name}/{key}", entry) for key, entry in value.items()]
-        elif name != "step":
+        elif name not in ("step", "machine"):
             found.append((name, value))
     return found

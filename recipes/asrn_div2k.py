@@ -34,6 +34,7 @@ from elasticnet.distributed import Processes, join_processes
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory
 from elasticnet.options import at_least_one, open_run, parse_options
+from elasticnet.profiling import machine_key
 from elasticnet.progress import TrainingLog, tensorboard_installed
 from elasticnet.runs import Run, random_state, seed_all, set_random_state
 from elasticnet.schedule import cosine, halving
@@ -313,7 +314,8 @@ def train(
         dtype=torch.float64 if options.precision == "float64" else torch.float32,
         memory_format=torch.channels_last,
     )
-    log = TrainingLog(run, options.steps, processes, tensorboard=options.tensorboard)
+    machine = machine_key(processes.device, getattr(torch, options.precision))
+    log = TrainingLog(run, options.steps, processes, tensorboard=options.tensorboard, machine=machine)
     shipped, done, best, state = training_step.averaged_net, 0, -math.inf, None
     if latest := run.load_latest():
         done, state = latest

@@ -10,14 +10,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import elasticnet
 from elasticnet import ElasticWrapper
-from elasticnet.profiling import this_machine
 from elasticnet.runs import write_json
 from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
 
@@ -29,7 +27,7 @@ def record_of(run: Path, folders: Sequence[Path] = (), machine: str | None = Non
     """What is kept of a run: options (of paths the last name), final table, and the validations on the way.
 
     folders: data sets on which every depth is scored, too: of the best network, where the table is of the last one.
-    machine: in words, what trained it; by default this one, with as many threads as now.
+    machine: in words, what trained it; by default what the log says. Raises ValueError where it says nothing.
     """
     options = json.loads((run / "options.json").read_text())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -38,7 +36,10 @@ def record_of(run: Path, folders: Sequence[Path] = (), machine: str | None = Non
     table.pop("options", None)
     record = {"options": options, "table": table, "scores": scores}
     if folders:
-        machine = machine or this_machine(dtype=getattr(torch, options["precision"])).key
+        named = (line["machine"] for line in lines if "machine" in line)
+        machine = machine or ", then ".join(key for key, _ in groupby(named))
+        if not machine:
+            raise ValueError(f"{run / 'log.jsonl'} names no machine: say with --machine what trained it")
         record |= {"machine": machine, "sets": scored(run, options, folders)}
     return without_folders(record)
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help="of the JSON file")
     parser.add_argument("run", type=Path, help="folder of a finished run of a recipe")
     parser.add_argument("--data", nargs="+", type=Path, default=[], metavar="SET", help="data sets to score it on")
-    parser.add_argument("--machine", help="what trained it; default: this machine with as many threads as now")
+    parser.add_argument("--machine", help="what trained it; default: what its log says")
     options = parser.parse_args(arguments)
     write_json(RESULTS / f"{options.name}.json", record_of(options.run, options.data, options.machine))
 

@@ -73,6 +73,15 @@ def test_a_line_holds_the_means_since_the_last_one(run: Run) -> None:
     assert list(second)[:3] == ["step", "seconds", "learning_rate"]
 
 
+def test_lines_with_scores_name_the_machine(run: Run) -> None:
+    with TrainingLog(run, TOTAL, machine="a computer") as log:
+        log.write(1)
+        log.write(2, {1: 30.0})
+    with TrainingLog(run, TOTAL, Processes(count=4), machine="a computer") as log:
+        log.write(3, {1: 30.0})
+    assert [line.get("machine") for line in lines(run)] == [None, "a computer", "4 times a computer"]
+
+
 def test_start_may_be_left_to_the_with_statement(run: Run) -> None:
     with TrainingLog(run, TOTAL) as log:
         log.add(terms(1))
@@ -180,7 +189,7 @@ def scalars(board: Any, tag: str) -> dict[int, float]:
 @needs_tensorboard
 def test_tensorboard_holds_the_lines_by_depth_and_the_images(run: Run) -> None:
     image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
-    with TrainingLog(run, TOTAL, tensorboard=True) as log:
+    with TrainingLog(run, TOTAL, tensorboard=True, machine="a computer") as log:
         for step in (1, 2):
             log.add(terms(step))
             log.write(step, {1: 30.0 + step, 3: 31.0} if step == 2 else None, learning_rate=0.5)
@@ -189,7 +198,7 @@ def test_tensorboard_holds_the_lines_by_depth_and_the_images(run: Run) -> None:
     assert {"total", "routine", "deep_supervision", "distillation", "learning_rate", "seconds"} <= {
         *board.Tags()["scalars"]
     }
-    assert "step" not in board.Tags()["scalars"]
+    assert not {"step", "machine"} & {*board.Tags()["scalars"]}
     assert scalars(board, "total") == {1: 6, 2: 12}
     assert scalars(board, "learning_rate") == {1: 0.5, 2: 0.5}
     assert [scalars(board, f"per_depth/{depth}") for depth in (1, 2, 3)] == [{1: 101}, {2: 202}, {1: 301, 2: 302}]

@@ -19,6 +19,7 @@ from PIL import Image
 
 import elasticnet
 from elasticnet.checkpoint import read_header
+from elasticnet.profiling import machine_key
 from elasticnet.runs import Run
 from elasticnet.sr.data import scikit_image_photos
 from loading import load_recipe
@@ -75,6 +76,7 @@ def test_without_data_it_says_so_and_trains_on_the_carried_photographs(recipe, t
     assert Image.open("run/crops.png").width > 500
     best = max(log_of(Path("run")), key=lambda line: sum(line.get("psnr", {"": 0}).values()))
     assert read_header("run/best.safetensors")["notes"]["step"] == best["step"]
+    assert best["machine"] == machine_key()
     assert elasticnet.load("run/last.safetensors", depth=1)(torch.rand(1, 3, 5, 4)).shape == (1, 3, 10, 8)
 
 

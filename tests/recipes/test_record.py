@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from elasticnet import save
-from elasticnet.profiling import machine_key
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate, evaluate_bicubic
 from elasticnet.sr.data import load_pairs
@@ -65,9 +64,11 @@ def test_a_run_with_one_exit_is_scored_at_every_depth(record, tmp_path):
     (run / "options.json").write_text(json.dumps(options))
     (run / "log.jsonl").write_text("")
     (run / "table.json").write_text("{}")
-    record.main(["new", str(run), "--data", str(data)])
+    with pytest.raises(ValueError, match="names no machine: say with --machine"):
+        record.main(["new", str(run), "--data", str(data)])
+    record.main(["new", str(run), "--data", str(data), "--machine", "a computer"])
     kept = json.loads((tmp_path / "new.json").read_text())
-    assert kept["machine"] == machine_key(dtype=torch.bfloat16)
+    assert kept["machine"] == "a computer"
     pairs = load_pairs(data, 2, degradation="BD", blur_sigma=1.0)
     every = asrn(2, 3, 8, skip="bicubic")
     every.load_state_dict(net.state_dict())
@@ -76,6 +77,7 @@ def test_a_run_with_one_exit_is_scored_at_every_depth(record, tmp_path):
     assert [row["parameters"] for row in kept["sets"][1:]] == [
         sum(p.numel() for p in every.truncate(depth).parameters()) for depth in (1, 2, 3)
     ]
-    assert "torch" in kept["machine"]
-    record.main(["new", str(run), "--data", str(data), "--machine", "two machines in turn"])
-    assert json.loads((tmp_path / "new.json").read_text()) == {**kept, "machine": "two machines in turn"}
+    log = [{"step": 1}, *({"step": step, "psnr": {"3": 30.0}, "machine": "AABA"[step - 2]} for step in range(2, 6))]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    record.main(["new", str(run), "--data", str(data)])
+    assert json.loads((tmp_path / "new.json").read_text())["machine"] == "A, then B, then A"
