@@ -32,7 +32,7 @@ DOCS = RECIPES.parent / "docs"
 SETS = ("Set5", "Set14", "B100")
 ALL_SETS = (*SETS, "Urban100", "Manga109")
 PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
-SHIPPED = {"x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights in the package
+SHIPPED = {"x2": "asrn_x2", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights in the package
 DSL_PSD = "DSL + PSD"
 WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 Records = dict[str, dict[str, Any]]
@@ -227,7 +227,8 @@ def shipped(records: Records) -> str:
                 found = [f"({values[scale][data]:.2f})" if data in values[scale] else "" for data in ALL_SETS]
                 rows.append([method, f"{values['parameters'] // 1000}K", "", *found])
         parts.append(table([[f"`{weights}`, depth", "parameters", "GMACs", *ALL_SETS], *rows]))
-        parts.append(f"{budget(record)}; GMACs for an output of 1280x720.\n")
+        start = f", started from {Path(init).stem}" if (init := record["options"]["init"]) else ""
+        parts.append(f"{budget(record)}{start}; GMACs for an output of 1280x720.\n")
     sources = f"In brackets: published PSNR. {published['source']} ({', '.join(published['asrn'])} alone)."
     return "\n".join([*parts, f"{sources} {published['sources']}."])
 

@@ -112,7 +112,7 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
         },
         "sources": "Another",
     }
-    with_urban = a_record(skip="none")
+    with_urban = a_record(skip="none", init="there/asrn_x2.safetensors")
     with_urban["sets"] += [{**row, "data": "Urban100"} for row in with_urban["sets"] if row["data"] == "Set5"]
     records = {"x4": a_record(), "x4-published": with_urban}
     page = results.shipped({**records, "published": published})
@@ -125,6 +125,7 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
     assert "30.24 / 0.5000 | 30.04 / 0.5000 | not measured |" in page.partition("`asrn_x4_published`")[2]
     assert page.count("| SRNET | 57K |  | (30.50) | (27.50) | (26.90) |  |  |") == 1
     assert "x2 only" not in page
+    assert re.findall("patches of 48(.*); GMACs", page) == ["", ", started from asrn_x2"]
     assert page.endswith("A paper (x4 alone). Another.")
     card, other = results.cards(records).split("\n\n## ")
     assert other.startswith("`asrn_x4_published.safetensors`")

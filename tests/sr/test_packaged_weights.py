@@ -35,7 +35,7 @@ def record(weights) -> dict:
 def test_each_has_its_model_card_and_nothing_else_lies_there():
     cards = (RESULTS.parent / "models.md").read_text()
     files = [path.name for path in WEIGHTS.iterdir() if not path.name.startswith(".")]
-    assert "asrn_x4.safetensors" in files
+    assert {"asrn_x2.safetensors", "asrn_x4.safetensors"} <= {*files}
     assert sorted(re.findall(r"^## `(.*)`$", cards, re.MULTILINE)) == sorted(files)
 
 
@@ -64,12 +64,13 @@ def test_they_are_the_best_step_of_the_run_that_the_results_record(weights, reco
     assert (notes["step"], notes["psnr"]) == (best["step"], best["psnr"])
 
 
-def test_the_command_takes_them(tmp_path):
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_command_takes_them(scale, tmp_path):
     photo = scikit_image_photos()["coffee"][100:130, 100:140]
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     Image.fromarray(photo).save(small)
-    assert main(["upscale", str(small), "-o", str(large), "--scale", "4", "--depth", "2"]) == 0
-    expected = Upscaler(asrn(4, pretrained=True, depth=2))(photo)
+    assert main(["upscale", str(small), "-o", str(large), "--scale", str(scale), "--depth", "2"]) == 0
+    expected = Upscaler(asrn(scale, pretrained=True, depth=2))(photo)
     assert np.array_equal(np.asarray(Image.open(large)), expected)
 
 
