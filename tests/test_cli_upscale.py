@@ -196,7 +196,7 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str], arguments: l
 def test_refusals_of_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in [
         (["--scale", "7"], "scale 7: "),
-        ([], "no --scale: give it (weights are packaged for 2, 4), or the --weights of a network"),
+        ([], "no --scale: give it (weights are packaged for 2, 3, 4), or the --weights of a network"),
         (["--weights", "absent"], "absent"),
         (["--weights", "in/a.png"], "in/a.png: "),
     ]:

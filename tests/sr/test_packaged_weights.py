@@ -35,7 +35,7 @@ def record(weights) -> dict:
 def test_each_has_its_model_card_and_nothing_else_lies_there():
     cards = (RESULTS.parent / "models.md").read_text()
     files = [path.name for path in WEIGHTS.iterdir() if not path.name.startswith(".")]
-    assert {"asrn_x2.safetensors", "asrn_x4.safetensors"} <= {*files}
+    assert {f"asrn_x{scale}.safetensors" for scale in (2, 3, 4)} <= {*files}
     assert sorted(re.findall(r"^## `(.*)`$", cards, re.MULTILINE)) == sorted(files)
 
 
@@ -64,7 +64,7 @@ def test_they_are_the_best_step_of_the_run_that_the_results_record(weights, reco
     assert (notes["step"], notes["psnr"]) == (best["step"], best["psnr"])
 
 
-@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("scale", [2, 3, 4])
 def test_the_command_takes_them(scale, tmp_path):
     photo = scikit_image_photos()["coffee"][100:130, 100:140]
     small, large = tmp_path / "small.png", tmp_path / "large.png"
