@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from elasticnet.wrapper import ElasticWrapper
 
+SAME_HEAD = ("num_blocks", "fold", "tap_affine")  # arguments of a builder that leave the head what it is
+
 
 @torch.no_grad()
 def warm_start(net: ElasticWrapper, source: ElasticWrapper) -> list[str]:
@@ -60,7 +62,7 @@ def _built_differently(net: ElasticWrapper, source: ElasticWrapper) -> str:
     (architecture, mine), (other, theirs) = net.origin, source.origin
     if architecture != other:
         return f"{other} there, {architecture} here"
-    names = [name for name in mine if name not in ("num_blocks", "fold") and mine[name] != theirs.get(name)]
+    names = [name for name in mine if name not in SAME_HEAD and mine[name] != theirs.get(name)]
     return ", ".join(f"{name} {theirs.get(name)} there, {mine[name]} here" for name in names)
 
 

@@ -101,6 +101,8 @@ class Options:
     """Start near an interpolator of the input, or at PyTorch's own initialisation."""
     skip: Literal["none", "bicubic"] = "none"
     """Add the enlarged input to the output; not in the paper."""
+    tap_affine: bool = False
+    """A scale and a bias per channel and tap in front of the shared head; not in the paper."""
 
     variant: Literal["full", "dsl", "ss"] = "full"
     """full: deep supervision and self-distillation; dsl: deep supervision only; ss: the deepest exit alone."""
@@ -270,6 +272,7 @@ def build(options: Options, processes: Processes) -> ElasticWrapper:
         upsampler=options.upsampler,
         init=options.start,
         skip=None if options.skip == "none" else options.skip,
+        tap_affine=options.tap_affine,
         taps=(-1,) if options.variant == "ss" else None,
     )
     if options.init is not None and options.resume is None:

@@ -47,7 +47,8 @@ def record_of(run: Path, folders: Sequence[Path] = (), machine: str | None = Non
 def scored(run: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Every depth of a run's best network on data sets, beside bicubic; of one with a single exit, cut short, too."""
     net = elasticnet.load(run / "best.safetensors")
-    net = ElasticWrapper(net.blocks, net.head, net.stem, head_skip=net.head_skip).eval()  # with all taps
+    adapters = {int(depth): adapter for depth, adapter in net.adapters.items()}
+    net = ElasticWrapper(net.blocks, net.head, net.stem, None, adapters, net.head_skip).eval()  # with all taps
     degradation: dict[str, Any] = {name: options.get(name) for name in ("degradation", "blur_sigma", "noise_sigma")}
     sets = load_sets(folders, [scale_of(net)], **degradation)
     rows = benchmark([("net", net)], sets, costs=False, progress=True).rows

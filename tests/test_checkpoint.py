@@ -55,6 +55,7 @@ def path(tmp_path: Path) -> Path:
         {"scale": 4, "skip": "bicubic", "shuffle": False, "residual_links": False},
         {"block": "res2net", "init": "default"},
         {"taps": [1, 3]},
+        {"taps": [1, 3], "tap_affine": True},
     ],
 )
 def test_asrn_comes_back_by_name_at_every_depth(path: Path, options: dict[str, Any]) -> None:

@@ -100,6 +100,17 @@ def test_a_folded_and_a_plain_net_are_built_alike() -> None:
     assert_same(state(net), state(source))
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_affines_in_front_of_the_head_leave_it_the_same(here: bool) -> None:
+    source, net = trained(asrn(2, 2, 24, tap_affine=not here)), asrn(2, 2, 24, tap_affine=here)
+    kept = state(net.adapters)
+    adapters = "made anew (bias is absent there, (24, 1, 1) here)" if here else "left out"
+    expected = ["the head taken", *(f"the adapter of depth {depth} is {adapters}" for depth in (1, 2))]
+    assert warm_start(net, source)[1:] == expected
+    assert_same(state(net.head), state(source.head))
+    assert_same(state(net.adapters), kept)
+
+
 def test_weights_arrive_in_the_net_s_own_dtype() -> None:
     source, net = trained(asrn(2, 2, 24)).double(), asrn(2, 2, 24)
     warm_start(net, source)

@@ -81,3 +81,15 @@ def test_a_run_with_one_exit_is_scored_at_every_depth(record, tmp_path):
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     record.main(["new", str(run), "--data", str(data)])
     assert json.loads((tmp_path / "new.json").read_text())["machine"] == "A, then B, then A"
+
+
+def test_what_stands_between_a_tap_and_the_head_is_scored_with_it(record, tmp_path):
+    torch.manual_seed(0)
+    net = asrn(2, 2, 8, skip="bicubic", tap_affine=True).eval()
+    for parameter in net.adapters.parameters():
+        torch.nn.init.normal_(parameter)
+    Image.fromarray(skimage.data.astronaut()[:48, :60]).save(tmp_path / "astronaut.png")
+    save(net, tmp_path / "best.safetensors")
+    rows = record.scored(tmp_path, {"degradation": "BI"}, [tmp_path])
+    expected = evaluate(net, load_pairs(tmp_path, 2))
+    assert {row["depth"]: (row["psnr"], row["ssim"]) for row in rows[1:]} == expected

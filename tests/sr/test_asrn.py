@@ -248,6 +248,24 @@ def test_the_ordinary_network_has_one_tap() -> None:
         net(torch.rand(1, 3, 6, 6), depth=2)
 
 
+def test_a_scale_and_a_bias_for_each_tap() -> None:
+    """192 parameters a tap, at first the same function; afterwards the net of the features, scaled and shifted."""
+    torch.manual_seed(0)
+    plain = asrn(2, 3, taps=(1, 3)).eval()
+    net = asrn(2, 3, taps=(1, 3), tap_affine=True).eval()
+    assert net.load_state_dict(plain.state_dict(), strict=False).unexpected_keys == []
+    assert sum(parameter.numel() for parameter in net.adapters.parameters()) == 2 * 192
+    x = torch.rand(1, 3, 5, 6)
+    for depth in (1, 3):
+        assert torch.equal(net(x, depth=depth), plain(x, depth=depth))
+    for parameter in net.adapters.parameters():
+        nn.init.normal_(parameter)
+    taps = net.forward_taps(x)
+    for depth, prediction, features in zip(*taps, strict=True):
+        affine = net.adapters[str(depth)].state_dict()
+        torch.testing.assert_close(prediction, plain.head(features * affine["weight"] + affine["bias"]))
+
+
 def test_recomputed_blocks_give_the_same_gradients() -> None:
     plain, recomputing = asrn(2, 2, 16), asrn(2, 2, 16, checkpoint_blocks=True)
     recomputing.load_state_dict(plain.state_dict())
@@ -262,8 +280,9 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
-def test_origin_builds_the_same_network_again() -> None:
-    net = asrn(3, 2, 16, residual_links=False, skip="bicubic", fold=False).eval()
+@pytest.mark.parametrize("tap_affine", [False, True])
+def test_origin_builds_the_same_network_again(tap_affine: bool) -> None:
+    net = asrn(3, 2, 16, residual_links=False, skip="bicubic", fold=False, tap_affine=tap_affine).eval()
     assert net.origin is not None
     architecture, arguments = net.origin
     assert architecture == "asrn"
@@ -342,6 +361,7 @@ def test_unknown_arguments_are_refused() -> None:
         {"upsampler": "subpixel", "skip": "bicubic", "fold": False},
         {"block": "shufflenet"},
         {"block": "res2net", "scale": 1},
+        {"tap_affine": True, "skip": "bicubic", "taps": (1, 3)},
     ],
     ids=str,
 )

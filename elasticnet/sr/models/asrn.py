@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from elasticnet.sr.pretrained import pretrained_asrn
 from elasticnet.sr.upsample import SKIPS, DeconvHead, SubpixelHead, add_to
+from elasticnet.taps import resolve_taps
 from elasticnet.wrapper import ElasticWrapper
 
 SCALES = (1, 2, 3, 4)
@@ -142,6 +143,19 @@ class Res2NetBlock(nn.Module):
         _scale(self.fusion.weight)
 
 
+class ChannelAffine(nn.Module):
+    """A scale and a bias for each channel, (b, channels, h, w) -> the same shape; 2 channels parameters, at first the
+    identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
+
+
 def asrn(
     scale: int,
     num_blocks: int = 5,
@@ -156,6 +170,7 @@ def asrn(
     init: str = "interpolate",
     skip: str | None = None,
     fold: bool = True,
+    tap_affine: bool = False,
     taps: Iterable[int] | None = None,
     checkpoint_blocks: bool = False,
     pretrained: bool | str | None = False,
@@ -169,8 +184,9 @@ def asrn(
     the ablation; fusion, residual_links, shuffle, residual: parts of the MAB to switch off. init: "interpolate" starts
     near an interpolator of the input, "default" is PyTorch's own. skip: "bicubic" adds the enlarged input to the output
     (no parameters; not in the paper). fold: run head and shuffle folded into single convs (exact up to rounding); False
-    runs every layer as written. taps: the depths that carry a prediction, default all; `(num_blocks,)` is the ordinary,
-    single-exit network.
+    runs every layer as written. tap_affine: a scale and a bias per channel and tap in front of the shared head, 2
+    channels parameters a tap (not in the paper). taps: the depths that carry a prediction, default all; `(num_blocks,)`
+    is the ordinary, single-exit network.
 
     pretrained: True for the weights that come with the package, or their name in `pretrained.NAMES`; ValueError where
     there are none for the scale. The file decides on the architecture, so that of the other arguments only depth may be
@@ -209,11 +225,13 @@ def asrn(
         head = SubpixelHead(channels, scale, skip=skip)
     if init == "interpolate":
         init_interpolating(stem, blocks, head)
-    net = ElasticWrapper(
-        blocks, head, stem, taps, head_skip="input" if skip else None, checkpoint_blocks=checkpoint_blocks
-    )
+    depths = resolve_taps(taps, num_blocks)
+    affines = {depth: ChannelAffine(channels) for depth in depths} if tap_affine else None
+    head_skip = "input" if skip else None
+    net = ElasticWrapper(blocks, head, stem, depths, affines, head_skip, checkpoint_blocks=checkpoint_blocks)
     arguments = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "upsampler": upsampler, "block": block}
-    net.origin = ("asrn", {**arguments, **switches, "skip": skip, "fold": fold})
+    arguments |= {**switches, "skip": skip, "fold": fold}
+    net.origin = ("asrn", arguments | {"tap_affine": True} if tap_affine else arguments)  # older files do not have it
     return net
 
 
