@@ -5,7 +5,7 @@ L = w_N L_N + sum_{n<N} w_n L_n + lambda L_PSD (ASRN). Every term of LossTerms i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elasticnet.attention import DISTANCES, attention_distance, attention_map, position_axes
+from elasticnet.schedule import TapWeights
 from elasticnet.schedule import tap_weights as resolve_weights
 from elasticnet.taps import inclusion_probability, sample_depths
 
@@ -95,7 +96,8 @@ class ElasticObjective(nn.Module):
     psd_weight: lambda, a number or a function of the step; no default, since its meaning hangs on the image scale and
         the task loss (a weight published for 0..255 images weighs 255 times more against an L1 loss on 0..1). 0 skips
         the term.
-    tap_weights: "paper" (1 each), "normalised" (sum 1), a sequence or a mapping by depth; see `schedule.tap_weights`.
+    tap_weights: "paper" (1 each), "normalised" (sum 1), the deepest tap's share, a sequence or a mapping by depth; see
+        `schedule.tap_weights`. Or a function of the step that returns one of these.
     sampled_taps: compute the deepest tap and this many others a step, a pure function of (seed, step). A sampled tap's
         loss is divided by its probability, so that the expected loss stays the same. PSD sees all taps in any case.
     distance, power, detach_teacher, eps: see `progressive_distillation`.
@@ -112,7 +114,7 @@ class ElasticObjective(nn.Module):
         task_loss: TaskLoss,
         psd_weight: Weight,
         *,
-        tap_weights: str | Sequence[float] | Mapping[int, float] = "paper",
+        tap_weights: TapWeights | Callable[[int], TapWeights] = "paper",
         sampled_taps: int | None = None,
         seed: int = 0,
         distance: str = "norm",
@@ -133,7 +135,8 @@ class ElasticObjective(nn.Module):
         self.net = net
         self.task_loss = task_loss
         self.psd_weight = psd_weight
-        self.tap_weights = resolve_weights(tap_weights, net.taps)
+        self.tap_weights = tap_weights
+        self.weights_at(0)  # refuses a wrong kind here, too
         self.sampled_taps = sampled_taps
         self.seed = seed
         self.distance = distance
@@ -157,6 +160,13 @@ class ElasticObjective(nn.Module):
             sample = torch.compiler.disable(sample)
         return sample(self.net.taps, self.sampled_taps, self.seed, self._checked(step, "sampled taps"))
 
+    def weights_at(self, step: int | None) -> dict[int, float]:
+        """Return the weight of every tap's loss in the given step, by depth, without what sampling divides it by."""
+        weights = self.tap_weights
+        if callable(weights):
+            weights = weights(self._checked(step, "a tap_weights schedule"))
+        return resolve_weights(weights, self.net.taps)
+
     def forward(self, x: Any, target: Any, step: int | None = None, **context: Any) -> LossTerms:
         """Return the LossTerms of one batch; `context` goes to the network, `step` drives sampling and schedules."""
         depths = self.depths_at(step)
@@ -165,7 +175,7 @@ class ElasticObjective(nn.Module):
             psd_weight = psd_weight(self._checked(step, "a psd_weight schedule"))
         taps = self.net.forward_taps(x, depths=depths, **context)
         losses = deep_supervision(taps.predictions, target, self.task_loss)
-        weights = [self._weight(depth) for depth in depths]
+        weights = self._weights(depths, step)
 
         routine = weights[-1] * losses[-1]
         supervision = torch.zeros_like(routine)
@@ -193,11 +203,13 @@ class ElasticObjective(nn.Module):
         per_depth = dict(zip(depths, values, strict=True))
         return LossTerms(total, routine, supervision, distillation, per_depth)
 
-    def _weight(self, depth: int) -> float:
-        weight = self.tap_weights[depth]
-        if self.sampled_taps is None or depth == self.net.taps[-1]:
-            return weight
-        return weight / inclusion_probability(self.net.taps, self.sampled_taps)
+    def _weights(self, depths: Sequence[int], step: int | None) -> list[float]:
+        by_depth = self.weights_at(step)
+        *others, deepest = (by_depth[depth] for depth in depths)
+        if self.sampled_taps is None:
+            return [*others, deepest]
+        probability = inclusion_probability(self.net.taps, self.sampled_taps)
+        return [*(weight / probability for weight in others), deepest]
 
     def _checked(self, step: int | None, what: str) -> int:
         if step is None:

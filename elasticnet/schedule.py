@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 TAP_WEIGHTS = ("paper", "normalised", "deepest")
+TapWeights = str | float | Sequence[float] | Mapping[int, float]
 
 
 def ramp(
@@ -31,21 +32,26 @@ def ramp(
     return start + (end - start) * fraction
 
 
-def tap_weights(kind: str | Sequence[float] | Mapping[int, float], taps: Sequence[int]) -> dict[int, float]:
+def tap_weights(kind: TapWeights, taps: Sequence[int]) -> dict[int, float]:
     """Return the weight of every tap's loss by depth.
 
     "paper": 1 each (L_routine + sum of L_n); "normalised": 1/len(taps) each, so that the sum of the weights is 1 and
-    the learning rate of a single-exit network fits; "deepest": 1/2 for the deepest tap, 1/2 shared by the others; a
-    sequence: one weight a tap, shallowest first; a mapping: by depth.
+    the learning rate of a single-exit network fits; a number from 0 to 1: so much for the deepest tap, the rest shared
+    by the others; "deepest": 1/2 for it; a sequence: one weight a tap, shallowest first; a mapping: by depth.
     """
     if isinstance(kind, str):
         if kind not in TAP_WEIGHTS:
             raise ValueError(
-                f"tap weights {kind!r}: expected {', '.join(TAP_WEIGHTS)}, a sequence or a mapping by depth"
+                f"tap weights {kind!r}: expected {', '.join(TAP_WEIGHTS)}, a number, a sequence or a mapping by depth"
             )
-        if kind == "deepest" and len(taps) > 1:
-            return {**dict.fromkeys(taps, 0.5 / (len(taps) - 1)), taps[-1]: 0.5}
-        return dict.fromkeys(taps, 1.0 if kind == "paper" else 1 / len(taps))
+        if kind != "deepest":
+            return dict.fromkeys(taps, 1.0 if kind == "paper" else 1 / len(taps))
+        kind = 0.5
+    if isinstance(kind, (int, float)):
+        if not 0 <= kind <= 1:
+            raise ValueError(f"tap weights {kind}: expected the deepest tap's share, from 0 to 1")
+        *others, deepest = taps
+        return {**dict.fromkeys(others, (1 - kind) / max(1, len(others))), deepest: kind if others else 1.0}
     if not isinstance(kind, Mapping):
         if len(kind) != len(taps):
             raise ValueError(f"{len(kind)} tap weights for {len(taps)} taps: give one for each of {list(taps)}")

@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from elasticnet.options import at_least_one, open_run, parse_options
 from elasticnet.profiling import machine_key
 from elasticnet.progress import TrainingLog, tensorboard_installed
 from elasticnet.runs import Run, random_state, seed_all, set_random_state
-from elasticnet.schedule import cosine, halving
+from elasticnet.schedule import cosine, halving, ramp
 from elasticnet.signals import StopSignal
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate
@@ -112,8 +113,9 @@ class Options:
     """Largest image value in the loss. The paper does not give its own; 255 is our assumption."""
     psd_weight: float = 0.1
     """Weight of the self-distillation; it only means something together with --loss and --image-scale."""
-    tap_weights: Literal["paper", "normalised", "deepest"] = "paper"
-    """Weight of each tap's loss: 1 each, 1/taps each, or 1/2 for the deepest and 1/2 shared by the others."""
+    tap_weights: Literal["paper", "normalised", "deepest", "rising"] = "paper"
+    """Weight of each tap's loss: 1 each; 1/taps each; 1/2 for the deepest, the others share the rest; or for the
+    deepest first 1/taps, in the end 1."""
     output_weight: float = 0.0
     """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in the paper."""
     sampled_taps: int | None = None
@@ -288,11 +290,14 @@ def train(
     """Train until options.steps and return the network to ship; None when it was stopped before (and saved)."""
     loss, power = LOSSES[options.loss]
     factor = options.image_scale**power
+    tap_weights = options.tap_weights
+    if tap_weights == "rising":
+        tap_weights = partial(ramp, total=options.steps, start=1 / len(net.taps), end=1.0)
     objective = ElasticObjective(
         net,
         task_loss=lambda prediction, target: factor * loss(prediction, target),
         psd_weight=options.psd_weight if options.variant == "full" else 0.0,
-        tap_weights=options.tap_weights,
+        tap_weights=tap_weights,
         sampled_taps=options.sampled_taps if options.variant != "ss" else None,
         seed=options.seed,
         output_weight=factor * options.output_weight,

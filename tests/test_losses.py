@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from contract import projection
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
 from elasticnet.losses import LossMeter, charbonnier, deep_supervision, progressive_distillation
+from elasticnet.schedule import ramp
 from elasticnet.taps import sample_depths
 from tiny_nets import LAYOUTS, MASK, TOKENS, Case, TinyBlock, TinyHead, conv_net, rotary_net, tiny_cases
 
@@ -59,12 +60,14 @@ def naive_terms(
         ("normalised", {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}),
         ([0.1, 0.2, 0.0, 2.0], {1: 0.1, 2: 0.2, 3: 0.0, 4: 2.0}),
         ({4: 1, 1: 0, 3: 3, 2: 0.5}, {1: 0.0, 2: 0.5, 3: 3.0, 4: 1.0}),
+        (0.7, {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.7}),
+        (lambda step: ramp(step, 10, 0.25, 1.0), {1: 0.2, 2: 0.2, 3: 0.2, 4: 0.4}),
     ],
 )
 @pytest.mark.parametrize("psd_weight", [0.0, 0.1])
 def test_objective_and_its_gradient_against_a_loop(kind: Any, weights: dict[int, float], psd_weight: float) -> None:
     net = conv_net(4)
-    terms = ElasticObjective(net, nn.L1Loss(), psd_weight, tap_weights=kind)(X, Y)
+    terms = ElasticObjective(net, nn.L1Loss(), psd_weight, tap_weights=kind)(X, Y, step=2)
     expected = naive_terms(net, X, Y, psd_weight, weights)
     for name, value in expected.items():
         torch.testing.assert_close(getattr(terms, name), value, msg=lambda text, name=name: f"{name}: {text}")
@@ -258,6 +261,7 @@ def test_psd_weight_as_a_function_of_the_step() -> None:
     [
         ({"psd_weight": lambda step: 0.1}, "a psd_weight schedule"),
         ({"psd_weight": 0, "sampled_taps": 1}, "sampled taps"),
+        ({"psd_weight": 0, "tap_weights": lambda step: 0.5}, "a tap_weights schedule"),
     ],
 )
 def test_a_schedule_or_sampling_without_the_step_is_an_error(options: dict[str, Any], what: str) -> None:
@@ -310,6 +314,7 @@ def test_psd_weight_has_no_default() -> None:
         ({"sampled_taps": True}, "sampled taps True: expected a whole number"),
         ({"tap_weights": "mean"}, "tap weights 'mean': expected paper, normalised"),
         ({"tap_weights": [1.0, 2.0]}, "2 tap weights for 3 taps"),
+        ({"tap_weights": lambda step: 1.5 - step}, "tap weights 1.5: expected the deepest tap's share, from 0 to 1"),
         ({"tap_weights": {1: 1.0, 3: 1.0}}, r"tap weights name depths \[1, 3\]: this net has taps at \[1, 2, 3\]"),
     ],
 )

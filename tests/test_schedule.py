@@ -73,20 +73,25 @@ def test_tap_weights() -> None:
     assert tap_weights("paper", (1, 3, 5)) == {1: 1.0, 3: 1.0, 5: 1.0}
     assert tap_weights("normalised", (1, 3, 5, 6)) == {1: 0.25, 3: 0.25, 5: 0.25, 6: 0.25}
     assert tap_weights("deepest", (1, 3, 5)) == {1: 0.25, 3: 0.25, 5: 0.5}
+    assert tap_weights(0.75, (1, 3, 5)) == {1: 0.125, 3: 0.125, 5: 0.75}
+    assert tap_weights(1, (1, 3, 5)) == {1: 0.0, 3: 0.0, 5: 1.0}
+    assert tap_weights(0.25, (5,)) == {5: 1.0}
     assert tap_weights([0, 0.5, 2], (1, 3, 5)) == {1: 0.0, 3: 0.5, 5: 2.0}
     assert tap_weights({5: 2, 1: 0.25}, (1, 5)) == {1: 0.25, 5: 2.0}
     assert list(tap_weights({5: 2, 1: 0.25}, (1, 5))) == [1, 5]
 
 
-@given(st.integers(1, 30), st.sampled_from(["normalised", "deepest"]))
-def test_normalised_weights_sum_to_one(num_taps: int, kind: str) -> None:
+@given(st.integers(1, 30), st.sampled_from(["normalised", "deepest"]) | st.floats(0, 1))
+def test_normalised_weights_sum_to_one(num_taps: int, kind: str | float) -> None:
     assert math.fsum(tap_weights(kind, range(1, num_taps + 1)).values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("equal", "tap weights 'equal': expected paper, normalised, deepest, a sequence or a mapping by depth"),
+        ("equal", "tap weights 'equal': expected paper, normalised, deepest, a number, a sequence or a mapping"),
+        (1.5, "tap weights 1.5: expected the deepest tap's share, from 0 to 1"),
+        (math.nan, "tap weights nan: expected the deepest tap's share"),
         ([1.0, 1.0], r"2 tap weights for 3 taps: give one for each of \[1, 3, 5\]"),
         ({1: 1.0, 2: 1.0, 5: 1.0}, r"tap weights name depths \[1, 2, 5\]: this net has taps at \[1, 3, 5\]"),
         ([1.0, -0.5, 1.0], "tap weight -0.5 at depth 3: expected a finite number, at least 0"),

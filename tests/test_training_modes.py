@@ -156,8 +156,9 @@ def test_blocks_are_recomputed_in_training_alone(checkpoint_blocks: bool) -> Non
     [
         {"psd_weight": 0.1},
         {"psd_weight": lambda step: ramp(step, 10, 0.0, 0.1), "tap_weights": "normalised", "output_weight": 0.5},
+        {"psd_weight": 0.1, "tap_weights": lambda step: ramp(step, 10, 0.25, 1.0)},
     ],
-    ids=["plain", "every option"],
+    ids=["plain", "every option", "changing weights"],
 )
 def test_compiled_objective_is_eager_in_one_graph(options: dict[str, Any]) -> None:
     net = ElasticWrapper(conv_blocks(3), PreparedHead("b c h w", 4, 2), nn.Conv2d(4, 4, 1))

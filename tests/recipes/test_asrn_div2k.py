@@ -101,6 +101,18 @@ def test_the_learning_rate_follows_its_schedule(recipe, photos, tmp_path):
     assert rates == pytest.approx([0.5, 1, 1, *(0.5 + 0.5 * math.cos(math.pi * part / 4) for part in (1, 2, 3))])
 
 
+def test_rising_weights_end_on_the_deepest_exit(recipe, photos, tmp_path):
+    folder = tmp_path / "run"
+    given = ["--data", photos, "--num-valid", 1, "--variant", "dsl", "--image-scale", 1, "--tap-weights", "rising"]
+    run(recipe, *given, "--log-every", 1, "--out", folder)
+    lines = log_of(folder)
+    assert len(lines) == 6
+    for step, line in enumerate(lines):
+        share = 1 / 2 + step / 12  # of the deepest of two, in six steps
+        assert line["routine"] == pytest.approx(share * line["per_depth"]["2"], rel=1e-5)
+        assert line["deep_supervision"] == pytest.approx((1 - share) * line["per_depth"]["1"], rel=1e-5)
+
+
 def test_a_used_run_folder_is_refused(recipe, photos, tmp_path):
     out = tmp_path / "run"
     run(recipe, "--data", photos, "--num-valid", 1, "--out", out)
