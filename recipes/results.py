@@ -155,13 +155,13 @@ def choices(records: Records) -> str:
     """The short trainings that decided on the recipe, by the photographs that were held out of the training images."""
     names = sorted((name for name in records if name.startswith("choice-")), key=lambda name: int(name.split("-")[1]))
     tried = [records[name] for name in names]
-    every = [record["options"] for record in tried]
-    usual = {key: Counter(of.get(key) for of in every).most_common(1)[0][0] for key in sorted(set().union(*every))}
+    every = [presets()["paper"] | record["options"] for record in tried]  # older ones lack the newer options
+    usual = {key: Counter(of[key] for of in every).most_common(1)[0][0] for key in sorted(set().union(*every))}
     rows = []
-    for record in tried:
+    for record, options in zip(tried, every, strict=True):
         held_out = record["scores"][-1]["psnr"]
         ends = [score(record, "Set5", int(depth)) for depth in sorted({min(held_out), max(held_out)})]
-        label = changed(record["options"], usual)
+        label = changed(options, usual)
         empty = [""] * (5 - len(held_out))
         scores = [*empty, *decibels(held_out.values()), *[""] * (2 - len(ends)), *decibels(ends)]
         rows.append([f"`{label}`" if label else "the usual options (below)", *scores])

@@ -142,6 +142,14 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
     assert "30.01 30.02 30.03 30.04 30.05;" in card
 
 
+def test_a_choice_is_named_by_what_it_changes_also_beside_records_from_before_that_option(results):
+    records = {f"choice-{number}": a_record() for number in (1, 2)} | {"choice-10-affine": a_record(tap_affine=True)}
+    del records["choice-1"]["options"]["tap_affine"]
+    header, _, *rows = results.choices(records).splitlines()
+    assert header.startswith("| options | depth 1 |")
+    assert [row.split(" | ")[0] for row in rows[:3]] == [*["| the usual options (below)"] * 2, "| `--tap-affine`"]
+
+
 def test_degradations_stand_beside_bicubic_of_the_same_input(results):
     records = {"bd-x3": a_record(degradation="BD", steps=1500), "dn-x3": a_record(degradation="DN", steps=1500)}
     for row in records["dn-x3"]["sets"]:
