@@ -5,12 +5,11 @@
     python recipes/asrn_div2k.py --data DIR           the paper's training on DIV2K or on any flat folder of images
     python recipes/asrn_div2k.py --task denoise       the same network at equal size: Gaussian noise, or --task deblur
     python recipes/asrn_div2k.py --resume runs/NAME   go on exactly where a run stopped
-    torchrun --nproc-per-node 4 recipes/asrn_div2k.py --data DIR     four processes share the batch; so does
-    accelerate launch --num_processes 4 recipes/asrn_div2k.py --data DIR
+    torchrun --nproc-per-node 4 recipes/asrn_div2k.py --data DIR     four processes share the batch
 
 --preset and --resume choose the defaults, and every other option below changes one of them. The run folder receives
-options.json, log.jsonl, the states to resume from, last.safetensors and best.safetensors (for elasticnet.load), the
-table per depth (table.md, table.json) and the figures (curve.png, crops.png, parameters.png).
+options.json, log.jsonl, states to resume from, last.safetensors and best.safetensors (for elasticnet.load), a table per
+depth and figures.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +58,7 @@ TASKS = {  # at scale 1 DN is the noisy photograph and BD the blurred one
 CUDA = torch.cuda.is_available()
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Options:
     """Train ASRN, the elastic super-resolution network."""
 
@@ -114,8 +112,7 @@ class Options:
     psd_weight: float = 0.1
     """Weight of the self-distillation; it only means something together with --loss and --image-scale."""
     tap_weights: Literal["paper", "normalised", "deepest", "rising"] = "paper"
-    """Weight of each tap's loss: 1 each; 1/taps each; 1/2 for the deepest, the others share the rest; or for the
-    deepest first 1/taps, in the end 1."""
+    """Weight of each tap's loss: 1, 1/taps, 1/2 for the deepest (the others share the rest), or for it 1/taps to 1."""
     output_weight: float = 0.0
     """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in the paper."""
     sampled_taps: int | None = None
@@ -290,14 +287,12 @@ def train(
     """Train until options.steps and return the network to ship; None when it was stopped before (and saved)."""
     loss, power = LOSSES[options.loss]
     factor = options.image_scale**power
-    tap_weights = options.tap_weights
-    if tap_weights == "rising":
-        tap_weights = partial(ramp, total=options.steps, start=1 / len(net.taps), end=1.0)
+    rising = partial(ramp, total=options.steps, start=1 / len(net.taps), end=1.0)  # the deepest tap's share
     objective = ElasticObjective(
         net,
         task_loss=lambda prediction, target: factor * loss(prediction, target),
         psd_weight=options.psd_weight if options.variant == "full" else 0.0,
-        tap_weights=tap_weights,
+        tap_weights=rising if options.tap_weights == "rising" else options.tap_weights,
         sampled_taps=options.sampled_taps if options.variant != "ss" else None,
         seed=options.seed,
         output_weight=factor * options.output_weight,

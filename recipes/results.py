@@ -146,6 +146,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 def changed(options: dict[str, Any], usual: dict[str, Any] | None = None) -> str:
     """What a run's options change of the usual ones, by default its preset's, as a command line has it."""
+    options = options | presets()["paper"] | options  # older records lack the newer options, which were off
     unused = ("psd_weight",) if options["variant"] != "full" else ()
     words = as_command(options, usual or presets()[options["preset"]], (*WITHOUT_EFFECT, *unused))
     return words if usual else f"--preset {options['preset']} {words}"
@@ -155,13 +156,13 @@ def choices(records: Records) -> str:
     """The short trainings that decided on the recipe, by the photographs that were held out of the training images."""
     names = sorted((name for name in records if name.startswith("choice-")), key=lambda name: int(name.split("-")[1]))
     tried = [records[name] for name in names]
-    every = [presets()["paper"] | record["options"] for record in tried]  # older ones lack the newer options
+    every = [presets()["paper"] | record["options"] for record in tried]
     usual = {key: Counter(of[key] for of in every).most_common(1)[0][0] for key in sorted(set().union(*every))}
     rows = []
-    for record, options in zip(tried, every, strict=True):
+    for record in tried:
         held_out = record["scores"][-1]["psnr"]
         ends = [score(record, "Set5", int(depth)) for depth in sorted({min(held_out), max(held_out)})]
-        label = changed(options, usual)
+        label = changed(record["options"], usual)
         empty = [""] * (5 - len(held_out))
         scores = [*empty, *decibels(held_out.values()), *[""] * (2 - len(ends)), *decibels(ends)]
         rows.append([f"`{label}`" if label else "the usual options (below)", *scores])
@@ -179,7 +180,7 @@ def seeds_of(records: Records, name: str) -> list[dict[str, Any]]:
 def comparison(records: Records) -> str:
     """Elastic networks beside one that is cut short and beside one network for each depth, at one budget."""
     kinds = {"ss": "SS, cut short", "dsl": "DSL", "full": DSL_PSD, "normalised": f"{DSL_PSD}, equal weights"}
-    kinds["skipless"] = f"{DSL_PSD}, no bicubic skip"
+    kinds |= {"rising": f"{DSL_PSD}, rising weight", "skipless": f"{DSL_PSD}, no bicubic skip"}
     runs = {kind: seeds_of(records, f"x4-{kind}") for kind in kinds}
     alone = {depth: seeds_of(records, f"x4-alone-{depth}") for depth in range(1, 5)} | {5: runs["ss"]}
     parts = []

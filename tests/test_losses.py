@@ -44,13 +44,8 @@ def naive_terms(
     deepest = len(net.blocks)
     routine = weights[deepest] * losses[deepest]
     supervision = sum((weights[d] * losses[d] for d in losses if d < deepest), torch.zeros(()))
-    total = routine + supervision + psd_weight * distillation
-    return {
-        "total": total,
-        "routine": routine,
-        "deep_supervision": supervision,
-        "distillation": psd_weight * distillation,
-    }
+    terms = {"routine": routine, "deep_supervision": supervision, "distillation": psd_weight * distillation}
+    return {"total": sum(terms.values()), **terms}
 
 
 @pytest.mark.parametrize(
