@@ -34,7 +34,7 @@ def as_command(values: Mapping[str, Any], usual: Mapping[str, Any], skipped: Seq
     """Return the options that differ from the usual ones, but for those skipped, as a command line has them."""
     words = []
     for name, value in values.items():
-        if value != usual[name] and name not in skipped:
+        if name not in skipped and value != usual[name]:
             option = name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")

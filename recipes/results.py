@@ -34,7 +34,7 @@ ALL_SETS = (*SETS, "Urban100", "Manga109")
 PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
 SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights
 DSL_PSD = "DSL + PSD"
-WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
+WITHOUT_EFFECT = ("out", "resume", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 Records = dict[str, dict[str, Any]]
 
 
