@@ -34,7 +34,7 @@ ALL_SETS = (*SETS, "Urban100", "Manga109")
 PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
 SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights
 DSL_PSD = "DSL + PSD"
-WITHOUT_EFFECT = ("out", "resume", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
+WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 Records = dict[str, dict[str, Any]]
 
 
@@ -146,9 +146,10 @@ def presets() -> dict[str, dict[str, Any]]:
 
 def changed(options: dict[str, Any], usual: dict[str, Any] | None = None) -> str:
     """What a run's options change of the usual ones, by default its preset's, as a command line has it."""
-    options = options | presets()["paper"] | options  # older records lack the newer options, which were off
+    base = usual or presets()[options["preset"]]
+    off = {name: value for name, value in presets()["paper"].items() if name in base}  # what older records lack
     unused = ("psd_weight",) if options["variant"] != "full" else ()
-    words = as_command(options, usual or presets()[options["preset"]], (*WITHOUT_EFFECT, *unused))
+    words = as_command(options | off | options, base, (*WITHOUT_EFFECT, *unused))
     return words if usual else f"--preset {options['preset']} {words}"
 
 
@@ -160,15 +161,13 @@ def choices(records: Records) -> str:
     usual = {key: Counter(of[key] for of in every).most_common(1)[0][0] for key in sorted(set().union(*every))}
     rows = []
     for record in tried:
-        held_out = record["scores"][-1]["psnr"]
+        held_out, label = record["scores"][-1]["psnr"], changed(record["options"], usual)
         ends = [score(record, "Set5", int(depth)) for depth in sorted({min(held_out), max(held_out)})]
-        label = changed(record["options"], usual)
-        empty = [""] * (5 - len(held_out))
-        scores = [*empty, *decibels(held_out.values()), *[""] * (2 - len(ends)), *decibels(ends)]
+        scores = [*[""] * (5 - len(held_out)), *decibels(held_out.values()), *[""] * (2 - len(ends)), *decibels(ends)]
         rows.append([f"`{label}`" if label else "the usual options (below)", *scores])
     header = ["options", *(f"depth {depth}" for depth in range(1, 6)), "Set5, shallowest", "Set5, deepest"]
-    made = f"PSNR-Y in dB, depths on the held-out photographs. What a row does not name: `{changed(usual)}`."
-    return f"{table([header, *rows])}\n{made}"
+    made = "PSNR-Y in dB, depths on the held-out photographs. What a row does not name:"
+    return f"{table([header, *rows])}\n{made} `{changed(usual)}`."
 
 
 def seeds_of(records: Records, name: str) -> list[dict[str, Any]]:
