@@ -8,8 +8,7 @@
     torchrun --nproc-per-node 4 recipes/asrn_div2k.py --data DIR     four processes share the batch
 
 --preset and --resume choose the defaults, and every other option below changes one of them. The run folder receives
-options.json, log.jsonl, states to resume from, last.safetensors and best.safetensors (for elasticnet.load), a table per
-depth and figures.
+options.json, log.jsonl, states to resume from, last and best.safetensors (for elasticnet.load), tables and figures.
 """
 
 from __future__ import annotations
@@ -112,7 +111,9 @@ class Options:
     psd_weight: float = 0.1
     """Weight of the self-distillation; it only means something together with --loss and --image-scale."""
     tap_weights: Literal["paper", "normalised", "deepest", "rising"] = "paper"
-    """Weight of each tap's loss: 1, 1/taps, 1/2 for the deepest (the others share the rest), or for it 1/taps to 1."""
+    """Weight of each tap's loss: 1, 1/taps, 1/2 for the deepest (the others share the rest), or a rising one for it."""
+    rising_from: float = 0.2
+    """The deepest tap's weight at the start, with --tap-weights rising; in the end it is 1."""
     output_weight: float = 0.0
     """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in the paper."""
     sampled_taps: int | None = None
@@ -175,11 +176,12 @@ class Options:
             raise ValueError(f"--accumulate {self.accumulate}: expected a divisor of --batch-size {self.batch_size}")
         if self.task == "sr" and self.scale == 1:
             raise ValueError("--scale 1: expected 2, 3 or 4, or --task denoise or deblur, which keep the image's size")
-        for name in TASKS[self.task].keys() & {"scale", "degradation"}:
-            if (value := getattr(self, name)) != TASKS[self.task][name]:
-                raise ValueError(
-                    f"--{name} {value}: --task {self.task} has {name} {TASKS[self.task][name]}; leave it out"
-                )
+        if not 0 <= self.rising_from <= 1:
+            raise ValueError(f"--rising-from {self.rising_from}: expected the deepest tap's share, from 0 to 1")
+        fixed = TASKS[self.task]
+        for name in fixed.keys() & {"scale", "degradation"}:
+            if (value := getattr(self, name)) != fixed[name]:
+                raise ValueError(f"--{name} {value}: --task {self.task} has {name} {fixed[name]}; leave it out")
 
 
 PRESETS = {
@@ -287,7 +289,7 @@ def train(
     """Train until options.steps and return the network to ship; None when it was stopped before (and saved)."""
     loss, power = LOSSES[options.loss]
     factor = options.image_scale**power
-    rising = partial(ramp, total=options.steps, start=1 / len(net.taps), end=1.0)  # the deepest tap's share
+    rising = partial(ramp, total=options.steps, start=options.rising_from, end=1.0)  # the deepest tap's share
     objective = ElasticObjective(
         net,
         task_loss=lambda prediction, target: factor * loss(prediction, target),
@@ -319,7 +321,7 @@ def train(
     )
     machine = machine_key(processes.device, getattr(torch, options.precision))
     log = TrainingLog(run, options.steps, processes, tensorboard=options.tensorboard, machine=machine)
-    shipped, done, best, state = training_step.averaged_net, 0, -math.inf, None
+    shipped, done, best, state, stopping = training_step.averaged_net, 0, -math.inf, None, False
     if latest := run.load_latest():
         done, state = latest
         if done > options.steps:
@@ -333,7 +335,6 @@ def train(
     with StopSignal() as stop, log.start(done, state and state["log"]):
         if done == 0 and options.init is not None and processes.first:
             log.write(0, psnr_per_depth(shipped, validation, processes.device))  # what the file was worth
-        stopping = False
         while done < options.steps and not stopping:
             rate = halving(done, options.halve_every)
             if options.schedule == "cosine":
@@ -341,7 +342,6 @@ def train(
             learning_rate = options.learning_rate * rate
             log.add(training_step(lambda part, parts, step=done: sampler.batch(step, part, parts), done, learning_rate))
             done += 1
-
             evaluating = done % options.eval_every == 0 or done == options.steps
             saving = evaluating or done % options.save_every == 0
             writing = saving or done % options.log_every == 0

@@ -104,7 +104,7 @@ def test_the_learning_rate_follows_its_schedule(recipe, photos, tmp_path):
 def test_rising_weights_end_on_the_deepest_exit(recipe, photos, tmp_path):
     folder = tmp_path / "run"
     given = ["--data", photos, "--num-valid", 1, "--variant", "dsl", "--image-scale", 1, "--tap-weights", "rising"]
-    run(recipe, *given, "--log-every", 1, "--out", folder)
+    run(recipe, *given, "--rising-from", 0.5, "--log-every", 1, "--out", folder)
     lines = log_of(folder)
     assert len(lines) == 6
     for step, line in enumerate(lines):
@@ -183,7 +183,9 @@ def test_counts_start_at_one(recipe, name):
         recipe.Options(**{name.replace("-", "_"): 0})
 
 
-@pytest.mark.parametrize(("name", "value"), [("ema", 2.0), ("clip_norm", -1.0), ("clip_value", 0.0), ("accumulate", 3)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("ema", 2.0), ("clip_norm", -1.0), ("clip_value", 0.0), ("accumulate", 3), ("rising_from", 1.5)]
+)
 def test_options_out_of_range_are_refused_before_a_run_folder_is_made(recipe, name, value):
     with pytest.raises(ValueError, match=rf"--{name.replace('_', '-')} {value}"):
         recipe.Options(**{name: value})
