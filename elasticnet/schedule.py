@@ -48,7 +48,7 @@ def tap_weights(kind: TapWeights, taps: Sequence[int]) -> dict[int, float]:
             return dict.fromkeys(taps, 1.0 if kind == "paper" else 1 / len(taps))
         kind = 0.5
     if isinstance(kind, (int, float)):
-        if not 0 <= kind <= 1:
+        if isinstance(kind, bool) or not 0 <= kind <= 1:
             raise ValueError(f"tap weights {kind}: expected the deepest tap's share, from 0 to 1")
         *others, deepest = taps
         return {**dict.fromkeys(others, (1 - kind) / max(1, len(others))), deepest: kind if others else 1.0}

@@ -92,6 +92,7 @@ def test_normalised_weights_sum_to_one(num_taps: int, kind: str | float) -> None
         ("equal", "tap weights 'equal': expected paper, normalised, deepest, a number, a sequence or a mapping"),
         (1.5, "tap weights 1.5: expected the deepest tap's share, from 0 to 1"),
         (math.nan, "tap weights nan: expected the deepest tap's share"),
+        (True, "tap weights True: expected the deepest tap's share"),
         ([1.0, 1.0], r"2 tap weights for 3 taps: give one for each of \[1, 3, 5\]"),
         ({1: 1.0, 2: 1.0, 5: 1.0}, r"tap weights name depths \[1, 2, 5\]: this net has taps at \[1, 3, 5\]"),
         ([1.0, -0.5, 1.0], "tap weight -0.5 at depth 3: expected a finite number, at least 0"),
