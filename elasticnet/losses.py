@@ -170,19 +170,25 @@ class ElasticObjective(nn.Module):
     def forward(self, x: Any, target: Any, step: int | None = None, **context: Any) -> LossTerms:
         """Return the LossTerms of one batch; `context` goes to the network, `step` drives sampling and schedules."""
         depths = self.depths_at(step)
-        psd_weight = self.psd_weight
-        if callable(psd_weight):
-            psd_weight = psd_weight(self._checked(step, "a psd_weight schedule"))
+        distils = callable(self.psd_weight) or self.psd_weight > 0
+        if torch.compiler.is_compiling() and (callable(self.tap_weights) or callable(self.psd_weight)):
+            outside: Any = torch.compiler.disable(self._factors_outside)
+            factors = outside(depths, step)
+        else:
+            factors = self._factors(depths, step)
+            distils = factors[-1] != 0
         taps = self.net.forward_taps(x, depths=depths, **context)
         losses = deep_supervision(taps.predictions, target, self.task_loss)
-        weights = self._weights(depths, step)
+        if isinstance(factors, Tensor):
+            factors = factors.to(losses[-1].dtype).unbind()
+        *weights, psd_weight = factors
 
         routine = weights[-1] * losses[-1]
         supervision = torch.zeros_like(routine)
         distillation = torch.zeros_like(routine)
         for weight, loss in zip(weights[:-1], losses[:-1], strict=True):
             supervision = supervision + weight * loss
-        if psd_weight:
+        if distils:
             distillation = psd_weight * progressive_distillation(
                 taps.features,
                 self.net.layout,
@@ -203,13 +209,23 @@ class ElasticObjective(nn.Module):
         per_depth = dict(zip(depths, values, strict=True))
         return LossTerms(total, routine, supervision, distillation, per_depth)
 
-    def _weights(self, depths: Sequence[int], step: int | None) -> list[float]:
+    def _factors(self, depths: Sequence[int], step: int | None) -> list[float]:
+        """Return the weight of each of these depths' losses in the sum, then the PSD weight."""
+        psd_weight = self.psd_weight
+        if callable(psd_weight):
+            psd_weight = psd_weight(self._checked(step, "a psd_weight schedule"))
         by_depth = self.weights_at(step)
         *others, deepest = (by_depth[depth] for depth in depths)
-        if self.sampled_taps is None:
-            return [*others, deepest]
-        probability = inclusion_probability(self.net.taps, self.sampled_taps)
-        return [*(weight / probability for weight in others), deepest]
+        if self.sampled_taps is not None:
+            probability = inclusion_probability(self.net.taps, self.sampled_taps)
+            others = [weight / probability for weight in others]
+        return [*others, deepest, psd_weight]
+
+    def _factors_outside(self, depths: Sequence[int], step: int | None) -> Tensor:
+        """Return `_factors` for a compiled step: as a number in its graph, each step's would need a CUDA graph anew."""
+        like = next(self.parameters(), torch.zeros(()))
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return torch.tensor(self._factors(depths, step), dtype=dtype, device=like.device)
 
     def _checked(self, step: int | None, what: str) -> int:
         if step is None:

@@ -347,9 +347,7 @@ def train(
             writing = saving or done % options.log_every == 0
             # Several processes look together, and seldom, as it makes them wait for each other.
             stopping = processes.any(stop.requested) if writing else processes.count == 1 and stop.requested
-            scores = None
-            if evaluating and processes.first:
-                scores = psnr_per_depth(shipped, validation, processes.device)
+            scores = psnr_per_depth(shipped, validation, processes.device) if evaluating and processes.first else None
             if writing or stopping:
                 log.write(done, scores, learning_rate=learning_rate)
             if scores is not None:
@@ -373,6 +371,7 @@ def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) ->
 
 if __name__ == "__main__":
     keep_freed_memory()
+    torch.backends.cudnn.benchmark = True  # the patches of a training are all of one size
     faulthandler.enable()  # where it was when the system ended it, say for a disk that is gone from under its cache
     try:
         main(parse(sys.argv[1:]))

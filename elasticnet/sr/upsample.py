@@ -86,15 +86,18 @@ class DeconvHead(nn.Module):
         channels = self.reduce.in_channels
         with torch.autocast(self.reduce.weight.device.type, enabled=False):
             # One image of 1x1 for each input channel, holding that channel's response; the last carries the biases.
-            response = F.pad(_wide(self.reduce.weight)[:, :, 0, 0].t(), (0, 0, 0, 1))
-            carrier = torch.zeros_like(response[:, :1])
-            carrier[-1] = 1
-            response = (response + carrier * _wide(self.reduce.bias))[:, :, None, None]
+            # Matrix products, channels last: for convolutions of such a size CUDA would round to TF32, and
+            # torch.compile would expect their gradients in another memory format than they come in.
+            response = torch.cat([_wide(self.reduce.weight).flatten(1).t(), _wide(self.reduce.bias)[None]])
+            response = response[:, None, None]  # (channels + 1, height, width, hidden)
             for deconv in self.deconv_layers():
-                bias = carrier * _wide(deconv.bias)
-                response = F.conv_transpose2d(response, _wide(deconv.weight), stride=deconv.kernel_size[0])
-                response = response + bias[:, :, None, None]
-            response = F.conv2d(response, _wide(self.output.weight), padding=2)  # reaches one pixel beyond each side
+                pieces = (response @ _wide(deconv.weight).flatten(1)).unflatten(3, deconv.weight.shape[1:])
+                response = rearrange(pieces, "i h w o kh kw -> i (h kh) (w kw) o")
+                response = response + F.pad(_wide(deconv.bias)[None], (0, 0, channels, 0))[:, None, None]
+            # Each pixel adds what the last conv makes of it to the 3x3 pixels around it.
+            weight = rearrange(_wide(self.output.weight).flip(2, 3), "o c kh kw -> c (o kh kw)")
+            pieces = response.flatten(1, 2) @ weight
+            response = F.fold(pieces.mT, response.shape[1] + 2, kernel_size=3)
             response = F.pad(response, (self.scale - 1,) * 4)
             kernel = rearrange(response, "i o (kh sh) (kw sw) -> (o sh sw) i kh kw", kh=3, kw=3).flip(2, 3)
         return kernel[:, :channels], kernel[:, channels:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -10,9 +11,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
+from elasticnet import ElasticObjective
+from elasticnet.schedule import ramp
+from elasticnet.sr.models.asrn import asrn
 from elasticnet.sr.resize import imresize
 from elasticnet.sr.upsample import DeconvHead, SubpixelHead, add_to, bicubic_upsample
+from elasticnet.step import TrainingStep
 
 CASES = {
     "height": st.integers(1, 9),
@@ -22,6 +28,7 @@ CASES = {
     "hidden": st.integers(1, 10),
     "batch": st.integers(1, 3),
 }
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 def heads(scale: int, channels: int = 6, hidden: int = 5, skip: str | None = None) -> tuple[DeconvHead, DeconvHead]:
@@ -206,6 +213,34 @@ def test_compiles_whole_with_gradients(scale: int) -> None:
         outcomes.append((output, *torch.autograd.grad((output * weights).sum(), [*head.parameters()])))
     for actual, expected in zip(*outcomes, strict=True):
         assert_near(actual, expected, 1e-5)
+
+
+@needs_gpu
+def test_on_cuda_the_kernels_are_as_exact_as_on_the_cpu() -> None:
+    """cuDNN may round float32 convolutions to TF32, an error of 1e-3."""
+    head, _ = heads(4, channels=96, hidden=64)
+    expected = head.folded_kernels()
+    for actual, kernel in zip(head.cuda().folded_kernels(), expected, strict=True):
+        assert_near(actual.cpu(), kernel, 1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize(("scale", "tap_weights"), [(3, "paper"), (4, lambda step: ramp(step, 10, 0.5, 1.0))])
+def test_a_step_becomes_a_cuda_graph_with_the_same_losses(scale: int, tap_weights: Any) -> None:
+    """Channels-last, as the recipe trains: nothing of the step may lie on the CPU, or there is no graph."""
+    curves = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = asrn(scale, num_blocks=2, channels=16, skip="bicubic").cuda().to(memory_format=torch.channels_last)  # pyright: ignore
+        objective = ElasticObjective(net, F.l1_loss, 1e-3, tap_weights=tap_weights)
+        call = torch.compile(objective, mode="reduce-overhead") if compiled else objective
+        step = TrainingStep(call, net, torch.optim.Adam(net.parameters(), lr=1e-3, fused=True))
+        counters.clear()
+        images = torch.rand(6, 2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+        batches = [(lr.cuda(), F.interpolate(lr.cuda(), scale_factor=scale)) for lr in images]
+        curves.append([step(lambda *_, batch=batch: batch, n).total.item() for n, batch in enumerate(batches)])
+        assert not counters["inductor"]["cudagraph_skips"]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
 
 
 def test_exports_with_free_height_and_width() -> None:
