@@ -179,7 +179,8 @@ def seeds_of(records: Records, name: str) -> list[dict[str, Any]]:
 def comparison(records: Records) -> str:
     """Elastic networks beside one that is cut short and beside one network for each depth, at one budget."""
     kinds = {"ss": "SS, cut short", "dsl": "DSL", "full": DSL_PSD, "normalised": f"{DSL_PSD}, equal weights"}
-    kinds |= {"rising": f"{DSL_PSD}, rising, affine", "skipless": f"{DSL_PSD}, no bicubic skip"}
+    kinds |= {"rising": f"{DSL_PSD}, rising, affine", "rising-dsl": "DSL, rising from 1/2, affine"}
+    kinds |= {"skipless": f"{DSL_PSD}, no bicubic skip"}
     runs = {kind: seeds_of(records, f"x4-{kind}") for kind in kinds}
     alone = {depth: seeds_of(records, f"x4-alone-{depth}") for depth in range(1, 5)} | {5: runs["ss"]}
     parts = []
