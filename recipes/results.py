@@ -51,18 +51,14 @@ def gained(base: str, lines: Iterable[tuple[str, float, Sequence[float]]]) -> st
     return table([["", base, *(f"depth {depth}" for depth in range(1, len(rows[-1]) - 1))], *rows])
 
 
-def psnr(record: dict[str, Any]) -> list[float]:  # of every depth in the final table of a run
+def psnr(record: dict[str, Any]) -> list[float]:
+    """PSNR of every depth in the final table of a run."""
     return [row["psnr"] for row in record["table"]["rows"]]
 
 
-def trainings(records: Records, name: str) -> Records:
-    """The record of this name, after that of the training it went on from, where there is one."""
-    return {key: records[key] for key in (f"{name}-first", name) if key in records}
-
-
-def budget(*trained: dict[str, Any]) -> str:
-    steps, options = " + ".join(f"{record['options']['steps']:,}" for record in trained), trained[-1]["options"]
-    return f"{steps} steps, batch {options['batch_size']}, patches of {options['patch_size']}"
+def budget(record: dict[str, Any]) -> str:
+    options = record["options"]
+    return f"{options['steps']:,} steps, batch {options['batch_size']}, patches of {options['patch_size']}"
 
 
 def tasks(records: Records) -> str:
@@ -70,8 +66,8 @@ def tasks(records: Records) -> str:
     for name, setting in (("denoise", "noise_sigma"), ("deblur", "blur_sigma")):
         label = f"{name}, sigma {records[name]['options'][setting]:g}"
         lines.append((label, records[name]["table"]["input"]["psnr"], psnr(records[name])))
-    record = records["denoise"]
-    return f"{gained('input', lines)}\n{budget(record)} each; scored on {record['options']['valid']}."
+    made = f"{budget(records['denoise'])} each; scored on {records['denoise']['options']['valid']}."
+    return f"{gained('input', lines)}\n{made}"
 
 
 def degradations(records: Records) -> str:
@@ -212,7 +208,7 @@ def shipped(records: Records) -> str:
     """Costs, PSNR and SSIM per depth of every packaged network, beside what is published of it and of others."""
     published, parts = records["published"], []
     for name, weights in SHIPPED.items():
-        record, scale, trained = records[name], name[:2], [*trainings(records, name).values()]
+        record, scale = records[name], name[:2]
         measured, costs = {row["data"] for row in record["sets"]}, {None: ["bicubic", "", ""]}
         for row in record["table"]["rows"]:
             costs[row["depth"]] = [str(row["depth"]), f"{row['parameters']:,}", f"{row['macs'] / 1e9:.2f}"]
@@ -232,8 +228,8 @@ def shipped(records: Records) -> str:
                 found = [f"({values[scale][data]:.2f})" if data in values[scale] else "" for data in ALL_SETS]
                 rows.append([method, f"{values['parameters'] // 1000}K", "", *found])
         parts.append(table([[f"`{weights}`, depth", "parameters", "GMACs", *ALL_SETS], *rows]))
-        start = f", started from {Path(init).stem}" if (init := trained[0]["options"]["init"]) else ""
-        parts.append(f"{budget(*trained)}{start}; GMACs for an output of 1280x720.\n")
+        start = f", started from {Path(init).stem}" if (init := record["options"]["init"]) else ""
+        parts.append(f"{budget(record)}{start}; GMACs for an output of 1280x720.\n")
     sources = f"In brackets: published PSNR. {published['source']} ({', '.join(published['asrn'])} alone)."
     return "\n".join([*parts, f"{sources} {published['sources']}."])
 
@@ -242,21 +238,20 @@ def cards(records: Records) -> str:
     """What differs between the packaged files: a model card for each."""
     parts = []
     for name, weights in SHIPPED.items():
-        trained, record = trainings(records, name), records[name]
-        options, hours = record["options"], sum(of["scores"][-1]["seconds"] for of in trained.values()) / 3600
-        commands = (f"`python recipes/asrn_div2k.py {changed(of['options'])}`" for of in trained.values())
+        record = records[name]
+        options, hours = record["options"], record["scores"][-1]["seconds"] / 3600
         best = max(record["scores"], key=lambda line: sum(line["psnr"].values()))
         scores = " ".join(decibels(score(record, "Set5", depth) for depth in depths_of(record)))
         skip = "" if options["skip"] == "none" else f", skip {options['skip']}"
         rows = [
             ["network", f"ASRN x{options['scale']}, {options['num_blocks']} blocks of {options['channels']}{skip}"],
             ["Set5 PSNR-Y by depth (dB)", f"{scores}; [every number](results.md#the-networks-in-the-package)"],
-            ["budget", f"{budget(*trained.values())}; {hours:.1f} hours"],
+            ["budget", f"{budget(record)}; {hours:.1f} hours"],
             ["kept", f"step {best['step']:,}, whose mean over depths on the held-out photographs was the best"],
-            ["hardware", "; then ".join(of["machine"] for of in trained.values())],
+            ["hardware", record["machine"]],
             ["seed", options["seed"]],
-            ["command", "; then ".join(commands)],
-            ["log", ", ".join(f"[{key}.json](results/{key}.json)" for key in trained)],
+            ["command", f"`python recipes/asrn_div2k.py {changed(options)}`"],
+            ["log", f"[{name}.json](results/{name}.json)"],
         ]
         parts.append(f"## `{weights}.safetensors`\n\n{table([['', ''], *rows], left=2)}")
     return "\n".join(parts).rstrip()
@@ -269,7 +264,7 @@ def cpu(records: Records) -> str:
     deepest = max(row["depth"] for row in rows)
     ways = dict.fromkeys((row["way"], row["precision"]) for row in rows)
     found = {(row["way"], row["precision"], row["depth"]): row for row in rows}
-    lines, variations = [], [[f"eager, depth {deepest}", "ms", "GMAC/s", "of the peak"]]
+    lines, variations = [], []
     for way, precision in ways:
         row = found[way, precision, deepest]
         here = [row["ms"] for row in rows if (row["way"], row["precision"]) == (way, precision)]
@@ -284,9 +279,11 @@ def cpu(records: Records) -> str:
             label = f"memory given back, {row['precision']}"
             variations.append([label, f"{row['ms']:.0f}", f"{row['gmacs_per_second']:.0f}", f"{row['of_peak']:.0%}"])
     depths = [f"depth {depth}, ms" for depth in range(1, deepest + 1)]
+    rates = ["GMAC/s at the deepest", "of the peak"]
     peaks = "; ".join(f"{name} {rate:.0f}" for name, rate in record["product_gmacs_per_second"].items())
     made = f"Matrix products, GMAC/s: {peaks}. {record['machine']}; {record['settings']['repeats']} rounds."
-    shares = table([["", *depths, "GMAC/s at the deepest", "of the peak", "depth 1 of the deepest"], *lines])
+    shares = table([["", *depths, *rates, "depth 1 of the deepest"], *lines])
+    variations.insert(0, [f"eager, depth {deepest}", "ms", "GMAC/s", "of the peak"])
     return f"{shares}\n{made}\n\n{table(variations)}".rstrip()
 
 
@@ -359,16 +356,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit status 1 when a page is out of date")
     options = parser.parse_args(arguments)
     records = {path.stem: json.loads(path.read_text()) for path in sorted((DOCS / "results").glob("*.json"))}
-    pages = {DOCS / name: written(name, (DOCS / name).read_text(), records) for name in PAGES}
-    if options.check:
-        outdated = [f"docs/{path.name}" for path, page in pages.items() if page != path.read_text()]
-        if outdated:
-            print(f"out of date: {', '.join(outdated)}; run python recipes/results.py", file=sys.stderr)
-        return int(bool(outdated))
-    for path, page in pages.items():
-        write_atomic(path, page)
-    draw(records)
-    return 0
+    outdated = False
+    for name in PAGES:
+        page = (DOCS / name).read_text()
+        if (made := written(name, page, records)) == page:
+            continue
+        outdated = True
+        if options.check:
+            print(f"docs/{name} is out of date: run python recipes/results.py", file=sys.stderr)
+        else:
+            write_atomic(DOCS / name, made)
+    if not options.check:
+        draw(records)
+    return int(options.check and outdated)
 
 
 if __name__ == "__main__":
