@@ -24,6 +24,14 @@ def at_least_one(options: Any, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
 
 
+def from_0_to_1(options: Any, *names: str) -> None:
+    """Raise a ValueError for the first of these options that is a number outside of 0 to 1."""
+    for name in names:
+        value = getattr(options, name)
+        if isinstance(value, (int, float)) and not 0 <= value <= 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from 0 to 1")
+
+
 def as_json(options: Any) -> dict[str, Any]:
     """Return the options that belong to the run, paths as strings: all but `resume` and `download`."""
     values = {name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_STORED}

@@ -31,7 +31,7 @@ from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.distributed import Processes, join_processes
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory
-from elasticnet.options import at_least_one, open_run, parse_options
+from elasticnet.options import at_least_one, from_0_to_1, open_run, parse_options
 from elasticnet.profiling import machine_key
 from elasticnet.progress import TrainingLog, tensorboard_installed
 from elasticnet.runs import Run, random_state, seed_all, set_random_state
@@ -110,8 +110,8 @@ class Options:
     """Largest image value in the loss. The paper does not give its own; 255 is our assumption."""
     psd_weight: float = 0.1
     """Weight of the self-distillation; it only means something together with --loss and --image-scale."""
-    tap_weights: Literal["paper", "normalised", "deepest", "rising"] = "paper"
-    """Weight of each tap's loss: 1, 1/taps, 1/2 for the deepest (the others share the rest), or a rising one for it."""
+    tap_weights: Literal["paper", "normalised", "deepest", "rising"] | float = "paper"
+    """Each tap's weight: 1, 1/taps, or for the deepest 1/2, a rising one or a number (the others share the rest)."""
     rising_from: float = 0.2
     """The deepest tap's weight at the start, with --tap-weights rising; in the end it is 1."""
     output_weight: float = 0.0
@@ -176,8 +176,7 @@ class Options:
             raise ValueError(f"--accumulate {self.accumulate}: expected a divisor of --batch-size {self.batch_size}")
         if self.task == "sr" and self.scale == 1:
             raise ValueError("--scale 1: expected 2, 3 or 4, or --task denoise or deblur, which keep the image's size")
-        if not 0 <= self.rising_from <= 1:
-            raise ValueError(f"--rising-from {self.rising_from}: expected the deepest tap's share, from 0 to 1")
+        from_0_to_1(self, "rising_from", "tap_weights")
         fixed = TASKS[self.task]
         for name in fixed.keys() & {"scale", "degradation"}:
             if (value := getattr(self, name)) != fixed[name]:

@@ -101,14 +101,18 @@ def test_the_learning_rate_follows_its_schedule(recipe, photos, tmp_path):
     assert rates == pytest.approx([0.5, 1, 1, *(0.5 + 0.5 * math.cos(math.pi * part / 4) for part in (1, 2, 3))])
 
 
-def test_rising_weights_end_on_the_deepest_exit(recipe, photos, tmp_path):
+@pytest.mark.parametrize(
+    ("weights", "first", "rise"), [(("rising", "--rising-from", 0.5), 1 / 2, 1 / 12), ((0.75,), 3 / 4, 0)]
+)
+def test_weights_of_the_deepest_exit_rise_to_all_or_stay_a_number(recipe, photos, tmp_path, weights, first, rise):
     folder = tmp_path / "run"
-    given = ["--data", photos, "--num-valid", 1, "--variant", "dsl", "--image-scale", 1, "--tap-weights", "rising"]
-    run(recipe, *given, "--rising-from", 0.5, "--log-every", 1, "--out", folder)
+    given = ["--data", photos, "--num-valid", 1, "--variant", "dsl", "--image-scale", 1, "--tap-weights", *weights]
+    run(recipe, *given, "--log-every", 1, "--out", folder)
+    assert recipe.parse(["--resume", str(folder)]).tap_weights == weights[0]
     lines = log_of(folder)
     assert len(lines) == 6
     for step, line in enumerate(lines):
-        share = 1 / 2 + step / 12  # of the deepest of two, in six steps
+        share = first + step * rise  # of the deepest of two, in six steps
         assert line["routine"] == pytest.approx(share * line["per_depth"]["2"], rel=1e-5)
         assert line["deep_supervision"] == pytest.approx((1 - share) * line["per_depth"]["1"], rel=1e-5)
 
@@ -184,7 +188,15 @@ def test_counts_start_at_one(recipe, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("ema", 2.0), ("clip_norm", -1.0), ("clip_value", 0.0), ("accumulate", 3), ("rising_from", 1.5)]
+    ("name", "value"),
+    [
+        ("ema", 2.0),
+        ("clip_norm", -1.0),
+        ("clip_value", 0.0),
+        ("accumulate", 3),
+        ("rising_from", 1.5),
+        ("tap_weights", -0.1),
+    ],
 )
 def test_options_out_of_range_are_refused_before_a_run_folder_is_made(recipe, name, value):
     with pytest.raises(ValueError, match=rf"--{name.replace('_', '-')} {value}"):
