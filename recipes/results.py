@@ -107,8 +107,7 @@ def curves(record: dict[str, Any]) -> tuple[dict[str, dict[int, float]], dict[st
     for row in record["table"]["rows"]:
         found.setdefault(row["network"], {})[row["depth"]] = row["psnr"]
     lines = {"bicubic": found["bicubic"][None], "SRCNN": found["SRCNN"][1]}
-    by_depth = {name: {depth: psnr for depth, psnr in found[name].items() if depth} for name in (ELASTIC, CUT)}
-    return by_depth, lines
+    return {name: {depth: psnr for depth, psnr in found[name].items() if depth} for name in (ELASTIC, CUT)}, lines
 
 
 def retrofit(records: Records) -> str:
@@ -180,7 +179,7 @@ def comparison(records: Records) -> str:
     """Elastic networks beside one that is cut short and beside one network for each depth, at one budget."""
     kinds = {"ss": "SS, cut short", "dsl": "DSL", "full": DSL_PSD, "normalised": f"{DSL_PSD}, equal weights"}
     kinds |= {"rising": f"{DSL_PSD}, rising, affine", "rising-dsl": "DSL, rising from 1/2, affine"}
-    kinds |= {"skipless": f"{DSL_PSD}, no bicubic skip"}
+    kinds |= {"dsl-nine": "DSL, 9/10 on the deepest", "skipless": f"{DSL_PSD}, no bicubic skip"}
     runs = {kind: seeds_of(records, f"x4-{kind}") for kind in kinds}
     alone = {depth: seeds_of(records, f"x4-alone-{depth}") for depth in range(1, 5)} | {5: runs["ss"]}
     parts = []
@@ -321,7 +320,8 @@ def draw_asrn(records: Records, images: Path) -> None:
     alone = {depth: on_set5(f"x4-alone-{depth}")[depth] for depth in range(1, 5)} | {5: ss[5]}
     title = f"ASRN, Set5 x4, {records['x4-full']['options']['steps']:,} steps"
     baseline = {"bicubic": score(records["x4-full"], "Set5", None)}
-    elastic_curve(images / "asrn_x4_alone.png", elastic | {"trained alone": alone}, None, title, "PSNR-Y (dB)")
+    balances = elastic | {"equal weights": on_set5("x4-normalised"), "DSL, 9/10 on the deepest": on_set5("x4-dsl-nine")}
+    elastic_curve(images / "asrn_x4_alone.png", balances | {"trained alone": alone}, None, title, "PSNR-Y (dB)")
     elastic_curve(images / "asrn_x4_cut.png", elastic | {"SS, cut short": ss}, baseline, title, "PSNR-Y (dB)")
 
     methods = records["published"]["methods"]

@@ -167,6 +167,7 @@ def test_regret_is_elastic_minus_alone_by_the_means_of_the_seeds(results):
     records |= {"x4-normalised": a_record(steps=9), "x4-skipless": a_record(skip="none")}
     records |= {"x4-rising": a_record(tap_weights="rising", tap_affine=True)}
     records |= {"x4-rising-dsl": a_record(1, variant="dsl", tap_weights="rising", rising_from=0.5, tap_affine=True)}
+    records |= {"x4-dsl-nine-seed1": a_record(1, variant="dsl", tap_weights=0.9)}
     records = {"x4-full-seed1": a_record(1), "x4-ss-seed1": a_record(1, variant="ss"), **records}
     for row in records["x4-full"]["sets"]:
         row["psnr"] -= 0.5 * (row["data"] == "B100")
@@ -181,6 +182,8 @@ def test_regret_is_elastic_minus_alone_by_the_means_of_the_seeds(results):
     assert "| DSL + PSD, equal weights: regret |" in page
     assert "| DSL + PSD, rising, affine: regret | +0.00 |" in page
     assert "| DSL, rising from 1/2, affine: regret | +0.20 |" in page
+    assert "| DSL, 9/10 on the deepest: regret | +0.20 |" in page
+    assert "| DSL, seed 0 |" not in page  # a longer name is another kind's
     assert "| DSL + PSD, no bicubic skip: regret |" in page
     assert "cut short: regret" not in page
     assert "60,000 steps, batch 16, patches of 48 or 9 steps, batch 16, patches of 48 for each network." in page
