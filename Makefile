@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 
 help:
 	@echo "make demo       train a small network in about five minutes (ARGS='--help' lists the options)"
-	@echo "make test       run the tests, a few minutes (ARGS='tests/test_taps.py -x' narrows them, ARGS='-n 0' takes one process)"
+	@echo "make test       run the tests, a few minutes (ARGS='tests/test_taps.py -x' narrows them)"
 	@echo "make test-slow  run only the tests that take longer"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make format     let ruff format the code and mend what it can"
@@ -35,7 +35,7 @@ demo: $(STAMP)
 	$(BIN)/python recipes/asrn_div2k.py $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),-n 2)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
