@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elasticnet.attention import DISTANCES, attention_distance, attention_map, position_axes
-from elasticnet.schedule import TapWeights
-from elasticnet.schedule import tap_weights as resolve_weights
+from elasticnet.distillation import DISTANCES, attention_distance, attention_map, position_axes
+from elasticnet.loss_weights import TapWeights
+from elasticnet.loss_weights import tap_weights as resolve_weights
 from elasticnet.taps import inclusion_probability, sample_depths
 
 TaskLoss = Callable[[Any, Any], Tensor]

@@ -28,24 +28,26 @@ import torch.nn.functional as F
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet.distributed import Processes, join_processes
+from elasticnet.card.measuring import machine_key
+from elasticnet.loss_weights import ramp
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory
-from elasticnet.options import at_least_one, from_0_to_1, open_run, parse_options
-from elasticnet.profiling import machine_key
-from elasticnet.progress import TrainingLog, tensorboard_installed
-from elasticnet.runs import Run, random_state, seed_all, set_random_state
-from elasticnet.schedule import cosine, halving, ramp
-from elasticnet.signals import StopSignal
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate
+from elasticnet.sr.benchmark.report import write_report
 from elasticnet.sr.data import PairSet
-from elasticnet.sr.download import download_div2k
-from elasticnet.sr.patches import PatchSampler
-from elasticnet.sr.report import write_report
-from elasticnet.sr.training import HELD_OUT_PHOTOS, training_pairs, validation_crops
-from elasticnet.step import TrainingStep
-from elasticnet.warmstart import warm_start
+from elasticnet.sr.data.download import download_div2k
+from elasticnet.sr.data.patches import PatchSampler
+from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs, validation_crops
+from elasticnet.training.learning_rate import cosine, halving
+from elasticnet.training.log import TrainingLog, tensorboard_installed
+from elasticnet.training.options import at_least_one, from_0_to_1, open_run, parse_options
+from elasticnet.training.processes import Processes, join_processes
+from elasticnet.training.run_folder import Run
+from elasticnet.training.state import random_state, seed_all, set_random_state
+from elasticnet.training.step import TrainingStep
+from elasticnet.training.stop_signal import StopSignal
+from elasticnet.training.warm_start import warm_start
 
 DOWNLOADS = Path("datasets/DIV2K")
 LOSSES = {"l1": (F.l1_loss, 1), "mse": (F.mse_loss, 2), "charbonnier": (charbonnier, 1)}  # power of the image scale

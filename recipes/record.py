@@ -16,7 +16,7 @@ from typing import Any
 
 import elasticnet
 from elasticnet import ElasticWrapper
-from elasticnet.runs import write_json
+from elasticnet._files import write_json
 from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

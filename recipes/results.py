@@ -23,9 +23,9 @@ from statistics import fmean
 from types import FunctionType
 from typing import Any
 
-from elasticnet.markdown import table
-from elasticnet.options import as_command
-from elasticnet.runs import write_atomic
+from elasticnet._files import write_atomic
+from elasticnet._tables import table
+from elasticnet.training.options import as_command
 
 RECIPES = Path(__file__).parent
 DOCS = RECIPES.parent / "docs"
@@ -294,7 +294,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {  # by section, each named as its 
 
 
 def draw(records: Records) -> None:
-    from elasticnet.sr.figures import elastic_curve
+    from elasticnet.sr.benchmark.figures import elastic_curve
 
     images = DOCS / "images"
     images.mkdir(exist_ok=True)
@@ -309,8 +309,8 @@ def draw_asrn(records: Records, images: Path) -> None:
     """The packaged network beside one that is cut short, by parameters beside published ones, and in pictures."""
     from elasticnet.sr import asrn
     from elasticnet.sr.benchmark import bicubic, predict_depths
+    from elasticnet.sr.benchmark.figures import crop_comparison, elastic_curve, parameter_dots
     from elasticnet.sr.data import pairs_from_arrays, scikit_image_photos
-    from elasticnet.sr.figures import crop_comparison, elastic_curve, parameter_dots
 
     def on_set5(name: str) -> dict[int, float]:
         found = seeds_of(records, name)

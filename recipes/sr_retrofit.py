@@ -30,23 +30,25 @@ from torch import Tensor, nn
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet.distributed import Processes
-from elasticnet.markdown import aligned, table
+from elasticnet._files import write_atomic, write_json
+from elasticnet._tables import aligned, table
 from elasticnet.memory import keep_freed_memory
-from elasticnet.options import as_json, at_least_one, open_run, parse_options
-from elasticnet.progress import TrainingLog, tensorboard_installed
-from elasticnet.runs import Run, differing_options, seed_all, write_atomic, write_json
-from elasticnet.schedule import cosine
-from elasticnet.signals import StopSignal
 from elasticnet.sr.benchmark import benchmark, evaluate, load_sets, scale_of
+from elasticnet.sr.benchmark.figures import elastic_curve
 from elasticnet.sr.data import PairSet
-from elasticnet.sr.figures import elastic_curve
+from elasticnet.sr.data.patches import PatchSampler
+from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.models.convert import BUILDERS, load_official, read_official
 from elasticnet.sr.models.edsr import tap_macs
-from elasticnet.sr.patches import PatchSampler
-from elasticnet.sr.training import HELD_OUT_PHOTOS, training_pairs
-from elasticnet.sr.upsample import bicubic_upsample
-from elasticnet.step import TrainingStep
+from elasticnet.sr.models.heads import bicubic_upsample
+from elasticnet.training.learning_rate import cosine
+from elasticnet.training.log import TrainingLog, tensorboard_installed
+from elasticnet.training.options import as_json, at_least_one, open_run, parse_options
+from elasticnet.training.processes import Processes
+from elasticnet.training.run_folder import Run, differing_options
+from elasticnet.training.state import seed_all
+from elasticnet.training.step import TrainingStep
+from elasticnet.training.stop_signal import StopSignal
 
 PHASES = ("ordinary", "srcnn", "elastic")
 LABELS = ("ordinary, cut short", "SRCNN", "elastic")

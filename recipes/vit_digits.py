@@ -33,14 +33,16 @@ from tqdm import tqdm
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet._files import write_atomic, write_json
+from elasticnet._tables import table
 from elasticnet.losses import LossMeter, progressive_distillation
-from elasticnet.markdown import table
 from elasticnet.memory import keep_freed_memory
-from elasticnet.options import as_json, at_least_one, parse_options
 from elasticnet.retrofit.timm import split
-from elasticnet.runs import Run, seed_all, write_atomic, write_json
-from elasticnet.schedule import cosine
-from elasticnet.signals import StopSignal
+from elasticnet.training.learning_rate import cosine
+from elasticnet.training.options import as_json, at_least_one, parse_options
+from elasticnet.training.run_folder import Run
+from elasticnet.training.state import seed_all
+from elasticnet.training.stop_signal import StopSignal
 
 LABELS = {"cut": "ordinary, cut short", "dsl": "DSL", "psd": "DSL + PSD", "alone": "each depth alone"}
 COMPARED = (("dsl", "cut"), ("dsl", "alone"), ("psd", "alone"), ("psd", "dsl"))
@@ -221,7 +223,7 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
 
 def write_report(options: Options, folder: Path, scores: Scores, distances: dict[str, dict[int, float]]) -> str:
     """Write table.md, table.json and accuracy.png of the seeds so far into `folder`; return table.md's text."""
-    from elasticnet.sr.figures import elastic_curve
+    from elasticnet.sr.benchmark.figures import elastic_curve
 
     seeds, depths = list(scores["alone"]), range(1, options.num_blocks + 1)
     accuracy = {

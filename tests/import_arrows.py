@@ -12,38 +12,33 @@ from typing import NamedTuple
 PACKAGE = "elasticnet"  # also stands for the package's own __init__.py, the facade
 
 # Which rooms each room may import. A room is elasticnet/<room>.py or the folder elasticnet/<room>/.
-CORE = {"taps", "attention", "schedule", "runs", "losses", "wrapper", "checkpoint", "card", "export", "warmstart"}
-CORE |= {"distributed", "signals", "step", "progress", "options"}
-CORE |= {"byterange", "tensorfile", "hub"}
-CORE |= {"profiling", "card_report"}
-CORE |= {"int8", "onnxfile", "probing"}
-CORE |= {"memory", "markdown"}
+CORE = {
+    "taps",
+    "distillation",
+    "loss_weights",
+    "losses",
+    "wrapper",
+    "memory",
+    "_files",
+    "_tables",
+    "checkpoint",
+    "card",
+    "export",
+    "training",
+}
 ALLOWED: dict[str, set[str]] = {
     "taps": set(),
     "memory": set(),
-    "markdown": set(),
-    "attention": set(),
-    "schedule": set(),
-    "runs": set(),
-    "distributed": set(),
-    "signals": set(),
-    "losses": {"taps", "attention", "schedule"},  # and not wrapper: neither knows the other
+    "_tables": set(),
+    "_files": set(),
+    "distillation": set(),
+    "loss_weights": set(),
+    "losses": {"taps", "distillation", "loss_weights"},  # and not wrapper: neither knows the other
     "wrapper": {"taps"},
-    "byterange": set(),
-    "tensorfile": {"byterange"},
-    "checkpoint": {"taps", "wrapper", "runs", "byterange", "tensorfile"},  # runs writes files atomically
-    "hub": {"wrapper", "byterange", "checkpoint"},
-    "profiling": {"wrapper"},
-    "card": {"wrapper", "checkpoint", "profiling"},  # a card stands in a checkpoint's header
-    "card_report": {"card", "markdown", "runs"},
-    "int8": {"wrapper"},
-    "onnxfile": {"int8"},
-    "probing": {"checkpoint"},
-    "export": {"taps", "wrapper", "checkpoint", "runs", "int8", "onnxfile", "probing"},
-    "warmstart": {"wrapper"},
-    "step": {"distributed", "losses"},  # one training step, one log, one set of options: what recipes share
-    "progress": {"distributed", "losses", "runs"},
-    "options": {"distributed", "runs"},
+    "checkpoint": {"taps", "wrapper", "_files"},
+    "card": {"wrapper", "checkpoint", "_files", "_tables"},  # a card stands in a checkpoint's header
+    "export": {"taps", "wrapper", "checkpoint", "_files"},
+    "training": {"wrapper", "losses", "_files"},  # what recipes share; no loop
     PACKAGE: CORE,
     "retrofit": CORE | {PACKAGE},
     "sr": CORE | {PACKAGE},

@@ -18,7 +18,6 @@ from packaging.utils import canonicalize_name
 from import_arrows import ALLOWED, PACKAGE, arrows_turned, import_cycle, recipes_imported
 
 ROOT = Path(__file__).parent.parent
-MAX_LINES = 380
 
 
 def python_files(*folders: str) -> dict[Path, str]:
@@ -72,14 +71,14 @@ def test_the_table_itself_has_no_cycle() -> None:
         ("elasticnet/wrapper.py", "def f():\n    from elasticnet.losses import psd_loss"),
         ("elasticnet/wrapper.py", "class A:\n    async def f(self):\n        import elasticnet.sr"),
         (
-            "elasticnet/card.py",
+            "elasticnet/card/__init__.py",
             "try:\n    from elasticnet.export import to_onnx\nexcept ImportError:\n    pass",
         ),
-        ("elasticnet/card.py", "module = importlib.import_module('elasticnet.sr.models.asrn')"),
-        ("elasticnet/card.py", "module = importlib.import_module(f'elasticnet.sr.models.{name}')"),
-        ("elasticnet/checkpoint.py", "from elasticnet.sr import asrn"),
-        ("elasticnet/checkpoint.py", "def f():\n    from elasticnet.cli import main"),
-        ("elasticnet/sr/data.py", "from ..cli import main"),
+        ("elasticnet/card/__init__.py", "module = importlib.import_module('elasticnet.sr.models.asrn')"),
+        ("elasticnet/card/__init__.py", "module = importlib.import_module(f'elasticnet.sr.models.{name}')"),
+        ("elasticnet/checkpoint/__init__.py", "from elasticnet.sr import asrn"),
+        ("elasticnet/checkpoint/__init__.py", "def f():\n    from elasticnet.cli import main"),
+        ("elasticnet/sr/data/__init__.py", "from ...cli import main"),
         ("elasticnet/sr/models/asrn.py", "from ...retrofit import timm"),
         ("elasticnet/sr/__init__.py", "from ..cli import main"),
         ("elasticnet/__init__.py", "from . import sr"),
@@ -99,17 +98,17 @@ def test_a_turned_arrow_is_caught(path: str, source: str) -> None:
     [
         (
             "elasticnet/losses.py",
-            "from elasticnet.taps import sample_depths\nfrom . import attention, schedule",
+            "from elasticnet.taps import sample_depths\nfrom . import distillation, loss_weights",
         ),
         (
             "elasticnet/losses.py",
             "'''A docstring may name elasticnet.wrapper.'''\nimport torch.nn.functional as F",
         ),
-        ("elasticnet/checkpoint.py", "def f():\n    from elasticnet.sr import asrn"),
-        ("elasticnet/checkpoint.py", "BUILT_IN = {'asrn': 'elasticnet.sr.models.asrn:asrn'}"),
+        ("elasticnet/checkpoint/__init__.py", "def f():\n    from elasticnet.sr import asrn"),
+        ("elasticnet/checkpoint/__init__.py", "BUILT_IN = {'asrn': 'elasticnet.sr.models.asrn:asrn'}"),
         (
             "elasticnet/sr/models/asrn.py",
-            "from elasticnet import ElasticWrapper\nfrom ..upsample import head",
+            "from elasticnet import ElasticWrapper\nfrom .heads import head",
         ),
         ("elasticnet/sr/__init__.py", "from .models.asrn import asrn\nfrom . import resize"),
         ("elasticnet/cli.py", "def main():\n    from elasticnet.sr.benchmark import run"),
@@ -265,10 +264,3 @@ def test_no_private_paths_and_no_registry_hosts() -> None:
 )
 def test_a_private_path_is_caught(line: str) -> None:
     assert PRIVATE.search(line)
-
-
-def test_python_files_stay_short() -> None:
-    lengths = {
-        str(path): source.count("\n") for path, source in python_files(PACKAGE, "recipes", "tests", "docs").items()
-    }
-    assert {path: length for path, length in lengths.items() if length > MAX_LINES} == {}

@@ -16,10 +16,20 @@ from torch import Tensor, nn
 
 from contract import projection
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
+from elasticnet.loss_weights import ramp
 from elasticnet.losses import LossMeter, charbonnier, deep_supervision, progressive_distillation
-from elasticnet.schedule import ramp
 from elasticnet.taps import sample_depths
-from tiny_nets import LAYOUTS, MASK, TOKENS, Case, TinyBlock, TinyHead, conv_net, rotary_net, tiny_cases
+from tiny_nets import (
+    LAYOUTS,
+    MASK,
+    TOKENS,
+    Case,
+    TinyBlock,
+    TinyHead,
+    conv_net,
+    rotary_net,
+    tiny_cases,
+)
 
 X = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(2, 2, 5, 6, generator=torch.Generator().manual_seed(2))

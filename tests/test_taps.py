@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elasticnet.taps import inclusion_probability, resolve_depth, resolve_depths, resolve_taps, sample_depths
+from elasticnet.taps import (
+    inclusion_probability,
+    resolve_depth,
+    resolve_depths,
+    resolve_taps,
+    sample_depths,
+)
 
 TAPS = st.sets(st.integers(1, 12), min_size=1, max_size=7).map(lambda taps: tuple(sorted(taps)))
 

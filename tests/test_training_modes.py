@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import elasticnet.losses
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
-from elasticnet.schedule import ramp
+from elasticnet.loss_weights import ramp
 from tiny_nets import MASK, TOKENS, PreparedHead, conv_blocks, conv_net, rotary_net
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))

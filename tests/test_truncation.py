@@ -10,7 +10,17 @@ from torch import Tensor
 
 from contract import NetworkContract, check_contract, same
 from elasticnet import ElasticWrapper
-from tiny_nets import KINDS, LAYOUTS, Case, PreparedHead, TinyBlock, TinyHead, conv_blocks, conv_net, tiny_cases
+from tiny_nets import (
+    KINDS,
+    LAYOUTS,
+    Case,
+    PreparedHead,
+    TinyBlock,
+    TinyHead,
+    conv_blocks,
+    conv_net,
+    tiny_cases,
+)
 
 
 @given(tiny_cases())

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from contract import same
 from elasticnet import ElasticWrapper, Taps
 from elasticnet.wrapper import evaluating
-from tiny_nets import Case, GainStem, TinyBlock, TinyHead, call_with_gain, conv_blocks, conv_net, tiny_cases
+from tiny_nets import (
+    Case,
+    GainStem,
+    TinyBlock,
+    TinyHead,
+    call_with_gain,
+    conv_blocks,
+    conv_net,
+    tiny_cases,
+)
 
 IMAGE = "b c h w"
 

@@ -49,9 +49,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
-    from elasticnet.markdown import aligned
+    from elasticnet._tables import aligned
     from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
-    from elasticnet.sr.report import caption, markdown_table, write_figures, write_tables
+    from elasticnet.sr.benchmark.report import caption, markdown_table, write_figures, write_tables
 
     nets = _networks(options)
     scales = options.scales or sorted({scale_of(net) for _, net in nets}) or SCALES

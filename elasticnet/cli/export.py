@@ -188,7 +188,7 @@ def _summary(result: Exported) -> str:
 
 
 def _table(written: list[Exported]) -> str:
-    from elasticnet.markdown import aligned, table
+    from elasticnet._tables import aligned, table
 
     int8 = written[0].int8_psnr is not None
     head = ["depth", "parameters", "MB", "max difference", *(["int8 against float (dB)"] if int8 else []), "file"]

@@ -6,8 +6,8 @@ import argparse
 import json
 from typing import Any
 
-from elasticnet.byterange import opened
 from elasticnet.checkpoint import read_header, read_sizes
+from elasticnet.checkpoint.sources import opened
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _card_lines(stored: dict[str, Any]) -> list[str]:
     """What `elasticnet profile` prints of a card; its JSON where this version cannot read it."""
+    from elasticnet._tables import aligned
     from elasticnet.card import DepthCard
-    from elasticnet.card_report import caption, markdown_table
-    from elasticnet.markdown import aligned
+    from elasticnet.card.report import caption, markdown_table
 
     try:
         card = DepthCard.from_json(stored)

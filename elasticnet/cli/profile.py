@@ -38,13 +38,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(options: argparse.Namespace) -> int:
+    from elasticnet._tables import aligned
     from elasticnet.card import measure, store_card
-    from elasticnet.card_report import caption, markdown_table, write_report
+    from elasticnet.card.measuring import limited_threads
+    from elasticnet.card.report import caption, markdown_table, write_report
     from elasticnet.checkpoint import BUILT_IN, load, read_header
-    from elasticnet.markdown import aligned
-    from elasticnet.profiling import limited_threads
     from elasticnet.sr.benchmark import evaluate, load_sets, scale_of
-    from elasticnet.sr.pretrained import WEIGHTS
+    from elasticnet.sr.models.pretrained import WEIGHTS
 
     header = read_header(options.file)
     if header["architecture"] not in BUILT_IN:

@@ -31,7 +31,7 @@ EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from elasticnet.sr.pretrained import packaged
+    from elasticnet.sr.models.pretrained import packaged
 
     parser = commands.add_parser("upscale", help="enlarge photographs: files, folders, globs, standard input")
     parser.description = (
@@ -122,10 +122,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _upscale(job: Job, net: ElasticWrapper, scale: int, choose: ChooseDepth, options: argparse.Namespace) -> list[str]:
     """Enlarge one image and write it; returns what there is to say about it."""
-    from elasticnet.sr.images import ImageError
+    from elasticnet.sr.data.images import ImageError
     from elasticnet.sr.photo import read_photo
-    from elasticnet.sr.photo_upscale import upscale_photo
-    from elasticnet.sr.photo_write import FORMATS, check_fits, write_photo
+    from elasticnet.sr.photo.upscale import upscale_photo
+    from elasticnet.sr.photo.write import FORMATS, check_fits, write_photo
 
     source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
     with _without_chatter():
@@ -170,7 +170,7 @@ def _without_chatter() -> Iterator[None]:
 @contextmanager
 def _output(job: Job, force: bool) -> Iterator[BinaryIO]:
     """A seekable file that becomes the target, or goes to standard output, when all went well."""
-    from elasticnet.sr.photo_write import replacing
+    from elasticnet.sr.photo.write import replacing
 
     if job.target is not None:
         with replacing(job.target, overwrite=force) as file:
@@ -197,8 +197,8 @@ def _tile_bar(job: Job, quiet: bool) -> Iterator[Callable[[int, int], None]]:
 
 def _network(options: argparse.Namespace) -> tuple[ElasticWrapper, str | Path, int]:
     """The network, on its device, its file, and by how much it enlarges."""
-    from elasticnet.sr.pretrained import packaged, weights_file
-    from elasticnet.sr.reach import footprint
+    from elasticnet.sr.inference.receptive_field import footprint
+    from elasticnet.sr.models.pretrained import packaged, weights_file
 
     if options.weights is None and options.scale is None:
         raise ValueError(f"no --scale: give it ({packaged()}), or the --weights of a network")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from elasticnet.card import DepthCard, DepthRow, card_of, measure
-from elasticnet.sr.tiling import plan_tiles
+from elasticnet.sr.inference.tiling import plan_tiles
 from elasticnet.wrapper import ElasticWrapper
 
 SYMMETRIES = 8  # passes of a self-ensemble

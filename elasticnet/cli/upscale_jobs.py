@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from elasticnet.sr.photo_write import FORMATS, format_of
+from elasticnet.sr.photo.write import FORMATS, format_of
 
 READ_EXTENSIONS = (*FORMATS, ".jfif", ".jpe", ".mpo", ".apng", ".gif", ".bmp", ".dib")  # looked for in folders
 PIPE = "-"

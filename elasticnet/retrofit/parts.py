@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elasticnet.attention import position_axes
+from elasticnet.distillation import position_axes
 from elasticnet.retrofit.graph import cut
 from elasticnet.taps import resolve_taps
 from elasticnet.wrapper import ElasticWrapper, evaluating

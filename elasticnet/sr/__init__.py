@@ -1,8 +1,8 @@
 """Super-resolution on the elastic core: models, upscaling, data, degradations, metrics."""
 
+from elasticnet.sr.inference.upscaler import Upscaler
 from elasticnet.sr.models.asrn import asrn
 from elasticnet.sr.models.edsr import edsr
 from elasticnet.sr.models.rcan import rcan
-from elasticnet.sr.upscaler import Upscaler
 
 __all__ = ["Upscaler", "asrn", "edsr", "rcan"]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.sr.models.asrn import asrn
-from elasticnet.sr.upsample import DeconvHead
+from elasticnet.sr.models.heads import DeconvHead
 
 Cases = dict[str, Callable[[], Any]]
 SMALL = (1, 24)  # batch and patch at which a wrapper's overhead would show

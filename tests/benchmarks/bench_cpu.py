@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from torch._inductor import config as inductor
 from tqdm import tqdm
 
+from elasticnet.card.measuring import count_macs, this_machine
 from elasticnet.export import export, plain_copy, require, runner
 from elasticnet.memory import keep_freed_memory
-from elasticnet.profiling import count_macs, this_machine
 from elasticnet.sr import asrn
-from elasticnet.sr.tiling import upscale_array
+from elasticnet.sr.inference.tiling import upscale_array
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WAYS = ("eager", "compiled", "onnx")

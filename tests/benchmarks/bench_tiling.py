@@ -18,8 +18,8 @@ import torch
 
 from elasticnet import ElasticWrapper, load
 from elasticnet.sr import asrn, edsr
-from elasticnet.sr.reach import footprint
-from elasticnet.sr.tiling import plan_tiles, upscale_array
+from elasticnet.sr.inference.receptive_field import footprint
+from elasticnet.sr.inference.tiling import plan_tiles, upscale_array
 
 
 def smooth_noise(height: int, width: int) -> np.ndarray:

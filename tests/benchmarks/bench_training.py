@@ -44,9 +44,9 @@ from elasticnet import ElasticObjective
 from elasticnet.losses import LossMeter
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr.data import PairSet, find_pairs, pairs_from_arrays, scikit_image_photos
-from elasticnet.sr.images import read_rgb
+from elasticnet.sr.data.images import read_rgb
+from elasticnet.sr.data.patches import PatchDataset, PatchSampler
 from elasticnet.sr.models.asrn import asrn
-from elasticnet.sr.patches import PatchDataset, PatchSampler
 
 IMAGES = 40
 PREFETCH = 2  # batches per worker

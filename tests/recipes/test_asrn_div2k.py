@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 import elasticnet
+from elasticnet.card.measuring import machine_key
 from elasticnet.checkpoint import read_header
-from elasticnet.profiling import machine_key
-from elasticnet.runs import Run
 from elasticnet.sr.data import scikit_image_photos
+from elasticnet.training.run_folder import Run
 from loading import load_recipe
 
 ROOT = Path(__file__).parents[2]

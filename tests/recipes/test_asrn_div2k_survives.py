@@ -19,8 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from elasticnet.runs import Run, pack_state
 from elasticnet.sr.data import scikit_image_photos
+from elasticnet.training.run_folder import Run
+from elasticnet.training.state import pack_state
 from loading import load_recipe
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ from PIL import Image
 
 import elasticnet
 from elasticnet.cli import main
-from elasticnet.distributed import join_processes
 from elasticnet.sr.data import load_pairs, scikit_image_photos
 from elasticnet.sr.metrics import psnr_y
+from elasticnet.training.processes import join_processes
 from loading import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "asrn_div2k.py"

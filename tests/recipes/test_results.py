@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from elasticnet.options import as_json
+from elasticnet.training.options import as_json
 from loading import load_recipe
 
 ROOT = Path(__file__).parents[2]

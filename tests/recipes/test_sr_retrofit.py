@@ -22,13 +22,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 import elasticnet
-from elasticnet.runs import Run, pack_state
 from elasticnet.sr import asrn, edsr, rcan
 from elasticnet.sr.benchmark import evaluate
 from elasticnet.sr.data import load_pairs, scikit_image_photos
 from elasticnet.sr.models.convert import official_state_dict
 from elasticnet.sr.models.edsr import EDSR
-from elasticnet.sr.upsample import bicubic_upsample
+from elasticnet.sr.models.heads import bicubic_upsample
+from elasticnet.training.run_folder import Run
+from elasticnet.training.state import pack_state
 from loading import load_recipe
 
 ROOT = Path(__file__).parents[2]

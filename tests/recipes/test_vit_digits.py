@@ -20,12 +20,12 @@ from PIL import Image
 from tqdm import tqdm
 
 import elasticnet
-from elasticnet.attention import attention_map
 from elasticnet.checkpoint import read_header
+from elasticnet.distillation import attention_map
 from elasticnet.retrofit.timm import split
-from elasticnet.runs import Run
-from elasticnet.schedule import cosine
-from elasticnet.signals import StopSignal
+from elasticnet.training.learning_rate import cosine
+from elasticnet.training.run_folder import Run
+from elasticnet.training.stop_signal import StopSignal
 from loading import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "vit_digits.py"

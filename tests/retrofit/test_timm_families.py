@@ -8,7 +8,19 @@ import pytest
 import timm
 import torch
 
-from timm_families import ADAPTERS, PAGE, RESULTS, WORKS, Row, build, members, outcome, page, parameter_count, rows_of
+from timm_families import (
+    ADAPTERS,
+    PAGE,
+    RESULTS,
+    WORKS,
+    Row,
+    build,
+    members,
+    outcome,
+    page,
+    parameter_count,
+    rows_of,
+)
 
 TEXT = PAGE.read_text(encoding="utf-8")
 ROWS = rows_of(TEXT)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elasticnet.sr.pretrained import pretrained_asrn
-from elasticnet.sr.upsample import SKIPS, DeconvHead, SubpixelHead, add_to
+from elasticnet.sr.models.heads import SKIPS, DeconvHead, SubpixelHead, add_to
+from elasticnet.sr.models.pretrained import pretrained_asrn
 from elasticnet.taps import resolve_taps
 from elasticnet.wrapper import ElasticWrapper
 

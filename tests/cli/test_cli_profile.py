@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import elasticnet
+from elasticnet.card import DepthCard, card_of
+from elasticnet.checkpoint import read_header
+from elasticnet.cli import main
+from elasticnet.sr import asrn
+from elasticnet.sr.benchmark import evaluate, load_sets
+from elasticnet.sr.models.pretrained import weights_file
+from tiny_nets import conv_net
+
+QUICK = ["--repeats", "3", "--size", "16x8", "--device", "cpu"]
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "net.safetensors"
+    elasticnet.save(asrn(2, num_blocks=2, channels=8), path, {"step": 7})
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for index in range(2):
+        image = np.random.default_rng(index).integers(0, 256, (36, 40, 3), np.uint8)
+        Image.fromarray(image).save(root / f"image{index}.png")
+    return root
+
+
+def test_the_whole_command(file, photos):
+    """The real command in a process of its own: card in the file, three files beside it, the table printed."""
+    before = elasticnet.load(file).state_dict()
+    command = [sys.executable, "-m", "elasticnet.cli", "profile", str(file), *QUICK, "--data", str(photos)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "timing" in done.stderr  # the progress bar
+    assert "Traceback" not in done.stderr
+
+    header = read_header(file)
+    assert header["notes"] == {"step": 7}
+    ((key, stored),) = header["cards"].items()
+    card = DepthCard.from_json(stored)
+    assert (card.machine.key, card.machine.dtype) == (key, "float32")
+    assert (card.input_shape, card.repeats, card.data) == ((1, 3, 8, 16), 3, "photos x2, 2 images, protocol matlab-y")
+    ((_, pairs),) = load_sets([photos], [2])
+    scores = evaluate(elasticnet.load(file), pairs)
+    for row in card.rows:
+        assert (row.psnr, row.ssim) == pytest.approx(tuple(scores[row.depth]))
+        assert row.memory_mb is not None
+        assert row.memory_mb > 4 * row.parameters / 2**20
+    net = elasticnet.load(file)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 2
+    assert [line.split("|")[1].strip() for line in lines] == ["depth", "----:", "1", "2"]
+    assert f"stored in {file}" in done.stdout
+    assert "warning: p95 is of only 3 passes" in done.stdout
+    made = sorted(path.name for path in file.parent.iterdir() if path.is_file())
+    assert made == ["net.card.json", "net.card.md", "net.card.png", "net.safetensors"]
+    assert DepthCard.from_json(json.loads((file.parent / "net.card.json").read_text())) == card
+    assert [os.environ.get("OMP_NUM_THREADS"), str(card.machine.threads)].count("1") in (0, 2)
+
+
+def test_each_dtype_and_number_of_threads_has_its_card(file, tmp_path, capsys):
+    for extra in (["--dtype", "bfloat16"], ["--threads", "1"], ["--threads", "2"], ["--threads", "2"]):
+        out = ["--no-memory", "--out", str(tmp_path / "out")]
+        assert main(["profile", str(file), *QUICK, *out, *extra]) == 0
+    cards = read_header(file)["cards"]
+    assert len(cards) == 3
+    assert sum("bfloat16" in key for key in cards) == 1
+    assert card_of(file, threads=2).machine.threads == 2
+    assert card_of(file, dtype=torch.bfloat16).rows[0].memory_mb is None
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".json", ".md", ".png"]
+    assert "peak MB" not in capsys.readouterr().out
+
+
+def test_without_storing_the_file_stays_as_it_is(file, tmp_path, capsys):
+    content = file.read_bytes()
+    assert main(["profile", str(file), *QUICK, "--no-memory", "--no-store"]) == 0
+    assert "| depth |" in capsys.readouterr().out
+    assert file.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_an_image_that_cannot_be_used_is_named(file, photos, capsys):
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(photos / "tiny.png")
+    assert main(["profile", str(file), *QUICK, "--no-memory", "--no-store", "--data", str(photos)]) == 1
+    assert "elasticnet: image left out: tiny" in capsys.readouterr().err
+
+
+def test_a_custom_net_is_sent_to_python(tmp_path, capsys):
+    elasticnet.save(conv_net(2), tmp_path / "own.safetensors")
+    assert main(["profile", str(tmp_path / "own.safetensors"), *QUICK]) == 2
+    said = capsys.readouterr().err
+    assert "own.safetensors: architecture None is not built in (asrn, edsr, rcan)" in said
+    assert "elasticnet.card.measure(net, example)" in said
+    assert said.count("\n") == 1
+
+
+def test_bad_input_is_refused_before_anything_is_measured(file, tmp_path, capsys):
+    cases = [
+        (["--data", str(tmp_path / "nowhere")], "nowhere"),
+        (["--device", "cuda:99"], "--device cuda:99: "),
+        (["--out", str(file)], "net.safetensors"),
+    ]
+    for extra, message in cases:
+        assert main(["profile", str(file), "--no-memory", *QUICK, *extra]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+    assert main(["profile", str(tmp_path / "no.safetensors"), *QUICK]) == 2
+    assert "no.safetensors" in capsys.readouterr().err
+    assert read_header(file)["cards"] == {}
+
+
+def test_the_file_in_the_package_is_left_alone(capsys):
+    packaged = weights_file(4)
+    before = packaged.read_bytes(), sorted(packaged.parent.iterdir())
+    assert main(["profile", str(packaged), *QUICK, "--no-memory"]) == 2
+    assert "belongs to the installed package: profile a copy of it, or pass --no-store" in capsys.readouterr().err
+    assert main(["profile", str(packaged), *QUICK, "--no-memory", "--no-store"]) == 0
+    assert (packaged.read_bytes(), sorted(packaged.parent.iterdir())) == before
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_folder_is_refused(file, capsys):
+    file.parent.chmod(0o500)
+    try:
+        assert main(["profile", str(file), *QUICK]) == 2
+    finally:
+        file.parent.chmod(0o700)
+    assert "cannot be written to: pass --no-store and another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--size", "640", "'640': expected WIDTHxHEIGHT in pixels, such as 640x360"),
+        ("--size", "0x5", "'0x5': expected WIDTHxHEIGHT"),
+        ("--repeats", "0", "'0': expected a whole number above 0"),
+        ("--threads", "two", "'two': expected a whole number above 0"),
+        ("--seconds", "-1", "'-1': expected a number of seconds above 0"),
+        ("--seconds", "nan", "'nan': expected a number of seconds above 0"),
+        ("--dtype", "float16", "invalid choice: 'float16'"),
+    ],
+)
+def test_wrong_options_are_named(file, capsys, option, value, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(["profile", str(file), f"{option}={value}"])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_loads_no_heavy_module():
+    code = """
+import sys
+from elasticnet.cli import main
+try:
+    main(["profile", "--help"])
+except SystemExit:
+    print([name for name in ("matplotlib", "onnx", "huggingface_hub", "timm") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--no-memory" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from elasticnet import ElasticWrapper
+from elasticnet.export import (
+    ExportError,
+    check_target,
+    export,
+    plain_copy,
+    require,
+    resolve_format,
+    runner,
+)
+from elasticnet.sr import asrn
+from elasticnet.wrapper import evaluating
+
+
+@pytest.fixture(scope="module")
+def net() -> ElasticWrapper:
+    return asrn(2, num_blocks=2, channels=16)
+
+
+# --- nets that nothing is known about
+
+
+class Branch(nn.Module):
+    """A head that does one thing for small images and another for large ones."""
+
+    def forward(self, x):
+        return x * 2 if x.shape[-1] > 30 else x + 1
+
+
+class Untraceable(nn.Module):
+    def forward(self, x):
+        return x * float(x.sum())
+
+
+def test_a_net_of_one_size_is_exported_at_this_size(tmp_path):
+    import timm
+
+    from elasticnet.retrofit.timm import split
+
+    options: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 48,
+        "depth": 2,
+        "num_heads": 3,
+        "num_classes": 5,
+    }
+    model = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    x = torch.randn(2, 3, 32, 32)
+    net = split(model, x).wrap()
+    result = export(net, tmp_path / "vit.pt2", depth=1, example=x)
+    assert result.axes == {0: "batch"}
+    assert "height and width fixed: the net does not take shape (2, 3, 64, 96)" in str(result.note)
+    assert {shape[1:] for shape in result.shapes} == {(3, 32, 32)}
+    run = runner(result.path)
+    for batch in (1, 5):
+        y = torch.randn(batch, 3, 32, 32)
+        with evaluating(net), torch.no_grad():
+            assert (run(y) - net(y, depth=1)).abs().max() < 1e-5
+    with pytest.raises(ValueError, match=r"axes \{2: 'height'\}: height fixed: the net does not take shape"):
+        export(net, tmp_path / "open.pt2", example=x, axes={2: "height"})
+
+
+def test_code_that_branches_on_the_size_is_found_by_the_check(tmp_path):
+    net = ElasticWrapper([nn.Conv2d(3, 3, 1)], Branch())
+    with pytest.raises(ExportError, match=r"depth 1 as torch (does not take shape \(1, 3, 20, 54\)|differs)"):
+        export(net, tmp_path / "net.pt2", example=torch.rand(1, 3, 10, 18))
+    assert list(tmp_path.iterdir()) == []
+    result = export(net, tmp_path / "net.pt2", example=torch.rand(1, 3, 10, 18), axes={0: "batch"})
+    assert result.axes == {0: "batch"}
+
+
+def test_a_net_that_cannot_be_traced_is_refused(tmp_path):
+    net = ElasticWrapper([nn.Conv2d(3, 3, 1)], Untraceable())
+    with pytest.raises(ExportError, match=r"torch.export cannot trace this net: .*; nothing was written"):
+        export(net, tmp_path / "net.onnx", example=torch.rand(1, 3, 4, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what goes wrong
+
+
+def spoiled(amount: float):
+    """plain_copy, with one weight changed in the copy."""
+
+    def copied(net, fold):
+        plain = plain_copy(net, fold)
+        with torch.no_grad():
+            next(iter(plain.blocks.parameters())).view(-1)[0] += amount
+        return plain
+
+    return copied
+
+
+@pytest.mark.parametrize("amount", [0.5, float("nan")])
+@pytest.mark.parametrize("int8", [True, False])
+def test_a_wrong_weight_is_found_and_nothing_is_written(net, amount, int8, tmp_path, monkeypatch):
+    target = tmp_path / "net.pt2"
+    target.write_bytes(b"before")
+    monkeypatch.setattr("elasticnet.export.plain_copy", spoiled(amount))
+    with pytest.raises(ExportError, match=r"net.pt2: depth 2 as torch.* differs from the net by up to (0\.\d+|nan)"):
+        export(net, target, int8=int8, overwrite=True)
+    assert target.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_wrong_weight_in_the_onnx_file_is_found(net, tmp_path, monkeypatch):
+    monkeypatch.setattr("elasticnet.export.plain_copy", spoiled(0.5))
+    with pytest.raises(ExportError, match=r"net.onnx: depth 1 as onnx differs .* 0.0001 is allowed; nothing was"):
+        export(net, tmp_path / "net.onnx", depth=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("net.onnx", {"depth": 3}, ValueError, "depth 3: this net has taps at depths 1, 2"),
+        ("net.onnx", {"depth": 0}, ValueError, "depth 0"),
+        ("net.onnx", {"format": "tflite"}, ValueError, "format 'tflite': expected one of onnx, torch, safetensors"),
+        ("net.onnx", {"format": "torch"}, ValueError, "net.onnx: the suffix of format 'torch' is .pt2"),
+        ("net.bin", {}, ValueError, r"net.bin: a suffix among .onnx, .pt2, .safetensors, or a format"),
+        ("net.safetensors", {"int8": True}, ValueError, "int8=True with format 'safetensors'"),
+        ("folder", {"format": "onnx"}, ValueError, "folder: a folder; name a file in it"),
+        ("none/net.onnx", {}, FileNotFoundError, "there is no folder .*none; make it first"),
+        ("there.onnx", {}, FileExistsError, "there.onnx exists: overwrite it on purpose"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(net, name, options, error, message, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "there.onnx").write_bytes(b"")
+    with pytest.raises(error, match=message):
+        export(net, tmp_path / name, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "there.onnx"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(PermissionError, match=r"net.onnx: the folder .* cannot be written to"):
+        check_target(tmp_path / "net.onnx", overwrite=False)
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_named_with_the_command_that_helps(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=rf"format 'onnx' needs {missing}: pip install \"elasticnet\[export\]\""):
+        require("onnx")
+    require("torch")
+
+
+def test_formats_follow_from_suffixes():
+    assert resolve_format("a/b.ONNX", None) == "onnx"
+    assert resolve_format("b.pt2", None) == "torch"
+    assert resolve_format("b.bin", "safetensors") == "safetensors"

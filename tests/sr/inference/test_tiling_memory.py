@@ -1,0 +1,176 @@
+"""Tiles that do not fit into the memory become smaller ones; what a process takes is bounded by the tile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from elasticnet.memory import is_out_of_memory
+from elasticnet.sr.inference.receptive_field import footprint
+from elasticnet.sr.inference.tiling import MIN_TILE, plan_tiles, upscale_array
+from elasticnet.wrapper import ElasticWrapper
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+# --- out of memory
+
+
+class Hungry(nn.Module):
+    """Asks for more memory than there is when it is given more than `limit` pixels, or at call number `at_call`."""
+
+    def __init__(self, kind: str, limit: int, at_call: int = 0) -> None:
+        super().__init__()
+        self.kind, self.limit, self.at_call, self.sizes = kind, limit, at_call, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(tuple(x.shape[-2:]))
+        if x.shape[-1] * x.shape[-2] > self.limit or len(self.sizes) == self.at_call:
+            if self.kind == "torch":
+                torch.empty(2**50)
+            elif self.kind == "numpy":
+                np.empty(2**50)
+            else:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return x
+
+
+def hungry(kind: str, limit: int, in_head: bool = False) -> tuple[ElasticWrapper, Hungry]:
+    net, layer = (
+        ElasticWrapper([nn.Conv2d(3, 3, 3, padding=1)], nn.Upsample(scale_factor=2)).eval(),
+        Hungry(kind, limit=10**9),
+    )
+    if in_head:
+        net.head = nn.Sequential(layer, net.head)
+    else:
+        net.blocks[0] = nn.Sequential(net.blocks[0], layer)
+    footprint(net)
+    layer.limit, layer.sizes = limit, []
+    return net, layer
+
+
+@pytest.mark.parametrize(("kind", "in_head"), [("torch", False), ("torch", True), ("numpy", False), ("cuda", True)])
+@pytest.mark.parametrize("tile", ["auto", 300])
+def test_out_of_memory_halves_the_tile(kind: str, in_head: bool, tile: int | str) -> None:
+    image = photo(200, 150)
+    net, layer = hungry(kind, 10**9, in_head)
+    expected = upscale_array(net, image)
+    layer.limit, layer.sizes = 60 * 60, []
+    seen: list[tuple[int, int]] = []
+    result = upscale_array(net, image, tile=tile, progress=lambda *counts: seen.append(counts))
+    assert np.abs(result.astype(int) - expected).max() <= 1
+    assert layer.sizes[0] == (200, 150), "the first try is the whole"
+    assert layer.sizes[1][0] <= 102
+    assert layer.sizes[-1][0] * layer.sizes[-1][1] <= 60 * 60
+    assert layer.sizes.count(layer.sizes[-1]) == len(layer.sizes) - 2 == seen[-1][1]
+
+
+def test_out_of_memory_on_the_way_keeps_the_rows_that_are_done() -> None:
+    image = photo(200, 40)
+    net, layer = hungry("torch", 10**9)
+    expected = upscale_array(net, image, tile=40)
+    layer.sizes, layer.at_call = [], 4
+    np.testing.assert_array_equal(upscale_array(net, image, tile=40), expected)
+    remaining = len(layer.sizes) - 4
+    rows, columns = plan_tiles(net, (200, 40), tile=20)
+    assert 0 < remaining < len(rows) * len(columns)
+    done = plan_tiles(net, (200, 40), tile=40)[0][2].core_stop
+    assert remaining == sum(row.core_stop > done for row in rows) * len(columns)
+
+
+def test_out_of_memory_at_the_smallest_tile_is_an_error() -> None:
+    net, layer = hungry("torch", 10)
+    with pytest.raises(MemoryError, match=r"a tile of 16 pixels does not fit .* depth 1: free some.*allocate memory"):
+        upscale_array(net, photo(100, 100))
+    assert layer.sizes == [(100, 100), (51, 51), (27, 27), (16, 16)]
+    with pytest.raises(MemoryError, match=r"the whole image does not fit .* take tile='auto'"):
+        upscale_array(net, photo(100, 100), tile=None)
+    assert MIN_TILE == 16
+
+
+def test_other_errors_pass() -> None:
+    net, _ = hungry("torch", 10**9)
+    net.blocks[0] = nn.Conv2d(4, 3, 1)
+    with pytest.raises(RuntimeError, match="expected input"):
+        upscale_array(net, photo(20, 20))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert is_out_of_memory(RuntimeError("std::bad_alloc"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+# --- memory, in a fresh process
+
+
+CHILD = """
+import sys
+import numpy as np
+import torch
+from elasticnet.sr import asrn
+from elasticnet.sr.inference.tiling import upscale_array
+
+def status(key):
+    (line,) = [line for line in open("/proc/self/status") if line.startswith(key)]
+    return int(line.split()[1]) / 1024
+
+height, width, channels, tile, limit = map(int, sys.argv[1:])
+net = asrn(2, 1, channels).eval()
+image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+out = np.ones((2 * height, 2 * width, 3), np.uint8)
+before = status("VmRSS")
+if limit:
+    import resource
+    allowed = int(status("VmSize") + limit) * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
+counts = []
+upscale_array(net, image, tile=tile or "auto", out=out, progress=lambda *seen: counts.append(seen))
+print(before - out.nbytes / 2**20, status("VmHWM") - before, counts[0][1], counts[-1][1])
+"""
+
+
+def in_a_fresh_process(*arguments: int, timeout: float = 250) -> tuple[float, ...]:
+    """Return MB of RSS before beside the output, by how much it grew at most, and the first and last count of tiles."""
+    run = subprocess.run(
+        [sys.executable, "-c", CHILD, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert run.returncode == 0, run.stderr
+    return tuple(map(float, run.stdout.split()))
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+
+
+@linux
+def test_memory_is_bounded_by_the_tile() -> None:
+    """The whole of this image would take 950 MB: 3 megapixels at 316 bytes."""
+    _, grown, _, tiles = in_a_fresh_process(1500, 2000, 8, 256, 0)
+    assert tiles == 48
+    assert grown < 100
+
+
+@linux
+def test_what_the_allocator_refuses_becomes_smaller_tiles() -> None:
+    """A tile of 1200 pixels takes 450 MB, and the process may take 300 more than it has."""
+    _, _, first, last = in_a_fresh_process(1200, 1200, 8, 1200, 300)
+    assert (first, last) == (1, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@linux
+def test_8000_by_6000_stays_under_1500_mb() -> None:
+    before, grown, _, _ = in_a_fresh_process(6000, 8000, 96, 0, 0, timeout=7000)
+    print(f"{before:.0f} MB with the image, {grown:.0f} MB more at the peak")
+    assert before + grown < 1500

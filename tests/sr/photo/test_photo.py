@@ -1,0 +1,336 @@
+"""Reading photographs: every mode without loss, orientation once, metadata, limits and refusals."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from PIL import Image
+
+from elasticnet.sr.data.images import ImageError
+from elasticnet.sr.photo import Photo, read_photo
+from photo_files import exif_bytes, gray_profile, png_bytes, srgb_profile
+
+COLOR = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+GRAY = COLOR[..., 0]
+DEEP = np.random.default_rng(1).integers(0, 65536, (4, 5, 4), dtype=np.uint16)
+TURNS = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+def saved(image: Image.Image, format: str, **options: Any) -> Photo:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return read_photo(file)
+
+
+def assert_holds(photo: Photo, samples: np.ndarray) -> None:
+    """The photograph has these samples (h, w), or (h, w, c) with alpha last where c is even."""
+    samples = samples.reshape(*samples.shape[:2], -1)
+    alpha = samples[..., -1] if samples.shape[2] % 2 == 0 else None
+    colors = samples if alpha is None else samples[..., :-1]
+    assert photo.pixels.dtype == samples.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(photo.pixels, colors[..., 0] if colors.shape[2] == 1 else colors)
+    if alpha is None:
+        assert photo.alpha is None
+    else:
+        assert photo.alpha is not None
+        np.testing.assert_array_equal(photo.alpha, alpha)
+        assert photo.alpha.dtype == photo.pixels.dtype
+
+
+# --- pixels
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "BMP"])
+def test_8_bit_color(format: str) -> None:
+    photo = saved(Image.fromarray(COLOR), format, **({"lossless": True} if format == "WEBP" else {}))
+    assert_holds(photo, COLOR)
+    assert photo.format == format
+    assert (photo.exif, photo.xmp, photo.icc, photo.notes) == (b"", b"", b"", ())
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])
+def test_gray_stays_gray(format: str) -> None:
+    assert_holds(saved(Image.fromarray(GRAY), format), GRAY)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP", "GIF"])
+def test_bilevel_is_black_and_white(format: str) -> None:
+    photo = saved(Image.fromarray(GRAY > 100), format)
+    assert_holds(photo, (GRAY > 100).astype(np.uint8) * 255)
+
+
+def test_palettes_become_rgb_and_their_transparency_alpha() -> None:
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), mode="P")
+    image.putpalette([1, 2, 3, 40, 50, 60, 255, 0, 7])
+    colors = np.array([[[1, 2, 3], [40, 50, 60]], [[255, 0, 7], [40, 50, 60]]], dtype=np.uint8)
+    assert_holds(saved(image, "PNG"), colors)
+    assert_holds(saved(image, "GIF"), colors)
+    alpha = np.array([[255, 0], [255, 0]], dtype=np.uint8)
+    assert_holds(saved(image, "PNG", transparency=1), np.dstack([colors, alpha]))
+    levels = np.array([[9, 80], [200, 80]], dtype=np.uint8)
+    assert_holds(saved(image, "PNG", transparency=bytes([9, 80, 200])), np.dstack([colors, levels]))
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_8_bit_alpha_with_the_colors_behind_it(channels: int) -> None:
+    samples = (DEEP[..., :channels] >> 8).astype(np.uint8)
+    samples[0, 0, -1] = 0
+    assert_holds(saved(Image.fromarray(samples), "PNG"), samples)
+    assert_holds(saved(Image.fromarray(samples), "TIFF"), samples)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_key_color_becomes_alpha(dtype: type) -> None:
+    samples = DEEP.astype(dtype)
+    largest = np.iinfo(dtype).max
+    alpha = np.full((4, 5), largest, dtype)
+    alpha[1, 2] = 0
+    key = samples[1, 2].astype(">u2")
+    photo = read_photo(io.BytesIO(png_bytes(samples[..., :3], ((b"tRNS", key[:3].tobytes()),))))
+    assert_holds(photo, np.dstack([samples[..., :3], alpha]))
+    photo = read_photo(io.BytesIO(png_bytes(samples[..., :1], ((b"tRNS", key[:1].tobytes()),))))
+    np.testing.assert_array_equal(photo.alpha, np.where(samples[..., 0] == samples[1, 2, 0], 0, largest))
+
+
+@given(channels=st.integers(1, 4), height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99))
+def test_16_bit_png_keeps_every_bit(channels: int, height: int, width: int, seed: int) -> None:
+    samples = np.random.default_rng(seed).integers(0, 65536, (height, width, channels), dtype=np.uint16)
+    assert_holds(read_photo(io.BytesIO(png_bytes(samples))), samples)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("predictor", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bit_tiff_keeps_every_bit(
+    channels: int, order: Any, predictor: bool, compression: str | None, tmp_path: Path
+) -> None:
+    samples = DEEP[..., :channels].squeeze()
+    options: dict[str, Any] = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    options |= {"photometric": "minisblack" if channels == 1 else "rgb", "rowsperstrip": 3}
+    options |= {"byteorder": order, "compression": compression, "predictor": bool(predictor and compression)}
+    tifffile.imwrite(tmp_path / "deep.tif", samples, **options)
+    assert_holds(read_photo(tmp_path / "deep.tif"), samples)
+    assert_holds(read_photo(io.BytesIO((tmp_path / "deep.tif").read_bytes())), samples)
+
+
+def test_16_bit_tiff_of_odd_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "odd.tif"
+    tifffile.imwrite(path, DEEP[..., 0], photometric="miniswhite")
+    assert_holds(read_photo(path), 65535 - DEEP[..., 0])
+    tifffile.imwrite(path, DEEP, photometric="rgb", extrasamples=["unspecified"])
+    assert_holds(read_photo(path), DEEP[..., :3])
+    tifffile.imwrite(path, np.tile(DEEP[..., :3], (8, 8, 1)), photometric="rgb", tile=(16, 16))
+    assert_holds(read_photo(path), np.tile(DEEP[..., :3], (8, 8, 1)))
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "message"),
+    [
+        (np.moveaxis(DEEP[..., :3], 2, 0), {"planarconfig": "separate"}, "16-bit colour in separate planes"),
+        (DEEP, {"extrasamples": ["assocalpha"]}, "16-bit samples of the kind RGBa;16"),
+        (DEEP, {"photometric": "separated"}, "16-bit samples of the kind CMYK;16"),
+        (DEEP[..., 0].astype(np.int16), {"photometric": "minisblack"}, "16-bit samples of the kind I;16"),
+        (DEEP[..., 0].astype(np.uint32), {"photometric": "minisblack"}, "32 bits per channel; save it with 8 or 16"),
+        (DEEP[..., 0].astype(np.float32), {"photometric": "minisblack"}, "32 bits per channel; save it with 8 or 16"),
+    ],
+)
+def test_what_pillow_would_cut_short_is_refused(tmp_path: Path, samples: Any, options: Any, message: str) -> None:
+    tifffile.imwrite(tmp_path / "odd.tif", samples, **{"photometric": "rgb", **options})
+    with pytest.raises(ImageError, match=rf"cannot read image .*odd\.tif: {message}"):
+        read_photo(tmp_path / "odd.tif")
+
+
+@pytest.mark.parametrize("profile", [b"", b"no profile", srgb_profile()])
+def test_cmyk_without_a_usable_profile(profile: bytes) -> None:
+    pixels = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 0, 0, 255]]], dtype=np.uint8)
+    photo = saved(Image.fromarray(pixels, mode="CMYK"), "TIFF", icc_profile=profile or None)
+    assert_holds(photo, np.array([[[255, 255, 255], [0, 255, 255], [0, 0, 0]]], dtype=np.uint8))
+    assert len(photo.notes) == 1
+    assert "plain formula" in photo.notes[0]
+    assert photo.icc == b""
+
+
+def test_cmyk_jpeg_as_cameras_and_programs_write_it() -> None:
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    photo = saved(image, "JPEG", quality=100)
+    assert abs(photo.pixels.astype(int) - [255, 0, 0]).max() <= 2
+
+
+# --- orientation and metadata
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "TIFF by libtiff"])
+def test_orientation_is_applied_once_and_reset(format: str, orientation: int) -> None:
+    options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
+    options |= {"compression": "tiff_lzw"} if format == "TIFF by libtiff" else {}
+    exif = exif_bytes(orientation)
+    if format == "TIFF by libtiff":  # Pillow cannot write EXIF's other directories there
+        described = Image.Exif()
+        described[0x0112] = orientation
+        exif = described.tobytes()
+    photo = saved(Image.fromarray(COLOR), format.split()[0], exif=exif, dpi=(100, 200), **options)
+    assert_holds(photo, np.ascontiguousarray(TURNS[orientation](COLOR)))
+    kept = Image.Exif()
+    kept.load(photo.exif)
+    assert kept.get(0x0112, 1) == 1
+    if format != "WEBP":
+        assert photo.dpi == pytest.approx((100, 200) if orientation < 5 else (200, 100), abs=0.02)
+    turned = saved(Image.fromarray(photo.pixels), "PNG", exif=photo.exif)
+    np.testing.assert_array_equal(turned.pixels, photo.pixels)
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_orientation_of_jpeg_and_of_deep_files(tmp_path: Path, orientation: int) -> None:
+    gradient = np.add.outer(np.arange(32), 3 * np.arange(48)).astype(np.uint8)
+    photo = saved(Image.fromarray(gradient), "JPEG", exif=exif_bytes(orientation), quality=98)
+    assert abs(photo.pixels.astype(int) - TURNS[orientation](gradient)).max() <= 3
+    exif = exif_bytes(orientation).removeprefix(b"Exif\0\0")
+    for channels in (1, 2, 3, 4):
+        photo = read_photo(io.BytesIO(png_bytes(DEEP[..., :channels], ((b"eXIf", exif),))))
+        assert_holds(photo, np.ascontiguousarray(TURNS[orientation](DEEP[..., :channels])))
+    for channels in (1, 3, 4):
+        samples = DEEP[..., :channels].squeeze()
+        options: dict[str, Any] = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+        kind = "minisblack" if channels == 1 else "rgb"
+        tag = (274, "H", 1, orientation, False)
+        tifffile.imwrite(tmp_path / "deep.tif", samples, photometric=kind, extratags=[tag], **options)
+        assert_holds(read_photo(tmp_path / "deep.tif"), np.ascontiguousarray(TURNS[orientation](samples)))
+    tifffile.imwrite(
+        tmp_path / "gray.tif", GRAY, photometric="minisblack", extratags=[(274, "H", 1, orientation, False)]
+    )
+    assert_holds(read_photo(tmp_path / "gray.tif"), np.ascontiguousarray(TURNS[orientation](GRAY)))
+
+
+def test_orientation_in_xmp_alone() -> None:
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:D tiff:Orientation="6" dc:title="x"/></x:xmpmeta>'
+    photo = saved(Image.fromarray(COLOR), "WEBP", lossless=True, xmp=packet)
+    assert_holds(photo, np.ascontiguousarray(np.rot90(COLOR, -1)))
+    assert photo.xmp == packet.replace(b"6", b"1")
+
+
+@pytest.mark.parametrize("tag", [None, 1, 6])
+def test_orientation_in_xmp_beside_the_tag(tmp_path: Path, tag: int | None) -> None:
+    """The tag rules; it and XMP, as photo editors write both, turn the picture once."""
+    packet = b"<r:D><tiff:Orientation>6</tiff:Orientation></r:D>"
+    upright = COLOR if tag == 1 else np.ascontiguousarray(np.rot90(COLOR, -1))
+    tags: list[Any] = [(700, "B", len(packet), packet, False)] + ([] if tag is None else [(274, "H", 1, tag, False)])
+    tifffile.imwrite(tmp_path / "both.tif", COLOR, photometric="rgb", extratags=tags)
+    exif = b"" if tag is None else exif_bytes(tag)
+    for photo in (
+        read_photo(tmp_path / "both.tif"),
+        saved(Image.fromarray(COLOR), "WEBP", lossless=True, xmp=packet, exif=exif),
+        read_photo(io.BytesIO(png_bytes(COLOR, ((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet),)))),
+    )[: 3 if tag is None else 2]:
+        assert_holds(photo, upright)
+        assert photo.xmp == packet.replace(b"6", b"1")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_metadata_is_read(format: str) -> None:
+    photo = saved(Image.fromarray(COLOR), format, exif=exif_bytes(), icc_profile=srgb_profile(), dpi=(300, 300))
+    exif = Image.Exif()
+    exif.load(photo.exif)
+    assert exif[0x010F] == "Maker"
+    assert exif.get_ifd(0x8769)[0x829A] == 0.25
+    assert exif.get_ifd(0x8825)[1] == "N"
+    assert not exif.keys() & {256, 257, 258, 259, 273, 279, 282, 34675}
+    assert photo.icc == srgb_profile()
+    assert photo.dpi == (None if format == "WEBP" else pytest.approx((300, 300), abs=0.01))
+    assert photo.notes == ()
+
+
+def test_a_profile_of_another_color_space_is_left_out_and_said() -> None:
+    photo = saved(Image.fromarray(COLOR), "TIFF", icc_profile=gray_profile())
+    assert photo.icc == b""
+    assert photo.notes == ("a colour profile for b'GRAY' was left out",)
+    assert saved(Image.fromarray(GRAY), "TIFF", icc_profile=gray_profile()).icc == gray_profile()
+
+
+def test_damaged_exif_is_left_out_and_said() -> None:
+    damaged = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + b"\xff" * 30
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photo = saved(Image.fromarray(COLOR), "PNG", exif=b"Exif\0\0XXXX")
+        assert_holds(photo, COLOR)
+        assert photo.exif == b""
+        assert "damaged EXIF was left out" in photo.notes[0]
+        assert_holds(saved(Image.fromarray(COLOR), "PNG", exif=damaged), COLOR)
+
+
+# --- limits and refusals
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "PNG", "WEBP"])
+def test_animations_and_pages_are_refused(tmp_path: Path, format: str) -> None:
+    frames = [Image.fromarray(np.full((3, 4, 3), value, dtype=np.uint8)) for value in (10, 200, 90)]
+    frames[0].save(tmp_path / "moving", format, save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match=r"moving: it holds 3 frames or pages, .*split it first"):
+        read_photo(tmp_path / "moving")
+
+
+def test_of_a_jpeg_with_more_pictures_the_first_is_read() -> None:
+    frames = [Image.new("RGB", (16, 8), color) for color in ("red", "blue")]
+    photo = saved(frames[0], "MPO", save_all=True, append_images=frames[1:], quality=100)
+    assert abs(photo.pixels.astype(int) - [255, 0, 0]).max() <= 2
+    assert photo.notes == ("the first of 2 pictures was read",)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "it is empty"), (b"not an image", "not a PNG, JPEG, WebP, TIFF, GIF or BMP image")],
+)
+def test_no_image(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(ImageError, match=rf"cannot read image .*bad\.png: {reason}"):
+        read_photo(tmp_path / "bad.png")
+    with pytest.raises(ImageError, match=f"cannot read image standard input: {reason}"):
+        read_photo(io.BytesIO(content))
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read_photo(tmp_path / "absent.png")
+    with pytest.raises(IsADirectoryError):
+        read_photo(tmp_path)
+
+
+def test_the_content_decides_and_not_the_extension(tmp_path: Path) -> None:
+    Image.fromarray(COLOR).save(tmp_path / "really.jpg", "PNG")
+    assert_holds(read_photo(tmp_path / "really.jpg"), COLOR)
+    Image.fromarray(COLOR).save(tmp_path / "other.png", "PPM")
+    with pytest.raises(ImageError, match=r"other\.png: not a PNG"):
+        read_photo(tmp_path / "other.png")
+
+
+def test_pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO(png_bytes(np.zeros((30, 40, 1), np.uint8)))
+    with pytest.raises(ImageError, match="1,200 pixels are more than the limit of 1,199; --max-pixels 1200"):
+        read_photo(file, max_pixels=1199)
+    assert read_photo(file, max_pixels=1200).size == (30, 40)
+    for limit in (599, 601):  # Pillow raises from twice its limit on, and warns from its limit on
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ImageError, match=f"1,200 pixels are more than the limit of {limit}; --max-pixels 1200"):
+            read_photo(file)
+        assert read_photo(file, max_pixels=1200).size == (30, 40)
+        assert limit == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert read_photo(file).size == (30, 40)

@@ -1,0 +1,246 @@
+"""Attention maps and their distance: values by hand, a naive NumPy loop, layouts, half precision, gradients."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from elasticnet.distillation import attention_distance, attention_map, position_axes
+
+POSITIONS = {"b c h w": "h w", "b h w c": "h w", "b n c": "n", "b c t": "t", "b c t h w": "t h w"}
+
+
+def naive_map(features: Tensor, layout: str, power: float) -> np.ndarray:
+    """Sum |features|^power over channels, one number at a time."""
+    channels_last = rearrange(features, f"{layout} -> b {POSITIONS[layout]} c").double().numpy()
+    result = np.zeros(channels_last.shape[:-1])
+    for position in np.ndindex(*result.shape):
+        for value in channels_last[position]:
+            result[position] += abs(float(value)) ** power
+    return result
+
+
+def naive_distance(student: np.ndarray, teacher: np.ndarray, squared: bool = False) -> float:
+    """The distance of two maps of equal shape, one sample and one position at a time."""
+    total = 0.0
+    for first, second in zip(student, teacher, strict=True):
+        first, second = first.ravel(), second.ravel()
+        first_norm = math.sqrt(sum(value**2 for value in first))
+        second_norm = math.sqrt(sum(value**2 for value in second))
+        square = sum((a / first_norm - b / second_norm) ** 2 for a, b in zip(first, second, strict=True))
+        total += square if squared else math.sqrt(square)
+    return total / len(student)
+
+
+# --- maps
+
+
+def test_map_by_hand() -> None:
+    """Two channels on 1x2 positions: |1| + |-2| = 3 and |3| + |4| = 7; with power 2, 5 and 25."""
+    features = torch.tensor([[[[1.0, 3.0]], [[-2.0, 4.0]]]])
+    assert attention_map(features).tolist() == [[[3.0, 7.0]]]
+    assert attention_map(features, power=2).tolist() == [[[5.0, 25.0]]]
+
+
+@given(
+    st.sampled_from(sorted(POSITIONS)),
+    st.sampled_from([1, 2, 3, 0.5]),
+    st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+    st.data(),
+)
+def test_map_against_a_loop(layout: str, power: float, dtype: torch.dtype, data: st.DataObject) -> None:
+    shape = [data.draw(st.integers(1, 4), axis) for axis in layout.split()]
+    features = torch.randn(shape).to(dtype)
+    result = attention_map(features, layout, power)
+    assert result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    np.testing.assert_allclose(result.numpy(), naive_map(features, layout, power), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", POSITIONS)
+@pytest.mark.parametrize("power", [1, 2])
+def test_layouts_agree_after_permutation(layout: str, power: float) -> None:
+    """The map of any layout is that of the features put into (b, c, positions)."""
+    features = torch.randn([2, 3, 4, 5, 2][: len(layout.split())], dtype=torch.float64)
+    positions = POSITIONS[layout]
+    channels_first = rearrange(features, f"{layout} -> b c {positions}")
+    expected = channels_first.abs().pow(power).sum(1)
+    torch.testing.assert_close(attention_map(features, layout, power), expected)
+    strange = rearrange(features, f"{layout} -> c {positions} b")  # any order will do
+    torch.testing.assert_close(attention_map(strange, f"c {positions} b", power), expected)
+
+
+def test_prefix_tokens_are_left_out() -> None:
+    tokens = torch.randn(2, 7, 3)
+    torch.testing.assert_close(attention_map(tokens, "b n c", prefix_tokens=2), attention_map(tokens[:, 2:], "b n c"))
+    sequence = torch.randn(2, 3, 7)
+    torch.testing.assert_close(
+        attention_map(sequence, "b c t", prefix_tokens=1), attention_map(sequence[..., 1:], "b c t")
+    )
+    with pytest.raises(ValueError, match="prefix_tokens=1 needs a layout with one position axis, not 'b c h w'"):
+        attention_map(torch.randn(1, 2, 3, 3), "b c h w", prefix_tokens=1)
+
+
+def test_position_axes() -> None:
+    for layout, positions in POSITIONS.items():
+        assert position_axes(layout) == positions.split()
+
+
+@pytest.mark.parametrize(
+    "layout", ["", "b c", "c h w", "b h w", "b c h h", "b c t d h w", "bchw", "b c (h w)", "b c 1 w"]
+)
+def test_a_wrong_layout_is_named(layout: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"layout {layout!r}: expected an axis list with b")):
+        attention_map(torch.randn(1, 2, 3, 3), layout)
+
+
+def test_features_that_do_not_have_the_axes_of_the_layout() -> None:
+    with pytest.raises(ValueError, match=r"features of shape \(1, 2, 3\) do not have the axes of layout 'b c h w'"):
+        attention_map(torch.randn(1, 2, 3))
+
+
+# --- half precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("level", "channels"), [(300.0, 64), (1e-4, 1)])
+def test_half_precision_maps_are_finite_and_right(dtype: torch.dtype, level: float, channels: int) -> None:
+    """48x48 positions at levels where float16 arithmetic gives infinity, or zero."""
+    features, other = (torch.randn(2, 2, channels, 48, 48) * level).to(dtype)
+    maps = [attention_map(x) for x in (features, other)]
+    wide = [attention_map(x.double()) for x in (features, other)]
+    for result, expected in zip(maps, wide, strict=True):
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=0)
+    distance = attention_distance(maps[0], maps[1])
+    torch.testing.assert_close(distance.double(), attention_distance(wide[0], wide[1]), rtol=1e-4, atol=0)
+
+    if dtype == torch.float16:  # the level is one that matters: the norm taken in float16 is infinite, or far off
+        summed = features.abs().sum(1)
+        naive = (summed * summed).sum((1, 2)).sqrt().double()
+        assert not torch.isclose(naive, wide[0].flatten(1).norm(dim=1), rtol=0.05).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_maps_stay_in_float32_under_autocast(dtype: torch.dtype) -> None:
+    features, other = torch.randn(2, 2, 8, 6, 6)
+    with torch.autocast("cpu", dtype=dtype):
+        student, teacher = attention_map(features), attention_map(other, power=2)
+        distance = attention_distance(student, teacher)
+    assert {tensor.dtype for tensor in (student, teacher, distance)} == {torch.float32}
+    assert distance == attention_distance(attention_map(features), attention_map(other, power=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradient_of_half_precision_features_is_finite(dtype: torch.dtype) -> None:
+    for level in (300.0, 1e-4, 0.0):
+        features = (torch.randn(1, 16, 12, 12) * level).to(dtype).requires_grad_()
+        attention_distance(attention_map(features), torch.rand(1, 12, 12)).backward()
+        assert features.grad is not None
+        assert features.grad.isfinite().all()
+
+
+# --- distance
+
+
+def test_distance_by_hand() -> None:
+    """(3, 4) and (8, 6) point to (0.6, 0.8) and (0.8, 0.6), squared distance 0.08; the mean with a 0 is half of it."""
+    first, second = torch.tensor([[3.0, 4.0]]), torch.tensor([[8.0, 6.0]])
+    assert attention_distance(first, second).item() == pytest.approx(math.sqrt(0.08))
+    assert attention_distance(first, second, "squared").item() == pytest.approx(0.08)
+    batch = torch.cat([first, second]), torch.cat([second, second])
+    assert attention_distance(*batch).item() == pytest.approx(math.sqrt(0.08) / 2)
+    assert attention_distance(*batch, "squared").item() == pytest.approx(0.04)
+
+
+@given(st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.sampled_from(["norm", "squared"]))
+def test_distance_against_a_loop(batch: int, positions: list[int], distance: str) -> None:
+    student, teacher = torch.rand(2, batch, *positions, dtype=torch.float64) + 0.01
+    expected = naive_distance(student.numpy(), teacher.numpy(), distance == "squared")
+    assert attention_distance(student, teacher, distance).item() == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.floats(0.01, 1e4), st.floats(0.01, 1e4))
+def test_distance_sees_only_the_direction(first: float, second: float) -> None:
+    student, teacher = torch.rand(2, 2, 3, 4, dtype=torch.float64) + 0.01
+    scaled = attention_distance(student * first, teacher * second)
+    torch.testing.assert_close(scaled, attention_distance(student, teacher))
+    assert 0 <= scaled <= math.sqrt(2)
+    torch.testing.assert_close(attention_distance(teacher, student), attention_distance(student, teacher))
+
+
+def test_the_weight_of_a_squared_distance_does_not_die_with_the_patch() -> None:
+    """It is summed over positions, not averaged: of the same order at 8x8 and at 96x96."""
+    small, large = (attention_distance(torch.rand(4, n, n), torch.rand(4, n, n), "squared") for n in (8, 96))
+    assert 0.5 < small / large < 2
+
+
+def test_different_resolutions_are_pooled_to_the_smaller_one() -> None:
+    """(1, 3), (5, 7) in rows pools to (2, 6); each axis goes to its own minimum."""
+    fine, coarse = torch.tensor([[1.0, 3.0, 5.0, 7.0]]), torch.tensor([[6.0, 2.0]])
+    expected = attention_distance(torch.tensor([[2.0, 6.0]]), coarse)
+    torch.testing.assert_close(attention_distance(fine, coarse), expected)
+    torch.testing.assert_close(attention_distance(coarse, fine), expected)
+    tall, wide = torch.rand(2, 4, 2), torch.rand(2, 2, 6)
+    pooled = tall.unflatten(1, (2, 2)).mean(2), wide.unflatten(2, (2, 3)).mean(3)
+    torch.testing.assert_close(attention_distance(tall, wide), attention_distance(*pooled))
+    video = torch.rand(1, 4, 4, 4), torch.rand(1, 2, 4, 2)
+    pooled = video[0].unflatten(1, (2, 2)).mean(2).unflatten(3, (2, 2)).mean(4), video[1]
+    torch.testing.assert_close(attention_distance(*video), attention_distance(*pooled))
+
+
+@given(st.lists(st.integers(1, 7), min_size=2, max_size=2), st.lists(st.integers(1, 7), min_size=2, max_size=2))
+def test_any_two_resolutions_have_a_distance(first: list[int], second: list[int]) -> None:
+    distance = attention_distance(torch.rand(2, *first) + 0.01, torch.rand(2, *second) + 0.01)
+    assert 0 <= distance <= math.sqrt(2) + 1e-6
+
+
+def test_maps_with_different_axes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"maps of shape \(1, 4\) and \(1, 2, 2\) differ in their axes"):
+        attention_distance(torch.rand(1, 4), torch.rand(1, 2, 2))
+    with pytest.raises(ValueError, match="distance 'l2': expected one of norm, squared"):
+        attention_distance(torch.rand(1, 4), torch.rand(1, 4), "l2")
+
+
+# --- gradients
+
+
+@pytest.mark.parametrize("distance", ["norm", "squared"])
+def test_gradient_against_finite_differences(distance: str) -> None:
+    features = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.rand(2, 3, 2, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        return attention_distance(attention_map(x), teacher, distance)
+
+    assert torch.autograd.gradcheck(loss, features)
+
+
+@pytest.mark.parametrize("distance", ["norm", "squared"])
+def test_gradient_at_identical_maps_is_zero(distance: str) -> None:
+    """A grown block starts there; the square root of a sum of squares would give NaN."""
+    student = torch.rand(2, 3, 4, requires_grad=True)
+    attention_distance(student, student.detach().clone(), distance).backward()
+    assert student.grad is not None
+    assert student.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-12, 1e-6])
+@pytest.mark.parametrize("distance", ["norm", "squared"])
+def test_a_zero_map_is_finite_and_its_gradient_is_bounded(level: float, distance: str) -> None:
+    eps = 1e-4
+    student = torch.full((2, 3, 4), level, requires_grad=True)
+    loss = attention_distance(student, torch.rand(2, 3, 4), distance, eps)
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert student.grad.norm() <= 2 / eps
+    assert attention_distance(torch.zeros(1, 4), torch.zeros(1, 4), distance, eps) == 0

@@ -1,0 +1,261 @@
+"""TrainingLog: its lines, the line of progress, losses that are not finite, TensorBoard files read back, resumes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elasticnet import LossTerms
+from elasticnet.training.log import TrainingLog, tensorboard_installed
+from elasticnet.training.processes import Processes
+from elasticnet.training.run_folder import Run
+from elasticnet.training.state import pack_state, unpack_state
+
+TOTAL = 20
+needs_tensorboard = pytest.mark.skipif(not tensorboard_installed(), reason="needs tensorboard, of the extra train")
+
+
+def terms(step: int, total: float | None = None) -> LossTerms:
+    """The losses of step `step`: total 6 step = 3 step + 2 step + step; odd steps compute depths 1, 3, even 2, 3."""
+    parts = [6.0 * step if total is None else total, 3.0 * step, 2.0 * step, 1.0 * step]
+    routine: tuple[Tensor, ...] = tuple(torch.tensor(part) for part in parts)
+    depths = (1, 3) if step % 2 else (2, 3)
+    return LossTerms(*routine, {depth: torch.tensor(depth * 100.0 + step) for depth in depths})  # pyright: ignore
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with Run.create(tmp_path / "run", {}) as run:
+        yield run
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    path = run.folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def drawn(text: str) -> list[str]:
+    """What a terminal showed one after the other, without blanks at the ends."""
+    return [line.strip() for line in re.split(r"[\r\n]", text) if line.strip()]
+
+
+# --- lines
+
+
+def test_a_line_holds_the_means_since_the_last_one(run: Run) -> None:
+    with TrainingLog(run, TOTAL).start() as log:
+        for step in range(1, 6):
+            log.add(terms(step))
+            if step in (2, 5):
+                log.write(step, {1: 30.0, 3: 31.5} if step == 5 else None, learning_rate=1e-3)
+    first, second = lines(run)
+    assert first["step"] == 2
+    assert [first[name] for name in LossTerms._fields[:4]] == [9, 4.5, 3, 1.5]
+    assert first["per_depth"] == {"1": 101, "2": 202, "3": 301.5}
+    assert first["learning_rate"] == 1e-3
+    assert "psnr" not in first
+    assert second["total"] == 24
+    assert second["per_depth"] == {"1": 104, "2": 204, "3": 304}
+    assert second["psnr"] == {"1": 30, "3": 31.5}
+    assert list(second)[:3] == ["step", "seconds", "learning_rate"]
+
+
+def test_lines_with_scores_name_the_machine(run: Run) -> None:
+    with TrainingLog(run, TOTAL, machine="a computer") as log:
+        log.write(1)
+        log.write(2, {1: 30.0})
+    with TrainingLog(run, TOTAL, Processes(count=4), machine="a computer") as log:
+        log.write(3, {1: 30.0})
+    assert [line.get("machine") for line in lines(run)] == [None, "a computer", "4 times a computer"]
+
+
+def test_start_may_be_left_to_the_with_statement(run: Run) -> None:
+    with TrainingLog(run, TOTAL) as log:
+        log.add(terms(1))
+        log.write(1)
+    assert [line["step"] for line in lines(run)] == [1]
+
+
+def test_seconds_grow_over_a_resume(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time between two processes does not count, that before the first line does."""
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    with TrainingLog(run, TOTAL).start() as log:
+        log.add(terms(1))
+        now = 107.5
+        log.write(1)
+        log.add(terms(2))
+        now = 109.0
+        log.write(2, {1: 30.0})
+    _, state = unpack_state(bytes(pack_state(2, log.state_dict())))
+    now = 5000.0
+    with TrainingLog(run, TOTAL).start(2, state) as log:
+        assert log.scores == {1: 30.0}
+        log.add(terms(3))
+        now = 5001.0
+        log.write(3)
+    assert [line["seconds"] for line in lines(run)] == [7.5, 9, 10]
+    assert log.state_dict() == {"scores": {1: 30.0}, "seconds": 10.0}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [4, 5, 6])
+def test_a_loss_that_is_not_finite_names_its_step_and_writes_nothing(run: Run, value: float, bad: int) -> None:
+    with TrainingLog(run, TOTAL).start() as log:
+        for step in range(1, 7):
+            log.add(terms(step, value if step >= bad else None))
+            if step == 3:
+                log.write(3)
+                run.save(3, log.state_dict())
+        before = log.state_dict()
+        message = rf"NaN or infinite at step {bad}; .*run holds the last good state\. Try a smaller learning rate"
+        with pytest.raises(FloatingPointError, match=message):
+            log.write(6, {1: 30.0})
+    assert [line["step"] for line in lines(run)] == [3]
+    assert log.state_dict() == before
+
+
+def test_the_step_is_named_after_a_resume_and_before_any_save(run: Run) -> None:
+    with TrainingLog(run, TOTAL).start(10) as log:
+        log.add(terms(11))
+        log.add(terms(12, math.nan))
+        with pytest.raises(FloatingPointError, match=r"at step 12; .*run holds no state yet"):
+            log.write(12)
+
+
+# --- the line of progress
+
+
+def test_the_line_of_progress(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingLog(run, TOTAL).start() as log:
+        for step in range(1, 6):
+            log.add(terms(step))
+            if step == 2:
+                log.write(2, {1: 30.004, 3: 31.5})
+    last = drawn(capsys.readouterr().err)[-1]
+    pattern = r"25% 5/20 +[\d.]+it/s, \d\d:\d\d left, loss 9 = 4\.5 \+ 3 \+ 1\.5, PSNR 30\.00 31\.50"  # per depth
+    assert re.fullmatch(pattern, last), last
+
+
+def test_a_resumed_line_starts_from_its_step_and_its_scores(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingLog(run, TOTAL).start(10, {"scores": {1: 29.0}, "seconds": 3.0}):
+        pass
+    first = drawn(capsys.readouterr().err)[-1]
+    assert first.startswith("50% 10/20")
+    assert first.endswith("PSNR 29.00")
+
+
+def test_other_processes_draw_nothing_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """(Their means are made with the first one's: see the tests of two real processes.)"""
+    processes = Processes(1, 1)
+    run = Run(tmp_path / "run", {}, keep=1, writer=False)
+    with TrainingLog(run, TOTAL, processes, tensorboard=True) as log:
+        log.add(terms(1))
+        log.write(1, {1: 30.0})
+        log.images(1, {"image": np.zeros((2, 2, 3), np.uint8)})
+    assert capsys.readouterr() == ("", "")
+    assert not (tmp_path / "run").exists()
+
+
+# --- TensorBoard
+
+
+def read_board(run: Run) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(run.folder / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
+
+
+def scalars(board: Any, tag: str) -> dict[int, float]:
+    """The scalars of a tag by step; a step that stands there twice is an error."""
+    events = board.Scalars(tag)
+    assert len({event.step for event in events}) == len(events)
+    return {event.step: event.value for event in events}
+
+
+@needs_tensorboard
+def test_tensorboard_holds_the_lines_by_depth_and_the_images(run: Run) -> None:
+    image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    with TrainingLog(run, TOTAL, tensorboard=True, machine="a computer") as log:
+        for step in (1, 2):
+            log.add(terms(step))
+            log.write(step, {1: 30.0 + step, 3: 31.0} if step == 2 else None, learning_rate=0.5)
+        log.images(2, {"chelsea/depth 1": image, "chelsea/HR": image[:2]})
+    board = read_board(run)
+    assert {"total", "routine", "deep_supervision", "distillation", "learning_rate", "seconds"} <= {
+        *board.Tags()["scalars"]
+    }
+    assert not {"step", "machine"} & {*board.Tags()["scalars"]}
+    assert scalars(board, "total") == {1: 6, 2: 12}
+    assert scalars(board, "learning_rate") == {1: 0.5, 2: 0.5}
+    assert [scalars(board, f"per_depth/{depth}") for depth in (1, 2, 3)] == [{1: 101}, {2: 202}, {1: 301, 2: 302}]
+    assert [scalars(board, f"psnr/{depth}") for depth in (1, 3)] == [{2: 32}, {2: 31}]
+    for name, expected in (("chelsea/depth 1", image), ("chelsea/HR", image[:2])):
+        (event,) = board.Images(name)
+        assert (event.step, event.height, event.width) == (2, *expected.shape[:2])
+        path = run.folder / "read.png"
+        path.write_bytes(event.encoded_image_string)
+        assert np.array_equal(np.asarray(Image.open(path)), expected), "to the pixel"
+
+
+def log_and_die(folder: Path) -> None:
+    """A process that dies between two steps, as by SIGKILL: nothing is closed, nothing runs at exit."""
+    with Run.create(folder, {}) as run, TrainingLog(run, TOTAL, tensorboard=True) as log:
+        for step in range(1, 8):
+            log.add(terms(step))
+            log.write(step, {1: 30.0})
+            if step == 4:
+                run.save(4, log.state_dict())
+        os._exit(1)
+
+
+@needs_tensorboard
+def test_a_killed_run_s_board_has_no_missing_and_no_doubled_step(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=log_and_die, args=(tmp_path / "run",))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 1
+    time.sleep(1.1)  # the files are ordered by the second in which their process started
+    with Run.resume(tmp_path / "run") as run:
+        assert scalars(read_board(run), "total") == {step: 6 * step for step in range(1, 8)}, "as log.jsonl has them"
+        latest = run.load_latest()
+        assert latest is not None
+        done, state = latest
+        assert done == 4
+        with TrainingLog(run, TOTAL, tensorboard=True).start(done, state) as log:
+            log.add(terms(5, total=1.0))
+            log.write(5, {1: 33.0})
+        board = read_board(run)
+        assert scalars(board, "total") == {1: 6, 2: 12, 3: 18, 4: 24, 5: 1}
+        assert scalars(board, "psnr/1") == {1: 30, 2: 30, 3: 30, 4: 30, 5: 33}
+        assert [line["step"] for line in lines(run)] == [1, 2, 3, 4, 5]
+
+
+def test_without_tensorboard_the_remedy_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: (name != "tensorboard" and real(name, *more)) or None
+    )
+    assert not tensorboard_installed()
+    with pytest.raises(ModuleNotFoundError, match=r'TensorBoard is not installed: pip install "elasticnet\[train\]"'):
+        TrainingLog(run, TOTAL, tensorboard=True)
+    with TrainingLog(run, TOTAL) as log:
+        log.add(terms(1))
+        log.write(1)
+        log.images(1, {"image": np.zeros((2, 2, 3), np.uint8)})
+    assert not (run.folder / "tensorboard").exists()

@@ -1,0 +1,275 @@
+"""Exact state in a checkpoint's bytes: any tree, optimisers, random generators; every changed byte is detected."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from torch import nn
+
+from elasticnet.training.state import pack_state, random_state, set_random_state, unpack_state
+
+# --- exact state
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equality of types and bits, written out without the library's code."""
+    if isinstance(left, torch.Tensor):
+        return (
+            isinstance(right, torch.Tensor)
+            and (left.dtype, left.shape, left.stride()) == (right.dtype, right.shape, right.stride())
+            and left.contiguous().reshape(-1).view(torch.uint8).equal(right.contiguous().reshape(-1).view(torch.uint8))
+        )
+    if isinstance(left, np.ndarray | np.generic):
+        return (
+            type(left) is type(right)
+            and left.dtype == right.dtype
+            and left.shape == right.shape
+            and (left.tobytes() == right.tobytes())
+        )
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(
+            type(a) is type(b) and same(left[a], right[b]) for a, b in zip(left, right, strict=True)
+        )
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    if isinstance(left, float):
+        return left.hex() == right.hex()
+    return left == right
+
+
+def through(state: Any) -> Any:
+    step, found = unpack_state(bytes(pack_state(5, state)))
+    assert step == 5
+    return found
+
+
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+DTYPES = [*FLOATS, torch.int64, torch.int8, torch.uint16, torch.bool]
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> torch.Tensor:
+    shape = draw(st.lists(st.integers(0, 3), max_size=4))
+    dtype = draw(st.sampled_from(DTYPES))
+    count = math.prod(shape) * dtype.itemsize
+    data = draw(st.binary(min_size=count, max_size=count))
+    if dtype == torch.bool:
+        data = bytes(byte & 1 for byte in data)
+    tensor = torch.tensor(list(data), dtype=torch.uint8).view(dtype).reshape(shape)
+    return tensor.permute(draw(st.permutations(range(len(shape))))) if data else tensor
+
+
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), tensors(), st.text(),
+    st.text(st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)),  # how Python spells bytes in a file name
+    st_numpy.arrays(st_numpy.scalar_dtypes(), st_numpy.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)),
+    st_numpy.scalar_dtypes().flatmap(st_numpy.from_dtype),
+)  # fmt: skip
+keys = st.one_of(st.integers(), st.text(max_size=4), st.sampled_from(["a", "a.b", "b", "dict", "tensor", "']['"]))
+states = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=4).map(tuple),
+        st.dictionaries(keys, inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+
+
+@given(states)
+@settings(max_examples=150)
+def test_any_state_comes_back_to_the_bit(state: Any) -> None:
+    assert same(through(state), state)
+
+
+def test_equal_states_give_equal_bytes() -> None:
+    state = {"b": torch.ones(3), "a": [torch.zeros(2), 1.5], 3: np.arange(4)}
+    assert len({bytes(pack_state(1, state)) for _ in range(8)}) == 1
+
+
+def test_the_file_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
+    net = nn.Linear(2, 3)
+    (tmp_path / "state.safetensors").write_bytes(pack_state(1, {"net": net.state_dict()}))
+    found = safetensors.torch.load_file(tmp_path / "state.safetensors")
+    assert found["state['net']['weight']"].equal(net.weight)
+
+
+def test_views_shared_and_expanded_tensors_parameters_and_plain_types() -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    state = [base, base[1:], base.T, base[:, 1], base[:, ::2], torch.ones(1, 1).expand(4, 5), nn.Parameter(base)]
+    for found, given_tensor in zip(through(state), state, strict=True):
+        assert found.equal(given_tensor)
+        assert not found.requires_grad
+    assert through({"a": torch.Size([1, 2]), "b": OrderedDict(x=1)}) == {"a": (1, 2), "b": {"x": 1}}
+    counted = through(Counter({5: 2, 9: 1}))
+    assert type(counted) is Counter
+    assert sorted(counted.elements()) == [5, 5, 9]
+    conjugate = torch.tensor([1 + 2j]).conj()
+    assert through(conjugate).equal(conjugate.resolve_conj())
+    deep = through(base)
+    deep += 1  # what comes back can be written to
+
+
+def test_channels_last_layout_is_kept() -> None:
+    for shape in ((2, 3, 4, 5), (8, 8, 1, 1), (1, 3, 5, 5)):
+        weight = torch.randn(shape).to(memory_format=torch.channels_last)
+        found = through(weight)
+        assert found.equal(weight)
+        assert found.stride() == weight.stride()
+
+
+@pytest.mark.parametrize(
+    ("bad", "place", "what"),
+    [
+        ({"a": [1, {2, 3}]}, r"state\['a'\]\[1\]", "set"),
+        ({"a": b"bytes"}, r"state\['a'\]", "bytes"),
+        ({("x", 1): 2}, "state", r"dict .*\('x', 1\)"),
+        ([lambda: None], r"state\[0\]", "function"),
+        ([np.array([None])], r"state\[0\]", "ndarray"),
+        ([torch.zeros(3).to_sparse()], r"state\[0\]", "Tensor .*indices"),
+        ([torch.zeros(3, device="meta")], r"state\[0\]", "meta"),
+        (1j, "state", "complex"),
+    ],
+)
+def test_what_cannot_be_saved_is_named(bad: Any, place: str, what: str) -> None:
+    with pytest.raises(TypeError, match=f"(?s)^{place}: cannot save the .*{what}"):
+        pack_state(1, bad)
+
+
+def test_a_tensor_type_that_safetensors_lacks_is_named() -> None:
+    with pytest.raises(TypeError, match=r"torch\.complex128: safetensors cannot hold"):
+        pack_state(1, torch.zeros(2, dtype=torch.complex128))
+
+
+def one_step(net: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, scheduler: Any) -> None:
+    optimizer.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = net(torch.ones(2, 3, 5, 5).to(memory_format=torch.channels_last)).square().mean()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    scheduler.step(*([float(loss.detach())] if isinstance(scheduler, lr.ReduceLROnPlateau) else []))
+
+
+lr = torch.optim.lr_scheduler
+OPTIMIZERS = {
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01, betas=(0.9, 0.99)),
+    "fused": lambda parameters: torch.optim.Adam(parameters, lr=0.01, fused=True),
+    "amsgrad": lambda parameters: torch.optim.AdamW(parameters, lr=torch.tensor(0.01), amsgrad=True, foreach=False),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
+}
+SCHEDULERS = {
+    "step": lambda optimizer: lr.StepLR(optimizer, 2),
+    "milestones": lambda optimizer: lr.MultiStepLR(optimizer, [2, 2, 5]),
+    "onecycle": lambda optimizer: lr.OneCycleLR(optimizer, 0.1, total_steps=30, cycle_momentum=False),
+    "plateau": lambda optimizer: lr.ReduceLROnPlateau(optimizer, patience=1),
+    "warm": lambda optimizer: lr.SequentialLR(
+        optimizer, [lr.LinearLR(optimizer), lr.CosineAnnealingLR(optimizer, 9)], [3]
+    ),
+    "lambda": lambda optimizer: lr.LambdaLR(optimizer, lambda step: 0.5**step),
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer_name", "scheduler_name"),
+    [(name, "onecycle") for name in OPTIMIZERS if name != "sgd"] + [("sgd", name) for name in SCHEDULERS],
+)
+def test_optimiser_scheduler_and_scaler_go_on_exactly(optimizer_name: str, scheduler_name: str) -> None:
+    def parts() -> tuple[nn.Module, torch.optim.Optimizer, Any, Any]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).to(memory_format=torch.channels_last)
+        optimizer = OPTIMIZERS[optimizer_name](net.parameters())
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
+        return net, optimizer, scaler, SCHEDULERS[scheduler_name](optimizer)
+
+    whole = parts()
+    for _ in range(4):
+        one_step(*whole)
+    states = [part.state_dict() for part in whole]
+    assert all(same(found, dict(state)) for found, state in zip(through(states), states, strict=True))
+    resumed = parts()
+    for part, state in zip(resumed, through(states), strict=True):
+        part.load_state_dict(state)
+    for _ in range(4):
+        one_step(*whole)
+        one_step(*resumed)
+    assert pack_state(0, [part.state_dict() for part in whole]) == pack_state(
+        0, [part.state_dict() for part in resumed]
+    )
+
+
+# --- corruption
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_any_changed_or_missing_byte_is_detected(data: st.DataObject) -> None:
+    state = {"net": {"weight": torch.arange(9.0)}, '{"sha256":"' + "0" * 64: [1, (2.5, math.inf)]}
+    packed = bytes(pack_state(12, state))
+    place = data.draw(st.integers(0, len(packed) - 1))
+    changed = bytearray(packed)
+    changed[place] ^= data.draw(st.integers(1, 255))
+    for bad in (bytes(changed), packed[:place], packed + b"\0", packed[:place] + packed[place + 1 :]):
+        with pytest.raises(ValueError, match="its checksum does not match its content"):
+            unpack_state(bad)
+
+
+def test_every_single_bit_is_covered() -> None:
+    packed = bytes(pack_state(1, {"a": torch.ones(3)}))
+    for place in range(len(packed)):
+        for bit in range(8):
+            changed = bytearray(packed)
+            changed[place] ^= 1 << bit
+            with pytest.raises(ValueError, match="checksum"):
+                unpack_state(bytes(changed))
+
+
+def test_other_safetensors_files_and_formats_are_refused() -> None:
+    with pytest.raises(ValueError, match="checksum"):
+        unpack_state(safetensors.torch.save({"a": torch.ones(3)}))
+
+
+# --- random generators
+
+
+def draws(generator: torch.Generator) -> list[float]:
+    numbers = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]  # noqa: NPY002
+    numbers += [torch.rand(()).item(), torch.randn(3)[0].item(), torch.rand((), generator=generator).item()]
+    if torch.cuda.is_available():
+        numbers += [torch.rand((), device=f"cuda:{index}").item() for index in range(torch.cuda.device_count())]
+    return numbers
+
+
+def test_every_generator_goes_on_where_it_was() -> None:
+    generator = torch.Generator().manual_seed(3)
+    draws(generator)  # leaves a Gaussian number in reserve in Python's and NumPy's generator
+    state = random_state({"sampler": generator})
+    expected = draws(generator)
+    assert draws(generator) != expected
+    other = torch.Generator()
+    set_random_state(through(state), {"sampler": other})
+    assert draws(other) == expected
+
+
+def test_generators_and_devices_that_do_not_fit() -> None:
+    state = random_state({"sampler": torch.Generator()})
+    with pytest.raises(ValueError, match=r"random generators \['loader'\]: the state holds \['sampler'\]"):
+        set_random_state(state, {"loader": torch.Generator()})
+    count = len(state["cuda"])
+    state["cuda"] = [*state["cuda"], torch.get_rng_state()]
+    with pytest.warns(UserWarning, match=f"random state of {count + 1} CUDA devices, here are {count}: draws will"):
+        set_random_state(state, {"sampler": torch.Generator()})

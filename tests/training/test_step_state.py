@@ -1,0 +1,168 @@
+"""TrainingStep: the moving average, float16 with its scaler, and states from which a run goes on to the same bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet.training.processes import Processes
+from elasticnet.training.state import pack_state, unpack_state
+from elasticnet.training.step import PRECISIONS, Batch, TrainingStep
+from step_cases import LOSS, assert_close, cutter, images, make_net, make_step, naive_training
+
+# --- averages and float16
+
+
+@given(st.sampled_from([0.3, 0.5, 0.9, 0.999]))
+@settings(max_examples=4)
+def test_the_average_follows_timm_s_warm_up(decay: float) -> None:
+    _, weights = naive_training(make_net(), 6, LOSS)
+    net = make_net()
+    step_, average = make_step(net, ema=decay), weights[0]
+    for step in range(6):
+        step_(cutter(*images(step)), step)
+        now = min(decay, 1 - (1 + step) ** (-2 / 3))  # 0 at the first step: the average starts from its weights
+        average = {name: now * average[name] + (1 - now) * tensor for name, tensor in weights[step].items()}
+        assert_close(dict(step_.averaged_net.state_dict()), average)
+    assert isinstance(step_.averaged_net, ElasticWrapper)
+    assert step_.averaged_net is not net
+    assert not step_.averaged_net.training
+    assert net.training
+
+
+def test_without_an_average_the_net_itself_is_shipped() -> None:
+    net = make_net()
+    assert make_step(net).averaged_net is net
+
+
+def make_half(loss_factor: float, fused: bool, seed: int = 0, **options: Any) -> TrainingStep:
+    """Float32 weights in channels-last and Adam, as a recipe has them; a large factor makes float16 overflow."""
+    net = make_net(seed=seed).float().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    objective = ElasticObjective(net, lambda p, y: loss_factor * nn.functional.mse_loss(p, y), **LOSS)
+    return TrainingStep(objective, net, torch.optim.Adam(net.parameters(), lr=1e-2, fused=fused), **options)
+
+
+def floats(step: int) -> Batch:
+    return cutter(*(tensor.float() for tensor in images(step)))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_float16_step_that_overflows_is_skipped_and_the_scale_halved(fused: bool, clip: float | None) -> None:
+    step_ = make_half(30.0, fused, precision="float16", clip_norm=clip)
+    overflows = 0
+    for step in range(12):
+        before = [p.clone() for p in step_.net.parameters()]
+        scale = step_.scaler.get_scale()
+        terms = step_(floats(step), step)
+        assert terms.total.isfinite()
+        skipped = all(map(torch.equal, before, step_.net.parameters()))
+        assert step_.scaler.get_scale() == (scale / 2 if skipped else scale)
+        overflows += skipped
+    assert 0 < overflows < 12, "the factor shows both: steps that overflow, and the scale that fits"
+    assert int(next(iter(step_.optimizer.state.values()))["step"]) == 12 - overflows
+    assert all(p.isfinite().all() for p in step_.net.parameters())
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "clip_value"])
+def test_float16_gradients_are_clipped_without_their_scale(name: str) -> None:
+    """With SGD at a rate of 1 the first step that is not skipped moves the weights by the clipped gradient itself."""
+    net = make_net().float()
+    options: dict[str, Any] = {"precision": "float16", name: 1e-3}
+    step_ = TrainingStep(ElasticObjective(net, nn.MSELoss(), 0.1), net, torch.optim.SGD(net.parameters(), 1), **options)
+    before, moved = nn.utils.parameters_to_vector(net.parameters()).detach(), torch.zeros(1)
+    for step in range(8):
+        if not moved.any():
+            step_(floats(step), step)
+            moved = nn.utils.parameters_to_vector(net.parameters()).detach() - before
+    size = moved.norm() if name == "clip_norm" else moved.abs().max()
+    assert size.item() == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_autocast_computes_in_the_precision_and_keeps_the_weights(precision: str) -> None:
+    step_, dtypes = make_half(1.0, True, precision=precision), []
+    step_.net.blocks[0].first.register_forward_hook(lambda *hook: dtypes.append(hook[2].dtype))  # pyright: ignore
+    step_(floats(0), 0)
+    assert dtypes == [PRECISIONS[precision]]
+    assert {p.dtype for p in step_.net.parameters()} == {torch.float32}
+
+
+# --- states
+
+
+def bits(step_: TrainingStep) -> bytes:
+    return bytes(pack_state(0, step_.state_dict()))
+
+
+@given(
+    st.integers(0, 6),
+    st.sampled_from(list(PRECISIONS)),
+    st.sampled_from([0.0, 0.9]),
+    st.sampled_from([None, 0.05]),
+    st.sampled_from([1, 2]),
+)
+@settings(max_examples=25)
+def test_a_run_cut_at_any_step_goes_on_to_the_same_bits(
+    cut: int, precision: str, ema: float, clip: float | None, parts: int
+) -> None:
+    options = {"precision": precision, "ema": ema, "clip_norm": clip, "clip_value": clip, "parts": parts}
+
+    def make(seed: int) -> TrainingStep:
+        step_ = make_half(30.0, True, seed=seed, **options)  # in float16 the first steps overflow
+        if precision == "float64":
+            step_.net.double()
+            step_.averaged_net.double()
+        return step_
+
+    def train(step_: TrainingStep, first: int, last: int) -> None:
+        for step in range(first, last):
+            step_(
+                cutter(*images(step)) if precision == "float64" else floats(step), step, learning_rate=0.1 / (step + 1)
+            )
+
+    whole, before, after = make(0), make(0), make(1)
+    train(whole, 0, 6)
+    train(before, 0, cut)
+    _, state = unpack_state(bytes(pack_state(cut, before.state_dict())))
+    after.load_state_dict(state)
+    assert bits(after) == bits(before)
+    train(after, cut, 6)
+    assert bits(after) == bits(whole)
+
+
+def test_a_new_average_starts_from_the_loaded_weights_and_a_new_scaler_afresh() -> None:
+    old = make_half(1.0, True)
+    old(floats(0), 0)
+    new = make_half(1.0, True, seed=1, ema=0.9, precision="float16")
+    new.load_state_dict(unpack_state(bytes(pack_state(1, old.state_dict())))[1])
+    assert_close(dict(new.averaged_net.state_dict()), dict(old.net.state_dict()))
+    assert new.scaler.get_scale() == 2**16
+
+
+@pytest.mark.parametrize(("count", "parts"), [(1, 4), (2, 2), (3, 2), (8, 1)])
+def test_a_resumed_process_takes_its_share_of_the_parts(count: int, parts: int) -> None:
+    """Four parts fitted one process: of several, each takes only as many as that leaves it."""
+    state = make_step(make_net(), parts=4, auto_batch=True).state_dict()
+    resumed = make_step(make_net(), processes=Processes(0, count), auto_batch=True)
+    resumed.load_state_dict(state)
+    assert resumed.parts == parts
+    fixed = make_step(make_net(), parts=2)
+    fixed.load_state_dict(state)
+    assert fixed.parts == 2, "without auto_batch the option counts"
+
+
+def test_weights_that_are_not_finite_are_never_saved() -> None:
+    """The loss of a step is finite, and only its update is not: no log line would have shown it before the save."""
+    net = make_net()
+    step = make_step(net)
+    terms = step(cutter(*images(0)), 0, learning_rate=float("inf"))
+    assert terms.total.isfinite()
+    with pytest.raises(FloatingPointError, match=r"NaN or infinite \(first: blocks.0.first.weight\).*not saved"):
+        step.state_dict()

@@ -1,0 +1,30 @@
+"""Ctrl-C and SIGTERM ask first and interrupt later."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from elasticnet.training.stop_signal import StopSignal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_stop_signal_asks_and_a_later_one_interrupts(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop.requested
+        signal.raise_signal(number)
+        assert stop.requested
+        now = 100.9
+        signal.raise_signal(signal.SIGTERM)  # what a launcher passes on at once is no second request
+        now = 101.1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+    assert not StopSignal().requested
