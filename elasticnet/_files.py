@@ -18,9 +18,11 @@ AnyPath = str | os.PathLike[str]
 
 
 def write_atomic(path: AnyPath, data: bytes | bytearray | str) -> None:
-    """Write a file so that a kill, a power cut or a full disk leaves the old content or the new, never a part.
+    """Write a file so that a kill, a power cut or a full disk leaves the old content or the new,
+    never a part.
 
-    A file that exists keeps its permissions, and a link stays a link: what it points to is replaced.
+    A file that exists keeps its permissions, and a link stays a link: what it points to is
+    replaced.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -33,7 +35,9 @@ def write_atomic(path: AnyPath, data: bytes | bytearray | str) -> None:
             shutil.copymode(path, temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"could not write {path} ({error.strerror}); nothing was changed") from error
+        raise OSError(
+            error.errno, f"could not write {path} ({error.strerror}); nothing was changed"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     if sys.platform != "win32":  # a rename lasts once its folder is flushed; Windows cannot do that
@@ -43,8 +47,13 @@ def write_atomic(path: AnyPath, data: bytes | bytearray | str) -> None:
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Write strict JSON atomically, keys sorted; NaN and infinities become "NaN", "Infinity", "-Infinity"."""
-    write_atomic(path, json.dumps(strict_json(value, "value"), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    """Write strict JSON atomically, keys sorted; NaN and infinities become "NaN", "Infinity",
+    "-Infinity".
+    """
+    write_atomic(
+        path,
+        json.dumps(strict_json(value, "value"), indent=2, sort_keys=True, allow_nan=False) + "\n",
+    )
 
 
 def strict_json(value: Any, place: str) -> Any:

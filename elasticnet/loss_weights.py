@@ -1,4 +1,6 @@
-"""Weights of the loss terms, as pure functions of (step, total): exact on resume, the same on every rank."""
+"""Weights of the loss terms, as pure functions of (step, total): exact on resume, the same on every
+rank.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,16 @@ TapWeights = str | float | Sequence[float] | Mapping[int, float]
 
 
 def ramp(
-    step: int, total: int, start: float, end: float, begin: float = 0.0, finish: float = 1.0, shape: str = "linear"
+    step: int,
+    total: int,
+    start: float,
+    end: float,
+    begin: float = 0.0,
+    finish: float = 1.0,
+    shape: str = "linear",
 ) -> float:
-    """Return a value that goes from `start` to `end` while step/total goes from `begin` to `finish`, constant outside.
+    """Return a value that goes from `start` to `end` while step/total goes from `begin` to
+    `finish`, constant outside.
 
     shape: "linear", or "cosine" (half a cosine wave: flat at both ends). Use it for the PSD weight:
     `ElasticObjective(..., psd_weight=lambda step: ramp(step, 100_000, 0.0, 0.1, finish=0.2))`.
@@ -35,9 +44,10 @@ def ramp(
 def tap_weights(kind: TapWeights, taps: Sequence[int]) -> dict[int, float]:
     """Return the weight of every tap's loss by depth.
 
-    "paper": 1 each (L_routine + sum of L_n); "normalised": 1/len(taps) each, so that the sum of the weights is 1 and
-    the learning rate of a single-exit network fits; a number from 0 to 1: so much for the deepest tap, the rest shared
-    by the others; "deepest": 1/2 for it; a sequence: one weight a tap, shallowest first; a mapping: by depth.
+    "paper": 1 each (L_routine + sum of L_n); "normalised": 1/len(taps) each, so that the sum of the
+    weights is 1 and the learning rate of a single-exit network fits; a number from 0 to 1: so much
+    for the deepest tap, the rest shared by the others; "deepest": 1/2 for it; a sequence: one
+    weight a tap, shallowest first; a mapping: by depth.
     """
     if isinstance(kind, str):
         if kind not in TAP_WEIGHTS:
@@ -51,15 +61,24 @@ def tap_weights(kind: TapWeights, taps: Sequence[int]) -> dict[int, float]:
         if isinstance(kind, bool) or not 0 <= kind <= 1:
             raise ValueError(f"tap weights {kind}: expected the deepest tap's share, from 0 to 1")
         *others, deepest = taps
-        return {**dict.fromkeys(others, (1 - kind) / max(1, len(others))), deepest: kind if others else 1.0}
+        return {
+            **dict.fromkeys(others, (1 - kind) / max(1, len(others))),
+            deepest: kind if others else 1.0,
+        }
     if not isinstance(kind, Mapping):
         if len(kind) != len(taps):
-            raise ValueError(f"{len(kind)} tap weights for {len(taps)} taps: give one for each of {list(taps)}")
+            raise ValueError(
+                f"{len(kind)} tap weights for {len(taps)} taps: give one for each of {list(taps)}"
+            )
         kind = dict(zip(taps, kind, strict=True))
     if set(kind) != set(taps):
-        raise ValueError(f"tap weights name depths {sorted(kind)}: this net has taps at {list(taps)}")
+        raise ValueError(
+            f"tap weights name depths {sorted(kind)}: this net has taps at {list(taps)}"
+        )
     weights = {depth: float(kind[depth]) for depth in taps}
     for depth, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"tap weight {weight} at depth {depth}: expected a finite number, at least 0")
+            raise ValueError(
+                f"tap weight {weight} at depth {depth}: expected a finite number, at least 0"
+            )
     return weights

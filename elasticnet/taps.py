@@ -1,6 +1,7 @@
 """Which depths carry a prediction: resolve, validate, sample. Pure functions of plain integers.
 
-Depths count blocks and start at 1: depth 3 is the network's first three blocks and its head. -1 stands for the deepest.
+Depths count blocks and start at 1: depth 3 is the network's first three blocks and its head. -1
+stands for the deepest.
 """
 
 from __future__ import annotations
@@ -18,17 +19,21 @@ def _listed(depths: Iterable[int]) -> str:
 
 
 def resolve_taps(taps: Iterable[int] | None, num_blocks: int) -> tuple[int, ...]:
-    """Return the sorted depths that carry a tap in a network of `num_blocks` blocks; None means every depth.
+    """Return the sorted depths that carry a tap in a network of `num_blocks` blocks; None means
+    every depth.
 
-    The deepest block always needs a tap, because blocks behind the last one could never be used or trained.
-    Raises ValueError for a depth outside 1..num_blocks, for a depth named twice and for a missing deepest tap.
+    The deepest block always needs a tap, because blocks behind the last one could never be used or
+    trained. Raises ValueError for a depth outside 1..num_blocks, for a depth named twice and for a
+    missing deepest tap.
     """
     if taps is None:
         return tuple(range(1, num_blocks + 1))
     depths = []
     for tap in taps:
         if not _is_depth(tap) or not (tap == -1 or 1 <= tap <= num_blocks):
-            raise ValueError(f"tap {tap!r}: taps are whole numbers from 1 to {num_blocks}, or -1 for the deepest")
+            raise ValueError(
+                f"tap {tap!r}: taps are whole numbers from 1 to {num_blocks}, or -1 for the deepest"
+            )
         depths.append(num_blocks if tap == -1 else tap)
     if len(set(depths)) < len(depths):
         raise ValueError(f"taps {_listed(depths)}: a depth is named twice")
@@ -48,12 +53,17 @@ def resolve_depth(depth: int | None, taps: Sequence[int]) -> int:
     if depth is None or (_is_depth(depth) and depth == -1):
         return taps[-1]
     if not _is_depth(depth) or depth not in taps:
-        raise ValueError(f"depth {depth!r}: this net has taps at depths {_listed(taps)} (-1 is the deepest)")
-    return taps[taps.index(depth)]  # not `depth`, which torch.compile makes symbolic when it changes between calls
+        raise ValueError(
+            f"depth {depth!r}: this net has taps at depths {_listed(taps)} (-1 is the deepest)"
+        )
+    # not `depth`, which torch.compile makes symbolic when it changes between calls
+    return taps[taps.index(depth)]
 
 
 def resolve_depths(depths: Iterable[int] | None, taps: Sequence[int]) -> tuple[int, ...]:
-    """Return `depths` sorted, each checked as by `resolve_depth` and named once; None means all of `taps`."""
+    """Return `depths` sorted, each checked as by `resolve_depth` and named once; None means all of
+    `taps`.
+    """
     if depths is None:
         return tuple(taps)
     resolved = [resolve_depth(depth, taps) for depth in depths]
@@ -67,11 +77,14 @@ def resolve_depths(depths: Iterable[int] | None, taps: Sequence[int]) -> tuple[i
 def sample_depths(taps: Sequence[int], num_sampled: int, seed: int, step: int) -> tuple[int, ...]:
     """Return the deepest tap and `num_sampled` of the others, drawn without replacement.
 
-    A pure function of its arguments: the same on every rank and every machine, and exact when a run is resumed.
-    Every depth but the deepest is drawn with probability `inclusion_probability(taps, num_sampled)`.
+    A pure function of its arguments: the same on every rank and every machine, and exact when a run
+    is resumed. Every depth but the deepest is drawn with probability `inclusion_probability(taps,
+    num_sampled)`.
     """
     if not _is_depth(num_sampled) or num_sampled < 0:
-        raise ValueError(f"sampled taps {num_sampled!r}: expected a whole number from 0 to {len(taps) - 1}")
+        raise ValueError(
+            f"sampled taps {num_sampled!r}: expected a whole number from 0 to {len(taps) - 1}"
+        )
     others = taps[:-1]
     if num_sampled >= len(others):
         return tuple(taps)

@@ -1,4 +1,6 @@
-"""ElasticWrapper: the block loop that turns a sequential-block network into one that runs at any depth."""
+"""ElasticWrapper: the block loop that turns a sequential-block network into one that runs at any
+depth.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ HEAD_SKIPS = (None, "stem", "input")
 
 
 class Taps(NamedTuple):
-    """What one pass over all blocks gives: predictions at `depths`, and the features of every tap of the net.
+    """What one pass over all blocks gives: predictions at `depths`, and the features of every tap
+    of the net.
 
-    depths: where the predictions are. predictions: one a depth, the head's output. features: one for each of the net's
-    taps (not only for `depths`), as the blocks returned them, before any adapter; shallowest first.
+    depths: where the predictions are. predictions: one a depth, the head's output. features: one
+    for each of the net's taps (not only for `depths`), as the blocks returned them, before any
+    adapter; shallowest first.
     """
 
     depths: tuple[int, ...]
@@ -44,21 +48,24 @@ class ElasticWrapper(nn.Module):
     """A stem, blocks and one shared head, with a prediction at every tap: run it at any depth.
 
     body_blocks: any iterable of modules, each x -> x (or a tuple whose first entry is the tensor).
-    shared_head: features -> prediction; one module for all taps. If it offers `prepare() -> callable`, that is called
-        once a pass and what it returns serves every tap of the pass.
-    stem: what runs before the first block; may return `(x, context)` for `call_block`.
-    taps: the depths that carry a prediction; None means all. adapters: `{depth: module}` maps a tap to what the head
-    takes. head_skip: "stem" calls head(features, stem_output), "input" calls head(features, x).
-    layout, prefix_tokens: what the axes of the features mean, for attention maps (see `attention`).
-    call_block: `call_block(block, x, context, index) -> (x, context)` replaces the plain call; index counts from 0.
-    checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations (training only).
+    shared_head: features -> prediction; one module for all taps. If it offers `prepare() ->
+    callable`, that is called
+        once a pass and what it returns serves every tap of the pass. stem: what runs before the
+    first block; may return `(x, context)` for `call_block`. taps: the depths that carry a
+    prediction; None means all. adapters: `{depth: module}` maps a tap to what the head takes.
+    head_skip: "stem" calls head(features, stem_output), "input" calls head(features, x). layout,
+    prefix_tokens: what the axes of the features mean, for attention maps (see `attention`).
+    call_block: `call_block(block, x, context, index) -> (x, context)` replaces the plain call;
+    index counts from 0. checkpoint_blocks: recompute each block in the backward pass instead of
+    keeping its activations (training only).
 
-    Keyword arguments of `net(x, **kwargs)` go to the stem as far as its forward names them; the context is what the
-    stem returns beside x, or else these keyword arguments as a dict.
+    Keyword arguments of `net(x, **kwargs)` go to the stem as far as its forward names them; the
+    context is what the stem returns beside x, or else these keyword arguments as a dict.
 
-    Depths count blocks and start at 1; -1 is the deepest. State dict keys: `stem.*`, `blocks.{index from 0}.*`,
-    `head.*`, `adapters.{depth}.*`. `origin` is (architecture, arguments) where a built-in builder made the net. In eval
-    mode `net(x, depth=d)`, prediction d of `net.forward_taps(x)` and `net.truncate(d)(x)` are equal bit for bit.
+    Depths count blocks and start at 1; -1 is the deepest. State dict keys: `stem.*`, `blocks.{index
+    from 0}.*`, `head.*`, `adapters.{depth}.*`. `origin` is (architecture, arguments) where a
+    built-in builder made the net. In eval mode `net(x, depth=d)`, prediction d of
+    `net.forward_taps(x)` and `net.truncate(d)(x)` are equal bit for bit.
     """
 
     def __init__(
@@ -86,17 +93,23 @@ class ElasticWrapper(nn.Module):
         if head_skip not in HEAD_SKIPS:
             raise ValueError(f"head_skip {head_skip!r}: expected None, 'stem' or 'input'")
         if isinstance(call_block, nn.Module):
-            raise TypeError("call_block is a module: expected a function; keep parameters in the stem or the blocks")
+            raise TypeError(
+                "call_block is a module: expected a function; keep parameters in the stem or the blocks"
+            )
         self.taps = resolve_taps(taps, len(blocks))
         for depth in adapters or {}:
             if type(depth) is not int or depth not in self.taps:
                 listed = ", ".join(map(str, self.taps))
-                raise ValueError(f"adapter at depth {depth!r}: this net has taps at depths {listed}")
+                raise ValueError(
+                    f"adapter at depth {depth!r}: this net has taps at depths {listed}"
+                )
         if stem is not None:
             self.stem = stem
         self.blocks = nn.ModuleList(blocks)
         self.head = shared_head
-        self.adapters = nn.ModuleDict({str(depth): module for depth, module in sorted((adapters or {}).items())})
+        self.adapters = nn.ModuleDict(
+            {str(depth): module for depth, module in sorted((adapters or {}).items())}
+        )
         self.head_skip = head_skip
         self.layout = layout
         self.prefix_tokens = prefix_tokens
@@ -111,8 +124,9 @@ class ElasticWrapper(nn.Module):
         return f"taps={self.taps}"
 
     def forward(self, x: Any, depth: int | None = None, **context: Any) -> Any:
-        """Return the prediction at `depth` (default: the deepest, or that of `at_depth`); blocks behind it do not
-        run."""
+        """Return the prediction at `depth` (default: the deepest, or that of `at_depth`); blocks
+        behind it do not run.
+        """
         depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
         start, run_context, skip = self._enter(x, context)
         features = start
@@ -121,12 +135,16 @@ class ElasticWrapper(nn.Module):
         return self._predict(self._head(), depth, features, skip)
 
     def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **context: Any) -> Taps:
-        """Run all blocks once; return the predictions at `depths` (None: every tap) and the features of all taps."""
+        """Run all blocks once; return the predictions at `depths` (None: every tap) and the
+        features of all taps.
+        """
         depths = resolve_depths(depths, self.taps)
         start, run_context, skip = self._enter(x, context)
         head = self._head()
         predictions, kept = [], []
-        for depth, features in enumerate(self._run_blocks(start, run_context, self.taps[-1]), start=1):
+        for depth, features in enumerate(
+            self._run_blocks(start, run_context, self.taps[-1]), start=1
+        ):
             if depth in self.taps:
                 kept.append(features)
                 if depth in depths:
@@ -135,7 +153,8 @@ class ElasticWrapper(nn.Module):
 
     @contextmanager
     def at_depth(self, depth: int) -> Iterator[ElasticWrapper]:
-        """Make `depth` this net's default inside a `with` block; put back on the way out, also after an exception.
+        """Make `depth` this net's default inside a `with` block; put back on the way out, also
+        after an exception.
 
         It changes the net's state: threads that share a net pass `depth=` instead.
         """
@@ -147,17 +166,21 @@ class ElasticWrapper(nn.Module):
             self.default_depth = before
 
     def truncate(self, depth: int) -> ElasticWrapper:
-        """Return an independent network (copied weights) of what `depth` uses; elastic below it, with the same keys."""
+        """Return an independent network (copied weights) of what `depth` uses; elastic below it,
+        with the same keys.
+        """
         depth = resolve_depth(depth, self.taps)
         taps = self.taps[: self.taps.index(depth) + 1]
         adapters = {tap: self.adapters[str(tap)] for tap in taps if str(tap) in self.adapters}
         return copy.deepcopy(self._rebuilt(self.blocks[:depth], taps, adapters))
 
     def to_sequential(self) -> nn.Sequential:
-        """Return an independent `nn.Sequential(stem, blocks, head)` with the same function and keys at full depth.
+        """Return an independent `nn.Sequential(stem, blocks, head)` with the same function and keys
+        at full depth.
 
-        Raises ValueError for a net that is not a plain sequence: with head_skip, with call_block, or with blocks that
-        were seen to return tuples. `elasticnet.export` makes a plain module of those.
+        Raises ValueError for a net that is not a plain sequence: with head_skip, with call_block,
+        or with blocks that were seen to return tuples. `elasticnet.export` makes a plain module of
+        those.
         """
         reasons = {
             "head_skip": self.head_skip is not None,
@@ -170,23 +193,32 @@ class ElasticWrapper(nn.Module):
                     f"a net with {name} is not a plain sequence: elasticnet.export makes a plain module of it"
                 )
         parts = {"stem": getattr(self, "stem", None), "blocks": nn.Sequential(*self.blocks)}
-        parts["adapter"] = self.adapters[str(self.taps[-1])] if str(self.taps[-1]) in self.adapters else None
+        parts["adapter"] = (
+            self.adapters[str(self.taps[-1])] if str(self.taps[-1]) in self.adapters else None
+        )
         parts["head"] = self.head
         sequence = nn.Sequential()
         for name, part in parts.items():
             if part is not None:
                 sequence.add_module(name, part)
-        sequence.training = parts["blocks"].training = self.training  # every other module keeps its own mode
+        # every other module keeps its own mode
+        sequence.training = parts["blocks"].training = self.training
         return copy.deepcopy(sequence)
 
     def grow(
-        self, blocks: Iterable[nn.Module], example: Any, init: Callable[[nn.Module], Any] | None = None, **context: Any
+        self,
+        blocks: Iterable[nn.Module],
+        example: Any,
+        init: Callable[[nn.Module], Any] | None = None,
+        **context: Any,
     ) -> ElasticWrapper:
-        """Return an independent, deeper network that is exactly the same function until it is trained further.
+        """Return an independent, deeper network that is exactly the same function until it is
+        trained further.
 
-        Every new block is copied and made the identity by `init(block)`, or by its own `init_identity()`; this is
-        proved on `example` (an input of the network) in eval mode: ValueError names the block that is not an identity.
-        Every new depth gets a tap; where the deepest tap has an adapter, the new taps get copies of it.
+        Every new block is copied and made the identity by `init(block)`, or by its own
+        `init_identity()`; this is proved on `example` (an input of the network) in eval mode:
+        ValueError names the block that is not an identity. Every new depth gets a tap; where the
+        deepest tap has an adapter, the new taps get copies of it.
         """
         new_blocks = [copy.deepcopy(block) for block in blocks]
         if not new_blocks:
@@ -208,12 +240,16 @@ class ElasticWrapper(nn.Module):
         adapters = {int(depth): module for depth, module in self.adapters.items()}
         if deepest in adapters:
             adapters |= {depth: copy.deepcopy(adapters[deepest]) for depth in new_taps}
-        grown = copy.deepcopy(self._rebuilt([*self.blocks, *new_blocks], (*self.taps, *new_taps), adapters))
+        grown = copy.deepcopy(
+            self._rebuilt([*self.blocks, *new_blocks], (*self.taps, *new_taps), adapters)
+        )
         with evaluating(grown), torch.no_grad():
             start, run_context, skip = grown._enter(example, context)
             head = grown._head()
             features = expected = outcome = None
-            for depth, after in enumerate(grown._run_blocks(start, run_context, grown.taps[-1]), start=1):
+            for depth, after in enumerate(
+                grown._run_blocks(start, run_context, grown.taps[-1]), start=1
+            ):
                 if depth > deepest and not _equal(features, after):
                     index = depth - deepest - 1
                     raise ValueError(
@@ -221,7 +257,8 @@ class ElasticWrapper(nn.Module):
                         f"{_difference(features, after)}. A block that normalises its own sum (post-norm) or ends in "
                         "an activation cannot be one; otherwise make `init` zero the last layer of its residual path"
                     )
-                features = after.clone()  # or a block that works in place would be compared with itself
+                # or a block that works in place would be compared with itself
+                features = after.clone()
                 if depth in (deepest, grown.taps[-1]):
                     expected, outcome = outcome, grown._predict(head, depth, features, skip)
             if not _equal(expected, outcome):
@@ -231,11 +268,12 @@ class ElasticWrapper(nn.Module):
         return grown
 
     def check(self, example: Any, strict: bool = False, **context: Any) -> list[TapReport]:
-        """Run the net once on `example`, in eval mode without gradients, and report every tap (modes are put back).
+        """Run the net once on `example`, in eval mode without gradients, and report every tap
+        (modes are put back).
 
-        Each TapReport holds the features' shape, the head's output shape, whether the features are finite, and
-        `problem`: why the head rejects this tap and which adapter it needs, or that its features are not finite.
-        `strict` raises the first.
+        Each TapReport holds the features' shape, the head's output shape, whether the features are
+        finite, and `problem`: why the head rejects this tap and which adapter it needs, or that its
+        features are not finite. `strict` raises the first.
         """
         with evaluating(self), torch.no_grad():
             start, run_context, skip = self._enter(example, context)
@@ -284,8 +322,11 @@ class ElasticWrapper(nn.Module):
         return net
 
     def _enter(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Run the stem; return the features, the context for call_block, and what the head's skip takes."""
-        # Plain comprehensions: torch.compile of torch 2.6 does not trace set arithmetic on the keys of a dict.
+        """Run the stem; return the features, the context for call_block, and what the head's skip
+        takes.
+        """
+        # Plain comprehensions: torch.compile of torch 2.6 does not trace set arithmetic on the keys
+        # of a dict.
         accepted = keywords if self._stem_keywords is None else self._stem_keywords
         stem_takes = {name: value for name, value in keywords.items() if name in accepted}
         unknown = [name for name in keywords if name not in stem_takes]
@@ -295,10 +336,14 @@ class ElasticWrapper(nn.Module):
             features = stem(x, **stem_takes)
             if isinstance(features, tuple):
                 if self.call_block is None:
-                    raise ValueError("the stem returned (x, context): pass call_block to use the context in the blocks")
+                    raise ValueError(
+                        "the stem returned (x, context): pass call_block to use the context in the blocks"
+                    )
                 features, context = features
         if unknown and (self.call_block is None or context is not keywords):
-            raise TypeError(f"unexpected keyword argument {unknown[0]!r}: neither the stem nor call_block gets it")
+            raise TypeError(
+                f"unexpected keyword argument {unknown[0]!r}: neither the stem nor call_block gets it"
+            )
         return features, context, features if self.head_skip == "stem" else x
 
     def _run_blocks(self, features: Any, context: Any, depth: int) -> Iterator[Any]:
@@ -309,10 +354,16 @@ class ElasticWrapper(nn.Module):
                 return
             if self.call_block is not None:
                 call, inputs = partial(self.call_block, block), (features, context, index)
-                result = checkpoint(call, *inputs, use_reentrant=False) if recompute else call(*inputs)
+                result = (
+                    checkpoint(call, *inputs, use_reentrant=False) if recompute else call(*inputs)
+                )
                 features, context = result  # pyright: ignore[reportGeneralTypeIssues]
             else:
-                features = checkpoint(block, features, use_reentrant=False) if recompute else block(features)
+                features = (
+                    checkpoint(block, features, use_reentrant=False)
+                    if recompute
+                    else block(features)
+                )
                 if isinstance(features, tuple):
                     self._tuple_blocks, features = True, features[0]
             yield features
@@ -328,7 +379,9 @@ class ElasticWrapper(nn.Module):
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            shape = (
+                tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            )
             raise RuntimeError(
                 f"the head rejects the tap at depth {depth}, whose features have shape {shape}: {error}. "
                 f"If channels or resolution differ there, adapters={{{depth}: module}} maps it to what the head takes"
@@ -342,13 +395,16 @@ def _keywords(stem: nn.Module | None) -> frozenset[str] | None:
     parameters = list(inspect.signature(stem.forward).parameters.values())
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    return frozenset(p.name for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return frozenset(
+        p.name for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )
 
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[nn.Module]:
-    """Put every module of `net` into eval mode inside a `with` block, and each back into its own mode on the way
-    out."""
+    """Put every module of `net` into eval mode inside a `with` block, and each back into its own
+    mode on the way out.
+    """
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
@@ -362,7 +418,9 @@ def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, Tensor):
         return isinstance(second, Tensor) and torch.equal(first, second)
     if isinstance(first, (tuple, list)):
-        return len(first) == len(second) and all(_equal(a, b) for a, b in zip(first, second, strict=True))
+        return len(first) == len(second) and all(
+            _equal(a, b) for a, b in zip(first, second, strict=True)
+        )
     return first == second
 
 

@@ -1,14 +1,16 @@
 """Train ASRN, the elastic super-resolution network: one training, every depth a good network.
 
-    python recipes/asrn_div2k.py                      demo: five minutes on the photographs that scikit-image carries
-    python recipes/asrn_div2k.py --download           DIV2K into datasets/, then the paper's training
-    python recipes/asrn_div2k.py --data DIR           the paper's training on DIV2K or on any flat folder of images
-    python recipes/asrn_div2k.py --task denoise       the same network at equal size: Gaussian noise, or --task deblur
-    python recipes/asrn_div2k.py --resume runs/NAME   go on exactly where a run stopped
-    torchrun --nproc-per-node 4 recipes/asrn_div2k.py --data DIR     four processes share the batch
+    python recipes/asrn_div2k.py                      demo: five minutes on the photographs that
+    scikit-image carries python recipes/asrn_div2k.py --download           DIV2K into datasets/,
+    then the paper's training python recipes/asrn_div2k.py --data DIR           the paper's training
+    on DIV2K or on any flat folder of images python recipes/asrn_div2k.py --task denoise       the
+    same network at equal size: Gaussian noise, or --task deblur python recipes/asrn_div2k.py
+    --resume runs/NAME   go on exactly where a run stopped torchrun --nproc-per-node 4
+    recipes/asrn_div2k.py --data DIR     four processes share the batch
 
---preset and --resume choose the defaults, and every other option below changes one of them. The run folder receives
-options.json, log.jsonl, states to resume from, last and best.safetensors (for elasticnet.load), tables and figures.
+--preset and --resume choose the defaults, and every other option below changes one of them. The run
+folder receives options.json, log.jsonl, states to resume from, last and best.safetensors (for
+elasticnet.load), tables and figures.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ from elasticnet.training.stop_signal import StopSignal
 from elasticnet.training.warm_start import warm_start
 
 DOWNLOADS = Path("datasets/DIV2K")
-LOSSES = {"l1": (F.l1_loss, 1), "mse": (F.mse_loss, 2), "charbonnier": (charbonnier, 1)}  # power of the image scale
+# power of the image scale
+LOSSES = {"l1": (F.l1_loss, 1), "mse": (F.mse_loss, 2), "charbonnier": (charbonnier, 1)}
 TASKS = {  # at scale 1 DN is the noisy photograph and BD the blurred one
     "sr": {},
     "denoise": {"scale": 1, "degradation": "DN", "noise_sigma": 25.0},
@@ -64,22 +67,34 @@ class Options:
     """Train ASRN, the elastic super-resolution network."""
 
     preset: Literal["demo", "paper", "best"] = "paper"
-    """Set of defaults: demo (five minutes, no data set needed), paper (the published training) or best (ours)."""
+    """Set of defaults: demo (five minutes, no data set needed), paper (the published training) or
+    best (ours).
+    """
     task: Literal["sr", "denoise", "deblur"] = "sr"
-    """Super-resolution, or restoration at equal size (scale 1) of noise (sigma 25) or blur (sigma 1.6)."""
+    """Super-resolution, or restoration at equal size (scale 1) of noise (sigma 25) or blur (sigma
+    1.6).
+    """
     out: Path | None = None
     """Run folder, new or empty. Default: runs/PRESET-xSCALE-TIME, or runs/PRESET-TASK-TIME."""
     resume: Path | None = None
-    """Run folder to go on with, exactly where it stopped and with the options it was started with."""
+    """Run folder to go on with, exactly where it stopped and with the options it was started
+    with.
+    """
     init: Path | None = None
-    """Start from the weights of this file (best.safetensors of a run): of another scale or depth, too."""
+    """Start from the weights of this file (best.safetensors of a run): of another scale or depth,
+    too.
+    """
     download: bool = False
     """Download DIV2K (7 GB with one scale of LR images) into datasets/ and train on it."""
 
     data: Path | None = None
-    """Training images: DIV2K or any flat folder of HR images. Default: scikit-image's photographs."""
+    """Training images: DIV2K or any flat folder of HR images. Default: scikit-image's
+    photographs.
+    """
     valid: Path | None = None
-    """Images for validation and the final table, in any known layout. Default: held out of the training images."""
+    """Images for validation and the final table, in any known layout. Default: held out of the
+    training images.
+    """
     num_valid: int = 10
     """How many training images are held out when --valid is not given."""
     scale: Literal[1, 2, 3, 4] = 2
@@ -105,19 +120,27 @@ class Options:
     """A scale and a bias per channel and tap in front of the shared head; not in the paper."""
 
     variant: Literal["full", "dsl", "ss"] = "full"
-    """full: deep supervision and self-distillation; dsl: deep supervision only; ss: the deepest exit alone."""
+    """full: deep supervision and self-distillation; dsl: deep supervision only; ss: the deepest
+    exit alone.
+    """
     loss: Literal["l1", "mse", "charbonnier"] = "mse"
     """Task loss of every tap."""
     image_scale: float = 255.0
     """Largest image value in the loss. The paper does not give its own; 255 is our assumption."""
     psd_weight: float = 0.1
-    """Weight of the self-distillation; it only means something together with --loss and --image-scale."""
+    """Weight of the self-distillation; it only means something together with --loss and
+    --image-scale.
+    """
     tap_weights: Literal["paper", "normalised", "deepest", "rising"] | float = "paper"
-    """Each tap's weight: 1, 1/taps, or for the deepest 1/2, a rising one or a number (the others share the rest)."""
+    """Each tap's weight: 1, 1/taps, or for the deepest 1/2, a rising one or a number (the others
+    share the rest).
+    """
     rising_from: float = 0.2
     """The deepest tap's weight at the start, with --tap-weights rising; in the end it is 1."""
     output_weight: float = 0.0
-    """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in the paper."""
+    """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in
+    the paper.
+    """
     sampled_taps: int | None = None
     """Compute the deepest tap and this many others a step. Default: all."""
 
@@ -138,7 +161,9 @@ class Options:
     warmup: int = 0
     """Steps of linear warm-up before the cosine."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then what is validated and shipped; 0 for none."""
+    """Decay of a moving average of the weights, which is then what is validated and shipped; 0 for
+    none.
+    """
     clip_norm: float | None = None
     """Largest norm of all gradients together."""
     clip_value: float | None = None
@@ -156,8 +181,12 @@ class Options:
     """Log to TensorBoard too, with validation crops of every depth."""
     device: str = "cuda" if CUDA else "cpu"
     """Where to train."""
-    precision: Literal["float32", "bfloat16", "float16", "float64"] = "bfloat16" if CUDA else "float32"
-    """Precision of the training step (by autocast; float64: of the weights); validation is in the weights' own."""
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = (
+        "bfloat16" if CUDA else "float32"
+    )
+    """Precision of the training step (by autocast; float64: of the weights); validation is in the
+    weights' own.
+    """
     compile: bool = False
     """Compile the step, on CUDA into a graph; on a CPU it does not pay."""
     accumulate: int = 1
@@ -168,21 +197,33 @@ class Options:
     """Seed of weights, patches, noise and tap sampling."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "num_blocks", "batch_size", "patch_size", "steps", "halve_every", "accumulate")
+        at_least_one(
+            self, "num_blocks", "batch_size", "patch_size", "steps", "halve_every", "accumulate"
+        )
         at_least_one(self, "eval_every", "save_every", "log_every", "keep")
         if not 0 <= self.ema < 1:
-            raise ValueError(f"--ema {self.ema}: expected a decay from 0 (none) to below 1, such as 0.999")
+            raise ValueError(
+                f"--ema {self.ema}: expected a decay from 0 (none) to below 1, such as 0.999"
+            )
         if not all(clip is None or clip > 0 for clip in (self.clip_norm, self.clip_value)):
-            raise ValueError(f"--clip-norm {self.clip_norm}, --clip-value {self.clip_value}: expected numbers above 0")
+            raise ValueError(
+                f"--clip-norm {self.clip_norm}, --clip-value {self.clip_value}: expected numbers above 0"
+            )
         if self.batch_size % self.accumulate:
-            raise ValueError(f"--accumulate {self.accumulate}: expected a divisor of --batch-size {self.batch_size}")
+            raise ValueError(
+                f"--accumulate {self.accumulate}: expected a divisor of --batch-size {self.batch_size}"
+            )
         if self.task == "sr" and self.scale == 1:
-            raise ValueError("--scale 1: expected 2, 3 or 4, or --task denoise or deblur, which keep the image's size")
+            raise ValueError(
+                "--scale 1: expected 2, 3 or 4, or --task denoise or deblur, which keep the image's size"
+            )
         from_0_to_1(self, "rising_from", "tap_weights")
         fixed = TASKS[self.task]
         for name in fixed.keys() & {"scale", "degradation"}:
             if (value := getattr(self, name)) != fixed[name]:
-                raise ValueError(f"--{name} {value}: --task {self.task} has {name} {fixed[name]}; leave it out")
+                raise ValueError(
+                    f"--{name} {value}: --task {self.task} has {name} {fixed[name]}; leave it out"
+                )
 
 
 PRESETS = {
@@ -224,7 +265,9 @@ PRESETS = {
 
 
 def defaults(given: Mapping[str, Any]) -> Options:
-    """Return the defaults that every other option changes: --preset or whether there is data, and --task."""
+    """Return the defaults that every other option changes: --preset or whether there is data, and
+    --task.
+    """
     data = given["data"] or (DOWNLOADS if given["download"] or DOWNLOADS.is_dir() else None)
     preset = given["preset"] if given["preset"] in PRESETS else "paper" if data else "demo"
     task = given["task"] if given["task"] in TASKS else "sr"
@@ -257,14 +300,22 @@ def main(options: Options) -> None:
         net = build(options, processes)
         seed_all(options.seed, processes.rank)
         kind = f"x{options.scale}" if options.task == "sr" else options.task
-        folder = options.out or Path("runs", time.strftime(f"{options.preset}-{kind}-%Y%m%d-%H%M%S"))
+        folder = options.out or Path(
+            "runs", time.strftime(f"{options.preset}-{kind}-%Y%m%d-%H%M%S")
+        )
         with open_run(options, folder, processes) as run:
-            processes.say(f"training on {training}, validating on {validation}; run folder {run.folder}")
+            processes.say(
+                f"training on {training}, validating on {validation}; run folder {run.folder}"
+            )
             finished = train(options, run, net, training, validation, processes)
             if finished is not None and processes.first:
                 title = f"ASRN {kind}, {options.steps} steps"
-                print(f"\n{write_report(run.folder, finished.float(), validation, title, processes.device)}")
-                print(f"written to {run.folder}: best.safetensors, last.safetensors, table and figures")
+                print(
+                    f"\n{write_report(run.folder, finished.float(), validation, title, processes.device)}"
+                )
+                print(
+                    f"written to {run.folder}: best.safetensors, last.safetensors, table and figures"
+                )
 
 
 def build(options: Options, processes: Processes) -> ElasticWrapper:
@@ -285,12 +336,20 @@ def build(options: Options, processes: Processes) -> ElasticWrapper:
 
 
 def train(
-    options: Options, run: Run, net: ElasticWrapper, training: PairSet, validation: PairSet, processes: Processes
+    options: Options,
+    run: Run,
+    net: ElasticWrapper,
+    training: PairSet,
+    validation: PairSet,
+    processes: Processes,
 ) -> ElasticWrapper | None:
-    """Train until options.steps and return the network to ship; None when it was stopped before (and saved)."""
+    """Train until options.steps and return the network to ship; None when it was stopped before
+    (and saved).
+    """
     loss, power = LOSSES[options.loss]
     factor = options.image_scale**power
-    rising = partial(ramp, total=options.steps, start=options.rising_from, end=1.0)  # the deepest tap's share
+    # the deepest tap's share
+    rising = partial(ramp, total=options.steps, start=options.rising_from, end=1.0)
     objective = ElasticObjective(
         net,
         task_loss=lambda prediction, target: factor * loss(prediction, target),
@@ -301,7 +360,9 @@ def train(
         output_weight=factor * options.output_weight,
     )
     training_step = TrainingStep(
-        torch.compile(objective, mode="reduce-overhead" if CUDA else None) if options.compile else objective,
+        torch.compile(objective, mode="reduce-overhead" if CUDA else None)
+        if options.compile
+        else objective,
         net,
         torch.optim.Adam(net.parameters(), lr=options.learning_rate, fused=True),
         processes=processes,
@@ -321,12 +382,16 @@ def train(
         memory_format=torch.channels_last,
     )
     machine = machine_key(processes.device, getattr(torch, options.precision))
-    log = TrainingLog(run, options.steps, processes, tensorboard=options.tensorboard, machine=machine)
+    log = TrainingLog(
+        run, options.steps, processes, tensorboard=options.tensorboard, machine=machine
+    )
     shipped, done, best, state, stopping = training_step.averaged_net, 0, -math.inf, None, False
     if latest := run.load_latest():
         done, state = latest
         if done > options.steps:
-            raise ValueError(f"--steps {options.steps}: the run in {run.folder} is already at step {done}")
+            raise ValueError(
+                f"--steps {options.steps}: the run in {run.folder} is already at step {done}"
+            )
         training_step.load_state_dict(state["training"])
         if processes.rank < len(state["random"]):
             set_random_state(state["random"][processes.rank])
@@ -335,45 +400,72 @@ def train(
 
     with StopSignal() as stop, log.start(done, state and state["log"]):
         if done == 0 and options.init is not None and processes.first:
-            log.write(0, psnr_per_depth(shipped, validation, processes.device))  # what the file was worth
+            # what the file was worth
+            log.write(0, psnr_per_depth(shipped, validation, processes.device))
         while done < options.steps and not stopping:
             rate = halving(done, options.halve_every)
             if options.schedule == "cosine":
                 rate = cosine(done, options.steps, options.warmup)
             learning_rate = options.learning_rate * rate
-            log.add(training_step(lambda part, parts, step=done: sampler.batch(step, part, parts), done, learning_rate))
+            log.add(
+                training_step(
+                    lambda part, parts, step=done: sampler.batch(step, part, parts),
+                    done,
+                    learning_rate,
+                )
+            )
             done += 1
             evaluating = done % options.eval_every == 0 or done == options.steps
             saving = evaluating or done % options.save_every == 0
             writing = saving or done % options.log_every == 0
             # Several processes look together, and seldom, as it makes them wait for each other.
-            stopping = processes.any(stop.requested) if writing else processes.count == 1 and stop.requested
-            scores = psnr_per_depth(shipped, validation, processes.device) if evaluating and processes.first else None
+            stopping = (
+                processes.any(stop.requested)
+                if writing
+                else processes.count == 1 and stop.requested
+            )
+            scores = (
+                psnr_per_depth(shipped, validation, processes.device)
+                if evaluating and processes.first
+                else None
+            )
             if writing or stopping:
                 log.write(done, scores, learning_rate=learning_rate)
             if scores is not None:
                 if (mean := sum(scores.values()) / len(scores)) > best:
                     best = mean
-                    elasticnet.save(shipped, run.folder / "best.safetensors", {"step": done, "psnr": scores})
+                    elasticnet.save(
+                        shipped, run.folder / "best.safetensors", {"step": done, "psnr": scores}
+                    )
                 log.images(done, validation_crops(shipped, validation, processes.device))
             if saving or stopping:
-                state = {"training": training_step.state_dict(), "log": log.state_dict(), "best": best}
+                state = {
+                    "training": training_step.state_dict(),
+                    "log": log.state_dict(),
+                    "best": best,
+                }
                 run.save(done, {**state, "random": processes.gather(random_state())})
                 if processes.first:
                     elasticnet.save(shipped, run.folder / "last.safetensors", {"step": done})
     if done < options.steps:
-        processes.say(f"stopped and saved at step {done}; go on with: python {sys.argv[0]} --resume {run.folder}")
+        processes.say(
+            f"stopped and saved at step {done}; go on with: python {sys.argv[0]} --resume {run.folder}"
+        )
     return shipped if done == options.steps else None
 
 
 def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) -> dict[int, float]:
-    return {depth: score.psnr for depth, score in evaluate(net, pairs, device=device, ssim=False).items()}
+    return {
+        depth: score.psnr
+        for depth, score in evaluate(net, pairs, device=device, ssim=False).items()
+    }
 
 
 if __name__ == "__main__":
     keep_freed_memory()
     torch.backends.cudnn.benchmark = True  # the patches of a training are all of one size
-    faulthandler.enable()  # where it was when the system ended it, say for a disk that is gone from under its cache
+    # where it was when the system ended it, say for a disk that is gone from under its cache
+    faulthandler.enable()
     try:
         main(parse(sys.argv[1:]))
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:

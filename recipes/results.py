@@ -1,10 +1,12 @@
-"""Write the tables and figures of docs/results.md, models.md and speed.md from the measurements in docs/results/.
+"""Write the tables and figures of docs/results.md, models.md and speed.md from the measurements in
+docs/results/.
 
-    python recipes/results.py                      rewrite what stands between the markers in these pages
-    python recipes/results.py --check              write nothing; exit status 1 when something is out of date
+    python recipes/results.py                      rewrite what stands between the markers in these
+    pages python recipes/results.py --check              write nothing; exit status 1 when something
+    is out of date
 
-Numbers are never typed: every table is made of the JSON files that recipes/record.py takes from run folders, and of
-what tests/benchmarks/bench_cpu.py writes; a test runs --check.
+Numbers are never typed: every table is made of the JSON files that recipes/record.py takes from run
+folders, and of what tests/benchmarks/bench_cpu.py writes; a test runs --check.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ DOCS = RECIPES.parent / "docs"
 SETS = ("Set5", "Set14", "B100")
 ALL_SETS = (*SETS, "Urban100", "Manga109")
 PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
-SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}  # record: weights
+# record: weights
+SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}
 DSL_PSD = "DSL + PSD"
 WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 Records = dict[str, dict[str, Any]]
@@ -43,7 +46,9 @@ def decibels(scores: Iterable[float]) -> list[str]:
 
 
 def gained(base: str, lines: Iterable[tuple[str, float, Sequence[float]]]) -> str:
-    """A table of (label, PSNR of the input or of bicubic, PSNR by depth), with the gain in a row of its own."""
+    """A table of (label, PSNR of the input or of bicubic, PSNR by depth), with the gain in a row of
+    its own.
+    """
     rows = []
     for label, start, scores in lines:
         rows.append([f"{label}: PSNR (dB)", f"{start:.2f}", *decibels(scores)])
@@ -107,7 +112,10 @@ def curves(record: dict[str, Any]) -> tuple[dict[str, dict[int, float]], dict[st
     for row in record["table"]["rows"]:
         found.setdefault(row["network"], {})[row["depth"]] = row["psnr"]
     lines = {"bicubic": found["bicubic"][None], "SRCNN": found["SRCNN"][1]}
-    return {name: {depth: psnr for depth, psnr in found[name].items() if depth} for name in (ELASTIC, CUT)}, lines
+    return {
+        name: {depth: psnr for depth, psnr in found[name].items() if depth}
+        for name in (ELASTIC, CUT)
+    }, lines
 
 
 def retrofit(records: Records) -> str:
@@ -118,7 +126,10 @@ def retrofit(records: Records) -> str:
         rows = [
             [f"{CUT} (dB)", *decibels(by_depth[CUT].values())],
             [f"{ELASTIC} (dB)", *decibels(by_depth[ELASTIC].values())],
-            [f"{ELASTIC}, over SRCNN (dB)", *(f"{psnr - lines['SRCNN']:+.2f}" for psnr in by_depth[ELASTIC].values())],
+            [
+                f"{ELASTIC}, over SRCNN (dB)",
+                *(f"{psnr - lines['SRCNN']:+.2f}" for psnr in by_depth[ELASTIC].values()),
+            ],
         ]
         options, sizes = record["options"], record["table"]["network"][1]
         steps = ", ".join(f"{options[f'{kind}_steps']:,} {what}" for kind, what in STEPS.items())
@@ -139,64 +150,111 @@ def score(record: dict[str, Any], data: str, depth: int | None, what: str = "psn
 @cache
 def presets() -> dict[str, dict[str, Any]]:
     """The options of every preset, as they are on a machine without a GPU."""
-    recipe, on_cpu = runpy.run_path(str(RECIPES / "asrn_div2k.py")), {"device": "cpu", "precision": "float32"}
-    return {name: dataclasses.asdict(options) | on_cpu for name, options in recipe["PRESETS"].items()}
+    recipe, on_cpu = (
+        runpy.run_path(str(RECIPES / "asrn_div2k.py")),
+        {"device": "cpu", "precision": "float32"},
+    )
+    return {
+        name: dataclasses.asdict(options) | on_cpu for name, options in recipe["PRESETS"].items()
+    }
 
 
 def changed(options: dict[str, Any], usual: dict[str, Any] | None = None) -> str:
-    """What a run's options change of the usual ones, by default its preset's, as a command line has it."""
+    """What a run's options change of the usual ones, by default its preset's, as a command line has
+    it.
+    """
     base = usual or presets()[options["preset"]]
-    off = {name: value for name, value in presets()["paper"].items() if name in base}  # what older records lack
+    # what older records lack
+    off = {name: value for name, value in presets()["paper"].items() if name in base}
     unused = ("psd_weight",) if options["variant"] != "full" else ()
     words = as_command(options | off | options, base, (*WITHOUT_EFFECT, *unused))
     return words if usual else f"--preset {options['preset']} {words}"
 
 
 def choices(records: Records) -> str:
-    """The short trainings that decided on the recipe, by the photographs that were held out of the training images."""
-    names = sorted((name for name in records if name.startswith("choice-")), key=lambda name: int(name.split("-")[1]))
+    """The short trainings that decided on the recipe, by the photographs that were held out of the
+    training images.
+    """
+    names = sorted(
+        (name for name in records if name.startswith("choice-")),
+        key=lambda name: int(name.split("-")[1]),
+    )
     tried = [records[name] for name in names]
     every = [presets()["paper"] | record["options"] for record in tried]
-    usual = {key: Counter(of[key] for of in every).most_common(1)[0][0] for key in sorted(set().union(*every))}
+    usual = {
+        key: Counter(of[key] for of in every).most_common(1)[0][0]
+        for key in sorted(set().union(*every))
+    }
     rows = []
     for record in tried:
         held_out, label = record["scores"][-1]["psnr"], changed(record["options"], usual)
-        ends = [score(record, "Set5", int(depth)) for depth in sorted({min(held_out), max(held_out)})]
-        scores = [*[""] * (5 - len(held_out)), *decibels(held_out.values()), *[""] * (2 - len(ends)), *decibels(ends)]
+        ends = [
+            score(record, "Set5", int(depth)) for depth in sorted({min(held_out), max(held_out)})
+        ]
+        scores = [
+            *[""] * (5 - len(held_out)),
+            *decibels(held_out.values()),
+            *[""] * (2 - len(ends)),
+            *decibels(ends),
+        ]
         rows.append([f"`{label}`" if label else "the usual options (below)", *scores])
-    header = ["options", *(f"depth {depth}" for depth in range(1, 6)), "Set5, shallowest", "Set5, deepest"]
+    header = [
+        "options",
+        *(f"depth {depth}" for depth in range(1, 6)),
+        "Set5, shallowest",
+        "Set5, deepest",
+    ]
     made = "PSNR-Y in dB, depths on the held-out photographs. What a row does not name:"
     return f"{table([header, *rows])}\n{made} `{changed(usual)}`."
 
 
 def seeds_of(records: Records, name: str) -> list[dict[str, Any]]:
     """The record of this name, and those of the same training with other seeds, by seed."""
-    found = [record for key, record in records.items() if re.fullmatch(f"{name}(-seed[0-9]+)?", key)]
+    found = [
+        record for key, record in records.items() if re.fullmatch(f"{name}(-seed[0-9]+)?", key)
+    ]
     return sorted(found, key=lambda record: record["options"]["seed"])
 
 
 def comparison(records: Records) -> str:
-    """Elastic networks beside one that is cut short and beside one network for each depth, at one budget."""
-    kinds = {"ss": "SS, cut short", "dsl": "DSL", "full": DSL_PSD, "normalised": f"{DSL_PSD}, equal weights"}
+    """Elastic networks beside one that is cut short and beside one network for each depth, at one
+    budget.
+    """
+    kinds = {
+        "ss": "SS, cut short",
+        "dsl": "DSL",
+        "full": DSL_PSD,
+        "normalised": f"{DSL_PSD}, equal weights",
+    }
     kinds |= {"rising": f"{DSL_PSD}, rising, affine", "rising-dsl": "DSL, rising from 1/2, affine"}
     kinds |= {"dsl-nine": "DSL, 9/10 on the deepest", "skipless": f"{DSL_PSD}, no bicubic skip"}
     runs = {kind: seeds_of(records, f"x4-{kind}") for kind in kinds}
-    alone = {depth: seeds_of(records, f"x4-alone-{depth}") for depth in range(1, 5)} | {5: runs["ss"]}
+    alone = {depth: seeds_of(records, f"x4-alone-{depth}") for depth in range(1, 5)} | {
+        5: runs["ss"]
+    }
     parts = []
     for data in SETS:
-        limit = [fmean(score(record, data, depth) for record in found) for depth, found in alone.items()]
+        limit = [
+            fmean(score(record, data, depth) for record in found) for depth, found in alone.items()
+        ]
         rows = [["SS, a network for each depth", *decibels(limit)]]
         for kind, found in runs.items():
             scores = [[score(record, data, depth) for depth in alone] for record in found]
             for record, line in zip(found, scores, strict=True):
                 rows.append([f"{kinds[kind]}, seed {record['options']['seed']}", *decibels(line)])
             if found and kind != "ss":
-                regret = [fmean(ours) - theirs for *ours, theirs in zip(*scores, limit, strict=True)]
-                rows.append([f"{kinds[kind]}: regret", *(f"{round(lost, 2) + 0.0:+.2f}" for lost in regret)])
+                regret = [
+                    fmean(ours) - theirs for *ours, theirs in zip(*scores, limit, strict=True)
+                ]
+                rows.append(
+                    [f"{kinds[kind]}: regret", *(f"{round(lost, 2) + 0.0:+.2f}" for lost in regret)]
+                )
         parts.append(table([[f"{data} x4", *(f"depth {depth}" for depth in alone)], *rows]))
     budgets = {budget(record) for found in (*alone.values(), *runs.values()) for record in found}
     made = f"PSNR-Y in dB; {' or '.join(sorted(budgets))} for each network."
-    return "\n".join([*parts, f"{made} Regret: elastic minus that depth alone, each the mean of its seeds."])
+    return "\n".join(
+        [*parts, f"{made} Regret: elastic minus that depth alone, each the mean of its seeds."]
+    )
 
 
 def depths_of(record: dict[str, Any]) -> list[int]:
@@ -204,27 +262,40 @@ def depths_of(record: dict[str, Any]) -> list[int]:
 
 
 def shipped(records: Records) -> str:
-    """Costs, PSNR and SSIM per depth of every packaged network, beside what is published of it and of others."""
+    """Costs, PSNR and SSIM per depth of every packaged network, beside what is published of it and
+    of others.
+    """
     published, parts = records["published"], []
     for name, weights in SHIPPED.items():
         record, scale = records[name], name[:2]
         measured, costs = {row["data"] for row in record["sets"]}, {None: ["bicubic", "", ""]}
         for row in record["table"]["rows"]:
-            costs[row["depth"]] = [str(row["depth"]), f"{row['parameters']:,}", f"{row['macs'] / 1e9:.2f}"]
+            costs[row["depth"]] = [
+                str(row["depth"]),
+                f"{row['parameters']:,}",
+                f"{row['macs'] / 1e9:.2f}",
+            ]
         rows, asrn = [], published["asrn"].get(scale, {})
         for depth, cells in costs.items():
-            theirs = {data: values[str(depth)] for data, values in asrn.items() if str(depth) in values}
+            theirs = {
+                data: values[str(depth)] for data, values in asrn.items() if str(depth) in values
+            }
             theirs = theirs if depth else published["methods"]["bicubic"][scale]
             for data in ALL_SETS:
                 if data not in measured:
                     cells.append("not measured")
                     continue
-                ours = f"{score(record, data, depth):.2f} / {score(record, data, depth, 'ssim'):.4f}"
+                ours = (
+                    f"{score(record, data, depth):.2f} / {score(record, data, depth, 'ssim'):.4f}"
+                )
                 cells.append(f"{ours} ({theirs[data]:.2f})" if data in theirs else ours)
             rows.append(cells)
         for method, values in published["methods"].items():
             if method != "bicubic" and name in values:  # once for each scale
-                found = [f"({values[scale][data]:.2f})" if data in values[scale] else "" for data in ALL_SETS]
+                found = [
+                    f"({values[scale][data]:.2f})" if data in values[scale] else ""
+                    for data in ALL_SETS
+                ]
                 rows.append([method, f"{values['parameters'] // 1000}K", "", *found])
         parts.append(table([[f"`{weights}`, depth", "parameters", "GMACs", *ALL_SETS], *rows]))
         start = f", started from {Path(init).stem}" if (init := record["options"]["init"]) else ""
@@ -243,10 +314,19 @@ def cards(records: Records) -> str:
         scores = " ".join(decibels(score(record, "Set5", depth) for depth in depths_of(record)))
         skip = "" if options["skip"] == "none" else f", skip {options['skip']}"
         rows = [
-            ["network", f"ASRN x{options['scale']}, {options['num_blocks']} blocks of {options['channels']}{skip}"],
-            ["Set5 PSNR-Y by depth (dB)", f"{scores}; [every number](results.md#the-networks-in-the-package)"],
+            [
+                "network",
+                f"ASRN x{options['scale']}, {options['num_blocks']} blocks of {options['channels']}{skip}",
+            ],
+            [
+                "Set5 PSNR-Y by depth (dB)",
+                f"{scores}; [every number](results.md#the-networks-in-the-package)",
+            ],
             ["budget", f"{budget(record)}; {hours:.1f} hours"],
-            ["kept", f"step {best['step']:,}, whose mean over depths on the held-out photographs was the best"],
+            [
+                "kept",
+                f"step {best['step']:,}, whose mean over depths on the held-out photographs was the best",
+            ],
             ["hardware", record["machine"]],
             ["seed", options["seed"]],
             ["command", f"`python recipes/asrn_div2k.py {changed(options)}`"],
@@ -257,7 +337,9 @@ def cards(records: Records) -> str:
 
 
 def cpu(records: Records) -> str:
-    """What tests/benchmarks/bench_cpu.py measured: every way and depth, then the variations at the deepest depth."""
+    """What tests/benchmarks/bench_cpu.py measured: every way and depth, then the variations at the
+    deepest depth.
+    """
     record = records["cpu"]
     rows, given_back = record["rows"], records["cpu-memory-given-back"]["rows"]
     deepest = max(row["depth"] for row in rows)
@@ -276,10 +358,19 @@ def cpu(records: Records) -> str:
     for row in given_back:
         if (row["way"], row["depth"]) == ("eager", deepest):
             label = f"memory given back, {row['precision']}"
-            variations.append([label, f"{row['ms']:.0f}", f"{row['gmacs_per_second']:.0f}", f"{row['of_peak']:.0%}"])
+            variations.append(
+                [
+                    label,
+                    f"{row['ms']:.0f}",
+                    f"{row['gmacs_per_second']:.0f}",
+                    f"{row['of_peak']:.0%}",
+                ]
+            )
     depths = [f"depth {depth}, ms" for depth in range(1, deepest + 1)]
     rates = ["GMAC/s at the deepest", "of the peak"]
-    peaks = "; ".join(f"{name} {rate:.0f}" for name, rate in record["product_gmacs_per_second"].items())
+    peaks = "; ".join(
+        f"{name} {rate:.0f}" for name, rate in record["product_gmacs_per_second"].items()
+    )
     made = f"Matrix products, GMAC/s: {peaks}. {record['machine']}; {record['settings']['repeats']} rounds."
     shares = table([["", *depths, *rates, "depth 1 of the deepest"], *lines])
     variations.insert(0, [f"eager, depth {deepest}", "ms", "GMAC/s", "of the peak"])
@@ -306,7 +397,9 @@ def draw(records: Records) -> None:
 
 
 def draw_asrn(records: Records, images: Path) -> None:
-    """The packaged network beside one that is cut short, by parameters beside published ones, and in pictures."""
+    """The packaged network beside one that is cut short, by parameters beside published ones, and
+    in pictures.
+    """
     from elasticnet.sr import asrn
     from elasticnet.sr.benchmark import bicubic, predict_depths
     from elasticnet.sr.benchmark.figures import crop_comparison, elastic_curve, parameter_dots
@@ -314,19 +407,37 @@ def draw_asrn(records: Records, images: Path) -> None:
 
     def on_set5(name: str) -> dict[int, float]:
         found = seeds_of(records, name)
-        return {depth: fmean(score(record, "Set5", depth) for record in found) for depth in depths_of(found[0])}
+        return {
+            depth: fmean(score(record, "Set5", depth) for record in found)
+            for depth in depths_of(found[0])
+        }
 
     elastic, ss = {f"elastic, {DSL_PSD}": on_set5("x4-full")}, on_set5("x4-ss")
     alone = {depth: on_set5(f"x4-alone-{depth}")[depth] for depth in range(1, 5)} | {5: ss[5]}
     title = f"ASRN, Set5 x4, {records['x4-full']['options']['steps']:,} steps"
     baseline = {"bicubic": score(records["x4-full"], "Set5", None)}
-    balances = elastic | {"equal weights": on_set5("x4-normalised"), "DSL, 9/10 on the deepest": on_set5("x4-dsl-nine")}
-    elastic_curve(images / "asrn_x4_alone.png", balances | {"trained alone": alone}, None, title, "PSNR-Y (dB)")
-    elastic_curve(images / "asrn_x4_cut.png", elastic | {"SS, cut short": ss}, baseline, title, "PSNR-Y (dB)")
+    balances = elastic | {
+        "equal weights": on_set5("x4-normalised"),
+        "DSL, 9/10 on the deepest": on_set5("x4-dsl-nine"),
+    }
+    elastic_curve(
+        images / "asrn_x4_alone.png",
+        balances | {"trained alone": alone},
+        None,
+        title,
+        "PSNR-Y (dB)",
+    )
+    elastic_curve(
+        images / "asrn_x4_cut.png", elastic | {"SS, cut short": ss}, baseline, title, "PSNR-Y (dB)"
+    )
 
     methods = records["published"]["methods"]
     ours = [row for row in records["x4"]["sets"] if row["data"] == "Set5" and row["depth"]]
-    theirs = {name: (of["parameters"], of["x4"]["Set5"]) for name, of in methods.items() if name != "bicubic"}
+    theirs = {
+        name: (of["parameters"], of["x4"]["Set5"])
+        for name, of in methods.items()
+        if name != "bicubic"
+    }
     theirs["ASRN"] = (ours[-1]["parameters"], records["published"]["asrn"]["x4"]["Set5"]["5"])
     dots = {f"depth {row['depth']}": (row["parameters"], row["psnr"]) for row in ours}
     series = {"ASRN, one training": dots, "published": theirs}
@@ -334,8 +445,13 @@ def draw_asrn(records: Records, images: Path) -> None:
 
     pairs = pairs_from_arrays({PHOTO: scikit_image_photos()[PHOTO]}, 4)
     predicted = predict_depths(asrn(4, pretrained=True), pairs.lr(0))
-    crops = {"bicubic": bicubic(pairs.lr(0), 4), **{f"depth {depth}": image for depth, image in predicted.items()}}
-    crop_comparison(images / "asrn_x4_crops.png", pairs.hr(0), crops, title=f"{PHOTO} x4 (scikit-image)")
+    crops = {
+        "bicubic": bicubic(pairs.lr(0), 4),
+        **{f"depth {depth}": image for depth, image in predicted.items()},
+    }
+    crop_comparison(
+        images / "asrn_x4_crops.png", pairs.hr(0), crops, title=f"{PHOTO} x4 (scikit-image)"
+    )
 
 
 def written(name: str, page: str, records: Records) -> str:
@@ -352,10 +468,17 @@ def written(name: str, page: str, records: Records) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit status 1 when a page is out of date")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="exit status 1 when a page is out of date"
+    )
     options = parser.parse_args(arguments)
-    records = {path.stem: json.loads(path.read_text()) for path in sorted((DOCS / "results").glob("*.json"))}
+    records = {
+        path.stem: json.loads(path.read_text())
+        for path in sorted((DOCS / "results").glob("*.json"))
+    }
     outdated = False
     for name in PAGES:
         page = (DOCS / name).read_text()
@@ -377,4 +500,6 @@ if __name__ == "__main__":
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyError as error:
-        sys.exit(f"error: docs/results/ has nothing named {error}: recipes/record.py takes records from runs")
+        sys.exit(
+            f"error: docs/results/ has nothing named {error}: recipes/record.py takes records from runs"
+        )

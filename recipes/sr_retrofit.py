@@ -1,15 +1,18 @@
-"""Make an ordinary super-resolution network elastic: EDSR or RCAN, before and after, at every depth.
+"""Make an ordinary super-resolution network elastic: EDSR or RCAN, before and after, at every
+depth.
 
-    python recipes/sr_retrofit.py --model edsr                  minutes, on the photographs that scikit-image carries
-    python recipes/sr_retrofit.py --model rcan --data DIR --valid DIR DIR     your images, scored on benchmark sets
-    python recipes/sr_retrofit.py --model edsr --weights FILE --data DIR      from the authors' checkpoint, or ours
-    python recipes/sr_retrofit.py --resume runs/NAME            go on exactly where a run stopped
+    python recipes/sr_retrofit.py --model edsr                  minutes, on the photographs that
+    scikit-image carries python recipes/sr_retrofit.py --model rcan --data DIR --valid DIR DIR
+    your images, scored on benchmark sets python recipes/sr_retrofit.py --model edsr --weights FILE
+    --data DIR      from the authors' checkpoint, or ours python recipes/sr_retrofit.py --resume
+    runs/NAME            go on exactly where a run stopped
 
-Three trainings on the same images: the ordinary network by its deepest exit alone (read instead with --weights), an
-SRCNN to compare with, and the elastic network, which starts from the ordinary one's weights. Then every depth is
-scored, of the ordinary network with its blocks cut away and of the elastic one. The run folder receives options.json,
-log.jsonl, the states to resume from, ordinary.safetensors, srcnn.safetensors and elastic.safetensors, table.md,
-table.json and a figure for each set of images.
+Three trainings on the same images: the ordinary network by its deepest exit alone (read instead
+with --weights), an SRCNN to compare with, and the elastic network, which starts from the ordinary
+one's weights. Then every depth is scored, of the ordinary network with its blocks cut away and of
+the elastic one. The run folder receives options.json, log.jsonl, the states to resume from,
+ordinary.safetensors, srcnn.safetensors and elastic.safetensors, table.md, table.json and a figure
+for each set of images.
 """
 
 from __future__ import annotations
@@ -56,8 +59,10 @@ LABELS = ("ordinary, cut short", "SRCNN", "elastic")
 EDSR_SIZES = {"scale": ("scale", 2), "num_blocks": ("num_blocks", 8), "channels": ("channels", 32)}
 RCAN_SIZES = EDSR_SIZES | {"num_groups": ("num_blocks", 4), "num_blocks": ("group_size", 4)}
 SIZES: dict[str, dict[str, tuple[str, int]]] = {"edsr": EDSR_SIZES, "rcan": RCAN_SIZES}
-FIXED = ("model", "weights", "scale", "num_blocks", "num_groups", "channels")  # a resumed run cannot change them
-SAMPLED_TAPS = {"edsr": 2, "rcan": None}  # EDSR's heads at all taps cost more than its blocks: see tap_macs
+# a resumed run cannot change them
+FIXED = ("model", "weights", "scale", "num_blocks", "num_groups", "channels")
+# EDSR's heads at all taps cost more than its blocks: see tap_macs
+SAMPLED_TAPS = {"edsr": 2, "rcan": None}
 CUDA = torch.cuda.is_available()
 
 
@@ -68,23 +73,33 @@ class Options:
     model: Literal["edsr", "rcan"] = "edsr"
     """The network. A depth is a residual block of EDSR or a residual group of RCAN."""
     weights: Path | None = None
-    """The ordinary network: an authors' .pth or .pt, or a .safetensors file. Default: a short training."""
+    """The ordinary network: an authors' .pth or .pt, or a .safetensors file. Default: a short
+    training.
+    """
     out: Path | None = None
     """Run folder, new or empty. Default: runs/retrofit-MODEL-xSCALE-TIME."""
     resume: Path | None = None
-    """Run folder to go on with, exactly where it stopped and with the options it was started with."""
+    """Run folder to go on with, exactly where it stopped and with the options it was started
+    with.
+    """
 
     data: Path | None = None
-    """Training images: DIV2K or any flat folder of HR images. Default: scikit-image's photographs."""
+    """Training images: DIV2K or any flat folder of HR images. Default: scikit-image's
+    photographs.
+    """
     valid: list[str] = field(default_factory=list)
-    """Images to score, one or more folders in any known layout. Default: held out of the training images."""
+    """Images to score, one or more folders in any known layout. Default: held out of the training
+    images.
+    """
     num_valid: int = 10
     """How many images of --data are held out when --valid is not given."""
 
     scale: Literal[2, 3, 4] | None = None
     """Enlargement. Default: that of --weights, or 2."""
     num_blocks: int | None = None
-    """Residual blocks of EDSR, or of each of RCAN's groups. Default: those of --weights, or 8 and 4."""
+    """Residual blocks of EDSR, or of each of RCAN's groups. Default: those of --weights, or 8 and
+    4.
+    """
     num_groups: int | None = None
     """Residual groups of RCAN. Default: those of --weights, or 4."""
     channels: int | None = None
@@ -105,9 +120,13 @@ class Options:
     warmup: int = 50
     """Steps of linear warm-up before each cosine."""
     psd_weight: float = 4e-4
-    """Weight of the self-distillation, beside an L1 loss on images in 0..1 whose taps weigh 1 together."""
+    """Weight of the self-distillation, beside an L1 loss on images in 0..1 whose taps weigh 1
+    together.
+    """
     sampled_taps: int | None = None
-    """Train the deepest tap and this many others a step. Default: 2 for EDSR; all for RCAN, whose heads cost little."""
+    """Train the deepest tap and this many others a step. Default: 2 for EDSR; all for RCAN, whose
+    heads cost little.
+    """
     batch_size: int = 16
     """Patches a step."""
     patch_size: int = 32
@@ -131,32 +150,49 @@ class Options:
     """Seed of weights, patches and tap sampling."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "num_valid", "train_steps", "srcnn_steps", "tune_steps", "batch_size", "patch_size")
+        at_least_one(
+            self,
+            "num_valid",
+            "train_steps",
+            "srcnn_steps",
+            "tune_steps",
+            "batch_size",
+            "patch_size",
+        )
         at_least_one(self, "eval_every", "save_every", "log_every", "keep")
         at_least_one(self, *(name for name in FIXED[3:] if getattr(self, name) is not None))
         if self.model == "edsr" and self.num_groups is not None:
-            raise ValueError(f"--num-groups {self.num_groups}: EDSR has no groups; give --num-blocks, or --model rcan")
+            raise ValueError(
+                f"--num-groups {self.num_groups}: EDSR has no groups; give --num-blocks, or --model rcan"
+            )
         if self.sampled_taps is not None and self.sampled_taps < 0:
             raise ValueError(f"--sampled-taps {self.sampled_taps}: expected at least 0")
         for name in ("learning_rate", "srcnn_learning_rate", "tune_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0"
+                )
         if not 0 <= self.psd_weight < math.inf:
             raise ValueError(f"--psd-weight {self.psd_weight}: expected a number from 0 up")
 
 
 class SRCNN(nn.Module):
-    """SRCNN 9-1-5 on RGB: three convolutions on the bicubic-enlarged input; (b, 3, h, w) -> (b, 3, scale h, scale w).
+    """SRCNN 9-1-5 on RGB: three convolutions on the bicubic-enlarged input; (b, 3, h, w) -> (b, 3,
+    scale h, scale w).
 
-    Source: "Image Super-Resolution Using Deep Convolutional Networks", which works on Y alone. It starts as the
-    enlarged input, which three of its channels carry; from PyTorch's own start a short training leaves it far below
-    bicubic, and nothing could be measured by it.
+    Source: "Image Super-Resolution Using Deep Convolutional Networks", which works on Y alone. It
+    starts as the enlarged input, which three of its channels carry; from PyTorch's own start a
+    short training leaves it far below bicubic, and nothing could be measured by it.
     """
 
     def __init__(self, scale: int) -> None:
         super().__init__()
         self.scale = scale
-        convs = [nn.Conv2d(3, 64, 9, padding=4), nn.Conv2d(64, 32, 1), nn.Conv2d(32, 3, 5, padding=2)]
+        convs = [
+            nn.Conv2d(3, 64, 9, padding=4),
+            nn.Conv2d(64, 32, 1),
+            nn.Conv2d(32, 3, 5, padding=2),
+        ]
         self.layers = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
         with torch.no_grad():
             for conv in convs:
@@ -183,12 +219,16 @@ def main(options: Options) -> None:
         device=processes.device,
         memory_format=torch.channels_last,
     )
-    folder = options.out or Path("runs", time.strftime(f"retrofit-{options.model}-x{scale}-%Y%m%d-%H%M%S"))
+    folder = options.out or Path(
+        "runs", time.strftime(f"retrofit-{options.model}-x{scale}-%Y%m%d-%H%M%S")
+    )
     with open_run(options, folder, processes) as run:
         for name, (before, now) in differing_options(run.options, as_json(options)).items():
             if name in FIXED:
                 option = f"--{name.replace('_', '-')} {now}"
-                raise ValueError(f"{option}: the run in {run.folder} was started with {before}; start another one")
+                raise ValueError(
+                    f"{option}: the run in {run.folder} was started with {before}; start another one"
+                )
         scored = ", ".join(name for name, _ in sets)
         processes.say(f"training on {training}, scoring on {scored}; run folder {run.folder}")
         processes.say(tap_cost(ordinary, options))
@@ -200,11 +240,16 @@ def main(options: Options) -> None:
 
 
 def ordinary_network(options: Options) -> ElasticWrapper:
-    """Return the network of --weights, or a new one of the sizes asked for; with a tap at every depth."""
+    """Return the network of --weights, or a new one of the sizes asked for; with a tap at every
+    depth.
+    """
     sizes = SIZES[options.model]
     given = {name: getattr(options, name) for name in sizes}
     if options.weights is None:
-        arguments = {key: default if given[name] is None else given[name] for name, (key, default) in sizes.items()}
+        arguments = {
+            key: default if given[name] is None else given[name]
+            for name, (key, default) in sizes.items()
+        }
         if options.model == "rcan":  # four channels inside the attention, as the published 64 / 16
             arguments["reduction"] = max(1, arguments["channels"] // 4)
         seed_all(options.seed)
@@ -215,16 +260,22 @@ def ordinary_network(options: Options) -> ElasticWrapper:
     assert net.origin is not None
     architecture, arguments = net.origin
     if architecture != options.model:
-        raise ValueError(f"--weights {options.weights}: holds {architecture}, and --model is {options.model}")
+        raise ValueError(
+            f"--weights {options.weights}: holds {architecture}, and --model is {options.model}"
+        )
     for name, (key, _) in sizes.items():
         if given[name] not in (None, arguments[key]):
             option = f"--{name.replace('_', '-')} {given[name]}"
-            raise ValueError(f"{option}: --weights {options.weights} has {arguments[key]}; leave the option out")
+            raise ValueError(
+                f"{option}: --weights {options.weights} has {arguments[key]}; leave the option out"
+            )
     return net
 
 
 def read_weights(path: Path) -> ElasticWrapper:
-    """Return the EDSR or RCAN of an official checkpoint, or of a file of `elasticnet.save`, with a tap everywhere."""
+    """Return the EDSR or RCAN of an official checkpoint, or of a file of `elasticnet.save`, with a
+    tap everywhere.
+    """
     state = read_official(path)
     if not any(name.startswith("blocks.") for name in state):
         try:
@@ -241,7 +292,9 @@ def read_weights(path: Path) -> ElasticWrapper:
     return net
 
 
-def image_pairs(options: Options, scale: int, processes: Processes) -> tuple[PairSet, list[tuple[str, PairSet]]]:
+def image_pairs(
+    options: Options, scale: int, processes: Processes
+) -> tuple[PairSet, list[tuple[str, PairSet]]]:
     """Return the training images and the sets to score."""
     if options.data is None:
         held_out = "" if options.valid else f"; held out: {', '.join(HELD_OUT_PHOTOS)}"
@@ -251,7 +304,9 @@ def image_pairs(options: Options, scale: int, processes: Processes) -> tuple[Pai
         num_valid=options.num_valid,
         min_size=options.patch_size,
     )
-    return training, load_sets(options.valid, [scale]) if options.valid else [("validation", validation)]
+    return training, load_sets(options.valid, [scale]) if options.valid else [
+        ("validation", validation)
+    ]
 
 
 def sampled_taps(options: Options) -> int | None:
@@ -259,7 +314,9 @@ def sampled_taps(options: Options) -> int | None:
 
 
 def tap_cost(net: ElasticWrapper, options: Options) -> str:
-    """Return a line that says what a prediction at every tap costs, and how many taps a step trains."""
+    """Return a line that says what a prediction at every tap costs, and how many taps a step
+    trains.
+    """
     side, count, sampled = options.patch_size, len(net.taps), sampled_taps(options)
     ratio = tap_macs(net, torch.zeros(1, 3, side, side, device=options.device)).ratio
     heads = f"heads at all {count} taps cost {ratio:.2f} times the multiply-adds of stem and blocks"
@@ -267,13 +324,23 @@ def tap_cost(net: ElasticWrapper, options: Options) -> str:
 
 
 def train(
-    options: Options, run: Run, ordinary: ElasticWrapper, sampler: PatchSampler, pairs: PairSet, processes: Processes
+    options: Options,
+    run: Run,
+    ordinary: ElasticWrapper,
+    sampler: PatchSampler,
+    pairs: PairSet,
+    processes: Processes,
 ) -> dict[str, ElasticWrapper] | None:
-    """Go through the phases from where the run stands; return the nets, or None when it was stopped (and saved)."""
+    """Go through the phases from where the run stands; return the nets, or None when it was stopped
+    (and saved).
+    """
     steps = (0 if options.weights else options.train_steps, options.srcnn_steps, options.tune_steps)
     rates = (options.learning_rate, options.srcnn_learning_rate, options.tune_learning_rate)
     seed_all(options.seed)
-    nets = {"ordinary": ordinary, "srcnn": ElasticWrapper([SRCNN(scale_of(ordinary))], nn.Identity())}
+    nets = {
+        "ordinary": ordinary,
+        "srcnn": ElasticWrapper([SRCNN(scale_of(ordinary))], nn.Identity()),
+    }
     done, state = run.load_latest() or (0, None)
     begun, reached = (0, 0) if state is None else (state["begun"], PHASES.index(state["phase"]))
     if state is not None:
@@ -290,15 +357,20 @@ def train(
             end, elastic = begun + steps[number], phase == "elastic"
             if done > end:
                 option = f"--{('train', 'srcnn', 'tune')[number]}-steps {steps[number]}"
-                raise ValueError(f"{option}: the run in {run.folder} has done {done - begun} of them already")
+                raise ValueError(
+                    f"{option}: the run in {run.folder} has done {done - begun} of them already"
+                )
             if done < end and not stop.requested:
-                processes.say(f"phase {number + 1} of {len(PHASES)}: {phase}, {steps[number]} steps")
+                processes.say(
+                    f"phase {number + 1} of {len(PHASES)}: {phase}, {steps[number]} steps"
+                )
             objective = ElasticObjective(
                 net,
                 task_loss=F.l1_loss,
                 psd_weight=options.psd_weight if elastic else 0.0,
                 tap_weights="normalised" if elastic else "paper",
-                sampled_taps=sampled_taps(options) if elastic else 0,  # 0: by the deepest exit alone
+                # 0: by the deepest exit alone
+                sampled_taps=sampled_taps(options) if elastic else 0,
                 seed=options.seed,
             )
             optimizer = torch.optim.Adam(net.parameters(), lr=rates[number], fused=True)
@@ -307,9 +379,18 @@ def train(
                 training_step.load_state_dict(state["training"])
             with log.start(done, state["log"] if state else {"scores": {}, "seconds": log.seconds}):
                 while done < end and not stop.requested:
-                    # Patches, taps and rate are functions of the step: no generator's state has to be kept.
-                    rate = rates[number] * cosine(done - begun, steps[number], min(options.warmup, steps[number] // 4))
-                    log.add(training_step(lambda part, parts, step=done: sampler.batch(step, part, parts), done, rate))
+                    # Patches, taps and rate are functions of the step: no generator's state has to
+                    # be kept.
+                    rate = rates[number] * cosine(
+                        done - begun, steps[number], min(options.warmup, steps[number] // 4)
+                    )
+                    log.add(
+                        training_step(
+                            lambda part, parts, step=done: sampler.batch(step, part, parts),
+                            done,
+                            rate,
+                        )
+                    )
                     done += 1
 
                     evaluating = done % options.eval_every == 0 or done == end
@@ -317,7 +398,9 @@ def train(
                     scores = None
                     if evaluating:
                         depths = net.taps if elastic else net.taps[-1:]
-                        results = evaluate(net, pairs, depths=depths, device=processes.device, ssim=False)
+                        results = evaluate(
+                            net, pairs, depths=depths, device=processes.device, ssim=False
+                        )
                         scores = {depth: score.psnr for depth, score in results.items()}
                     if saving or done % options.log_every == 0:
                         log.write(done, scores, learning_rate=rate, phase=number + 1)
@@ -333,8 +416,12 @@ def train(
     return nets
 
 
-def write_report(options: Options, folder: Path, nets: dict[str, ElasticWrapper], sets: Sequence[Any]) -> str:
-    """Score every depth of `nets` on the sets; return the tables, and write them and the figures into `folder`."""
+def write_report(
+    options: Options, folder: Path, nets: dict[str, ElasticWrapper], sets: Sequence[Any]
+) -> str:
+    """Score every depth of `nets` on the sets; return the tables, and write them and the figures
+    into `folder`.
+    """
     cut, srcnn, elastic = LABELS
     named = [(label, nets[phase]) for phase, label in zip(PHASES, LABELS, strict=True)]
     result = benchmark(named, sets, costs=False, device=options.device, progress=True)
@@ -343,16 +430,26 @@ def write_report(options: Options, folder: Path, nets: dict[str, ElasticWrapper]
     text = f"{options.model}({sizes}); PSNR-Y in dB, protocol {result.settings['protocol']}\n"
     for name, pairs in sets:
         rows = {(row.network, row.depth): row for row in result.rows if row.data == name}
-        curves = {label: {depth: rows[label, depth].psnr for depth in nets["elastic"].taps} for label in (elastic, cut)}
+        curves = {
+            label: {depth: rows[label, depth].psnr for depth in nets["elastic"].taps}
+            for label in (elastic, cut)
+        }
         lines = {"bicubic": rows["bicubic", None].psnr, srcnn: rows[srcnn, 1].psnr}
         title = f"{options.model.upper()}, {name} x{pairs.scale}"
         elastic_curve(folder / f"{name}_curve.png", curves, lines, title, "PSNR-Y (dB)")
         baselines = ", ".join(f"{label} {psnr:.2f}" for label, psnr in lines.items())
         shown = [["depth", "parameters", cut, elastic, f"over {srcnn}"]]
         for depth, psnr in curves[elastic].items():
-            cells = [f"{depth}", f"{rows[elastic, depth].parameters:,}", f"{curves[cut][depth]:.2f}", f"{psnr:.2f}"]
+            cells = [
+                f"{depth}",
+                f"{rows[elastic, depth].parameters:,}",
+                f"{curves[cut][depth]:.2f}",
+                f"{psnr:.2f}",
+            ]
             shown.append([*cells, f"{psnr - lines[srcnn]:+.2f}"])
-        text += f"\n{name} x{pairs.scale} ({len(pairs)} images): {baselines}\n\n{aligned(table(shown))}"
+        text += (
+            f"\n{name} x{pairs.scale} ({len(pairs)} images): {baselines}\n\n{aligned(table(shown))}"
+        )
     write_atomic(folder / "table.md", text)
     about = {"options": as_json(options), "network": origin, "settings": result.settings}
     write_json(folder / "table.json", {**about, "rows": [row._asdict() for row in result.rows]})
@@ -361,7 +458,8 @@ def write_report(options: Options, folder: Path, nets: dict[str, ElasticWrapper]
 
 if __name__ == "__main__":
     keep_freed_memory()
-    faulthandler.enable()  # where it was when the system ended it, say for a disk that is gone from under its cache
+    # where it was when the system ended it, say for a disk that is gone from under its cache
+    faulthandler.enable()
     try:
         main(parse(sys.argv[1:]))
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:

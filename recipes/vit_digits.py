@@ -1,15 +1,17 @@
-"""Elastic depth outside super-resolution: a small vision transformer of timm on scikit-learn's handwritten digits.
+"""Elastic depth outside super-resolution: a small vision transformer of timm on scikit-learn's
+handwritten digits.
 
-    python recipes/vit_digits.py                  about two minutes on two CPU cores; the images come with scikit-learn
-    python recipes/vit_digits.py --seeds 1        a fifth of it
-    python recipes/vit_digits.py --psd-weight 0.1 with a stronger self-distillation
+    python recipes/vit_digits.py                  about two minutes on two CPU cores; the images
+    come with scikit-learn python recipes/vit_digits.py --seeds 1        a fifth of it python
+    recipes/vit_digits.py --psd-weight 0.1 with a stronger self-distillation
 
-Four ways to a network of every depth are compared by their accuracy on images that none of them was trained on: the
-ordinary network, trained by its deepest exit and then cut short; deep supervision (DSL); deep supervision and
-progressive self-distillation (DSL + PSD); and a network of each depth trained alone. All see the same split, start and
-batches and take the same number of steps; each seed has a split, a start and batches of its own. The run folder
-receives options.json, log.jsonl, elastic.safetensors (the DSL + PSD network of the first seed, for elasticnet.load with
-build=), and after every seed the table (table.md, table.json) and the figure (accuracy.png).
+Four ways to a network of every depth are compared by their accuracy on images that none of them was
+trained on: the ordinary network, trained by its deepest exit and then cut short; deep supervision
+(DSL); deep supervision and progressive self-distillation (DSL + PSD); and a network of each depth
+trained alone. All see the same split, start and batches and take the same number of steps; each
+seed has a split, a start and batches of its own. The run folder receives options.json, log.jsonl,
+elastic.safetensors (the DSL + PSD network of the first seed, for elasticnet.load with build=), and
+after every seed the table (table.md, table.json) and the figure (accuracy.png).
 """
 
 from __future__ import annotations
@@ -44,7 +46,12 @@ from elasticnet.training.run_folder import Run
 from elasticnet.training.state import seed_all
 from elasticnet.training.stop_signal import StopSignal
 
-LABELS = {"cut": "ordinary, cut short", "dsl": "DSL", "psd": "DSL + PSD", "alone": "each depth alone"}
+LABELS = {
+    "cut": "ordinary, cut short",
+    "dsl": "DSL",
+    "psd": "DSL + PSD",
+    "alone": "each depth alone",
+}
 COMPARED = (("dsl", "cut"), ("dsl", "alone"), ("psd", "alone"), ("psd", "dsl"))
 NUM_IMAGES, SIDE, NUM_CLASSES, NUM_HEADS = 1797, 8, 10, 4
 
@@ -69,10 +76,14 @@ class Options:
     width: int = 32
     """Numbers a token, a multiple of the 4 attention heads."""
     patch_size: Literal[1, 2, 4] = 4
-    """Side of a token's patch in pixels, of images of 8x8: 4 makes four tokens, 2 sixteen, which take more steps."""
+    """Side of a token's patch in pixels, of images of 8x8: 4 makes four tokens, 2 sixteen, which
+    take more steps.
+    """
 
     psd_weight: float = 0.03
-    """Weight of the self-distillation beside the cross-entropy, whose weights over the exits sum to 1."""
+    """Weight of the self-distillation beside the cross-entropy, whose weights over the exits sum to
+    1.
+    """
     steps: int = 300
     """Training steps of every network."""
     batch_size: int = 64
@@ -85,17 +96,25 @@ class Options:
     def __post_init__(self) -> None:
         at_least_one(self, "seeds", "width", "steps", "batch_size", "log_every")
         if self.num_blocks < 2:
-            raise ValueError(f"--num-blocks {self.num_blocks}: expected at least 2, or there is nothing to cut")
+            raise ValueError(
+                f"--num-blocks {self.num_blocks}: expected at least 2, or there is nothing to cut"
+            )
         if self.width % NUM_HEADS:
-            raise ValueError(f"--width {self.width}: expected a multiple of the {NUM_HEADS} attention heads")
+            raise ValueError(
+                f"--width {self.width}: expected a multiple of the {NUM_HEADS} attention heads"
+            )
         if not NUM_CLASSES <= self.num_test <= NUM_IMAGES - NUM_CLASSES:
             most = NUM_IMAGES - NUM_CLASSES
-            raise ValueError(f"--num-test {self.num_test}: expected {NUM_CLASSES} to {most} of the {NUM_IMAGES} images")
+            raise ValueError(
+                f"--num-test {self.num_test}: expected {NUM_CLASSES} to {most} of the {NUM_IMAGES} images"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate {self.learning_rate}: expected a number above 0")
         for name in ("seed", "psd_weight"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number from 0 up")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number from 0 up"
+                )
 
 
 class Digits(NamedTuple):
@@ -109,17 +128,29 @@ class Digits(NamedTuple):
 
 def main(options: Options) -> None:
     num_blocks, variants = options.num_blocks, ("cut", "dsl", "psd")
-    # Alone at the deepest exit is the ordinary network, to the bit: it is trained once and counted twice.
-    trainings = [(variant, num_blocks) for variant in variants] + [("alone", depth) for depth in range(1, num_blocks)]
+    # Alone at the deepest exit is the ordinary network, to the bit: it is trained once and counted
+    # twice.
+    trainings = [(variant, num_blocks) for variant in variants] + [
+        ("alone", depth) for depth in range(1, num_blocks)
+    ]
     total = options.seeds * len(trainings) * options.steps
     scores: Scores = {variant: defaultdict(dict) for variant in LABELS}
     distances: dict[str, dict[int, float]] = {variant: {} for variant in variants}
     net, report = None, ""
-    with Run.create(options.out or Path("runs", time.strftime("vit-digits-%Y%m%d-%H%M%S")), as_json(options)) as run:
-        print(f"{options.seeds} x {len(trainings)} trainings of {options.steps} steps; run folder {run.folder}")
+    with Run.create(
+        options.out or Path("runs", time.strftime("vit-digits-%Y%m%d-%H%M%S")), as_json(options)
+    ) as run:
+        print(
+            f"{options.seeds} x {len(trainings)} trainings of {options.steps} steps; run folder {run.folder}"
+        )
         with (
             StopSignal() as stop,
-            tqdm(total=total, unit="it", dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 30) as bar,
+            tqdm(
+                total=total,
+                unit="it",
+                dynamic_ncols=True,
+                mininterval=0.1 if sys.stderr.isatty() else 30,
+            ) as bar,
         ):
             for seed in range(options.seed, options.seed + options.seeds):
                 digits = read_digits(options.num_test, seed)
@@ -130,8 +161,18 @@ def main(options: Options) -> None:
                         break
                     accuracy, distance = evaluate(net, digits)
                     measured = {"accuracy": accuracy, "attention_distance": distance}
-                    run.log({"step": bar.n, "seed": seed, "variant": variant, "depth": depth, **measured})
-                    scores[variant][seed] |= {depth: accuracy[depth]} if variant == "alone" else accuracy
+                    run.log(
+                        {
+                            "step": bar.n,
+                            "seed": seed,
+                            "variant": variant,
+                            "depth": depth,
+                            **measured,
+                        }
+                    )
+                    scores[variant][seed] |= (
+                        {depth: accuracy[depth]} if variant == "alone" else accuracy
+                    )
                     if variant == "cut":
                         scores["alone"][seed][depth] = accuracy[depth]
                     if variant in variants:
@@ -143,7 +184,9 @@ def main(options: Options) -> None:
                     break
                 report = write_report(options, run.folder, scores, distances)
         if net is None:
-            print(f"stopped at step {bar.n} of {total}; what was measured so far is in {run.folder / 'log.jsonl'}")
+            print(
+                f"stopped at step {bar.n} of {total}; what was measured so far is in {run.folder / 'log.jsonl'}"
+            )
         else:
             print(f"\n{report}\nwritten to {run.folder}: elastic.safetensors, table and figure")
 
@@ -151,8 +194,13 @@ def main(options: Options) -> None:
 def read_digits(num_test: int, seed: int) -> Digits:
     """Return scikit-learn's digits, split at random with the same share of every digit."""
     images, digits = load_digits(return_X_y=True)  # values 0..16
-    parts: Any = train_test_split(images, digits, test_size=num_test, stratify=digits, random_state=seed)
-    x, test_x = (torch.tensor(part / 8 - 1, dtype=torch.float32).view(-1, 1, SIDE, SIDE) for part in parts[:2])
+    parts: Any = train_test_split(
+        images, digits, test_size=num_test, stratify=digits, random_state=seed
+    )
+    x, test_x = (
+        torch.tensor(part / 8 - 1, dtype=torch.float32).view(-1, 1, SIDE, SIDE)
+        for part in parts[:2]
+    )
     return Digits(x, torch.tensor(parts[2]), test_x, torch.tensor(parts[3]))
 
 
@@ -167,18 +215,29 @@ def build(options: Options) -> VisionTransformer:
         depth=options.num_blocks,
         num_heads=NUM_HEADS,
         mlp_ratio=2,
-        weight_init="reset",  # PyTorch's own: timm's default starts small, and 300 steps are too few for it
+        # PyTorch's own: timm's default starts small, and 300 steps are too few for it
+        weight_init="reset",
     )
 
 
 def train(
-    options: Options, variant: str, depth: int, seed: int, digits: Digits, run: Run, bar: tqdm, stop: StopSignal
+    options: Options,
+    variant: str,
+    depth: int,
+    seed: int,
+    digits: Digits,
+    run: Run,
+    bar: tqdm,
+    stop: StopSignal,
 ) -> ElasticWrapper | None:
-    """Train a network of `depth` blocks and return it with a tap at each, in eval mode; None when it was stopped."""
+    """Train a network of `depth` blocks and return it with a tap at each, in eval mode; None when
+    it was stopped.
+    """
     seed_all(seed)
     parts = split(build(options))
     parts = parts._replace(blocks=parts.blocks[:depth])
-    net = parts.wrap(None if variant in ("dsl", "psd") else (-1,)).train()  # with its one tap, an ordinary network
+    # with its one tap, an ordinary network
+    net = parts.wrap(None if variant in ("dsl", "psd") else (-1,)).train()
     psd_weight = options.psd_weight if variant == "psd" else 0.0
     objective = ElasticObjective(net, F.cross_entropy, psd_weight, tap_weights="normalised")
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05, fused=True)
@@ -201,38 +260,62 @@ def train(
         meter.add(terms)
         bar.update()
         if (step + 1) % options.log_every == 0 or step + 1 == options.steps:
-            run.log({"step": bar.n, "seed": seed, "variant": variant, "depth": depth, **meter.means()})
+            run.log(
+                {"step": bar.n, "seed": seed, "variant": variant, "depth": depth, **meter.means()}
+            )
     return parts.wrap().eval()  # the same modules, trained, now with every tap
 
 
 @torch.no_grad()
 def evaluate(net: ElasticWrapper, digits: Digits) -> tuple[dict[int, float], float]:
-    """Return the test accuracy in percent of every depth, and the mean distance of neighbours' attention maps."""
+    """Return the test accuracy in percent of every depth, and the mean distance of neighbours'
+    attention maps.
+    """
     taps = net.forward_taps(digits.test_x)
-    right = [(prediction.argmax(1) == digits.test_y).sum().item() for prediction in taps.predictions]
-    distance = progressive_distillation(taps.features, net.layout, net.prefix_tokens) / max(1, len(taps.features) - 1)
-    percent = {depth: 100 * each / len(digits.test_y) for depth, each in zip(taps.depths, right, strict=True)}
+    right = [
+        (prediction.argmax(1) == digits.test_y).sum().item() for prediction in taps.predictions
+    ]
+    distance = progressive_distillation(taps.features, net.layout, net.prefix_tokens) / max(
+        1, len(taps.features) - 1
+    )
+    percent = {
+        depth: 100 * each / len(digits.test_y)
+        for depth, each in zip(taps.depths, right, strict=True)
+    }
     return percent, distance.item()
 
 
 def spread(values: Iterable[float]) -> dict[str, Any]:
-    """Return the mean and the standard deviation (None of a single value) of one number a seed, and the numbers."""
+    """Return the mean and the standard deviation (None of a single value) of one number a seed, and
+    the numbers.
+    """
     seeds = list(values)
-    return {"mean": statistics.mean(seeds), "spread": statistics.stdev(seeds) if seeds[1:] else None, "seeds": seeds}
+    return {
+        "mean": statistics.mean(seeds),
+        "spread": statistics.stdev(seeds) if seeds[1:] else None,
+        "seeds": seeds,
+    }
 
 
-def write_report(options: Options, folder: Path, scores: Scores, distances: dict[str, dict[int, float]]) -> str:
-    """Write table.md, table.json and accuracy.png of the seeds so far into `folder`; return table.md's text."""
+def write_report(
+    options: Options, folder: Path, scores: Scores, distances: dict[str, dict[int, float]]
+) -> str:
+    """Write table.md, table.json and accuracy.png of the seeds so far into `folder`; return
+    table.md's text.
+    """
     from elasticnet.sr.benchmark.figures import elastic_curve
 
     seeds, depths = list(scores["alone"]), range(1, options.num_blocks + 1)
     accuracy = {
-        variant: {depth: spread(each[depth] for each in scores[variant].values()) for depth in depths}
+        variant: {
+            depth: spread(each[depth] for each in scores[variant].values()) for depth in depths
+        }
         for variant in LABELS
     }
     differences = {
         f"{LABELS[ours]} − {LABELS[theirs]}": {
-            depth: spread(scores[ours][seed][depth] - scores[theirs][seed][depth] for seed in seeds) for depth in depths
+            depth: spread(scores[ours][seed][depth] - scores[theirs][seed][depth] for seed in seeds)
+            for depth in depths
         }
         for ours, theirs in COMPARED
     }
@@ -247,9 +330,20 @@ def write_report(options: Options, folder: Path, scores: Scores, distances: dict
         f"Distance between neighbouring blocks' attention maps on the test images: {maps}\n"
     )
     write_atomic(folder / "table.md", text)
-    values = {"accuracy": accuracy, "differences": differences, "attention_distance": neighbours, "seeds": seeds}
-    write_json(folder / "table.json", {**values, "options": as_json(options), "threads": torch.get_num_threads()})
-    means = {variant: {depth: each["mean"] for depth, each in accuracy[variant].items()} for variant in LABELS}
+    values = {
+        "accuracy": accuracy,
+        "differences": differences,
+        "attention_distance": neighbours,
+        "seeds": seeds,
+    }
+    write_json(
+        folder / "table.json",
+        {**values, "options": as_json(options), "threads": torch.get_num_threads()},
+    )
+    means = {
+        variant: {depth: each["mean"] for depth, each in accuracy[variant].items()}
+        for variant in LABELS
+    }
     title = f"ViT on digits, {options.steps} steps, seeds {', '.join(map(str, seeds))}"
     curves = {LABELS[variant]: means[variant] for variant in LABELS}
     elastic_curve(folder / "accuracy.png", curves, title=title, ylabel="test accuracy (%)")
@@ -257,7 +351,9 @@ def write_report(options: Options, folder: Path, scores: Scores, distances: dict
 
 
 def depth_table(columns: dict[str, dict[int, dict[str, Any]]], form: str) -> str:
-    """Return a Markdown table, a line for each depth; a signed `form` puts what is within its spread in brackets."""
+    """Return a Markdown table, a line for each depth; a signed `form` puts what is within its
+    spread in brackets.
+    """
     depths = next(iter(columns.values()))
     lines = [["depth", *columns]]
     for depth in depths:

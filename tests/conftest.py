@@ -1,4 +1,6 @@
-"""What every test shares: the hypothesis profile, seeds, few threads, the folder of real data sets."""
+"""What every test shares: the hypothesis profile, seeds, few threads, the folder of real data
+sets.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import torch
 
 
 class TorchRandom:
-    """torch's global generator as hypothesis wants it: the same numbers each time an example is run."""
+    """torch's global generator as hypothesis wants it: the same numbers each time an example is
+    run.
+    """
 
     seed = staticmethod(torch.manual_seed)
     getstate = staticmethod(torch.get_rng_state)
@@ -30,8 +34,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("elasticnet")
 
 if "OMP_NUM_THREADS" not in os.environ:
-    # The tests' networks are too small for more threads to pay: on two cores with other work beside, threads that wait
-    # for each other made the suite twelve times slower. The processes that tests start inherit the setting.
+    # The tests' networks are too small for more threads to pay: on two cores with other work
+    # beside, threads that wait for each other made the suite twelve times slower. The processes
+    # that tests start inherit the setting.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
@@ -47,7 +52,11 @@ def data_dir() -> Path:
     """The folder of real data sets that ELASTICNET_DATA names; the test is skipped without it."""
     named = os.environ.get("ELASTICNET_DATA")
     if not named:
-        pytest.skip("ELASTICNET_DATA is not set: it names the folder that holds benchmark/, golden/ and train/")
+        pytest.skip(
+            "ELASTICNET_DATA is not set: it names the folder that holds benchmark/, golden/ and train/"
+        )
     if not Path(named).is_dir():
-        pytest.fail(f"ELASTICNET_DATA={named} is not a folder: correct it, or unset it to skip the tests on real data")
+        pytest.fail(
+            f"ELASTICNET_DATA={named} is not a folder: correct it, or unset it to skip the tests on real data"
+        )
     return Path(named)

@@ -1,6 +1,8 @@
-"""What every wrapped network must satisfy: one function for each invariant, and a class that runs them as tests.
+"""What every wrapped network must satisfy: one function for each invariant, and a class that runs
+them as tests.
 
-A test file inherits `NetworkContract` and gives `net` and `example`, or calls `check_contract(net, x, **context)`.
+A test file inherits `NetworkContract` and gives `net` and `example`, or calls `check_contract(net,
+x, **context)`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from elasticnet import ElasticObjective, ElasticWrapper
 
 
 class NetworkContract:
-    """Inherit it as `class TestMyNet(NetworkContract)`; every invariant becomes a test in float32 and in float64.
+    """Inherit it as `class TestMyNet(NetworkContract)`; every invariant becomes a test in float32
+    and in float64.
 
     `context` are the keyword arguments that `net(example, **context)` needs.
     """
@@ -53,14 +56,20 @@ def check_contract(net: ElasticWrapper, x: Any, **context: Any) -> None:
 
 
 def depths_agree(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """net(x, depth=d), prediction d of forward_taps, truncate(d)(x) and the parts run by hand: equal bit for bit."""
+    """net(x, depth=d), prediction d of forward_taps, truncate(d)(x) and the parts run by hand:
+    equal bit for bit.
+    """
     with torch.no_grad():
         taps = net.forward_taps(x, **context)
         assert taps.depths == net.taps, f"forward_taps gives {taps.depths}, the net has {net.taps}"
-        assert len(taps.predictions) == len(taps.features) == len(net.taps), "one prediction and one feature a tap"
+        assert len(taps.predictions) == len(taps.features) == len(net.taps), (
+            "one prediction and one feature a tap"
+        )
         for depth, prediction, features in zip(*taps, strict=True):
             expected_features, expected = by_hand(net, x, depth, **context)
-            same(prediction, expected, f"forward_taps at depth {depth} against the parts run by hand")
+            same(
+                prediction, expected, f"forward_taps at depth {depth} against the parts run by hand"
+            )
             same(features, expected_features, f"features at depth {depth}")
             same(net(x, depth=depth, **context), expected, f"net(x, depth={depth})")
             same(net.truncate(depth)(x, **context), expected, f"truncate({depth})(x)")
@@ -69,7 +78,9 @@ def depths_agree(net: ElasticWrapper, x: Any, **context: Any) -> None:
 
 
 def requested_depths_only(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """forward_taps(depths=...) computes those predictions alone, the features of all taps, and changes neither."""
+    """forward_taps(depths=...) computes those predictions alone, the features of all taps, and
+    changes neither.
+    """
     with torch.no_grad():
         full = net.forward_taps(x, **context)
         for depth in net.taps:
@@ -87,51 +98,83 @@ def blocks_behind_the_depth_do_not_run(net: ElasticWrapper, x: Any, **context: A
         for depth in net.taps:
             with recording(net) as calls:
                 net(x, depth=depth, **context)
-            assert calls["blocks"] == list(net.blocks[:depth]), f"depth {depth} ran {len(calls['blocks'])} blocks"
+            assert calls["blocks"] == list(net.blocks[:depth]), (
+                f"depth {depth} ran {len(calls['blocks'])} blocks"
+            )
             assert calls["prepare"] <= 1, f"depth {depth} called prepare() {calls['prepare']} times"
 
 
 def one_pass(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """forward_taps runs each block once and prepare() once; a head without prepare() runs once a tap."""
+    """forward_taps runs each block once and prepare() once; a head without prepare() runs once a
+    tap.
+    """
     with torch.no_grad(), recording(net) as calls:
         net.forward_taps(x, **context)
-    assert calls["blocks"] == list(net.blocks), f"{len(calls['blocks'])} block calls for {len(net.blocks)} blocks"
+    assert calls["blocks"] == list(net.blocks), (
+        f"{len(calls['blocks'])} block calls for {len(net.blocks)} blocks"
+    )
     if hasattr(net.head, "prepare"):
         assert calls["prepare"] == 1, f"prepare() was called {calls['prepare']} times in one pass"
     else:
-        assert calls["head"] == len(net.taps), f"the head was called {calls['head']} times for {len(net.taps)} taps"
+        assert calls["head"] == len(net.taps), (
+            f"the head was called {calls['head']} times for {len(net.taps)} taps"
+        )
 
 
 def truncated_keys_are_a_subset(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """A truncated net has the same names and values, the blocks and adapters up to its depth, and nothing more."""
+    """A truncated net has the same names and values, the blocks and adapters up to its depth, and
+    nothing more.
+    """
     whole = net.state_dict()
     for depth in net.taps:
         small = net.truncate(depth)
         behind = [f"blocks.{index}." for index in range(depth, len(net.blocks))]
         behind += [f"adapters.{tap}." for tap in net.taps if tap > depth]
         state = small.state_dict()
-        assert set(state) == {name for name in whole if not name.startswith(tuple(behind))}, f"keys at depth {depth}"
+        assert set(state) == {name for name in whole if not name.startswith(tuple(behind))}, (
+            f"keys at depth {depth}"
+        )
         same(state, {name: whole[name] for name in state}, f"values at depth {depth}")
         assert small.training == net.training, "the mode is kept"
-        assert small.taps == tuple(tap for tap in net.taps if tap <= depth), f"truncate({depth}).taps = {small.taps}"
+        assert small.taps == tuple(tap for tap in net.taps if tap <= depth), (
+            f"truncate({depth}).taps = {small.taps}"
+        )
 
 
 def truncated_net_is_independent_and_elastic(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """Changing a truncated net does not change the net, nor the other way round; below its depth it is elastic."""
+    """Changing a truncated net does not change the net, nor the other way round; below its depth it
+    is elastic.
+    """
     net = copy.deepcopy(net)
     with torch.no_grad():
         for depth in net.taps:
             small = net.truncate(depth)
             for shallower in small.taps:
                 expected = net(x, depth=shallower, **context)
-                same(small(x, depth=shallower, **context), expected, f"truncate({depth})(x, depth={shallower})")
-                same(small.truncate(shallower)(x, **context), expected, f"truncate({depth}).truncate({shallower})(x)")
+                same(
+                    small(x, depth=shallower, **context),
+                    expected,
+                    f"truncate({depth})(x, depth={shallower})",
+                )
+                same(
+                    small.truncate(shallower)(x, **context),
+                    expected,
+                    f"truncate({depth}).truncate({shallower})(x)",
+                )
             before, state = net(x, depth=depth, **context), copy.deepcopy(net.state_dict())
-            shared = {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in small.parameters()}
-            assert not shared, f"truncate({depth}) shares the memory of {len(shared)} parameters with the net"
+            shared = {p.data_ptr() for p in net.parameters()} & {
+                p.data_ptr() for p in small.parameters()
+            }
+            assert not shared, (
+                f"truncate({depth}) shares the memory of {len(shared)} parameters with the net"
+            )
             disturb(small)
             same(net.state_dict(), state, f"the net's state after truncate({depth}) was changed")
-            same(net(x, depth=depth, **context), before, f"the net after truncate({depth}) was changed")
+            same(
+                net(x, depth=depth, **context),
+                before,
+                f"the net after truncate({depth}) was changed",
+            )
             small = net.truncate(depth)
             disturb(net)
             same(small(x, **context), before, f"truncate({depth}) after the net was changed")
@@ -139,27 +182,43 @@ def truncated_net_is_independent_and_elastic(net: ElasticWrapper, x: Any, **cont
 
 
 def head_stands_once(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """The shared head is one module: each of its parameters stands once among the net's, under `head.`."""
+    """The shared head is one module: each of its parameters stands once among the net's, under
+    `head.`.
+    """
     named = list(net.named_parameters(remove_duplicate=False))
     state = net.state_dict(keep_vars=True)
     for name, parameter in net.head.named_parameters():
-        assert [place for place, other in named if other is parameter] == [f"head.{name}"], f"head.{name}"
-        assert [place for place, other in state.items() if other is parameter] == [f"head.{name}"], f"head.{name}"
-    assert {name.split(".")[0] for name in state} <= {"stem", "blocks", "head", "adapters"}, f"keys {list(state)}"
+        assert [place for place, other in named if other is parameter] == [f"head.{name}"], (
+            f"head.{name}"
+        )
+        assert [place for place, other in state.items() if other is parameter] == [
+            f"head.{name}"
+        ], f"head.{name}"
+    assert {name.split(".")[0] for name in state} <= {"stem", "blocks", "head", "adapters"}, (
+        f"keys {list(state)}"
+    )
 
 
 def state_dict_round_trip(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """A net with other values gets these by load_state_dict, and is then the same function at every depth."""
+    """A net with other values gets these by load_state_dict, and is then the same function at every
+    depth.
+    """
     other = copy.deepcopy(net)
     disturb(other)
     other.load_state_dict(net.state_dict())
     same(other.state_dict(), dict(net.state_dict()), "state dict")
     with torch.no_grad():
-        same(other.forward_taps(x, **context), net.forward_taps(x, **context), "predictions after load_state_dict")
+        same(
+            other.forward_taps(x, **context),
+            net.forward_taps(x, **context),
+            "predictions after load_state_dict",
+        )
 
 
 def at_depth_is_restored(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """at_depth changes what net(x) does, nests, and is put back on the way out, also after an exception."""
+    """at_depth changes what net(x) does, nests, and is put back on the way out, also after an
+    exception.
+    """
     with torch.no_grad():
         deepest = net(x, **context)
         for depth in net.taps:
@@ -169,7 +228,11 @@ def at_depth_is_restored(net: ElasticWrapper, x: Any, **context: Any) -> None:
                 same(net(x, **context), expected, f"net(x) inside at_depth({depth})")
                 with net.at_depth(-1):
                     same(net(x, **context), deepest, "net(x) inside a nested at_depth(-1)")
-                same(net(x, **context), expected, f"net(x) after a nested at_depth, inside at_depth({depth})")
+                same(
+                    net(x, **context),
+                    expected,
+                    f"net(x) after a nested at_depth, inside at_depth({depth})",
+                )
             same(net(x, **context), deepest, f"net(x) after at_depth({depth})")
             with pytest.raises(KeyError, match="on purpose"), net.at_depth(depth):
                 raise KeyError("on purpose")
@@ -177,24 +240,36 @@ def at_depth_is_restored(net: ElasticWrapper, x: Any, **context: Any) -> None:
 
 
 def every_block_learns_from_its_own_tap(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """The loss of tap d alone reaches block d, all before it and the head, and no block behind it."""
+    """The loss of tap d alone reaches block d, all before it and the head, and no block behind
+    it.
+    """
     for depth in net.taps:
         prediction = net.forward_taps(x, **context).predictions[net.taps.index(depth)]
         reached = blocks_reached(net, projection(prediction))
         wanted = [index < depth for index, _ in learning_blocks(net)]
-        assert reached == wanted, f"the loss at depth {depth} reaches blocks {reached}, expected {wanted}"
+        assert reached == wanted, (
+            f"the loss at depth {depth} reaches blocks {reached}, expected {wanted}"
+        )
 
 
 def objective_reaches_the_same_blocks(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """ElasticObjective with weight 1 at depth d and 0 elsewhere gives gradient to blocks 1..d and to no other."""
+    """ElasticObjective with weight 1 at depth d and 0 elsewhere gives gradient to blocks 1..d and
+    to no other.
+    """
     for depth in net.taps:
         weights = {tap: float(tap == depth) for tap in net.taps}
-        objective = ElasticObjective(net, lambda prediction, target: projection(prediction), 0.0, tap_weights=weights)
+        objective = ElasticObjective(
+            net, lambda prediction, target: projection(prediction), 0.0, tap_weights=weights
+        )
         terms = objective(x, None, **context)
         reached = blocks_reached(net, terms.total)
         wanted = [index < depth for index, _ in learning_blocks(net)]
-        assert reached == wanted, f"weight on depth {depth} alone reaches blocks {reached}, expected {wanted}"
-        assert tuple(terms.per_depth) == net.taps, f"losses for {tuple(terms.per_depth)}, taps {net.taps}"
+        assert reached == wanted, (
+            f"weight on depth {depth} alone reaches blocks {reached}, expected {wanted}"
+        )
+        assert tuple(terms.per_depth) == net.taps, (
+            f"losses for {tuple(terms.per_depth)}, taps {net.taps}"
+        )
 
 
 def save_and_load_every_depth(net: ElasticWrapper, x: Any, **context: Any) -> None:
@@ -211,8 +286,16 @@ def save_and_load_every_depth(net: ElasticWrapper, x: Any, **context: Any) -> No
         for depth in (None, *net.taps):
             loaded = elasticnet.load(path, depth, build=build)
             assert not loaded.training, "load gives a net in eval mode"
-            same(loaded.state_dict(), dict(net.truncate(depth or -1).state_dict()), f"state loaded at depth {depth}")
-            same(loaded(x, **context), net(x, depth=depth, **context), f"prediction loaded at depth {depth}")
+            same(
+                loaded.state_dict(),
+                dict(net.truncate(depth or -1).state_dict()),
+                f"state loaded at depth {depth}",
+            )
+            same(
+                loaded(x, **context),
+                net(x, depth=depth, **context),
+                f"prediction loaded at depth {depth}",
+            )
 
 
 def check_finds_nothing(net: ElasticWrapper, x: Any, **context: Any) -> None:
@@ -220,8 +303,12 @@ def check_finds_nothing(net: ElasticWrapper, x: Any, **context: Any) -> None:
     report = net.check(x, strict=True, **context)
     with torch.no_grad():
         taps = net.forward_taps(x, **context)
-    assert [tap.depth for tap in report] == list(net.taps), f"reported depths {[tap.depth for tap in report]}"
-    assert [tap.shape for tap in report] == [tuple(feature.shape) for feature in taps.features], "feature shapes"
+    assert [tap.depth for tap in report] == list(net.taps), (
+        f"reported depths {[tap.depth for tap in report]}"
+    )
+    assert [tap.shape for tap in report] == [tuple(feature.shape) for feature in taps.features], (
+        "feature shapes"
+    )
     assert all(tap.finite and tap.problem is None for tap in report), str(report)
 
 
@@ -243,7 +330,9 @@ INVARIANTS: tuple[Callable[..., None], ...] = (
 
 
 def by_hand(net: ElasticWrapper, x: Any, depth: int, **context: Any) -> tuple[Tensor, Any]:
-    """Return the features and the prediction at `depth`, with the parts called one after the other: the oracle."""
+    """Return the features and the prediction at `depth`, with the parts called one after the other:
+    the oracle.
+    """
     features, stem = x, getattr(net, "stem", None)
     if stem is not None:
         names = inspect.signature(stem.forward).parameters
@@ -262,8 +351,12 @@ def by_hand(net: ElasticWrapper, x: Any, depth: int, **context: Any) -> tuple[Te
 
 
 def same(actual: Any, expected: Any, what: str) -> None:
-    """Assert that tensors, or containers of them, are equal bit for bit, dtype and shape included."""
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0, msg=lambda message: f"{what}: {message}")
+    """Assert that tensors, or containers of them, are equal bit for bit, dtype and shape
+    included.
+    """
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=0, msg=lambda message: f"{what}: {message}"
+    )
 
 
 def disturb(net: nn.Module) -> None:
@@ -277,7 +370,9 @@ def disturb(net: nn.Module) -> None:
 def projection(prediction: Any) -> Tensor:
     """Return a scalar that depends on every entry of a prediction, each with its own weight."""
     if isinstance(prediction, Tensor):
-        weights = torch.linspace(0.5, 1.5, prediction.numel(), dtype=prediction.dtype, device=prediction.device)
+        weights = torch.linspace(
+            0.5, 1.5, prediction.numel(), dtype=prediction.dtype, device=prediction.device
+        )
         return (prediction.flatten() * weights).sum()
     parts = prediction.values() if isinstance(prediction, Mapping) else prediction
     return torch.stack([projection(part) for part in parts]).sum()
@@ -295,18 +390,25 @@ def blocks_reached(net: ElasticWrapper, loss: Tensor) -> list[bool]:
     flat = [parameter for parameters in groups for parameter in parameters]
     gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
     by_block = [[next(gradients) for _ in parameters] for parameters in groups]
-    return [any(g is not None and bool(g.count_nonzero()) for g in gradients) for gradients in by_block]
+    return [
+        any(g is not None and bool(g.count_nonzero()) for g in gradients) for gradients in by_block
+    ]
 
 
 @contextmanager
 def recording(net: ElasticWrapper) -> Iterator[dict[str, Any]]:
-    """Record, inside a with block, the blocks that run (in order) and how often head and prepare() are called."""
+    """Record, inside a with block, the blocks that run (in order) and how often head and prepare()
+    are called.
+    """
     calls: dict[str, Any] = {"blocks": [], "head": 0, "prepare": 0}
 
     def count(name: str) -> None:
         calls[name] += 1
 
-    hooks = [block.register_forward_pre_hook(lambda block, _: calls["blocks"].append(block)) for block in {*net.blocks}]
+    hooks = [
+        block.register_forward_pre_hook(lambda block, _: calls["blocks"].append(block))
+        for block in {*net.blocks}
+    ]
     hooks.append(net.head.register_forward_pre_hook(lambda *_: count("head")))
     prepare = getattr(net.head, "prepare", None)
     if prepare is not None:

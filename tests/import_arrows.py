@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     "losses": {"taps", "distillation", "loss_weights"},  # and not wrapper: neither knows the other
     "wrapper": {"taps"},
     "checkpoint": {"taps", "wrapper", "_files"},
-    "card": {"wrapper", "checkpoint", "_files", "_tables"},  # a card stands in a checkpoint's header
+    # a card stands in a checkpoint's header
+    "card": {"wrapper", "checkpoint", "_files", "_tables"},
     "export": {"taps", "wrapper", "checkpoint", "_files"},
     "training": {"wrapper", "losses", "_files"},  # what recipes share; no loop
     PACKAGE: CORE,
@@ -44,7 +45,8 @@ ALLOWED: dict[str, set[str]] = {
     "sr": CORE | {PACKAGE},
     "cli": CORE | {PACKAGE, "retrofit", "sr"},
 }
-# The one exception: checkpoint's allow-list of built-in architectures, imported when a file asks for one.
+# The one exception: checkpoint's allow-list of built-in architectures, imported when a file asks
+# for one.
 LAZY_EXCEPTION = ("checkpoint", "sr")
 
 
@@ -63,10 +65,11 @@ def module_name(path: Path) -> str:
 
 
 def imports_of(source: str, path: Path) -> Iterator[Import]:
-    """Yield every import in `source`: in functions, under TYPE_CHECKING, relative ones made absolute.
+    """Yield every import in `source`: in functions, under TYPE_CHECKING, relative ones made
+    absolute.
 
-    A string that is a dotted name of this package, or the start of one, counts as a lazy import, because
-    import_module takes it.
+    A string that is a dotted name of this package, or the start of one, counts as a lazy import,
+    because import_module takes it.
     """
     folder = ".".join(path.parts[:-1])
     by_name = re.compile(rf"{PACKAGE}(\.\w+)+([.:]\w*)?")
@@ -80,7 +83,9 @@ def imports_of(source: str, path: Path) -> Iterator[Import]:
                 if child.level:
                     parents = folder.split(".")[: len(path.parts) - child.level]
                     base = ".".join([*parents, base] if base else parents)
-                yield from (Import(f"{base}.{alias.name}", child.lineno, lazy) for alias in child.names)
+                yield from (
+                    Import(f"{base}.{alias.name}", child.lineno, lazy) for alias in child.names
+                )
             elif isinstance(child, ast.Constant) and isinstance(child.value, str):
                 if by_name.fullmatch(child.value):
                     yield Import(child.value.replace(":", "."), child.lineno, True)
@@ -92,7 +97,9 @@ def imports_of(source: str, path: Path) -> Iterator[Import]:
 
 
 def room_of(name: str) -> str | None:
-    """Return the room of a dotted name: the facade for `elasticnet.Name`, None outside the package."""
+    """Return the room of a dotted name: the facade for `elasticnet.Name`, None outside the
+    package.
+    """
     parts = name.split(".")
     if parts[0] != PACKAGE:
         return None
@@ -104,7 +111,9 @@ def arrows_turned(source: str, path: Path) -> list[str]:
     parts = module_name(path).split(".")
     room = parts[1] if len(parts) > 1 else PACKAGE
     if room not in ALLOWED:
-        return [f"{path}: the room {room!r} is not in the table ALLOWED: say there what it may import"]
+        return [
+            f"{path}: the room {room!r} is not in the table ALLOWED: say there what it may import"
+        ]
     found = []
     for imported in imports_of(source, path):
         target = room_of(imported.name)
@@ -124,12 +133,16 @@ def recipes_imported(source: str, path: Path, recipes: set[str]) -> list[str]:
     for imported in imports_of(source, path):
         first = imported.name.split(".")[0]
         if first == "recipes" or (path.parts[0] == "recipes" and first in recipes):
-            found.append(f"{path}:{imported.line}: recipes are run, never imported: {imported.name}")
+            found.append(
+                f"{path}:{imported.line}: recipes are run, never imported: {imported.name}"
+            )
     return found
 
 
 def import_cycle(sources: dict[Path, str]) -> list[str] | None:
-    """Return the modules of one import cycle, or None; packages' own __init__.py files are left out."""
+    """Return the modules of one import cycle, or None; packages' own __init__.py files are left
+    out.
+    """
     modules = {module_name(path): path for path in sources if path.stem != "__init__"}
     graph: dict[str, set[str]] = {name: set() for name in modules}
     for name, path in modules.items():

@@ -1,4 +1,6 @@
-"""A server on this machine: files with byte ranges, servers that go wrong, and the endpoints of the hub that we use."""
+"""A server on this machine: files with byte ranges, servers that go wrong, and the endpoints of the
+hub that we use.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ class Request(NamedTuple):
 class Loopback:
     """What the server has and what it saw. files: {path: bytes}; paths tell how they are served.
 
-    /files/ with ranges; /plain/ ignores them; /short/ breaks off halfway; /other/ sends another range; /moved/
-    redirects to /files/; /error/418 answers so. A commit to a repository of the hub makes a new version of its files.
+    /files/ with ranges; /plain/ ignores them; /short/ breaks off halfway; /other/ sends another
+    range; /moved/ redirects to /files/; /error/418 answers so. A commit to a repository of the hub
+    makes a new version of its files.
     """
 
     def __init__(self, port: int) -> None:
@@ -34,13 +37,18 @@ class Loopback:
         self.other_host = f"http://localhost:{port}"
         self.files: dict[str, bytes] = {}
         self.log: list[Request] = []
-        self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}  # repository -> commit -> files
+        # repository -> commit -> files
+        self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}
         self.branches: dict[tuple[str, str], str] = {}  # (repository, branch) -> commit
         self.private: set[str] = set()
 
     def ranges(self) -> list[tuple[int, int]]:
         """The byte ranges [start, end) that were asked for, in order."""
-        found = [re.fullmatch(r"bytes=(\d+)-(\d+)", request.range) for request in self.log if request.range]
+        found = [
+            re.fullmatch(r"bytes=(\d+)-(\d+)", request.range)
+            for request in self.log
+            if request.range
+        ]
         return [(int(match[1]), int(match[2]) + 1) for match in found if match]
 
     def commit(self, repository: str, files: dict[str, bytes], branch: str = "main") -> str:
@@ -89,7 +97,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.note()
         body = (
-            self.rfile.read(int(self.headers["Content-Length"])) if "Content-Length" in self.headers else self.chunks()
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if "Content-Length" in self.headers
+            else self.chunks()
         )
         if self.path == "/api/repos/create":
             wanted = json.loads(body)
@@ -102,7 +112,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer_json({"url": f"{self.state.url}/{repository}"}, status)
         if self.path == "/api/validate-yaml":
             return self.answer_json({"warnings": [], "errors": []})
-        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/([^/?]+).*", self.path)
+        match = re.fullmatch(
+            r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/([^/?]+).*", self.path
+        )
         assert match, self.path
         repository, action, branch = match.groups()
         if action == "branch":
@@ -110,30 +122,47 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer_json({})
         if action == "preupload":
             files = [file["path"] for file in json.loads(body)["files"]]
-            modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]
+            modes = [
+                {"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files
+            ]
             return self.answer_json({"files": modes})
         lines = [json.loads(line) for line in body.splitlines()]
         sent = [line["value"] for line in lines if line["key"] == "file"]
         added = {each["path"]: base64.b64decode(each["content"]) for each in sent}
         commit = self.state.commit(repository, added, branch)
-        answer = {"commitUrl": f"{self.state.url}/{repository}/commit/{commit}", "commitOid": commit}
+        answer = {
+            "commitUrl": f"{self.state.url}/{repository}/commit/{commit}",
+            "commitOid": commit,
+        }
         return self.answer_json({**answer, "hookOutput": "", "success": True})
 
     def resolve(self, repository: str, revision: str, file: str) -> None:
         """The hub's answer for one file: which commit, how large, and where its storage is."""
         commit = self.state.branches.get((repository, revision), revision)
         commits = self.state.repositories.get(repository)
-        hidden = repository in self.state.private and self.headers.get("Authorization") != "Bearer secret"
+        hidden = (
+            repository in self.state.private
+            and self.headers.get("Authorization") != "Bearer secret"
+        )
         if commits is None or hidden:
-            return self.answer(401, headers={"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
+            return self.answer(
+                401,
+                headers={"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"},
+            )
         if commit not in commits:
-            return self.answer(404, headers={"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
+            return self.answer(
+                404,
+                headers={"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"},
+            )
         headers = {"X-Repo-Commit": commit}
         if file not in commits[commit]:
             named = {"X-Error-Code": "EntryNotFound", "X-Error-Message": f"{file} does not exist"}
             return self.answer(404, headers={**headers, **named})
         data = commits[commit][file]
-        headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"'}
+        headers |= {
+            "X-Linked-Size": str(len(data)),
+            "X-Linked-Etag": f'"{hashlib.sha256(data).hexdigest()}"',
+        }
         location = f"{self.state.other_host}/storage/{repository}/{commit}/{file}?signature=key"
         return self.answer(302, headers={**headers, "Location": location})
 
@@ -166,7 +195,11 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def answer(
-        self, status: int, data: bytes = b"", headers: dict[str, str] | None = None, sent: int | None = None
+        self,
+        status: int,
+        data: bytes = b"",
+        headers: dict[str, str] | None = None,
+        sent: int | None = None,
     ) -> None:
         self.send_response(status)
         for name, value in {**(headers or {}), "Content-Length": str(len(data))}.items():

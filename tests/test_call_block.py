@@ -1,4 +1,6 @@
-"""Blocks with run-time context: a mask, and a rotary embedding for each block, by stem and call_block."""
+"""Blocks with run-time context: a mask, and a rotary embedding for each block, by stem and
+call_block.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,16 @@ def test_mask_and_rotary_embedding_reach_each_block() -> None:
         same(net(TOKENS, depth=index + 1, mask=MASK), net.head(x), f"depth {index + 1}")
     changed = TOKENS.clone()
     changed[0, 3] = 8  # masked out
-    same(net(changed, mask=MASK)[0, :3], net(TOKENS, mask=MASK)[0, :3], "what a masked token changes")
+    same(
+        net(changed, mask=MASK)[0, :3], net(TOKENS, mask=MASK)[0, :3], "what a masked token changes"
+    )
     assert not torch.equal(net(TOKENS), net(TOKENS, mask=MASK))
 
 
 def test_call_block_hands_its_context_on() -> None:
-    """It starts with what the stem gives, each call gets what the one before returned, and indices count from 0."""
+    """It starts with what the stem gives, each call gets what the one before returned, and indices
+    count from 0.
+    """
     seen = []
 
     def call_block(block: nn.Module, x: Tensor, context: Any, index: int) -> tuple[Tensor, Any]:
@@ -49,7 +55,9 @@ def test_call_block_hands_its_context_on() -> None:
 
     net = conv_net(3, stem=Stem(), call_block=call_block)
     net(torch.randn(1, 4, 3, 3))
-    assert seen == list(zip(net.blocks, (["stem"], ["stem", 0], ["stem", 0, 1]), (0, 1, 2), strict=True))
+    assert seen == list(
+        zip(net.blocks, (["stem"], ["stem", 0], ["stem", 0, 1]), (0, 1, 2), strict=True)
+    )
 
 
 def test_keyword_arguments_reach_call_block_where_the_stem_gives_no_context() -> None:

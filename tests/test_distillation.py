@@ -1,4 +1,6 @@
-"""Attention maps and their distance: values by hand, a naive NumPy loop, layouts, half precision, gradients."""
+"""Attention maps and their distance: values by hand, a naive NumPy loop, layouts, half precision,
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def naive_distance(student: np.ndarray, teacher: np.ndarray, squared: bool = Fal
         first, second = first.ravel(), second.ravel()
         first_norm = math.sqrt(sum(value**2 for value in first))
         second_norm = math.sqrt(sum(value**2 for value in second))
-        square = sum((a / first_norm - b / second_norm) ** 2 for a, b in zip(first, second, strict=True))
+        square = sum(
+            (a / first_norm - b / second_norm) ** 2 for a, b in zip(first, second, strict=True)
+        )
         total += square if squared else math.sqrt(square)
     return total / len(student)
 
@@ -56,12 +60,16 @@ def test_map_by_hand() -> None:
     st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
     st.data(),
 )
-def test_map_against_a_loop(layout: str, power: float, dtype: torch.dtype, data: st.DataObject) -> None:
+def test_map_against_a_loop(
+    layout: str, power: float, dtype: torch.dtype, data: st.DataObject
+) -> None:
     shape = [data.draw(st.integers(1, 4), axis) for axis in layout.split()]
     features = torch.randn(shape).to(dtype)
     result = attention_map(features, layout, power)
     assert result.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    np.testing.assert_allclose(result.numpy(), naive_map(features, layout, power), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        result.numpy(), naive_map(features, layout, power), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("layout", POSITIONS)
@@ -79,12 +87,16 @@ def test_layouts_agree_after_permutation(layout: str, power: float) -> None:
 
 def test_prefix_tokens_are_left_out() -> None:
     tokens = torch.randn(2, 7, 3)
-    torch.testing.assert_close(attention_map(tokens, "b n c", prefix_tokens=2), attention_map(tokens[:, 2:], "b n c"))
+    torch.testing.assert_close(
+        attention_map(tokens, "b n c", prefix_tokens=2), attention_map(tokens[:, 2:], "b n c")
+    )
     sequence = torch.randn(2, 3, 7)
     torch.testing.assert_close(
         attention_map(sequence, "b c t", prefix_tokens=1), attention_map(sequence[..., 1:], "b c t")
     )
-    with pytest.raises(ValueError, match="prefix_tokens=1 needs a layout with one position axis, not 'b c h w'"):
+    with pytest.raises(
+        ValueError, match="prefix_tokens=1 needs a layout with one position axis, not 'b c h w'"
+    ):
         attention_map(torch.randn(1, 2, 3, 3), "b c h w", prefix_tokens=1)
 
 
@@ -94,15 +106,20 @@ def test_position_axes() -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", ["", "b c", "c h w", "b h w", "b c h h", "b c t d h w", "bchw", "b c (h w)", "b c 1 w"]
+    "layout",
+    ["", "b c", "c h w", "b h w", "b c h h", "b c t d h w", "bchw", "b c (h w)", "b c 1 w"],
 )
 def test_a_wrong_layout_is_named(layout: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"layout {layout!r}: expected an axis list with b")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"layout {layout!r}: expected an axis list with b")
+    ):
         attention_map(torch.randn(1, 2, 3, 3), layout)
 
 
 def test_features_that_do_not_have_the_axes_of_the_layout() -> None:
-    with pytest.raises(ValueError, match=r"features of shape \(1, 2, 3\) do not have the axes of layout 'b c h w'"):
+    with pytest.raises(
+        ValueError, match=r"features of shape \(1, 2, 3\) do not have the axes of layout 'b c h w'"
+    ):
         attention_map(torch.randn(1, 2, 3))
 
 
@@ -111,7 +128,9 @@ def test_features_that_do_not_have_the_axes_of_the_layout() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("level", "channels"), [(300.0, 64), (1e-4, 1)])
-def test_half_precision_maps_are_finite_and_right(dtype: torch.dtype, level: float, channels: int) -> None:
+def test_half_precision_maps_are_finite_and_right(
+    dtype: torch.dtype, level: float, channels: int
+) -> None:
     """48x48 positions at levels where float16 arithmetic gives infinity, or zero."""
     features, other = (torch.randn(2, 2, channels, 48, 48) * level).to(dtype)
     maps = [attention_map(x) for x in (features, other)]
@@ -120,9 +139,12 @@ def test_half_precision_maps_are_finite_and_right(dtype: torch.dtype, level: flo
         assert result.dtype == torch.float32
         torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=0)
     distance = attention_distance(maps[0], maps[1])
-    torch.testing.assert_close(distance.double(), attention_distance(wide[0], wide[1]), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        distance.double(), attention_distance(wide[0], wide[1]), rtol=1e-4, atol=0
+    )
 
-    if dtype == torch.float16:  # the level is one that matters: the norm taken in float16 is infinite, or far off
+    # the level is one that matters: the norm taken in float16 is infinite, or far off
+    if dtype == torch.float16:
         summed = features.abs().sum(1)
         naive = (summed * summed).sum((1, 2)).sqrt().double()
         assert not torch.isclose(naive, wide[0].flatten(1).norm(dim=1), rtol=0.05).any()
@@ -151,7 +173,9 @@ def test_gradient_of_half_precision_features_is_finite(dtype: torch.dtype) -> No
 
 
 def test_distance_by_hand() -> None:
-    """(3, 4) and (8, 6) point to (0.6, 0.8) and (0.8, 0.6), squared distance 0.08; the mean with a 0 is half of it."""
+    """(3, 4) and (8, 6) point to (0.6, 0.8) and (0.8, 0.6), squared distance 0.08; the mean with a
+    0 is half of it.
+    """
     first, second = torch.tensor([[3.0, 4.0]]), torch.tensor([[8.0, 6.0]])
     assert attention_distance(first, second).item() == pytest.approx(math.sqrt(0.08))
     assert attention_distance(first, second, "squared").item() == pytest.approx(0.08)
@@ -160,11 +184,17 @@ def test_distance_by_hand() -> None:
     assert attention_distance(*batch, "squared").item() == pytest.approx(0.04)
 
 
-@given(st.integers(1, 3), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.sampled_from(["norm", "squared"]))
+@given(
+    st.integers(1, 3),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.sampled_from(["norm", "squared"]),
+)
 def test_distance_against_a_loop(batch: int, positions: list[int], distance: str) -> None:
     student, teacher = torch.rand(2, batch, *positions, dtype=torch.float64) + 0.01
     expected = naive_distance(student.numpy(), teacher.numpy(), distance == "squared")
-    assert attention_distance(student, teacher, distance).item() == pytest.approx(expected, abs=1e-12)
+    assert attention_distance(student, teacher, distance).item() == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 @given(st.floats(0.01, 1e4), st.floats(0.01, 1e4))
@@ -173,12 +203,16 @@ def test_distance_sees_only_the_direction(first: float, second: float) -> None:
     scaled = attention_distance(student * first, teacher * second)
     torch.testing.assert_close(scaled, attention_distance(student, teacher))
     assert 0 <= scaled <= math.sqrt(2)
-    torch.testing.assert_close(attention_distance(teacher, student), attention_distance(student, teacher))
+    torch.testing.assert_close(
+        attention_distance(teacher, student), attention_distance(student, teacher)
+    )
 
 
 def test_the_weight_of_a_squared_distance_does_not_die_with_the_patch() -> None:
     """It is summed over positions, not averaged: of the same order at 8x8 and at 96x96."""
-    small, large = (attention_distance(torch.rand(4, n, n), torch.rand(4, n, n), "squared") for n in (8, 96))
+    small, large = (
+        attention_distance(torch.rand(4, n, n), torch.rand(4, n, n), "squared") for n in (8, 96)
+    )
     assert 0.5 < small / large < 2
 
 
@@ -196,14 +230,19 @@ def test_different_resolutions_are_pooled_to_the_smaller_one() -> None:
     torch.testing.assert_close(attention_distance(*video), attention_distance(*pooled))
 
 
-@given(st.lists(st.integers(1, 7), min_size=2, max_size=2), st.lists(st.integers(1, 7), min_size=2, max_size=2))
+@given(
+    st.lists(st.integers(1, 7), min_size=2, max_size=2),
+    st.lists(st.integers(1, 7), min_size=2, max_size=2),
+)
 def test_any_two_resolutions_have_a_distance(first: list[int], second: list[int]) -> None:
     distance = attention_distance(torch.rand(2, *first) + 0.01, torch.rand(2, *second) + 0.01)
     assert 0 <= distance <= math.sqrt(2) + 1e-6
 
 
 def test_maps_with_different_axes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"maps of shape \(1, 4\) and \(1, 2, 2\) differ in their axes"):
+    with pytest.raises(
+        ValueError, match=r"maps of shape \(1, 4\) and \(1, 2, 2\) differ in their axes"
+    ):
         attention_distance(torch.rand(1, 4), torch.rand(1, 2, 2))
     with pytest.raises(ValueError, match="distance 'l2': expected one of norm, squared"):
         attention_distance(torch.rand(1, 4), torch.rand(1, 4), "l2")

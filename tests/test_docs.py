@@ -1,4 +1,6 @@
-"""README and docs: their snippets run, their links lead somewhere, their signatures and options are the code's."""
+"""README and docs: their snippets run, their links lead somewhere, their signatures and options are
+the code's.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +52,18 @@ def fences(text: str) -> list[Fence]:
         elif line.strip() == "```":
             before = lines[start - 1].strip() if start else ""
             content = "\n".join(lines[start + 1 : number]) + "\n"
-            found.append(Fence(lines[start][3:].strip(), content, start + 1, before, lines[number + 1 :]))
+            found.append(
+                Fence(lines[start][3:].strip(), content, start + 1, before, lines[number + 1 :])
+            )
             start = None
     assert start is None, f"line {start}: a fence is not closed"
     return found
 
 
 def printed(after: list[str]) -> str | None:
-    """Return what a snippet must print: the block behind an output comment that follows it, or None without one."""
+    """Return what a snippet must print: the block behind an output comment that follows it, or None
+    without one.
+    """
     following = [line for line in after if line.strip()]
     if not following or following[0].strip() != OUTPUT:
         return None
@@ -90,11 +96,18 @@ def test_snippets_run(
         exec(compile(source, str(page), "exec", dont_inherit=True), namespace)
         expected = printed(fence.after)
         if expected is not None:
-            assert capsys.readouterr().out == expected, f"{name_of(page)}, snippet at line {fence.line}"
+            assert capsys.readouterr().out == expected, (
+                f"{name_of(page)}, snippet at line {fence.line}"
+            )
 
 
 def test_few_snippets_are_not_run_and_each_says_why() -> None:
-    marks = [line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines() if "<!-- not run" in line]
+    marks = [
+        line
+        for page in PAGES
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if "<!-- not run" in line
+    ]
     used = [fence.before for page in PAGES for fence in fences(page.read_text(encoding="utf-8"))]
     assert len(marks) <= MOST_NOT_RUN
     for mark in marks:
@@ -107,7 +120,11 @@ def test_few_snippets_are_not_run_and_each_says_why() -> None:
 def test_every_output_comment_follows_a_snippet() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        followed = [fence for fence in fences(text) if fence.language == "python" and printed(fence.after) is not None]
+        followed = [
+            fence
+            for fence in fences(text)
+            if fence.language == "python" and printed(fence.after) is not None
+        ]
         assert text.count(OUTPUT) == len(followed), name_of(page)
 
 
@@ -148,7 +165,9 @@ def test_relative_links_and_images_exist(page: Path) -> None:
         if re.match(r"\w+:", target):
             continue
         path = (page.parent / target).resolve() if target else page
-        if not path.is_file() or (anchor and anchor not in anchors(path.read_text(encoding="utf-8"))):
+        if not path.is_file() or (
+            anchor and anchor not in anchors(path.read_text(encoding="utf-8"))
+        ):
             missing.append(link)
     assert missing == []
 
@@ -160,7 +179,11 @@ def test_every_page_is_reached_from_the_readme() -> None:
         if page.suffix == ".md" and page.is_file() and page not in reached:
             reached.add(page)
             targets = [link.partition("#")[0] for link in links(page.read_text(encoding="utf-8"))]
-            waiting += [(page.parent / target).resolve() for target in targets if target and ":" not in target]
+            waiting += [
+                (page.parent / target).resolve()
+                for target in targets
+                if target and ":" not in target
+            ]
     assert [name_of(page) for page in PAGES if page not in reached] == []
 
 
@@ -170,7 +193,9 @@ def test_drawings_are_whole_and_used() -> None:
     assert len(drawings) >= 4
     for drawing in drawings:
         root = ElementTree.parse(drawing).getroot()
-        assert root.find("{http://www.w3.org/2000/svg}title") is not None, f"{drawing.name} has no title"
+        assert root.find("{http://www.w3.org/2000/svg}title") is not None, (
+            f"{drawing.name} has no title"
+        )
         assert f"images/{drawing.name}" in text, f"{drawing.name} is in no page"
 
 
@@ -194,7 +219,9 @@ def modules_of(page: Path) -> list[Any]:
 
 
 def documented(name: str, modules: list[Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the object of a dotted name in one of the modules, and the namespace in which its defaults stand."""
+    """Return the object of a dotted name in one of the modules, and the namespace in which its
+    defaults stand.
+    """
     first, *rest = name.split(".")
     for module in modules:
         if hasattr(module, first):
@@ -212,18 +239,23 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
 
 
 def as_function(signature: str, namespace: dict[str, Any]) -> Any:
-    """Return a function that has the signature of a line like `name(a, *, b=1) -> T`, annotations unevaluated."""
+    """Return a function that has the signature of a line like `name(a, *, b=1) -> T`, annotations
+    unevaluated.
+    """
     head, _, tail = signature.strip().partition("(")
     assert re.fullmatch(r"[\w.]+", head), signature
     space = dict(namespace)
-    exec(f"def documented_function({tail}: ...", space)  # under this file's future import, so annotations stay text
+    # under this file's future import, so annotations stay text
+    exec(f"def documented_function({tail}: ...", space)
     return space["documented_function"]
 
 
 @pytest.mark.parametrize("page", API_PAGES, ids=name_of)
 def test_signatures_are_those_of_the_code(page: Path) -> None:
     modules = modules_of(page)
-    blocks = [fence.text for fence in fences(page.read_text(encoding="utf-8")) if fence.language == "pyi"]
+    blocks = [
+        fence.text for fence in fences(page.read_text(encoding="utf-8")) if fence.language == "pyi"
+    ]
     assert modules, "the title names no module"
     assert blocks, "the page has no signature"
     for signature in (line for block in blocks for line in re.split(r"\n(?=\w)", block.strip())):
@@ -233,7 +265,9 @@ def test_signatures_are_those_of_the_code(page: Path) -> None:
         documented(heading, modules)
 
 
-@pytest.mark.parametrize("signature", ["load(path, depth=1, *, build=None, device='cpu')", "load(path)", "load(file)"])
+@pytest.mark.parametrize(
+    "signature", ["load(path, depth=1, *, build=None, device='cpu')", "load(path)", "load(file)"]
+)
 def test_a_wrong_signature_is_caught(signature: str) -> None:
     found, namespace = documented("load", [elasticnet])
     assert parameters(as_function(signature, namespace)) != parameters(found)
@@ -243,7 +277,9 @@ def test_a_wrong_signature_is_caught(signature: str) -> None:
 
 
 def recipe_options() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return the recipe's options with their plain defaults, and what each preset changes; read, not imported."""
+    """Return the recipe's options with their plain defaults, and what each preset changes; read,
+    not imported.
+    """
     tree = ast.parse((ROOT / "recipes" / "asrn_div2k.py").read_text(encoding="utf-8"))
     options, presets = {}, {}
     for node in ast.walk(tree):
@@ -271,19 +307,27 @@ def test_options_named_in_the_pages_exist() -> None:
     known = {f"--{name.replace('_', '-')}" for name in options} | {"--help"}
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     # A launcher's options are its own, and --no-x switches --x off.
-    text = re.sub(r"<!--.*?-->|(torchrun|accelerate launch) .*?(?=recipes/)", "", text).replace("--no-", "--")
+    text = re.sub(r"<!--.*?-->|(torchrun|accelerate launch) .*?(?=recipes/)", "", text).replace(
+        "--no-", "--"
+    )
     assert sorted(set(re.findall(r"--[a-z][a-z-]+", text)) - known) == []
 
 
 def test_preset_table_holds_the_recipes_values() -> None:
     """When a preset was tuned: write its new values into the table of docs/training.md."""
     options, presets = recipe_options()
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").partition("<!-- checked: options -->\n")[2]
+    text = (
+        (ROOT / "docs" / "training.md")
+        .read_text(encoding="utf-8")
+        .partition("<!-- checked: options -->\n")[2]
+    )
     lines = text.partition("\n\n")[0].splitlines()
     head, _, *rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
     assert head == ["option", *presets]
     for option, *values in rows:
         name = option.removeprefix("--").replace("-", "_")
-        assert values == [str(presets[preset].get(name, options[name])) for preset in head[1:]], option
+        assert values == [str(presets[preset].get(name, options[name])) for preset in head[1:]], (
+            option
+        )
     changed = {name for preset in presets.values() for name in preset} - {"preset"}
     assert sorted(changed - {row[0].removeprefix("--").replace("-", "_") for row in rows}) == []

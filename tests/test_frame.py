@@ -27,10 +27,18 @@ def python_files(*folders: str) -> dict[Path, str]:
 
 
 def text_files() -> list[Path]:
-    """Return every text file of a checkout, without asking git; hidden files at the top are left out."""
+    """Return every text file of a checkout, without asking git; hidden files at the top are left
+    out.
+    """
     folders = [ROOT / name for name in (PACKAGE, "recipes", "tests", "docs", ".ci")]
-    inside = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]
-    top = [path for path in ROOT.iterdir() if not path.name.startswith(".") or path.name == ".gitignore"]
+    inside = [
+        path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts
+    ]
+    top = [
+        path
+        for path in ROOT.iterdir()
+        if not path.name.startswith(".") or path.name == ".gitignore"
+    ]
     files = [path for path in sorted([*top, *inside]) if path.is_file()]
     return [path for path in files if b"\0" not in path.read_bytes()[:1024]]
 
@@ -50,7 +58,9 @@ def test_no_import_cycles() -> None:
 def test_nothing_imports_a_recipe() -> None:
     sources = python_files(PACKAGE, "recipes", "tests", "docs")
     recipes = {path.stem for path in sources if path.parts[0] == "recipes"}
-    assert [line for path, source in sources.items() for line in recipes_imported(source, path, recipes)] == []
+    assert [
+        line for path, source in sources.items() for line in recipes_imported(source, path, recipes)
+    ] == []
 
 
 def test_the_table_itself_has_no_cycle() -> None:
@@ -67,15 +77,24 @@ def test_the_table_itself_has_no_cycle() -> None:
         ("elasticnet/losses.py", "from elasticnet import ElasticWrapper"),
         ("elasticnet/losses.py", "from . import wrapper"),
         ("elasticnet/losses.py", "from .wrapper import Taps"),
-        ("elasticnet/losses.py", "if TYPE_CHECKING:\n    from elasticnet.wrapper import ElasticWrapper"),
+        (
+            "elasticnet/losses.py",
+            "if TYPE_CHECKING:\n    from elasticnet.wrapper import ElasticWrapper",
+        ),
         ("elasticnet/wrapper.py", "def f():\n    from elasticnet.losses import psd_loss"),
         ("elasticnet/wrapper.py", "class A:\n    async def f(self):\n        import elasticnet.sr"),
         (
             "elasticnet/card/__init__.py",
             "try:\n    from elasticnet.export import to_onnx\nexcept ImportError:\n    pass",
         ),
-        ("elasticnet/card/__init__.py", "module = importlib.import_module('elasticnet.sr.models.asrn')"),
-        ("elasticnet/card/__init__.py", "module = importlib.import_module(f'elasticnet.sr.models.{name}')"),
+        (
+            "elasticnet/card/__init__.py",
+            "module = importlib.import_module('elasticnet.sr.models.asrn')",
+        ),
+        (
+            "elasticnet/card/__init__.py",
+            "module = importlib.import_module(f'elasticnet.sr.models.{name}')",
+        ),
         ("elasticnet/checkpoint/__init__.py", "from elasticnet.sr import asrn"),
         ("elasticnet/checkpoint/__init__.py", "def f():\n    from elasticnet.cli import main"),
         ("elasticnet/sr/data/__init__.py", "from ...cli import main"),
@@ -105,7 +124,10 @@ def test_a_turned_arrow_is_caught(path: str, source: str) -> None:
             "'''A docstring may name elasticnet.wrapper.'''\nimport torch.nn.functional as F",
         ),
         ("elasticnet/checkpoint/__init__.py", "def f():\n    from elasticnet.sr import asrn"),
-        ("elasticnet/checkpoint/__init__.py", "BUILT_IN = {'asrn': 'elasticnet.sr.models.asrn:asrn'}"),
+        (
+            "elasticnet/checkpoint/__init__.py",
+            "BUILT_IN = {'asrn': 'elasticnet.sr.models.asrn:asrn'}",
+        ),
         (
             "elasticnet/sr/models/asrn.py",
             "from elasticnet import ElasticWrapper\nfrom .heads import head",
@@ -156,7 +178,9 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 
 def test_import_loads_little_beyond_torch() -> None:
-    """Time is not asserted but counted in modules; tests/benchmarks/bench_import.py prints milliseconds."""
+    """Time is not asserted but counted in modules; tests/benchmarks/bench_import.py prints
+    milliseconds.
+    """
     run = subprocess.run(
         [sys.executable, "-c", COUNT_MODULES],
         cwd=ROOT,
@@ -180,8 +204,14 @@ def test_import_loads_little_beyond_torch() -> None:
     }
     assert sorted(heavy & {name.split(".")[0] for name in added}) == []
     late = ("sr", "retrofit", "cli")
-    assert [name for name in added if name.split(".")[:2] in [[PACKAGE, room] for room in late]] == []
-    others = [name for name in added if name.split(".")[0] not in (PACKAGE, "einops", "safetensors", "numpy")]
+    assert [
+        name for name in added if name.split(".")[:2] in [[PACKAGE, room] for room in late]
+    ] == []
+    others = [
+        name
+        for name in added
+        if name.split(".")[0] not in (PACKAGE, "einops", "safetensors", "numpy")
+    ]
     assert len(others) <= 8, f"import elasticnet also loads {others}"
     assert len(added) <= 45, f"import elasticnet loads {len(added)} modules beyond torch's: {added}"
 
@@ -190,7 +220,9 @@ def test_import_loads_little_beyond_torch() -> None:
 
 
 def declared_requirements() -> list[Requirement]:
-    """Return what pyproject.toml asks for: the dependencies and every extra, without the package itself."""
+    """Return what pyproject.toml asks for: the dependencies and every extra, without the package
+    itself.
+    """
     tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"].values()
@@ -207,11 +239,15 @@ def test_every_requirement_is_pinned_within_its_range() -> None:
     for required in declared_requirements():
         pin = versions.get(canonicalize_name(required.name))
         assert pin, f"{required.name} is in pyproject.toml and has no pin in constraints.txt"
-        assert required.specifier.contains(pin.version), f"{required} does not admit the pinned {pin.version}"
+        assert required.specifier.contains(pin.version), (
+            f"{required} does not admit the pinned {pin.version}"
+        )
 
 
 def test_changelog_names_the_version_of_the_package() -> None:
-    (version,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / PACKAGE / "__init__.py").read_text(), re.MULTILINE)
+    (version,) = re.findall(
+        r'^__version__ = "(.+)"$', (ROOT / PACKAGE / "__init__.py").read_text(), re.MULTILINE
+    )
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE)
     assert newest
@@ -225,7 +261,9 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-        metadata = "".join(archive.read(name).decode() for name in archive.namelist() if "entry_points" in name)
+        metadata = "".join(
+            archive.read(name).decode() for name in archive.namelist() if "entry_points" in name
+        )
     folder = ROOT / PACKAGE
     files = {path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".pyc"}
     assert held == {path.relative_to(ROOT).as_posix() for path in files}
@@ -235,7 +273,8 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
 
 # --- tidy files
 
-# Folders of one person's machine, and hosts of package registries: neither belongs into a project's files.
+# Folders of one person's machine, and hosts of package registries: neither belongs into a project's
+# files.
 PRIVATE = re.compile(
     r"(?<![\w.])/(?:home|Users)/\w+/|(?<![\w.])/roo[t]/|[A-Z]:\\Users\\|://[^\s)\"'>]*/simple\b"
     r"|(?:files\.)?pythonhosted\.or[g]|\bpypi\.or[g]/simple|registry\.npmjs\.or[g]|download\.pytorch\.or[g]/whl"
@@ -243,10 +282,16 @@ PRIVATE = re.compile(
 
 
 def test_no_private_paths_and_no_registry_hosts() -> None:
-    here = re.compile(rf"(?<![\w.:/-]){re.escape(str(ROOT))}(?![\w-])") if len(ROOT.parts) > 2 else PRIVATE
+    here = (
+        re.compile(rf"(?<![\w.:/-]){re.escape(str(ROOT))}(?![\w-])")
+        if len(ROOT.parts) > 2
+        else PRIVATE
+    )
     found = []
     for path in text_files():
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(
+            path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
+        ):
             match = PRIVATE.search(line) or here.search(line)
             if match:
                 found.append(f"{path.relative_to(ROOT)}:{number}: {match[0]}")

@@ -24,7 +24,9 @@ def test_a_grown_network_is_the_same_function(case: Case, kinds: list[str]) -> N
     if case.net.call_block is not None:  # its gains make no block the identity: tested below
         return
     deepest = case.net.taps[-1]
-    width = next(p.shape[0] for name, p in case.net.blocks[-1].named_parameters() if name == "last.weight")
+    width = next(
+        p.shape[0] for name, p in case.net.blocks[-1].named_parameters() if name == "last.weight"
+    )
     grown = case.net.grow([TinyBlock(kind, case.net.layout, width) for kind in kinds], case.x)
     assert grown.taps == (*case.net.taps, *range(deepest + 1, deepest + len(kinds) + 1))
     with torch.no_grad():
@@ -63,9 +65,13 @@ def test_init_replaces_init_identity() -> None:
 
     block = Residual(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, bias=False))
     net = conv_net(2)
-    with pytest.raises(ValueError, match=r"new block 0 \(Residual\) has no init_identity\(\); pass init="):
+    with pytest.raises(
+        ValueError, match=r"new block 0 \(Residual\) has no init_identity\(\); pass init="
+    ):
         net.grow([block], X)
-    with pytest.raises(ValueError, match=r"new block 0 \(Residual\) is not the identity: on the example its output"):
+    with pytest.raises(
+        ValueError, match=r"new block 0 \(Residual\) is not the identity: on the example its output"
+    ):
         net.grow([block], X, init=lambda block: None)
     same(net.grow([block], X, init=zero_last)(X), net(X), "grown")
 
@@ -74,7 +80,8 @@ def test_the_block_that_is_not_an_identity_is_named() -> None:
     net = conv_net(2)
     good, wrong = TinyBlock("residual", IMAGE, 4), TinyBlock("conv", IMAGE, 4)
     with pytest.raises(
-        ValueError, match=r"new block 1 \(TinyBlock\) is not the identity: .* differs from its input by"
+        ValueError,
+        match=r"new block 1 \(TinyBlock\) is not the identity: .* differs from its input by",
     ):
         net.grow([good, wrong], X)
     wider = TinyBlock("conv", IMAGE, 4, 6)
@@ -99,7 +106,9 @@ def test_a_post_norm_block_cannot_be_an_identity() -> None:
             nn.init.zeros_(self.linear.bias)
 
     net = ElasticWrapper([nn.Linear(4, 4)], nn.Linear(4, 2), layout="b n c")
-    with pytest.raises(ValueError, match=r"new block 0 \(PostNorm\) is not the identity.*post-norm"):
+    with pytest.raises(
+        ValueError, match=r"new block 0 \(PostNorm\) is not the identity.*post-norm"
+    ):
         net.grow([PostNorm()], torch.randn(2, 3, 4))
 
 
@@ -112,7 +121,9 @@ def test_a_block_that_works_in_place_is_not_compared_with_itself() -> None:
             pass
 
     net = ElasticWrapper(conv_blocks(1), nn.Identity())
-    with pytest.raises(ValueError, match=r"new block 0 \(AddsOne\) is not the identity: .* by up to 1\b"):
+    with pytest.raises(
+        ValueError, match=r"new block 0 \(AddsOne\) is not the identity: .* by up to 1\b"
+    ):
         net.grow([AddsOne()], X)
 
 
@@ -121,13 +132,19 @@ def test_a_call_block_that_is_no_identity_is_found() -> None:
         return block(x) * context["gains"][index], context
 
     net = conv_net(1, call_block=call_block)
-    same(net.grow(conv_blocks(1), X, gains=[0.5, 1.0])(X, gains=[0.5, 1.0]), net(X, gains=[0.5]), "gain 1")
+    same(
+        net.grow(conv_blocks(1), X, gains=[0.5, 1.0])(X, gains=[0.5, 1.0]),
+        net(X, gains=[0.5]),
+        "gain 1",
+    )
     with pytest.raises(ValueError, match=r"new block 0 .* is not the identity"):
         net.grow(conv_blocks(1), X, gains=[0.5, 0.9])
 
 
 def test_the_deepest_adapter_is_copied_to_the_new_taps() -> None:
-    net = ElasticWrapper(conv_blocks(2), TinyHead(IMAGE, 6), adapters={2: nn.Conv2d(4, 6, 1)}, taps=[2]).eval()
+    net = ElasticWrapper(
+        conv_blocks(2), TinyHead(IMAGE, 6), adapters={2: nn.Conv2d(4, 6, 1)}, taps=[2]
+    ).eval()
     grown = net.grow(conv_blocks(2), X)
     assert sorted(grown.adapters) == ["2", "3", "4"]
     weights = [grown.get_parameter(f"adapters.{depth}.weight") for depth in (2, 3, 4)]
@@ -144,7 +161,9 @@ def test_dtype_and_mode_are_kept(dtype: torch.dtype) -> None:
     grown = net.grow(conv_blocks(1), X.to(dtype))
     assert {parameter.dtype for parameter in grown.parameters()} == {dtype}
     assert [block.training for block in grown.blocks] == [False, True, True]
-    assert not any(module.training for module in net.eval().grow(conv_blocks(1), X.to(dtype)).modules())
+    assert not any(
+        module.training for module in net.eval().grow(conv_blocks(1), X.to(dtype)).modules()
+    )
 
 
 def test_the_proof_runs_in_eval_mode_and_moves_no_statistics() -> None:

@@ -1,4 +1,6 @@
-"""Weights of the loss terms and factors of the learning rate: values worked out by hand, and properties."""
+"""Weights of the loss terms and factors of the learning rate: values worked out by hand, and
+properties.
+"""
 
 from __future__ import annotations
 
@@ -90,12 +92,18 @@ def test_normalised_weights_sum_to_one(num_taps: int, kind: str | float) -> None
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("equal", "tap weights 'equal': expected paper, normalised, deepest, a number, a sequence or a mapping"),
+        (
+            "equal",
+            "tap weights 'equal': expected paper, normalised, deepest, a number, a sequence or a mapping",
+        ),
         (1.5, "tap weights 1.5: expected the deepest tap's share, from 0 to 1"),
         (math.nan, "tap weights nan: expected the deepest tap's share"),
         (True, "tap weights True: expected the deepest tap's share"),
         ([1.0, 1.0], r"2 tap weights for 3 taps: give one for each of \[1, 3, 5\]"),
-        ({1: 1.0, 2: 1.0, 5: 1.0}, r"tap weights name depths \[1, 2, 5\]: this net has taps at \[1, 3, 5\]"),
+        (
+            {1: 1.0, 2: 1.0, 5: 1.0},
+            r"tap weights name depths \[1, 2, 5\]: this net has taps at \[1, 3, 5\]",
+        ),
         ([1.0, -0.5, 1.0], "tap weight -0.5 at depth 3: expected a finite number, at least 0"),
         ([1.0, 1.0, math.nan], "tap weight nan at depth 5"),
         ({1: math.inf, 3: 1.0, 5: 1.0}, "tap weight inf at depth 1"),
@@ -107,7 +115,14 @@ def test_misuse_of_tap_weights(kind: Any, message: str) -> None:
 
 
 def test_halving() -> None:
-    assert [halving(step, 200) for step in (0, 199, 200, 399, 400, 1000)] == [1, 1, 0.5, 0.5, 0.25, 0.5**5]
+    assert [halving(step, 200) for step in (0, 199, 200, 399, 400, 1000)] == [
+        1,
+        1,
+        0.5,
+        0.5,
+        0.25,
+        0.5**5,
+    ]
 
 
 def test_cosine() -> None:

@@ -1,4 +1,6 @@
-"""Deep supervision, self-distillation and ElasticObjective against values by hand and a naive loop."""
+"""Deep supervision, self-distillation and ElasticObjective against values by hand and a naive
+loop.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ Y = torch.randn(2, 2, 5, 6, generator=torch.Generator().manual_seed(2))
 def naive_terms(
     net: ElasticWrapper, x: Tensor, y: Tensor, psd_weight: float, weights: dict[int, float]
 ) -> dict[str, Tensor]:
-    """The paper's loss with every sum, sample and tap written out, for an image net of blocks and head alone."""
+    """The paper's loss with every sum, sample and tap written out, for an image net of blocks and
+    head alone.
+    """
     features, all_features, losses = x, [], {}
     for depth, block in enumerate(net.blocks, start=1):
         features = block(features)
@@ -49,7 +53,10 @@ def naive_terms(
         for n in range(len(x)):
             q_student = torch.stack([channel.abs() for channel in student[n]]).sum(0)
             q_teacher = torch.stack([channel.abs() for channel in teacher[n]]).sum(0).detach()
-            difference = q_student / q_student.pow(2).sum().sqrt() - q_teacher / q_teacher.pow(2).sum().sqrt()
+            difference = (
+                q_student / q_student.pow(2).sum().sqrt()
+                - q_teacher / q_teacher.pow(2).sum().sqrt()
+            )
             distillation = distillation + difference.pow(2).sum().sqrt() / len(x)
     deepest = len(net.blocks)
     routine = weights[deepest] * losses[deepest]
@@ -71,19 +78,25 @@ def naive_terms(
     ],
 )
 @pytest.mark.parametrize("psd_weight", [0.0, 0.1])
-def test_objective_and_its_gradient_against_a_loop(kind: Any, weights: dict[int, float], psd_weight: float) -> None:
+def test_objective_and_its_gradient_against_a_loop(
+    kind: Any, weights: dict[int, float], psd_weight: float
+) -> None:
     net = conv_net(4)
     terms = ElasticObjective(net, nn.L1Loss(), psd_weight, tap_weights=kind)(X, Y, step=2)
     expected = naive_terms(net, X, Y, psd_weight, weights)
     for name, value in expected.items():
-        torch.testing.assert_close(getattr(terms, name), value, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            getattr(terms, name), value, msg=lambda text, name=name: f"{name}: {text}"
+        )
     parameters = list(net.parameters())
     actual = torch.autograd.grad(terms.total, parameters)
     torch.testing.assert_close(actual, torch.autograd.grad(expected["total"], parameters))
 
 
 def test_losses_by_hand() -> None:
-    """Blocks that double, a head that passes on: predictions 2 and 4 against a target of 1, losses 1 and 3."""
+    """Blocks that double, a head that passes on: predictions 2 and 4 against a target of 1, losses
+    1 and 3.
+    """
 
     class Double(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -92,20 +105,26 @@ def test_losses_by_hand() -> None:
     net = ElasticWrapper([Double(), Double()], nn.Identity())
     ones = torch.ones(1, 1, 2, 2)
     terms = ElasticObjective(net, nn.L1Loss(), 5.0)(ones, ones)
-    assert [term.item() for term in terms[:4]] == [4, 3, 1, 0]  # doubling changes no direction: no PSD
+    # doubling changes no direction: no PSD
+    assert [term.item() for term in terms[:4]] == [4, 3, 1, 0]
     assert {depth: float(loss) for depth, loss in terms.per_depth.items()} == {1: 1, 2: 3}
 
 
 def test_progressive_distillation_by_hand() -> None:
     """Maps (3, 4), (8, 6), (8, 6): one step of sqrt(0.08), then none; squared, 0.08."""
     features = [
-        torch.tensor(rows)[None] for rows in ([[1.0, 4.0], [-2.0, 0.0]], [[8.0, -6.0], [0, 0]], [[4.0, 3], [4, 3]])
+        torch.tensor(rows)[None]
+        for rows in ([[1.0, 4.0], [-2.0, 0.0]], [[8.0, -6.0], [0, 0]], [[4.0, 3], [4, 3]])
     ]
     layout = "b c t"
     assert progressive_distillation(features, layout).item() == pytest.approx(math.sqrt(0.08))
-    assert progressive_distillation(features, layout, distance="squared").item() == pytest.approx(0.08)
+    assert progressive_distillation(features, layout, distance="squared").item() == pytest.approx(
+        0.08
+    )
     powered = progressive_distillation(features[:2], layout, power=2)  # (5, 16) against (64, 36)
-    expected = F.normalize(torch.tensor([5.0, 16.0]), dim=0) - F.normalize(torch.tensor([64.0, 36.0]), dim=0)
+    expected = F.normalize(torch.tensor([5.0, 16.0]), dim=0) - F.normalize(
+        torch.tensor([64.0, 36.0]), dim=0
+    )
     assert powered.item() == pytest.approx(expected.norm().item())
     assert progressive_distillation(features[:1], layout).item() == 0
     with pytest.raises(ValueError, match="progressive_distillation: no features given"):
@@ -119,7 +138,9 @@ def test_charbonnier_is_l1_with_a_round_bottom(first: float, second: float, eps:
     (gradient,) = torch.autograd.grad(loss, x)
     expected = [math.hypot(difference, eps) for difference in (first, second, 0)]
     assert loss.item() == pytest.approx(sum(expected) / 3, rel=1e-12)
-    torch.testing.assert_close(gradient, x.detach() / torch.tensor(expected, dtype=torch.float64) / 3)
+    torch.testing.assert_close(
+        gradient, x.detach() / torch.tensor(expected, dtype=torch.float64) / 3
+    )
     assert gradient[2] == 0
     assert inspect.signature(charbonnier).parameters["eps"].default == 1e-3
 
@@ -128,10 +149,17 @@ def test_charbonnier_is_l1_with_a_round_bottom(first: float, second: float, eps:
 def test_terms_add_up_for_any_network(case: Case, distance: str, power: float) -> None:
     net = case.net
     objective = ElasticObjective(
-        net, lambda p, t: projection(p) ** 2, 0.3, tap_weights="normalised", distance=distance, power=power
+        net,
+        lambda p, t: projection(p) ** 2,
+        0.3,
+        tap_weights="normalised",
+        distance=distance,
+        power=power,
     )
     terms = objective(case.x, None, **case.context)
-    torch.testing.assert_close(terms.total, terms.routine + terms.deep_supervision + terms.distillation)
+    torch.testing.assert_close(
+        terms.total, terms.routine + terms.deep_supervision + terms.distillation
+    )
     assert tuple(terms.per_depth) == net.taps
     assert all(loss.ndim == 0 and not loss.requires_grad for loss in terms.per_depth.values())
     losses = [projection(p) ** 2 for p in net.forward_taps(case.x, **case.context).predictions]
@@ -149,11 +177,14 @@ def test_psd_is_the_same_in_every_layout(layout: str) -> None:
     shape = [{"b": 2, "c": 3}.get(axis, 4) for axis in layout.split()]
     features = [torch.randn(shape) for _ in range(3)]
     flat = [f.movedim(layout.split().index("c"), 1).flatten(2) for f in features]
-    torch.testing.assert_close(progressive_distillation(features, layout), progressive_distillation(flat, "b c t"))
+    torch.testing.assert_close(
+        progressive_distillation(features, layout), progressive_distillation(flat, "b c t")
+    )
     if len(positions) == 1:
         padded = [torch.cat([torch.randn_like(f)[:, :, :2] * 9, f], 2) for f in flat]
         torch.testing.assert_close(
-            progressive_distillation(padded, "b c t", prefix_tokens=2), progressive_distillation(flat, "b c t")
+            progressive_distillation(padded, "b c t", prefix_tokens=2),
+            progressive_distillation(flat, "b c t"),
         )
 
 
@@ -184,7 +215,9 @@ def test_the_psd_target_gets_no_gradient() -> None:
 
 
 def test_psd_alone_reaches_every_block_but_the_deepest() -> None:
-    """Block d learns from its own map and, through it, from those behind it; the last one only teaches."""
+    """Block d learns from its own map and, through it, from those behind it; the last one only
+    teaches.
+    """
     net = conv_net(3)
     zero = ElasticObjective(net, lambda prediction, target: (prediction * 0).sum(), 1.0)
     for detach_teacher in (True, False):
@@ -193,8 +226,12 @@ def test_psd_alone_reaches_every_block_but_the_deepest() -> None:
         zero(X, Y).total.backward()
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None
-            taught = name.startswith(("blocks.0", "blocks.1")) or (name.startswith("blocks.2") and not detach_teacher)
-            assert bool(parameter.grad.count_nonzero()) is taught, f"{name}, detach_teacher={detach_teacher}"
+            taught = name.startswith(("blocks.0", "blocks.1")) or (
+                name.startswith("blocks.2") and not detach_teacher
+            )
+            assert bool(parameter.grad.count_nonzero()) is taught, (
+                f"{name}, detach_teacher={detach_teacher}"
+            )
 
 
 def test_a_grown_network_has_a_finite_gradient_where_maps_are_identical() -> None:
@@ -208,11 +245,15 @@ def test_a_grown_network_has_a_finite_gradient_where_maps_are_identical() -> Non
 
 
 def test_sampled_taps_keep_the_expected_loss() -> None:
-    """Over all C(4, 2) subsets, each found at some step, each term's mean is exactly that of the full objective."""
+    """Over all C(4, 2) subsets, each found at some step, each term's mean is exactly that of the
+    full objective.
+    """
     net = conv_net(5).double()
     x, y, weights = X.double(), Y.double(), [0.3, 0.5, 0.7, 1.1, 1.3]
     full = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.2)(x, y)
-    objective = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.2, sampled_taps=2, seed=3)
+    objective = ElasticObjective(
+        net, nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.2, sampled_taps=2, seed=3
+    )
     steps = {objective.depths_at(step): step for step in range(300)}
     assert set(steps) == {(*subset, 5) for subset in combinations((1, 2, 3, 4), 2)}
     terms = [objective(x, y, step=step) for step in steps.values()]
@@ -225,16 +266,21 @@ def test_sampled_taps_keep_the_expected_loss() -> None:
 def test_weights_do_not_depend_on_what_else_was_sampled(step: int, sampled: int, seed: int) -> None:
     net, weights = conv_net(4), {1: 0.5, 2: 1.0, 3: 2.0, 4: 3.0}
     full = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights)(X, Y)
-    objective = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights, sampled_taps=sampled, seed=seed)
+    objective = ElasticObjective(
+        net, nn.L1Loss(), 0.1, tap_weights=weights, sampled_taps=sampled, seed=seed
+    )
     terms = objective(X, Y, step=step)
     depths = sample_depths((1, 2, 3, 4), sampled, seed, step)
     assert objective.depths_at(step) == tuple(terms.per_depth) == depths
     inverse = 3 / min(sampled, 3) if sampled else 0.0
     expected = sum((weights[d] * inverse * full.per_depth[d] for d in depths[:-1]), torch.zeros(()))
     torch.testing.assert_close(terms.deep_supervision, expected)
-    torch.testing.assert_close([terms.per_depth[d] for d in depths], [full.per_depth[d] for d in depths])
+    torch.testing.assert_close(
+        [terms.per_depth[d] for d in depths], [full.per_depth[d] for d in depths]
+    )
     torch.testing.assert_close(terms.routine, full.routine)
-    torch.testing.assert_close(terms.distillation, full.distillation)  # PSD sees every tap and is not reweighted
+    # PSD sees every tap and is not reweighted
+    torch.testing.assert_close(terms.distillation, full.distillation)
 
 
 def test_a_sampled_step_calls_the_head_only_for_its_taps() -> None:
@@ -246,7 +292,9 @@ def test_a_sampled_step_calls_the_head_only_for_its_taps() -> None:
 
 def test_needs_unused_search() -> None:
     adapters = {1: nn.Conv2d(4, 4, 1)}
-    assert ElasticObjective(conv_net(3, adapters=adapters), nn.L1Loss(), 0, sampled_taps=1).needs_unused_search
+    assert ElasticObjective(
+        conv_net(3, adapters=adapters), nn.L1Loss(), 0, sampled_taps=1
+    ).needs_unused_search
     assert not ElasticObjective(conv_net(3, adapters=adapters), nn.L1Loss(), 0).needs_unused_search
     assert not ElasticObjective(conv_net(3), nn.L1Loss(), 0, sampled_taps=1).needs_unused_search
 
@@ -270,9 +318,14 @@ def test_psd_weight_as_a_function_of_the_step() -> None:
         ({"psd_weight": 0, "tap_weights": lambda step: 0.5}, "a tap_weights schedule"),
     ],
 )
-def test_a_schedule_or_sampling_without_the_step_is_an_error(options: dict[str, Any], what: str) -> None:
+def test_a_schedule_or_sampling_without_the_step_is_an_error(
+    options: dict[str, Any], what: str
+) -> None:
     objective = ElasticObjective(conv_net(3), nn.L1Loss(), **options)
-    with pytest.raises(ValueError, match=rf"step=None: {what} needs the step; call objective\(x, target, step=step\)"):
+    with pytest.raises(
+        ValueError,
+        match=rf"step=None: {what} needs the step; call objective\(x, target, step=step\)",
+    ):
         objective(X, Y)
     objective(X, Y, step=0)
 
@@ -281,7 +334,12 @@ def test_output_distillation_from_the_deepest_exit() -> None:
     """output_weight * sum of w_n MSE(prediction_n, deepest), in which the deepest is not taught."""
     net, weights = conv_net(3), {1: 0.5, 2: 2.0, 3: 1.0}
     objective = ElasticObjective(
-        net, lambda p, t: (p * 0).sum(), 0, tap_weights=weights, output_weight=0.3, output_loss=nn.MSELoss()
+        net,
+        lambda p, t: (p * 0).sum(),
+        0,
+        tap_weights=weights,
+        output_weight=0.3,
+        output_loss=nn.MSELoss(),
     )
     terms = objective(X, Y)
     first, second, deepest = net.forward_taps(X).predictions
@@ -294,7 +352,9 @@ def test_output_distillation_from_the_deepest_exit() -> None:
 
 def test_keyword_arguments_reach_the_network() -> None:
     net = rotary_net().eval()
-    objective = ElasticObjective(net, lambda p, t: F.cross_entropy(p.flatten(0, 1), t.flatten()), 0.1)
+    objective = ElasticObjective(
+        net, lambda p, t: F.cross_entropy(p.flatten(0, 1), t.flatten()), 0.1
+    )
     masked = objective(TOKENS, TOKENS, mask=MASK)
     assert masked.routine == F.cross_entropy(net(TOKENS, mask=MASK).flatten(0, 1), TOKENS.flatten())
     assert masked.total != objective(TOKENS, TOKENS).total
@@ -306,7 +366,10 @@ def test_keyword_arguments_reach_the_network() -> None:
 
 
 def test_psd_weight_has_no_default() -> None:
-    assert inspect.signature(ElasticObjective).parameters["psd_weight"].default is inspect.Parameter.empty
+    assert (
+        inspect.signature(ElasticObjective).parameters["psd_weight"].default
+        is inspect.Parameter.empty
+    )
     with pytest.raises(TypeError, match="psd_weight"):
         ElasticObjective(conv_net(2), nn.L1Loss())  # pyright: ignore[reportCallIssue]
 
@@ -314,14 +377,23 @@ def test_psd_weight_has_no_default() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"psd_weight": -0.1}, "psd_weight -0.1: expected a number, at least 0, or a function of the step"),
+        (
+            {"psd_weight": -0.1},
+            "psd_weight -0.1: expected a number, at least 0, or a function of the step",
+        ),
         ({"distance": "l1"}, "distance 'l1': expected one of norm, squared"),
         ({"sampled_taps": -1}, "sampled taps -1: expected a whole number from 0 to 2"),
         ({"sampled_taps": True}, "sampled taps True: expected a whole number"),
         ({"tap_weights": "mean"}, "tap weights 'mean': expected paper, normalised"),
         ({"tap_weights": [1.0, 2.0]}, "2 tap weights for 3 taps"),
-        ({"tap_weights": lambda step: 1.5 - step}, "tap weights 1.5: expected the deepest tap's share, from 0 to 1"),
-        ({"tap_weights": {1: 1.0, 3: 1.0}}, r"tap weights name depths \[1, 3\]: this net has taps at \[1, 2, 3\]"),
+        (
+            {"tap_weights": lambda step: 1.5 - step},
+            "tap weights 1.5: expected the deepest tap's share, from 0 to 1",
+        ),
+        (
+            {"tap_weights": {1: 1.0, 3: 1.0}},
+            r"tap weights name depths \[1, 3\]: this net has taps at \[1, 2, 3\]",
+        ),
     ],
 )
 def test_misuse_of_the_objective(options: dict[str, Any], message: str) -> None:
@@ -335,7 +407,10 @@ def test_a_wrong_layout_is_refused_before_training() -> None:
 
 
 def test_a_task_loss_that_is_not_a_scalar_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"the task loss returned a tensor of shape \(2, 2, 5, 6\): expected a scalar"):
+    with pytest.raises(
+        ValueError,
+        match=r"the task loss returned a tensor of shape \(2, 2, 5, 6\): expected a scalar",
+    ):
         ElasticObjective(conv_net(2), nn.L1Loss(reduction="none"), 0)(X, Y)
     with pytest.raises(ValueError, match=r"shape \(3,\): expected a scalar \(reduce it\)"):
         deep_supervision([X], X, lambda p, t: torch.ones(3))
@@ -363,7 +438,12 @@ def test_loss_meter_averages_each_depth_over_the_steps_that_computed_it() -> Non
 
 def test_loss_meter_finds_the_first_step_that_is_not_finite() -> None:
     meter, good = LossMeter(), ElasticObjective(conv_net(2), nn.L1Loss(), 0.1)(X, Y)
-    for terms in (good, good, good._replace(total=good.total * math.inf), good._replace(total=good.total * math.nan)):
+    for terms in (
+        good,
+        good,
+        good._replace(total=good.total * math.inf),
+        good._replace(total=good.total * math.nan),
+    ):
         meter.add(terms)
     assert meter.first_not_finite() == 2
 

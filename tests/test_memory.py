@@ -33,11 +33,15 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, which this is about")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, which this is about"
+)
 def test_pages_are_not_asked_for_again() -> None:
-    """20 tensors of 8 MiB have 40,960 pages of 4 KiB; how many of them are new each time they are made?
+    """20 tensors of 8 MiB have 40,960 pages of 4 KiB; how many of them are new each time they are
+    made?
 
-    The environment makes glibc give every one back, which by default hangs on what lies behind it in memory.
+    The environment makes glibc give every one back, which by default hangs on what lies behind it
+    in memory.
     """
     faults = {}
     for what in ("keep", "give back"):
@@ -60,7 +64,9 @@ def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def meminfo(folder: Path, kilobytes: int) -> Path:
-    (folder / "meminfo").write_text(f"MemTotal:  99 kB\nMemFree: 1 kB\nMemAvailable:   {kilobytes} kB\nBuffers: 3 kB\n")
+    (folder / "meminfo").write_text(
+        f"MemTotal:  99 kB\nMemFree: 1 kB\nMemAvailable:   {kilobytes} kB\nBuffers: 3 kB\n"
+    )
     return folder / "meminfo"
 
 
@@ -80,7 +86,9 @@ def test_free_memory_is_what_the_kernel_says_within_the_containers_limit(
 
 def test_free_memory_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
-    monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    monkeypatch.setattr(
+        memory.os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__
+    )
     assert memory.free_memory() == 500 * 4096
     monkeypatch.setattr(memory.os, "sysconf_names", {})
     assert memory.free_memory() is None

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from elasticnet._tables import aligned, table
 
 cells = st.text("ab 0.é", max_size=6).map(str.strip)
-tables = st.integers(1, 5).flatmap(lambda width: st.lists(st.lists(cells, min_size=width, max_size=width), min_size=1))
+tables = st.integers(1, 5).flatmap(
+    lambda width: st.lists(st.lists(cells, min_size=width, max_size=width), min_size=1)
+)
 
 
 def read(text: str) -> list[list[str]]:

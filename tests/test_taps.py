@@ -26,7 +26,11 @@ TAPS = st.sets(st.integers(1, 12), min_size=1, max_size=7).map(lambda taps: tupl
 @given(st.integers(1, 6), st.lists(st.integers(-2, 8), max_size=6))
 def test_resolve_taps_accepts_exactly_what_it_should(num_blocks: int, taps: list[int]) -> None:
     depths = [num_blocks if tap == -1 else tap for tap in taps]
-    valid = all(1 <= depth <= num_blocks for depth in depths) and len({*depths}) == len(depths) and num_blocks in depths
+    valid = (
+        all(1 <= depth <= num_blocks for depth in depths)
+        and len({*depths}) == len(depths)
+        and num_blocks in depths
+    )
     if valid:
         assert resolve_taps(iter(taps), num_blocks) == tuple(sorted(depths))
     else:
@@ -42,12 +46,16 @@ def test_no_taps_named_means_every_depth() -> None:
 
 @pytest.mark.parametrize("tap", [0, 5, -2, True, 1.0, "2", None])
 def test_a_wrong_tap_is_named(tap: Any) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"tap {tap!r}: taps are whole numbers from 1 to 4")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"tap {tap!r}: taps are whole numbers from 1 to 4")
+    ):
         resolve_taps([tap, 4], 4)
 
 
 def test_the_deepest_block_needs_a_tap() -> None:
-    with pytest.raises(ValueError, match="taps 1, 3: the deepest block, 4, needs a tap; add it, or leave out"):
+    with pytest.raises(
+        ValueError, match="taps 1, 3: the deepest block, 4, needs a tap; add it, or leave out"
+    ):
         resolve_taps([1, 3], 4)
     with pytest.raises(ValueError, match="taps 4, 4: a depth is named twice"):
         resolve_taps([-1, 4], 4)
@@ -94,7 +102,9 @@ def test_a_sample_is_the_deepest_tap_and_others_without_replacement(
 def test_a_sample_is_a_pure_function_of_its_arguments(
     taps: tuple[int, ...], num_sampled: int, seed: int, step: int, other: int
 ) -> None:
-    """Whatever else was drawn meanwhile, here or by Python's own generator, which stays as it was."""
+    """Whatever else was drawn meanwhile, here or by Python's own generator, which stays as it
+    was.
+    """
     first = sample_depths(taps, num_sampled, seed, step)
     sample_depths(taps, num_sampled, seed + other, step + other)
     random.seed(other)
@@ -110,7 +120,9 @@ def test_samples_stay_the_same_across_versions() -> None:
 
 
 def test_sampling_is_uniform() -> None:
-    """Every pair of 6 depths within 4 standard deviations of its share, over seeds as over steps."""
+    """Every pair of 6 depths within 4 standard deviations of its share, over seeds as over
+    steps.
+    """
     taps, draws = (1, 2, 3, 4, 5, 6, 9), 6000
     share = draws / 15
     for name, samples in {
@@ -119,7 +131,9 @@ def test_sampling_is_uniform() -> None:
     }.items():
         counts = Counter(sample[:-1] for sample in samples)
         assert set(counts) == set(combinations(taps[:-1], 2)), name
-        assert max(abs(count - share) for count in counts.values()) < 4 * (share * 14 / 15) ** 0.5, name
+        assert (
+            max(abs(count - share) for count in counts.values()) < 4 * (share * 14 / 15) ** 0.5
+        ), name
         # a draw says nothing about the next one
         repeats = sum(before == after for before, after in pairwise(samples))
         assert abs(repeats - share) < 4 * share**0.5, name
@@ -137,6 +151,7 @@ def test_inclusion_probability_counts_the_subsets(taps: tuple[int, ...], num_sam
 @pytest.mark.parametrize("num_sampled", [-1, 1.0, True, "2", None])
 def test_a_wrong_number_of_sampled_taps_is_named(num_sampled: Any) -> None:
     with pytest.raises(
-        ValueError, match=re.escape(f"sampled taps {num_sampled!r}: expected a whole number from 0 to 4")
+        ValueError,
+        match=re.escape(f"sampled taps {num_sampled!r}: expected a whole number from 0 to 4"),
     ):
         sample_depths((1, 2, 3, 4, 5), num_sampled, 0, 0)

@@ -1,4 +1,6 @@
-"""ElasticObjective under autocast, with recomputed blocks, and compiled: what eager float32 training gives."""
+"""ElasticObjective under autocast, with recomputed blocks, and compiled: what eager float32
+training gives.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def token_loss(prediction: Tensor, target: Tensor) -> Tensor:
 def step_and_gradients(
     objective: nn.Module, call: Callable[..., LossTerms], *inputs: Any, **options: Any
 ) -> tuple[LossTerms, dict[str, Tensor | None]]:
-    """Run one step by `call` (the objective itself, or compiled) and return the terms and every gradient by name."""
+    """Run one step by `call` (the objective itself, or compiled) and return the terms and every
+    gradient by name.
+    """
     objective.zero_grad(set_to_none=True)
     torch.manual_seed(3)  # for dropout
     terms = call(*inputs, **options)
@@ -37,7 +41,9 @@ def step_and_gradients(
     return terms, {name: parameter.grad for name, parameter in objective.named_parameters()}
 
 
-def assert_same_step(actual: tuple[LossTerms, Any], expected: tuple[LossTerms, Any], exact: bool = False) -> None:
+def assert_same_step(
+    actual: tuple[LossTerms, Any], expected: tuple[LossTerms, Any], exact: bool = False
+) -> None:
     tolerance = 0.0 if exact else None  # None: what suits the dtype
     for part, other in (
         (actual[0][:4], expected[0][:4]),
@@ -52,8 +58,12 @@ def assert_same_step(actual: tuple[LossTerms, Any], expected: tuple[LossTerms, A
 
 
 @HALVES
-def test_autocast_keeps_the_maps_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features of half precision, maps, distances and the PSD term of float32, near the step without autocast."""
+def test_autocast_keeps_the_maps_in_float32(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features of half precision, maps, distances and the PSD term of float32, near the step
+    without autocast.
+    """
     seen = []
 
     def recording(*arguments: Any) -> Tensor:
@@ -113,7 +123,8 @@ def test_recomputed_blocks_give_the_same_gradients(sampled_taps: int | None) -> 
     blocks = [nn.Sequential(block, nn.Dropout(0.3)) for block in conv_blocks(3)]
     net = ElasticWrapper(blocks, PreparedHead("b c h w", 4, 2), adapters={1: nn.Conv2d(4, 4, 1)})
     plain, saving = (
-        ElasticObjective(each, nn.L1Loss(), 0.1, sampled_taps=sampled_taps) for each in (net, recomputed(net))
+        ElasticObjective(each, nn.L1Loss(), 0.1, sampled_taps=sampled_taps)
+        for each in (net, recomputed(net))
     )
     expected = step_and_gradients(plain, plain, X, Y, step=0)
     assert_same_step(step_and_gradients(saving, saving, X, Y, step=0), expected, exact=True)
@@ -123,12 +134,18 @@ def test_recomputed_blocks_give_the_same_gradients(sampled_taps: int | None) -> 
 
 
 def test_recomputed_blocks_with_call_block_and_dropout() -> None:
-    """The mask and the rotary embeddings reach the blocks again in the backward pass, with the same dropout."""
+    """The mask and the rotary embeddings reach the blocks again in the backward pass, with the same
+    dropout.
+    """
     net = rotary_net()
     plain, saving = (ElasticObjective(each, token_loss, 0.1) for each in (net, recomputed(net)))
     expected = step_and_gradients(plain, plain, TOKENS, TOKENS, mask=MASK)
-    assert_same_step(step_and_gradients(saving, saving, TOKENS, TOKENS, mask=MASK), expected, exact=True)
-    assert not torch.equal(plain(TOKENS, TOKENS, mask=MASK).total, expected[0].total), "dropout is on"
+    assert_same_step(
+        step_and_gradients(saving, saving, TOKENS, TOKENS, mask=MASK), expected, exact=True
+    )
+    assert not torch.equal(plain(TOKENS, TOKENS, mask=MASK).total, expected[0].total), (
+        "dropout is on"
+    )
 
 
 @pytest.mark.parametrize("checkpoint_blocks", [False, True])
@@ -169,7 +186,11 @@ def test_compiled_objective_is_eager_in_one_graph(options: dict[str, Any]) -> No
     "options",
     [
         {"psd_weight": lambda step: ramp(step, 10, 0.0, 0.1)},
-        {"psd_weight": 0.1, "tap_weights": lambda step: ramp(step, 10, 0.25, 1.0), "output_weight": 0.5},
+        {
+            "psd_weight": 0.1,
+            "tap_weights": lambda step: ramp(step, 10, 0.25, 1.0),
+            "output_weight": 0.5,
+        },
         {"psd_weight": 0, "tap_weights": lambda step: [1.0, 0.5, 1.0 + step]},
     ],
     ids=["psd", "taps", "taps alone"],
@@ -219,7 +240,9 @@ def test_compiled_objective_with_context_and_recomputed_blocks() -> None:
 def test_compiled_objective_with_sampled_taps_compiles_a_subset_once() -> None:
     """And not every step, which would reach dynamo's limit of 8 graphs and go on in eager."""
     torch._dynamo.reset()
-    objective = ElasticObjective(conv_net(3), nn.L1Loss(), 0.1, sampled_taps=1, tap_weights=[0.5, 1.0, 2.0])
+    objective = ElasticObjective(
+        conv_net(3), nn.L1Loss(), 0.1, sampled_taps=1, tap_weights=[0.5, 1.0, 2.0]
+    )
     compiled = torch.compile(objective, backend="eager")
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for step in range(12):
@@ -230,7 +253,8 @@ def test_compiled_objective_with_sampled_taps_compiles_a_subset_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not (shutil.which("c++") or shutil.which("g++")), reason="inductor needs a C++ compiler, none found"
+    not (shutil.which("c++") or shutil.which("g++")),
+    reason="inductor needs a C++ compiler, none found",
 )
 @pytest.mark.parametrize(
     ("num_blocks", "options"),
@@ -243,8 +267,12 @@ def test_compiled_objective_with_sampled_taps_compiles_a_subset_once() -> None:
     ],
 )
 def test_inductor_gives_the_same_step(num_blocks: int, options: dict[str, Any]) -> None:
-    """Weights of 1 matter here: inductor folds 1 * loss and its detached copy, and the gradient must survive that."""
+    """Weights of 1 matter here: inductor folds 1 * loss and its detached copy, and the gradient
+    must survive that.
+    """
     torch._dynamo.reset()
     objective = ElasticObjective(conv_net(num_blocks), nn.L1Loss(), **options)
     expected = step_and_gradients(objective, objective, X, Y, step=1)
-    assert_same_step(step_and_gradients(objective, torch.compile(objective), X, Y, step=1), expected)
+    assert_same_step(
+        step_and_gradients(objective, torch.compile(objective), X, Y, step=1), expected
+    )

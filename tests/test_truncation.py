@@ -32,7 +32,9 @@ def test_random_networks_keep_the_contract(case: Case) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_block_in_every_layout(kind: str, layout: str) -> None:
     """Hypothesis draws; this makes sure that no combination is left out."""
-    net = ElasticWrapper([TinyBlock(kind, layout, 3) for _ in range(3)], PreparedHead(layout, 3), layout=layout)
+    net = ElasticWrapper(
+        [TinyBlock(kind, layout, 3) for _ in range(3)], PreparedHead(layout, 3), layout=layout
+    )
     shape = [{"b": 2, "c": 3}.get(axis, 4) for axis in layout.split()]
     check_contract(net, torch.randn(shape))
 
@@ -74,14 +76,23 @@ def test_truncating_twice_is_truncating_once(case: Case, data: st.DataObject) ->
 @given(tiny_cases())
 def test_truncation_keeps_the_settings(case: Case) -> None:
     small = case.net.truncate(case.net.taps[0])
-    for name in ("head_skip", "layout", "prefix_tokens", "call_block", "checkpoint_blocks", "training"):
+    for name in (
+        "head_skip",
+        "layout",
+        "prefix_tokens",
+        "call_block",
+        "checkpoint_blocks",
+        "training",
+    ):
         assert getattr(small, name) == getattr(case.net, name), name
     assert small.default_depth == case.net.taps[0]
     assert {p.dtype for p in small.parameters()} == {case.x.dtype}
 
 
 def test_truncated_net_holds_only_what_its_depth_uses() -> None:
-    """Parameters counted by hand: blocks of 2 conv3x3 4->4 with bias (296), a head of 4 -> 2 (10)."""
+    """Parameters counted by hand: blocks of 2 conv3x3 4->4 with bias (296), a head of 4 -> 2
+    (10).
+    """
     net = conv_net(5)
     assert [sum(p.numel() for p in net.truncate(d).parameters()) for d in net.taps] == [
         296 * d + 10 for d in range(1, 6)
@@ -105,7 +116,9 @@ def test_truncation_keeps_frozen_parameters_frozen() -> None:
 
 
 def test_one_block_at_several_depths_stays_one_block() -> None:
-    """A recurrent net, one block run three times: it is counted and stored once, and truncation keeps it shared."""
+    """A recurrent net, one block run three times: it is counted and stored once, and truncation
+    keeps it shared.
+    """
     block = TinyBlock("residual", "b c h w", 4)
     net = ElasticWrapper([block, block, block], TinyHead("b c h w", 4)).eval()
     small = net.truncate(2)

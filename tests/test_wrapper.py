@@ -1,4 +1,6 @@
-"""ElasticWrapper beyond the contract: how blocks are called, to_sequential, check, and what misuse says."""
+"""ElasticWrapper beyond the contract: how blocks are called, to_sequential, check, and what misuse
+says.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,11 @@ def test_head_skip_hands_the_head_the_stem_output_or_the_input() -> None:
     for head_skip, expected in (("stem", stem(x)), ("input", x)):
         net = ElasticWrapper(conv_blocks(2), SkipHead(), stem, head_skip=head_skip)
         same(net(x, depth=1), torch.stack([net.blocks[0](stem(x)), expected]), head_skip)
-    same(ElasticWrapper(conv_blocks(1), SkipHead(), head_skip="stem")(x)[1], x, "without a stem its output is x")
+    same(
+        ElasticWrapper(conv_blocks(1), SkipHead(), head_skip="stem")(x)[1],
+        x,
+        "without a stem its output is x",
+    )
 
 
 # --- to_sequential
@@ -120,7 +126,11 @@ def test_to_sequential_is_the_same_function_with_the_same_keys(case: Case) -> No
         assert type(plain) is nn.Sequential
         same(plain(case.x), expected, "to_sequential()(x)")
         small = net.truncate(net.taps[0])
-        same(small.to_sequential()(case.x), net(case.x, depth=net.taps[0]), "a truncated net as a sequence")
+        same(
+            small.to_sequential()(case.x),
+            net(case.x, depth=net.taps[0]),
+            "a truncated net as a sequence",
+        )
     keys = {name for name in net.state_dict() if not name.startswith("adapters.")}
     assert {name for name in plain.state_dict() if not name.startswith("adapter.")} == keys
     assert not {p.data_ptr() for p in plain.parameters()} & {p.data_ptr() for p in net.parameters()}
@@ -130,7 +140,10 @@ def test_to_sequential_is_the_same_function_with_the_same_keys(case: Case) -> No
     ("options", "reason"),
     [
         ({"head_skip": "input"}, "a net with head_skip is not"),
-        ({"call_block": lambda block, x, context, index: (block(x), context)}, "a net with call_block is not"),
+        (
+            {"call_block": lambda block, x, context, index: (block(x), context)},
+            "a net with call_block is not",
+        ),
     ],
 )
 def test_to_sequential_says_why_not(options: dict[str, Any], reason: str) -> None:
@@ -159,22 +172,32 @@ def test_to_sequential_keeps_the_mode_of_every_module() -> None:
 
 def uneven_net(**options: Any) -> ElasticWrapper:
     """Channels 4, then 6; the head takes 6."""
-    return ElasticWrapper([TinyBlock("conv", IMAGE, 4), TinyBlock("conv", IMAGE, 4, 6)], nn.Conv2d(6, 2, 1), **options)
+    return ElasticWrapper(
+        [TinyBlock("conv", IMAGE, 4), TinyBlock("conv", IMAGE, 4, 6)], nn.Conv2d(6, 2, 1), **options
+    )
 
 
 def test_check_reports_shapes_and_the_taps_that_the_head_rejects() -> None:
     net = uneven_net()
     first, second = net.check(torch.randn(1, 4, 5, 5))
-    assert (first.depth, first.shape, first.output_shape, first.finite) == (1, (1, 4, 5, 5), None, True)
-    assert "the head rejects the tap at depth 1, whose features have shape (1, 4, 5, 5)" in str(first.problem)
+    assert (first.depth, first.shape, first.output_shape, first.finite) == (
+        1,
+        (1, 4, 5, 5),
+        None,
+        True,
+    )
+    assert "the head rejects the tap at depth 1, whose features have shape (1, 4, 5, 5)" in str(
+        first.problem
+    )
     assert "adapters={1: module}" in str(first.problem)
     assert "the deepest tap has shape (1, 6, 5, 5)" in str(first.problem)
     assert second == (2, (1, 6, 5, 5), (1, 2, 5, 5), True, None)
     with pytest.raises(ValueError, match="the head rejects the tap at depth 1"):
         net.check(torch.randn(1, 4, 5, 5), strict=True)
-    assert [t.problem for t in uneven_net(adapters={1: nn.Conv2d(4, 6, 1)}).check(torch.randn(1, 4, 5, 5))] == [
-        None
-    ] * 2
+    assert [
+        t.problem
+        for t in uneven_net(adapters={1: nn.Conv2d(4, 6, 1)}).check(torch.randn(1, 4, 5, 5))
+    ] == [None] * 2
 
 
 def test_check_reports_features_that_are_not_finite_by_depth() -> None:
@@ -212,7 +235,9 @@ def test_a_head_that_rejects_a_tap_is_named_with_the_depth(kind: type[Exception]
 
     net = ElasticWrapper([TinyBlock("conv", IMAGE, 4), TinyBlock("conv", IMAGE, 4, 6)], PickyHead())
     x = torch.randn(1, 4, 5, 5)
-    message = "the head rejects the tap at depth 1, whose features have shape (1, 4, 5, 5): 4 channels. "
+    message = (
+        "the head rejects the tap at depth 1, whose features have shape (1, 4, 5, 5): 4 channels. "
+    )
     for call in (lambda: net(x, depth=1), lambda: net.forward_taps(x)):
         with pytest.raises(RuntimeError, match=re.escape(message)):
             call()
@@ -231,9 +256,16 @@ def test_a_wrong_depth_names_the_value_and_lists_the_valid_ones(depth: Any) -> N
         with net.at_depth(depth):
             pass
 
-    calls = (lambda: net(x, depth=depth), lambda: net.truncate(depth), at_depth, lambda: net.forward_taps(x, [depth]))
+    calls = (
+        lambda: net(x, depth=depth),
+        lambda: net.truncate(depth),
+        at_depth,
+        lambda: net.forward_taps(x, [depth]),
+    )
     for call in calls:
-        with pytest.raises(ValueError, match=re.escape(f"depth {depth!r}: this net has taps at depths 1, 3 (-1 is")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"depth {depth!r}: this net has taps at depths 1, 3 (-1 is")
+        ):
             call()
 
 
@@ -244,7 +276,9 @@ def test_forward_taps_accepts_exactly_the_lists_of_taps(depths: list[int]) -> No
     if depths and set(resolved) <= {2, 4} and len(set(resolved)) == len(resolved):
         assert net.forward_taps(x, depths).depths == tuple(sorted(resolved))
     else:
-        with pytest.raises(ValueError, match=r"depth -?\d: this net|depths is empty|a depth is named twice"):
+        with pytest.raises(
+            ValueError, match=r"depth -?\d: this net|depths is empty|a depth is named twice"
+        ):
             net.forward_taps(x, depths)
 
 
@@ -252,22 +286,46 @@ def test_forward_taps_accepts_exactly_the_lists_of_taps(depths: list[int]) -> No
     ("options", "error", "message"),
     [
         ({"body_blocks": []}, ValueError, "body_blocks is empty"),
-        ({"body_blocks": [nn.Identity(), torch.relu]}, TypeError, r"body_blocks\[1\] is a builtin_function_or_method:"),
+        (
+            {"body_blocks": [nn.Identity(), torch.relu]},
+            TypeError,
+            r"body_blocks\[1\] is a builtin_function_or_method:",
+        ),
         (
             {"body_blocks": [nn.Identity(), None]},
             TypeError,
             r"body_blocks\[1\] is a NoneType: expected a torch.nn.Module",
         ),
         ({"shared_head": None}, TypeError, "shared_head is a NoneType: expected a torch.nn.Module"),
-        ({"stem": len}, TypeError, "stem is a builtin_function_or_method: expected a torch.nn.Module"),
-        ({"head_skip": "inputs"}, ValueError, "head_skip 'inputs': expected None, 'stem' or 'input'"),
+        (
+            {"stem": len},
+            TypeError,
+            "stem is a builtin_function_or_method: expected a torch.nn.Module",
+        ),
+        (
+            {"head_skip": "inputs"},
+            ValueError,
+            "head_skip 'inputs': expected None, 'stem' or 'input'",
+        ),
         ({"head_skip": True}, ValueError, "head_skip True: expected None, 'stem' or 'input'"),
         ({"taps": [1]}, ValueError, "taps 1: the deepest block, 3, needs a tap"),
         ({"taps": [0, 3]}, ValueError, "tap 0: taps are whole numbers from 1 to 3"),
         ({"taps": [2, 2, 3]}, ValueError, "taps 2, 2, 3: a depth is named twice"),
-        ({"adapters": {4: nn.Identity()}}, ValueError, "adapter at depth 4: this net has taps at depths 1, 2, 3"),
-        ({"adapters": {True: nn.Identity()}}, ValueError, "adapter at depth True: this net has taps at depths 1, 2, 3"),
-        ({"adapters": {1.0: nn.Identity()}}, ValueError, r"adapter at depth 1\.0: this net has taps"),
+        (
+            {"adapters": {4: nn.Identity()}},
+            ValueError,
+            "adapter at depth 4: this net has taps at depths 1, 2, 3",
+        ),
+        (
+            {"adapters": {True: nn.Identity()}},
+            ValueError,
+            "adapter at depth True: this net has taps at depths 1, 2, 3",
+        ),
+        (
+            {"adapters": {1.0: nn.Identity()}},
+            ValueError,
+            r"adapter at depth 1\.0: this net has taps",
+        ),
         (
             {"adapters": {2: nn.Identity()}, "taps": [1, 3]},
             ValueError,
@@ -278,8 +336,13 @@ def test_forward_taps_accepts_exactly_the_lists_of_taps(depths: list[int]) -> No
         ({"adaptors": {}}, TypeError, "unexpected keyword argument 'adaptors'"),
     ],
 )
-def test_misuse_of_the_constructor(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    arguments: dict[str, Any] = {"body_blocks": [nn.Identity() for _ in range(3)], "shared_head": nn.Identity()}
+def test_misuse_of_the_constructor(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments: dict[str, Any] = {
+        "body_blocks": [nn.Identity() for _ in range(3)],
+        "shared_head": nn.Identity(),
+    }
     with pytest.raises(error, match=message):
         ElasticWrapper(**{**arguments, **options})
 

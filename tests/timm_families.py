@@ -1,6 +1,8 @@
-"""Splits the smallest model of every timm family and writes docs/guides/timm_families.md: python tests/timm_families.py
+"""Splits the smallest model of every timm family and writes docs/guides/timm_families.md: python
+tests/timm_families.py
 
-A family is a module of timm and the letters that its models' names begin with. It takes about ten minutes on one core.
+A family is a module of timm and the letters that its models' names begin with. It takes about ten
+minutes on one core.
 """
 
 from __future__ import annotations
@@ -59,13 +61,17 @@ class Row(NamedTuple):
 
 
 def family_of(name: str) -> str | None:
-    """Return the letters that a model's name begins with; None for timm's test models and ports of others' weights."""
+    """Return the letters that a model's name begins with; None for timm's test models and ports of
+    others' weights.
+    """
     first = re.split(r"[_\d]", name)[0]
     return None if first in ("test", "tf") else first
 
 
 def members() -> dict[str, list[str]]:
-    """Return the models of each family, named `module: letters`; from timm's registry, nothing is built."""
+    """Return the models of each family, named `module: letters`; from timm's registry, nothing is
+    built.
+    """
     found: dict[str, list[str]] = {}
     for module in timm.list_modules():
         for name in timm.list_models(module=module):
@@ -80,7 +86,9 @@ def parameter_count(name: str) -> int:
 
 
 def build(name: str) -> tuple[nn.Module, Tensor, str]:
-    """Return a model with random weights, the smallest input that it takes of those tried, and that as text."""
+    """Return a model with random weights, the smallest input that it takes of those tried, and that
+    as text.
+    """
     large: dict[str, Any] = {"depth": 3} if parameter_count(name) > LARGE else {}
     problem: Exception | None = None
     for side in SIDES:
@@ -94,13 +102,24 @@ def build(name: str) -> tuple[nn.Module, Tensor, str]:
                 with torch.no_grad():
                     model(example)
                 return model, example, f"{side or own}{', depth 3' if large else ''}"
-            except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+            except (
+                AssertionError,
+                AttributeError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+                ZeroDivisionError,
+            ) as error:
                 problem = error
     raise RuntimeError(f"{name} runs at none of the sizes {SIDES}: {problem}")
 
 
-def outcome(family: str, name: str, model: nn.Module, example: Tensor, size: str) -> tuple[Row, Split | None]:
-    """Return a family's line, and the split where there is one; the last three as `build` returns them."""
+def outcome(
+    family: str, name: str, model: nn.Module, example: Tensor, size: str
+) -> tuple[Row, Split | None]:
+    """Return a family's line, and the split where there is one; the last three as `build` returns
+    them.
+    """
     reasons = []
     for stages in (None, *range(1, MOST_STAGES + 1)):
         try:
@@ -108,11 +127,24 @@ def outcome(family: str, name: str, model: nn.Module, example: Tensor, size: str
         except ValueError as error:
             reasons.append(str(error).partition(" is not split: ")[2])
             continue
-        note = f"stages={stages}" if stages else ", ".join(sorted({type(block).__name__ for block in parts.blocks}))
+        note = (
+            f"stages={stages}"
+            if stages
+            else ", ".join(sorted({type(block).__name__ for block in parts.blocks}))
+        )
         layout = parts.layout + (f", {parts.prefix_tokens} prefix" if parts.prefix_tokens else "")
         result = ADAPTERS if parts.adapters else WORKS
-        return Row(family, name, size, result, str(len(parts.blocks)), layout, note.replace("Part", "(joined)")), parts
-    reasons.sort(key=lambda reason: NO_TWO in reason)  # stable: the first that is about the forward itself
+        return Row(
+            family,
+            name,
+            size,
+            result,
+            str(len(parts.blocks)),
+            layout,
+            note.replace("Part", "(joined)"),
+        ), parts
+    # stable: the first that is about the forward itself
+    reasons.sort(key=lambda reason: NO_TWO in reason)
     result = UNTRACED if "cannot trace" in reasons[0] else REFUSED
     return Row(family, name, size, result, "", "", reasons[0].replace("|", "/")), None
 
@@ -122,7 +154,9 @@ def page(rows: Sequence[Row]) -> str:
     counts = {result: sum(row.result == result for row in rows) for result in RESULTS}
     text = ", ".join(f"{result}: {count}" for result, count in counts.items())
     lines = [f"| {' | '.join([row.family, f'`{row.model}`', *row[2:]])} |" for row in rows]
-    introduction = INTRODUCTION.format(version=timm.__version__, counts=f"{len(rows)} families. {text}.")
+    introduction = INTRODUCTION.format(
+        version=timm.__version__, counts=f"{len(rows)} families. {text}."
+    )
     return introduction + "\n".join(lines) + "\n"
 
 
@@ -134,7 +168,9 @@ def rows_of(text: str) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="print the lines of families whose name contains this, and write nothing")
+    parser.add_argument(
+        "--only", help="print the lines of families whose name contains this, and write nothing"
+    )
     only: Any = parser.parse_args().only
     warnings.simplefilter("ignore")
     rows = []

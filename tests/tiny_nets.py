@@ -1,4 +1,6 @@
-"""Tiny networks for the tests: a block of every kind in every layout, and a hypothesis strategy of whole networks."""
+"""Tiny networks for the tests: a block of every kind in every layout, and a hypothesis strategy of
+whole networks.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,18 @@ KINDS = ("conv", "residual", "attention", "mlp", "tuple")
 
 
 class TinyBlock(nn.Module):
-    """One block of any kind in any layout; everything is smooth, so that no gradient is zero by chance."""
+    """One block of any kind in any layout; everything is smooth, so that no gradient is zero by
+    chance.
+    """
 
-    def __init__(self, kind: str, layout: str, channels: int, channels_out: int | None = None, stride: int = 1) -> None:
+    def __init__(
+        self,
+        kind: str,
+        layout: str,
+        channels: int,
+        channels_out: int | None = None,
+        stride: int = 1,
+    ) -> None:
         super().__init__()
         channels_out = channels_out or channels
         conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(layout.split()) - 3]
@@ -71,7 +82,9 @@ class PreparedHead(TinyHead):
         weight = self.linear.weight * 1
 
         def head(x: Tensor, skip: Tensor | None = None) -> Tensor:
-            y = nn.functional.linear(x.movedim(self.axis, -1), weight, self.linear.bias).movedim(-1, self.axis)
+            y = nn.functional.linear(x.movedim(self.axis, -1), weight, self.linear.bias).movedim(
+                -1, self.axis
+            )
             return y if skip is None else y + skip
 
         return head
@@ -105,21 +118,33 @@ class Case(NamedTuple):
 
 
 @st.composite
-def tiny_cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)) -> Case:
-    """Networks of random blocks, widths, layouts, dtypes, taps, adapters, skips, stems and contexts, in eval mode."""
+def tiny_cases(
+    draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+) -> Case:
+    """Networks of random blocks, widths, layouts, dtypes, taps, adapters, skips, stems and
+    contexts, in eval mode.
+    """
     layout = draw(st.sampled_from(LAYOUTS), "layout")
     num_blocks = draw(st.integers(1, 4), "num_blocks")
-    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=num_blocks, max_size=num_blocks), "kinds")
+    kinds = draw(
+        st.lists(st.sampled_from(KINDS), min_size=num_blocks, max_size=num_blocks), "kinds"
+    )
     taps = sorted({*draw(st.sets(st.integers(1, num_blocks)), "taps"), num_blocks})
     head_skip = draw(st.sampled_from([None, "stem", "input"]), "head_skip")
     uneven = head_skip is None and draw(st.booleans(), "uneven")
     contextual = draw(st.booleans(), "contextual")
     with_stem = contextual or draw(st.booleans(), "with_stem")
-    prefix_tokens = draw(st.integers(0, 2), "prefix_tokens") if layout in ("b n c", "b c t") and not uneven else 0
+    prefix_tokens = (
+        draw(st.integers(0, 2), "prefix_tokens")
+        if layout in ("b n c", "b c t") and not uneven
+        else 0
+    )
     width = st.integers(1, 4)
     if uneven:
         widths = draw(st.lists(width, min_size=num_blocks + 1, max_size=num_blocks + 1), "widths")
-        strides = draw(st.lists(st.sampled_from([1, 2]), min_size=num_blocks, max_size=num_blocks), "strides")
+        strides = draw(
+            st.lists(st.sampled_from([1, 2]), min_size=num_blocks, max_size=num_blocks), "strides"
+        )
     else:
         widths, strides = [draw(width, "width")] * (num_blocks + 1), [1] * num_blocks
     channels_in = draw(width, "channels_in") if with_stem else widths[0]
@@ -141,7 +166,9 @@ def tiny_cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32
     head = draw(st.sampled_from([TinyHead, PreparedHead]), "head")(layout, widths[-1], channels_out)
     dtype = draw(st.sampled_from(dtypes), "dtype")
     call_block = call_with_gain if contextual else None
-    net = ElasticWrapper(blocks, head, stem, taps, adapters, head_skip, layout, prefix_tokens, call_block)
+    net = ElasticWrapper(
+        blocks, head, stem, taps, adapters, head_skip, layout, prefix_tokens, call_block
+    )
     sizes = {"b": draw(st.integers(1, 3), "batch"), "c": channels_in}
     shape = [sizes.get(axis) or draw(st.integers(3, 5), axis) for axis in layout.split()]
     context = {"gain": 0.75} if contextual and draw(st.booleans(), "keyword") else {}
@@ -155,7 +182,9 @@ def conv_blocks(num_blocks: int, channels: int = 4) -> list[nn.Module]:
 
 def conv_net(num_blocks: int = 3, channels: int = 4, **options: Any) -> ElasticWrapper:
     """Return a small image network with 2 output channels, (b, channels, h, w) -> (b, 2, h, w)."""
-    return ElasticWrapper(conv_blocks(num_blocks, channels), TinyHead("b c h w", channels, 2), **options)
+    return ElasticWrapper(
+        conv_blocks(num_blocks, channels), TinyHead("b c h w", channels, 2), **options
+    )
 
 
 class RotaryBlock(nn.Module):
@@ -186,7 +215,9 @@ def rotary_embedding(length: int, width: int, base: float) -> tuple[Tensor, Tens
 
 
 class TokenStem(nn.Module):
-    """Embeds tokens and prepares what the blocks need: the mask, and a rotary embedding of its own for each block."""
+    """Embeds tokens and prepares what the blocks need: the mask, and a rotary embedding of its own
+    for each block.
+    """
 
     def __init__(self, width: int, bases: tuple[float, ...]) -> None:
         super().__init__()
@@ -196,11 +227,16 @@ class TokenStem(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Any]]:
         x = self.embedding(tokens)
         mask = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
-        rotary = [[part.to(x) for part in rotary_embedding(x.shape[1], x.shape[2], base)] for base in self.bases]
+        rotary = [
+            [part.to(x) for part in rotary_embedding(x.shape[1], x.shape[2], base)]
+            for base in self.bases
+        ]
         return x, {"mask": mask, "rotary": rotary}
 
 
-def call_rotary(block: nn.Module, x: Tensor, context: dict[str, Any], index: int) -> tuple[Tensor, dict[str, Any]]:
+def call_rotary(
+    block: nn.Module, x: Tensor, context: dict[str, Any], index: int
+) -> tuple[Tensor, dict[str, Any]]:
     return block(x, mask=context["mask"], rotary=context["rotary"][index]), context
 
 
@@ -210,7 +246,11 @@ MASK = torch.tensor([[True, True, True, False], [True, True, True, True]])
 
 
 def rotary_net(**options: Any) -> ElasticWrapper:
-    """Return a transformer of three blocks that takes tokens below 11, (b, n) -> (b, n, 11), and `mask=` (b, n)."""
+    """Return a transformer of three blocks that takes tokens below 11, (b, n) -> (b, n, 11), and
+    `mask=` (b, n).
+    """
     blocks = [RotaryBlock(6) for _ in BASES]
     stem = TokenStem(6, BASES)
-    return ElasticWrapper(blocks, nn.Linear(6, 11), stem, layout="b n c", call_block=call_rotary, **options)
+    return ElasticWrapper(
+        blocks, nn.Linear(6, 11), stem, layout="b n c", call_block=call_rotary, **options
+    )

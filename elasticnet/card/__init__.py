@@ -1,4 +1,6 @@
-"""The depth card: what each depth of a net costs on one machine, and the deepest depth that fits a budget."""
+"""The depth card: what each depth of a net costs on one machine, and the deepest depth that fits a
+budget.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ from elasticnet.card.measuring import (
 from elasticnet.checkpoint import read_header, write_header
 from elasticnet.wrapper import ElasticWrapper
 
-NOISE = 0.03  # of times and memory: by how much one measurement differs from the next on a quiet machine
+# of times and memory: by how much one measurement differs from the next on a quiet machine
+NOISE = 0.03
 LARGEST = 1e300  # of any number in a card: integers beyond it cannot be divided as floats
 ENOUGH_FOR_P95 = 20  # with fewer passes the 95th percentile is the slowest of them
 UNITS = {"latency_ms": " ms", "memory_mb": " MB", "macs": " MACs", "psnr": " dB"}
@@ -40,7 +43,9 @@ REMEDIES = {
 
 
 class DepthCost(NamedTuple):
-    """Cost of one depth: parameters of the truncated net, MACs by torch's own counter, latency in milliseconds."""
+    """Cost of one depth: parameters of the truncated net, MACs by torch's own counter, latency in
+    milliseconds.
+    """
 
     depth: int
     parameters: int
@@ -51,21 +56,24 @@ class DepthCost(NamedTuple):
 def depth_costs(net: ElasticWrapper, example: Tensor, repeats: int = 5) -> list[DepthCost]:
     """Measure every depth of `net` on `example`, in eval mode without gradients; shallowest first.
 
-    ms is the median of `repeats` runs after one to warm up, with the depths taking turns, so that a busy moment of the
-    machine does not fall on one depth alone.
+    ms is the median of `repeats` runs after one to warm up, with the depths taking turns, so that a
+    busy moment of the machine does not fall on one depth alone.
     """
     macs = {depth: count_macs(net, example, depth) for depth in net.taps}  # also the warm-up
     times = time_depths(net, example, repeats, warm_up=0)
-    return [DepthCost(d, _parameters(net, d), macs[d], statistics.median(times[d])) for d in net.taps]
+    return [
+        DepthCost(d, _parameters(net, d), macs[d], statistics.median(times[d])) for d in net.taps
+    ]
 
 
 @dataclass(frozen=True)
 class DepthRow:
     """One depth of a card; None is what was not measured.
 
-    parameters: of the truncated net. macs, latency_ms (median), latency_p95_ms, memory_mb (the peak, in 2**20 bytes:
-    weights, input and all that the pass adds): of one pass. images_per_second, mpix_per_second (10**6 pixels of input):
-    at the median. psnr (dB), ssim: on the card's data.
+    parameters: of the truncated net. macs, latency_ms (median), latency_p95_ms, memory_mb (the
+    peak, in 2**20 bytes: weights, input and all that the pass adds): of one pass.
+    images_per_second, mpix_per_second (10**6 pixels of input): at the median. psnr (dB), ssim: on
+    the card's data.
     """
 
     depth: int
@@ -87,17 +95,25 @@ class DepthRow:
             whole = field.name in ("depth", "parameters", "macs")
             kinds = int if whole else (int, float)
             least = {"depth": 1, "psnr": -LARGEST, "ssim": -1}.get(field.name, 0)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= LARGEST:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, kinds)
+                or not least <= value <= LARGEST
+            ):
                 expected = f"a {'whole' if whole else 'finite'} number, at least {least:g}"
-                raise ValueError(f"depth card: {field.name} {value!r} at depth {self.depth!r}: expected {expected}")
+                raise ValueError(
+                    f"depth card: {field.name} {value!r} at depth {self.depth!r}: expected {expected}"
+                )
 
 
 @dataclass(frozen=True)
 class DepthCard:
-    """What each depth of a net costs on one machine, shallowest first, and what the numbers hang on.
+    """What each depth of a net costs on one machine, shallowest first, and what the numbers hang
+    on.
 
-    input_shape: of the example. repeats: passes timed at each depth. date: when, ISO 8601 in UTC. data: what PSNR and
-    SSIM are means over, or None. warnings: what did not rise with depth, and what could not be measured.
+    input_shape: of the example. repeats: passes timed at each depth. date: when, ISO 8601 in UTC.
+    data: what PSNR and SSIM are means over, or None. warnings: what did not rise with depth, and
+    what could not be measured.
     """
 
     machine: Machine
@@ -113,7 +129,9 @@ class DepthCard:
             raise ValueError("depth card: no depths in it")
         for before, after in pairwise(self.rows):
             if after.depth <= before.depth:
-                raise ValueError(f"depth card: depth {after.depth} after depth {before.depth}: expected rising depths")
+                raise ValueError(
+                    f"depth card: depth {after.depth} after depth {before.depth}: expected rising depths"
+                )
             if after.parameters < before.parameters:
                 raise ValueError(
                     f"depth card: {after.parameters} parameters at depth {after.depth}, fewer than the "
@@ -125,7 +143,9 @@ class DepthCard:
         for row in self.rows:
             if row.depth == depth:
                 return row
-        raise ValueError(f"depth {depth!r}: this card has depths {', '.join(str(row.depth) for row in self.rows)}")
+        raise ValueError(
+            f"depth {depth!r}: this card has depths {', '.join(str(row.depth) for row in self.rows)}"
+        )
 
     def depth_for(
         self,
@@ -135,17 +155,22 @@ class DepthCard:
         macs: float | None = None,
         psnr: float | None = None,
     ) -> int:
-        """Return the deepest depth that fits all budgets: median latency, peak memory, MACs at most, PSNR at least.
+        """Return the deepest depth that fits all budgets: median latency, peak memory, MACs at
+        most, PSNR at least.
 
-        Raises ValueError where no depth fits (it says which budget the nearest depth misses, and by how much), without
-        any budget, and for a budget on what the card does not hold.
+        Raises ValueError where no depth fits (it says which budget the nearest depth misses, and by
+        how much), without any budget, and for a budget on what the card does not hold.
         """
         given = {"latency_ms": latency_ms, "memory_mb": memory_mb, "macs": macs, "psnr": psnr}
         budgets = {name: value for name, value in given.items() if value is not None}
         if not budgets:
             raise ValueError(f"no budget given: expected at least one of {', '.join(given)}")
         for name, value in budgets.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not 0 < value < math.inf
+            ):
                 raise ValueError(f"{name} {value!r}: expected a number above 0")
             if any(getattr(row, name) is None for row in self.rows):
                 raise ValueError(f"{name} {value:g}: the card holds no {name}; {REMEDIES[name]}")
@@ -154,36 +179,61 @@ class DepthCard:
             return max(fitting)
         nearest = min(self.rows, key=lambda row: max(_missed(row, budgets).values()))
         asked = " and ".join(
-            f"{name} {'>=' if name == 'psnr' else '<='} {value:g}{UNITS[name]}" for name, value in budgets.items()
+            f"{name} {'>=' if name == 'psnr' else '<='} {value:g}{UNITS[name]}"
+            for name, value in budgets.items()
         )
         parts = []
         for name in _missed(nearest, budgets):
             value, gap = getattr(nearest, name), abs(getattr(nearest, name) - budgets[name])
             side = "too low" if name == "psnr" else "too much"
             parts.append(f"{name} {value:g}{UNITS[name]}, {gap:.3g}{UNITS[name]} {side}")
-        raise ValueError(f"no depth fits {asked}: depth {nearest.depth} comes nearest, with {' and '.join(parts)}")
+        raise ValueError(
+            f"no depth fits {asked}: depth {nearest.depth} comes nearest, with {' and '.join(parts)}"
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as plain dicts, lists, strings and numbers; `from_json` is its inverse."""
+        """Return the card as plain dicts, lists, strings and numbers; `from_json` is its
+        inverse.
+        """
         value = asdict(self)
-        return {**value, **{name: list(value[name]) for name in ("input_shape", "rows", "warnings")}}
+        return {
+            **value,
+            **{name: list(value[name]) for name in ("input_shape", "rows", "warnings")},
+        }
 
     @classmethod
     def from_json(cls, value: Any) -> DepthCard:
-        """Return the card that `to_json` described; ValueError says what is missing, unknown or of a wrong kind."""
+        """Return the card that `to_json` described; ValueError says what is missing, unknown or of
+        a wrong kind.
+        """
         _check_keys(cls, value, "it")
         _check_keys(Machine, value["machine"], "machine")
         for name, kind in (("input_shape", int), ("warnings", str), ("rows", Mapping)):
             _check(isinstance(value[name], list), name, value[name], "a list")
             for entry in value[name]:
-                _check(isinstance(entry, kind) and not isinstance(entry, bool), name, entry, kind.__name__)
+                _check(
+                    isinstance(entry, kind) and not isinstance(entry, bool),
+                    name,
+                    entry,
+                    kind.__name__,
+                )
         strings = {**value["machine"], "date": value["date"]}
         threads = strings.pop("threads")
-        _check(threads is None or _positive(threads), "threads", threads, "a whole number above 0, or null")
+        _check(
+            threads is None or _positive(threads),
+            "threads",
+            threads,
+            "a whole number above 0, or null",
+        )
         for name, entry in strings.items():
             _check(isinstance(entry, str), name, entry, "a string")
         _check(_positive(value["repeats"]), "repeats", value["repeats"], "a whole number above 0")
-        _check(value["data"] is None or isinstance(value["data"], str), "data", value["data"], "a string or null")
+        _check(
+            value["data"] is None or isinstance(value["data"], str),
+            "data",
+            value["data"],
+            "a string or null",
+        )
         for row in value["rows"]:
             _check_keys(DepthRow, row, "a row")
         converted = {
@@ -208,12 +258,14 @@ def measure(
     progress: bool = False,
     **context: Any,
 ) -> DepthCard:
-    """Measure every depth of `net` on this machine, on the example's device, in eval mode without gradients.
+    """Measure every depth of `net` on this machine, on the example's device, in eval mode without
+    gradients.
 
-    example: an input of the net, with its batch; context: keyword arguments of the call. repeats: passes timed at each
-    depth, the depths taking turns; fewer where these take longer than `seconds`. threads: of the CPU, default torch's
-    present number. memory: on a CPU it takes a fresh process, some seconds. quality: {depth: (PSNR, SSIM)}
-    for every depth, measured by the caller on what `data` names. Raises ValueError for arguments out of range.
+    example: an input of the net, with its batch; context: keyword arguments of the call. repeats:
+    passes timed at each depth, the depths taking turns; fewer where these take longer than
+    `seconds`. threads: of the CPU, default torch's present number. memory: on a CPU it takes a
+    fresh process, some seconds. quality: {depth: (PSNR, SSIM)} for every depth, measured by the
+    caller on what `data` names. Raises ValueError for arguments out of range.
     """
     for name, value in (("repeats", repeats), ("threads", threads)):
         if not (_positive(value) or (name == "threads" and value is None)):
@@ -221,9 +273,13 @@ def measure(
     if not seconds > 0:
         raise ValueError(f"seconds {seconds!r}: expected a number above 0")
     if quality is not None and sorted(quality) != list(net.taps):
-        raise ValueError(f"quality at depths {sorted(quality)}: expected one at each of {list(net.taps)}")
+        raise ValueError(
+            f"quality at depths {sorted(quality)}: expected one at each of {list(net.taps)}"
+        )
     warnings, peaks = [], {}
-    bar = tqdm(total=len(net.taps) * (1 + repeats) + memory, unit="pass", disable=not progress, leave=False)
+    bar = tqdm(
+        total=len(net.taps) * (1 + repeats) + memory, unit="pass", disable=not progress, leave=False
+    )
     with limited_threads(threads), bar:
         machine = this_machine(example.device, dtype_of(net, example))
         macs = {}
@@ -253,16 +309,22 @@ def measure(
         costs = _parameters(net, depth), macs[depth], median, p95, *throughput, peaks.get(depth)
         rows.append(DepthRow(depth, *costs, *map(float, quality[depth] if quality else ())))
     if repeats < ENOUGH_FOR_P95:
-        warnings.append(f"p95 is of only {repeats} passes: give more repeats, and more seconds for them")
+        warnings.append(
+            f"p95 is of only {repeats} passes: give more repeats, and more seconds for them"
+        )
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     warnings += not_rising(rows)
-    return DepthCard(machine, tuple(example.shape), repeats, date, tuple(rows), data, tuple(warnings))
+    return DepthCard(
+        machine, tuple(example.shape), repeats, date, tuple(rows), data, tuple(warnings)
+    )
 
 
 def not_rising(rows: Sequence[DepthRow]) -> list[str]:
-    """Return a line for each number that should rise with depth and does not from one depth to the next.
+    """Return a line for each number that should rise with depth and does not from one depth to the
+    next.
 
-    Parameters and MACs have to rise; PSNR must not fall, latency and peak memory not by more than 3 %.
+    Parameters and MACs have to rise; PSNR must not fall, latency and peak memory not by more than 3
+    %.
     """
     found = []
     for before, after in pairwise(rows):
@@ -273,7 +335,9 @@ def not_rising(rows: Sequence[DepthRow]) -> list[str]:
             tolerated = NOISE * low if name in ("latency_ms", "memory_mb") else 0
             if high < low - tolerated or (name in ("parameters", "macs") and high == low):
                 how = "falls" if high < low else "does not rise"
-                found.append(f"{name} {how} with depth: {low:.7g} at depth {before.depth}, {high:.7g} at {after.depth}")
+                found.append(
+                    f"{name} {how} with depth: {low:.7g} at depth {before.depth}, {high:.7g} at {after.depth}"
+                )
     return found
 
 
@@ -284,10 +348,12 @@ def card_of(
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
 ) -> DepthCard:
-    """Return the card in a file (or in what `read_header` gave) that was measured on this kind of machine.
+    """Return the card in a file (or in what `read_header` gave) that was measured on this kind of
+    machine.
 
-    The machine is this one, as it computes on `device` in `dtype` with `threads`. Raises ValueError where the file has
-    no such card; the message names the machines that it has cards of, and the command that measures one.
+    The machine is this one, as it computes on `device` in `dtype` with `threads`. Raises ValueError
+    where the file has no such card; the message names the machines that it has cards of, and the
+    command that measures one.
     """
     is_header = isinstance(source, Mapping)
     cards: Mapping[str, Any] = (source if is_header else read_header(source)).get("cards", {})
@@ -307,7 +373,9 @@ def card_of(
 
 
 def store_card(path: str | os.PathLike[str], card: DepthCard) -> None:
-    """Write the card into a file that `save` wrote, in place of an earlier one of the same machine; atomic."""
+    """Write the card into a file that `save` wrote, in place of an earlier one of the same machine;
+    atomic.
+    """
     header = read_header(path)
     header["cards"] = {**header.get("cards", {}), card.machine.key: card.to_json()}
     write_header(path, header)

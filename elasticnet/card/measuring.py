@@ -1,4 +1,6 @@
-"""What a net costs at each depth on this machine: multiply-accumulates, time, peak memory, and what machine it is."""
+"""What a net costs at each depth on this machine: multiply-accumulates, time, peak memory, and what
+machine it is.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ Context = Mapping[str, Any]  # keyword arguments of the net's call
 
 @dataclass(frozen=True)
 class Machine:
-    """What measured times and memory hang on; `key` is one line of it. threads is None on an accelerator."""
+    """What measured times and memory hang on; `key` is one line of it. threads is None on an
+    accelerator.
+    """
 
     processor: str
     threads: int | None
@@ -38,7 +42,9 @@ class Machine:
 
     @property
     def key(self) -> str:
-        threads = "" if self.threads is None else f", {self.threads} thread{'s' * (self.threads != 1)}"
+        threads = (
+            "" if self.threads is None else f", {self.threads} thread{'s' * (self.threads != 1)}"
+        )
         return f"{self.processor}{threads}, {self.system}, torch {self.torch}, {self.dtype}"
 
 
@@ -47,31 +53,44 @@ class NotMeasured(RuntimeError):
 
 
 def this_machine(
-    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, threads: int | None = None
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    threads: int | None = None,
 ) -> Machine:
-    """Describe the machine as it computes on `device` in `dtype`; threads: default torch's present number."""
+    """Describe the machine as it computes on `device` in `dtype`; threads: default torch's present
+    number.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         processor, threads = torch.cuda.get_device_name(device), None
     else:
-        # Cloud machines of different generations share a model name; the instruction set tells some of them apart.
+        # Cloud machines of different generations share a model name; the instruction set tells some
+        # of them apart.
         processor = f"{_cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
         threads = threads or torch.get_num_threads()
     if device.type not in ("cpu", "cuda"):
         processor, threads = f"{device.type} of {processor}", None
     system = f"{platform.system()} {platform.machine()}"
-    return Machine(processor, threads, system, str(torch.__version__), str(dtype).removeprefix("torch."))
+    return Machine(
+        processor, threads, system, str(torch.__version__), str(dtype).removeprefix("torch.")
+    )
 
 
 def machine_key(
-    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, threads: int | None = None
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    threads: int | None = None,
 ) -> str:
-    """Return the line under which a card of this machine stands in a file; equal from one run to the next."""
+    """Return the line under which a card of this machine stands in a file; equal from one run to
+    the next.
+    """
     return this_machine(device, dtype, threads).key
 
 
 def dtype_of(net: nn.Module, example: Tensor) -> torch.dtype:
-    """Return the type in which a net computes: that of its first floating parameter, or else of the example."""
+    """Return the type in which a net computes: that of its first floating parameter, or else of the
+    example.
+    """
     return next((p.dtype for p in net.parameters() if p.is_floating_point()), example.dtype)
 
 
@@ -86,7 +105,9 @@ def limited_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def count_macs(net: ElasticWrapper, example: Tensor, depth: int, context: Context | None = None) -> int:
+def count_macs(
+    net: ElasticWrapper, example: Tensor, depth: int, context: Context | None = None
+) -> int:
     """Return the multiply-accumulates of one pass to `depth`, by PyTorch's own counter."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -104,10 +125,12 @@ def time_depths(
     warm_up: int = 1,
     on_pass: Callable[[], Any] | None = None,
 ) -> dict[int, list[float]]:
-    """Return the times in milliseconds of `repeats` passes to every depth, warmed up by `warm_up` passes before.
+    """Return the times in milliseconds of `repeats` passes to every depth, warmed up by `warm_up`
+    passes before.
 
-    The depths take turns, so that a busy moment of the machine does not fall on one depth alone. After `seconds` no new
-    round begins, but there are at least three (or `repeats`). on_pass is called after every pass that is timed.
+    The depths take turns, so that a busy moment of the machine does not fall on one depth alone.
+    After `seconds` no new round begins, but there are at least three (or `repeats`). on_pass is
+    called after every pass that is timed.
     """
     times: dict[int, list[float]] = {depth: [] for depth in net.taps}
     with evaluating(net), torch.inference_mode():
@@ -125,19 +148,25 @@ def time_depths(
     return times
 
 
-def peak_memory(net: ElasticWrapper, example: Tensor, context: Context | None = None) -> dict[int, float]:
-    """Return the megabytes (2**20 bytes) of one pass to each depth: its weights, the input, the most the pass adds.
+def peak_memory(
+    net: ElasticWrapper, example: Tensor, context: Context | None = None
+) -> dict[int, float]:
+    """Return the megabytes (2**20 bytes) of one pass to each depth: its weights, the input, the
+    most the pass adds.
 
-    On CUDA from torch's allocator; on the CPU of Linux and macOS from the resident memory of a fresh process, to which
-    the net is sent by pickle. What the first pass of a process adds once (compiled kernels, the code of libraries) is
-    not counted. Raises NotMeasured where that cannot be done.
+    On CUDA from torch's allocator; on the CPU of Linux and macOS from the resident memory of a
+    fresh process, to which the net is sent by pickle. What the first pass of a process adds once
+    (compiled kernels, the code of libraries) is not counted. Raises NotMeasured where that cannot
+    be done.
     """
     if example.device.type == "cuda":
         added = _added_on_cuda(net, example, context or {})
     elif example.device.type == "cpu" and sys.platform in ("linux", "darwin"):
         added = _added_on_cpu(net, example, context or {})
     else:
-        raise NotMeasured(f"there is no way to read it on {example.device.type} under {sys.platform}")
+        raise NotMeasured(
+            f"there is no way to read it on {example.device.type} under {sys.platform}"
+        )
     held = {}
     for depth in net.taps:
         small = net.truncate(depth)
@@ -173,25 +202,32 @@ def _added_on_cuda(net: ElasticWrapper, example: Tensor, context: Context) -> di
     return added
 
 
-# Why not torch's profiler: equal in float32, but in bfloat16 it counts buffers that are never touched (+27 to +43 %).
-# malloc gets a fixed threshold above which each block is mapped: repeatable to 3 %, where 147 or 173 MB came before.
+# Why not torch's profiler: equal in float32, but in bfloat16 it counts buffers that are never
+# touched (+27 to +43 %). malloc gets a fixed threshold above which each block is mapped: repeatable
+# to 3 %, where 147 or 173 MB came before.
 _CHILD_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
-_CHILD = (
-    "import sys; sys.path[:] = {path!r}; from elasticnet.card.measuring import _measure_here; _measure_here({folder!r})"
-)
+_CHILD = "import sys; sys.path[:] = {path!r}; from elasticnet.card.measuring import _measure_here; _measure_here({folder!r})"
 
 
 def _added_on_cpu(net: ElasticWrapper, example: Tensor, context: Context) -> dict[int, int]:
     with tempfile.TemporaryDirectory(prefix="elasticnet-") as folder:
         try:
-            torch.save((net, example, dict(context), torch.get_num_threads()), Path(folder, "pass.pt"))
+            torch.save(
+                (net, example, dict(context), torch.get_num_threads()), Path(folder, "pass.pt")
+            )
         except Exception as error:  # pickle raises whatever the user's classes raise
-            raise NotMeasured(f"the network cannot be sent to a process of its own ({error})") from error
+            raise NotMeasured(
+                f"the network cannot be sent to a process of its own ({error})"
+            ) from error
         code = _CHILD.format(path=[os.path.abspath(entry) for entry in sys.path], folder=folder)
         environment = {**os.environ, **_CHILD_ENVIRONMENT}
-        child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        child = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
         if child.returncode:
-            said = child.stderr.strip().splitlines()[-1:] or [f"it ended with status {child.returncode}"]
+            said = child.stderr.strip().splitlines()[-1:] or [
+                f"it ended with status {child.returncode}"
+            ]
             raise NotMeasured(
                 f"the pass failed in a process of its own ({said[0]}); the network's classes must stand in a module"
             )
@@ -200,7 +236,9 @@ def _added_on_cpu(net: ElasticWrapper, example: Tensor, context: Context) -> dic
 
 
 def _measure_here(folder: str) -> None:
-    """The fresh process: run every depth of the net that lies in `folder`; write by how many bytes memory grew."""
+    """The fresh process: run every depth of the net that lies in `folder`; write by how many bytes
+    memory grew.
+    """
     # Our own file, written a moment before by the process that started this one.
     net, example, context, threads = torch.load(Path(folder, "pass.pt"), weights_only=False)
     torch.set_num_threads(threads)
@@ -237,7 +275,11 @@ def _peak() -> int:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Not ru_maxrss: on Linux it starts at what the parent process had.
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    )
     return int(line.split()[1]) * 1024
 
 

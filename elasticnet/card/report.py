@@ -32,14 +32,18 @@ def caption(card: DepthCard) -> str:
 
 
 def markdown_table(card: DepthCard) -> str:
-    """Return the card as a Markdown table, a line for each depth; what was measured at no depth has no column."""
+    """Return the card as a Markdown table, a line for each depth; what was measured at no depth has
+    no column.
+    """
     names = [name for name in COLUMNS if any(getattr(row, name) is not None for row in card.rows)]
     lines = [["depth", *(COLUMNS[name][0] for name in names)]]
     for row in card.rows:
         cells = [str(row.depth)]
         for name in names:
             value, (_, form, unit) = getattr(row, name), COLUMNS[name]
-            cells.append("" if value is None else _shown(value if unit == 1 else value / unit, form))
+            cells.append(
+                "" if value is None else _shown(value if unit == 1 else value / unit, form)
+            )
         lines.append(cells)
     return table(lines, left=0)
 
@@ -52,7 +56,9 @@ def markdown(card: DepthCard, title: str = "Depth card") -> str:
 
 
 def draw(card: DepthCard, path: str | os.PathLike[str], title: str = "") -> None:
-    """Draw PSNR against latency, each dot with its depth; without PSNR, bars of latency and peak memory per depth."""
+    """Draw PSNR against latency, each dot with its depth; without PSNR, bars of latency and peak
+    memory per depth.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -62,7 +68,9 @@ def draw(card: DepthCard, path: str | os.PathLike[str], title: str = "") -> None
         points = [(row.latency_ms, row.psnr or 0.0) for row in rows]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=5)
         for row, point in zip(rows, points, strict=True):
-            axes.annotate(f"depth {row.depth}", point, (5, -10), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                f"depth {row.depth}", point, (5, -10), textcoords="offset points", fontsize=8
+            )
         axes.set(xlabel=latency, ylabel="PSNR (dB)", xmargin=0.15, ymargin=0.12)
         axes.ticklabel_format(useOffset=False)
     else:
@@ -71,11 +79,20 @@ def draw(card: DepthCard, path: str | os.PathLike[str], title: str = "") -> None
         width = 0.4 if with_memory else 0.7
         axes.bar(places, [row.latency_ms for row in rows], width, label=latency)
         axes.set(xlabel="depth (blocks run)", ylabel=latency)
-        axes.set_xticks([place + (width / 2 if with_memory else 0) for place in places], [str(r.depth) for r in rows])
+        axes.set_xticks(
+            [place + (width / 2 if with_memory else 0) for place in places],
+            [str(r.depth) for r in rows],
+        )
         if with_memory:
             beside = axes.twinx()
             shifted = [place + width for place in places]
-            beside.bar(shifted, [row.memory_mb or 0.0 for row in rows], width, color="C1", label="peak memory (MB)")
+            beside.bar(
+                shifted,
+                [row.memory_mb or 0.0 for row in rows],
+                width,
+                color="C1",
+                label="peak memory (MB)",
+            )
             beside.set_ylabel("peak memory (MB)")
             figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.grid(alpha=0.3)
@@ -84,8 +101,12 @@ def draw(card: DepthCard, path: str | os.PathLike[str], title: str = "") -> None
 
 
 def write_report(card: DepthCard, folder: str | os.PathLike[str], stem: str) -> list[Path]:
-    """Write `stem`.card.md, .card.json and .card.png into `folder`; return them. No figure without matplotlib."""
-    page, values, figure = (Path(folder, f"{stem}.card.{ending}") for ending in ("md", "json", "png"))
+    """Write `stem`.card.md, .card.json and .card.png into `folder`; return them. No figure without
+    matplotlib.
+    """
+    page, values, figure = (
+        Path(folder, f"{stem}.card.{ending}") for ending in ("md", "json", "png")
+    )
     write_atomic(page, markdown(card, stem))
     write_json(values, card.to_json())
     if not importlib.util.find_spec("matplotlib"):

@@ -1,8 +1,10 @@
-"""One safetensors file, every depth in it: save a net, load it whole or cut to a depth, change its description.
+"""One safetensors file, every depth in it: save a net, load it whole or cut to a depth, change its
+description.
 
-The file's metadata has one key, "elasticnet", holding sorted JSON: format version, architecture and arguments (for nets
-of a built-in builder), taps, a SHA-256 for each tensor, depth cards by machine, free `notes`, and a checksum over all
-this and the tensors' dtypes and shapes. The same net gives the same bytes.
+The file's metadata has one key, "elasticnet", holding sorted JSON: format version, architecture and
+arguments (for nets of a built-in builder), taps, a SHA-256 for each tensor, depth cards by machine,
+free `notes`, and a checksum over all this and the tensors' dtypes and shapes. The same net gives
+the same bytes.
 """
 
 from __future__ import annotations
@@ -57,21 +59,27 @@ def save(
     notes: Mapping[str, Any] | None = None,
     cards: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the net's weights, and what is needed to build it, to one safetensors file; atomic and deterministic.
+    """Write the net's weights, and what is needed to build it, to one safetensors file; atomic and
+    deterministic.
 
-    `notes`: anything JSON can hold (data, options, scores); `read_header` gives it back. cards: {machine key: depth
-    card as a JSON object}. Raises ValueError, and leaves the old file, where `load` would refuse the new one: NaN
-    anywhere, or infinity in a parameter.
+    `notes`: anything JSON can hold (data, options, scores); `read_header` gives it back. cards:
+    {machine key: depth card as a JSON object}. Raises ValueError, and leaves the old file, where
+    `load` would refuse the new one: NaN anywhere, or infinity in a parameter.
     """
     _check_net(net)
     tensors = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
-            raise ValueError(f"state {name!r} is of type {type(tensor).__name__}: a checkpoint holds tensors alone")
-        _check_finite(f"{path}: tensor {name!r}", tensor, "was not saved", isinstance(tensor, nn.Parameter))
+            raise ValueError(
+                f"state {name!r} is of type {type(tensor).__name__}: a checkpoint holds tensors alone"
+            )
+        _check_finite(
+            f"{path}: tensor {name!r}", tensor, "was not saved", isinstance(tensor, nn.Parameter)
+        )
         tensors[name] = tensor.detach().cpu().contiguous()
     architecture, arguments = net.origin or (None, {})
-    entries = layout(tensors, lambda name: (_depth_of(name), name))  # so that a depth is one piece of the file
+    # so that a depth is one piece of the file
+    entries = layout(tensors, lambda name: (_depth_of(name), name))
     header = {
         "format": FORMAT,
         "architecture": architecture,
@@ -97,8 +105,9 @@ def read_header(source: Source) -> dict[str, Any]:
 def write_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
     """Replace the description of a file, atomically; the tensors' bytes stay as they are.
 
-    header: what `read_header` gives, with notes or cards changed. Raises ValueError, and changes nothing, where a key
-    is missing or of a wrong type and where a tensor's SHA-256 is not the file's.
+    header: what `read_header` gives, with notes or cards changed. Raises ValueError, and changes
+    nothing, where a key is missing or of a wrong type and where a tensor's SHA-256 is not the
+    file's.
     """
     with opened(path) as file:
         table = read_table(file)
@@ -106,13 +115,16 @@ def write_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
         text = _described(header, table)
         after = _description(table._replace(metadata={KEY: text}), f"header for {name_of(file)}")
         if after["sha256"] != before["sha256"]:
-            raise ValueError(f"header for {name_of(file)}: the SHA-256 of its tensors differ from the file's")
+            raise ValueError(
+                f"header for {name_of(file)}: the SHA-256 of its tensors differ from the file's"
+            )
         data = read_range(file, table.data_start, size_of(file))
     write_atomic(path, header_bytes(table.entries, {**table.metadata, KEY: text}) + data)
 
 
 def read_sizes(source: Source) -> dict[int, tuple[int, int]]:
-    """Return, for each depth that carries a tap, how many values its net has and how many bytes of the file they take.
+    """Return, for each depth that carries a tap, how many values its net has and how many bytes of
+    the file they take.
 
     Parameters and buffers count; reads the header alone.
     """
@@ -122,7 +134,10 @@ def read_sizes(source: Source) -> dict[int, tuple[int, int]]:
     sizes = {}
     for depth in taps:
         used = [entry for name, entry in table.entries.items() if _depth_of(name) <= depth]
-        sizes[depth] = sum(math.prod(entry.shape) for entry in used), sum(entry.end - entry.start for entry in used)
+        sizes[depth] = (
+            sum(math.prod(entry.shape) for entry in used),
+            sum(entry.end - entry.start for entry in used),
+        )
     return sizes
 
 
@@ -133,14 +148,15 @@ def load(
     build: Callable[[], ElasticWrapper] | None = None,
     device: torch.device | str = "cpu",
 ) -> ElasticWrapper:
-    """Return the net of a file that `save` wrote, in eval mode, whole or cut to `depth`; only its tensors are read.
+    """Return the net of a file that `save` wrote, in eval mode, whole or cut to `depth`; only its
+    tensors are read.
 
-    source: a path, a seekable file opened in binary mode, an http(s) URL whose server answers range requests, or
-    hf://owner/name[@revision][/file]. A net of a built-in architecture (asrn, edsr, rcan) is built by name, at this
-    depth alone; for any other, `build` is a function that builds the whole net. Nothing named in a file is ever
-    imported, and nothing is unpickled. Dtypes are the file's. Raises ValueError for a damaged file, for names, shapes
-    or kinds of numbers that do not fit, for NaN and for a depth that carries no tap; OSError for a file that cannot be
-    reached.
+    source: a path, a seekable file opened in binary mode, an http(s) URL whose server answers range
+    requests, or hf://owner/name[@revision][/file]. A net of a built-in architecture (asrn, edsr,
+    rcan) is built by name, at this depth alone; for any other, `build` is a function that builds
+    the whole net. Nothing named in a file is ever imported, and nothing is unpickled. Dtypes are
+    the file's. Raises ValueError for a damaged file, for names, shapes or kinds of numbers that do
+    not fit, for NaN and for a depth that carries no tap; OSError for a file that cannot be reached.
     """
     with opened(source) as file:
         name = name_of(file)
@@ -166,10 +182,12 @@ def load(
 
 
 def load_into(net: ElasticWrapper, source: Source) -> None:
-    """Load a file's weights into a net that exists: of the file's depth or a shallower one, of any architecture.
+    """Load a file's weights into a net that exists: of the file's depth or a shallower one, of any
+    architecture.
 
-    Parameters stay the same objects, on their device, in their dtype and memory format, so that an optimizer keeps
-    them; the mode stays, too. Nothing is changed unless everything fits. source and errors: as in `load`.
+    Parameters stay the same objects, on their device, in their dtype and memory format, so that an
+    optimizer keeps them; the mode stays, too. Nothing is changed unless everything fits. source and
+    errors: as in `load`.
     """
     _check_net(net)
     with opened(source) as file:
@@ -179,11 +197,15 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
         for tap in net.taps:
             if tap not in header["taps"]:
                 listed = ", ".join(map(str, header["taps"]))
-                raise ValueError(f"{name}: this net has a tap at depth {tap}, and the file at depths {listed}")
+                raise ValueError(
+                    f"{name}: this net has a tap at depth {tap}, and the file at depths {listed}"
+                )
         state = net.state_dict(keep_vars=True)
         for key, tensor in state.items():
             if tensor.is_meta:
-                raise ValueError(f"{key!r} of this net is on the meta device: call net.to_empty(device=...) first")
+                raise ValueError(
+                    f"{key!r} of this net is on the meta device: call net.to_empty(device=...) first"
+                )
         loaded = dict(_read_state(file, table, header["sha256"], state, net.taps[-1]))
     with torch.no_grad():
         for key, tensor in state.items():
@@ -191,13 +213,16 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Parameters that are made inside it take no memory and draw no random numbers, however large a file claims them.
+    """Parameters that are made inside it take no memory and draw no random numbers, however large a
+    file claims them.
 
     torch.device("meta") would take torch.eye along, which imports 900 modules there.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **{**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {})
+        return func(
+            *args, **{**(kwargs or {}), "device": "meta"} if func is torch.empty else kwargs or {}
+        )
 
 
 def _build(name: str, header: dict[str, Any], table: Table, depth: int) -> ElasticWrapper:
@@ -208,28 +233,42 @@ def _build(name: str, header: dict[str, Any], table: Table, depth: int) -> Elast
             f"{name}: architecture {architecture!r} is not built in ({', '.join(BUILT_IN)}): "
             "pass build=, a function that makes the net"
         )
-    import elasticnet.sr  # the one arrow from the core to sr: the allow-list's builders, imported only when asked for
+    # the one arrow from the core to sr: the allow-list's builders, imported only when asked for
+    import elasticnet.sr
 
     try:
         for argument, value in arguments.items():
             if not isinstance(value, (bool, int, float, str, type(None))):
                 raise TypeError(f"argument {argument} is a {type(value).__name__}")
-        modules = math.prod(arguments[count] for count in COUNTS if isinstance(arguments.get(count), int))
+        modules = math.prod(
+            arguments[count] for count in COUNTS if isinstance(arguments.get(count), int)
+        )
         if modules > len(table.entries):
             raise ValueError(f"{modules} blocks cannot lie in {len(table.entries)} tensors")
         with _EmptyOnMeta():
             return getattr(elasticnet.sr, architecture)(
                 **arguments, taps=[tap for tap in header["taps"] if tap <= depth]
             )
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{name}: {architecture} cannot be built as the file describes it: {reason}") from error
+        raise ValueError(
+            f"{name}: {architecture} cannot be built as the file describes it: {reason}"
+        ) from error
 
 
 def _read_state(
     file: Source, table: Table, sha256: Mapping[str, str], state: Mapping[str, Tensor], depth: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that `state` wants, read and checked; the table is compared with it before anything is read."""
+    """Yield the tensors that `state` wants, read and checked; the table is compared with it before
+    anything is read.
+    """
     place = name_of(file)
     for name in sorted(state.keys() ^ table.entries.keys()):
         if name in state:
@@ -239,17 +278,23 @@ def _read_state(
     for name, tensor in state.items():
         entry = table.entries[name]
         if entry.shape != tuple(tensor.shape):
-            raise ValueError(f"{place}: tensor {name!r} has shape {entry.shape}, this net needs {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{place}: tensor {name!r} has shape {entry.shape}, this net needs {tuple(tensor.shape)}"
+            )
         if entry.torch_dtype != tensor.dtype and not (
             entry.torch_dtype.is_floating_point and tensor.is_floating_point()
         ):
-            raise ValueError(f"{place}: tensor {name!r} is of {entry.torch_dtype}, this net needs {tensor.dtype}")
+            raise ValueError(
+                f"{place}: tensor {name!r} is of {entry.torch_dtype}, this net needs {tensor.dtype}"
+            )
     for name, loaded in read_tensors(file, table, state):
         if digest(loaded) != sha256.get(name):
             raise ValueError(
                 f"{place}: tensor {name!r} does not have the SHA-256 it was saved with; the file is damaged"
             )
-        _check_finite(f"{place}: tensor {name!r}", loaded, "is refused", isinstance(state[name], nn.Parameter))
+        _check_finite(
+            f"{place}: tensor {name!r}", loaded, "is refused", isinstance(state[name], nn.Parameter)
+        )
         yield name, loaded
 
 
@@ -257,13 +302,16 @@ def _check_finite(name: str, tensor: Tensor, outcome: str, learned: bool) -> Non
     """Refuse NaN, and infinity in parameters; a buffer may hold it, as masks do."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return
-    values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()  # float8 has no isnan
+    # float8 has no isnan
+    values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
     if learned:
         wrong, kind = ~torch.isfinite(values), "NaN or infinity"
     else:
         wrong, kind = torch.isnan(values), "NaN"
     if wrong.any():
-        raise ValueError(f"{name} holds {kind} in {int(wrong.sum())} of {wrong.numel()} values and {outcome}")
+        raise ValueError(
+            f"{name} holds {kind} in {int(wrong.sum())} of {wrong.numel()} values and {outcome}"
+        )
 
 
 def _depth_of(name: str) -> int:
@@ -271,7 +319,8 @@ def _depth_of(name: str) -> int:
     found = DEEPER.match(name)
     if found is None:
         return 0
-    return int(found[2]) + (found[1] == "blocks")  # blocks are counted from 0 in keys, depths from 1
+    # blocks are counted from 0 in keys, depths from 1
+    return int(found[2]) + (found[1] == "blocks")
 
 
 def _check_net(net: Any) -> None:
@@ -284,10 +333,13 @@ def _check_net(net: Any) -> None:
 def _described(header: Mapping[str, Any], table: Table) -> str:
     """The description as the file's metadata holds it: sorted JSON with its checksum."""
     try:
-        plain = json.loads(json.dumps({**header}))  # keys that are numbers become text before they are sorted
+        # keys that are numbers become text before they are sorted
+        plain = json.loads(json.dumps({**header}))
         plain.pop("checksum", None)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"notes, cards and arguments must be what JSON can hold: {error}") from error
+        raise ValueError(
+            f"notes, cards and arguments must be what JSON can hold: {error}"
+        ) from error
     return json.dumps({**plain, "checksum": _checksum(plain, table)}, sort_keys=True)
 
 
@@ -309,7 +361,9 @@ def _description(table: Table, name: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{name}: its description is damaged ({error})") from error
     if newer:
-        raise ValueError(f"{name}: format {short(number)}, and this version reads up to {FORMAT}: update elasticnet")
+        raise ValueError(
+            f"{name}: format {short(number)}, and this version reads up to {FORMAT}: update elasticnet"
+        )
     return header
 
 
@@ -327,7 +381,12 @@ def _check_description(header: dict[str, Any], table: Table) -> None:
     if type(header["format"]) is not int or header["format"] < 1:
         raise ValueError(f"format {header['format']}")
     taps = header["taps"]
-    if not taps or type(taps[-1]) is not int or taps[-1] < 1 or list(resolve_taps(taps, taps[-1])) != taps:
+    if (
+        not taps
+        or type(taps[-1]) is not int
+        or taps[-1] < 1
+        or list(resolve_taps(taps, taps[-1])) != taps
+    ):
         raise ValueError(f"taps {short(taps)}")
     for key, kind in (("sha256", str), ("cards", dict)):
         for part, value in header[key].items():

@@ -38,11 +38,13 @@ def push_to_hub(
     message: str | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Upload a net, or a file that `save` wrote, to the hub; return the hf:// source of exactly this version.
+    """Upload a net, or a file that `save` wrote, to the hub; return the hf:// source of exactly
+    this version.
 
-    repo: "owner/name"; made when it does not exist, with `private` as given. file: its name there. revision: a branch,
-    made when it does not exist; default main. token: default is the one stored at login. A repository without README.md
-    gets a short one. A file is checked before anything is sent; notes and cards travel in it.
+    repo: "owner/name"; made when it does not exist, with `private` as given. file: its name there.
+    revision: a branch, made when it does not exist; default main. token: default is the one stored
+    at login. A repository without README.md gets a short one. A file is checked before anything is
+    sent; notes and cards travel in it.
     """
     hub_library()
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -63,7 +65,10 @@ def push_to_hub(
         operations = [CommitOperationAdd(file, path)]
         if not api.file_exists(repo, "README.md", revision=revision):
             operations.append(CommitOperationAdd("README.md", _card(header, repo, file).encode()))
-        message = message or f"{header['architecture'] or 'Custom network'}, depths {_listed(header['taps'])}"
+        message = (
+            message
+            or f"{header['architecture'] or 'Custom network'}, depths {_listed(header['taps'])}"
+        )
         commit = api.create_commit(repo, operations, commit_message=message, revision=revision)
     return f"hf://{repo}@{commit.oid}/{file}"
 

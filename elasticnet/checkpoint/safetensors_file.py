@@ -1,7 +1,9 @@
-"""The safetensors format: the table of a file's tensors, checked whole, and single tensors read by their byte ranges.
+"""The safetensors format: the table of a file's tensors, checked whole, and single tensors read by
+their byte ranges.
 
-A file is a header length (8 bytes, little endian), a JSON header and the tensors' bytes. The header maps each name to
-dtype, shape and offsets behind the header, and "__metadata__" to strings. Nothing is mapped and nothing is unpickled.
+A file is a header length (8 bytes, little endian), a JSON header and the tensors' bytes. The header
+maps each name to dtype, shape and offsets behind the header, and "__metadata__" to strings. Nothing
+is mapped and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -24,9 +26,7 @@ MOST_AXES = 64
 MOST_IN_ONE_READ = 1 << 24  # bytes; neighbouring tensors are read together up to this
 ALIGNMENT = 8  # the tensors start at a multiple of it
 METADATA = "__metadata__"
-PICKLED = (
-    "it begins as PyTorch's own files do: load_official in elasticnet.sr.models.convert reads those of EDSR and RCAN"
-)
+PICKLED = "it begins as PyTorch's own files do: load_official in elasticnet.sr.models.convert reads those of EDSR and RCAN"
 DTYPES = {
     "F64": torch.float64,
     "I64": torch.int64,
@@ -49,7 +49,9 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: dtype as the format writes it, shape, and the bytes [start, end) behind the header."""
+    """One tensor of a file: dtype as the format writes it, shape, and the bytes [start, end) behind
+    the header.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -72,8 +74,9 @@ class Table(NamedTuple):
 def read_table(source: Source) -> Table:
     """Return the table of a safetensors file; reads the header and nothing else.
 
-    Raises ValueError, naming the file, unless the header is sound JSON without a key given twice, every dtype is known
-    and takes shape times dtype bytes, and the tensors fill the rest of the file without a gap or an overlap.
+    Raises ValueError, naming the file, unless the header is sound JSON without a key given twice,
+    every dtype is known and takes shape times dtype bytes, and the tensors fill the rest of the
+    file without a gap or an overlap.
     """
     with opened(source) as file:
         try:
@@ -83,21 +86,29 @@ def read_table(source: Source) -> Table:
             length = int.from_bytes(prefix, "little")
             room = size_of(file) - PREFIX
             if length > min(room, MOST_HEADER):
-                raise ValueError(f"a header of {length} bytes, with {room} in the file and {MOST_HEADER} allowed")
+                raise ValueError(
+                    f"a header of {length} bytes, with {room} in the file and {MOST_HEADER} allowed"
+                )
             text = bytes(read_range(file, PREFIX, PREFIX + length)).decode("utf-8")
             header = parse_json(text)
             metadata = header.pop(METADATA, {})
-            if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            if not isinstance(metadata, dict) or not all(
+                isinstance(value, str) for value in metadata.values()
+            ):
                 raise ValueError(f"{METADATA} is not a table of strings")
             entries = {name: _entry(name, value) for name, value in header.items()}
             _check_cover(entries, room - length)
         except ValueError as error:
-            raise ValueError(f"{name_of(file)}: not a whole safetensors file ({_plain(error, file)})") from error
+            raise ValueError(
+                f"{name_of(file)}: not a whole safetensors file ({_plain(error, file)})"
+            ) from error
     return Table(metadata, entries, PREFIX + length)
 
 
 def parse_json(text: str) -> dict[str, Any]:
-    """Return the object that a JSON text holds; ValueError for anything else, and for a key that is given twice."""
+    """Return the object that a JSON text holds; ValueError for anything else, and for a key that is
+    given twice.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -115,16 +126,24 @@ def parse_json(text: str) -> dict[str, Any]:
     return value
 
 
-def read_tensors(source: Source, table: Table, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of these names, in the file's order, each in memory of its own as torch allocates it.
+def read_tensors(
+    source: Source, table: Table, names: Iterable[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of these names, in the file's order, each in memory of its own as torch
+    allocates it.
 
     Reads exactly their bytes; neighbours are read together.
     """
-    wanted = sorted(((table.entries[name], name) for name in names), key=lambda each: (each[0].start, each[0].end))
+    wanted = sorted(
+        ((table.entries[name], name) for name in names),
+        key=lambda each: (each[0].start, each[0].end),
+    )
     with opened(source) as file:
         group: list[tuple[Entry, str]] = []
         for entry, name in wanted:
-            if group and (entry.start != group[-1][0].end or entry.end - group[0][0].start > MOST_IN_ONE_READ):
+            if group and (
+                entry.start != group[-1][0].end or entry.end - group[0][0].start > MOST_IN_ONE_READ
+            ):
                 yield from _read_group(file, table, group)
                 group = []
             group.append((entry, name))
@@ -133,12 +152,16 @@ def read_tensors(source: Source, table: Table, names: Iterable[str]) -> Iterator
 
 
 def layout(tensors: Mapping[str, Tensor], order: Callable[[str], Any]) -> dict[str, Entry]:
-    """Return the table of a file of these tensors: wide dtypes first, as alignment needs it, then as `order` sorts."""
+    """Return the table of a file of these tensors: wide dtypes first, as alignment needs it, then
+    as `order` sorts.
+    """
     entries, start = {}, 0
     for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), order(name))):
         tensor = tensors[name]
         if tensor.dtype not in CODES:
-            raise ValueError(f"tensor {name!r} is of {tensor.dtype}, which a safetensors file cannot hold")
+            raise ValueError(
+                f"tensor {name!r} is of {tensor.dtype}, which a safetensors file cannot hold"
+            )
         end = start + tensor.numel() * tensor.element_size()
         entries[name] = Entry(CODES[tensor.dtype], tuple(tensor.shape), start, end)
         start = end
@@ -149,7 +172,11 @@ def header_bytes(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> b
     """Return everything that stands before the tensors' bytes."""
     header: dict[str, Any] = {METADATA: dict(metadata)}
     for name, entry in entries.items():
-        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (entry.start, entry.end)}
+        header[name] = {
+            "dtype": entry.dtype,
+            "shape": entry.shape,
+            "data_offsets": (entry.start, entry.end),
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(PREFIX, "little") + text
@@ -182,28 +209,41 @@ def _entry(name: str, value: Any) -> Entry:
 
 
 def _are_sizes(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value < 1 << 63 for value in values
+    )
 
 
 def _check_cover(entries: Mapping[str, Entry], size: int) -> None:
     position = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
-            kind = "overlaps the tensor before it" if entry.start < position else "leaves a gap before it"
-            raise ValueError(f"tensor {name!r} at byte {entry.start} {kind}, which ends at byte {position}")
+            kind = (
+                "overlaps the tensor before it"
+                if entry.start < position
+                else "leaves a gap before it"
+            )
+            raise ValueError(
+                f"tensor {name!r} at byte {entry.start} {kind}, which ends at byte {position}"
+            )
         position = entry.end
     if position != size:
         raise ValueError(f"the tensors take {position} bytes, and {size} follow the header")
 
 
-def _read_group(file: Source, table: Table, group: list[tuple[Entry, str]]) -> Iterator[tuple[str, Tensor]]:
+def _read_group(
+    file: Source, table: Table, group: list[tuple[Entry, str]]
+) -> Iterator[tuple[str, Tensor]]:
     start = group[0][0].start
     data = read_range(file, table.data_start + start, table.data_start + group[-1][0].end)
     for entry, name in group:
-        # Torch's own memory, and no view of what was read: a matrix product can differ in the last bit by alignment.
+        # Torch's own memory, and no view of what was read: a matrix product can differ in the last
+        # bit by alignment.
         tensor = torch.empty(entry.shape, dtype=entry.torch_dtype)
         if entry.end > entry.start:
-            read = torch.frombuffer(data, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start - start)
+            read = torch.frombuffer(
+                data, dtype=torch.uint8, count=entry.end - entry.start, offset=entry.start - start
+            )
             tensor.view(-1).view(torch.uint8).copy_(read)
         yield name, tensor
 

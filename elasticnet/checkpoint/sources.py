@@ -1,4 +1,6 @@
-"""Byte ranges of a file, wherever it lies: a path, an open file, an http(s) URL, the hub; one function reads them."""
+"""Byte ranges of a file, wherever it lies: a path, an open file, an http(s) URL, the hub; one
+function reads them.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 class Remote:
     """A file behind an http(s) URL.
 
-    name: as messages show it. headers: sent to this URL's host, and not where it redirects to. size: in bytes, None
-    until the first answer tells it.
+    name: as messages show it. headers: sent to this URL's host, and not where it redirects to.
+    size: in bytes, None until the first answer tells it.
     """
 
     url: str
@@ -43,9 +45,9 @@ Source = str | os.PathLike[str] | BinaryIO | Remote
 def read_range(source: Source, start: int, end: int) -> bytearray:
     """Return the bytes [start, end) of a file, all of them.
 
-    source: a path, a seekable file opened in binary mode, an http or https URL whose server answers range requests, or
-    hf://owner/name[@revision][/file]. Raises ValueError where the file ends earlier or the server does not serve
-    ranges, and OSError where the file cannot be reached.
+    source: a path, a seekable file opened in binary mode, an http or https URL whose server answers
+    range requests, or hf://owner/name[@revision][/file]. Raises ValueError where the file ends
+    earlier or the server does not serve ranges, and OSError where the file cannot be reached.
     """
     if not 0 <= start <= end:
         raise ValueError(f"{name_of(source)}: range [{start}, {end}): expected 0 <= start <= end")
@@ -90,12 +92,14 @@ def name_of(source: Source) -> str:
 def parse_hub(source: str) -> tuple[str, str | None, str]:
     """Return repository, revision and file of hf://owner/name[@revision][/file].
 
-    No revision means the newest, no file "model.safetensors". A slash in a revision is written %2F (refs/pr/1 may stand
-    as it is).
+    No revision means the newest, no file "model.safetensors". A slash in a revision is written %2F
+    (refs/pr/1 may stand as it is).
     """
     match = HUB.fullmatch(source)
     if match is None:
-        raise ValueError(f"{source}: expected hf://owner/name, hf://owner/name@revision or hf://owner/name/file")
+        raise ValueError(
+            f"{source}: expected hf://owner/name, hf://owner/name@revision or hf://owner/name/file"
+        )
     revision = match["revision"]
     return match["repo"], unquote(revision) if revision else None, match["file"] or DEFAULT_FILE
 
@@ -105,7 +109,9 @@ def hub_library() -> None:
     try:
         import huggingface_hub  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('the hub needs huggingface_hub: pip install "elasticnet[hub]"') from error
+        raise ModuleNotFoundError(
+            'the hub needs huggingface_hub: pip install "elasticnet[hub]"'
+        ) from error
 
 
 def _is_url(source: str | os.PathLike[str]) -> bool:
@@ -127,10 +133,16 @@ def _located(source: Source) -> str | os.PathLike[str] | BinaryIO | Remote:
         return source
     if isinstance(source, Remote):
         return source
-    if not all(hasattr(source, method) for method in ("read", "seek", "seekable")) or hasattr(source, "encoding"):
-        raise TypeError(f"{name_of(source)}: expected a path, a URL or a file opened in binary mode")
+    if not all(hasattr(source, method) for method in ("read", "seek", "seekable")) or hasattr(
+        source, "encoding"
+    ):
+        raise TypeError(
+            f"{name_of(source)}: expected a path, a URL or a file opened in binary mode"
+        )
     if not source.seekable():
-        raise ValueError(f"{name_of(source)}: this stream cannot be read out of order: write it to a file first")
+        raise ValueError(
+            f"{name_of(source)}: this stream cannot be read out of order: write it to a file first"
+        )
     return source
 
 
@@ -144,18 +156,25 @@ def _read(file: BinaryIO, start: int, end: int) -> bytearray:
     while position < len(data):
         part = file.read(len(data) - position)
         if not part:
-            raise ValueError(f"{name_of(file)}: ends at byte {start + position}, and byte {end - 1} is needed")
+            raise ValueError(
+                f"{name_of(file)}: ends at byte {start + position}, and byte {end - 1} is needed"
+            )
         data[position : position + len(part)] = part
         position += len(part)
     return data
 
 
 def _fetch(remote: Remote, start: int, end: int) -> bytearray:
-    headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity", "User-Agent": "elasticnet"}
+    headers = {
+        "Range": f"bytes={start}-{end - 1}",
+        "Accept-Encoding": "identity",
+        "User-Agent": "elasticnet",
+    }
     try:
         request = urllib.request.Request(remote.url, headers=headers)
         for name, value in remote.headers.items():
-            request.add_unredirected_header(name, value)  # a token is the hub's, and not its storage's
+            # a token is the hub's, and not its storage's
+            request.add_unredirected_header(name, value)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
             if response.status != 206 or found is None:
@@ -170,23 +189,35 @@ def _fetch(remote: Remote, start: int, end: int) -> bytearray:
                 )
             remote.size = size
             if last + 1 < end:
-                raise ValueError(f"{remote.name}: ends at byte {size}, and byte {end - 1} is needed")
+                raise ValueError(
+                    f"{remote.name}: ends at byte {size}, and byte {end - 1} is needed"
+                )
             data = bytearray(response.read(end - start))
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416:
-                raise ValueError(f"{remote.name}: ends before byte {end - 1}, which is needed") from error
-            raise OSError(f"{remote.name}: the server answers {error.code} {error.reason}") from error
+                raise ValueError(
+                    f"{remote.name}: ends before byte {end - 1}, which is needed"
+                ) from error
+            raise OSError(
+                f"{remote.name}: the server answers {error.code} {error.reason}"
+            ) from error
     except (http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", None) or error
-        raise OSError(f"{remote.name}: cannot be read ({str(reason) or type(reason).__name__})") from error
+        raise OSError(
+            f"{remote.name}: cannot be read ({str(reason) or type(reason).__name__})"
+        ) from error
     if len(data) < end - start:
-        raise OSError(f"{remote.name}: the connection ended after {len(data)} of {end - start} bytes")
+        raise OSError(
+            f"{remote.name}: the connection ended after {len(data)} of {end - start} bytes"
+        )
     return data
 
 
 def _on_hub(source: str) -> Path | Remote:
-    """Where a file of the hub is to be read: in the local cache if it is the newest, else by ranges from the hub."""
+    """Where a file of the hub is to be read: in the local cache if it is the newest, else by ranges
+    from the hub.
+    """
     repo, revision, file = parse_hub(source)
     hub_library()
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -206,7 +237,9 @@ def _on_hub(source: str) -> Path | Remote:
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         reason = next((line for line in lines if "not found" in line.lower()), lines[0])
-        raise FileNotFoundError(f"{source}: not on the hub, or not for this user ({reason})") from error
+        raise FileNotFoundError(
+            f"{source}: not on the hub, or not for this user ({reason})"
+        ) from error
     except Exception as error:  # of whatever http client the hub's library uses; it changed twice
         if isinstance(cached, str):
             return Path(cached)
@@ -219,5 +252,9 @@ def _on_hub(source: str) -> Path | Remote:
         if isinstance(newest, str):
             return Path(newest)
     same_host = urlsplit(found.location).netloc == urlsplit(url).netloc
-    authorization = {name: value for name, value in headers.items() if same_host and name.lower() == "authorization"}
+    authorization = {
+        name: value
+        for name, value in headers.items()
+        if same_host and name.lower() == "authorization"
+    }
     return Remote(found.location, source, authorization, found.size)

@@ -16,14 +16,18 @@ from elasticnet.memory import is_out_of_memory, keep_freed_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 1 when images were left out, 2 for bad input, 130 after Ctrl-C.
+    """Run the command line; 0 when all went well, 1 when images were left out, 2 for bad input, 130
+    after Ctrl-C.
 
-    Errors are one line on standard error, without a traceback. SIGTERM and SIGHUP end it with 128 + their number, and
-    leave nothing half-written behind.
+    Errors are one line on standard error, without a traceback. SIGTERM and SIGHUP end it with 128 +
+    their number, and leave nothing half-written behind.
     """
-    if sys.stderr is None:  # closed by who started this; what is printed there must not go elsewhere
+    # closed by who started this; what is printed there must not go elsewhere
+    if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
-    parser = argparse.ArgumentParser(prog="elasticnet", description="Train one network; run it at any depth.")
+    parser = argparse.ArgumentParser(
+        prog="elasticnet", description="Train one network; run it at any depth."
+    )
     parser.add_argument("--version", action="version", version=f"elasticnet {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -54,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP, unless they are ignored, leave through every `finally` on the way out."""
+    """Make SIGTERM and SIGHUP, unless they are ignored, leave through every `finally` on the way
+    out.
+    """
 
     def end(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
@@ -75,5 +81,9 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _printable(text: str) -> str:
-    """The text without what could steer a terminal, line breaks included: file names may hold anything."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    """The text without what could steer a terminal, line breaks included: file names may hold
+    anything.
+    """
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )

@@ -20,23 +20,55 @@ SCALES = (2, 3, 4)  # of the bicubic baselines
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("benchmark", help="PSNR and SSIM per depth on data sets, beside bicubic")
+    parser = commands.add_parser(
+        "benchmark", help="PSNR and SSIM per depth on data sets, beside bicubic"
+    )
     parser.description = (
         "Score networks on data sets, at every depth, beside bicubic interpolation; without a network, bicubic alone. "
         "The exit status is 1 when an image could not be used."
     )
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="checkpoints; each is scored at its own scale")
-    add("--model", choices=BUILT_IN, help="a built-in network at its untrained start, instead of checkpoints")
+    add(
+        "--model",
+        choices=BUILT_IN,
+        help="a built-in network at its untrained start, instead of checkpoints",
+    )
     add("--data", nargs="+", required=True, metavar="DIR", help="data sets in any known layout")
-    add("--scales", "--scale", nargs="+", type=int, help="default: those of the checkpoints, or 2 3 4 without any")
+    add(
+        "--scales",
+        "--scale",
+        nargs="+",
+        type=int,
+        help="default: those of the checkpoints, or 2 3 4 without any",
+    )
     add("--depths", nargs="+", type=int, help="default: every depth that carries a prediction")
-    add("--degradation", choices=KINDS, default="BI", help="how LR is made where the data set has no files for it")
+    add(
+        "--degradation",
+        choices=KINDS,
+        default="BI",
+        help="how LR is made where the data set has no files for it",
+    )
     add("--blur-sigma", type=float, metavar="PIXELS", help="of the blur of BD; default: 1.6")
-    add("--noise-sigma", type=float, metavar="LEVELS", help="of the noise of DN, on the 0..255 scale; default: 30")
-    add("--protocol", choices=PROTOCOLS, default="matlab-y", help="what is compared, and how much is shaved off")
+    add(
+        "--noise-sigma",
+        type=float,
+        metavar="LEVELS",
+        help="of the noise of DN, on the 0..255 scale; default: 30",
+    )
+    add(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="matlab-y",
+        help="what is compared, and how much is shaved off",
+    )
     add("--self-ensemble", action="store_true", help="mean over the eight symmetries of the input")
-    add("--border", choices=BORDERS, default="symmetric", help="outside of images: bicubic, and LR that is made")
+    add(
+        "--border",
+        choices=BORDERS,
+        default="symmetric",
+        help="outside of images: bicubic, and LR that is made",
+    )
     add("--save-images", metavar="DIR", help="save every scored image as PNG")
     add(
         "--out",
@@ -44,7 +76,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="write tables (Markdown, CSV, JSON) and figures; files of a run before are replaced",
     )
     add("--no-cost", action="store_true", help="do not measure MACs and time")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
+    add(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default here: %(default)s",
+    )
     parser.set_defaults(run=run)
 
 
@@ -80,7 +116,9 @@ def run(options: argparse.Namespace) -> int:
         if importlib.util.find_spec("matplotlib"):
             write_figures(options.out, result, nets, sets, options.device)
         else:
-            print('no figures without matplotlib: pip install "elasticnet[figures]"', file=sys.stderr)
+            print(
+                'no figures without matplotlib: pip install "elasticnet[figures]"', file=sys.stderr
+            )
     if result.skipped:
         print(f"elasticnet: images left out: {len(result.skipped)}", file=sys.stderr)
         for data, scale, image, reason in result.skipped:
@@ -98,8 +136,15 @@ def _networks(options: argparse.Namespace) -> list[tuple[str, ElasticWrapper]]:
         named = zip(distinct_names(options.files), options.files, strict=True)
         return [(label, load(file, device=options.device)) for label, file in named]
     if options.files or not options.scales:
-        wrong = f"--model {options.model} beside {options.files[0]}" if options.files else f"--model {options.model}"
+        wrong = (
+            f"--model {options.model} beside {options.files[0]}"
+            if options.files
+            else f"--model {options.model}"
+        )
         raise ValueError(f"{wrong}: give either checkpoints, or --model with --scale")
     torch.manual_seed(0)
     build = getattr(elasticnet.sr, options.model)
-    return [(f"{options.model} (untrained)", build(scale).to(options.device)) for scale in options.scales]
+    return [
+        (f"{options.model} (untrained)", build(scale).to(options.device))
+        for scale in options.scales
+    ]

@@ -11,7 +11,9 @@ from elasticnet.checkpoint.sources import opened
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("info", help="show what a checkpoint holds: architecture, depths, sizes, notes, cards")
+    parser = commands.add_parser(
+        "info", help="show what a checkpoint holds: architecture, depths, sizes, notes, cards"
+    )
     parser.description = (
         "Show what a checkpoint holds: architecture, the depths that can be loaded and what each takes, notes, and the "
         "depth cards measured so far. Reads the header alone, also of a file that lies elsewhere."
@@ -58,4 +60,6 @@ def _card_lines(stored: dict[str, Any]) -> list[str]:
 
 def _say(line: str) -> None:
     """Print one line; what a file brings along cannot steer the terminal."""
-    print("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line))
+    print(
+        "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+    )

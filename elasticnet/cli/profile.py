@@ -1,4 +1,6 @@
-"""`elasticnet profile`: measure a checkpoint's depth card on this machine and store it in the file."""
+"""`elasticnet profile`: measure a checkpoint's depth card on this machine and store it in the
+file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ DTYPES = ("float32", "bfloat16")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("profile", help="measure what each depth of a checkpoint costs on this machine")
+    parser = commands.add_parser(
+        "profile", help="measure what each depth of a checkpoint costs on this machine"
+    )
     parser.description = (
         "Measure, per depth and on this machine: parameters, MACs, latency, peak memory, throughput, and PSNR and SSIM "
         "where data is given. The depth card goes into FILE, in place of an earlier one of the same machine, and as "
@@ -24,16 +28,50 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add = parser.add_argument
     add("file", metavar="FILE", help="a checkpoint of a built-in architecture")
-    add("--size", type=_size, default=(640, 360), metavar="WxH", help="of the input, in pixels; default 640x360")
+    add(
+        "--size",
+        type=_size,
+        default=(640, 360),
+        metavar="WxH",
+        help="of the input, in pixels; default 640x360",
+    )
     add("--data", metavar="DIR", help="a data set in any known layout, for PSNR and SSIM")
-    add("--repeats", type=count, default=40, metavar="N", help="passes timed at each depth; default 40")
-    add("--seconds", type=_seconds, default=60.0, metavar="T", help="begin no new round of passes after T; default 60")
+    add(
+        "--repeats",
+        type=count,
+        default=40,
+        metavar="N",
+        help="passes timed at each depth; default 40",
+    )
+    add(
+        "--seconds",
+        type=_seconds,
+        default=60.0,
+        metavar="T",
+        help="begin no new round of passes after T; default 60",
+    )
     add("--threads", type=threads, metavar="N", help="of the CPU; default: as many as torch takes")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
+    add(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default here: %(default)s",
+    )
     add("--dtype", choices=DTYPES, default="float32")
-    add("--no-memory", action="store_true", help="leave peak memory out (on a CPU it takes a process of its own)")
-    add("--no-store", action="store_true", help="leave FILE as it is; the card is only printed, and written into --out")
-    add("--out", metavar="DIR", help="where FILE's .card.md, .card.json and .card.png go; default: beside FILE")
+    add(
+        "--no-memory",
+        action="store_true",
+        help="leave peak memory out (on a CPU it takes a process of its own)",
+    )
+    add(
+        "--no-store",
+        action="store_true",
+        help="leave FILE as it is; the card is only printed, and written into --out",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        help="where FILE's .card.md, .card.json and .card.png go; default: beside FILE",
+    )
     parser.set_defaults(run=run)
 
 
@@ -54,15 +92,22 @@ def run(options: argparse.Namespace) -> int:
         )
     remote = "://" in options.file
     if remote and not options.no_store:
-        raise ValueError(f"{options.file}: a card can only be stored in a local file: download it, or pass --no-store")
+        raise ValueError(
+            f"{options.file}: a card can only be stored in a local file: download it, or pass --no-store"
+        )
     if not options.no_store and WEIGHTS.resolve() in Path(options.file).resolve().parents:
-        raise ValueError(f"{options.file}: belongs to the installed package: profile a copy of it, or pass --no-store")
+        raise ValueError(
+            f"{options.file}: belongs to the installed package: profile a copy of it, or pass --no-store"
+        )
     folder = options.out or ("" if remote else str(Path(options.file).parent))
     for target in (options.out, None if options.no_store else Path(options.file).parent):
         if target:
-            Path(target).mkdir(parents=True, exist_ok=True)  # now, and not when everything is measured
+            # now, and not when everything is measured
+            Path(target).mkdir(parents=True, exist_ok=True)
             if not os.access(target, os.W_OK):
-                raise PermissionError(f"{target}: cannot be written to: pass --no-store and another --out")
+                raise PermissionError(
+                    f"{target}: cannot be written to: pass --no-store and another --out"
+                )
     check_device(options.device)
 
     net = load(options.file, device=options.device)
@@ -73,12 +118,17 @@ def run(options: argparse.Namespace) -> int:
     with limited_threads(options.threads):
         if options.data:
             ((name, pairs),) = load_sets([options.data], [scale])
-            quality, skipped = evaluate(net, pairs, device=options.device, progress=True), list(pairs.skipped)
+            quality, skipped = (
+                evaluate(net, pairs, device=options.device, progress=True),
+                list(pairs.skipped),
+            )
             label = f"{name} x{scale}, {len(pairs)} images, protocol matlab-y"
         width, height = options.size
         card = measure(
             net,
-            torch.rand(1, 3, height, width, device=options.device).to(getattr(torch, options.dtype)),
+            torch.rand(1, 3, height, width, device=options.device).to(
+                getattr(torch, options.dtype)
+            ),
             repeats=options.repeats,
             seconds=options.seconds,
             memory=not options.no_memory,
@@ -103,7 +153,9 @@ def run(options: argparse.Namespace) -> int:
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT in pixels, such as 640x360")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected WIDTHxHEIGHT in pixels, such as 640x360"
+        )
     return int(match[1]), int(match[2])
 
 

@@ -1,4 +1,6 @@
-"""`elasticnet upscale`: enlarge photographs, at a chosen depth or the deepest that fits a budget."""
+"""`elasticnet upscale`: enlarge photographs, at a chosen depth or the deepest that fits a
+budget.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
     from elasticnet.cli.upscale_jobs import Job
 
-ChooseDepth = Callable[[tuple[int, int]], tuple[int, str]]  # of an image of (height, width); and a word about it
+# of an image of (height, width); and a word about it
+ChooseDepth = Callable[[tuple[int, int]], tuple[int, str]]
 Number = TypeVar("Number", int, float)
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
 
@@ -33,24 +36,53 @@ EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from elasticnet.sr.models.pretrained import packaged
 
-    parser = commands.add_parser("upscale", help="enlarge photographs: files, folders, globs, standard input")
+    parser = commands.add_parser(
+        "upscale", help="enlarge photographs: files, folders, globs, standard input"
+    )
     parser.description = (
         "Enlarge photographs with everything that belongs to them: alpha, 16 bits, EXIF, colour profile, DPI. "
         "Several images, a folder or a glob go into the folder OUT under their own names. The exit status is 0, "
         "1 when some of several images could not be used, 2 for bad input, 130 after Ctrl-C."
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="images, folders of images, globs, or - for standard input")
-    add("-o", "--out", required=True, metavar="OUT", help="a file, a folder for several images, or - (standard output)")
-    add("--scale", type=int, help=f"how many times as long each side becomes; {packaged()}; default: that of --weights")
-    add("--weights", metavar="FILE", help="a checkpoint that elasticnet.save wrote, instead of the package's")
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="images, folders of images, globs, or - for standard input",
+    )
+    add(
+        "-o",
+        "--out",
+        required=True,
+        metavar="OUT",
+        help="a file, a folder for several images, or - (standard output)",
+    )
+    add(
+        "--scale",
+        type=int,
+        help=f"how many times as long each side becomes; {packaged()}; default: that of --weights",
+    )
+    add(
+        "--weights",
+        metavar="FILE",
+        help="a checkpoint that elasticnet.save wrote, instead of the package's",
+    )
     budget = parser.add_argument_group("depth", "how much of the network runs; default: all of it")
-    budget.add_argument("--depth", type=int, metavar="N", help="the first N blocks, of five in the package")
     budget.add_argument(
-        "--max-ms", type=_positive(float), metavar="T", help="the deepest that takes at most T ms an image"
+        "--depth", type=int, metavar="N", help="the first N blocks, of five in the package"
     )
     budget.add_argument(
-        "--max-memory", type=_positive(float), metavar="MB", help="the deepest that takes at most MB megabytes"
+        "--max-ms",
+        type=_positive(float),
+        metavar="T",
+        help="the deepest that takes at most T ms an image",
+    )
+    budget.add_argument(
+        "--max-memory",
+        type=_positive(float),
+        metavar="MB",
+        help="the deepest that takes at most MB megabytes",
     )
     add(
         "--tile",
@@ -58,20 +90,40 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="auto",
         help="LR pixels a side of what runs at a time, 'whole', or 'auto' (default)",
     )
-    add("--self-ensemble", action="store_true", help="mean over the eight symmetries of the input; eight times slower")
+    add(
+        "--self-ensemble",
+        action="store_true",
+        help="mean over the eight symmetries of the input; eight times slower",
+    )
     add(
         "--format",
         choices=EXTENSIONS,
         metavar="EXT",
         help=f"of images in a folder or on a pipe: {', '.join(EXTENSIONS)}",
     )
-    add("--quality", type=_percent, metavar="Q", help="of JPEG and lossy WebP, 1 to 100; default 95")
+    add(
+        "--quality", type=_percent, metavar="Q", help="of JPEG and lossy WebP, 1 to 100; default 95"
+    )
     add("--lossless", action="store_true", help="write WebP without loss")
     add("--force", action="store_true", help="overwrite outputs that exist")
-    add("--max-pixels", type=_positive(int), metavar="N", help="read images of up to N pixels; default: Pillow's limit")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default here: %(default)s")
+    add(
+        "--max-pixels",
+        type=_positive(int),
+        metavar="N",
+        help="read images of up to N pixels; default: Pillow's limit",
+    )
+    add(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default here: %(default)s",
+    )
     add("--quiet", action="store_true", help="no progress and no notes, only errors")
-    add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    add(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of an error",
+    )
     parser.set_defaults(run=run)
 
 
@@ -81,7 +133,10 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         if options.debug:
             raise
-        print("elasticnet: interrupted; images that were not finished have left nothing behind", file=sys.stderr)
+        print(
+            "elasticnet: interrupted; images that were not finished have left nothing behind",
+            file=sys.stderr,
+        )
         return 130  # what a shell reports after Ctrl-C
 
 
@@ -97,7 +152,9 @@ def _run(options: argparse.Namespace) -> int:
         from elasticnet.cli.upscale_depth import DepthChooser
 
         budgets = {"max_ms": options.max_ms, "max_memory": options.max_memory}
-        choose = DepthChooser(net, weights, tile=options.tile, self_ensemble=options.self_ensemble, **budgets)
+        choose = DepthChooser(
+            net, weights, tile=options.tile, self_ensemble=options.self_ensemble, **budgets
+        )
     several = len(jobs) > 1
     failed: list[str] = []
     # disable=None: no bars where standard error is not a terminal
@@ -114,13 +171,18 @@ def _run(options: argparse.Namespace) -> int:
             failed.append(str(error) if job.name in str(error) else f"{job.name}: {error}")
             tqdm.write(f"elasticnet: {failed[-1]}", file=sys.stderr)
     if failed:
-        print(f"elasticnet: {len(failed)} of {len(jobs)} images could not be upscaled:", file=sys.stderr)
+        print(
+            f"elasticnet: {len(failed)} of {len(jobs)} images could not be upscaled:",
+            file=sys.stderr,
+        )
         for message in failed:
             print(f"  {message}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _upscale(job: Job, net: ElasticWrapper, scale: int, choose: ChooseDepth, options: argparse.Namespace) -> list[str]:
+def _upscale(
+    job: Job, net: ElasticWrapper, scale: int, choose: ChooseDepth, options: argparse.Namespace
+) -> list[str]:
     """Enlarge one image and write it; returns what there is to say about it."""
     from elasticnet.sr.data.images import ImageError
     from elasticnet.sr.photo import read_photo
@@ -136,10 +198,21 @@ def _upscale(job: Job, net: ElasticWrapper, scale: int, choose: ChooseDepth, opt
         check_fits(photo, format, scale)
         depth, reason = choose(photo.size)
         with _output(job, options.force) as file, _tile_bar(job, options.quiet) as progress:
-            choices = {"tile": options.tile, "self_ensemble": options.self_ensemble, "progress": progress}
+            choices = {
+                "tile": options.tile,
+                "self_ensemble": options.self_ensemble,
+                "progress": progress,
+            }
             large = upscale_photo(net, photo, scale, depth=depth, folder=folder, **choices)
             del photo  # its memory goes before a large result is encoded
-            lost = write_photo(large, file, format, quality=options.quality, lossless=options.lossless, folder=folder)
+            lost = write_photo(
+                large,
+                file,
+                format,
+                quality=options.quality,
+                lossless=options.lossless,
+                folder=folder,
+            )
     except ValueError as error:
         raise ImageError(f"{job.name}: {error}") from error
     except MemoryError as error:
@@ -151,7 +224,9 @@ def _upscale(job: Job, net: ElasticWrapper, scale: int, choose: ChooseDepth, opt
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """Drop what C libraries print: libtiff comments on damaged files before the error that is raised."""
+    """Drop what C libraries print: libtiff comments on damaged files before the error that is
+    raised.
+    """
     sys.stderr.flush()
     try:
         kept = os.dup(2)
@@ -207,18 +282,26 @@ def _network(options: argparse.Namespace) -> tuple[ElasticWrapper, str | Path, i
     net = load(weights, options.depth, device=options.device)
     scale = footprint(net).scale
     if options.scale not in (None, scale):
-        raise ValueError(f"--scale {options.scale}: {weights} enlarges {scale} times; leave --scale out")
+        raise ValueError(
+            f"--scale {options.scale}: {weights} enlarges {scale} times; leave --scale out"
+        )
     return net, weights, scale
 
 
 def _check_options(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     formats = {job.format for job in jobs}
     if options.depth is not None and (options.max_ms or options.max_memory):
-        raise ValueError(f"--depth {options.depth} beside a budget: give either a depth, or --max-ms and --max-memory")
+        raise ValueError(
+            f"--depth {options.depth} beside a budget: give either a depth, or --max-ms and --max-memory"
+        )
     if options.lossless and not formats & {"WEBP", None}:
-        raise ValueError(f"--lossless: no output is WebP, and the others have no such choice ({options.out})")
+        raise ValueError(
+            f"--lossless: no output is WebP, and the others have no such choice ({options.out})"
+        )
     if options.quality is not None and (options.lossless or not formats & {"JPEG", "WEBP", None}):
-        raise ValueError(f"--quality {options.quality}: no output is JPEG or lossy WebP; leave it out")
+        raise ValueError(
+            f"--quality {options.quality}: no output is JPEG or lossy WebP; leave it out"
+        )
     if None in (job.source for job in jobs) and sys.stdin is None:
         raise ValueError("-: standard input is closed; name a file")
     if None in (job.target for job in jobs) and sys.stdout is None:

@@ -15,11 +15,12 @@ SYMMETRIES = 8  # passes of a self-ensemble
 
 
 class DepthChooser:
-    """Chooses a depth for each image, by the card of this machine in the file of weights, else by measuring.
+    """Chooses a depth for each image, by the card of this machine in the file of weights, else by
+    measuring.
 
-    max_ms: of the network, for an image. max_memory: megabytes of a pass: weights, input and all that it adds, beside
-    the image and the result. What is measured is one tile as large as those of the image; images with tiles of the same
-    size share the measurement.
+    max_ms: of the network, for an image. max_memory: megabytes of a pass: weights, input and all
+    that it adds, beside the image and the result. What is measured is one tile as large as those of
+    the image; images with tiles of the same size share the measurement.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class DepthChooser:
             self._card = None
 
     def __call__(self, size: tuple[int, int]) -> tuple[int, str]:
-        """Return the depth for an image of `size` (height, width) and what it is expected to cost, in words.
+        """Return the depth for an image of `size` (height, width) and what it is expected to cost,
+        in words.
 
         Raises ValueError, with the nearest depth and by how much it misses, when none fits.
         """
@@ -67,11 +69,15 @@ class DepthChooser:
         if (height, width) not in self._measured:
             example = torch.rand(1, 3, height, width).to(self.parameter)
             memory = self.budgets["memory_mb"] is not None
-            self._measured[height, width] = measure(self.net, example, repeats=5, seconds=20, memory=memory)
+            self._measured[height, width] = measure(
+                self.net, example, repeats=5, seconds=20, memory=memory
+            )
         return self._measured[height, width]
 
     def _scaled(self, row: DepthRow, tile: float, image: float) -> DepthRow:
-        """A row for another number of pixels: weights stay as they are, all the rest grows with the pixels."""
+        """A row for another number of pixels: weights stay as they are, all the rest grows with the
+        pixels.
+        """
         weights = row.parameters * self.parameter.element_size() / 2**20
         memory = row.memory_mb and weights + max(0.0, row.memory_mb - weights) * tile
         return replace(row, latency_ms=row.latency_ms * image, memory_mb=memory)

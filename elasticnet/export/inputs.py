@@ -1,4 +1,6 @@
-"""Which inputs a net takes: checked and random examples, the axes whose length may vary, shapes worth trying."""
+"""Which inputs a net takes: checked and random examples, the axes whose length may vary, shapes
+worth trying.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,21 @@ EXAMPLE = (1, 3, 24, 20)  # for built-in nets: they take RGB images of any size
 
 
 def checked_example(net: nn.Module, example: Tensor | None) -> Tensor:
-    """Return `example` on the CPU, floats as float32, or for built-in nets a random image; ValueError unless the net
-    takes it.
+    """Return `example` on the CPU, floats as float32, or for built-in nets a random image;
+    ValueError unless the net takes it.
     """
     if example is None:
         if (getattr(net, "origin", None) or ("",))[0] not in BUILT_IN:
-            raise ValueError("example=None: only built-in nets need no example; pass an input tensor of this net")
+            raise ValueError(
+                "example=None: only built-in nets need no example; pass an input tensor of this net"
+            )
         return torch.rand(EXAMPLE, generator=torch.Generator().manual_seed(0))
     if not isinstance(example, Tensor) or example.ndim == 0 or not example.numel():
-        what = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
+        what = (
+            f"shape {tuple(example.shape)}"
+            if isinstance(example, Tensor)
+            else type(example).__name__
+        )
         raise ValueError(f"example: {what}; expected a tensor with at least one axis and one value")
     example = example.detach().cpu()
     example = example.float() if example.is_floating_point() else example
@@ -31,18 +39,27 @@ def checked_example(net: nn.Module, example: Tensor | None) -> Tensor:
     return example
 
 
-def open_axes(net: nn.Module, example: Tensor, asked: Mapping[int, str] | None) -> tuple[Mapping[int, str], str | None]:
-    """Return the axes to leave open: those asked for, or the default ones as far as the net takes other lengths.
+def open_axes(
+    net: nn.Module, example: Tensor, asked: Mapping[int, str] | None
+) -> tuple[Mapping[int, str], str | None]:
+    """Return the axes to leave open: those asked for, or the default ones as far as the net takes
+    other lengths.
 
-    The second value says which of the default ones are left out, and why. ValueError for an axis that was asked for.
+    The second value says which of the default ones are left out, and why. ValueError for an axis
+    that was asked for.
     """
     axes = {0: "batch", 2: "height", 3: "width"} if example.ndim == 4 else {0: "batch"}
     axes = axes if asked is None else dict(sorted(asked.items()))
     for axis, name in axes.items():
         if isinstance(axis, bool) or axis not in range(example.ndim) or not name.isidentifier():
-            raise ValueError(f"axes {axis!r}: {name!r}: expected an axis from 0 to {example.ndim - 1} and a plain name")
+            raise ValueError(
+                f"axes {axis!r}: {name!r}: expected an axis from 0 to {example.ndim - 1} and a plain name"
+            )
     notes = []
-    for group in ({axis: name for axis, name in axes.items() if not axis}, {a: name for a, name in axes.items() if a}):
+    for group in (
+        {axis: name for axis, name in axes.items() if not axis},
+        {a: name for a, name in axes.items() if a},
+    ):
         shape = [n * (2 + axis % 2) if axis in group else n for axis, n in enumerate(example.shape)]
         reason = refusal(net, random_like(example, shape, seed=0)) if group else None
         if reason:
@@ -55,8 +72,14 @@ def open_axes(net: nn.Module, example: Tensor, asked: Mapping[int, str] | None) 
 
 
 def variants(shape: Sequence[int], axes: Mapping[int, str]) -> Iterator[list[int]]:
-    """Yield the shapes to check besides the example's: open axes longer, all of length 1, and not a multiple."""
-    for length in (lambda axis, n: n * (2 + axis % 2) if axis else 1, lambda axis, n: 1, lambda axis, n: n + 5 - axis):
+    """Yield the shapes to check besides the example's: open axes longer, all of length 1, and not a
+    multiple.
+    """
+    for length in (
+        lambda axis, n: n * (2 + axis % 2) if axis else 1,
+        lambda axis, n: 1,
+        lambda axis, n: n + 5 - axis,
+    ):
         yield [length(axis, n) if axis in axes else n for axis, n in enumerate(shape)]
 
 
@@ -64,20 +87,36 @@ def random_like(example: Tensor, shape: Sequence[int], seed: int) -> Tensor:
     """Return random values of the example's range and dtype."""
     generator = torch.Generator().manual_seed(seed)
     low, high = example.min().item(), example.max().item()
-    high = low + 1 if low == high and example.is_floating_point() else high  # a blank image would show little
+    # a blank image would show little
+    high = low + 1 if low == high and example.is_floating_point() else high
     if example.is_floating_point():
         return torch.rand(*shape, generator=generator) * (high - low) + low
-    return torch.randint(int(low), int(high) + 1, tuple(shape), generator=generator).to(example.dtype)
+    return torch.randint(int(low), int(high) + 1, tuple(shape), generator=generator).to(
+        example.dtype
+    )
 
 
 @torch.no_grad()
 def refusal(net: nn.Module, x: Tensor) -> str | None:
-    """Return why the net does not take an input, in one line; None where it does and returns a tensor."""
+    """Return why the net does not take an input, in one line; None where it does and returns a
+    tensor.
+    """
     try:
         output = net(x)
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         return first_line(error)
-    return None if isinstance(output, Tensor) else f"its output is a {type(output).__name__}, not a tensor"
+    return (
+        None
+        if isinstance(output, Tensor)
+        else f"its output is a {type(output).__name__}, not a tensor"
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -1,8 +1,10 @@
-"""Weights of layers as integers with one scale for each output channel: 8 bits in the blocks, 16 in stem and head.
+"""Weights of layers as integers with one scale for each output channel: 8 bits in the blocks, 16 in
+stem and head.
 
-Symmetric, rounded to the nearest: weight = scale * integer, the integers in -127..127 or -32767..32767. Activations
-stay float, so that nothing has to be calibrated. A block adds to what it gets, and its rounding is a small part of a
-small part; stem and head carry the whole signal, and at 8 bits theirs is seen.
+Symmetric, rounded to the nearest: weight = scale * integer, the integers in -127..127 or
+-32767..32767. Activations stay float, so that nothing has to be calibrated. A block adds to what it
+gets, and its rounding is a small part of a small part; stem and head carry the whole signal, and at
+8 bits theirs is seen.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 def quantize(weight: Tensor, axis: int, bits: int) -> tuple[Tensor, Tensor]:
-    """Return `weight` as integers, and the float scale along `axis`, with length 1 along the others; zeros get scale 1.
+    """Return `weight` as integers, and the float scale along `axis`, with length 1 along the
+    others; zeros get scale 1.
 
     bits: 8 or 16.
     """
@@ -46,15 +49,18 @@ class _Dequantized(nn.Module):
 
 
 def quantize_weights(net: ElasticWrapper, keep_integers: bool) -> None:
-    """Round the weights of the large linear and convolution layers of `net`, in place; they learn no further.
+    """Round the weights of the large linear and convolution layers of `net`, in place; they learn
+    no further.
 
-    keep_integers: hold them as integers and scale, and make the float weight in every pass; False holds the rounded
-    floats.
+    keep_integers: hold them as integers and scale, and make the float weight in every pass; False
+    holds the rounded floats.
     """
     for name, layer in list(net.named_modules()):
         if isinstance(layer, LAYERS) and layer.weight.numel() >= SMALLEST:
             axis, bits = int(isinstance(layer, TRANSPOSED)), 8 if name.startswith("blocks.") else 16
             layer.requires_grad_(False)
-            parametrize.register_parametrization(layer, "weight", _Dequantized(axis, bits), unsafe=True)
+            parametrize.register_parametrization(
+                layer, "weight", _Dequantized(axis, bits), unsafe=True
+            )
             if not keep_integers:
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

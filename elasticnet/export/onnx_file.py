@@ -1,4 +1,6 @@
-"""ONNX files: from a torch.export program, cleaned of what is this machine's alone, with int8 weights, and run."""
+"""ONNX files: from a torch.export program, cleaned of what is this machine's alone, with int8
+weights, and run.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,15 @@ PRODUCER = "elasticnet"
 
 
 def to_onnx(
-    program: torch.export.ExportedProgram, symbols: Mapping[str, str], text: Mapping[str, str], int8: bool
+    program: torch.export.ExportedProgram,
+    symbols: Mapping[str, str],
+    text: Mapping[str, str],
+    int8: bool,
 ) -> bytes:
     """Return the ONNX file of a program with one input and one output; `text` becomes its metadata.
 
-    symbols: {the program's symbol of an open length: its name in the file}. int8: as in `store_integers`.
+    symbols: {the program's symbol of an open length: its name in the file}. int8: as in
+    `store_integers`.
     """
     from onnx import helper
 
@@ -39,14 +45,18 @@ def to_onnx(
     for value in (*model.graph.input, *model.graph.output):
         for length in value.type.tensor_type.shape.dim:
             if length.dim_param:
-                length.dim_param = re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), length.dim_param)
+                length.dim_param = re.sub(
+                    r"\w+", lambda found: symbols.get(found[0], found[0]), length.dim_param
+                )
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
     return model.SerializeToString()
 
 
 def session(data: bytes) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs an ONNX file with one input and one output in ONNX Runtime, on the CPU."""
+    """Return a function that runs an ONNX file with one input and one output in ONNX Runtime, on
+    the CPU.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -58,17 +68,20 @@ def session(data: bytes) -> Callable[[Tensor], Tensor]:
 
 
 def store_integers(model: Any) -> int:
-    """Store the weights of an ONNX model that `quantize_weights` has rounded as integers and scale, in place.
+    """Store the weights of an ONNX model that `quantize_weights` has rounded as integers and scale,
+    in place.
 
-    Only float weights of Conv, ConvTranspose, Gemm and MatMul that are a scale times integers already, so that the
-    model's function stays. Returns how many there were. DequantizeLinear makes them float again; of 16 bits, and in
-    linear layers, Cast and Mul: ONNX Runtime turns DequantizeLinear before MatMul into a MatMul that rounds the
-    activations, too.
+    Only float weights of Conv, ConvTranspose, Gemm and MatMul that are a scale times integers
+    already, so that the model's function stays. Returns how many there were. DequantizeLinear makes
+    them float again; of 16 bits, and in linear layers, Cast and Mul: ONNX Runtime turns
+    DequantizeLinear before MatMul into a MatMul that rounds the activations, too.
     """
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
-    floats = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    floats = {
+        tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT
+    }
     stored: dict[str, str] = {}
     added = []
     for node in graph.node:
@@ -85,16 +98,21 @@ def store_integers(model: Any) -> int:
             stored[name] = f"{name}_float"
             inputs = [f"{name}_int{bits}", f"{name}_scale"]
             if bits == 8 and node.op_type in ("Conv", "ConvTranspose"):
-                added.append(helper.make_node("DequantizeLinear", inputs, [stored[name]], axis=axis))
+                added.append(
+                    helper.make_node("DequantizeLinear", inputs, [stored[name]], axis=axis)
+                )
                 scale = scale.flatten()
             else:
-                added.append(helper.make_node("Cast", inputs[:1], [f"{name}_cast"], to=TensorProto.FLOAT))
+                added.append(
+                    helper.make_node("Cast", inputs[:1], [f"{name}_cast"], to=TensorProto.FLOAT)
+                )
                 added.append(helper.make_node("Mul", [f"{name}_cast", inputs[1]], [stored[name]]))
             graph.initializer.append(numpy_helper.from_array(integers.numpy(), inputs[0]))
             graph.initializer.append(numpy_helper.from_array(scale.numpy(), inputs[1]))
         if name in stored:
             node.input[1] = stored[name]
-    nodes = [*added, *copy.deepcopy(list(graph.node))]  # a protocol buffer's list can only be appended to
+    # a protocol buffer's list can only be appended to
+    nodes = [*added, *copy.deepcopy(list(graph.node))]
     used = {name for node in nodes for name in node.input}
     kept = [copy.deepcopy(tensor) for tensor in graph.initializer if tensor.name in used]
     for field, values in ((graph.node, nodes), (graph.initializer, kept)):
@@ -108,15 +126,20 @@ def _output_axis(node: Any, weight: Tensor) -> int:
     if node.op_type == "MatMul":
         return weight.ndim - 1
     if node.op_type == "Gemm":
-        return 1 - max((attribute.i for attribute in node.attribute if attribute.name == "transB"), default=0)
+        return 1 - max(
+            (attribute.i for attribute in node.attribute if attribute.name == "transB"), default=0
+        )
     return int(node.op_type == "ConvTranspose")
 
 
 def _clean(graph: Any) -> None:
-    """Remove what the exporter notes about the Python code, with this machine's paths, and intermediate shapes."""
+    """Remove what the exporter notes about the Python code, with this machine's paths, and
+    intermediate shapes.
+    """
     parts = [graph, *graph.node]
     for field in ("input", "output", "initializer"):
-        parts.extend(part for part in getattr(graph, field, ()) if not isinstance(part, str))  # a function's are names
+        # a function's are names
+        parts.extend(part for part in getattr(graph, field, ()) if not isinstance(part, str))
     for part in parts:
         for field in ("metadata_props", "doc_string", "value_info"):
             if field in part.DESCRIPTOR.fields_by_name:

@@ -1,7 +1,9 @@
-"""Cuts a model's forward at its blocks: torch.fx writes down the few lines around them, every module stays whole.
+"""Cuts a model's forward at its blocks: torch.fx writes down the few lines around them, every
+module stays whole.
 
-Only the forwards of the modules that contain the blocks (the model itself, a stage) are traced; all others are called
-as they are. So the parts hold the model's own modules, and nothing of the model is changed.
+Only the forwards of the modules that contain the blocks (the model itself, a stage) are traced; all
+others are called as they are. So the parts hold the model's own modules, and nothing of the model
+is changed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import TraceError
 
-TRACE_ERRORS = (TraceError, TypeError, RuntimeError, NotImplementedError, AttributeError, AssertionError)
+TRACE_ERRORS = (
+    TraceError,
+    TypeError,
+    RuntimeError,
+    NotImplementedError,
+    AttributeError,
+    AssertionError,
+)
 MODEL = "model."  # where the model stands in the graph
 
 
@@ -30,8 +39,11 @@ class Cut(NamedTuple):
     head_skip: str | None
 
 
-def call_with_arguments(block: nn.Module, x: Any, context: Sequence[Any], index: int) -> tuple[Any, Any]:
-    """Call a block with the further arguments that the stem prepared for it: `context[index]` is (args, kwargs).
+def call_with_arguments(
+    block: nn.Module, x: Any, context: Sequence[Any], index: int
+) -> tuple[Any, Any]:
+    """Call a block with the further arguments that the stem prepared for it: `context[index]` is
+    (args, kwargs).
 
     A block behind the last one known (in a net that has grown) gets the last one's.
     """
@@ -40,19 +52,27 @@ def call_with_arguments(block: nn.Module, x: Any, context: Sequence[Any], index:
     return (x[0] if isinstance(x, (tuple, list)) else x), context
 
 
-def call_with_carry(block: nn.Module, x: Any, context: Sequence[Any], index: int) -> tuple[Any, Any]:
-    """Call a block that takes and returns (x, more): what it returns beside x goes to the next block."""
+def call_with_carry(
+    block: nn.Module, x: Any, context: Sequence[Any], index: int
+) -> tuple[Any, Any]:
+    """Call a block that takes and returns (x, more): what it returns beside x goes to the next
+    block.
+    """
     x, *more = block(x, *context)
     return x, tuple(more)
 
 
-def cut(model: nn.Module, blocks: Sequence[str], leaf_functions: Iterable[Callable[..., Any]] = ()) -> Cut:
-    """Cut the forward of `model`, which takes one input, at the modules named `blocks`, in the order in which they run.
+def cut(
+    model: nn.Module, blocks: Sequence[str], leaf_functions: Iterable[Callable[..., Any]] = ()
+) -> Cut:
+    """Cut the forward of `model`, which takes one input, at the modules named `blocks`, in the
+    order in which they run.
 
-    Where more than a block lies between two of them (a downsampling, say), both together become one block. Values that
-    blocks need beside x are the stem's context; those that the head needs beside the features are worked out again
-    from the stem's output or from the input. leaf_functions: functions that are called as they are, as modules are.
-    Raises ValueError, which says why, when the forward is not stem -> blocks -> head.
+    Where more than a block lies between two of them (a downsampling, say), both together become one
+    block. Values that blocks need beside x are the stem's context; those that the head needs beside
+    the features are worked out again from the stem's output or from the input. leaf_functions:
+    functions that are called as they are, as modules are. Raises ValueError, which says why, when
+    the forward is not stem -> blocks -> head.
     """
     flow = _Flow(model, *_trace(model, blocks, leaf_functions))
     nodes = [flow.block(name) for name in blocks]
@@ -73,7 +93,9 @@ def cut(model: nn.Module, blocks: Sequence[str], leaf_functions: Iterable[Callab
                 raise ValueError(f"{name}: its first argument is not made from the block before it")
             for other in nodes:
                 if other is not node and other in inside:
-                    raise ValueError(f"{name} takes more than the output of the block before it: {other.target}")
+                    raise ValueError(
+                        f"{name} takes more than the output of the block before it: {other.target}"
+                    )
             taken: list[fx.Node] = []
             map_arg(more, taken.append)
             if {*inside} - flow.free != {node, tap} or node.args[0] is not start or start in taken:
@@ -84,7 +106,9 @@ def cut(model: nn.Module, blocks: Sequence[str], leaf_functions: Iterable[Callab
     plain = not any(args or kwargs for args, kwargs in arguments)
     context = arguments[0][0] if carried else arguments
     stem = flow.module([flow.input], entry if plain else (entry, context))
-    head = flow.module([taps[-1], *({"input": [flow.input], "stem": [entry]}[skip] if skip else [])], flow.output)
+    head = flow.module(
+        [taps[-1], *({"input": [flow.input], "stem": [entry]}[skip] if skip else [])], flow.output
+    )
     call = None if plain else call_with_carry if carried else call_with_arguments
     holders = [name for part in (stem, *modules, head) for name in _called(part)]
     twice = [name for name in holders if holders.count(name) > 1]
@@ -94,7 +118,9 @@ def cut(model: nn.Module, blocks: Sequence[str], leaf_functions: Iterable[Callab
 
 
 class _Flow:
-    """A traced forward: which nodes hang on the input, which on which block, and modules made of pieces of it."""
+    """A traced forward: which nodes hang on the input, which on which block, and modules made of
+    pieces of it.
+    """
 
     def __init__(self, model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> None:
         self.model = model
@@ -106,13 +132,16 @@ class _Flow:
         for node in graph.nodes:
             if node is self.input or self.fed & {*node.all_input_nodes}:
                 self.fed.add(node)
-        self.free = {*graph.nodes} - self.fed  # parameters, and what is made of them alone: any part may have it
+        # parameters, and what is made of them alone: any part may have it
+        self.free = {*graph.nodes} - self.fed
         self.before: set[fx.Node] = set()  # made from the input, with no block in between
 
     def block(self, name: str) -> fx.Node:
         found = self.graph.find_nodes(op="call_module", target=MODEL + name)
         if len(found) != 1:
-            raise ValueError(f"{name}: the forward calls this block {len(found)} times, expected once")
+            raise ValueError(
+                f"{name}: the forward calls this block {len(found)} times, expected once"
+            )
         return found[0]
 
     def order(self, blocks: Sequence[fx.Node]) -> None:
@@ -123,7 +152,9 @@ class _Flow:
         self.before = self.fed - behind
 
     def reach(self, wanted: Any, stops: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
-        """The nodes that `wanted` is made of, back to `stops`; and which of the stops it takes; both in order."""
+        """The nodes that `wanted` is made of, back to `stops`; and which of the stops it takes;
+        both in order.
+        """
         waiting: list[fx.Node] = []
         map_arg(wanted, waiting.append)
         inside, taken = set(), set()
@@ -134,7 +165,9 @@ class _Flow:
             elif node not in inside:
                 inside.add(node)
                 waiting += node.all_input_nodes
-        return [n for n in self.graph.nodes if n in inside], [n for n in self.graph.nodes if n in taken]
+        return [n for n in self.graph.nodes if n in inside], [
+            n for n in self.graph.nodes if n in taken
+        ]
 
     def between(self, start: fx.Node, tap: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
         """The nodes that make `tap` from `start`, and what they take from before the blocks."""
@@ -146,10 +179,14 @@ class _Flow:
         return inside, [node for node in taken if node is not start]
 
     def module(self, inputs: Sequence[fx.Node], wanted: Any) -> fx.GraphModule:
-        """A module that computes `wanted`, any nest of nodes, from `inputs`; it holds the model's own modules."""
+        """A module that computes `wanted`, any nest of nodes, from `inputs`; it holds the model's
+        own modules.
+        """
         inside, _ = self.reach(wanted, {*inputs})
         if self.input in inside:
-            raise ValueError("the forward takes more from before the blocks than the blocks can hand on")
+            raise ValueError(
+                "the forward takes more from before the blocks than the blocks can hand on"
+            )
         graph, attributes, copies = fx.Graph(), {}, {}
         for node in inputs:
             copies[node] = graph.placeholder(node.name)
@@ -173,24 +210,32 @@ class _Flow:
         return found
 
 
-def _head_skip(flow: _Flow, blocks: Sequence[fx.Node], tap: fx.Node, entry: fx.Node) -> tuple[str | None, fx.Node]:
-    """What the head needs beside the features (as `head_skip` says it), and the node that the stem ends with.
+def _head_skip(
+    flow: _Flow, blocks: Sequence[fx.Node], tap: fx.Node, entry: fx.Node
+) -> tuple[str | None, fx.Node]:
+    """What the head needs beside the features (as `head_skip` says it), and the node that the stem
+    ends with.
 
-    The stem may end a few steps before the first block, where the head can work out from there what it needs (sizes to
-    reshape to, most often); these steps then belong to the first block.
+    The stem may end a few steps before the first block, where the head can work out from there what
+    it needs (sizes to reshape to, most often); these steps then belong to the first block.
     """
     choices: list[tuple[str | None, fx.Node]] = [(None, entry), ("input", entry)]
     node: Any = entry
     while isinstance(node, fx.Node) and node in flow.fed and node is not flow.input:
-        if not all(user.target is operator.getitem for user in node.users):  # the stem's output is one tensor
+        # the stem's output is one tensor
+        if not all(user.target is operator.getitem for user in node.users):
             choices.append(("stem", node))
         node = node.args[0] if node.op in ("call_function", "call_method") and node.args else None
     for skip, end in choices:
         given = {None: {tap}, "input": {tap, flow.input}, "stem": {tap, end}}[skip]
         inside, _ = flow.reach(flow.output, given)
         if {*inside} & {*blocks}:
-            raise ValueError("what comes behind the blocks takes more than the output of the last one")
-        if not any(node.op in ("call_module", "placeholder") for node in inside if node in flow.before):
+            raise ValueError(
+                "what comes behind the blocks takes more than the output of the last one"
+            )
+        if not any(
+            node.op in ("call_module", "placeholder") for node in inside if node in flow.before
+        ):
             return skip, end
     raise ValueError("what comes behind the blocks takes more than one value from before them")
 
@@ -202,7 +247,9 @@ def _called(part: nn.Module) -> set[str]:
 
 def _tensor_of(node: fx.Node) -> fx.Node:
     """The node itself, or its first item where the forward takes it apart."""
-    items = [user for user in node.users if user.target is operator.getitem and user.args[0] is node]
+    items = [
+        user for user in node.users if user.target is operator.getitem and user.args[0] is node
+    ]
     first = [user for user in items if user.args[1] == 0]
     return first[0] if first and len(items) == len(node.users) else node
 
@@ -213,7 +260,11 @@ def _carries(nodes: Sequence[fx.Node]) -> bool:
         if len(node.args) < 2 or node.kwargs or len(node.args) != len(nodes[0].args):
             return False
         for place, value in enumerate(node.args):
-            if not (isinstance(value, fx.Node) and value.target is operator.getitem and value.args == (before, place)):
+            if not (
+                isinstance(value, fx.Node)
+                and value.target is operator.getitem
+                and value.args == (before, place)
+            ):
                 return False
     return len(nodes) > 1
 
@@ -232,7 +283,9 @@ class _Entry(nn.Module):
 class _Tracer(fx.Tracer):
     """Traces the forwards of `opened` alone; every other module is called as it is."""
 
-    def __init__(self, opened: set[nn.Module], leaf_functions: Iterable[Callable[..., Any]]) -> None:
+    def __init__(
+        self, opened: set[nn.Module], leaf_functions: Iterable[Callable[..., Any]]
+    ) -> None:
         super().__init__(autowrap_functions=tuple(leaf_functions))
         self.opened = opened
 
@@ -240,8 +293,12 @@ class _Tracer(fx.Tracer):
         return m not in self.opened
 
 
-def _trace(model: nn.Module, blocks: Sequence[str], leaf_functions: Any) -> tuple[fx.Graph, dict[str, Any]]:
-    """The graph around the blocks, and what it holds that is not the model's; the same in both modes, or refused."""
+def _trace(
+    model: nn.Module, blocks: Sequence[str], leaf_functions: Any
+) -> tuple[fx.Graph, dict[str, Any]]:
+    """The graph around the blocks, and what it holds that is not the model's; the same in both
+    modes, or refused.
+    """
     opened = {model}
     for name in blocks:
         parts = name.split(".")
@@ -253,17 +310,27 @@ def _trace(model: nn.Module, blocks: Sequence[str], leaf_functions: Any) -> tupl
             model.train(training)
             entry = _Entry(model)
             graph = _Tracer({entry, *opened}, leaf_functions).trace(entry)
-            constants = {name: value for name, value in vars(entry).items() if name.startswith("_tensor_constant")}
-            traced.append((graph, constants | dict(entry.named_buffers(recurse=False)) | _dropouts(graph)))
+            constants = {
+                name: value
+                for name, value in vars(entry).items()
+                if name.startswith("_tensor_constant")
+            }
+            traced.append(
+                (graph, constants | dict(entry.named_buffers(recurse=False)) | _dropouts(graph))
+            )
     except TRACE_ERRORS as error:
         reason = str(error).split("\n")[0].split(". ")[0]
-        raise ValueError(f"torch.fx cannot trace the forward around {blocks[-1]}: {reason}") from error
+        raise ValueError(
+            f"torch.fx cannot trace the forward around {blocks[-1]}: {reason}"
+        ) from error
     finally:
         for module, training in modes:
             module.training = training
     train, evaluate = ([(node.op, str(node.target)) for node in graph.nodes] for graph, _ in traced)
     if train != evaluate:
-        raise ValueError("the forward takes other steps in training mode: switch that off in the model first")
+        raise ValueError(
+            "the forward takes other steps in training mode: switch that off in the model first"
+        )
     return traced[1]
 
 

@@ -1,6 +1,7 @@
 """MATLAB's bicubic imresize for NumPy arrays and torch tensors, bit-exact for uint8.
 
-Two separable passes over sparse taps: an output pixel is a weighted sum of the few pixels under the kernel.
+Two separable passes over sparse taps: an output pixel is a weighted sum of the few pixels under the
+kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Passes = list[tuple[int, np.ndarray, np.ndarray]]  # axis, positions, weights
 
 BORDERS = ("symmetric", "replicate")
 _NUMPY_DTYPES = ("uint8", "uint16", "float32", "float64")
-# The largest double below one half: adding 0.5 itself and truncating would round 0.49999999999999994 up.
+# The largest double below one half: adding 0.5 itself and truncating would round
+# 0.49999999999999994 up.
 _HALF = math.nextafter(0.5, 0.0)
 # Elements of one accumulator block; with its input window it stays inside a core's cache.
 _BLOCK_ROWS, _BLOCK_COLUMNS = 16, 2048
@@ -48,40 +50,53 @@ def imresize(
     border: str = "symmetric",
     antialias: bool = True,
 ) -> Image:
-    """Resize by the cubic kernel (a = -0.5), widened by 1/scale when shrinking, as MATLAB's `imresize` does.
+    """Resize by the cubic kernel (a = -0.5), widened by 1/scale when shrinking, as MATLAB's
+    `imresize` does.
 
-    `image` is a NumPy array (H, W) or (H, W, C) of uint8, uint16, float32 or float64, or a torch tensor
-    (..., H, W) of uint8 or any floating dtype, on any device that has float64 where it is uint8. The result
-    has the same kind, dtype and device; floats keep their value range, may overshoot it, and carry
-    gradients in torch.
+    `image` is a NumPy array (H, W) or (H, W, C) of uint8, uint16, float32 or float64, or a torch
+    tensor (..., H, W) of uint8 or any floating dtype, on any device that has float64 where it is
+    uint8. The result has the same kind, dtype and device; floats keep their value range, may
+    overshoot it, and carry gradients in torch.
 
-    Give either `scale`, a positive factor (output size ceil(scale * n), as in MATLAB), or `size` = (height,
-    width). The dimension with the smaller factor goes first, height when they are equal. NumPy images are
-    summed in float64 and brought back to their own dtype after each pass; integers round half away from
-    zero and saturate. Torch floats are summed in their own dtype, float16 and bfloat16 in float32.
+    Give either `scale`, a positive factor (output size ceil(scale * n), as in MATLAB), or `size` =
+    (height, width). The dimension with the smaller factor goes first, height when they are equal.
+    NumPy images are summed in float64 and brought back to their own dtype after each pass; integers
+    round half away from zero and saturate. Torch floats are summed in their own dtype, float16 and
+    bfloat16 in float32.
 
-    `border` says what lies outside the image: "symmetric" (mirrored with the edge pixel repeated, newer
-    MATLAB) or "replicate" (the edge pixel, older MATLAB and many copied test sets). They differ only near
-    the edge. `antialias=False` keeps the kernel four input pixels wide when shrinking. Raises TypeError for
-    an unsupported kind or dtype and ValueError for a wrong shape, scale, size or border.
+    `border` says what lies outside the image: "symmetric" (mirrored with the edge pixel repeated,
+    newer MATLAB) or "replicate" (the edge pixel, older MATLAB and many copied test sets). They
+    differ only near the edge. `antialias=False` keeps the kernel four input pixels wide when
+    shrinking. Raises TypeError for an unsupported kind or dtype and ValueError for a wrong shape,
+    scale, size or border.
     """
     if border not in BORDERS:
         raise ValueError(f"border {border!r}: expected one of {', '.join(BORDERS)}")
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8 and not image.dtype.is_floating_point:
-            raise TypeError(f"torch image of {image.dtype}: expected uint8 or a floating dtype; convert it first")
+            raise TypeError(
+                f"torch image of {image.dtype}: expected uint8 or a floating dtype; convert it first"
+            )
         if image.ndim < 2 or 0 in image.shape:
-            raise ValueError(f"torch image of shape {tuple(image.shape)}: expected a non-empty (..., H, W)")
+            raise ValueError(
+                f"torch image of shape {tuple(image.shape)}: expected a non-empty (..., H, W)"
+            )
         lengths = (image.shape[-2], image.shape[-1])
     elif isinstance(image, np.ndarray):
         if image.dtype.name not in _NUMPY_DTYPES:
             expected = ", ".join(_NUMPY_DTYPES)
-            raise TypeError(f"NumPy image of {image.dtype.name}: expected one of {expected}; convert it first")
+            raise TypeError(
+                f"NumPy image of {image.dtype.name}: expected one of {expected}; convert it first"
+            )
         if image.ndim not in (2, 3) or 0 in image.shape:
-            raise ValueError(f"NumPy image of shape {image.shape}: expected a non-empty (H, W) or (H, W, C)")
+            raise ValueError(
+                f"NumPy image of shape {image.shape}: expected a non-empty (H, W) or (H, W, C)"
+            )
         lengths = (image.shape[0], image.shape[1])
     else:
-        raise TypeError(f"image of type {type(image).__name__}: expected a NumPy array or a torch tensor")
+        raise TypeError(
+            f"image of type {type(image).__name__}: expected a NumPy array or a torch tensor"
+        )
 
     targets, scales = _targets(lengths, scale, size)
     passes = [
@@ -101,7 +116,9 @@ def _targets(
         raise ValueError(f"scale={scale!r}, size={size!r}: give exactly one of the two")
     if scale is not None:
         if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < math.inf:
-            raise ValueError(f"scale {scale!r}: expected one positive finite number; use size=(height, width) for two")
+            raise ValueError(
+                f"scale {scale!r}: expected one positive finite number; use size=(height, width) for two"
+            )
         factor = float(scale)
         return (math.ceil(factor * lengths[0]), math.ceil(factor * lengths[1])), (factor, factor)
     try:
@@ -127,10 +144,12 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 def resize_taps(
     in_length: int, out_length: int, scale: float, border: str, antialias: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return input positions (int64) and weights (float64) of each output position, both (taps, out_length).
+    """Return input positions (int64) and weights (float64) of each output position, both (taps,
+    out_length).
 
-    Positions are 0-based and already folded at the border; every column of weights sums to one. The formulas
-    and their order of evaluation are those of MATLAB's `contributions`. The arrays are cached and read-only.
+    Positions are 0-based and already folded at the border; every column of weights sums to one. The
+    formulas and their order of evaluation are those of MATLAB's `contributions`. The arrays are
+    cached and read-only.
     """
     shrink = scale if scale < 1 and antialias else 1.0
     width = 4.0 / shrink
@@ -164,11 +183,12 @@ def _resize_numpy(image: np.ndarray, passes: Passes) -> np.ndarray:
 
 
 def _resize_rows(rows: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Resize (n, m) to (out_length, m) along the first axis, block by block, taps added from left to right.
+    """Resize (n, m) to (out_length, m) along the first axis, block by block, taps added from left
+    to right.
 
-    Products and sums are rounded one by one in a fixed order, so every processor gives the same bytes. At the
-    factors 2, 3 and 4 no order could change a byte; at some others a sum that is one half but for its last bits
-    could fall either way.
+    Products and sums are rounded one by one in a fixed order, so every processor gives the same
+    bytes. At the factors 2, 3 and 4 no order could change a byte; at some others a sum that is one
+    half but for its last bits could fall either way.
     """
     out_length, columns = indices.shape[1], rows.shape[1]
     result = np.empty((out_length, columns), rows.dtype)
@@ -190,7 +210,9 @@ def _resize_rows(rows: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> 
 
 
 def _strided(tap: np.ndarray) -> slice | np.ndarray:
-    """Return evenly spaced positions as a slice, which is read without a copy, and others as they are."""
+    """Return evenly spaced positions as a slice, which is read without a copy, and others as they
+    are.
+    """
     step = int(tap[1] - tap[0]) if len(tap) > 1 else 1
     if step > 0 and (np.diff(tap) == step).all():
         return slice(int(tap[0]), int(tap[-1]) + 1, step)
@@ -216,7 +238,8 @@ def _resize_torch(image: torch.Tensor, passes: Passes) -> torch.Tensor:
         factors = torch.tensor(weights, dtype=compute, device=image.device)
         if axis == 0:
             factors = factors[..., None]
-        # Product and sum stay two steps: fused, a tie at one half could fall otherwise than in NumPy.
+        # Product and sum stay two steps: fused, a tie at one half could fall otherwise than in
+        # NumPy.
         total = values.index_select(dim, positions[0]).mul_(factors[0])
         for tap, factor in zip(positions[1:], factors[1:], strict=True):
             total.add_(values.index_select(dim, tap).mul_(factor))

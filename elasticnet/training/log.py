@@ -23,12 +23,14 @@ def tensorboard_installed() -> bool:
 
 
 class TrainingLog:
-    """The log of one training, as a context manager: `add` every step's losses, `write` a line now and then.
+    """The log of one training, as a context manager: `add` every step's losses, `write` a line now
+    and then.
 
-    A line goes to the run's log.jsonl, to the line of progress (steps a second, time left, loss terms, the last
-    scores), and with `tensorboard` to the run's tensorboard folder. Of several processes the first one writes, means
-    over all of them. total: steps of the whole training. machine: what trains, as `machine_key` says it; lines with
-    scores name it, as a resumed training may go on elsewhere.
+    A line goes to the run's log.jsonl, to the line of progress (steps a second, time left, loss
+    terms, the last scores), and with `tensorboard` to the run's tensorboard folder. Of several
+    processes the first one writes, means over all of them. total: steps of the whole training.
+    machine: what trains, as `machine_key` says it; lines with scores name it, as a resumed training
+    may go on elsewhere.
     """
 
     def __init__(
@@ -40,7 +42,12 @@ class TrainingLog:
         tensorboard: bool = False,
         machine: str | None = None,
     ) -> None:
-        self.run, self.total, self.processes, self.machine = run, total, processes or Processes(), machine
+        self.run, self.total, self.processes, self.machine = (
+            run,
+            total,
+            processes or Processes(),
+            machine,
+        )
         self.scores: dict[int, float] = {}
         self.seconds = 0.0
         self._tensorboard = tensorboard and self.processes.first
@@ -51,11 +58,15 @@ class TrainingLog:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training shows from the first step on: the last scores, and the seconds spent so far."""
+        """What a resumed training shows from the first step on: the last scores, and the seconds
+        spent so far.
+        """
         return {"scores": self.scores, "seconds": self.seconds}
 
     def start(self, done: int = 0, state: Mapping[str, Any] | None = None) -> TrainingLog:
-        """Begin, or go on after step `done` with an earlier `state_dict`; to be used in a `with` statement."""
+        """Begin, or go on after step `done` with an earlier `state_dict`; to be used in a `with`
+        statement.
+        """
         if state is not None:
             self.scores, self.seconds = dict(state["scores"]), state["seconds"]
         self._first = done + 1  # the step of the meter's oldest entry
@@ -65,8 +76,11 @@ class TrainingLog:
             if self._tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
-                # What a killed process logged beyond `done` is hidden, as log.jsonl is cut back to it.
-                self._board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=done + 1)
+                # What a killed process logged beyond `done` is hidden, as log.jsonl is cut back to
+                # it.
+                self._board = SummaryWriter(
+                    str(self.run.folder / "tensorboard"), purge_step=done + 1
+                )
                 stack.callback(self._board.close)
             self._bar = stack.enter_context(
                 tqdm(
@@ -74,7 +88,8 @@ class TrainingLog:
                     initial=done,
                     unit="it",
                     dynamic_ncols=True,
-                    mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; in a file every refresh is a line
+                    # seconds; in a file every refresh is a line
+                    mininterval=0.1 if sys.stderr.isatty() else 30,
                     bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}",
                     disable=not self.processes.first,
                 )
@@ -95,11 +110,11 @@ class TrainingLog:
         self._bar.update()
 
     def write(self, step: int, scores: Mapping[int, float] | None = None, **numbers: float) -> None:
-        """Write the line of `step`: mean losses since the last one (where a step was added), `numbers`, the `scores`
-        (PSNR per depth, in dB).
+        """Write the line of `step`: mean losses since the last one (where a step was added),
+        `numbers`, the `scores` (PSNR per depth, in dB).
 
-        Raises FloatingPointError that names the step when a loss since the last line was NaN or infinite, before
-        anything is written.
+        Raises FloatingPointError that names the step when a loss since the last line was NaN or
+        infinite, before anything is written.
         """
         if (bad := self._meter.first_not_finite()) is not None:
             held = "holds the last good state" if self.run.checkpoints() else "holds no state yet"
@@ -121,8 +136,14 @@ class TrainingLog:
             for tag, value in _flat(record):
                 self._board.add_scalar(tag, value, step)
             self._board.flush()  # or a kill would take lines that log.jsonl has
-        terms = [means[name] for name in ("routine", "deep_supervision", "distillation") if name in means]
-        self._show(f"loss {means['total']:.4g} = {' + '.join(f'{term:.3g}' for term in terms)}" if terms else "")
+        terms = [
+            means[name] for name in ("routine", "deep_supervision", "distillation") if name in means
+        ]
+        self._show(
+            f"loss {means['total']:.4g} = {' + '.join(f'{term:.3g}' for term in terms)}"
+            if terms
+            else ""
+        )
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Show uint8 images (height, width, 3) in TensorBoard, by their names."""
@@ -132,7 +153,11 @@ class TrainingLog:
             self._board.flush()
 
     def _show(self, losses: str) -> None:
-        scores = f"PSNR {' '.join(f'{score:.2f}' for score in self.scores.values())}" if self.scores else ""
+        scores = (
+            f"PSNR {' '.join(f'{score:.2f}' for score in self.scores.values())}"
+            if self.scores
+            else ""
+        )
         self._bar.set_postfix_str(", ".join(filter(None, (losses, scores))), refresh=False)
 
 

@@ -1,7 +1,8 @@
-"""Several processes of one training, on torch.distributed: `torchrun` or `accelerate launch` starts them.
+"""Several processes of one training, on torch.distributed: `torchrun` or `accelerate launch` starts
+them.
 
-Each process computes its share of the batch; gradients, losses and decisions are then made one for all. Alone, every
-function returns what it was given.
+Each process computes its share of the batch; gradients, losses and decisions are then made one for
+all. Alone, every function returns what it was given.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _OTHER_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE
 
 
 class Processes(NamedTuple):
-    """The processes of a training, seen from one of them: `rank` of `count`, and the `device` that is its own."""
+    """The processes of a training, seen from one of them: `rank` of `count`, and the `device` that
+    is its own.
+    """
 
     rank: int = 0
     count: int = 1
@@ -48,7 +51,8 @@ class Processes(NamedTuple):
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its mean over the processes, in one reduction for each dtype.
 
-        A parameter without a gradient must have none in any process; taps are sampled alike in all of them.
+        A parameter without a gradient must have none in any process; taps are sampled alike in all
+        of them.
         """
         if self.count == 1:
             return
@@ -79,27 +83,35 @@ class Processes(NamedTuple):
 
 @contextmanager
 def join_processes(device: torch.device | str) -> Iterator[Processes]:
-    """Join the processes that a launcher has started, and leave them at the end of the `with` block.
+    """Join the processes that a launcher has started, and leave them at the end of the `with`
+    block.
 
-    The launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) says who they are; without it,
-    or for a single process, nothing is started. On CUDA each process takes the device of its LOCAL_RANK and NCCL, on
-    the CPU gloo. Raises ValueError when `accelerate launch` was asked for an engine or a precision that is not served.
+    The launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) says who
+    they are; without it, or for a single process, nothing is started. On CUDA each process takes
+    the device of its LOCAL_RANK and NCCL, on the CPU gloo. Raises ValueError when `accelerate
+    launch` was asked for an engine or a precision that is not served.
     """
     device = torch.device(device)
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     for name in _OTHER_ENGINES:
         if os.environ.get(name, "false").lower() in ("true", "1"):
-            raise ValueError(f"{name} is set: this training is data-parallel only; launch it without that engine")
+            raise ValueError(
+                f"{name} is set: this training is data-parallel only; launch it without that engine"
+            )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
-        raise ValueError(f"accelerate launch --mixed_precision {precision}: pass `no` there and give --precision here")
+        raise ValueError(
+            f"accelerate launch --mixed_precision {precision}: pass `no` there and give --precision here"
+        )
     if count == 1:
         yield Processes(device=device)
         return
     if device.type == "cuda":
         local, gpus = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
         if local >= gpus:
-            raise ValueError(f"LOCAL_RANK {local}: this host has {gpus} GPUs; start at most one process for each")
+            raise ValueError(
+                f"LOCAL_RANK {local}: this host has {gpus} GPUs; start at most one process for each"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

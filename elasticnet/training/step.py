@@ -1,4 +1,6 @@
-"""One training step of a network and its objective, with all that makes it fast, exact and hard to kill; no loop."""
+"""One training step of a network and its objective, with all that makes it fast, exact and hard to
+kill; no loop.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +14,34 @@ from tqdm import tqdm
 from elasticnet.losses import LossTerms
 from elasticnet.training.processes import Processes
 
-PRECISIONS = {"float64": None, "float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# (part, parts) -> that part of the step's batch, as (input, target); all parts are of equal size, and a batch that
-# cannot be cut into so many is a ValueError
+PRECISIONS = {
+    "float64": None,
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# (part, parts) -> that part of the step's batch, as (input, target); all parts are of equal size,
+# and a batch that cannot be cut into so many is a ValueError
 Batch = Callable[[int, int], tuple[Any, Any]]
 
 
 class TrainingStep:
-    """Gradients of one batch, over all processes and in parts that fit into memory; clipping, update and EMA.
+    """Gradients of one batch, over all processes and in parts that fit into memory; clipping,
+    update and EMA.
 
-    Where the loss is a mean over the batch, processes and parts change the gradients by rounding alone. Every process
-    must start from the same weights.
+    Where the loss is a mean over the batch, processes and parts change the gradients by rounding
+    alone. Every process must start from the same weights.
 
-    objective: the ElasticObjective, or any module or function (x, target, step=step) -> LossTerms; may be compiled.
-    net: whose parameters `optimizer` holds, and whose weights the EMA averages.
-    precision: "float32" or "float64" (as the weights are), "bfloat16" or "float16" by autocast, the last with a
-        gradient scaler.
-    ema: decay of the exponential moving average of the weights (timm's ModelEmaV3), 0 for none.
-    clip_norm, clip_value: largest norm of all gradients together, largest absolute value of each; after averaging and
-        unscaling.
-    parts: split this process's share of the batch into as many parts, one after the other (gradient accumulation).
-    auto_batch: on running out of GPU memory, double `parts`, say so, and do the step again.
+    objective: the ElasticObjective, or any module or function (x, target, step=step) -> LossTerms;
+    may be compiled. net: whose parameters `optimizer` holds, and whose weights the EMA averages.
+    precision: "float32" or "float64" (as the weights are), "bfloat16" or "float16" by autocast, the
+    last with a
+        gradient scaler. ema: decay of the exponential moving average of the weights (timm's
+    ModelEmaV3), 0 for none. clip_norm, clip_value: largest norm of all gradients together, largest
+    absolute value of each; after averaging and
+        unscaling. parts: split this process's share of the batch into as many parts, one after the
+    other (gradient accumulation). auto_batch: on running out of GPU memory, double `parts`, say so,
+    and do the step again.
     """
 
     def __init__(
@@ -62,7 +71,9 @@ class TrainingStep:
         self.processes = processes or Processes(device=next(net.parameters()).device)
         self.precision, self.clip_norm, self.clip_value = precision, clip_norm, clip_value
         self.parts, self.auto_batch = parts, auto_batch
-        self.scaler = torch.amp.GradScaler(self.processes.device.type, enabled=precision == "float16")
+        self.scaler = torch.amp.GradScaler(
+            self.processes.device.type, enabled=precision == "float16"
+        )
         self.ema = None
         if ema:
             from timm.utils.model_ema import ModelEmaV3
@@ -71,13 +82,17 @@ class TrainingStep:
 
     @property
     def averaged_net(self) -> Any:
-        """The network to evaluate and to ship: the EMA's copy, or the network itself where there is none."""
+        """The network to evaluate and to ship: the EMA's copy, or the network itself where there is
+        none.
+        """
         return self.net if self.ema is None else self.ema.module
 
     def __call__(self, batch: Batch, step: int, learning_rate: float | None = None) -> LossTerms:
-        """Do step number `step`, from 0, on `batch(part, parts)`; return the terms of this process's share.
+        """Do step number `step`, from 0, on `batch(part, parts)`; return the terms of this
+        process's share.
 
-        Raises RuntimeError when the GPU's memory does not suffice and the batch may or can not be split further.
+        Raises RuntimeError when the GPU's memory does not suffice and the batch may or can not be
+        split further.
         """
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
@@ -101,7 +116,8 @@ class TrainingStep:
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs beside the random generators, for `Run.save`.
 
-        Raises FloatingPointError when the last update left weights that are NaN or infinite: never save those.
+        Raises FloatingPointError when the last update left weights that are NaN or infinite: never
+        save those.
         """
         net = self.net.state_dict()
         if bad := [name for name, tensor in net.items() if not tensor.isfinite().all()]:
@@ -110,11 +126,18 @@ class TrainingStep:
                 "Try a smaller learning rate, or clipped gradients"
             )
         ema = None if self.ema is None else self.ema.module.state_dict()
-        state = {"net": net, "optimizer": self.optimizer.state_dict(), "ema": ema, "scaler": self.scaler.state_dict()}
+        state = {
+            "net": net,
+            "optimizer": self.optimizer.state_dict(),
+            "ema": ema,
+            "scaler": self.scaler.state_dict(),
+        }
         return {**state, "parts": self.parts * self.processes.count}  # of the whole batch
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned. An EMA that is new starts from the loaded weights."""
+        """Take over what `state_dict` returned. An EMA that is new starts from the loaded
+        weights.
+        """
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
@@ -125,7 +148,9 @@ class TrainingStep:
             self.parts = max(self.parts, -(-state["parts"] // self.processes.count))
 
     def _gradients(self, batch: Batch, step: int) -> LossTerms | None:
-        """Leave the gradients of all parts in the parameters; None when the GPU's memory ran out."""
+        """Leave the gradients of all parts in the parameters; None when the GPU's memory ran
+        out.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         device, dtype = self.processes.device, PRECISIONS[self.precision]
         first, parts = self.processes.rank * self.parts, self.processes.count * self.parts
@@ -149,11 +174,15 @@ class TrainingStep:
         return collected[0] if self.parts == 1 else _mean(collected)
 
     def _own_memory(self, terms: LossTerms, first: bool) -> LossTerms:
-        """Copy one part's losses and first gradients from where a CUDA graph writes the next part's."""
+        """Copy one part's losses and first gradients from where a CUDA graph writes the next
+        part's.
+        """
         if first:  # the other parts' are added to them in place
             for parameter in self.net.parameters():
                 parameter.grad = None if parameter.grad is None else parameter.grad.clone()
-        return _terms(torch.stack([*terms[:4], *terms.per_depth.values()]).detach(), terms.per_depth)
+        return _terms(
+            torch.stack([*terms[:4], *terms.per_depth.values()]).detach(), terms.per_depth
+        )
 
     def _split_further(self, batch: Batch) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -180,4 +209,6 @@ def _mean(collected: list[LossTerms]) -> LossTerms:
 
 def _terms(values: Tensor, depths: Iterable[int]) -> LossTerms:
     total, routine, supervision, distillation, *losses = values.unbind()
-    return LossTerms(total, routine, supervision, distillation, dict(zip(depths, losses, strict=True)))
+    return LossTerms(
+        total, routine, supervision, distillation, dict(zip(depths, losses, strict=True))
+    )

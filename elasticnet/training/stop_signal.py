@@ -7,16 +7,20 @@ import time
 
 
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a request that a loop sees between two steps; a second one interrupts at once.
+    """Turns Ctrl-C and SIGTERM into a request that a loop sees between two steps; a second one
+    interrupts at once.
 
-    `with StopSignal() as stop: ... if stop.requested: save and leave`. In the main thread only, as signals are. What
-    follows within a second belongs to the first: a launcher of several processes passes on what they have seen already.
+    `with StopSignal() as stop: ... if stop.requested: save and leave`. In the main thread only, as
+    signals are. What follows within a second belongs to the first: a launcher of several processes
+    passes on what they have seen already.
     """
 
     requested = False
 
     def __enter__(self) -> StopSignal:
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *exception: object) -> None:

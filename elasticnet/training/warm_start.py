@@ -1,4 +1,6 @@
-"""Start a training from the weights of another network: of another depth, another scale, another head."""
+"""Start a training from the weights of another network: of another depth, another scale, another
+head.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +9,31 @@ from torch import Tensor, nn
 
 from elasticnet.wrapper import ElasticWrapper
 
-SAME_HEAD = ("num_blocks", "fold", "tap_affine")  # arguments of a builder that leave the head what it is
+# arguments of a builder that leave the head what it is
+SAME_HEAD = ("num_blocks", "fold", "tap_affine")
 
 
 @torch.no_grad()
 def warm_start(net: ElasticWrapper, source: ElasticWrapper) -> list[str]:
-    """Copy the weights of `source` into `net` as far as they fit; return lines that say what was taken and what not.
+    """Copy the weights of `source` into `net` as far as they fit; return lines that say what was
+    taken and what not.
 
-    Stem and blocks are taken and must have equal shapes (ValueError otherwise). Blocks that `source` does not have are
-    made identities by `init_identity()`, so that all deeper exits start as its deepest one; blocks that `net` does not
-    have are left out. Head and adapters are taken where they do the same: their shapes are equal, and both nets, where
-    a builder made them, were built alike but for the number of blocks. Otherwise they stay as they were made.
+    Stem and blocks are taken and must have equal shapes (ValueError otherwise). Blocks that
+    `source` does not have are made identities by `init_identity()`, so that all deeper exits start
+    as its deepest one; blocks that `net` does not have are left out. Head and adapters are taken
+    where they do the same: their shapes are equal, and both nets, where a builder made them, were
+    built alike but for the number of blocks. Otherwise they stay as they were made.
     """
     common = min(len(net.blocks), len(source.blocks))
     pairs = {"stem": (getattr(net, "stem", None), getattr(source, "stem", None))}
-    pairs |= {f"blocks.{index}": (net.blocks[index], source.blocks[index]) for index in range(common)}
+    pairs |= {
+        f"blocks.{index}": (net.blocks[index], source.blocks[index]) for index in range(common)
+    }
     for name, (mine, theirs) in pairs.items():
         if problem := _difference(mine, theirs):
-            raise ValueError(f"warm start: {name} differs: {problem}; the body must be built alike (channels, block)")
+            raise ValueError(
+                f"warm start: {name} differs: {problem}; the body must be built alike (channels, block)"
+            )
     for index, block in enumerate(net.blocks[common:], start=common):
         if not hasattr(block, "init_identity"):
             raise ValueError(
@@ -71,7 +80,9 @@ def _difference(mine: nn.Module | None, theirs: nn.Module | None) -> str:
     shapes, others = _shapes(mine), _shapes(theirs)
     for name in sorted({*shapes, *others}):
         if shapes.get(name) != others.get(name):
-            return f"{name} is {others.get(name, 'absent')} there, {shapes.get(name, 'absent')} here"
+            return (
+                f"{name} is {others.get(name, 'absent')} there, {shapes.get(name, 'absent')} here"
+            )
     return ""
 
 

@@ -29,16 +29,24 @@ print(json.dumps([torch_done - start, done - torch_done, len(sys.modules) - befo
 
 
 def measure() -> tuple[float, float, int, str]:
-    """Return the seconds of torch, those of elasticnet after it, modules added, and torch's version."""
-    run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    """Return the seconds of torch, those of elasticnet after it, modules added, and torch's
+    version.
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+    )
     torch_seconds, package_seconds, modules, version = json.loads(run.stdout)
     return torch_seconds, package_seconds, modules, version
 
 
 def main() -> None:
     """Measure and print; the first interpreter only warms the disk cache and is not counted."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="fresh interpreters to take the median of")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="fresh interpreters to take the median of"
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     options = parser.parse_args()
     if options.repeats < 1:
@@ -50,7 +58,9 @@ def main() -> None:
         "import torch": [run[0] for run in runs],
         "import elasticnet after it": [run[1] for run in runs],
     }
-    print(f"Python {platform.python_version()}, torch {runs[0][3]}, {os.cpu_count()} CPUs, {len(runs)} runs\n")
+    print(
+        f"Python {platform.python_version()}, torch {runs[0][3]}, {os.cpu_count()} CPUs, {len(runs)} runs\n"
+    )
     print(f"{'':28}{'median ms':>10}{'fastest ms':>12}")
     for name, seconds in columns.items():
         print(f"{name:28}{1000 * statistics.median(seconds):10.1f}{1000 * min(seconds):12.1f}")

@@ -1,4 +1,6 @@
-"""Times psnr_y and ssim_y beside scikit-image: python tests/benchmarks/bench_metrics.py [--json PATH]"""
+"""Times psnr_y and ssim_y beside scikit-image: python tests/benchmarks/bench_metrics.py [--json
+PATH]
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ SHAVE = 4
 
 
 def milliseconds(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median time of each function; they take turns, so that a busy machine slows all alike."""
+    """Return the median time of each function; they take turns, so that a busy machine slows all
+    alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
@@ -93,7 +97,11 @@ def main() -> None:
             f"  {ms['ssim_y']:>6.1f}  {ms['scikit-image SSIM']:>6.1f}  {row['SSIM ratio']:>5.2f}"
         )
     if options.json:
-        versions = {"numpy": np.__version__, "scikit-image": version("scikit-image"), "torch": torch.__version__}
+        versions = {
+            "numpy": np.__version__,
+            "scikit-image": version("scikit-image"),
+            "torch": torch.__version__,
+        }
         report = {
             "machine": platform.machine(),
             "torch_threads": torch.get_num_threads(),
@@ -101,7 +109,9 @@ def main() -> None:
             "versions": versions,
             "rows": rows,
         }
-        options.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Batches per second of `PatchSampler` and `PatchDataset` beside a plain Dataset that decodes a PNG pair per patch.
+"""Batches per second of `PatchSampler` and `PatchDataset` beside a plain Dataset that decodes a PNG
+pair per patch.
 
-Run as `python tests/benchmarks/bench_patches.py [--device cuda] [--json FILE]`. The images are those of
-`--data`, by default `$ELASTICNET_DATA/train`, otherwise scikit-image's photographs; they are saved as PNG in a
-temporary folder first.
+Run as `python tests/benchmarks/bench_patches.py [--device cuda] [--json FILE]`. The images are
+those of `--data`, by default `$ELASTICNET_DATA/train`, otherwise scikit-image's photographs; they
+are saved as PNG in a temporary folder first.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
     """What most training code does: decode both files, crop, flip, turn, convert."""
 
     def __init__(self, folder: Path, names: list[str], patch_size: int, scale: int) -> None:
-        self.files = [(folder / "hr" / f"{name}.png", folder / "lr" / f"{name}.png") for name in names]
+        self.files = [
+            (folder / "hr" / f"{name}.png", folder / "lr" / f"{name}.png") for name in names
+        ]
         self.patch_size, self.scale = patch_size, scale
 
     def __len__(self) -> int:
@@ -40,7 +43,10 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         hr, lr = (np.asarray(Image.open(path)) for path in self.files[index % len(self.files)])
         side, scale = self.patch_size, self.scale
-        top, left = random.randrange(lr.shape[0] - side + 1), random.randrange(lr.shape[1] - side + 1)
+        top, left = (
+            random.randrange(lr.shape[0] - side + 1),
+            random.randrange(lr.shape[1] - side + 1),
+        )
         lr = lr[top : top + side, left : left + side]
         hr = hr[top * scale : (top + side) * scale, left * scale : (left + side) * scale]
         if random.random() < 0.5:
@@ -49,7 +55,10 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
             lr, hr = lr[::-1], hr[::-1]
         if random.random() < 0.5:
             lr, hr = lr.transpose(1, 0, 2), hr.transpose(1, 0, 2)
-        lr, hr = (torch.from_numpy(patch.transpose(2, 0, 1).copy()).float().div_(255) for patch in (lr, hr))
+        lr, hr = (
+            torch.from_numpy(patch.transpose(2, 0, 1).copy()).float().div_(255)
+            for patch in (lr, hr)
+        )
         return lr, hr
 
 
@@ -61,7 +70,9 @@ def some_images(options: argparse.Namespace) -> dict[str, np.ndarray]:
     return {pair.name: read_rgb(pair.hr) for pair in chosen}
 
 
-def batches_per_second(next_batch: Callable[[], object], seconds: float, synchronize: Callable[[], None]) -> float:
+def batches_per_second(
+    next_batch: Callable[[], object], seconds: float, synchronize: Callable[[], None]
+) -> float:
     """Warm up with three batches, then count for at least `seconds` and at least three batches."""
     for _ in range(3):
         next_batch()
@@ -81,8 +92,12 @@ def moved(loader: Iterator[list[Tensor]], device: torch.device) -> Callable[[], 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Patches per second, by three ways to cut them.")
     data = os.environ.get("ELASTICNET_DATA")
-    parser.add_argument("--data", type=Path, default=Path(data) / "train" if data else None, help="folder of images")
-    parser.add_argument("--images", type=int, default=40, help="take this many of them, spread evenly")
+    parser.add_argument(
+        "--data", type=Path, default=Path(data) / "train" if data else None, help="folder of images"
+    )
+    parser.add_argument(
+        "--images", type=int, default=40, help="take this many of them, spread evenly"
+    )
     parser.add_argument("--scale", type=int, default=2)
     parser.add_argument("--patch-size", type=int, default=48, help="in LR pixels")
     parser.add_argument("--batch-size", type=int, default=16)
@@ -128,7 +143,12 @@ def measure(pairs: PairSet, folder: Path, options: argparse.Namespace) -> dict[s
     def loader(dataset: Dataset) -> Callable[[], object]:
         pinned = device.type == "cuda"
         return moved(
-            iter(DataLoader(dataset, options.batch_size, num_workers=options.workers, pin_memory=pinned)), device
+            iter(
+                DataLoader(
+                    dataset, options.batch_size, num_workers=options.workers, pin_memory=pinned
+                )
+            ),
+            device,
         )
 
     plain = loader(PlainDataset(folder, pairs.names, patch_size, options.scale))
@@ -139,7 +159,9 @@ def measure(pairs: PairSet, folder: Path, options: argparse.Namespace) -> dict[s
     del cached
     sampler = PatchSampler(pairs, patch_size, options.batch_size, device=device)
     steps = iter(range(10**9))
-    results["PatchSampler"] = batches_per_second(lambda: sampler.batch(next(steps)), options.seconds, synchronize)
+    results["PatchSampler"] = batches_per_second(
+        lambda: sampler.batch(next(steps)), options.seconds, synchronize
+    )
     return results
 
 

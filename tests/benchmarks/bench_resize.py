@@ -1,4 +1,5 @@
-"""Times imresize beside Pillow's bicubic and a plain NumPy loop: python tests/benchmarks/bench_resize.py [--json PATH]
+"""Times imresize beside Pillow's bicubic and a plain NumPy loop: python
+tests/benchmarks/bench_resize.py [--json PATH]
 
 The loop is timed on a band of output rows and scaled to the whole image.
 """
@@ -28,8 +29,12 @@ BAND = 4  # output rows that the plain loop computes
 def loop_over_pixels(image: np.ndarray, scale: float, rows: int) -> np.ndarray:
     """Return the first `rows` output rows, one output pixel at a time."""
     height, width = image.shape[:2]
-    row_indices, row_weights = resize_taps(height, math.ceil(scale * height), scale, "symmetric", True)
-    column_indices, column_weights = resize_taps(width, math.ceil(scale * width), scale, "symmetric", True)
+    row_indices, row_weights = resize_taps(
+        height, math.ceil(scale * height), scale, "symmetric", True
+    )
+    column_indices, column_weights = resize_taps(
+        width, math.ceil(scale * width), scale, "symmetric", True
+    )
     result = np.empty((rows, column_indices.shape[1], image.shape[2]))
     for i in range(rows):
         for j in range(result.shape[1]):
@@ -40,7 +45,9 @@ def loop_over_pixels(image: np.ndarray, scale: float, rows: int) -> np.ndarray:
 
 
 def milliseconds(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median time of each function; they take turns, so that a busy machine slows all alike."""
+    """Return the median time of each function; they take turns, so that a busy machine slows all
+    alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
@@ -87,7 +94,9 @@ def main() -> None:
             }
         )
 
-    print("RGB uint8, median milliseconds; the aims are imresize / Pillow <= 5 and loop / imresize >= 20")
+    print(
+        "RGB uint8, median milliseconds; the aims are imresize / Pillow <= 5 and loop / imresize >= 20"
+    )
     print("image      factor  imresize  torch f32  Pillow     loop  imresize/Pillow  loop/imresize")
     for row in rows:
         ms = row["ms"]
@@ -104,7 +113,9 @@ def main() -> None:
             "versions": versions,
             "rows": rows,
         }
-        options.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -21,12 +21,27 @@ DATE = "2026-01-31T12:00:00+00:00"
 
 
 def row(depth: int, latency_ms: float = 10.0, macs: int = 0, **numbers) -> DepthRow:
-    return DepthRow(depth, 100 * depth, macs or 1000 * depth, latency_ms, latency_ms, 1e3 / latency_ms, **numbers)
+    return DepthRow(
+        depth,
+        100 * depth,
+        macs or 1000 * depth,
+        latency_ms,
+        latency_ms,
+        1e3 / latency_ms,
+        **numbers,
+    )
 
 
 def card(*rows: DepthRow, **changes) -> DepthCard:
     return DepthCard(
-        **{"machine": MACHINE, "input_shape": (1, 3, 4, 5), "repeats": 40, "date": DATE, "rows": rows, **changes}
+        **{
+            "machine": MACHINE,
+            "input_shape": (1, 3, 4, 5),
+            "repeats": 40,
+            "date": DATE,
+            "rows": rows,
+            **changes,
+        }
     )
 
 
@@ -38,10 +53,18 @@ def cards(draw: st.DrawFn) -> DepthCard:
     rows = []
     for depth in depths:
         more = {"memory_mb": draw(number)} if with_memory else {}
-        more |= {"psnr": draw(st.floats(10, 60)), "ssim": draw(st.floats(-1, 1))} if with_quality else {}
+        more |= (
+            {"psnr": draw(st.floats(10, 60)), "ssim": draw(st.floats(-1, 1))}
+            if with_quality
+            else {}
+        )
         rows.append(row(depth, draw(number), draw(st.integers(1, 10**12)), **more))
     threads = draw(st.sampled_from([None, 1, 16]))
-    return card(*rows, machine=replace(MACHINE, threads=threads), data=draw(st.sampled_from([None, "Set5 x4"])))
+    return card(
+        *rows,
+        machine=replace(MACHINE, threads=threads),
+        data=draw(st.sampled_from([None, "Set5 x4"])),
+    )
 
 
 # --- the deepest depth that fits
@@ -50,12 +73,15 @@ def cards(draw: st.DrawFn) -> DepthCard:
 @given(cards(), st.data())
 def test_depth_for_is_the_deepest_that_a_loop_finds(card, data):
     names = ["latency_ms", "macs"]
-    names += ["memory_mb"] * (card.rows[0].memory_mb is not None) + ["psnr"] * (card.rows[0].psnr is not None)
+    names += ["memory_mb"] * (card.rows[0].memory_mb is not None) + ["psnr"] * (
+        card.rows[0].psnr is not None
+    )
     chosen = data.draw(st.sets(st.sampled_from(names), min_size=1))
     budgets = {}
     for name in sorted(chosen):
         values = st.sampled_from([getattr(each, name) for each in card.rows])
-        budgets[name] = data.draw(values) * data.draw(st.sampled_from([0.9, 1, 1.1]))  # exactly what a depth takes, too
+        # exactly what a depth takes, too
+        budgets[name] = data.draw(values) * data.draw(st.sampled_from([0.9, 1, 1.1]))
     deepest = None
     for each in card.rows:
         fits = True
@@ -70,7 +96,9 @@ def test_depth_for_is_the_deepest_that_a_loop_finds(card, data):
     if deepest is not None:
         assert card.depth_for(**budgets) == deepest
     else:
-        with pytest.raises(ValueError, match=r"no depth fits .*: depth \d+ comes nearest, with ") as refused:
+        with pytest.raises(
+            ValueError, match=r"no depth fits .*: depth \d+ comes nearest, with "
+        ) as refused:
             card.depth_for(**budgets)
         nearest = card.row(int(str(refused.value).partition(": depth ")[2].split()[0]))
         missed = str(refused.value).partition("with ")[2]
@@ -91,7 +119,10 @@ def test_no_fit_says_which_budget_which_depth_and_by_how_much():
             {"latency_ms": 15},
             "no depth fits latency_ms <= 15 ms: depth 1 comes nearest, with latency_ms 20 ms, 5 ms too much",
         ),
-        ({"psnr": 31.5}, "no depth fits psnr >= 31.5 dB: depth 3 comes nearest, with psnr 31 dB, 0.5 dB too low"),
+        (
+            {"psnr": 31.5},
+            "no depth fits psnr >= 31.5 dB: depth 3 comes nearest, with psnr 31 dB, 0.5 dB too low",
+        ),
         (
             {"macs": 400},
             "no depth fits macs <= 400 MACs: depth 1 comes nearest, with macs 1000 MACs, 600 MACs too much",
@@ -101,7 +132,8 @@ def test_no_fit_says_which_budget_which_depth_and_by_how_much():
             "no depth fits latency_ms <= 12 ms and memory_mb <= 40 MB: depth 1 comes nearest, "
             "with latency_ms 20 ms, 8 ms too much and memory_mb 50 MB, 10 MB too much",
         ),
-        # Each of the two fits somewhere, both nowhere: depth 2 is 0.2 dB short, depth 3 takes a third too long.
+        # Each of the two fits somewhere, both nowhere: depth 2 is 0.2 dB short, depth 3 takes a
+        # third too long.
         (
             {"latency_ms": 30, "psnr": 30.7},
             "no depth fits latency_ms <= 30 ms and psnr >= 30.7 dB: depth 2 comes nearest, "
@@ -111,19 +143,29 @@ def test_no_fit_says_which_budget_which_depth_and_by_how_much():
         with pytest.raises(ValueError) as refused:  # noqa: PT011 (the whole message is compared)
             three.depth_for(**budgets)
         assert str(refused.value) == message
-    # Misses are compared as parts of their budgets: 0.2 % of the time here, 2.5 % of the PSNR at depth 1.
+    # Misses are compared as parts of their budgets: 0.2 % of the time here, 2.5 % of the PSNR at
+    # depth 1.
     slow = card(row(1, 900.0, psnr=39.0), row(2, 1002.0, psnr=41.0))
-    with pytest.raises(ValueError, match="depth 2 comes nearest, with latency_ms 1002 ms, 2 ms too much"):
+    with pytest.raises(
+        ValueError, match="depth 2 comes nearest, with latency_ms 1002 ms, 2 ms too much"
+    ):
         slow.depth_for(latency_ms=1000, psnr=40)
 
 
 def test_budgets_that_make_no_sense_are_refused():
     plain = card(row(1), row(2))
-    with pytest.raises(ValueError, match="no budget given: expected at least one of latency_ms, memory_mb, macs, psnr"):
+    with pytest.raises(
+        ValueError,
+        match="no budget given: expected at least one of latency_ms, memory_mb, macs, psnr",
+    ):
         plain.depth_for()
-    with pytest.raises(ValueError, match=r"psnr 30: the card holds no psnr; .*`elasticnet profile FILE --data DIR`"):
+    with pytest.raises(
+        ValueError, match=r"psnr 30: the card holds no psnr; .*`elasticnet profile FILE --data DIR`"
+    ):
         plain.depth_for(latency_ms=50, psnr=30)
-    with pytest.raises(ValueError, match=r"memory_mb 99: the card holds no memory_mb; .*memory=True"):
+    with pytest.raises(
+        ValueError, match=r"memory_mb 99: the card holds no memory_mb; .*memory=True"
+    ):
         plain.depth_for(memory_mb=99)
     for wrong in (0, -1.5, math.nan, math.inf, True, "5"):
         with pytest.raises(ValueError, match=f"latency_ms {wrong!r}: expected a number above 0"):
@@ -160,10 +202,22 @@ def test_json_round_trip(card):
         (("data",), 3, "data 3: expected a string or null"),
         (("rows",), [], "no depths in it"),
         (("rows",), [5], "rows 5: expected Mapping"),
-        (("rows", 0, "latency_ms"), "fast", "latency_ms 'fast' at depth 1: expected a finite number"),
-        (("rows", 0, "latency_ms"), math.nan, "latency_ms nan at depth 1: expected a finite number"),
+        (
+            ("rows", 0, "latency_ms"),
+            "fast",
+            "latency_ms 'fast' at depth 1: expected a finite number",
+        ),
+        (
+            ("rows", 0, "latency_ms"),
+            math.nan,
+            "latency_ms nan at depth 1: expected a finite number",
+        ),
         (("rows", 0, "latency_ms"), None, "latency_ms None at depth 1"),
-        (("rows", 0, "memory_mb"), -1, "memory_mb -1 at depth 1: expected a finite number, at least 0"),
+        (
+            ("rows", 0, "memory_mb"),
+            -1,
+            "memory_mb -1 at depth 1: expected a finite number, at least 0",
+        ),
         (("rows", 0, "parameters"), 1.5, "parameters 1.5 at depth 1: expected a whole number"),
         (("rows", 0, "macs"), 10**400, "macs 1000.* at depth 1: expected a whole number"),
         (("rows", 0, "depth"), 0, "depth 0 at depth 0: expected a whole number, at least 1"),
@@ -213,17 +267,24 @@ def test_a_file_keeps_a_card_for_each_machine(tmp_path):
     net, path = asrn(2, num_blocks=2).eval(), tmp_path / "net.safetensors"
     elasticnet.save(net, path)
     with pytest.raises(
-        ValueError, match=r"net.safetensors: no depth card of this machine \(.*float32\), cards held: none"
+        ValueError,
+        match=r"net.safetensors: no depth card of this machine \(.*float32\), cards held: none",
     ):
         card_of(path)
-    other, mine, again = card(row(1)), card(row(2), machine=this_machine()), card(row(1), machine=this_machine())
+    other, mine, again = (
+        card(row(1)),
+        card(row(2), machine=this_machine()),
+        card(row(1), machine=this_machine()),
+    )
     for each in (other, mine, again):
         store_card(path, each)
     header = read_header(path)
     assert set(header["cards"]) == {MACHINE.key, machine_key()}
-    assert card_of(path) == card_of(header) == again  # an earlier card of the same machine is replaced
+    # an earlier card of the same machine is replaced
+    assert card_of(path) == card_of(header) == again
     with pytest.raises(
-        ValueError, match=r"bfloat16\).* A Processor, 2 threads.*`elasticnet profile .*net.safetensors`"
+        ValueError,
+        match=r"bfloat16\).* A Processor, 2 threads.*`elasticnet profile .*net.safetensors`",
     ):
         card_of(path, dtype=torch.bfloat16)
     x = torch.rand(1, 3, 8, 8)
@@ -231,7 +292,10 @@ def test_a_file_keeps_a_card_for_each_machine(tmp_path):
 
     header["cards"][machine_key()] = other.to_json()
     write_header(path, header)
-    with pytest.raises(ValueError, match=r"net.safetensors: its card of this machine is damaged \(.*'A Processor, 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"net.safetensors: its card of this machine is damaged \(.*'A Processor, 2",
+    ):
         card_of(path)
     with pytest.raises(ValueError, match=r"this file: its card .* 5: expected a dict"):
         card_of({"cards": {machine_key(): 5}})
@@ -262,7 +326,10 @@ def test_what_does_not_rise_is_named():
 
 def full() -> DepthCard:
     numbers = {"mpix_per_second": 1.5, "memory_mb": 33.3, "ssim": 0.9}
-    rows = row(1, 10, 2_500_000_000, psnr=30.0, **numbers), row(2, 12_345.6, 3_500_000_000, psnr=31.25, **numbers)
+    rows = (
+        row(1, 10, 2_500_000_000, psnr=30.0, **numbers),
+        row(2, 12_345.6, 3_500_000_000, psnr=31.25, **numbers),
+    )
     return card(*rows, data="Set5 x4", warnings=("something falls",))
 
 
@@ -284,11 +351,17 @@ def test_the_table_and_the_caption():
 def test_report_files(tmp_path):
     pytest.importorskip("matplotlib", reason="the figure needs the extra `figures`")
     page, values, figure = write_report(full(), tmp_path, "net")
-    assert [path.name for path in (page, values, figure)] == ["net.card.md", "net.card.json", "net.card.png"]
+    assert [path.name for path in (page, values, figure)] == [
+        "net.card.md",
+        "net.card.json",
+        "net.card.png",
+    ]
     assert page.read_text() == markdown(full(), "net")
     assert DepthCard.from_json(json.loads(values.read_text())) == full()
     drawn = [figure.read_bytes()]
-    for index, other in enumerate((card(row(1), row(2)), card(row(1, memory_mb=5.0), row(2, memory_mb=6.0)))):
+    for index, other in enumerate(
+        (card(row(1), row(2)), card(row(1, memory_mb=5.0), row(2, memory_mb=6.0)))
+    ):
         draw(other, tmp_path / f"{index}.png")
         drawn.append((tmp_path / f"{index}.png").read_bytes())
     assert all(content.startswith(b"\x89PNG") for content in drawn)

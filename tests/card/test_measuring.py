@@ -19,16 +19,25 @@ def test_a_measured_card_holds_what_was_asked_for():
     quality = {1: (30.5, 0.9), 3: (30.25, 0.91)}
     threads, training = torch.get_num_threads(), net.training
     measured = measure(
-        net, torch.rand(2, 3, 5, 7), repeats=21, threads=1, memory=False, quality=quality, data="Set5 x2"
+        net,
+        torch.rand(2, 3, 5, 7),
+        repeats=21,
+        threads=1,
+        memory=False,
+        quality=quality,
+        data="Set5 x2",
     )
     assert (torch.get_num_threads(), net.training) == (threads, training)
     assert measured.machine == this_machine(threads=1)
     assert (measured.input_shape, measured.repeats, measured.data) == ((2, 3, 5, 7), 21, "Set5 x2")
-    # By hand: MAB of 16 channels in four groups of 4; the head reduces to 64, deconvolves, and makes RGB.
+    # By hand: MAB of 16 channels in four groups of 4; the head reduces to 64, deconvolves, and
+    # makes RGB.
     block = 16 * 16 + 4 * 4 * 4 * 9 + 16 * 16
     outside = 3 * 8 * 9 + 8 * 16 * 9 + 16 * 64 + 64 * 64 * 4 + 64 * 3 * 9 * 4
     for each in measured.rows:
-        assert each.parameters == sum(parameter.numel() for parameter in net.truncate(each.depth).parameters())
+        assert each.parameters == sum(
+            parameter.numel() for parameter in net.truncate(each.depth).parameters()
+        )
         assert each.macs == (outside + block * each.depth) * 2 * 5 * 7
         assert 0 < each.latency_ms <= each.latency_p95_ms
         assert each.images_per_second == pytest.approx(2e3 / each.latency_ms)
@@ -40,9 +49,12 @@ def test_a_measured_card_holds_what_was_asked_for():
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_macs_of_a_folded_asrn_are_a_hand_count_a_pixel(scale):
-    """Folded, the head is a conv3x3 to 3 scale^2 channels and one of ones for its bias; the folding itself costs the
-    same at every size, so that it drops out of the difference."""
-    small, large = (depth_costs(asrn(scale, 4), torch.rand(1, 3, 6, width), repeats=1) for width in (5, 9))
+    """Folded, the head is a conv3x3 to 3 scale^2 channels and one of ones for its bias; the folding
+    itself costs the same at every size, so that it drops out of the difference.
+    """
+    small, large = (
+        depth_costs(asrn(scale, 4), torch.rand(1, 3, 6, width), repeats=1) for width in (5, 9)
+    )
     for before, after in zip(small, large, strict=True):
         pixel = 3 * 8 * 9 + 8 * 96 * 9 + 39_168 * after.depth + (96 + 1) * 3 * scale**2 * 9
         assert after.macs - before.macs == pixel * 6 * (9 - 5)
@@ -55,12 +67,17 @@ def test_depths_take_turns_and_the_time_limit_ends_the_rounds():
     measured = measure(net, torch.rand(1, 4, 3, 3), repeats=50, seconds=1e-9, memory=False)
     assert measured.repeats == 3
     assert order == [1, 2, 3] * (1 + 1 + 3)  # counted, warmed up, timed
-    assert measured.warnings[0] == "p95 is of only 3 passes: give more repeats, and more seconds for them"
+    assert (
+        measured.warnings[0]
+        == "p95 is of only 3 passes: give more repeats, and more seconds for them"
+    )
 
 
 def test_inputs_that_are_no_images_and_arguments_of_the_call():
     mask = torch.ones(2, 5, dtype=torch.bool)
-    measured = measure(rotary_net(), torch.ones(2, 5, dtype=torch.long), repeats=2, memory=False, mask=mask)
+    measured = measure(
+        rotary_net(), torch.ones(2, 5, dtype=torch.long), repeats=2, memory=False, mask=mask
+    )
     assert [each.mpix_per_second for each in measured.rows] == [None] * 3
     assert measured.machine.dtype == "float32"  # of the weights, not of the tokens
     assert "MPix" not in markdown_table(measured)
@@ -73,7 +90,9 @@ def test_wrong_arguments_of_measure_are_refused():
             measure(net, x, **{name: value})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="seconds 0: expected a number above 0"):
         measure(net, x, seconds=0)
-    with pytest.raises(ValueError, match=r"quality at depths \[2\]: expected one at each of \[1, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"quality at depths \[2\]: expected one at each of \[1, 2\]"
+    ):
         measure(net, x, quality={2: (30, 0.9)})
     with pytest.raises(TypeError, match="unexpected keyword argument 'repeat'"):
         measure(net, x, repeat=3)
@@ -96,7 +115,9 @@ class Wide(nn.Module):
 
 
 def test_peak_memory_is_what_the_pass_holds_and_rises_with_depth_and_size():
-    """A block that holds n copies, stacked once more, and their sum: at least 2 n inputs; weights, and the input."""
+    """A block that holds n copies, stacked once more, and their sum: at least 2 n inputs; weights,
+    and the input.
+    """
     net = ElasticWrapper([Wide(1), Wide(4), Wide(10)], nn.Identity())
     size = {side: 4 * side * side / 2**20 for side in (512, 1024)}  # MB of an input
     peaks = {}
@@ -105,7 +126,8 @@ def test_peak_memory_is_what_the_pass_holds_and_rises_with_depth_and_size():
         assert not [warning for warning in measured.warnings if "memory" in warning]
         peaks[side] = [each.memory_mb for each in measured.rows]
         for depth, (copies, peak) in enumerate(zip((1, 4, 10), peaks[side], strict=True), start=1):
-            # Input, block's input (of the depths behind the first), copies, their stack and sum, with 1 MB of the rest.
+            # Input, block's input (of the depths behind the first), copies, their stack and sum,
+            # with 1 MB of the rest.
             expected = (2 * copies + 1 + 1) * size[side] + 4 * depth
             assert peak == pytest.approx(expected, abs=1.5 * size[side] + 1)
     assert peaks[512] == sorted(peaks[512])
@@ -120,7 +142,9 @@ def test_a_net_that_cannot_be_sent_to_another_process_has_a_card_without_memory(
     measured = measure(ElasticWrapper([Local()], nn.Identity()), torch.rand(1, 1, 4, 4), repeats=1)
     assert measured.rows[0].memory_mb is None
     (said,) = [warning for warning in measured.warnings if "memory" in warning]
-    assert said.startswith("peak memory was not measured: the network cannot be sent to a process of its own (")
+    assert said.startswith(
+        "peak memory was not measured: the network cannot be sent to a process of its own ("
+    )
     assert "Local" in said
 
 

@@ -1,4 +1,6 @@
-"""One file, every depth in it: what is saved comes back to the bit, and what does not fit or is damaged is named."""
+"""One file, every depth in it: what is saved comes back to the bit, and what does not fit or is
+damaged is named.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def small_asrn(**options: Any) -> ElasticWrapper:
 
 
 def rewrite(path: Path, edit: Callable[[dict[str, Any], dict[str, Tensor]], Any]) -> None:
-    """Change a file's description and tensors, as a valid safetensors file; without a checksum, as the first ones."""
+    """Change a file's description and tensors, as a valid safetensors file; without a checksum, as
+    the first ones.
+    """
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["elasticnet"])
         header.pop("checksum", None)
@@ -125,9 +129,9 @@ def test_custom_nets_come_back_by_build(path: Path) -> None:
     net = build()
     disturb(net)
     net.get_buffer("blocks.0.1.num_batches_tracked").fill_(7)
-    net.get_parameter("blocks.0.0.first.weight").data = net.get_parameter("blocks.0.0.first.weight").data.contiguous(
-        memory_format=torch.channels_last
-    )
+    net.get_parameter("blocks.0.0.first.weight").data = net.get_parameter(
+        "blocks.0.0.first.weight"
+    ).data.contiguous(memory_format=torch.channels_last)
     elasticnet.save(net, path)
     loaded = elasticnet.load(path, build=build)
     same(loaded.state_dict(), dict(net.state_dict()), "state")
@@ -135,8 +139,12 @@ def test_custom_nets_come_back_by_build(path: Path) -> None:
         n: p.requires_grad for n, p in net.named_parameters()
     }
     half = elasticnet.load(path, build=lambda: build().float())
-    assert half.get_parameter("blocks.0.0.first.weight").dtype == torch.bfloat16, "the file's dtype counts"
-    with pytest.raises(ValueError, match=r"architecture None is not built in \(asrn, edsr, rcan\): pass build="):
+    assert half.get_parameter("blocks.0.0.first.weight").dtype == torch.bfloat16, (
+        "the file's dtype counts"
+    )
+    with pytest.raises(
+        ValueError, match=r"architecture None is not built in \(asrn, edsr, rcan\): pass build="
+    ):
         elasticnet.load(path)
 
 
@@ -164,7 +172,9 @@ def test_shared_weights_are_saved_and_stay_shared(path: Path) -> None:
 
 
 def test_a_loaded_net_is_independent_of_its_file(path: Path) -> None:
-    """Its weights are no map of the file, and lie in memory as torch's own do: the last bit can depend on that."""
+    """Its weights are no map of the file, and lie in memory as torch's own do: the last bit can
+    depend on that.
+    """
     torch.manual_seed(0)
     stem, head = nn.Linear(3, 16, bias=False), nn.Linear(16, 1)
     net = ElasticWrapper([nn.Linear(16, 16)], head, stem, layout="b n c")
@@ -189,7 +199,12 @@ def test_only_the_tensors_of_the_depth_are_read(path: Path) -> None:
     message = r"net\.safetensors: tensor 'blocks\.2\.expand\.weight' does not have the SHA-256 it was saved with"
     with pytest.raises(ValueError, match=message):
         elasticnet.load(path)
-    rewrite(path, lambda header, tensors: [tensors.pop(name) for name in [*tensors] if name.startswith("blocks.2")])
+    rewrite(
+        path,
+        lambda header, tensors: [
+            tensors.pop(name) for name in [*tensors] if name.startswith("blocks.2")
+        ],
+    )
     same(elasticnet.load(path, 2)(X), net(X, depth=2), "without the third block")
 
 
@@ -215,16 +230,34 @@ def set_architecture(header: dict[str, Any], tensors: dict[str, Tensor]) -> None
             lambda header, tensors: header["arguments"].update(scale=7),
             "asrn cannot be built as .*: scale 7: expected one",
         ),
-        (lambda header, tensors: header["arguments"].update(width=7), "asrn cannot be built as .* argument 'width'"),
+        (
+            lambda header, tensors: header["arguments"].update(width=7),
+            "asrn cannot be built as .* argument 'width'",
+        ),
         (
             lambda header, tensors: header["arguments"].update(channels=12),
             r"tensor '.*' has shape .*, this net needs \(",
         ),
-        (lambda header, tensors: tensors.pop("head.output.bias"), "no tensor 'head.output.bias', which depth 3"),
-        (lambda header, tensors: tensors.update(extra=torch.ones(1)), "tensor 'extra' has no place in this net"),
-        (lambda header, tensors: header.pop("sha256"), r"its description is damaged \(it lacks sha256\)"),
-        (lambda header, tensors: header.pop("format"), r"its description is damaged \(it lacks format\)"),
-        (lambda header, tensors: header["sha256"].pop("stem.0.bias"), "tensor 'stem.0.bias' does not have the SHA-256"),
+        (
+            lambda header, tensors: tensors.pop("head.output.bias"),
+            "no tensor 'head.output.bias', which depth 3",
+        ),
+        (
+            lambda header, tensors: tensors.update(extra=torch.ones(1)),
+            "tensor 'extra' has no place in this net",
+        ),
+        (
+            lambda header, tensors: header.pop("sha256"),
+            r"its description is damaged \(it lacks sha256\)",
+        ),
+        (
+            lambda header, tensors: header.pop("format"),
+            r"its description is damaged \(it lacks format\)",
+        ),
+        (
+            lambda header, tensors: header["sha256"].pop("stem.0.bias"),
+            "tensor 'stem.0.bias' does not have the SHA-256",
+        ),
     ],
 )
 def test_a_file_that_does_not_fit_says_why(path: Path, edit: Any, message: str) -> None:
@@ -241,12 +274,20 @@ def test_a_file_that_does_not_fit_says_why(path: Path, edit: Any, message: str) 
             lambda: conv_net(3, channels=5),
             r"'blocks.0.first.weight' has shape \(4, 4, 3, 3\), this net needs \(5, 5, 3, 3\)",
         ),
-        (lambda: conv_net(3, stem=nn.Conv2d(4, 4, 1)), "no tensor 'stem.bias', which depth 3 of this net needs"),
-        (lambda: ElasticWrapper(conv_blocks(3), nn.Identity()), "tensor 'head.linear.bias' has no place in this net"),
+        (
+            lambda: conv_net(3, stem=nn.Conv2d(4, 4, 1)),
+            "no tensor 'stem.bias', which depth 3 of this net needs",
+        ),
+        (
+            lambda: ElasticWrapper(conv_blocks(3), nn.Identity()),
+            "tensor 'head.linear.bias' has no place in this net",
+        ),
         (lambda: conv_net(2), "depth 3: this net has taps at depths 1, 2 "),
     ],
 )
-def test_a_build_that_does_not_fit_the_file(path: Path, build: Callable[[], ElasticWrapper], message: str) -> None:
+def test_a_build_that_does_not_fit_the_file(
+    path: Path, build: Callable[[], ElasticWrapper], message: str
+) -> None:
     elasticnet.save(conv_net(3), path)
     with pytest.raises(ValueError, match=message):
         elasticnet.load(path, build=build)
@@ -255,7 +296,9 @@ def test_a_build_that_does_not_fit_the_file(path: Path, build: Callable[[], Elas
 @pytest.mark.parametrize("depth", [0, True, 1.0, "2", 4])
 def test_a_wrong_depth(path: Path, depth: Any) -> None:
     elasticnet.save(small_asrn(), path)
-    with pytest.raises(ValueError, match=re.escape(f"depth {depth!r}: this net has taps at depths 1, 2, 3")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"depth {depth!r}: this net has taps at depths 1, 2, 3")
+    ):
         elasticnet.load(path, depth)
 
 
@@ -265,14 +308,24 @@ def test_files_of_other_kinds(path: Path, tmp_path: Path) -> None:
     for content, reason in (
         (b"", "ends at byte 0, and byte 7 is needed"),
         (b"short", "ends at byte 5, and byte 7 is needed"),
-        (b"PK\3\4 a zip", "it begins as PyTorch's own files do: load_official in elasticnet.sr.models.convert"),
-        (b"this is no safetensors file at all", "a header of 2338328219631577204 bytes, with 26 in the file"),
+        (
+            b"PK\3\4 a zip",
+            "it begins as PyTorch's own files do: load_official in elasticnet.sr.models.convert",
+        ),
+        (
+            b"this is no safetensors file at all",
+            "a header of 2338328219631577204 bytes, with 26 in the file",
+        ),
     ):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: not a whole safetensors file \({reason}"):
+        with pytest.raises(
+            ValueError, match=rf"^{re.escape(str(path))}: not a whole safetensors file \({reason}"
+        ):
             elasticnet.load(path)
     safetensors.torch.save_file({"weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match=r"a safetensors file, but not one that elasticnet\.save wrote"):
+    with pytest.raises(
+        ValueError, match=r"a safetensors file, but not one that elasticnet\.save wrote"
+    ):
         elasticnet.load(path)
 
 
@@ -281,5 +334,7 @@ def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
     whole = path.read_bytes()
     for length in [*range(0, 64, 7), *range(64, len(whole), len(whole) // 40), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: not a whole safetensors file"):
+        with pytest.raises(
+            ValueError, match=rf"^{re.escape(str(path))}: not a whole safetensors file"
+        ):
             elasticnet.load(path)

@@ -1,4 +1,6 @@
-"""The description in a file: cards and notes that are changed without touching a tensor, and its checksum."""
+"""The description in a file: cards and notes that are changed without touching a tensor, and its
+checksum.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,15 @@ from elasticnet.checkpoint.safetensors_file import header_bytes, read_table
 from elasticnet.sr import asrn
 from tiny_nets import conv_net
 
-LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+)
 JSON = st.dictionaries(
     st.text(max_size=5),
-    st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner)),
+    st.recursive(
+        LEAVES,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    ),
     max_size=4,
 )
 
@@ -79,10 +86,16 @@ def test_a_description_that_is_not_changed_gives_the_same_bytes(path: Path) -> N
 @settings(max_examples=20)  # each writes four files to the disk
 @given(JSON, st.dictionaries(st.text(max_size=5), JSON, max_size=2))
 def test_notes_and_cards_come_back(
-    tmp_path_factory: pytest.TempPathFactory, notes: dict[str, Any], cards: dict[str, dict[str, Any]]
+    tmp_path_factory: pytest.TempPathFactory,
+    notes: dict[str, Any],
+    cards: dict[str, dict[str, Any]],
 ) -> None:
-    """The same content saved at once or added later gives the same bytes, and another library reads the JSON."""
-    one, other = (tmp_path_factory.getbasetemp() / f"{name}.safetensors" for name in ("one", "other"))
+    """The same content saved at once or added later gives the same bytes, and another library reads
+    the JSON.
+    """
+    one, other = (
+        tmp_path_factory.getbasetemp() / f"{name}.safetensors" for name in ("one", "other")
+    )
     torch.manual_seed(0)
     net = conv_net(1, 2)
     elasticnet.save(net, one, notes, cards)
@@ -119,13 +132,22 @@ def test_a_file_of_the_first_versions_has_no_cards_and_no_checksum(path: Path) -
     ("edit", "message"),
     [
         (lambda header: header.pop("taps"), r"its description is damaged \(it lacks taps\)"),
-        (lambda header: header.update(notes=[1]), r"its description is damaged \(notes is of type list\)"),
+        (
+            lambda header: header.update(notes=[1]),
+            r"its description is damaged \(notes is of type list\)",
+        ),
         (
             lambda header: header.update(cards={"cpu": 7}),
             r"its description is damaged \(cards of 'cpu' is of type int\)",
         ),
-        (lambda header: header.update(cards={"cpu": {"x": {1}}}), "must be what JSON can hold: .*set is not JSON"),
-        (lambda header: header["sha256"].popitem(), "the SHA-256 of its tensors differ from the file's"),
+        (
+            lambda header: header.update(cards={"cpu": {"x": {1}}}),
+            "must be what JSON can hold: .*set is not JSON",
+        ),
+        (
+            lambda header: header["sha256"].popitem(),
+            "the SHA-256 of its tensors differ from the file's",
+        ),
         (lambda header: header.update(format=2), "format 2, and this version reads up to 1"),
     ],
 )
@@ -140,7 +162,9 @@ def test_a_description_that_is_refused_changes_nothing(path: Path, edit: Any, me
 def test_notes_that_json_cannot_hold_leave_the_old_file(path: Path) -> None:
     before = path.read_bytes()
     for notes in ({"data": Path("x")}, {"mean": torch.ones(1)}, {(1, 2): 3}):
-        with pytest.raises(ValueError, match="notes, cards and arguments must be what JSON can hold: "):
+        with pytest.raises(
+            ValueError, match="notes, cards and arguments must be what JSON can hold: "
+        ):
             elasticnet.save(small_asrn(), path, notes)  # pyright: ignore[reportArgumentType]
     assert path.read_bytes() == before
 
@@ -160,7 +184,8 @@ def test_notes_that_json_cannot_hold_leave_the_old_file(path: Path) -> None:
 def test_a_change_that_fits_is_told_by_the_checksum(path: Path, edit: Any) -> None:
     rewritten(path, edit)
     with pytest.raises(
-        ValueError, match=r"net\.safetensors: its description is damaged \(it does not have the checksum"
+        ValueError,
+        match=r"net\.safetensors: its description is damaged \(it does not have the checksum",
     ):
         elasticnet.load(path)
 
@@ -174,7 +199,9 @@ def test_a_dtype_of_the_same_size_is_told_by_the_checksum(path: Path) -> None:
     with pytest.raises(ValueError, match="it does not have the checksum it was saved with"):
         elasticnet.load(path)
     rewritten(path, lambda header: header.pop("checksum"))
-    with pytest.raises(ValueError, match=r"tensor '.*' is of torch\.int16, this net needs torch\.float32"):
+    with pytest.raises(
+        ValueError, match=r"tensor '.*' is of torch\.int16, this net needs torch\.float32"
+    ):
         elasticnet.load(path)
 
 
@@ -184,14 +211,23 @@ def test_a_dtype_of_the_same_size_is_told_by_the_checksum(path: Path) -> None:
         ({"format": 0}, r"its description is damaged \(format 0\)"),
         ({"format": True}, r"its description is damaged \(format True\)"),
         ({"format": "1"}, r"its description is damaged \(format is of type str\)"),
-        ({"format": 10**4000}, r"format 1000+\.\.\., and this version reads up to 1: update elasticnet"),
+        (
+            {"format": 10**4000},
+            r"format 1000+\.\.\., and this version reads up to 1: update elasticnet",
+        ),
         ({"taps": []}, r"its description is damaged \(taps \[\]\)"),
-        ({"taps": [2, 1]}, r"its description is damaged \(taps 2, 1: |its description is damaged \(tap 2: "),
+        (
+            {"taps": [2, 1]},
+            r"its description is damaged \(taps 2, 1: |its description is damaged \(tap 2: ",
+        ),
         ({"taps": [1, 1]}, r"its description is damaged \(taps 1, 1: a depth is named twice\)"),
         ({"taps": [-1]}, r"its description is damaged \(taps \[-1\]\)"),
         ({"taps": [1.0, 2]}, r"its description is damaged \(tap 1\.0: "),
         ({"taps": [1, True]}, r"its description is damaged \(taps \[1, True\]\)"),
-        ({"architecture": ["asrn"]}, r"its description is damaged \(architecture is of type list\)"),
+        (
+            {"architecture": ["asrn"]},
+            r"its description is damaged \(architecture is of type list\)",
+        ),
         ({"sha256": {"a": 1}}, r"its description is damaged \(sha256 of 'a' is of type int\)"),
     ],
 )
@@ -211,7 +247,9 @@ def test_a_description_that_is_no_json_object(path: Path) -> None:
         ('{"a":' * 10**5, "JSON nested too deeply"),
     ):
         path.write_bytes(header_bytes(table.entries, {KEY: text}) + data)
-        with pytest.raises(ValueError, match=rf"net\.safetensors: its description is damaged \({reason}"):
+        with pytest.raises(
+            ValueError, match=rf"net\.safetensors: its description is damaged \({reason}"
+        ):
             read_header(path)
 
 
@@ -248,12 +286,16 @@ def test_a_file_with_nan_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_buffers_may_hold_infinity_and_whole_numbers_but_no_nan(path: Path) -> None:
-    net = ElasticWrapper([nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))], nn.Linear(2, 2), layout="b c")
+    net = ElasticWrapper(
+        [nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))], nn.Linear(2, 2), layout="b c"
+    )
     net.blocks[0].register_buffer("mask", torch.tensor([0.0, float("-inf")]))
     elasticnet.save(net, path)
     same(elasticnet.load(path, build=lambda: net).state_dict(), dict(net.state_dict()), "state")
     net.get_buffer("blocks.0.mask")[0] = float("nan")
-    with pytest.raises(ValueError, match=r"tensor 'blocks\.0\.mask' holds NaN in 1 of 2 values and was not saved"):
+    with pytest.raises(
+        ValueError, match=r"tensor 'blocks\.0\.mask' holds NaN in 1 of 2 values and was not saved"
+    ):
         elasticnet.save(net, path)
 
 

@@ -1,4 +1,6 @@
-"""Damaged and forged checkpoints: one line that names the file, or the very net; no hang, no memory, nothing else."""
+"""Damaged and forged checkpoints: one line that names the file, or the very net; no hang, no
+memory, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,36 @@ from elasticnet.sr import asrn, edsr, rcan
 MOST_SECONDS = 5.0  # for one file, on a busy machine; a usual one takes a hundredth
 MOST_MEMORY = 200 << 10  # KiB that all the files together may add to the process
 STRANGE = (
-    *(None, True, False, 0, -1, 1.5, 7, 2**31, 2**63, 10**30, 10**400, float("inf"), float("nan"), "", "x", "\0"),
-    *("../../etc", "F32", "asrn", "\ud800", [], {}, [[]], [1] * 100, {"a": {"a": {}}}, [[[[[[[[[0]]]]]]]]]),
+    *(
+        None,
+        True,
+        False,
+        0,
+        -1,
+        1.5,
+        7,
+        2**31,
+        2**63,
+        10**30,
+        10**400,
+        float("inf"),
+        float("nan"),
+        "",
+        "x",
+        "\0",
+    ),
+    *(
+        "../../etc",
+        "F32",
+        "asrn",
+        "\ud800",
+        [],
+        {},
+        [[]],
+        [1] * 100,
+        {"a": {"a": {}}},
+        [[[[[[[[[0]]]]]]]]],
+    ),
 )
 
 
@@ -63,7 +93,11 @@ def flip_bits(rng: random.Random, whole: bytes) -> bytes:
 
 
 def cut(rng: random.Random, whole: bytes) -> bytes:
-    return whole[: rng.choice([rng.randrange(16), rng.randrange(header_end(whole)), rng.randrange(len(whole))])]
+    return whole[
+        : rng.choice(
+            [rng.randrange(16), rng.randrange(header_end(whole)), rng.randrange(len(whole))]
+        )
+    ]
 
 
 def lengthen(rng: random.Random, whole: bytes) -> bytes:
@@ -74,14 +108,35 @@ def lengthen(rng: random.Random, whole: bytes) -> bytes:
 
 def scribble(rng: random.Random, whole: bytes) -> bytes:
     start = rng.randrange(header_end(whole))
-    noise = rng.choice([rng.randbytes(rng.randrange(1, 40)), b'"' * 3, b"{" * 500, b"[" * 50_000, b"9" * 5000, b"\xff"])
+    noise = rng.choice(
+        [
+            rng.randbytes(rng.randrange(1, 40)),
+            b'"' * 3,
+            b"{" * 500,
+            b"[" * 50_000,
+            b"9" * 5000,
+            b"\xff",
+        ]
+    )
     kept = whole[start + len(noise) :] if rng.random() < 0.5 else whole[start:]
     return whole[:start] + noise + kept
 
 
 def change_length(rng: random.Random, whole: bytes) -> bytes:
     length = header_end(whole) - 8
-    lengths = [0, 1, length - 1, length + 1, len(whole), 2**31, 10**8, 10**8 + 1, 2**62, 2**64 - 1, rng.getrandbits(64)]
+    lengths = [
+        0,
+        1,
+        length - 1,
+        length + 1,
+        len(whole),
+        2**31,
+        10**8,
+        10**8 + 1,
+        2**62,
+        2**64 - 1,
+        rng.getrandbits(64),
+    ]
     return rng.choice(lengths).to_bytes(8, "little") + whole[8:]
 
 
@@ -109,7 +164,16 @@ def swap_offsets(rng: random.Random, whole: bytes) -> bytes:
     return with_header(header, whole)
 
 
-DAMAGES = (flip_bits, cut, lengthen, scribble, change_length, change_table, change_description, swap_offsets)
+DAMAGES = (
+    flip_bits,
+    cut,
+    lengthen,
+    scribble,
+    change_length,
+    change_table,
+    change_description,
+    swap_offsets,
+)
 
 
 def header_end(whole: bytes) -> int:
@@ -146,7 +210,9 @@ def mutate(rng: random.Random, value: Any) -> None:
 
 
 def load_mutated(path: Path, content: bytes, depth: int | None) -> ElasticWrapper | None:
-    """Load a file of this content; None where it is refused, in one line that names it, in little time."""
+    """Load a file of this content; None where it is refused, in one line that names it, in little
+    time.
+    """
     path.write_bytes(content)
     start = time.perf_counter()
     try:
@@ -177,14 +243,20 @@ def test_damaged_files_are_refused_or_give_the_very_net(saved: Saved) -> None:
         outcomes[damage.__name__, loaded is None] += 1
         if loaded is not None:
             assert loaded.taps == saved.net.taps[: len(loaded.taps)]
-            same(loaded.state_dict(), {name: saved.state[name] for name in loaded.state_dict()}, f"seed {seed}")
+            same(
+                loaded.state_dict(),
+                {name: saved.state[name] for name in loaded.state_dict()},
+                f"seed {seed}",
+            )
     assert peak_memory() - before < MOST_MEMORY
     refused = {name: outcomes[name, True] for name in (damage.__name__ for damage in DAMAGES)}
     assert min(refused.values()) >= 12, refused
     assert sum(refused.values()) >= 200, refused
 
 
-def test_forged_descriptions_with_a_right_checksum_are_refused_or_give_a_net_of_the_files_size(saved: Saved) -> None:
+def test_forged_descriptions_with_a_right_checksum_are_refused_or_give_a_net_of_the_files_size(
+    saved: Saved,
+) -> None:
     """Values that a program wrote on purpose: whatever is built, it is no larger than the file."""
     before = peak_memory()
     saved.path.write_bytes(saved.whole)
@@ -224,18 +296,34 @@ def forged(path: Path, net: ElasticWrapper, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("build", "changes", "message"),
     [
-        (asrn, {"taps": [10**9]}, r"asrn cannot be built as .*: 1000000000 blocks cannot lie in \d+ tensors"),
-        (asrn, {"taps": [*range(1, 2000)]}, r"asrn cannot be built as .*: 1999 blocks cannot lie in \d+ tensors"),
+        (
+            asrn,
+            {"taps": [10**9]},
+            r"asrn cannot be built as .*: 1000000000 blocks cannot lie in \d+ tensors",
+        ),
+        (
+            asrn,
+            {"taps": [*range(1, 2000)]},
+            r"asrn cannot be built as .*: 1999 blocks cannot lie in \d+ tensors",
+        ),
         (asrn, {"channels": 4 * 10**8}, r"tensor '.*' has shape .*, this net needs \("),
         (asrn, {"channels": 4 * 10**30}, "asrn cannot be built as the file describes it: "),
         (asrn, {"channels": "8"}, "asrn cannot be built as .*: not all arguments converted"),
-        (asrn, {"channels": 0}, "asrn cannot be built as .*: channels 0: expected a multiple of 4, at least 8"),
+        (
+            asrn,
+            {"channels": 0},
+            "asrn cannot be built as .*: channels 0: expected a multiple of 4, at least 8",
+        ),
         (asrn, {"scale": [2]}, "asrn cannot be built as .*: argument scale is a list"),
         (asrn, {"self": 1}, "asrn cannot be built as .* argument 'self'"),
         (asrn, {"taps_": 1}, "asrn cannot be built as .* argument 'taps_'"),
         (edsr, {"channels": 10**7}, r"tensor '.*' has shape .*, this net needs \("),
         (edsr, {"channels": -3}, "edsr cannot be built as the file describes it: "),
-        (rcan, {"group_size": 10**9}, r"rcan cannot be built as .*: 1000000000 blocks cannot lie in \d+ tensors"),
+        (
+            rcan,
+            {"group_size": 10**9},
+            r"rcan cannot be built as .*: 1000000000 blocks cannot lie in \d+ tensors",
+        ),
         (rcan, {"group_size": 20}, "tensor 'blocks.0.body.1.bias' has no place in this net"),
         (rcan, {"reduction": 0}, "rcan cannot be built as .*: reduction 0: expected 1 to 8"),
     ],
@@ -256,14 +344,25 @@ def test_what_a_file_claims_is_compared_with_what_it_holds(
 def test_many_small_tensors_do_not_make_many_modules(tmp_path: Path) -> None:
     """Depth times group size counts, not each of them."""
     path = tmp_path / "net.safetensors"
-    names = [f"blocks.{index}.x" for index in range(3000)] + [f"blocks.0.body.{index}.x" for index in range(3000)]
+    names = [f"blocks.{index}.x" for index in range(3000)] + [
+        f"blocks.0.body.{index}.x" for index in range(3000)
+    ]
     entries = {name: Entry("U8", (1,), index, index + 1) for index, name in enumerate(names)}
     arguments = {"scale": 2, "channels": 8, "group_size": 3000, "reduction": 2}
-    header = {"format": 1, "architecture": "rcan", "arguments": arguments, "taps": [3000], "sha256": {}, "notes": {}}
+    header = {
+        "format": 1,
+        "architecture": "rcan",
+        "arguments": arguments,
+        "taps": [3000],
+        "sha256": {},
+        "notes": {},
+    }
     text = _described({**header, "cards": {}}, Table({}, entries, 0))
     path.write_bytes(header_bytes(entries, {KEY: text}) + bytes(6000))
     start = time.perf_counter()
-    with pytest.raises(ValueError, match=r"rcan cannot be built as .*: 9000000 blocks cannot lie in 6000 tensors"):
+    with pytest.raises(
+        ValueError, match=r"rcan cannot be built as .*: 9000000 blocks cannot lie in 6000 tensors"
+    ):
         elasticnet.load(path)
     assert time.perf_counter() - start < MOST_SECONDS
 
@@ -276,5 +375,7 @@ def test_nothing_that_a_file_names_is_imported_or_run(tmp_path: Path) -> None:
     for architecture in ("os.system", "models", "elasticnet.sr.asrn", "__init__", "ASRN", ""):
         header["architecture"] = architecture
         path.write_bytes(header_bytes(table.entries, {KEY: _described(header, table)}) + data)
-        with pytest.raises(ValueError, match=rf"architecture '{architecture}' is not built in \(asrn, edsr, rcan\)"):
+        with pytest.raises(
+            ValueError, match=rf"architecture '{architecture}' is not built in \(asrn, edsr, rcan\)"
+        ):
             elasticnet.load(path)

@@ -1,4 +1,6 @@
-"""A depth costs its own bytes, wherever the file lies: what is read is counted, and the net is the truncated one."""
+"""A depth costs its own bytes, wherever the file lies: what is read is counted, and the net is the
+truncated one.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def server(files: dict[str, tuple[Path, ElasticWrapper]]) -> Iterator[Loopback]:
 
 
 def bytes_of(path: Path, net: ElasticWrapper) -> list[int]:
-    """Every byte that loading a net like this one should read: length, header and the net's tensors; told naively."""
+    """Every byte that loading a net like this one should read: length, header and the net's
+    tensors; told naively.
+    """
     table = read_table(path)
     places = [*range(table.data_start)]
     for name in net.state_dict():
@@ -79,7 +83,9 @@ def test_a_depth_reads_its_own_bytes_once_and_no_others(name: str, files: dict) 
     for depth in {1, 2, net.taps[-2], net.taps[-1]}:
         file = Counted(path.read_bytes())
         loaded = elasticnet.load(file, depth)
-        same(loaded.state_dict(), dict(net.truncate(depth).state_dict()), f"{name} at depth {depth}")
+        same(
+            loaded.state_dict(), dict(net.truncate(depth).state_dict()), f"{name} at depth {depth}"
+        )
         assert sorted(file.seen) == bytes_of(path, net.truncate(depth))
         file.seen.clear()
         load_into(net.truncate(depth), file)
@@ -90,7 +96,9 @@ def test_a_depth_reads_its_own_bytes_once_and_no_others(name: str, files: dict) 
 
 
 @given(tiny_cases())
-def test_nets_of_any_kind_read_their_own_bytes(tmp_path_factory: pytest.TempPathFactory, case: Case) -> None:
+def test_nets_of_any_kind_read_their_own_bytes(
+    tmp_path_factory: pytest.TempPathFactory, case: Case
+) -> None:
     """Adapters, stems and taps of every kind; also what read_sizes says."""
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     elasticnet.save(case.net, path)
@@ -114,7 +122,9 @@ def test_a_url_serves_a_depth_in_three_requests(name: str, files: dict, server: 
     for depth in (1, net.taps[-1]):
         server.log.clear()
         loaded = elasticnet.load(f"{server.url}/files/{path.name}", depth)
-        same(loaded.state_dict(), dict(net.truncate(depth).state_dict()), f"{name} at depth {depth}")
+        same(
+            loaded.state_dict(), dict(net.truncate(depth).state_dict()), f"{name} at depth {depth}"
+        )
         asked = [place for start, end in server.ranges() for place in range(start, end)]
         assert sorted(asked) == bytes_of(path, net.truncate(depth))
         assert len(server.log) == 3
@@ -122,8 +132,14 @@ def test_a_url_serves_a_depth_in_three_requests(name: str, files: dict, server: 
 
 def test_a_url_that_redirects_and_one_without_ranges(files: dict, server: Loopback) -> None:
     path, net = files["asrn"]
-    same(elasticnet.load(f"{server.url}/moved/{path.name}").state_dict(), dict(net.state_dict()), "state")
-    with pytest.raises(ValueError, match=r"/plain/asrn\.safetensors: .*cannot be read in parts: download the file"):
+    same(
+        elasticnet.load(f"{server.url}/moved/{path.name}").state_dict(),
+        dict(net.state_dict()),
+        "state",
+    )
+    with pytest.raises(
+        ValueError, match=r"/plain/asrn\.safetensors: .*cannot be read in parts: download the file"
+    ):
         elasticnet.load(f"{server.url}/plain/{path.name}")
     with pytest.raises(OSError, match=r"/files/none\.safetensors: the server answers 404"):
         elasticnet.load(f"{server.url}/files/none.safetensors")
@@ -134,12 +150,18 @@ def test_an_open_file_stays_open_and_is_read_from_anywhere(files: dict) -> None:
     with open(path, "rb") as file:
         file.seek(100)
         for depth in (2, 1):
-            same(elasticnet.load(file, depth).state_dict(), dict(net.truncate(depth).state_dict()), "state")
+            same(
+                elasticnet.load(file, depth).state_dict(),
+                dict(net.truncate(depth).state_dict()),
+                "state",
+            )
         assert not file.closed
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_loading_by_name_draws_no_random_numbers_and_leaves_nothing_unset(name: str, files: dict) -> None:
+def test_loading_by_name_draws_no_random_numbers_and_leaves_nothing_unset(
+    name: str, files: dict
+) -> None:
     path, net = files[name]
     before = torch.get_rng_state()
     loaded = elasticnet.load(path)
@@ -166,7 +188,9 @@ def test_weights_go_into_a_net_that_exists(files: dict) -> None:
     assert all(parameters[name] is parameter for name, parameter in mine.named_parameters())
     half = BUILDERS["asrn"]().truncate(2).to(torch.bfloat16).to(memory_format=torch.channels_last)
     load_into(half, path)
-    expected = {name: value.to(torch.bfloat16) for name, value in net.truncate(2).state_dict().items()}
+    expected = {
+        name: value.to(torch.bfloat16) for name, value in net.truncate(2).state_dict().items()
+    }
     same(half.state_dict(), expected, "in the net's own dtype")
     assert half.get_parameter("stem.1.weight").is_contiguous(memory_format=torch.channels_last)
 
@@ -179,7 +203,10 @@ def test_weights_go_into_a_net_that_exists(files: dict) -> None:
             lambda: asrn(2, num_blocks=13, channels=8),
             r"this net has a tap at depth 13, and the file at depths 1, 2, .*12",
         ),
-        (lambda: asrn(3, num_blocks=2, channels=8), r"tensor 'head.deconvs.0.weight' has shape \(64, 64, 2, 2\), this"),
+        (
+            lambda: asrn(3, num_blocks=2, channels=8),
+            r"tensor 'head.deconvs.0.weight' has shape \(64, 64, 2, 2\), this",
+        ),
         (
             lambda: edsr(2, num_blocks=2, channels=8),
             "no tensor 'blocks.0.body.0.bias', which depth 2 of this net needs",
@@ -206,7 +233,9 @@ def test_damage_behind_good_tensors_leaves_the_net_as_it_was(files: dict) -> Non
     damaged[-1] ^= 1
     mine = BUILDERS["asrn"]()
     before = {name: value.clone() for name, value in mine.state_dict().items()}
-    with pytest.raises(ValueError, match=r"<BytesIO>: tensor 'blocks\.11\..*' does not have the SHA-256"):
+    with pytest.raises(
+        ValueError, match=r"<BytesIO>: tensor 'blocks\.11\..*' does not have the SHA-256"
+    ):
         load_into(mine, io.BytesIO(damaged))
     same(mine.state_dict(), before, "state")
     load_into(mine.truncate(11), io.BytesIO(damaged))
@@ -215,14 +244,19 @@ def test_damage_behind_good_tensors_leaves_the_net_as_it_was(files: dict) -> Non
 def test_a_net_without_memory_is_refused(files: dict) -> None:
     with torch.device("meta"):
         net = ElasticWrapper([nn.Linear(2, 2)], nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"'blocks\.0\.weight' of this net is on the meta device: call net\.to_empty"):
+    with pytest.raises(
+        ValueError,
+        match=r"'blocks\.0\.weight' of this net is on the meta device: call net\.to_empty",
+    ):
         load_into(net, files["asrn"][0])
 
 
 # --- elasticnet info
 
 
-def test_info_shows_notes_sizes_and_cards_of_files_and_urls(files: dict, server: Loopback, capsys) -> None:
+def test_info_shows_notes_sizes_and_cards_of_files_and_urls(
+    files: dict, server: Loopback, capsys
+) -> None:
     path, net = files["edsr"]
     assert main(["info", str(path)]) == 0
     local = capsys.readouterr().out
@@ -239,7 +273,9 @@ def test_info_shows_notes_sizes_and_cards_of_files_and_urls(files: dict, server:
     assert lines[5:7] == ["name: edsr", "card of a machine:"]
 
 
-def test_info_of_a_custom_net_and_of_text_that_would_steer_a_terminal(tmp_path: Path, capsys) -> None:
+def test_info_of_a_custom_net_and_of_text_that_would_steer_a_terminal(
+    tmp_path: Path, capsys
+) -> None:
     path = tmp_path / "own.safetensors"
     net = ElasticWrapper([nn.Linear(2, 2)], nn.BatchNorm1d(2), layout="b c")
     card = measure(net, torch.rand(4, 2), repeats=3, memory=False)

@@ -1,4 +1,6 @@
-"""The hub, through huggingface_hub itself: a server on this machine speaks its endpoints, and a folder is its cache."""
+"""The hub, through huggingface_hub itself: a server on this machine speaks its endpoints, and a
+folder is its cache.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
     with serving() as state:
         monkeypatch.setattr(constants, "ENDPOINT", state.url)
         monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{state.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            f"{state.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
         )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
@@ -71,7 +75,10 @@ def gets(hub: Loopback) -> list[str]:
 
 
 def test_a_depth_is_read_by_ranges_and_the_token_stays_on_the_hub(
-    hub: Loopback, saved: tuple[Path, ElasticWrapper], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: Loopback,
+    saved: tuple[Path, ElasticWrapper],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     path, net = saved
     commit = hub.commit(REPO, {"model.safetensors": path.read_bytes()})
@@ -83,8 +90,14 @@ def test_a_depth_is_read_by_ranges_and_the_token_stays_on_the_hub(
     needed = sum(value.numel() * 4 for value in small.state_dict().values())
     assert [end - start for start, end in hub.ranges()] == [8, table.data_start - 8, needed]
     head, *storage = hub.log
-    assert (head.method, head.path, head.token) == ("HEAD", f"/{REPO}/resolve/main/model.safetensors", "Bearer secret")
-    assert {request.path for request in storage} == {f"/storage/{REPO}/{commit}/model.safetensors?signature=key"}
+    assert (head.method, head.path, head.token) == (
+        "HEAD",
+        f"/{REPO}/resolve/main/model.safetensors",
+        "Bearer secret",
+    )
+    assert {request.path for request in storage} == {
+        f"/storage/{REPO}/{commit}/model.safetensors?signature=key"
+    }
     assert {request.token for request in storage} == {None}
     assert not (tmp_path / "cache").exists(), "a part of a file is not a file of the cache"
 
@@ -103,7 +116,9 @@ def test_revisions_and_names_of_files(hub: Loopback, saved: tuple[Path, ElasticW
     assert read_range(f"hf://{REPO}/x2.safetensors", 0, 8) == path.read_bytes()[:8]
 
 
-def test_what_is_in_the_cache_is_not_fetched(hub: Loopback, saved: tuple[Path, ElasticWrapper], tmp_path: Path) -> None:
+def test_what_is_in_the_cache_is_not_fetched(
+    hub: Loopback, saved: tuple[Path, ElasticWrapper], tmp_path: Path
+) -> None:
     path, net = saved
     commit = hub.commit(REPO, {"model.safetensors": path.read_bytes()})
     local = cached(tmp_path, commit, path.read_bytes())
@@ -119,15 +134,22 @@ def test_what_is_in_the_cache_is_not_fetched(hub: Loopback, saved: tuple[Path, E
 
 
 def test_without_a_connection_the_cache_serves(
-    hub: Loopback, saved: tuple[Path, ElasticWrapper], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Loopback,
+    saved: tuple[Path, ElasticWrapper],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from huggingface_hub import constants
 
     path, net = saved
     monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/resolve/{revision}/{filename}"
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        "http://127.0.0.1:1/{repo_id}/resolve/{revision}/{filename}",
     )
-    message = rf"^hf://{REPO}: the hub cannot be reached \(.+\), and the file is not in the local cache$"
+    message = (
+        rf"^hf://{REPO}: the hub cannot be reached \(.+\), and the file is not in the local cache$"
+    )
     with pytest.raises(OSError, match=message):
         load(f"hf://{REPO}")
     cached(tmp_path, "a" * 40, path.read_bytes())
@@ -150,7 +172,8 @@ def test_what_the_hub_does_not_have(
 ) -> None:
     hub.commit(REPO, {})
     with pytest.raises(
-        FileNotFoundError, match=rf"^{re.escape(source)}: not on the hub, or not for this user \(.*({reason})"
+        FileNotFoundError,
+        match=rf"^{re.escape(source)}: not on the hub, or not for this user \(.*({reason})",
     ):
         load(source)
     assert main(["info", source]) == 2
@@ -187,13 +210,18 @@ def test_a_net_goes_to_the_hub_and_comes_back(
     same(load(source, 2).state_dict(), dict(net.truncate(2).state_dict()), "state")
 
 
-def test_a_file_goes_as_it_is_and_a_readme_stays(hub: Loopback, saved: tuple[Path, ElasticWrapper]) -> None:
+def test_a_file_goes_as_it_is_and_a_readme_stays(
+    hub: Loopback, saved: tuple[Path, ElasticWrapper]
+) -> None:
     path, _ = saved
     hub.commit(REPO, {"README.md": b"mine"})
     source = push_to_hub(path, REPO, file="x2.safetensors", revision="next", message="better")
     commit = hub.branches[REPO, "next"]
     assert source == f"hf://{REPO}@{commit}/x2.safetensors"
-    assert hub.repositories[REPO][commit] == {"README.md": b"mine", "x2.safetensors": path.read_bytes()}
+    assert hub.repositories[REPO][commit] == {
+        "README.md": b"mine",
+        "x2.safetensors": path.read_bytes(),
+    }
     assert read_header(source)["notes"] == {"step": 5}
     assert "x2.safetensors" not in hub.repositories[REPO][hub.branches[REPO, "main"]]
 
@@ -211,7 +239,9 @@ def test_what_is_no_checkpoint_is_not_sent(hub: Loopback, tmp_path: Path) -> Non
     path.write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"other\.safetensors: not a whole safetensors file"):
         push_to_hub(path, REPO)
-    with pytest.raises(ValueError, match=r"file 'net\.bin': expected a name that ends in \.safetensors"):
+    with pytest.raises(
+        ValueError, match=r"file 'net\.bin': expected a name that ends in \.safetensors"
+    ):
         push_to_hub(conv_net(1), REPO, file="net.bin")
     assert hub.log == []
 
@@ -241,10 +271,13 @@ def test_the_command_reads_the_hub_that_the_environment_names(
     assert sum(end - start for start, end in hub.ranges()) <= 2 * read_table(saved[0]).data_start
 
 
-def test_without_the_extra_the_error_names_it_and_files_load_as_before(saved: tuple[Path, ElasticWrapper]) -> None:
+def test_without_the_extra_the_error_names_it_and_files_load_as_before(
+    saved: tuple[Path, ElasticWrapper],
+) -> None:
     """In a process of its own, in which huggingface_hub cannot be imported.
 
-    Nor is anything heavy imported: sympy comes with hundreds of modules where torch.eye runs on the meta device.
+    Nor is anything heavy imported: sympy comes with hundreds of modules where torch.eye runs on the
+    meta device.
     """
     code = f"""
 import sys

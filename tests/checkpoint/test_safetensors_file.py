@@ -1,4 +1,6 @@
-"""The safetensors format: what the reference library writes we read, what we write it reads, and no damage passes."""
+"""The safetensors format: what the reference library writes we read, what we write it reads, and no
+damage passes.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ from elasticnet.checkpoint.safetensors_file import (
 )
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3)
-NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(lambda name: name != "__metadata__")
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(
+    lambda name: name != "__metadata__"
+)
 
 
 @st.composite
@@ -50,7 +54,9 @@ def tensor_tables(draw: st.DrawFn) -> dict[str, Tensor]:
 
 def written(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     entries = layout(tensors, order=str)
-    return b"".join([header_bytes(entries, metadata), *(raw_bytes(tensors[name]) for name in entries)])
+    return b"".join(
+        [header_bytes(entries, metadata), *(raw_bytes(tensors[name]) for name in entries)]
+    )
 
 
 def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
@@ -61,12 +67,16 @@ def equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 
 @given(tensor_tables(), st.dictionaries(NAMES, st.text(st.characters(codec="utf-8"))))
-def test_the_reference_library_reads_what_we_write(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def test_the_reference_library_reads_what_we_write(
+    tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
     equal(safetensors.torch.load(written(tensors, metadata)), tensors)
 
 
 @given(tensor_tables(), st.data())
-def test_we_read_what_the_reference_library_writes(tensors: dict[str, Tensor], data: st.DataObject) -> None:
+def test_we_read_what_the_reference_library_writes(
+    tensors: dict[str, Tensor], data: st.DataObject
+) -> None:
     file = io.BytesIO(safetensors.torch.save(tensors, {"key": "value"}))
     table = read_table(file)
     assert table.metadata == {"key": "value"}
@@ -115,7 +125,12 @@ def test_neighbours_are_read_together_and_nothing_between_them() -> None:
     start = table.data_start
     assert file.reads == [(0, 8), (8, start)]
     file.reads.clear()
-    assert [name for name, _ in read_tensors(file, table, ["e", "b", "a", "d"])] == ["a", "b", "d", "e"]
+    assert [name for name, _ in read_tensors(file, table, ["e", "b", "a", "d"])] == [
+        "a",
+        "b",
+        "d",
+        "e",
+    ]
     assert file.reads == [(start, start + 32), (start + 48, start + 80)]
 
 
@@ -129,7 +144,10 @@ def test_large_neighbours_are_read_one_by_one() -> None:
 
 
 def test_dtypes_that_the_format_lacks() -> None:
-    with pytest.raises(ValueError, match=r"tensor 'x' is of torch\.complex128, which a safetensors file cannot hold"):
+    with pytest.raises(
+        ValueError,
+        match=r"tensor 'x' is of torch\.complex128, which a safetensors file cannot hold",
+    ):
         layout({"x": torch.zeros(1, dtype=torch.complex128)}, order=str)
 
 
@@ -170,22 +188,36 @@ def test_the_helper_makes_a_sound_file() -> None:
         ({"a": entry(shape=[2.0])}, r"tensor 'a' has the shape \[2\.0\]"),
         ({"a": entry(shape=[True, 2])}, r"tensor 'a' has the shape \[True, 2\]"),
         ({"a": entry(shape=[1 << 63])}, r"tensor 'a' has the shape \[9223372036854775808\]"),
-        ({"a": entry(shape=[1 << 62, 1 << 62])}, "tensor 'a' needs 85070591730234615865843651857942052864 bytes"),
+        (
+            {"a": entry(shape=[1 << 62, 1 << 62])},
+            "tensor 'a' needs 85070591730234615865843651857942052864 bytes",
+        ),
         ({"a": entry(data_offsets=[0])}, r"tensor 'a' has the offsets \[0\]"),
         ({"a": entry(data_offsets=[8, 0])}, r"tensor 'a' has the offsets \[8, 0\]"),
         ({"a": entry(data_offsets=["0", 8])}, r"tensor 'a' has the offsets \['0', 8\]"),
         ({"a": entry(data_offsets=[0, 12])}, "tensor 'a' needs 8 bytes and has 12"),
-        ({"a": entry(data_offsets=[4, 12])}, "tensor 'a' at byte 4 leaves a gap before it, which ends at byte 0"),
+        (
+            {"a": entry(data_offsets=[4, 12])},
+            "tensor 'a' at byte 4 leaves a gap before it, which ends at byte 0",
+        ),
         (
             {"a": entry(), "b": entry(shape=[1], data_offsets=[4, 8])},
             "tensor 'b' at byte 4 overlaps the tensor before it, which ends at byte 8",
         ),
-        ({"a": entry(shape=[1], data_offsets=[0, 4])}, "the tensors take 4 bytes, and 8 follow the header"),
-        ({"a": entry(), "b": entry(data_offsets=[8, 16])}, "the tensors take 16 bytes, and 8 follow the header"),
+        (
+            {"a": entry(shape=[1], data_offsets=[0, 4])},
+            "the tensors take 4 bytes, and 8 follow the header",
+        ),
+        (
+            {"a": entry(), "b": entry(data_offsets=[8, 16])},
+            "the tensors take 16 bytes, and 8 follow the header",
+        ),
     ],
 )
 def test_damaged_tables(header: Any, reason: str) -> None:
-    with pytest.raises(ValueError, match=rf"^<BytesIO>: not a whole safetensors file \(.*({reason})") as caught:
+    with pytest.raises(
+        ValueError, match=rf"^<BytesIO>: not a whole safetensors file \(.*({reason})"
+    ) as caught:
         read_table(file_of(header))
     assert "\n" not in str(caught.value)
     with pytest.raises((SafetensorError, TypeError)):  # the reference library agrees
@@ -219,7 +251,8 @@ def test_a_header_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
         file.write((100_000_001).to_bytes(8, "little"))
         file.truncate(200_000_000)  # a file with a hole in it takes no room
     with pytest.raises(
-        ValueError, match="a header of 100000001 bytes, with 199999992 in the file and 100000000 allowed"
+        ValueError,
+        match="a header of 100000001 bytes, with 199999992 in the file and 100000000 allowed",
     ):
         read_table(path)
 

@@ -1,4 +1,6 @@
-"""Byte ranges of paths, open files and URLs: what was asked for and nothing else, or an error that names the file."""
+"""Byte ranges of paths, open files and URLs: what was asked for and nothing else, or an error that
+names the file.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,13 @@ def test_every_source_gives_the_range(
     start, end = sorted((one, other))
     path = tmp_path_factory.getbasetemp() / "range.bin"
     path.write_bytes(DATA)
-    for source in (path, str(path), io.BytesIO(DATA), Dribble(DATA), f"{server.url}/files/data.bin"):
+    for source in (
+        path,
+        str(path),
+        io.BytesIO(DATA),
+        Dribble(DATA),
+        f"{server.url}/files/data.bin",
+    ):
         assert read_range(source, start, end) == DATA[start:end]  # pyright: ignore[reportArgumentType]
 
 
@@ -77,14 +85,20 @@ def test_redirects_are_followed_and_headers_stay_at_home(server: Loopback) -> No
     ("path", "error", "message"),
     [
         ("plain/data.bin", ValueError, "the server answers 200 where a byte range was asked for"),
-        ("other/data.bin", ValueError, r"bytes 760-767 were asked for, and the server sent bytes 761-767/768"),
+        (
+            "other/data.bin",
+            ValueError,
+            r"bytes 760-767 were asked for, and the server sent bytes 761-767/768",
+        ),
         ("short/data.bin", OSError, "4 of 8 bytes|cannot be read"),
         ("files/none.bin", OSError, "the server answers 404 Not Found"),
         ("error/500", OSError, "the server answers 500"),
         ("files/empty.bin", ValueError, "ends before byte 767"),
     ],
 )
-def test_servers_that_go_wrong(server: Loopback, path: str, error: type[Exception], message: str) -> None:
+def test_servers_that_go_wrong(
+    server: Loopback, path: str, error: type[Exception], message: str
+) -> None:
     url = f"{server.url}/{path}"
     with pytest.raises(error, match=f"^{re.escape(url)}: .*({message})"):
         read_range(f"{url}?key=secret", 760, 768)
@@ -92,11 +106,15 @@ def test_servers_that_go_wrong(server: Loopback, path: str, error: type[Exceptio
 
 def test_a_file_that_changes_size_between_two_reads(server: Loopback) -> None:
     remote = Remote(f"{server.url}/files/data.bin", "data", size=700)
-    with pytest.raises(ValueError, match="data: bytes 0-7 were asked for, and the server sent bytes 0-7/768"):
+    with pytest.raises(
+        ValueError, match="data: bytes 0-7 were asked for, and the server sent bytes 0-7/768"
+    ):
         read_range(remote, 0, 8)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "http://", "http://no such host/x", "http://[1/x"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/x", "http://", "http://no such host/x", "http://[1/x"]
+)
 def test_urls_that_lead_nowhere(url: str) -> None:
     with pytest.raises((OSError, ValueError)) as caught:
         read_range(url, 0, 1)
@@ -108,9 +126,13 @@ def test_ranges_that_are_not_there(server: Loopback, tmp_path: Path) -> None:
     path.write_bytes(DATA)
     for source in (path, io.BytesIO(DATA), f"{server.url}/files/data.bin"):
         name = re.escape(name_of(source))
-        with pytest.raises(ValueError, match=rf"^{name}: ends at byte 768, and byte {10**15 - 1} is needed"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: ends at byte 768, and byte {10**15 - 1} is needed"
+        ):
             read_range(source, 700, 10**15)
-        with pytest.raises(ValueError, match=rf"^{name}: range \[8, 7\): expected 0 <= start <= end"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: range \[8, 7\): expected 0 <= start <= end"
+        ):
             read_range(source, 8, 7)
     with pytest.raises(FileNotFoundError):
         read_range(tmp_path / "none.bin", 0, 1)
@@ -118,7 +140,11 @@ def test_ranges_that_are_not_there(server: Loopback, tmp_path: Path) -> None:
 
 def test_sources_of_other_kinds() -> None:
     wrong: list[tuple[Any, type[Exception], str]] = [
-        (io.StringIO("text"), TypeError, "<StringIO>: expected a path, a URL or a file opened in binary mode"),
+        (
+            io.StringIO("text"),
+            TypeError,
+            "<StringIO>: expected a path, a URL or a file opened in binary mode",
+        ),
         (7, TypeError, "<int>: expected a path"),
     ]
     for source, error, message in wrong:
@@ -151,7 +177,11 @@ def test_names_on_the_hub(source: str, expected: tuple[str, str | None, str]) ->
     assert parse_hub(source) == expected
 
 
-@pytest.mark.parametrize("source", ["hf://", "hf://name", "hf://owner/", "hf://owner/name@", "hf://o w/name"])
+@pytest.mark.parametrize(
+    "source", ["hf://", "hf://name", "hf://owner/", "hf://owner/name@", "hf://o w/name"]
+)
 def test_wrong_names_on_the_hub(source: str) -> None:
-    with pytest.raises(ValueError, match=f"^{source}: expected hf://owner/name, hf://owner/name@revision"):
+    with pytest.raises(
+        ValueError, match=f"^{source}: expected hf://owner/name, hf://owner/name@revision"
+    ):
         parse_hub(source)

@@ -72,7 +72,11 @@ def test_version_and_usage(capsys):
 
 
 def lines_of(said: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in said.splitlines()
+        if line.startswith("|")
+    ]
 
 
 def test_without_a_network_it_prints_the_bicubic_baselines(photos, capsys):
@@ -87,12 +91,32 @@ def test_without_a_network_it_prints_the_bicubic_baselines(photos, capsys):
     ]
 
 
-def test_checkpoints_are_scored_at_their_own_scales_and_everything_is_written(file, photos, tmp_path, capsys):
+def test_checkpoints_are_scored_at_their_own_scales_and_everything_is_written(
+    file, photos, tmp_path, capsys
+):
     third = tmp_path / "third.safetensors"
     elasticnet.save(asrn(3, num_blocks=2, channels=8), third)
     out, images = tmp_path / "a" / "out", tmp_path / "images"
-    options = ["--depths", "2", "--border", "replicate", "--no-cost", "--device", "cpu", "--degradation", "BD"]
-    options += ["--protocol", "imdn", "--self-ensemble", "--save-images", str(images), "--out", str(out)]
+    options = [
+        "--depths",
+        "2",
+        "--border",
+        "replicate",
+        "--no-cost",
+        "--device",
+        "cpu",
+        "--degradation",
+        "BD",
+    ]
+    options += [
+        "--protocol",
+        "imdn",
+        "--self-ensemble",
+        "--save-images",
+        str(images),
+        "--out",
+        str(out),
+    ]
     assert main(["benchmark", file, str(third), "--data", str(photos), *options]) == 0
     said = capsys.readouterr().out
     assert "net, third, BD; photos (2 images); protocol imdn; x8 self-ensemble\n" in said
@@ -103,10 +127,18 @@ def test_checkpoints_are_scored_at_their_own_scales_and_everything_is_written(fi
         ["x3", "third", "2", f"{sum(p.numel() for p in elasticnet.load(third).parameters()):,}"],
     ]
     stored = json.loads((out / "table.json").read_text())
-    settings = {"protocol": "imdn", "self_ensemble": True, "border": "replicate", "degradation": "BD", "device": "cpu"}
+    settings = {
+        "protocol": "imdn",
+        "self_ensemble": True,
+        "border": "replicate",
+        "degradation": "BD",
+        "device": "cpu",
+    }
     assert settings.items() <= stored["settings"].items()
     ((_, pairs),) = load_sets([photos], [2], degradation="BD", border="replicate", progress=False)
-    mean = evaluate(elasticnet.load(file), pairs, depths=[2], protocol="imdn", self_ensemble=True)[2]
+    mean = evaluate(elasticnet.load(file), pairs, depths=[2], protocol="imdn", self_ensemble=True)[
+        2
+    ]
     assert (stored["rows"][1]["psnr"], stored["rows"][1]["ssim"]) == mean
     with open(out / "images.csv", newline="") as table:
         assert len(list(csv.DictReader(table))) == 8
@@ -121,7 +153,12 @@ def test_checkpoints_are_scored_at_their_own_scales_and_everything_is_written(fi
 
 
 def test_a_built_in_model_with_its_costs(photos, capsys):
-    assert main(["benchmark", "--model", "asrn", "--scale", "4", "--data", str(photos), "--depths", "1"]) == 0
+    assert (
+        main(
+            ["benchmark", "--model", "asrn", "--scale", "4", "--data", str(photos), "--depths", "1"]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "asrn (untrained), BI; photos (2 images)" in said
     assert "MACs and ms of one pass to 1280x720 on" in said
@@ -147,7 +184,10 @@ def test_every_built_in_model_is_offered(photos, capsys):
     assert main([*common, "--model", "edsr"]) == 0
     said = capsys.readouterr().out
     assert "edsr (untrained), BI" in said
-    assert lines_of(said)[-1][:2] == ["1", f"{sum(p.numel() for p in edsr(2).truncate(1).parameters()):,}"]
+    assert lines_of(said)[-1][:2] == [
+        "1",
+        f"{sum(p.numel() for p in edsr(2).truncate(1).parameters()):,}",
+    ]
 
 
 def test_an_unreadable_image_is_reported_at_the_end_with_exit_code_1(tmp_path, capsys):
@@ -155,7 +195,10 @@ def test_an_unreadable_image_is_reported_at_the_end_with_exit_code_1(tmp_path, c
     root.mkdir()
     Image.fromarray(np.full((40, 40, 3), 7, np.uint8)).save(root / "good.png")
     (root / "bad.png").write_bytes(b"not an image")
-    assert main(["benchmark", "--data", str(root), "--scales", "2", "--out", str(tmp_path / "out")]) == 1
+    assert (
+        main(["benchmark", "--data", str(root), "--scales", "2", "--out", str(tmp_path / "out")])
+        == 1
+    )
     said = capsys.readouterr()
     assert "set (1 image)" in said.out
     end = said.err.splitlines()[-2:]
@@ -168,9 +211,18 @@ def test_an_unreadable_image_is_reported_at_the_end_with_exit_code_1(tmp_path, c
     ("arguments", "message"),
     [
         (["--data", "no-such-set"], "data set no-such-set does not exist"),
-        (["--data", "DATA", "--model", "asrn"], "--model asrn: give either checkpoints, or --model with --scale"),
-        (["FILE", "--data", "DATA", "--model", "asrn", "--scale", "2"], "give either checkpoints, or --model"),
-        (["FILE", "--data", "DATA", "--depths", "1", "9"], "depth 9: this net has taps at depths 1, 2"),
+        (
+            ["--data", "DATA", "--model", "asrn"],
+            "--model asrn: give either checkpoints, or --model with --scale",
+        ),
+        (
+            ["FILE", "--data", "DATA", "--model", "asrn", "--scale", "2"],
+            "give either checkpoints, or --model",
+        ),
+        (
+            ["FILE", "--data", "DATA", "--depths", "1", "9"],
+            "depth 9: this net has taps at depths 1, 2",
+        ),
         (
             ["FILE", "--data", "DATA", "--scales", "3"],
             "network 'net' enlarges by 2, and the data sets are loaded at scale 3",

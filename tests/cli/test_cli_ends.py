@@ -1,4 +1,6 @@
-"""How the command ends when the process around it is not as usual: closed streams, signals, no memory, odd names."""
+"""How the command ends when the process around it is not as usual: closed streams, signals, no
+memory, odd names.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from elasticnet.checkpoint import read_header, write_header
 from elasticnet.cli import main
 from elasticnet.sr import asrn
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shells, signals and modes are POSIX's here")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="shells, signals and modes are POSIX's here"
+)
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
@@ -38,7 +42,9 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     """Run a line in which `el` is the command."""
     el = f"{sys.executable} -m elasticnet.cli"
     line = f'el() {{ {el} "$@"; }}; {command}'
-    return subprocess.run(line, shell=True, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        line, shell=True, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -69,7 +75,17 @@ def test_a_signal_leaves_nothing_half_written(folder: Path, name: str) -> None:
     number = getattr(signal, name)
     Image.effect_noise((900, 700), 80).convert("RGB").save("big.png")
     before = names(folder)
-    command = [sys.executable, "-m", "elasticnet.cli", "upscale", "big.png", "-o", "out.png", "--tile", "8"]
+    command = [
+        sys.executable,
+        "-m",
+        "elasticnet.cli",
+        "upscale",
+        "big.png",
+        "-o",
+        "out.png",
+        "--tile",
+        "8",
+    ]
     command += ["--weights", "n.safetensors"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     while names(folder) == before and process.poll() is None:  # until its temporary file is there
@@ -99,19 +115,48 @@ def test_out_of_memory_is_one_line(folder: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "said"),
     [
         (["profile", "n.safetensors", "--device", "meta", "--no-store"], "--device meta: "),
-        (["upscale", "a.png", "-o", "o.png", "--weights", "n.safetensors", "--device", "meta"], "--device meta: "),
+        (
+            ["upscale", "a.png", "-o", "o.png", "--weights", "n.safetensors", "--device", "meta"],
+            "--device meta: ",
+        ),
         (["upscale", "a.png", "-o", "", "--weights", "n.safetensors"], "-o: the name is empty"),
         (["upscale", "", "-o", "o.png", "--weights", "n.safetensors"], "INPUT: the name is empty"),
         (["export", "n.safetensors", "-o", ""], "-o: the name is empty"),
-        (["export", "n.safetensors", "-o", "small.pt"], "-o small.pt: a suffix among .onnx, .pt2, .safetensors"),
-        (["export", "n.safetensors", "-o", "n.safetensors", "--depth", "1", "--force"], "is the checkpoint itself"),
         (
-            ["upscale", "a.png", "a.png", "b\n\x1b[31m.png", "-o", "o", "--weights", "n.safetensors"],
+            ["export", "n.safetensors", "-o", "small.pt"],
+            "-o small.pt: a suffix among .onnx, .pt2, .safetensors",
+        ),
+        (
+            ["export", "n.safetensors", "-o", "n.safetensors", "--depth", "1", "--force"],
+            "is the checkpoint itself",
+        ),
+        (
+            [
+                "upscale",
+                "a.png",
+                "a.png",
+                "b\n\x1b[31m.png",
+                "-o",
+                "o",
+                "--weights",
+                "n.safetensors",
+            ],
             "b\ufffd\ufffd[31m",
         ),
         (["upscale", ".", "-o", "new", "--weights", "none.safetensors"], "none.safetensors"),
         (
-            ["upscale", ".", "-o", "new", "--quality", "5", "--format", "png", "--weights", "n.safetensors"],
+            [
+                "upscale",
+                ".",
+                "-o",
+                "new",
+                "--quality",
+                "5",
+                "--format",
+                "png",
+                "--weights",
+                "n.safetensors",
+            ],
             "--quality 5",
         ),
     ],
@@ -130,9 +175,15 @@ def test_refusals_leave_no_trace(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["profile", "n.safetensors", "--threads", "100000"], "100000: expected at most 1024 threads"),
+        (
+            ["profile", "n.safetensors", "--threads", "100000"],
+            "100000: expected at most 1024 threads",
+        ),
         (["profile", "n.safetensors", "--threads", "99999999999"], "expected at most 1024 threads"),
-        (["upscale", "a.png", "-o", "o.png", "--tile", "none"], "'none': expected auto, whole, or LR pixels a side"),
+        (
+            ["upscale", "a.png", "-o", "o.png", "--tile", "none"],
+            "'none': expected auto, whole, or LR pixels a side",
+        ),
         (["upscale", "a.png", "-o", "o.png", "--quality", "abc"], "'abc': expected 1 to 100"),
     ],
 )
@@ -148,7 +199,9 @@ def test_values_are_refused_with_what_is_expected(
 def test_a_bfloat16_checkpoint_is_profiled_and_scored(folder: Path) -> None:
     save(load("n.safetensors").bfloat16(), "half.safetensors")
     Path("photos").mkdir()
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 44, 3), np.uint8)).save("photos/a.png")
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 44, 3), np.uint8)).save(
+        "photos/a.png"
+    )
     options = ["--size", "16x16", "--repeats", "1", "--no-store", "--no-memory", "--data", "photos"]
     assert main(["profile", "half.safetensors", *options]) == 0
     assert main(["benchmark", "half.safetensors", "--data", "photos", "--no-cost"]) == 0

@@ -28,13 +28,20 @@ def file(tmp_path) -> Path:
 
 
 def table(said: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in said.splitlines()
+        if line.startswith("|")
+    ]
 
 
 def test_all_depths_at_once_with_a_table(file, capsys):
     assert main(["export", str(file), "--all-depths"]) == 0
     said = capsys.readouterr()
-    assert said.err.splitlines() == ["depth 1: tracing and checking", "depth 2: tracing and checking"]
+    assert said.err.splitlines() == [
+        "depth 1: tracing and checking",
+        "depth 2: tracing and checking",
+    ]
     head, _, *rows = table(said.out)
     assert head == ["depth", "parameters", "MB", "max difference", "file"]
     whole = elasticnet.load(file)
@@ -47,26 +54,52 @@ def test_all_depths_at_once_with_a_table(file, capsys):
         assert row[4] == str(path)
         with torch.no_grad():
             assert (runner(path)(x) - whole(x, depth=depth)).abs().max() < 1e-5
-    (line,) = (line for line in said.out.splitlines() if line.startswith(f"{file.with_name('net_d1.onnx')}: "))
+    (line,) = (
+        line
+        for line in said.out.splitlines()
+        if line.startswith(f"{file.with_name('net_d1.onnx')}: ")
+    )
     assert " MB, max difference " in line
     assert line.endswith("on 1x3x24x20, 1x3x48x60, 1x3x1x1, 6x3x27x22; open: batch, height, width")
 
 
 def test_the_suffix_of_out_chooses_the_format_and_fold_can_be_off(file, tmp_path, capsys):
-    assert main(["export", str(file), "--depth", "1", "-o", str(tmp_path / "a.pt2"), "--no-fold"]) == 0
+    assert (
+        main(["export", str(file), "--depth", "1", "-o", str(tmp_path / "a.pt2"), "--no-fold"]) == 0
+    )
     extra = {"description.json": ""}
     program = torch.export.load(tmp_path / "a.pt2", extra_files=extra)
     assert json.loads(extra["description.json"])["depth"] == 1
     assert "head.deconvs.0.weight" in program.state_dict
-    assert main(["export", str(file), "--depth", "1", "-o", str(tmp_path / "a.pt2"), "--fold", "--force"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(file),
+                "--depth",
+                "1",
+                "-o",
+                str(tmp_path / "a.pt2"),
+                "--fold",
+                "--force",
+            ]
+        )
+        == 0
+    )
     assert "head.conv.weight" in torch.export.load(tmp_path / "a.pt2").state_dict
     assert "a.pt2: " in capsys.readouterr().out
 
 
 def test_checkpoints_of_all_depths_go_into_a_folder_with_their_notes(file, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
-    assert main(["export", str(file), "--depth", "all", "--format", "safetensors", "-o", str(out)]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["net_d1.safetensors", "net_d2.safetensors"]
+    assert (
+        main(["export", str(file), "--depth", "all", "--format", "safetensors", "-o", str(out)])
+        == 0
+    )
+    assert sorted(path.name for path in out.iterdir()) == [
+        "net_d1.safetensors",
+        "net_d2.safetensors",
+    ]
     assert elasticnet.load(out / "net_d1.safetensors").taps == (1,)
     assert read_header(out / "net_d2.safetensors")["notes"] == {"step": 7}
     assert "net_d1.safetensors: " in capsys.readouterr().out
@@ -77,11 +110,16 @@ def test_int8_prints_its_cost_also_on_data(file, tmp_path, capsys):
     photos.mkdir()
     image = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
     Image.fromarray(image).save(photos / "image.png")
-    assert main(["export", str(file), "--int8", "-o", str(tmp_path / "a.pt2"), "--data", str(photos)]) == 0
+    assert (
+        main(["export", str(file), "--int8", "-o", str(tmp_path / "a.pt2"), "--data", str(photos)])
+        == 0
+    )
     said = capsys.readouterr().out.splitlines()
     assert float(said[0].partition("; int8 against float: ")[2].removesuffix(" dB")) > 50
     assert said[1].startswith("  photos: ")
-    before, after, cost = (float(word) for word in said[1].split()[1:] if word[0] in "+-0123456789" and "." in word)
+    before, after, cost = (
+        float(word) for word in said[1].split()[1:] if word[0] in "+-0123456789" and "." in word
+    )
     assert cost == pytest.approx(after - before, abs=0.0011)
     assert abs(cost) < 0.01
 
@@ -91,16 +129,24 @@ def test_int8_prints_its_cost_also_on_data(file, tmp_path, capsys):
     [
         (["--depth", "3"], "depth 3: this net has taps at depths 1, 2"),
         (["--depth", "0"], "depth 0: "),
-        (["--int8", "--format", "safetensors"], "--int8 with --format safetensors: a checkpoint keeps its weights"),
+        (
+            ["--int8", "--format", "safetensors"],
+            "--int8 with --format safetensors: a checkpoint keeps its weights",
+        ),
         (["--fold", "--format", "safetensors"], "--fold with --format safetensors"),
         (["--data", "photos"], "--data photos: it measures what --int8 costs; add --int8"),
         (["-o", "none/net.onnx"], "none/net.onnx: there is no folder none; make it first"),
-        (["-o", "there.onnx"], "there.onnx exists: use --force to overwrite it, or choose another -o"),
+        (
+            ["-o", "there.onnx"],
+            "there.onnx exists: use --force to overwrite it, or choose another -o",
+        ),
         (["-o", "a.onnx", "--all-depths"], "-o a.onnx: one file for several depths; name a folder"),
         (["-o", "a.onnx", "--format", "torch"], "a.onnx: the suffix of format 'torch' is .pt2"),
     ],
 )
-def test_bad_options_are_one_line_and_exit_code_2(file, options, message, tmp_path, monkeypatch, capsys):
+def test_bad_options_are_one_line_and_exit_code_2(
+    file, options, message, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     Path("there.onnx").write_bytes(b"mine")
     assert main(["export", str(file), *options]) == 2
@@ -127,7 +173,9 @@ def test_a_damaged_file_a_missing_one_and_a_missing_package(file, tmp_path, monk
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["export", str(file)]) == 2
     said = capsys.readouterr().err
-    assert said == "elasticnet: format 'onnx' needs onnxruntime: pip install \"elasticnet[export]\"\n"
+    assert (
+        said == "elasticnet: format 'onnx' needs onnxruntime: pip install \"elasticnet[export]\"\n"
+    )
     with pytest.raises(SystemExit) as stopped:
         main(["export", str(file), "--depth", "deep"])
     assert stopped.value.code == 2

@@ -41,9 +41,20 @@ def photos(tmp_path) -> Path:
 
 
 def test_the_whole_command(file, photos):
-    """The real command in a process of its own: card in the file, three files beside it, the table printed."""
+    """The real command in a process of its own: card in the file, three files beside it, the table
+    printed.
+    """
     before = elasticnet.load(file).state_dict()
-    command = [sys.executable, "-m", "elasticnet.cli", "profile", str(file), *QUICK, "--data", str(photos)]
+    command = [
+        sys.executable,
+        "-m",
+        "elasticnet.cli",
+        "profile",
+        str(file),
+        *QUICK,
+        "--data",
+        str(photos),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "timing" in done.stderr  # the progress bar
@@ -54,7 +65,11 @@ def test_the_whole_command(file, photos):
     ((key, stored),) = header["cards"].items()
     card = DepthCard.from_json(stored)
     assert (card.machine.key, card.machine.dtype) == (key, "float32")
-    assert (card.input_shape, card.repeats, card.data) == ((1, 3, 8, 16), 3, "photos x2, 2 images, protocol matlab-y")
+    assert (card.input_shape, card.repeats, card.data) == (
+        (1, 3, 8, 16),
+        3,
+        "photos x2, 2 images, protocol matlab-y",
+    )
     ((_, pairs),) = load_sets([photos], [2])
     scores = evaluate(elasticnet.load(file), pairs)
     for row in card.rows:
@@ -76,7 +91,12 @@ def test_the_whole_command(file, photos):
 
 
 def test_each_dtype_and_number_of_threads_has_its_card(file, tmp_path, capsys):
-    for extra in (["--dtype", "bfloat16"], ["--threads", "1"], ["--threads", "2"], ["--threads", "2"]):
+    for extra in (
+        ["--dtype", "bfloat16"],
+        ["--threads", "1"],
+        ["--threads", "2"],
+        ["--threads", "2"],
+    ):
         out = ["--no-memory", "--out", str(tmp_path / "out")]
         assert main(["profile", str(file), *QUICK, *out, *extra]) == 0
     cards = read_header(file)["cards"]
@@ -98,7 +118,10 @@ def test_without_storing_the_file_stays_as_it_is(file, tmp_path, capsys):
 
 def test_an_image_that_cannot_be_used_is_named(file, photos, capsys):
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(photos / "tiny.png")
-    assert main(["profile", str(file), *QUICK, "--no-memory", "--no-store", "--data", str(photos)]) == 1
+    assert (
+        main(["profile", str(file), *QUICK, "--no-memory", "--no-store", "--data", str(photos)])
+        == 1
+    )
     assert "elasticnet: image left out: tiny" in capsys.readouterr().err
 
 
@@ -131,7 +154,10 @@ def test_the_file_in_the_package_is_left_alone(capsys):
     packaged = weights_file(4)
     before = packaged.read_bytes(), sorted(packaged.parent.iterdir())
     assert main(["profile", str(packaged), *QUICK, "--no-memory"]) == 2
-    assert "belongs to the installed package: profile a copy of it, or pass --no-store" in capsys.readouterr().err
+    assert (
+        "belongs to the installed package: profile a copy of it, or pass --no-store"
+        in capsys.readouterr().err
+    )
     assert main(["profile", str(packaged), *QUICK, "--no-memory", "--no-store"]) == 0
     assert (packaged.read_bytes(), sorted(packaged.parent.iterdir())) == before
 

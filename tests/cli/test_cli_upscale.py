@@ -1,4 +1,6 @@
-"""The upscale command: which files, which depth, what is refused, what is left behind after a failure."""
+"""The upscale command: which files, which depth, what is refused, what is left behind after a
+failure.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize("depth", [None, 1, 2])
 def test_one_file(folder: Path, capsys: pytest.CaptureFixture[str], depth: int | None) -> None:
     assert upscale("in/a.png", "-o", "out.png", *(["--depth", str(depth)] if depth else [])) == 0
-    np.testing.assert_array_equal(read_photo("out.png").pixels, upscale_array(NET, RGB, depth=depth))
+    np.testing.assert_array_equal(
+        read_photo("out.png").pixels, upscale_array(NET, RGB, depth=depth)
+    )
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == f"out.png: 34x24, depth {depth or 3}\n"
@@ -79,15 +83,34 @@ def test_one_file(folder: Path, capsys: pytest.CaptureFixture[str], depth: int |
 
 
 def test_options_reach_the_network(folder: Path) -> None:
-    assert upscale("in/a.png", "-o", "out.png", "--self-ensemble", "--tile", "16", "--scale", "2", "--quiet") == 0
+    assert (
+        upscale(
+            "in/a.png",
+            "-o",
+            "out.png",
+            "--self-ensemble",
+            "--tile",
+            "16",
+            "--scale",
+            "2",
+            "--quiet",
+        )
+        == 0
+    )
     expected = upscale_array(NET, RGB, self_ensemble=True, tile=16)
     np.testing.assert_array_equal(read_photo("out.png").pixels, expected)
     assert upscale("in/a.png", "-o", "whole.png", "--tile", "whole", "--quiet") == 0
-    np.testing.assert_array_equal(read_photo("whole.png").pixels, upscale_array(NET, RGB, tile=None))
+    np.testing.assert_array_equal(
+        read_photo("whole.png").pixels, upscale_array(NET, RGB, tile=None)
+    )
 
 
-@pytest.mark.parametrize("inputs", [["in"], ["in/*"], ["in/a.png", "in/b.jpg", "in/c.gif"], ["in", "in/a.*"]])
-def test_several_images_go_into_a_folder(folder: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "inputs", [["in"], ["in/*"], ["in/a.png", "in/b.jpg", "in/c.gif"], ["in", "in/a.*"]]
+)
+def test_several_images_go_into_a_folder(
+    folder: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     if inputs == ["in/*"]:
         (folder / "in" / "notes.txt").unlink()  # a glob takes all that it names
     assert upscale(*inputs, "-o", "new/out", "--quiet") == 0
@@ -116,14 +139,18 @@ def test_a_bad_file_among_others(folder: Path, capsys: pytest.CaptureFixture[str
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_pipes(folder: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_pipes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
     def feed(data: bytes) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
     feed((folder / "in" / "a.png").read_bytes())
     assert upscale("-", "-o", "-") == 0
     captured = capfdbinary.readouterr()
-    np.testing.assert_array_equal(read_photo(io.BytesIO(captured.out)).pixels, upscale_array(NET, RGB))
+    np.testing.assert_array_equal(
+        read_photo(io.BytesIO(captured.out)).pixels, upscale_array(NET, RGB)
+    )
     assert captured.err == b"standard output: 34x24, depth 3\n"
     feed((folder / "in" / "c.gif").read_bytes())
     assert upscale("-", "-o", "-", "--quiet") == 0
@@ -135,14 +162,19 @@ def test_pipes(folder: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytes
     feed(b"")
     assert upscale("-", "-o", "out.png") == 2
     captured = capfdbinary.readouterr()
-    assert (captured.out, captured.err) == (b"", b"elasticnet: cannot read image standard input: it is empty\n")
+    assert (captured.out, captured.err) == (
+        b"",
+        b"elasticnet: cannot read image standard input: it is empty\n",
+    )
     assert not (folder / "out.png").exists()
 
 
 def test_notes_name_their_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("CMYK", (4, 4)).save("cmyk.jpg")
     assert upscale("cmyk.jpg", "-o", "out.png") == 0
-    assert capsys.readouterr().err.startswith("cmyk.jpg: CMYK without a colour profile was converted")
+    assert capsys.readouterr().err.startswith(
+        "cmyk.jpg: CMYK without a colour profile was converted"
+    )
 
 
 # --- what is refused
@@ -154,35 +186,91 @@ def test_notes_name_their_image(folder: Path, capsys: pytest.CaptureFixture[str]
         (["absent.png", "-o", "out.png"], "absent.png: no such file or folder"),
         (["in/*.bmp", "-o", "out"], "in/*.bmp: no file matches"),
         (["empty", "-o", "out"], "empty: a folder without images"),
-        (["in/a.png", "-o", "in"], "-o in: a folder as the output of one image; name the file, such as in/a.png"),
-        (["in", "-o", "net.safetensors"], "-o net.safetensors: one file for several images; name a folder"),
+        (
+            ["in/a.png", "-o", "in"],
+            "-o in: a folder as the output of one image; name the file, such as in/a.png",
+        ),
+        (
+            ["in", "-o", "net.safetensors"],
+            "-o net.safetensors: one file for several images; name a folder",
+        ),
         (["in", "-o", "out.png"], "-o out.png: one file for several images; name a folder"),
         (["in", "-o", "-"], "-o -: standard output takes one image"),
         (["-", "in", "-o", "out"], "- beside 1 more: standard input is upscaled on its own"),
         (["in", "-o", "in"], "is an input too, and would be overwritten: choose another -o"),
-        (["in/a.png", "-o", "in/../in/a.png", "--force"], "is an input too, and would be overwritten"),
-        (["in/a.png", "-o", "hard.png", "--force"], "hard.png is an input too, and would be overwritten"),
-        (["in/a.png", "-o", "there.png"], "there.png exists: use --force to overwrite, or choose another -o"),
+        (
+            ["in/a.png", "-o", "in/../in/a.png", "--force"],
+            "is an input too, and would be overwritten",
+        ),
+        (
+            ["in/a.png", "-o", "hard.png", "--force"],
+            "hard.png is an input too, and would be overwritten",
+        ),
+        (
+            ["in/a.png", "-o", "there.png"],
+            "there.png exists: use --force to overwrite, or choose another -o",
+        ),
         (["in", "-o", "some"], "some/a.png exists (and 1 more): use --force"),
-        (["in/a.png", "-o", "out.gif"], "out.gif: no format to write has the extension '.gif': .png, .jpg"),
+        (
+            ["in/a.png", "-o", "out.gif"],
+            "out.gif: no format to write has the extension '.gif': .png, .jpg",
+        ),
         (["in/a.png", "-o", "out.png", "--format", "jpg"], "--format jpg: the output is out.png"),
-        (["in/a.png", "-o", "absent/out.png"], "-o absent/out.png: there is no folder absent; make it first"),
-        (["in/a.png", "twin/a.png", "-o", "out"], "in/a.png and twin/a.png would both become out/a.png"),
-        (["in", "-o", "net.safetensors/out"], "-o net.safetensors/out: cannot make this folder (Not a directory)"),
-        (["in/a.png", "-o", "out.png", "--depth", "4"], "depth 4: this net has taps at depths 1, 2, 3"),
-        (["in/a.png", "-o", "out.png", "--scale", "3"], "--scale 3: net.safetensors enlarges 2 times"),
-        (["in/a.png", "-o", "out.png", "--depth", "1", "--max-ms", "5"], "--depth 1 beside a budget"),
-        (["in/a.png", "-o", "out.png", "--quality", "80"], "--quality 80: no output is JPEG or lossy WebP"),
-        (["in/a.png", "-o", "out.webp", "--quality", "80", "--lossless"], "--quality 80: no output is JPEG"),
+        (
+            ["in/a.png", "-o", "absent/out.png"],
+            "-o absent/out.png: there is no folder absent; make it first",
+        ),
+        (
+            ["in/a.png", "twin/a.png", "-o", "out"],
+            "in/a.png and twin/a.png would both become out/a.png",
+        ),
+        (
+            ["in", "-o", "net.safetensors/out"],
+            "-o net.safetensors/out: cannot make this folder (Not a directory)",
+        ),
+        (
+            ["in/a.png", "-o", "out.png", "--depth", "4"],
+            "depth 4: this net has taps at depths 1, 2, 3",
+        ),
+        (
+            ["in/a.png", "-o", "out.png", "--scale", "3"],
+            "--scale 3: net.safetensors enlarges 2 times",
+        ),
+        (
+            ["in/a.png", "-o", "out.png", "--depth", "1", "--max-ms", "5"],
+            "--depth 1 beside a budget",
+        ),
+        (
+            ["in/a.png", "-o", "out.png", "--quality", "80"],
+            "--quality 80: no output is JPEG or lossy WebP",
+        ),
+        (
+            ["in/a.png", "-o", "out.webp", "--quality", "80", "--lossless"],
+            "--quality 80: no output is JPEG",
+        ),
         (["in/a.png", "-o", "out.jpg", "--lossless"], "--lossless: no output is WebP"),
-        (["in/a.png", "-o", "out.png", "--max-pixels", "203"], "204 pixels are more than the limit of 203; --max-pix"),
+        (
+            ["in/a.png", "-o", "out.png", "--max-pixels", "203"],
+            "204 pixels are more than the limit of 203; --max-pix",
+        ),
         (["in/a.png", "-o", "out.png", "--device", "nothing"], "--device nothing: "),
-        (["in/notes.txt", "-o", "out.png"], "cannot read image in/notes.txt: not a PNG, JPEG, WebP"),
-        (["clear.png", "-o", "out.jpg"], "clear.png: it has transparency, which JPEG cannot hold: write .png"),
-        (["deep.png", "-o", "out.webp"], "deep.png: it has 16 bits per channel and WEBP holds 8: write .png or .tif"),
+        (
+            ["in/notes.txt", "-o", "out.png"],
+            "cannot read image in/notes.txt: not a PNG, JPEG, WebP",
+        ),
+        (
+            ["clear.png", "-o", "out.jpg"],
+            "clear.png: it has transparency, which JPEG cannot hold: write .png",
+        ),
+        (
+            ["deep.png", "-o", "out.webp"],
+            "deep.png: it has 16 bits per channel and WEBP holds 8: write .png or .tif",
+        ),
     ],
 )
-def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_refusals(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     (folder / "empty").mkdir()
     (folder / "twin").mkdir()
     (folder / "some").mkdir()
@@ -197,7 +285,10 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str], arguments: l
 def test_refusals_of_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in [
         (["--scale", "7"], "scale 7: "),
-        ([], "no --scale: give it (weights are packaged for 2, 3, 4), or the --weights of a network"),
+        (
+            [],
+            "no --scale: give it (weights are packaged for 2, 3, 4), or the --weights of a network",
+        ),
         (["--weights", "absent"], "absent"),
         (["--weights", "in/a.png"], "in/a.png: "),
     ]:
@@ -237,7 +328,9 @@ def test_force_overwrites(folder: Path) -> None:
     assert read_photo("out.png").size == (24, 34)
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root writes everywhere; Windows has no such modes")
+@pytest.mark.skipif(
+    os.name == "nt" or os.geteuid() == 0, reason="root writes everywhere; Windows has no such modes"
+)
 def test_a_read_only_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "locked").mkdir(mode=0o500)
     assert "could not write" in refused(capsys, "in/a.png", "-o", "locked/out.png")
@@ -253,13 +346,17 @@ def test_a_target_that_cannot_be_written_stops_before_the_work(
     monkeypatch.setattr(photo_upscale, "upscale_array", never)
     long = "x" * 250 + ".png"
     Image.fromarray(RGB).save("clear.png")
-    monkeypatch.setattr(os, "getpid", lambda: "y" * 250)  # a name that no file system takes, whoever asks
+    # a name that no file system takes, whoever asks
+    monkeypatch.setattr(os, "getpid", lambda: "y" * 250)
     assert f"could not write {folder / long}" in refused(capsys, "clear.png", "-o", long)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
 def test_a_failure_in_the_middle_leaves_nothing(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise error("no room")
@@ -277,18 +374,42 @@ def test_a_failure_in_the_middle_leaves_nothing(
 def test_ctrl_c_in_a_process_of_its_own(folder: Path) -> None:
     Image.fromarray(np.tile(RGB, (90, 90, 1))).save("large.png")
     before = files(folder)
-    command = [sys.executable, "-m", "elasticnet.cli", "upscale", "large.png", "-o", "out.png", "--tile", "8"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "elasticnet.cli",
+        "upscale",
+        "large.png",
+        "-o",
+        "out.png",
+        "--tile",
+        "8",
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
     command += ["--weights", "net.safetensors"]
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells have background jobs ignore it
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, preexec_fn=heed) as process:
+    # shells have background jobs ignore it
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, env=environment, preexec_fn=heed
+    ) as process:
         deadline = time.monotonic() + 200
-        while not list(folder.glob(".*.tmp")) and time.monotonic() < deadline and process.poll() is None:
+        while (
+            not list(folder.glob(".*.tmp"))
+            and time.monotonic() < deadline
+            and process.poll() is None
+        ):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors == b"elasticnet: interrupted; images that were not finished have left nothing behind\n"
+    assert (
+        errors
+        == b"elasticnet: interrupted; images that were not finished have left nothing behind\n"
+    )
     assert files(folder) == before
 
 
@@ -299,11 +420,16 @@ def test_a_budget_measured_on_the_spot(folder: Path, capsys: pytest.CaptureFixtu
     assert upscale("in/a.png", "-o", "out.png", "--max-ms", "1e9") == 0
     assert "depth 3 (about" in capsys.readouterr().err
     assert upscale("in/a.png", "-o", "out.png", "--max-ms", "1e-9", "--force") == 2
-    assert "elasticnet: in/a.png: no depth fits latency_ms <= 1e-09 ms: depth " in capsys.readouterr().err
+    assert (
+        "elasticnet: in/a.png: no depth fits latency_ms <= 1e-09 ms: depth "
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow
-def test_a_memory_budget_measured_on_the_spot(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_memory_budget_measured_on_the_spot(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A fresh process for each depth."""
     assert "in/a.png: no depth fits memory_mb <= 0.001 MB" in refused(
         capsys, "in/a.png", "-o", "out.png", "--max-memory", "0.001"
@@ -315,17 +441,26 @@ def test_a_memory_budget_measured_on_the_spot(folder: Path, capsys: pytest.Captu
 def test_a_budget_by_the_card_in_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = measure(NET, torch.rand(1, 3, 24, 17), repeats=1, memory=False)
     rows = [
-        {**row, "latency_ms": 100.0 * row["depth"], "memory_mb": 10.0 * row["depth"]} for row in card.to_json()["rows"]
+        {**row, "latency_ms": 100.0 * row["depth"], "memory_mb": 10.0 * row["depth"]}
+        for row in card.to_json()["rows"]
     ]
     store_card("net.safetensors", type(card).from_json({**card.to_json(), "rows": rows}))
     # The image has half the card's pixels: 50, 100 and 150 ms.
     for budget, depth in ((160, 3), (140, 2), (51, 1)):
         assert upscale("in/a.png", "-o", "out.png", "--force", "--max-ms", str(budget)) == 0
         assert f"depth {depth} (about {50 * depth} ms" in capsys.readouterr().err
-    assert upscale("in/a.png", "-o", "out.png", "--force", "--max-ms", "1300", "--self-ensemble") == 0
+    assert (
+        upscale("in/a.png", "-o", "out.png", "--force", "--max-ms", "1300", "--self-ensemble") == 0
+    )
     assert "depth 3 (about 1200 ms" in capsys.readouterr().err
-    assert upscale("in/a.png", "-o", "out.png", "--force", "--max-ms", "160", "--max-memory", "11") == 0
-    assert "depth 2 (about 100 ms and 10 MB expected, by the file's card of this machine)" in capsys.readouterr().err
+    assert (
+        upscale("in/a.png", "-o", "out.png", "--force", "--max-ms", "160", "--max-memory", "11")
+        == 0
+    )
+    assert (
+        "depth 2 (about 100 ms and 10 MB expected, by the file's card of this machine)"
+        in capsys.readouterr().err
+    )
     message = "in/a.png: no depth fits latency_ms <= 49 ms: depth 1 comes nearest, with latency_ms 50 ms, 1 ms too much"
     assert message in refused(capsys, "in/a.png", "-o", "other.png", "--max-ms", "49")
 
@@ -343,4 +478,9 @@ def test_tiles_count_in_a_budget(folder: Path) -> None:
 
 def test_plan_finds_images_whatever_the_case_of_their_extension(folder: Path) -> None:
     Image.fromarray(RGB).save(folder / "in" / "D.JPG", "JPEG")
-    assert [str(job.target) for job in plan(["in"], "out")] == ["out/D.JPG", "out/a.png", "out/b.jpg", "out/c.png"]
+    assert [str(job.target) for job in plan(["in"], "out")] == [
+        "out/D.JPG",
+        "out/a.png",
+        "out/b.jpg",
+        "out/c.png",
+    ]

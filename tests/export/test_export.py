@@ -66,7 +66,9 @@ def image(batch: int, height: int, width: int) -> torch.Tensor:
 
 @settings(max_examples=40)
 @given(batch=st.integers(1, 3), height=st.integers(1, 40), width=st.integers(1, 40))
-def test_onnx_and_torch_files_are_the_net_at_every_size_and_depth(net, runners, batch, height, width):
+def test_onnx_and_torch_files_are_the_net_at_every_size_and_depth(
+    net, runners, batch, height, width
+):
     x = image(batch, height, width)
     for (format, depth), run in runners.items():
         with evaluating(net), torch.no_grad():
@@ -80,7 +82,9 @@ def test_what_is_returned_describes_the_file(net, files):
     for (format, depth), result in files.items():
         assert (result.format, result.depth) == (format, depth)
         assert result.size == result.path.stat().st_size
-        assert result.parameters == sum(parameter.numel() for parameter in net.truncate(depth).parameters())
+        assert result.parameters == sum(
+            parameter.numel() for parameter in net.truncate(depth).parameters()
+        )
         assert result.axes == {0: "batch", 2: "height", 3: "width"}
         assert result.difference < 5e-6
         assert len(result.shapes) == 4
@@ -105,10 +109,20 @@ assert not [name for name in sys.modules if name.startswith("elasticnet")]
 """
     inputs = [image(1, 1, 1), image(2, 17, 30), image(3, 24, 20)]
     torch.save(inputs, tmp_path / "inputs.pt")
-    command = [sys.executable, "-I", "-c", script, files["torch", 2].path, tmp_path / "inputs.pt", tmp_path / "out.pt"]
+    command = [
+        sys.executable,
+        "-I",
+        "-c",
+        script,
+        files["torch", 2].path,
+        tmp_path / "inputs.pt",
+        tmp_path / "out.pt",
+    ]
     subprocess.run(list(map(str, command)), check=True, cwd=tmp_path, timeout=120)
     with evaluating(net), torch.no_grad():
-        for output, x in zip(torch.load(tmp_path / "out.pt", weights_only=True), inputs, strict=True):
+        for output, x in zip(
+            torch.load(tmp_path / "out.pt", weights_only=True), inputs, strict=True
+        ):
             assert (output - net(x)).abs().max() < 2e-6
 
 
@@ -139,8 +153,13 @@ def test_the_onnx_file_holds_the_folded_head_open_axes_and_its_description(files
     )
     assert input == ["batch", 3, "height", "width"]
     assert output == ["batch", 3, "2*height", "2*width"]
-    session = onnxruntime.InferenceSession(files["onnx", 2].path, providers=["CPUExecutionProvider"])
-    text = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    session = onnxruntime.InferenceSession(
+        files["onnx", 2].path, providers=["CPUExecutionProvider"]
+    )
+    text = {
+        name: json.loads(value)
+        for name, value in session.get_modelmeta().custom_metadata_map.items()
+    }
     assert text.pop("arguments")["channels"] == 16
     assert text == {
         "architecture": "asrn",
@@ -161,7 +180,9 @@ def test_files_hold_no_paths_of_this_machine_and_no_example(files):
     with zipfile.ZipFile(files["torch", 2].path) as archive:
         for entry in archive.namelist():
             assert here not in archive.read(entry), entry
-        (inputs,) = (archive.getinfo(name) for name in archive.namelist() if "sample_inputs" in name)
+        (inputs,) = (
+            archive.getinfo(name) for name in archive.namelist() if "sample_inputs" in name
+        )
         assert inputs.file_size < 3 * 24 * 20 * 4
     extra = {"description.json": ""}
     torch.export.load(files["torch", 2].path, extra_files=extra)
@@ -244,7 +265,9 @@ NETS = {
     "x1": lambda: asrn(1, num_blocks=2, channels=16),
     "x3": lambda: asrn(3, num_blocks=2, channels=16),
     "x4 bicubic": lambda: asrn(4, num_blocks=2, channels=16, skip="bicubic"),
-    "subpixel bicubic": lambda: asrn(2, num_blocks=2, channels=16, upsampler="subpixel", skip="bicubic"),
+    "subpixel bicubic": lambda: asrn(
+        2, num_blocks=2, channels=16, upsampler="subpixel", skip="bicubic"
+    ),
     "shufflenet": lambda: asrn(2, num_blocks=2, channels=24, block="shufflenet"),
     "res2net": lambda: asrn(2, num_blocks=2, channels=24, block="res2net"),
     "no fusion": lambda: asrn(2, num_blocks=2, channels=16, fusion=False),
@@ -272,7 +295,8 @@ def test_retrofitted_sr_networks_as_programs(name, tmp_path):
     net = woken(NETS[name]()).eval()
     result = export(net, tmp_path / "net.pt2", depth=1)
     run = runner(result.path)
-    for size in ((1, 1, 1), (2, 3, 40), (1, 37, 30)):  # the last is one that net computes by its folded kernel
+    # the last is one that net computes by its folded kernel
+    for size in ((1, 1, 1), (2, 3, 40), (1, 37, 30)):
         with torch.no_grad():
             assert (run(image(*size)) - net(image(*size), depth=1)).abs().max() < 1e-5
 

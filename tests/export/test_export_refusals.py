@@ -66,13 +66,17 @@ def test_a_net_of_one_size_is_exported_at_this_size(tmp_path):
         y = torch.randn(batch, 3, 32, 32)
         with evaluating(net), torch.no_grad():
             assert (run(y) - net(y, depth=1)).abs().max() < 1e-5
-    with pytest.raises(ValueError, match=r"axes \{2: 'height'\}: height fixed: the net does not take shape"):
+    with pytest.raises(
+        ValueError, match=r"axes \{2: 'height'\}: height fixed: the net does not take shape"
+    ):
         export(net, tmp_path / "open.pt2", example=x, axes={2: "height"})
 
 
 def test_code_that_branches_on_the_size_is_found_by_the_check(tmp_path):
     net = ElasticWrapper([nn.Conv2d(3, 3, 1)], Branch())
-    with pytest.raises(ExportError, match=r"depth 1 as torch (does not take shape \(1, 3, 20, 54\)|differs)"):
+    with pytest.raises(
+        ExportError, match=r"depth 1 as torch (does not take shape \(1, 3, 20, 54\)|differs)"
+    ):
         export(net, tmp_path / "net.pt2", example=torch.rand(1, 3, 10, 18))
     assert list(tmp_path.iterdir()) == []
     result = export(net, tmp_path / "net.pt2", example=torch.rand(1, 3, 10, 18), axes={0: "batch"})
@@ -81,7 +85,9 @@ def test_code_that_branches_on_the_size_is_found_by_the_check(tmp_path):
 
 def test_a_net_that_cannot_be_traced_is_refused(tmp_path):
     net = ElasticWrapper([nn.Conv2d(3, 3, 1)], Untraceable())
-    with pytest.raises(ExportError, match=r"torch.export cannot trace this net: .*; nothing was written"):
+    with pytest.raises(
+        ExportError, match=r"torch.export cannot trace this net: .*; nothing was written"
+    ):
         export(net, tmp_path / "net.onnx", example=torch.rand(1, 3, 4, 4))
     assert list(tmp_path.iterdir()) == []
 
@@ -107,7 +113,9 @@ def test_a_wrong_weight_is_found_and_nothing_is_written(net, amount, int8, tmp_p
     target = tmp_path / "net.pt2"
     target.write_bytes(b"before")
     monkeypatch.setattr("elasticnet.export.plain_copy", spoiled(amount))
-    with pytest.raises(ExportError, match=r"net.pt2: depth 2 as torch.* differs from the net by up to (0\.\d+|nan)"):
+    with pytest.raises(
+        ExportError, match=r"net.pt2: depth 2 as torch.* differs from the net by up to (0\.\d+|nan)"
+    ):
         export(net, target, int8=int8, overwrite=True)
     assert target.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [target]
@@ -115,7 +123,9 @@ def test_a_wrong_weight_is_found_and_nothing_is_written(net, amount, int8, tmp_p
 
 def test_a_wrong_weight_in_the_onnx_file_is_found(net, tmp_path, monkeypatch):
     monkeypatch.setattr("elasticnet.export.plain_copy", spoiled(0.5))
-    with pytest.raises(ExportError, match=r"net.onnx: depth 1 as onnx differs .* 0.0001 is allowed; nothing was"):
+    with pytest.raises(
+        ExportError, match=r"net.onnx: depth 1 as onnx differs .* 0.0001 is allowed; nothing was"
+    ):
         export(net, tmp_path / "net.onnx", depth=1)
     assert list(tmp_path.iterdir()) == []
 
@@ -125,9 +135,24 @@ def test_a_wrong_weight_in_the_onnx_file_is_found(net, tmp_path, monkeypatch):
     [
         ("net.onnx", {"depth": 3}, ValueError, "depth 3: this net has taps at depths 1, 2"),
         ("net.onnx", {"depth": 0}, ValueError, "depth 0"),
-        ("net.onnx", {"format": "tflite"}, ValueError, "format 'tflite': expected one of onnx, torch, safetensors"),
-        ("net.onnx", {"format": "torch"}, ValueError, "net.onnx: the suffix of format 'torch' is .pt2"),
-        ("net.bin", {}, ValueError, r"net.bin: a suffix among .onnx, .pt2, .safetensors, or a format"),
+        (
+            "net.onnx",
+            {"format": "tflite"},
+            ValueError,
+            "format 'tflite': expected one of onnx, torch, safetensors",
+        ),
+        (
+            "net.onnx",
+            {"format": "torch"},
+            ValueError,
+            "net.onnx: the suffix of format 'torch' is .pt2",
+        ),
+        (
+            "net.bin",
+            {},
+            ValueError,
+            r"net.bin: a suffix among .onnx, .pt2, .safetensors, or a format",
+        ),
         ("net.safetensors", {"int8": True}, ValueError, "int8=True with format 'safetensors'"),
         ("folder", {"format": "onnx"}, ValueError, "folder: a folder; name a file in it"),
         ("none/net.onnx", {}, FileNotFoundError, "there is no folder .*none; make it first"),
@@ -151,7 +176,9 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named_with_the_command_that_helps(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ImportError, match=rf"format 'onnx' needs {missing}: pip install \"elasticnet\[export\]\""):
+    with pytest.raises(
+        ImportError, match=rf"format 'onnx' needs {missing}: pip install \"elasticnet\[export\]\""
+    ):
         require("onnx")
     require("torch")
 

@@ -29,7 +29,9 @@ def test_open_axes_are_those_that_the_net_takes_at_other_lengths():
     assert open_axes(net, x, {}) == ({}, None)
     axes, note = open_axes(Fixed(), x, None)
     assert axes == {0: "batch"}
-    assert note == "height and width fixed: the net does not take shape (1, 3, 16, 18) (made for 8x6)"
+    assert (
+        note == "height and width fixed: the net does not take shape (1, 3, 16, 18) (made for 8x6)"
+    )
     axes, note = open_axes(Fixed(1), x, None)
     assert axes == {}
     assert "batch fixed: the net does not take shape (2, 3, 8, 6)" in str(note)
@@ -39,7 +41,10 @@ def test_open_axes_are_those_that_the_net_takes_at_other_lengths():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({2: "height"}, r"axes \{2: 'height'\}: height fixed: the net does not take shape \(1, 3, 16, 6\) \(made"),
+        (
+            {2: "height"},
+            r"axes \{2: 'height'\}: height fixed: the net does not take shape \(1, 3, 16, 6\) \(made",
+        ),
         ({4: "depth"}, "axes 4: 'depth': expected an axis from 0 to 3"),
         ({-1: "width"}, "axes -1: 'width'"),
         ({True: "channels"}, "axes True: 'channels'"),
@@ -52,7 +57,11 @@ def test_an_axis_that_was_asked_for_is_an_error(axes, message):
 
 
 def test_variants_change_open_axes_alone():
-    assert list(variants((2, 3, 8, 6), {0: "b", 2: "h", 3: "w"})) == [[1, 3, 16, 18], [1, 3, 1, 1], [7, 3, 11, 8]]
+    assert list(variants((2, 3, 8, 6), {0: "b", 2: "h", 3: "w"})) == [
+        [1, 3, 16, 18],
+        [1, 3, 1, 1],
+        [7, 3, 11, 8],
+    ]
     assert list(variants((2, 5), {})) == [[2, 5]] * 3
 
 
@@ -77,7 +86,10 @@ def test_an_example_is_checked():
     for example, message in (
         ("a photo", "example: str"),
         (torch.rand(0, 3, 4, 4), r"example: shape \(0, 3, 4, 4\)"),
-        (torch.rand(1, 4, 4, 4), r"example: the net does not take shape \(1, 4, 4, 4\): .*channels"),
+        (
+            torch.rand(1, 4, 4, 4),
+            r"example: the net does not take shape \(1, 4, 4, 4\): .*channels",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             checked_example(net, example)  # pyright: ignore[reportArgumentType]

@@ -42,7 +42,10 @@ def test_a_channel_of_zeros_stays_zero_and_rounding_twice_changes_nothing():
 
 
 def net_of_layers() -> ElasticWrapper:
-    blocks = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ConvTranspose2d(16, 16, 3, groups=2)) for _ in range(2)]
+    blocks = [
+        nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ConvTranspose2d(16, 16, 3, groups=2))
+        for _ in range(2)
+    ]
     blocks[0][1] = nn.Conv2d(16, 16, 1)  # 256 weights: too few
     return ElasticWrapper(blocks, nn.Conv2d(16, 16, 3), nn.Conv2d(12, 16, 3)).eval()
 

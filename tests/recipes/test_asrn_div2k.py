@@ -53,7 +53,9 @@ def log_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_without_data_it_says_so_and_trains_on_the_carried_photographs(recipe, tmp_path, capsys, monkeypatch):
+def test_without_data_it_says_so_and_trains_on_the_carried_photographs(
+    recipe, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)  # no datasets/ here
     run(recipe, "--out", "run")
     said = capsys.readouterr().out
@@ -63,7 +65,14 @@ def test_without_data_it_says_so_and_trains_on_the_carried_photographs(recipe, t
     assert json.loads(Path("run/options.json").read_text())["preset"] == "demo"
 
     names = {path.name for path in Path("run").iterdir()}
-    files = {"options.json", "log.jsonl", "last.safetensors", "best.safetensors", "table.md", "table.json"}
+    files = {
+        "options.json",
+        "log.jsonl",
+        "last.safetensors",
+        "best.safetensors",
+        "table.md",
+        "table.json",
+    }
     assert files | {"curve.png", "crops.png", "checkpoints"} <= names
     assert [line["step"] for line in log_of(Path("run"))] == [2, 3, 4, 6]
     table = json.loads(Path("run/table.json").read_text())
@@ -77,15 +86,27 @@ def test_without_data_it_says_so_and_trains_on_the_carried_photographs(recipe, t
     best = max(log_of(Path("run")), key=lambda line: sum(line.get("psnr", {"": 0}).values()))
     assert read_header("run/best.safetensors")["notes"]["step"] == best["step"]
     assert best["machine"] == machine_key()
-    assert elasticnet.load("run/last.safetensors", depth=1)(torch.rand(1, 3, 5, 4)).shape == (1, 3, 10, 8)
+    assert elasticnet.load("run/last.safetensors", depth=1)(torch.rand(1, 3, 5, 4)).shape == (
+        1,
+        3,
+        10,
+        8,
+    )
 
 
 def test_paper_is_the_default_with_data_and_every_field_is_an_option(recipe, photos):
     options = recipe.parse(["--data", str(photos)])
-    assert (options.preset, options.loss, options.batch_size, options.learning_rate) == ("paper", "mse", 16, 1e-4)
+    assert (options.preset, options.loss, options.batch_size, options.learning_rate) == (
+        "paper",
+        "mse",
+        16,
+        1e-4,
+    )
     assert (options.steps, options.halve_every, options.psd_weight) == (1_000_000, 200_000, 0.1)
     assert (options.augment, options.patch_size, options.image_scale) == ("flips", 48, 255)
-    changed = recipe.parse(["--data", str(photos), "--preset", "demo", "--loss", "mse", "--patch-size", "20"])
+    changed = recipe.parse(
+        ["--data", str(photos), "--preset", "demo", "--loss", "mse", "--patch-size", "20"]
+    )
     assert (changed.preset, changed.loss, changed.patch_size, changed.steps) == (
         *("demo", "mse", 20),
         recipe.PRESETS["demo"].steps,
@@ -95,18 +116,41 @@ def test_paper_is_the_default_with_data_and_every_field_is_an_option(recipe, pho
 def test_the_learning_rate_follows_its_schedule(recipe, photos, tmp_path):
     common = ["--data", photos, "--num-valid", 1, "--log-every", 1]
     run(recipe, *common, "--halve-every", 2, "--out", tmp_path / "halved")
-    assert [line["learning_rate"] / 1e-4 for line in log_of(tmp_path / "halved")] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    assert [line["learning_rate"] / 1e-4 for line in log_of(tmp_path / "halved")] == [
+        1,
+        1,
+        0.5,
+        0.5,
+        0.25,
+        0.25,
+    ]
     run(recipe, *common, "--schedule", "cosine", "--warmup", 2, "--out", tmp_path / "cosine")
     rates = [line["learning_rate"] / 1e-4 for line in log_of(tmp_path / "cosine")]
-    assert rates == pytest.approx([0.5, 1, 1, *(0.5 + 0.5 * math.cos(math.pi * part / 4) for part in (1, 2, 3))])
+    assert rates == pytest.approx(
+        [0.5, 1, 1, *(0.5 + 0.5 * math.cos(math.pi * part / 4) for part in (1, 2, 3))]
+    )
 
 
 @pytest.mark.parametrize(
-    ("weights", "first", "rise"), [(("rising", "--rising-from", 0.5), 1 / 2, 1 / 12), ((0.75,), 3 / 4, 0)]
+    ("weights", "first", "rise"),
+    [(("rising", "--rising-from", 0.5), 1 / 2, 1 / 12), ((0.75,), 3 / 4, 0)],
 )
-def test_weights_of_the_deepest_exit_rise_to_all_or_stay_a_number(recipe, photos, tmp_path, weights, first, rise):
+def test_weights_of_the_deepest_exit_rise_to_all_or_stay_a_number(
+    recipe, photos, tmp_path, weights, first, rise
+):
     folder = tmp_path / "run"
-    given = ["--data", photos, "--num-valid", 1, "--variant", "dsl", "--image-scale", 1, "--tap-weights", *weights]
+    given = [
+        "--data",
+        photos,
+        "--num-valid",
+        1,
+        "--variant",
+        "dsl",
+        "--image-scale",
+        1,
+        "--tap-weights",
+        *weights,
+    ]
     run(recipe, *given, "--log-every", 1, "--out", folder)
     assert recipe.parse(["--resume", str(folder)]).tap_weights == weights[0]
     lines = log_of(folder)
@@ -114,7 +158,9 @@ def test_weights_of_the_deepest_exit_rise_to_all_or_stay_a_number(recipe, photos
     for step, line in enumerate(lines):
         share = first + step * rise  # of the deepest of two, in six steps
         assert line["routine"] == pytest.approx(share * line["per_depth"]["2"], rel=1e-5)
-        assert line["deep_supervision"] == pytest.approx((1 - share) * line["per_depth"]["1"], rel=1e-5)
+        assert line["deep_supervision"] == pytest.approx(
+            (1 - share) * line["per_depth"]["1"], rel=1e-5
+        )
 
 
 def test_a_used_run_folder_is_refused(recipe, photos, tmp_path):
@@ -127,13 +173,28 @@ def test_a_used_run_folder_is_refused(recipe, photos, tmp_path):
 
 
 def test_ctrl_c_saves_and_the_resumed_run_ends_bitwise_equal(recipe, photos, tmp_path):
-    arguments = ["--data", photos, "--num-valid", "1", "--steps", "400", "--eval-every", "150", "--log-every", "7"]
+    arguments = [
+        "--data",
+        photos,
+        "--num-valid",
+        "1",
+        "--steps",
+        "400",
+        "--eval-every",
+        "150",
+        "--log-every",
+        "7",
+    ]
     run(recipe, *arguments, "--out", tmp_path / "whole")
 
     command = [sys.executable, RECIPE, *TINY, *arguments, "--out", tmp_path / "cut"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        list(map(str, command)),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     log = tmp_path / "cut" / "log.jsonl"
     while process.poll() is None and not (log.exists() and log.stat().st_size):
@@ -146,16 +207,22 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_bitwise_equal(recipe, photos, tmp
     assert stopped < 400
 
     run(recipe, *arguments, "--resume", tmp_path / "cut")
-    assert (tmp_path / "cut/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
+    assert (tmp_path / "cut/last.safetensors").read_bytes() == (
+        tmp_path / "whole/last.safetensors"
+    ).read_bytes()
     steps = [line["step"] for line in log_of(tmp_path / "cut")]
     assert steps == sorted({*steps})
     assert {*steps} == {line["step"] for line in log_of(tmp_path / "whole")} | {stopped}
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(recipe, photos, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    recipe, photos, tmp_path
+):
     out = tmp_path / "run"
     run(recipe, "--data", photos, "--num-valid", 1, "--steps", 3, "--out", out)
-    before = {path: path.read_bytes() for path in [out / "last.safetensors", *out.glob("checkpoints/*")]}
+    before = {
+        path: path.read_bytes() for path in [out / "last.safetensors", *out.glob("checkpoints/*")]
+    }
     with pytest.raises(FloatingPointError, match=r"NaN or infinite at step [56];.*last good state"):
         run(recipe, "--resume", out, "--steps", 9, "--eval-every", 9, "--learning-rate", 1e30)
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -217,7 +284,17 @@ def test_a_start_that_fails_leaves_no_run_folder(recipe, tmp_path):
 
 def test_variants_differ_in_taps_and_terms(recipe, photos, tmp_path):
     for variant in ("ss", "dsl", "full"):
-        run(recipe, "--data", photos, "--num-valid", 1, "--variant", variant, "--out", tmp_path / variant)
+        run(
+            recipe,
+            "--data",
+            photos,
+            "--num-valid",
+            1,
+            "--variant",
+            variant,
+            "--out",
+            tmp_path / variant,
+        )
         line = log_of(tmp_path / variant)[-1]
         assert list(line["per_depth"]) == (["2"] if variant == "ss" else ["1", "2"])
         assert (line["deep_supervision"] > 0) == (variant != "ss")
@@ -251,15 +328,56 @@ def test_warm_starts_from_another_scale_and_another_depth(recipe, photos, tmp_pa
     run(recipe, *common, "--scale", 4, "--out", tmp_path / "x4")
     source = tmp_path / "x4" / "best.safetensors"
     capsys.readouterr()
-    run(recipe, *common, "--scale", 2, "--init", source, "--learning-rate", 1e-12, "--out", tmp_path / "x2")
-    assert "stem and 2 of 2 blocks taken; the head is made anew (scale 4 there, 2 here)" in capsys.readouterr().out
+    run(
+        recipe,
+        *common,
+        "--scale",
+        2,
+        "--init",
+        source,
+        "--learning-rate",
+        1e-12,
+        "--out",
+        tmp_path / "x2",
+    )
+    assert (
+        "stem and 2 of 2 blocks taken; the head is made anew (scale 4 there, 2 here)"
+        in capsys.readouterr().out
+    )
     source_net, net = elasticnet.load(source), elasticnet.load(tmp_path / "x2" / "last.safetensors")
     name = "blocks.1.expand.weight"
     assert torch.allclose(net.state_dict()[name], source_net.state_dict()[name], atol=1e-9)
-    run(recipe, *common, "--scale", 4, "--num-blocks", 3, "--init", source, "--steps", 1, "--out", tmp_path / "deeper")
-    assert "2 of 2 blocks taken; 1 new blocks start as identities; the head taken" in capsys.readouterr().out
+    run(
+        recipe,
+        *common,
+        "--scale",
+        4,
+        "--num-blocks",
+        3,
+        "--init",
+        source,
+        "--steps",
+        1,
+        "--out",
+        tmp_path / "deeper",
+    )
+    assert (
+        "2 of 2 blocks taken; 1 new blocks start as identities; the head taken"
+        in capsys.readouterr().out
+    )
     with pytest.raises(ValueError, match=r"stem differs: 1\.bias is \(8,\) there, \(16,\) here"):
-        run(recipe, *common, "--scale", 4, "--channels", 16, "--init", source, "--out", tmp_path / "wider")
+        run(
+            recipe,
+            *common,
+            "--scale",
+            4,
+            "--channels",
+            16,
+            "--init",
+            source,
+            "--out",
+            tmp_path / "wider",
+        )
     assert not (tmp_path / "wider").exists()
 
 
@@ -282,6 +400,12 @@ def test_tensorboard_shows_losses_scores_and_crops_of_every_depth(recipe, photos
     run(recipe, "--data", photos, "--num-valid", 1, "--out", tmp_path / "run")
     events = accumulators.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
-    assert {"total", "distillation", "per_depth/1", "psnr/2", "learning_rate"} <= {*events.Tags()["scalars"]}
+    assert {"total", "distillation", "per_depth/1", "psnr/2", "learning_rate"} <= {
+        *events.Tags()["scalars"]
+    }
     assert [event.step for event in events.Scalars("psnr/1")] == [3, 6]
-    assert {tag.rpartition("/")[2] for tag in events.Tags()["images"]} == {"HR", "depth 1", "depth 2"}
+    assert {tag.rpartition("/")[2] for tag in events.Tags()["images"]} == {
+        "HR",
+        "depth 1",
+        "depth 2",
+    }

@@ -1,4 +1,6 @@
-"""The recipe as real processes: killed, shared by two, resumed by another number, its data gone, its folder in use."""
+"""The recipe as real processes: killed, shared by two, resumed by another number, its data gone,
+its folder in use.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,42 @@ from loading import load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "asrn_div2k.py"
-TINY = ["--num-blocks", "3", "--channels", "8", "--patch-size", "8", "--batch-size", "4", "--num-valid", "1"]
-TINY += ["--preset", "demo", "--ema", "0.99", "--clip-norm", "0.1", "--sampled-taps", "1", "--no-tensorboard"]
+TINY = [
+    "--num-blocks",
+    "3",
+    "--channels",
+    "8",
+    "--patch-size",
+    "8",
+    "--batch-size",
+    "4",
+    "--num-valid",
+    "1",
+]
+TINY += [
+    "--preset",
+    "demo",
+    "--ema",
+    "0.99",
+    "--clip-norm",
+    "0.1",
+    "--sampled-taps",
+    "1",
+    "--no-tensorboard",
+]
 STEPS = 240
-KILLED = ["--steps", str(STEPS), "--eval-every", "40", "--save-every", "8", "--log-every", "3", "--keep", "2"]
+KILLED = [
+    "--steps",
+    str(STEPS),
+    "--eval-every",
+    "40",
+    "--save-every",
+    "8",
+    "--log-every",
+    "3",
+    "--keep",
+    "2",
+]
 
 
 @pytest.fixture
@@ -58,9 +92,19 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 
 def start(*command: object, **options: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     command = (sys.executable, *command)
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options}
+    streams: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        **options,
+    }
     return subprocess.Popen([str(part) for part in command], env=environment, **streams)
 
 
@@ -74,18 +118,25 @@ def lines_in(log: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-# --- killed, again and again; this part runs as a script that forks, so that everything is imported once
+# --- killed, again and again; this part runs as a script that forks, so that everything is imported
+# once
 
 
 def train_with_kills(photos: Path, out: Path, kills: int, seed: int) -> None:
-    """Train in child processes, each killed at a random moment and the next one resuming, then once without a kill."""
+    """Train in child processes, each killed at a random moment and the next one resuming, then once
+    without a kill.
+    """
     recipe, draw = load_recipe("asrn_div2k"), random.Random(seed)
     torch.set_num_threads(1)
     import timm.utils.model_ema  # noqa: F401  (imported where it is used: once here is enough)
 
     def child(folder: Path) -> None:
         arguments = [*TINY, *KILLED, "--data", str(photos)]
-        where = ["--resume", str(folder)] if (folder / "options.json").exists() else ["--out", str(folder)]
+        where = (
+            ["--resume", str(folder)]
+            if (folder / "options.json").exists()
+            else ["--out", str(folder)]
+        )
         with contextlib.redirect_stdout(None), contextlib.redirect_stderr(open(os.devnull, "w")):
             options = recipe.parse([*arguments, *where])
             recipe.main(options)
@@ -94,7 +145,8 @@ def train_with_kills(photos: Path, out: Path, kills: int, seed: int) -> None:
     log = out / "log.jsonl"
     for index in range(kills):
         process = context.Process(target=child, args=(out,))
-        # A quarter is killed while it starts, the others once they have come further than any before.
+        # A quarter is killed while it starts, the others once they have come further than any
+        # before.
         goal = lines_in(log) + draw.randint(1, STEPS // (6 * kills)) if index % 4 else 0
         process.start()
         while lines_in(log) < goal and process.is_alive():
@@ -102,7 +154,11 @@ def train_with_kills(photos: Path, out: Path, kills: int, seed: int) -> None:
         time.sleep(draw.uniform(0, 0.05))
         process.kill()
         process.join()
-        print("killed" if process.exitcode == -signal.SIGKILL else process.exitcode, lines_in(log), flush=True)
+        print(
+            "killed" if process.exitcode == -signal.SIGKILL else process.exitcode,
+            lines_in(log),
+            flush=True,
+        )
     for folder in (out, out.with_name("whole")):
         process = context.Process(target=child, args=(folder,))
         process.start()
@@ -116,7 +172,8 @@ def check_kills(photos: Path, tmp_path: Path, kills: int, seed: int) -> None:
     *killings, end, whole_end = (line.split() for line in output.splitlines())
     assert [word for word, _ in killings] == ["killed"] * kills, output
     assert end == whole_end == ["exit", "0"], output
-    assert len({length for _, length in killings} - {"0"}) >= kills // 2, output  # spread over the training
+    # spread over the training
+    assert len({length for _, length in killings} - {"0"}) >= kills // 2, output
     for name in ("last.safetensors", "best.safetensors"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     # Equal bytes: weights, moving average, moments, scaler, generators, scores, the best so far.
@@ -138,7 +195,17 @@ def test_twenty_kills_end_bitwise_equal(photos: Path, tmp_path: Path) -> None:
 
 # --- several processes
 
-SHARED = [*TINY, "--precision", "float64", "--eval-every", "10", "--save-every", "10", "--log-every", "5"]
+SHARED = [
+    *TINY,
+    "--precision",
+    "float64",
+    "--eval-every",
+    "10",
+    "--save-every",
+    "10",
+    "--log-every",
+    "5",
+]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", RECIPE]
 
 
@@ -157,7 +224,9 @@ def assert_close(first: Any, second: Any, tolerance: float = 1e-9) -> None:
         assert first == pytest.approx(second, abs=tolerance)
 
 
-def test_two_processes_train_as_one_and_resume_as_one_and_as_two(photos: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_and_resume_as_one_and_as_two(
+    photos: Path, tmp_path: Path
+) -> None:
     def ends(steps: int) -> list[object]:
         return [*SHARED, "--data", photos, "--steps", steps]
 
@@ -174,7 +243,11 @@ def test_two_processes_train_as_one_and_resume_as_one_and_as_two(photos: Path, t
     for folder, expected in (("shared", "alone30"), ("by one", "alone30")):
         assert_close(weights_of(tmp_path / folder), weights_of(tmp_path / expected))
         lines, others = log_of(tmp_path / folder), log_of(tmp_path / expected)
-        assert [line["step"] for line in lines] == [line["step"] for line in others] == [5, 10, 15, 20, 25, 30]
+        assert (
+            [line["step"] for line in lines]
+            == [line["step"] for line in others]
+            == [5, 10, 15, 20, 25, 30]
+        )
         for line, other in zip(lines, others, strict=True):
             assert_close(line, other)
     assert len(state_of(tmp_path / "shared")["random"]) == 2
@@ -200,7 +273,9 @@ def test_the_data_folder_may_go_away_in_mid_run(photos: Path, tmp_path: Path) ->
     shutil.rmtree(tmp_path / "copied.elasticnet-cache")
     finish(start(RECIPE, *arguments, "--data", photos, "--out", tmp_path / "whole"))
     finish(process)
-    assert (tmp_path / "cut/last.safetensors").read_bytes() == (tmp_path / "whole/last.safetensors").read_bytes()
+    assert (tmp_path / "cut/last.safetensors").read_bytes() == (
+        tmp_path / "whole/last.safetensors"
+    ).read_bytes()
 
 
 def test_a_run_in_use_is_refused_until_its_process_is_dead(photos: Path, tmp_path: Path) -> None:

@@ -19,7 +19,18 @@ from elasticnet.training.processes import join_processes
 from loading import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "asrn_div2k.py"
-SMALL = ["--num-blocks", "2", "--channels", "16", "--patch-size", "24", "--batch-size", "8", "--warmup", "5"]
+SMALL = [
+    "--num-blocks",
+    "2",
+    "--channels",
+    "16",
+    "--patch-size",
+    "24",
+    "--batch-size",
+    "8",
+    "--warmup",
+    "5",
+]
 SMALL += ["--steps", "60", "--eval-every", "30", "--save-every", "30"]
 
 
@@ -28,13 +39,20 @@ def recipe() -> ModuleType:
     return load_recipe("asrn_div2k")
 
 
-@pytest.mark.parametrize(("task", "steps", "least_gain"), [("denoise", 60, 3.0), ("deblur", 150, 0.1)])
-def test_a_task_at_equal_size_learns_at_every_depth(recipe, tmp_path, capsys, task, steps, least_gain):
+@pytest.mark.parametrize(
+    ("task", "steps", "least_gain"), [("denoise", 60, 3.0), ("deblur", 150, 0.1)]
+)
+def test_a_task_at_equal_size_learns_at_every_depth(
+    recipe, tmp_path, capsys, task, steps, least_gain
+):
     given = ["--preset", "demo", *SMALL, "--steps", str(steps), "--task", task]
     recipe.main(recipe.parse([*given, "--out", str(tmp_path / "run")]))
     table = json.loads((tmp_path / "run" / "table.json").read_text())
     assert "bicubic" not in table
-    assert [row["psnr"] > table["input"]["psnr"] + least_gain for row in table["rows"]] == [True, True]
+    assert [row["psnr"] > table["input"]["psnr"] + least_gain for row in table["rows"]] == [
+        True,
+        True,
+    ]
     assert "gain over input (dB)" in capsys.readouterr().out
     options = json.loads((tmp_path / "run" / "options.json").read_text())
     assert (options["task"], options["scale"]) == (task, 1)
@@ -47,7 +65,14 @@ def test_a_task_at_equal_size_learns_at_every_depth(recipe, tmp_path, capsys, ta
     degradation = options["degradation"]
     sigmas: dict[str, Any] = {sigma: value}
     pairs = load_pairs(photos, 1, degradation=degradation, progress=False, **sigmas)
-    arguments = ["--data", str(photos), "--degradation", degradation, f"--{sigma.replace('_', '-')}", str(value)]
+    arguments = [
+        "--data",
+        str(photos),
+        "--degradation",
+        degradation,
+        f"--{sigma.replace('_', '-')}",
+        str(value),
+    ]
     arguments += ["--no-cost", "--out", str(tmp_path / "scores")]
     assert main(["benchmark", str(tmp_path / "run" / "best.safetensors"), *arguments]) == 0
     rows = json.loads((tmp_path / "scores" / "table.json").read_text())["rows"]
@@ -60,16 +85,30 @@ def test_a_task_at_equal_size_learns_at_every_depth(recipe, tmp_path, capsys, ta
     ("arguments", "message"),
     [
         (["--scale", "1"], "--scale 1: expected 2, 3 or 4, or --task denoise or deblur"),
-        (["--task", "denoise", "--scale", "2"], "--scale 2: --task denoise has scale 1; leave it out"),
-        (["--task", "deblur", "--degradation", "DN"], "--degradation DN: --task deblur has degradation BD"),
-        (["--task", "deblur", "--noise-sigma", "3"], "noise_sigma 3.0: degradation 'BD' has no such setting"),
+        (
+            ["--task", "denoise", "--scale", "2"],
+            "--scale 2: --task denoise has scale 1; leave it out",
+        ),
+        (
+            ["--task", "deblur", "--degradation", "DN"],
+            "--degradation DN: --task deblur has degradation BD",
+        ),
+        (
+            ["--task", "deblur", "--noise-sigma", "3"],
+            "noise_sigma 3.0: degradation 'BD' has no such setting",
+        ),
         (["--noise-sigma", "3"], "noise_sigma 3.0: degradation 'BI' has no such setting"),
-        (["--task", "denoise", "--noise-sigma", "-3"], "noise_sigma -3.0: expected a positive finite number"),
+        (
+            ["--task", "denoise", "--noise-sigma", "-3"],
+            "noise_sigma -3.0: expected a positive finite number",
+        ),
     ],
 )
 def test_options_that_do_not_fit_the_task_are_refused(recipe, tmp_path, capsys, arguments, message):
     with pytest.raises((ValueError, SystemExit)) as raised:
-        recipe.main(recipe.parse(["--preset", "demo", *SMALL, *arguments, "--out", str(tmp_path / "run")]))
+        recipe.main(
+            recipe.parse(["--preset", "demo", *SMALL, *arguments, "--out", str(tmp_path / "run")])
+        )
     said = " ".join(f"{raised.value} {capsys.readouterr().err}".replace("│", " ").split())
     assert message in said
     assert not (tmp_path / "run").exists()
@@ -89,9 +128,15 @@ def test_a_grown_network_starts_as_the_shallow_one_and_ends_better(recipe, tmp_p
         expected = shallow(x)
         assert all(torch.equal(grown(x, depth=depth), expected) for depth in (1, 2, 3))
 
-    recipe.main(recipe.parse([*common, "--num-blocks", "3", "--init", str(file), "--out", str(tmp_path / "grown")]))
+    recipe.main(
+        recipe.parse(
+            [*common, "--num-blocks", "3", "--init", str(file), "--out", str(tmp_path / "grown")]
+        )
+    )
     before = json.loads((tmp_path / "shallow" / "table.json").read_text())["rows"][0]["psnr"]
-    after = [row["psnr"] for row in json.loads((tmp_path / "grown" / "table.json").read_text())["rows"]]
+    after = [
+        row["psnr"] for row in json.loads((tmp_path / "grown" / "table.json").read_text())["rows"]
+    ]
     assert after[2] > before
     assert after[0] > before - 0.1
     first = json.loads((tmp_path / "grown" / "log.jsonl").read_text().splitlines()[0])

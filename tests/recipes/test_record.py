@@ -46,7 +46,12 @@ def test_a_run_is_taken_without_the_paths_of_its_machine(record, tmp_path):
     (run / "table.json").write_text(json.dumps({"rows": []}))
     record.main(["new", str(run)])
     assert json.loads((tmp_path / "new.json").read_text()) == {
-        "options": {"data": "photos", "valid": "Set5", "init": "runs/x4/best.safetensors", "steps": 3},
+        "options": {
+            "data": "photos",
+            "valid": "Set5",
+            "init": "runs/x4/best.safetensors",
+            "steps": 3,
+        },
         "table": {"rows": []},
         "scores": [{"step": 3, "seconds": 1.5, "psnr": {"1": 30.0}, "total": 0.1}],
     }
@@ -60,7 +65,13 @@ def test_a_run_with_one_exit_is_scored_at_every_depth(record, tmp_path):
     data.mkdir()
     Image.fromarray(skimage.data.astronaut()[:96, :120]).save(data / "astronaut.png")
     save(net, run / "best.safetensors")
-    options = {"scale": 2, "degradation": "BD", "blur_sigma": 1.0, "noise_sigma": None, "precision": "bfloat16"}
+    options = {
+        "scale": 2,
+        "degradation": "BD",
+        "blur_sigma": 1.0,
+        "noise_sigma": None,
+        "precision": "bfloat16",
+    }
     (run / "options.json").write_text(json.dumps(options))
     (run / "log.jsonl").write_text("")
     (run / "table.json").write_text("{}")
@@ -77,7 +88,10 @@ def test_a_run_with_one_exit_is_scored_at_every_depth(record, tmp_path):
     assert [row["parameters"] for row in kept["sets"][1:]] == [
         sum(p.numel() for p in every.truncate(depth).parameters()) for depth in (1, 2, 3)
     ]
-    log = [{"step": 1}, *({"step": step, "psnr": {"3": 30.0}, "machine": "AABA"[step - 2]} for step in range(2, 6))]
+    log = [
+        {"step": 1},
+        *({"step": step, "psnr": {"3": 30.0}, "machine": "AABA"[step - 2]} for step in range(2, 6)),
+    ]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     record.main(["new", str(run), "--data", str(data)])
     assert json.loads((tmp_path / "new.json").read_text())["machine"] == "A, then B, then A"

@@ -1,4 +1,6 @@
-"""The page of results: every number comes from docs/results/, and the page is up to date with it."""
+"""The page of results: every number comes from docs/results/, and the page is up to date with
+it.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,10 @@ def test_a_command_names_what_differs_from_its_preset(results):
         "2",
     ]
     options = as_json(recipe.parse(given))
-    assert results.changed(options) == "--preset paper --data train --scale 4 --loss l1 --psd-weight 8e-05"
+    assert (
+        results.changed(options)
+        == "--preset paper --data train --scale 4 --loss l1 --psd-weight 8e-05"
+    )
     assert results.changed(options, {**options, "scale": 2, "keep": 3}) == "--scale 4"
     assert results.changed({**options, "variant": "ss"}, options) == "--variant ss"
 
@@ -82,21 +87,38 @@ def test_nothing_kept_names_a_path_of_a_machine():
 
 
 def a_record(seed: int = 0, **options: object) -> dict:
-    """A run's record with scores 30.00, 30.10, ... by set, a hundredth more for each depth, and 0.20 for each seed."""
+    """A run's record with scores 30.00, 30.10, ... by set, a hundredth more for each depth, and
+    0.20 for each seed.
+    """
     sets = [
-        {"data": data, "depth": depth, "parameters": 1000 * (depth or 0), "psnr": 30 + index / 10, "ssim": 0.5}
+        {
+            "data": data,
+            "depth": depth,
+            "parameters": 1000 * (depth or 0),
+            "psnr": 30 + index / 10,
+            "ssim": 0.5,
+        }
         for index, data in enumerate(("Set5", "Set14", "B100"))
         for depth in (None, 1, 2, 3, 4, 5)
     ]
     for row in sets:
         row["psnr"] += (row["depth"] or 0) / 100 + seed * (row["depth"] is not None) / 5
-    given = as_json(load_recipe("asrn_div2k").parse(["--preset", "best", "--data", "train", "--scale", "4"]))
+    given = as_json(
+        load_recipe("asrn_div2k").parse(["--preset", "best", "--data", "train", "--scale", "4"])
+    )
     scores = [
         {"step": 4, "seconds": 3600.0, "psnr": {"1": 27.2, "5": 27.4}},
         {"step": 5, "seconds": 7200.0, "psnr": {"1": 27.1, "5": 27.45}},
     ]
-    costs = [{"depth": depth, "parameters": 1000 * depth, "macs": 5e8 * depth} for depth in range(1, 6)]
-    record = {"options": {**given, **options, "seed": seed}, "sets": sets, "scores": scores, "machine": "a computer"}
+    costs = [
+        {"depth": depth, "parameters": 1000 * depth, "macs": 5e8 * depth} for depth in range(1, 6)
+    ]
+    record = {
+        "options": {**given, **options, "seed": seed},
+        "sets": sets,
+        "scores": scores,
+        "machine": "a computer",
+    }
     return {**record, "table": {"rows": costs}}
 
 
@@ -113,16 +135,27 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
         "sources": "Another",
     }
     with_urban = a_record(skip="none", init="there/asrn_x2.safetensors")
-    with_urban["sets"] += [{**row, "data": "Urban100"} for row in with_urban["sets"] if row["data"] == "Set5"]
+    with_urban["sets"] += [
+        {**row, "data": "Urban100"} for row in with_urban["sets"] if row["data"] == "Set5"
+    ]
     records = {"x4": a_record(), "x4-published": with_urban}
     page = results.shipped({**records, "published": published})
     empty = "not measured | not measured |"
     assert (
-        f"| bicubic |  |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 (26.10) | 30.20 / 0.5000 (26.00) | {empty}" in page
+        f"| bicubic |  |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 (26.10) | 30.20 / 0.5000 (26.00) | {empty}"
+        in page
     )
-    assert f"| 5 | 5,000 | 2.50 | 30.05 / 0.5000 (31.50) | 30.15 / 0.5000 | 30.25 / 0.5000 | {empty}" in page
-    assert f"| 4 | 4,000 | 2.00 | 30.04 / 0.5000 | 30.14 / 0.5000 | 30.24 / 0.5000 | {empty}" in page
-    assert "30.24 / 0.5000 | 30.04 / 0.5000 | not measured |" in page.partition("`asrn_x4_published`")[2]
+    assert (
+        f"| 5 | 5,000 | 2.50 | 30.05 / 0.5000 (31.50) | 30.15 / 0.5000 | 30.25 / 0.5000 | {empty}"
+        in page
+    )
+    assert (
+        f"| 4 | 4,000 | 2.00 | 30.04 / 0.5000 | 30.14 / 0.5000 | 30.24 / 0.5000 | {empty}" in page
+    )
+    assert (
+        "30.24 / 0.5000 | 30.04 / 0.5000 | not measured |"
+        in page.partition("`asrn_x4_published`")[2]
+    )
     assert page.count("| SRNET | 57K |  | (30.50) | (27.50) | (26.90) |  |  |") == 1
     assert "x2 only" not in page
     assert re.findall("patches of 48(.*); GMACs", page) == ["", ", started from asrn_x2"]
@@ -143,15 +176,23 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
 
 
 def test_a_choice_is_named_by_what_it_changes_also_beside_records_from_before_that_option(results):
-    records = {f"choice-{number}": a_record() for number in (1, 2)} | {"choice-10-affine": a_record(tap_affine=True)}
+    records = {f"choice-{number}": a_record() for number in (1, 2)} | {
+        "choice-10-affine": a_record(tap_affine=True)
+    }
     del records["choice-1"]["options"]["tap_affine"]
     header, _, *rows = results.choices(records).splitlines()
     assert header.startswith("| options | depth 1 |")
-    assert [row.split(" | ")[0] for row in rows[:3]] == [*["| the usual options (below)"] * 2, "| `--tap-affine`"]
+    assert [row.split(" | ")[0] for row in rows[:3]] == [
+        *["| the usual options (below)"] * 2,
+        "| `--tap-affine`",
+    ]
 
 
 def test_degradations_stand_beside_bicubic_of_the_same_input(results):
-    records = {"bd-x3": a_record(degradation="BD", steps=1500), "dn-x3": a_record(degradation="DN", steps=1500)}
+    records = {
+        "bd-x3": a_record(degradation="BD", steps=1500),
+        "dn-x3": a_record(degradation="DN", steps=1500),
+    }
     for row in records["dn-x3"]["sets"]:
         row["psnr"] -= 4 * (row["depth"] is None)
     page = results.degradations(records)
@@ -162,11 +203,21 @@ def test_degradations_stand_beside_bicubic_of_the_same_input(results):
 
 
 def test_regret_is_elastic_minus_alone_by_the_means_of_the_seeds(results):
-    records = {f"x4-alone-{depth}": a_record(num_blocks=depth, variant="ss") for depth in range(1, 5)}
-    records |= {"x4-ss": a_record(variant="ss"), "x4-full": a_record(), "x4-dsl-seed1": a_record(1, variant="dsl")}
+    records = {
+        f"x4-alone-{depth}": a_record(num_blocks=depth, variant="ss") for depth in range(1, 5)
+    }
+    records |= {
+        "x4-ss": a_record(variant="ss"),
+        "x4-full": a_record(),
+        "x4-dsl-seed1": a_record(1, variant="dsl"),
+    }
     records |= {"x4-normalised": a_record(steps=9), "x4-skipless": a_record(skip="none")}
     records |= {"x4-rising": a_record(tap_weights="rising", tap_affine=True)}
-    records |= {"x4-rising-dsl": a_record(1, variant="dsl", tap_weights="rising", rising_from=0.5, tap_affine=True)}
+    records |= {
+        "x4-rising-dsl": a_record(
+            1, variant="dsl", tap_weights="rising", rising_from=0.5, tap_affine=True
+        )
+    }
     records |= {"x4-dsl-nine-seed1": a_record(1, variant="dsl", tap_weights=0.9)}
     records = {"x4-full-seed1": a_record(1), "x4-ss-seed1": a_record(1, variant="ss"), **records}
     for row in records["x4-full"]["sets"]:
@@ -177,7 +228,10 @@ def test_regret_is_elastic_minus_alone_by_the_means_of_the_seeds(results):
     assert "| DSL + PSD, seed 0 | 30.01 |" in page
     assert "| DSL + PSD, seed 1 | 30.21 |" in page.partition("| DSL + PSD, seed 0 |")[2]
     assert "| DSL + PSD: regret | +0.10 | +0.10 | +0.10 | +0.10 | +0.00 |" in page
-    assert "| DSL + PSD: regret | -0.15 | -0.15 | -0.15 | -0.15 | -0.25 |" in page.partition("| B100")[2]
+    assert (
+        "| DSL + PSD: regret | -0.15 | -0.15 | -0.15 | -0.15 | -0.25 |"
+        in page.partition("| B100")[2]
+    )
     assert "| DSL: regret | +0.20 | +0.20 | +0.20 | +0.20 | +0.10 |" in page
     assert "| DSL + PSD, equal weights: regret |" in page
     assert "| DSL + PSD, rising, affine: regret | +0.00 |" in page
@@ -186,4 +240,7 @@ def test_regret_is_elastic_minus_alone_by_the_means_of_the_seeds(results):
     assert page.count("| DSL, seed 1 |") == 3  # once a set: a longer name is another kind's
     assert "| DSL + PSD, no bicubic skip: regret |" in page
     assert "cut short: regret" not in page
-    assert "60,000 steps, batch 16, patches of 48 or 9 steps, batch 16, patches of 48 for each network." in page
+    assert (
+        "60,000 steps, batch 16, patches of 48 or 9 steps, batch 16, patches of 48 for each network."
+        in page
+    )

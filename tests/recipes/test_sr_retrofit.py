@@ -1,4 +1,6 @@
-"""The retrofit recipe at a size of seconds: what it writes, from which weights, how it stops, resumes and refuses."""
+"""The retrofit recipe at a size of seconds: what it writes, from which weights, how it stops,
+resumes and refuses.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,10 @@ def test_without_data_it_trains_on_the_carried_photographs(recipe, tmp_path, cap
     monkeypatch.chdir(tmp_path)
     run(recipe, *SIZES, "--train-steps", 1, "--srcnn-steps", 1, "--tune-steps", 1, "--out", "run")
     said = capsys.readouterr().out
-    assert "no --data: training on the photographs that scikit-image carries; held out: chelsea" in said
+    assert (
+        "no --data: training on the photographs that scikit-image carries; held out: chelsea"
+        in said
+    )
     assert "phase 3 of 3: elastic, 1 steps" in said
     assert "heads at all 3 taps cost" in said
     assert "validation x2 (3 images): bicubic 32.72, SRCNN " in said
@@ -113,8 +118,26 @@ def test_without_data_it_trains_on_the_carried_photographs(recipe, tmp_path, cap
 def test_both_curves_are_those_of_the_saved_networks(recipe, photos, tmp_path):
     out = tmp_path / "run"
     few = ["--train-steps", 2, "--srcnn-steps", 2, "--tune-steps", 2]
-    run(recipe, *SIZES, *few, "--model", "rcan", "--num-groups", 2, "--valid", photos, "--data", photos, "--out", out)
-    pairs, found, text = load_pairs(photos, 2, progress=False), psnr_of(out), (out / "table.md").read_text()
+    run(
+        recipe,
+        *SIZES,
+        *few,
+        "--model",
+        "rcan",
+        "--num-groups",
+        2,
+        "--valid",
+        photos,
+        "--data",
+        photos,
+        "--out",
+        out,
+    )
+    pairs, found, text = (
+        load_pairs(photos, 2, progress=False),
+        psnr_of(out),
+        (out / "table.md").read_text(),
+    )
     nets = {name: elasticnet.load(out / f"{name}.safetensors") for name in ("ordinary", "elastic")}
     assert nets["elastic"].origin == rcan(2, 2, 8, group_size=3, reduction=2).origin
     assert text.startswith("rcan(scale=2, num_blocks=2, channels=8, group_size=3, reduction=2)")
@@ -122,7 +145,9 @@ def test_both_curves_are_those_of_the_saved_networks(recipe, photos, tmp_path):
         cut, elastic = (evaluate(net.truncate(depth), pairs)[depth].psnr for net in nets.values())
         assert found["ordinary, cut short", depth] == pytest.approx(cut, abs=1e-3)
         assert found["elastic", depth] == pytest.approx(elastic, abs=1e-3)
-        shown = re.search(rf"\| +{depth} \| +([\d,]+) \| +([\d.]+) \| +([\d.]+) \| +([+-][\d.]+) \|", text)
+        shown = re.search(
+            rf"\| +{depth} \| +([\d,]+) \| +([\d.]+) \| +([\d.]+) \| +([+-][\d.]+) \|", text
+        )
         assert shown
         count = sum(parameter.numel() for parameter in nets["elastic"].truncate(depth).parameters())
         over = found["elastic", depth] - found["SRCNN", 1]
@@ -140,7 +165,12 @@ def test_phases_train_what_they_say(whole):
     assert [*lines[50]["per_depth"]] == ["1"]
     assert all(line["distillation"] > 0 for line in lines[80:])
     assert {depth for line in lines[80:] for depth in line["per_depth"]} == {"1", "2", "3"}
-    assert [[*lines[step - 1]["psnr"]] for step in (15, 40, 80, 120)] == [["3"], ["3"], ["1"], ["1", "2", "3"]]
+    assert [[*lines[step - 1]["psnr"]] for step in (15, 40, 80, 120)] == [
+        ["3"],
+        ["3"],
+        ["1"],
+        ["1", "2", "3"],
+    ]
 
 
 def test_the_ordinary_network_is_that_of_a_plain_loop(recipe, photos, whole):
@@ -179,7 +209,10 @@ def test_srcnn_starts_as_the_enlarged_input_and_all_of_it_learns(recipe):
 @pytest.mark.parametrize(("model", "taps"), [("edsr", 2), ("rcan", None)])
 def test_taps_are_sampled_where_heads_cost_more_than_blocks(recipe, model, taps):
     options = recipe.Options(model=model)
-    net, line = recipe.ordinary_network(options), recipe.tap_cost(recipe.ordinary_network(options), options)
+    net, line = (
+        recipe.ordinary_network(options),
+        recipe.tap_cost(recipe.ordinary_network(options), options),
+    )
     assert recipe.sampled_taps(options) == taps
     assert (float(line.partition("cost ")[2].split()[0]) > 1) == (taps is not None)
     assert line.endswith(f"takes {len(net.taps) if taps is None else 1 + taps}")
@@ -189,7 +222,18 @@ def test_taps_are_sampled_where_heads_cost_more_than_blocks(recipe, model, taps)
 @pytest.mark.slow
 def test_the_cut_network_collapses_and_the_elastic_one_does_not(recipe, tmp_path):
     sizes = ["--num-blocks", 4, "--channels", 24, "--patch-size", 24, "--batch-size", 8]
-    steps = ["--train-steps", 400, "--srcnn-steps", 200, "--tune-steps", 400, "--eval-every", 1000, "--log-every", 20]
+    steps = [
+        "--train-steps",
+        400,
+        "--srcnn-steps",
+        200,
+        "--tune-steps",
+        400,
+        "--eval-every",
+        1000,
+        "--log-every",
+        20,
+    ]
     run(recipe, *sizes, *steps, "--out", tmp_path / "run")
     psnr = psnr_of(tmp_path / "run")
     for depth in (1, 2, 3):
@@ -201,9 +245,14 @@ def test_the_cut_network_collapses_and_the_elastic_one_does_not(recipe, tmp_path
 # --- from given weights
 
 
-def test_official_weights_are_read_with_their_sizes_and_not_trained(recipe, photos, tmp_path, capsys):
+def test_official_weights_are_read_with_their_sizes_and_not_trained(
+    recipe, photos, tmp_path, capsys
+):
     plain = EDSR(3, 2, 12)
-    out, state = tmp_path / "run", {f"module.{name}": tensor for name, tensor in plain.state_dict().items()}
+    out, state = (
+        tmp_path / "run",
+        {f"module.{name}": tensor for name, tensor in plain.state_dict().items()},
+    )
     torch.save({"state_dict": state}, tmp_path / "weights.pth")
     run(recipe, "--weights", tmp_path / "weights.pth", "--data", photos, "--out", out)
     assert {line["phase"] for line in log_of(out)} == {2, 3}
@@ -218,9 +267,13 @@ def test_official_weights_are_read_with_their_sizes_and_not_trained(recipe, phot
 def test_our_weights_of_a_net_with_one_tap_get_all(recipe, tmp_path):
     net = rcan(2, 3, 8, group_size=2, reduction=4, taps=(-1,))
     elasticnet.save(net, tmp_path / "ours.safetensors")
-    read = recipe.ordinary_network(recipe.Options(model="rcan", weights=tmp_path / "ours.safetensors"))
+    read = recipe.ordinary_network(
+        recipe.Options(model="rcan", weights=tmp_path / "ours.safetensors")
+    )
     assert (read.taps, read.origin) == ((1, 2, 3), net.origin)
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in read.state_dict().items())
+    assert all(
+        torch.equal(tensor, net.state_dict()[name]) for name, tensor in read.state_dict().items()
+    )
 
 
 def test_a_resumed_run_needs_the_file_of_its_weights_no_more(recipe, photos, tmp_path):
@@ -249,7 +302,9 @@ def ctrl_c_after(log: Path, lines: int) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_ctrl_c_in_every_phase_saves_and_the_resumed_run_ends_bitwise_equal(recipe, photos, whole, tmp_path, capsys):
+def test_ctrl_c_in_every_phase_saves_and_the_resumed_run_ends_bitwise_equal(
+    recipe, photos, whole, tmp_path, capsys
+):
     out = tmp_path / "cut"
     where = ["--out", out]
     for lines in (9, 50, 95):
@@ -264,7 +319,9 @@ def test_ctrl_c_in_every_phase_saves_and_the_resumed_run_ends_bitwise_equal(reci
     assert_ended_alike(out, whole)
 
 
-def test_ctrl_c_at_the_end_of_a_phase_does_not_begin_the_next(recipe, photos, whole, tmp_path, monkeypatch):
+def test_ctrl_c_at_the_end_of_a_phase_does_not_begin_the_next(
+    recipe, photos, whole, tmp_path, monkeypatch
+):
     def interrupted(*arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(*arguments, **options)
@@ -279,13 +336,19 @@ def test_ctrl_c_at_the_end_of_a_phase_does_not_begin_the_next(recipe, photos, wh
 
 
 def kill_in_every_phase(photos: Path, out: Path) -> None:
-    """Run in child processes, each killed once it has come further than the one before; the last one ends."""
+    """Run in child processes, each killed once it has come further than the one before; the last
+    one ends.
+    """
     recipe = load_recipe("sr_retrofit")
     torch.set_num_threads(1)
     log = out / "log.jsonl"
 
     def child() -> None:
-        where = ["--resume", out] if (out / "options.json").exists() else [*SIZES, "--data", photos, "--out", out]
+        where = (
+            ["--resume", out]
+            if (out / "options.json").exists()
+            else [*SIZES, "--data", photos, "--out", out]
+        )
         with contextlib.redirect_stdout(None):
             run(recipe, *where)
 
@@ -301,7 +364,8 @@ def kill_in_every_phase(photos: Path, out: Path) -> None:
 
 
 def test_a_run_killed_in_every_phase_ends_bitwise_equal(photos, whole, tmp_path):
-    command = [sys.executable, __file__, str(photos), str(tmp_path / "killed")]  # a script: it forks
+    # a script: it forks
+    command = [sys.executable, __file__, str(photos), str(tmp_path / "killed")]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     killed, ended = done.stdout.splitlines()[:-1], done.stdout.splitlines()[-1]
@@ -310,21 +374,34 @@ def test_a_run_killed_in_every_phase_ends_bitwise_equal(photos, whole, tmp_path)
 
 
 def test_a_resumed_run_keeps_its_sizes_and_cannot_go_back(recipe, whole):
-    with pytest.raises(ValueError, match=r"--channels 16: the run in .*whole was started with 8; start another"):
+    with pytest.raises(
+        ValueError, match=r"--channels 16: the run in .*whole was started with 8; start another"
+    ):
         run(recipe, *SIZES[:2], "--channels", 16, "--resume", whole)
-    with pytest.raises(ValueError, match=r"--tune-steps 30: the run in .*whole has done 40 of them already"):
+    with pytest.raises(
+        ValueError, match=r"--tune-steps 30: the run in .*whole has done 40 of them already"
+    ):
         run(recipe, *SIZES, "--tune-steps", 30, "--resume", whole)
 
 
 # --- refused, in one line, before there is a run folder
 
 
-BAD = {"channels": 0, "tune_steps": 0, "sampled_taps": -1, "num_groups": 2, "learning_rate": 0.0, "psd_weight": -1.0}
+BAD = {
+    "channels": 0,
+    "tune_steps": 0,
+    "sampled_taps": -1,
+    "num_groups": 2,
+    "learning_rate": 0.0,
+    "psd_weight": -1.0,
+}
 
 
 @pytest.mark.parametrize(("name", "value"), BAD.items())
 def test_options_out_of_range_are_refused(recipe, name, value):
-    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} {value}: (expected a|EDSR has no groups)"):
+    with pytest.raises(
+        ValueError, match=f"--{name.replace('_', '-')} {value}: (expected a|EDSR has no groups)"
+    ):
         recipe.Options(**{name: value})
 
 
@@ -336,13 +413,24 @@ def test_options_out_of_range_are_refused(recipe, name, value):
         (["--valid", "nowhere"], r"nowhere does not exist"),
         (["--weights", "nowhere.pth"], r"nowhere\.pth"),
         (["--weights", "damaged.pth"], r"damaged\.pth: damaged, or not a checkpoint"),
-        (["--weights", "asrn.safetensors"], r"asrn\.safetensors: holds asrn, expected edsr or rcan"),
+        (
+            ["--weights", "asrn.safetensors"],
+            r"asrn\.safetensors: holds asrn, expected edsr or rcan",
+        ),
         (["--weights", "foreign.pth"], r"--weights foreign\.pth: missing: head\.0\.weight"),
-        (["--weights", "edsr.safetensors", "--model", "rcan"], r"edsr\.safetensors: holds edsr, and --model is rcan"),
-        (["--weights", "edsr.safetensors", "--scale", 4], r"--scale 4: --weights edsr\.safetensors has 2; leave"),
+        (
+            ["--weights", "edsr.safetensors", "--model", "rcan"],
+            r"edsr\.safetensors: holds edsr, and --model is rcan",
+        ),
+        (
+            ["--weights", "edsr.safetensors", "--scale", 4],
+            r"--scale 4: --weights edsr\.safetensors has 2; leave",
+        ),
     ],
 )
-def test_wrong_input_is_refused_and_leaves_nothing(recipe, photos, tmp_path, monkeypatch, arguments, message):
+def test_wrong_input_is_refused_and_leaves_nothing(
+    recipe, photos, tmp_path, monkeypatch, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     Path("damaged.pth").write_bytes(b"not a checkpoint")
     torch.save({"a.weight": torch.zeros(1)}, "foreign.pth")
@@ -360,7 +448,10 @@ def test_help_and_errors_on_the_command_line(tmp_path):
 
     shown = command("--help")
     assert shown.returncode == 0
-    assert all(word in shown.stdout for word in ("--model", "--weights", "--tune-steps", "--resume", "residual group"))
+    assert all(
+        word in shown.stdout
+        for word in ("--model", "--weights", "--tune-steps", "--resume", "residual group")
+    )
     missing = command("--data", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert missing.returncode == 1
     assert missing.stderr.splitlines() == [f"error: data set {tmp_path / 'nowhere'} does not exist"]

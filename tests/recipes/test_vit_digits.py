@@ -29,7 +29,18 @@ from elasticnet.training.stop_signal import StopSignal
 from loading import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "vit_digits.py"
-TINY = ["--num-blocks", "3", "--width", "8", "--batch-size", "16", "--steps", "6", "--log-every", "4"]
+TINY = [
+    "--num-blocks",
+    "3",
+    "--width",
+    "8",
+    "--batch-size",
+    "16",
+    "--steps",
+    "6",
+    "--log-every",
+    "4",
+]
 LABELS = ["ordinary, cut short", "DSL", "DSL + PSD", "each depth alone"]
 
 
@@ -59,18 +70,26 @@ def accuracies(folder: Path) -> dict[tuple[int, str, int], dict[str, float]]:
     }
 
 
-def trained(recipe: ModuleType, folder: Path, variant: str, depth: int, **options: Any) -> elasticnet.ElasticWrapper:
+def trained(
+    recipe: ModuleType, folder: Path, variant: str, depth: int, **options: Any
+) -> elasticnet.ElasticWrapper:
     """Train one network of the recipe, of tiny size."""
-    chosen = recipe.Options(**{"num_blocks": 3, "width": 8, "batch_size": 16, "steps": 6, **options})
+    chosen = recipe.Options(
+        **{"num_blocks": 3, "width": 8, "batch_size": 16, "steps": 6, **options}
+    )
     digits = recipe.read_digits(chosen.num_test, chosen.seed)
     with Run.create(folder, {}) as run:
-        return recipe.train(chosen, variant, depth, chosen.seed, digits, run, tqdm(disable=True), StopSignal())
+        return recipe.train(
+            chosen, variant, depth, chosen.seed, digits, run, tqdm(disable=True), StopSignal()
+        )
 
 
 def loaded(recipe: ModuleType, folder: Path, depth: int | None = None) -> elasticnet.ElasticWrapper:
     """Load the elastic network of a tiny run."""
     options = recipe.Options(num_blocks=3, width=8)
-    return elasticnet.load(folder / "elastic.safetensors", depth, build=lambda: split(recipe.build(options)).wrap())
+    return elasticnet.load(
+        folder / "elastic.safetensors", depth, build=lambda: split(recipe.build(options)).wrap()
+    )
 
 
 # --- a whole run
@@ -84,10 +103,18 @@ def test_the_table_has_every_depth_and_variant(done):
     for depth in ("1", "2", "3"):
         row = next(line for line in text.splitlines() if line.startswith(f"| {depth} |"))
         cells = [result["accuracy"][variant][depth] for variant in ("cut", "dsl", "psd", "alone")]
-        assert row == f"| {depth} | " + " | ".join(f"{c['mean']:.1f} ± {c['spread']:.1f}" for c in cells) + " |"
+        assert (
+            row
+            == f"| {depth} | "
+            + " | ".join(f"{c['mean']:.1f} ± {c['spread']:.1f}" for c in cells)
+            + " |"
+        )
     assert set(result["attention_distance"]) == set(LABELS[:3])
     assert Image.open(done / "accuracy.png").width > 500
-    assert json.loads((done / "options.json").read_text())["psd_weight"] == result["options"]["psd_weight"]
+    assert (
+        json.loads((done / "options.json").read_text())["psd_weight"]
+        == result["options"]["psd_weight"]
+    )
 
 
 def test_the_table_is_the_log_averaged(done):
@@ -111,10 +138,16 @@ def test_the_table_is_the_log_averaged(done):
 
 def test_each_variant_has_its_taps_and_terms_and_the_same_number_of_steps(done):
     lines = [line for line in log_of(done) if "total" in line]
-    assert [line["step"] for line in lines] == [6 * run + step for run in range(2 * 5) for step in (4, 6)]
+    assert [line["step"] for line in lines] == [
+        6 * run + step for run in range(2 * 5) for step in (4, 6)
+    ]
     for line in lines:
         elastic = line["variant"] in ("dsl", "psd")
-        assert list(line["per_depth"]) == [str(d) for d in range(1, 4)] if elastic else [str(line["depth"])]
+        assert (
+            list(line["per_depth"]) == [str(d) for d in range(1, 4)]
+            if elastic
+            else [str(line["depth"])]
+        )
         assert (line["deep_supervision"] > 0) == elastic
         assert (line["distillation"] > 0) == (line["variant"] == "psd")
 
@@ -125,13 +158,19 @@ def test_the_saved_elastic_network_loads_and_gives_the_same_accuracy(recipe, don
     digits = recipe.read_digits(600, 0)
     for depth in (None, 2):
         measured, _ = recipe.evaluate(loaded(recipe, done, depth).eval(), digits)
-        assert {str(at): value for at, value in measured.items()} == {at: found[at] for at in list(found)[:depth]}
+        assert {str(at): value for at, value in measured.items()} == {
+            at: found[at] for at in list(found)[:depth]
+        }
 
 
 def test_the_same_seed_gives_the_same_bits_whatever_else_runs(recipe, done, tmp_path):
-    recipe.main(recipe.parse([*TINY, "--seeds", "1", "--seed", "1", "--out", str(tmp_path / "second")]))
+    recipe.main(
+        recipe.parse([*TINY, "--seeds", "1", "--seed", "1", "--out", str(tmp_path / "second")])
+    )
     both, second = log_of(done), log_of(tmp_path / "second")
-    assert [{**line, "step": line["step"] + 30} for line in second] == [line for line in both if line["seed"] == 1]
+    assert [{**line, "step": line["step"] + 30} for line in second] == [
+        line for line in both if line["seed"] == 1
+    ]
     assert [line["accuracy"] for line in second if "accuracy" in line] != [
         line["accuracy"] for line in both if "accuracy" in line and line["seed"] == 0
     ]
@@ -168,11 +207,15 @@ def test_the_ordinary_network_is_timms_own_trained_by_a_plain_loop(recipe, tmp_p
 def test_alone_at_the_deepest_exit_is_the_ordinary_network(recipe, tmp_path):
     cut = trained(recipe, tmp_path / "cut", "cut", 3)
     alone = trained(recipe, tmp_path / "alone", "alone", 3)
-    assert all(torch.equal(tensor, alone.state_dict()[name]) for name, tensor in cut.state_dict().items())
+    assert all(
+        torch.equal(tensor, alone.state_dict()[name]) for name, tensor in cut.state_dict().items()
+    )
     shallow = trained(recipe, tmp_path / "shallow", "alone", 2)
     assert shallow.taps == (1, 2)
     assert len(shallow.blocks) == 2
-    assert not torch.equal(shallow.state_dict()["head.norm.weight"], cut.state_dict()["head.norm.weight"])
+    assert not torch.equal(
+        shallow.state_dict()["head.norm.weight"], cut.state_dict()["head.norm.weight"]
+    )
 
 
 def test_the_distillation_compares_patch_tokens_and_leaves_the_class_token_out(recipe, tmp_path):
@@ -182,11 +225,16 @@ def test_the_distillation_compares_patch_tokens_and_leaves_the_class_token_out(r
     with torch.no_grad():
         features = net.forward_taps(digits.test_x).features
         assert features[0].shape == (600, 1 + 16, 8)
-        assert attention_map(features[0], net.layout, prefix_tokens=net.prefix_tokens).shape == (600, 16)
+        assert attention_map(features[0], net.layout, prefix_tokens=net.prefix_tokens).shape == (
+            600,
+            16,
+        )
         maps = [feature[:, 1:].abs().sum(2) for feature in features]
         maps = [each / each.square().sum(1, keepdim=True).sqrt() for each in maps]
         distances = [(maps[d] - maps[d + 1]).square().sum(1).sqrt().mean() for d in (0, 1)]
-    assert recipe.evaluate(net, digits)[1] == pytest.approx(torch.stack(distances).mean().item(), rel=1e-4)
+    assert recipe.evaluate(net, digits)[1] == pytest.approx(
+        torch.stack(distances).mean().item(), rel=1e-4
+    )
 
 
 def test_deep_supervision_holds_where_the_cut_network_falls(recipe, tmp_path):
@@ -198,7 +246,8 @@ def test_deep_supervision_holds_where_the_cut_network_falls(recipe, tmp_path):
     )
     assert dsl[0][1] > cut[0][1] + 20
     assert min(cut[0][3], *dsl[0].values(), *psd[0].values()) > 80
-    assert psd[1] < 0.9 * dsl[1]  # what the distillation is for: neighbours' attention maps come closer
+    # what the distillation is for: neighbours' attention maps come closer
+    assert psd[1] < 0.9 * dsl[1]
 
 
 def test_the_split_is_stratified_and_its_parts_have_nothing_in_common(recipe):
@@ -215,7 +264,13 @@ def test_the_split_is_stratified_and_its_parts_have_nothing_in_common(recipe):
 
 
 def test_the_table_puts_what_is_within_its_spread_in_brackets(recipe):
-    columns = {"gain": {1: recipe.spread([2.0, 4.0]), 2: recipe.spread([-1.0, 2.0]), 3: recipe.spread([0.26])}}
+    columns = {
+        "gain": {
+            1: recipe.spread([2.0, 4.0]),
+            2: recipe.spread([-1.0, 2.0]),
+            3: recipe.spread([0.26]),
+        }
+    }
     assert recipe.depth_table(columns, "+.1f").splitlines() == [
         *("| depth | gain |", "| --- | ---: |"),
         *("| 1 | +3.0 ± 1.4 |", "| 2 | (+0.5 ± 2.1) |", "| 3 | +0.3 |"),
@@ -235,13 +290,17 @@ def test_ctrl_c_ends_with_one_line_and_keeps_what_was_measured(recipe, tmp_path,
             time.sleep(0.01)
         signal.raise_signal(signal.SIGINT)
 
-    options = recipe.parse([*TINY, "--steps", "40", "--seeds", "30", "--out", str(tmp_path / "run")])
+    options = recipe.parse(
+        [*TINY, "--steps", "40", "--seeds", "30", "--out", str(tmp_path / "run")]
+    )
     thread = threading.Thread(target=interrupt)
     thread.start()
     recipe.main(options)
     thread.join()
     last = capsys.readouterr().out.splitlines()[-1]
-    stopped = re.fullmatch(rf"stopped at step (\d+) of {30 * 5 * 40}; what was measured so far is in (.*)", last)
+    stopped = re.fullmatch(
+        rf"stopped at step (\d+) of {30 * 5 * 40}; what was measured so far is in (.*)", last
+    )
     assert stopped, last
     assert Path(stopped[2]) == log
     assert 40 <= int(stopped[1]) < 30 * 5 * 40
@@ -267,7 +326,9 @@ def test_options_out_of_range_are_refused(recipe, name, value, expected):
 
 
 def test_a_loss_that_is_not_finite_names_the_training(recipe, tmp_path):
-    with pytest.raises(FloatingPointError, match=r"DSL, seed 0: the loss became \w+ at step [1-5]; .*1e\+30"):
+    with pytest.raises(
+        FloatingPointError, match=r"DSL, seed 0: the loss became \w+ at step [1-5]; .*1e\+30"
+    ):
         trained(recipe, tmp_path / "run", "dsl", 3, learning_rate=1e30)
 
 
@@ -284,6 +345,8 @@ def test_help_and_errors_on_the_command_line(recipe, done, monkeypatch, capsys):
         assert word in shown
     assert command("--steps", "0") == 2
     assert "--steps 0: expected at least 1" in capsys.readouterr().err
-    assert re.fullmatch(r"error: .*run is not empty \(.*\): use .* another --out", command("--out", str(done)))
+    assert re.fullmatch(
+        r"error: .*run is not empty \(.*\): use .* another --out", command("--out", str(done))
+    )
     assert command("--blocks", "9") == 2
     assert "--blocks" in capsys.readouterr().err

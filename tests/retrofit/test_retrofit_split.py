@@ -1,4 +1,6 @@
-"""The generic split: any traceable stem -> blocks -> head, and what it refuses; the oracle is the model's own loop."""
+"""The generic split: any traceable stem -> blocks -> head, and what it refuses; the oracle is the
+model's own loop.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,16 @@ X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 class Chain(nn.Module):
     """Stem, blocks, head in one forward, cut short at `depth` by its own loop: the oracle."""
 
-    def __init__(self, num_blocks: int = 3, widths: tuple[int, ...] = (), dropout: float = 0.0) -> None:
+    def __init__(
+        self, num_blocks: int = 3, widths: tuple[int, ...] = (), dropout: float = 0.0
+    ) -> None:
         super().__init__()
         sizes = [4, *(widths or (4,) * num_blocks)]
         self.conv_in = nn.Conv2d(3, 4, 3, padding=1)
         self.scale = nn.Parameter(torch.full((4, 1, 1), 0.5))
-        self.body = nn.ModuleList(TinyBlock("residual", "b c h w", *pair) for pair in pairwise(sizes))
+        self.body = nn.ModuleList(
+            TinyBlock("residual", "b c h w", *pair) for pair in pairwise(sizes)
+        )
         self.norm = nn.BatchNorm2d(sizes[-1])
         self.fc = nn.Linear(sizes[-1], 5)
         self.dropout = dropout
@@ -42,7 +48,9 @@ class Chain(nn.Module):
 
 
 class Sized(Chain):
-    """Blocks that are told their sizes, joined by a step between them; the head reshapes to what the stem had."""
+    """Blocks that are told their sizes, joined by a step between them; the head reshapes to what
+    the stem had.
+    """
 
     def forward(self, x: Tensor, depth: int | None = None) -> Tensor:
         x = self.conv_in(x)
@@ -156,7 +164,9 @@ def prepared(model: nn.Module) -> Any:
         (Doubling, None),
     ],
 )
-def test_every_depth_is_the_models_own_loop_cut_short(make: Callable[[], nn.Module], head_skip: str | None) -> None:
+def test_every_depth_is_the_models_own_loop_cut_short(
+    make: Callable[[], nn.Module], head_skip: str | None
+) -> None:
     model = prepared(make())
     parts = split(model, "body", X)
     assert parts.head_skip == head_skip
@@ -176,7 +186,9 @@ def test_channels_that_change_need_adapters(widths: list[int], side: int) -> Non
     x = torch.randn(2, 3, side, side)
     odd = [depth for depth, width in enumerate(widths, start=1) if width != widths[-1]]
     if odd:
-        with pytest.raises(ValueError, match=rf"taps at depths {', '.join(map(str, odd))}, .*pass adapters=True"):
+        with pytest.raises(
+            ValueError, match=rf"taps at depths {', '.join(map(str, odd))}, .*pass adapters=True"
+        ):
             split(model, "body", x)
     parts = split(model, "body", x, adapters=True)
     assert sorted(parts.adapters) == odd
@@ -236,7 +248,9 @@ def test_the_parts_are_the_models_own_and_the_model_stays_as_it_was() -> None:
     assert {id(parameter) for parameter in net.parameters()} == own
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
     assert list(net.blocks) == list(model.body)
-    assert {"stem.conv_in.weight", "stem.scale", "head.norm.running_mean", "head.fc.bias"} <= set(net.state_dict())
+    assert {"stem.conv_in.weight", "stem.scale", "head.norm.running_mean", "head.fc.bias"} <= set(
+        net.state_dict()
+    )
 
 
 def test_functional_dropout_follows_the_mode() -> None:
@@ -324,15 +338,23 @@ class Hidden(Chain):
     ("make", "message"),
     [
         (Dense, r"behind the blocks takes more than the output of the last one"),
-        (Branching, r"torch\.fx cannot trace the forward around body\.2: symbolically traced variables"),
+        (
+            Branching,
+            r"torch\.fx cannot trace the forward around body\.2: symbolically traced variables",
+        ),
         (InPlace, "the head changes the features in place"),
         (Shared, r"body\.2 takes more than the output of the block before it: model\.body\.0"),
         (TwoFaced, r"other steps in training mode"),
         (Twice, r"body\.0: the forward calls this block 2 times, expected once"),
-        (Hidden, r"the parts do not reproduce Hidden: on the example their output differs by up to"),
+        (
+            Hidden,
+            r"the parts do not reproduce Hidden: on the example their output differs by up to",
+        ),
     ],
 )
-def test_what_is_no_chain_is_refused_with_the_reason(make: Callable[[], nn.Module], message: str) -> None:
+def test_what_is_no_chain_is_refused_with_the_reason(
+    make: Callable[[], nn.Module], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         split(make().eval(), "body", X)
 
@@ -343,7 +365,9 @@ def test_wrong_paths_and_layouts_are_refused() -> None:
         split(model, "boddy", X)
     with pytest.raises(ValueError, match=r"blocks 'fc': this Linear holds no modules"):
         split(model, "fc", X)
-    with pytest.raises(ValueError, match="behind the blocks takes more than the output of the last one"):
+    with pytest.raises(
+        ValueError, match="behind the blocks takes more than the output of the last one"
+    ):
         split(model, ["body.1", "body.0"], X)
     with pytest.raises(ValueError, match=r"layout 'b n c': the features have shape \(3, 4, 8, 8\)"):
         split(model, "body", X, layout="b n c")

@@ -1,4 +1,6 @@
-"""timm models, small and with random weights: the wrapped net is the model, at full depth and, where timm can, cut."""
+"""timm models, small and with random weights: the wrapped net is the model, at full depth and,
+where timm can, cut.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def mixer(block: type[nn.Module], **options: Any) -> Callable[[int], nn.Module]:
 
 
 def isotropic_convnext(depth: int) -> nn.Module:
-    net = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Sequential(*(ConvNeXtBlock(8) for _ in range(depth))))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 8, 8), nn.Sequential(*(ConvNeXtBlock(8) for _ in range(depth)))
+    )
     return net.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(8, 5))
 
 
@@ -53,37 +57,74 @@ class WithoutUse(nn.Sequential):
         return self[0](input)
 
 
-ISOTROPIC: dict[str, tuple[Callable[[int], nn.Module], str, int]] = {  # by depth; layout; prefix tokens
+# by depth; layout; prefix tokens
+ISOTROPIC: dict[str, tuple[Callable[[int], nn.Module], str, int]] = {
     "vit": (vit("vit_tiny_patch16_224"), "b n c", 1),
     "vit with registers": (vit("vit_tiny_patch16_224", reg_tokens=4), "b n c", 5),
-    "vit without a class token": (vit("vit_tiny_patch16_224", class_token=False, global_pool="avg"), "b n c", 0),
+    "vit without a class token": (
+        vit("vit_tiny_patch16_224", class_token=False, global_pool="avg"),
+        "b n c",
+        0,
+    ),
     "deit": (vit("deit_tiny_distilled_patch16_224"), "b n c", 2),
-    "beit": (vit("beit_base_patch16_224", use_shared_rel_pos_bias=True, use_rel_pos_bias=False), "b n c", 1),
+    "beit": (
+        vit("beit_base_patch16_224", use_shared_rel_pos_bias=True, use_rel_pos_bias=False),
+        "b n c",
+        1,
+    ),
     "eva": (vit("eva02_tiny_patch14_224"), "b n c", 1),
     "cait": (vit("cait_xxs24_224"), "b n c", 0),  # the class token joins behind the blocks
     "mixer": (mixer(mlp_mixer.MixerBlock), "b n c", 0),
     "resmlp": (mixer(mlp_mixer.ResBlock, mlp_ratio=4, norm_layer=mlp_mixer.Affine), "b n c", 0),
     "gmlp": (mixer(mlp_mixer.SpatialGatingBlock, mlp_layer=GatedMlp, mlp_ratio=4), "b n c", 0),
-    "convmixer": (lambda depth: ConvMixer(16, depth, kernel_size=3, patch_size=4, num_classes=5), "b c h w", 0),
+    "convmixer": (
+        lambda depth: ConvMixer(16, depth, kernel_size=3, patch_size=4, num_classes=5),
+        "b c h w",
+        0,
+    ),
     "isotropic convnext": (isotropic_convnext, "b c h w", 0),  # timm has its block, and no such net
 }
 STAGED: dict[str, tuple[Callable[[], nn.Module], int | None, str]] = {  # stages, layout
-    "resnet": (lambda: ResNet(BASIC, (1, 1, 1, 2), channels=(4, 8, 8, 12), num_classes=5), None, "b c h w"),
+    "resnet": (
+        lambda: ResNet(BASIC, (1, 1, 1, 2), channels=(4, 8, 8, 12), num_classes=5),
+        None,
+        "b c h w",
+    ),
     "resnet, two stages": (lambda: timm.create_model("test_resnet", num_classes=5), 2, "b c h w"),
     "convnext": (lambda: timm.create_model("test_convnext", num_classes=5), None, "b c h w"),
-    "swin": (lambda: timm.create_model("swin_tiny_patch4_window7_224", **SMALL_SWIN), None, "b h w c"),
-    "swin, two stages": (lambda: timm.create_model("swin_tiny_patch4_window7_224", **SMALL_SWIN), 2, "b h w c"),
+    "swin": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", **SMALL_SWIN),
+        None,
+        "b h w c",
+    ),
+    "swin, two stages": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", **SMALL_SWIN),
+        2,
+        "b h w c",
+    ),
     "regnet": (lambda: timm.create_model("regnetx_002", num_classes=5), None, "b c h w"),
     "efficientnet": (lambda: timm.create_model("test_efficientnet", num_classes=5), 2, "b c h w"),
     "pvt": (
-        lambda: timm.create_model("pvt_v2_b0", embed_dims=(8,) * 4, num_heads=(1,) * 4, num_classes=5),
+        lambda: timm.create_model(
+            "pvt_v2_b0", embed_dims=(8,) * 4, num_heads=(1,) * 4, num_classes=5
+        ),
         None,
         "b n c",
     ),
     "mvit": (lambda: MultiScaleVit(SMALL_MVIT, img_size=(64, 64), num_classes=5), None, "b n c"),
-    "mvit, two stages": (lambda: MultiScaleVit(SMALL_MVIT, img_size=(64, 64), num_classes=5), 2, "b n c"),
+    "mvit, two stages": (
+        lambda: MultiScaleVit(SMALL_MVIT, img_size=(64, 64), num_classes=5),
+        2,
+        "b n c",
+    ),
 }
-SMALL_SWIN = {"img_size": 64, "window_size": 2, "embed_dim": 12, "depths": (1, 1, 2, 2), "num_classes": 5}
+SMALL_SWIN = {
+    "img_size": 64,
+    "window_size": 2,
+    "embed_dim": 12,
+    "depths": (1, 1, 2, 2),
+    "num_classes": 5,
+}
 SMALL_MVIT = MultiScaleVitCfg(depths=(1, 1, 2, 2), embed_dim=12, num_heads=1)
 
 
@@ -126,7 +167,11 @@ def test_staged_nets(name: str) -> None:
         assert torch.equal(net(x[:1]), model(x[:1]))
     assert [tap.problem for tap in net.check(x)] == [None] * len(net.taps)
     last = taps.features[-1].shape
-    odd = [depth for depth, features in zip(taps.depths, taps.features, strict=True) if features.shape != last]
+    odd = [
+        depth
+        for depth, features in zip(taps.depths, taps.features, strict=True)
+        if features.shape != last
+    ]
     assert sorted(parts.adapters) == odd
     assert bool(odd) == (stages is not None)
     for depth in odd:
@@ -154,11 +199,15 @@ def test_resnet_cut_at_a_depth_is_timms_resnet_with_a_shorter_last_stage() -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["vit with registers", "eva", "cait", "mixer", *(name for name in STAGED if name != "regnet")]
+    "name",
+    ["vit with registers", "eva", "cait", "mixer", *(name for name in STAGED if name != "regnet")],
 )
 def test_contract(name: str) -> None:
     staged = name in STAGED
-    model, x = made(STAGED[name][0]) if staged else made(ISOTROPIC[name][0], 2), images(64 if staged else 32)
+    model, x = (
+        made(STAGED[name][0]) if staged else made(ISOTROPIC[name][0], 2),
+        images(64 if staged else 32),
+    )
     for parameter in model.parameters():
         if not parameter.any():  # a head that starts at zero hands on no gradient
             nn.init.normal_(parameter)
@@ -168,7 +217,10 @@ def test_contract(name: str) -> None:
 @pytest.mark.parametrize("name", ["vit", "resnet", "resnet, two stages"])
 def test_training_with_both_losses_trains_the_model_itself(name: str) -> None:
     staged = name in STAGED
-    model, x = made(STAGED[name][0]) if staged else made(ISOTROPIC[name][0], 3), images(64 if staged else 32)
+    model, x = (
+        made(STAGED[name][0]) if staged else made(ISOTROPIC[name][0], 3),
+        images(64 if staged else 32),
+    )
     target = torch.tensor([1, 3])
     net = split(model, x, stages=STAGED[name][1] if staged else None).wrap().train()
     objective = ElasticObjective(net, F.cross_entropy, psd_weight=0.1)
@@ -225,17 +277,25 @@ def test_an_image_that_is_not_square_keeps_the_prefix_tokens() -> None:
 def test_wrong_arguments_and_models_are_refused() -> None:
     model, x = made(STAGED["convnext"][0]), images(64)
     for stages in (0, True, 1.5, "2"):
-        with pytest.raises(ValueError, match=rf"stages {stages!r}: expected a whole number, at least 1"):
+        with pytest.raises(
+            ValueError, match=rf"stages {stages!r}: expected a whole number, at least 1"
+        ):
             split(model, x, stages=stages)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"stages=2 and blocks='stages': pass one of them"):
         split(model, x, stages=2, blocks="stages")
     with pytest.raises(ValueError, match=r"blocks 'stagess': ConvNeXt has no such module"):
         split(model, x, blocks="stagess")
-    with pytest.raises(ValueError, match=r"blocks 'tail': none of its modules ran once and returned features"):
+    with pytest.raises(
+        ValueError, match=r"blocks 'tail': none of its modules ran once and returned features"
+    ):
         split(made(WithoutUse), images(32), blocks="tail")
     with pytest.raises(ValueError, match=r"no two blocks in its last 9 resolutions"):
         split(model, x, stages=9)
-    with pytest.raises(ValueError, match=r"ResNet is not split: its last resolution has no two blocks of one shape"):
+    with pytest.raises(
+        ValueError, match=r"ResNet is not split: its last resolution has no two blocks of one shape"
+    ):
         split(made(STAGED["resnet, two stages"][0]), x)
-    with pytest.raises(ValueError, match=r"VGG is not split: its last resolution has no two blocks"):
+    with pytest.raises(
+        ValueError, match=r"VGG is not split: its last resolution has no two blocks"
+    ):
         split(made(lambda: VGG(cfg=[4, "M", 8, 8], num_classes=5)), images(64))

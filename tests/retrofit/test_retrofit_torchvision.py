@@ -1,4 +1,6 @@
-"""torchvision models, small and with random weights: the wrapped net is the model, at full depth and cut."""
+"""torchvision models, small and with random weights: the wrapped net is the model, at full depth
+and cut.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,15 @@ def made(build: Callable[[int], nn.Module], depth: int) -> nn.Module:
 
 
 def images(build: Callable[..., Any]) -> Tensor:
-    return torch.randn(2, 3, *((32, 32) if build is vit else (64, 48)), generator=torch.Generator().manual_seed(2))
+    return torch.randn(
+        2, 3, *((32, 32) if build is vit else (64, 48)), generator=torch.Generator().manual_seed(2)
+    )
 
 
 @pytest.mark.parametrize("build", [resnet, vit])
-def test_cut_at_every_depth_it_is_torchvisions_own_of_that_depth(build: Callable[[int], nn.Module]) -> None:
+def test_cut_at_every_depth_it_is_torchvisions_own_of_that_depth(
+    build: Callable[[int], nn.Module],
+) -> None:
     model, x = made(build, 3), images(build)
     parts = split(model, x)
     assert (parts.layout, parts.prefix_tokens) == (("b n c", 1) if build is vit else ("b c h w", 0))

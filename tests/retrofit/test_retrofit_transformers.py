@@ -1,4 +1,6 @@
-"""transformers models built from a config with random weights, with and without masks and padding."""
+"""transformers models built from a config with random weights, with and without masks and
+padding.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,20 @@ TEXT = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-GPT2 = {"vocab_size": 40, "n_embd": 24, "n_head": 2, "n_positions": 24, "bos_token_id": 1, "eos_token_id": 2}
-SLIDING = {"tie_word_embeddings": False, "head_dim": 8, "num_key_value_heads": 2, "sliding_window": 3}
+GPT2 = {
+    "vocab_size": 40,
+    "n_embd": 24,
+    "n_head": 2,
+    "n_positions": 24,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+SLIDING = {
+    "tie_word_embeddings": False,
+    "head_dim": 8,
+    "num_key_value_heads": 2,
+    "sliding_window": 3,
+}
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 
 IDS = torch.randint(3, 40, (3, 9), generator=torch.Generator().manual_seed(1))
@@ -42,11 +56,19 @@ PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 TEXT_MODELS: dict[str, Callable[[int], Any]] = {
     "bert": lambda n: hf.BertModel(hf.BertConfig(**TEXT, num_hidden_layers=n)),
     "bert, masked words": lambda n: hf.BertForMaskedLM(hf.BertConfig(**TEXT, num_hidden_layers=n)),
-    "bert, classes": lambda n: hf.BertForSequenceClassification(hf.BertConfig(**TEXT, num_hidden_layers=n)),
-    "roberta": lambda n: hf.RobertaForTokenClassification(hf.RobertaConfig(**TEXT, num_hidden_layers=n)),
+    "bert, classes": lambda n: hf.BertForSequenceClassification(
+        hf.BertConfig(**TEXT, num_hidden_layers=n)
+    ),
+    "roberta": lambda n: hf.RobertaForTokenClassification(
+        hf.RobertaConfig(**TEXT, num_hidden_layers=n)
+    ),
     "gpt2": lambda n: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, n_layer=n)),
-    "gpt2, untied": lambda n: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, n_layer=n, tie_word_embeddings=False)),
-    "gpt2, classes": lambda n: hf.GPT2ForSequenceClassification(hf.GPT2Config(**GPT2, n_layer=n, pad_token_id=0)),
+    "gpt2, untied": lambda n: hf.GPT2LMHeadModel(
+        hf.GPT2Config(**GPT2, n_layer=n, tie_word_embeddings=False)
+    ),
+    "gpt2, classes": lambda n: hf.GPT2ForSequenceClassification(
+        hf.GPT2Config(**GPT2, n_layer=n, pad_token_id=0)
+    ),
     "llama": lambda n: hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT, num_hidden_layers=n)),
     "gemma": lambda n: hf.Gemma3ForCausalLM(
         hf.Gemma3TextConfig(**TEXT, **SLIDING, num_hidden_layers=n, layer_types=KINDS[:n])
@@ -55,7 +77,9 @@ TEXT_MODELS: dict[str, Callable[[int], Any]] = {
 
 
 def vit(depth: int) -> Any:
-    config = hf.ViTConfig(**SIZES, image_size=16, patch_size=4, num_hidden_layers=depth, num_labels=5)
+    config = hf.ViTConfig(
+        **SIZES, image_size=16, patch_size=4, num_hidden_layers=depth, num_labels=5
+    )
     return hf.ViTForImageClassification(config)
 
 
@@ -83,13 +107,20 @@ def test_text_models_at_every_depth_with_and_without_masks(name: str) -> None:
     parts = split(model, IDS, attention_mask=PADDING)
     assert (parts.layout, parts.prefix_tokens) == ("b n c", 0)
     net = parts.wrap().eval()
-    cases: list[dict[str, Tensor]] = [{}, {"attention_mask": PADDING}, {"attention_mask": torch.ones_like(PADDING)}]
+    cases: list[dict[str, Tensor]] = [
+        {},
+        {"attention_mask": PADDING},
+        {"attention_mask": torch.ones_like(PADDING)},
+    ]
     with torch.no_grad():
         assert not torch.equal(net(IDS), net(IDS, attention_mask=PADDING))
         for depth in net.taps:
             small = shorter(TEXT_MODELS[name], model, depth)
             for inputs in cases:
-                assert torch.equal(net(IDS, depth=depth, **inputs), own(small, IDS, **inputs)), (depth, inputs)
+                assert torch.equal(net(IDS, depth=depth, **inputs), own(small, IDS, **inputs)), (
+                    depth,
+                    inputs,
+                )
             assert torch.equal(net(IDS[:1, :5], depth=depth), own(small, IDS[:1, :5]))
 
 
@@ -141,7 +172,9 @@ def test_the_parts_are_the_models_own_and_the_model_stays_as_it_was() -> None:
     assert [name for name, _ in model.named_modules()] == names
     assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert {id(parameter) for parameter in net.parameters()} == {id(parameter) for parameter in model.parameters()}
+    assert {id(parameter) for parameter in net.parameters()} == {
+        id(parameter) for parameter in model.parameters()
+    }
     assert list(net.blocks) == list(model.transformer.h)
     keys = {"stem.base.wte.weight", "head.model.transformer.ln_f.bias", "head.model.lm_head.weight"}
     assert keys <= set(net.state_dict())
@@ -150,7 +183,9 @@ def test_the_parts_are_the_models_own_and_the_model_stays_as_it_was() -> None:
 def test_training_with_both_losses_trains_the_model_itself() -> None:
     model = made(TEXT_MODELS["gpt2"])  # its output layer is its embedding
     net = split(model, IDS, attention_mask=PADDING).wrap().train()
-    assert {id(parameter) for parameter in net.parameters()} == {id(parameter) for parameter in model.parameters()}
+    assert {id(parameter) for parameter in net.parameters()} == {
+        id(parameter) for parameter in model.parameters()
+    }
 
     def next_word(logits: Tensor, ids: Tensor) -> Tensor:
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -229,16 +264,30 @@ def test_another_output_can_be_named() -> None:
     net = split(model, IDS, output="seq_relationship_logits").wrap().eval()
     with torch.no_grad():
         assert torch.equal(net(IDS), model(IDS).seq_relationship_logits)
-    with pytest.raises(ValueError, match=r"output None: the model's result has prediction_logits, seq_relationship"):
+    with pytest.raises(
+        ValueError, match=r"output None: the model's result has prediction_logits, seq_relationship"
+    ):
         split(model, IDS)
 
 
 def test_what_is_no_stack_of_layers_is_refused() -> None:
-    t5 = hf.T5Config(vocab_size=40, d_model=24, num_layers=2, num_heads=2, d_ff=32, d_kv=8, decoder_start_token_id=0)
-    with pytest.raises(ValueError, match=r"T5ForConditionalGeneration is not split: .*no encoder and decoder"):
+    t5 = hf.T5Config(
+        vocab_size=40,
+        d_model=24,
+        num_layers=2,
+        num_heads=2,
+        d_ff=32,
+        d_kv=8,
+        decoder_start_token_id=0,
+    )
+    with pytest.raises(
+        ValueError, match=r"T5ForConditionalGeneration is not split: .*no encoder and decoder"
+    ):
         split(hf.T5ForConditionalGeneration(t5), IDS)
     albert = hf.AlbertConfig(**TEXT, embedding_size=16, num_hidden_layers=3)
-    with pytest.raises(ValueError, match=r"AlbertModel is not split: .* do not run once each and in order"):
+    with pytest.raises(
+        ValueError, match=r"AlbertModel is not split: .* do not run once each and in order"
+    ):
         split(hf.AlbertModel(albert).eval(), IDS)
     with pytest.raises(ValueError, match="Linear is not a transformers model"):
         split(nn.Linear(2, 2), IDS)

@@ -1,4 +1,6 @@
-"""The walk over every timm family: each line of docs/guides/timm_families.md is what a split gives here."""
+"""The walk over every timm family: each line of docs/guides/timm_families.md is what a split gives
+here.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,15 @@ SAMPLE = (  # small ones of every kind
     "xcit: xcit",
 )
 same_timm = pytest.mark.skipif(
-    f"timm {timm.__version__}:" not in TEXT, reason=f"the page was written for another timm than {timm.__version__}"
+    f"timm {timm.__version__}:" not in TEXT,
+    reason=f"the page was written for another timm than {timm.__version__}",
 )
 
 
 def check_row(row: Row) -> None:
-    """The line is right; and where the net is split, it is the model, and the head takes every tap."""
+    """The line is right; and where the net is split, it is the model, and the head takes every
+    tap.
+    """
     model, example, size = build(row.model)
     found, parts = outcome(row.family, row.model, model, example, size)
     assert found == row
@@ -68,7 +73,9 @@ def check_row(row: Row) -> None:
         assert len(taps.depths) == int(row.taps) > 1
         assert {prediction.shape for prediction in taps.predictions} == {expected.shape}
         own = {id(parameter) for parameter in model.parameters()}
-        assert {id(p) for name, p in net.named_parameters() if not name.startswith("adapters.")} <= own
+        assert {
+            id(p) for name, p in net.named_parameters() if not name.startswith("adapters.")
+        } <= own
 
 
 @same_timm
@@ -112,4 +119,8 @@ def test_at_least_forty_families_work() -> None:
     modules = {row.family.split(":")[0] for row in ROWS if row.result == WORKS}
     assert len(modules) >= 40
     assert all(row.note for row in ROWS)
-    assert [row for row in ROWS if (row.result == ADAPTERS) != bool(re.fullmatch(r"stages=\d", row.note))] == []
+    assert [
+        row
+        for row in ROWS
+        if (row.result == ADAPTERS) != bool(re.fullmatch(r"stages=\d", row.note))
+    ] == []

@@ -18,14 +18,18 @@ from elasticnet.sr.metrics import psnr_y, ssim_y
 from elasticnet.sr.resize import imresize
 
 DATA = os.environ.get("ELASTICNET_DATA")
-needs_data = pytest.mark.skipif(not DATA, reason="ELASTICNET_DATA is not set: the Set5 images are needed")
+needs_data = pytest.mark.skipif(
+    not DATA, reason="ELASTICNET_DATA is not set: the Set5 images are needed"
+)
 
 
-def bicubic_baseline(kind: str, scale: int, *, round_once: bool = False, **options: Any) -> tuple[float, float]:
+def bicubic_baseline(
+    kind: str, scale: int, *, round_once: bool = False, **options: Any
+) -> tuple[float, float]:
     """Return mean PSNR and SSIM on Set5 of the degraded images, enlarged again by imresize.
 
-    MATLAB rounds a uint8 image after each of the two passes; `round_once` enlarges in float64 and rounds at
-    the end.
+    MATLAB rounds a uint8 image after each of the two passes; `round_once` enlarges in float64 and
+    rounds at the end.
     """
     files = sorted((Path(DATA or "") / "benchmark" / "Set5" / "HR").glob("*.png"))
     assert len(files) == 5
@@ -34,7 +38,9 @@ def bicubic_baseline(kind: str, scale: int, *, round_once: bool = False, **optio
         hr = modcrop(np.asarray(Image.open(file).convert("RGB")), scale)
         lr = degrade(hr, kind, scale, **options)
         if round_once:
-            sr = np.clip(np.floor(imresize(lr.astype(np.float64), scale) + 0.5), 0, 255).astype(np.uint8)
+            sr = np.clip(np.floor(imresize(lr.astype(np.float64), scale) + 0.5), 0, 255).astype(
+                np.uint8
+            )
         else:
             sr = imresize(lr, scale)
         scores.append((psnr_y(sr, hr, scale), ssim_y(sr, hr, scale)))
@@ -46,9 +52,12 @@ def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @needs_data
-@pytest.mark.parametrize(("scale", "once", "twice"), [(2, 33.678, 33.673), (3, 30.404, 30.403), (4, 28.430, 28.429)])
+@pytest.mark.parametrize(
+    ("scale", "once", "twice"), [(2, 33.678, 33.673), (3, 30.404, 30.403), (4, 28.430, 28.429)]
+)
 def test_set5_bi_bicubic(scale: int, once: float, twice: float) -> None:
-    # 33.68, 30.40 and 28.43 dB are the values from RGB with one rounding; two roundings cost up to 0.005 dB.
+    # 33.68, 30.40 and 28.43 dB are the values from RGB with one rounding; two roundings cost up to
+    # 0.005 dB.
     assert bicubic_baseline("BI", scale, round_once=True)[0] == pytest.approx(once, abs=0.0006)
     assert bicubic_baseline("BI", scale)[0] == pytest.approx(twice, abs=0.0006)
 
@@ -77,7 +86,9 @@ def test_bi_is_imresize_of_the_cropped_photograph(scale: int) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(3, 14), st.integers(3, 14), st.integers(1, 3), st.floats(0.5, 3.0))
-def test_bd_equals_a_two_dimensional_loop(height: int, width: int, scale: int, sigma: float) -> None:
+def test_bd_equals_a_two_dimensional_loop(
+    height: int, width: int, scale: int, sigma: float
+) -> None:
     image = photograph(height, width)
     height, width = height // scale * scale, width // scale * scale
     offsets = range(-3, 4)
@@ -128,7 +139,9 @@ def test_seeds() -> None:
     np.testing.assert_array_equal(degrade(image, "DN", 3), degrade(image, "DN", 3, seed=0))
     assert (degrade(image, "DN", 3, seed=1) != degrade(image, "DN", 3, seed=0)).any()
     for kind in ("BI", "BD"):
-        np.testing.assert_array_equal(degrade(image, kind, 3, seed=1), degrade(image, kind, 3, seed=0))
+        np.testing.assert_array_equal(
+            degrade(image, kind, 3, seed=1), degrade(image, kind, 3, seed=0)
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,13 +165,25 @@ def test_modcrop() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((photograph(9, 9), "bicubic", 3), ValueError, "kind 'bicubic': expected one of BI, BD, DN"),
+        (
+            (photograph(9, 9), "bicubic", 3),
+            ValueError,
+            "kind 'bicubic': expected one of BI, BD, DN",
+        ),
         ((photograph(9, 9), "BI", 0), ValueError, "scale 0: expected a positive integer"),
         ((photograph(9, 9), "BI", 1.5), ValueError, "scale 1.5: expected a positive integer"),
         ((photograph(9, 9), "BI", True), ValueError, "scale True: expected a positive integer"),
-        ((photograph(9, 2), "BI", 3), ValueError, "image of 9×2 pixels: scale 3 needs at least 3×3"),
+        (
+            (photograph(9, 2), "BI", 3),
+            ValueError,
+            "image of 9×2 pixels: scale 3 needs at least 3×3",
+        ),
         ((photograph(9, 9) / 255, "BD", 3), TypeError, "image of float64: expected uint8"),
-        ((photograph(9, 9)[0, 0], "BD", 3), ValueError, r"image of shape \(3,\): expected \(H, W\)"),
+        (
+            (photograph(9, 9)[0, 0], "BD", 3),
+            ValueError,
+            r"image of shape \(3,\): expected \(H, W\)",
+        ),
         (("image.png", "BI", 3), TypeError, "image of type str: expected a NumPy array"),
     ],
 )

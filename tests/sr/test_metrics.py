@@ -28,11 +28,15 @@ GOLDEN = {
 }
 
 
-def pair(height: int, width: int, seed: int = 0, noise: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
+def pair(
+    height: int, width: int, seed: int = 0, noise: float = 12.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Return a smooth random picture and a noisy copy of it."""
     generator = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width, :1][:2]
-    waves = np.sin(rows / 7 + generator.random(3) * 6) + np.cos(columns / 5 + generator.random(3) * 6)
+    waves = np.sin(rows / 7 + generator.random(3) * 6) + np.cos(
+        columns / 5 + generator.random(3) * 6
+    )
     hr = np.clip(128 + 60 * waves, 0, 255).round().astype(np.uint8)
     sr = np.clip(hr + generator.normal(0, noise, hr.shape), 0, 255).round().astype(np.uint8)
     return sr, hr
@@ -48,7 +52,9 @@ def luma(pixel: np.ndarray) -> float:
 
 
 def naive_ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean SSIM of two planes, one explicit 11×11 window at a time, variances around their own mean."""
+    """Mean SSIM of two planes, one explicit 11×11 window at a time, variances around their own
+    mean.
+    """
     offsets = np.arange(-5, 6)
     window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
     window /= window.sum()
@@ -81,12 +87,18 @@ def test_matlab_values(name: str) -> None:
 
 
 def test_luma_of_black_white_and_primaries() -> None:
-    colours = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
-    np.testing.assert_allclose(rgb_to_y(colours), [16, 235, 81.481, 144.553, 40.966], rtol=0, atol=1e-12)
+    colours = np.array(
+        [[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8
+    )
+    np.testing.assert_allclose(
+        rgb_to_y(colours), [16, 235, 81.481, 144.553, 40.966], rtol=0, atol=1e-12
+    )
     tensor = torch.tensor(colours).T[:, :, None]  # (3, 5, 1)
     assert rgb_to_y(tensor).dtype == torch.float64
     np.testing.assert_allclose(rgb_to_y(tensor)[:, 0], rgb_to_y(colours), rtol=0, atol=1e-12)
-    np.testing.assert_allclose(rgb_to_y(tensor.float() / 255)[:, 0], rgb_to_y(colours), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        rgb_to_y(tensor.float() / 255)[:, 0], rgb_to_y(colours), rtol=0, atol=1e-4
+    )
 
 
 def test_luma_of_floats_carries_gradients() -> None:
@@ -106,7 +118,9 @@ def test_psnr_worked_by_hand() -> None:
     changed = colour.copy()
     changed[1, 1, 2] = 110  # blue alone: luma moves by 24.966 · 10 / 255
     error = (24.966 * 10 / 255) ** 2 / 16
-    assert psnr_y(changed, colour, shave=0) == pytest.approx(10 * math.log10(255**2 / error), rel=1e-12)
+    assert psnr_y(changed, colour, shave=0) == pytest.approx(
+        10 * math.log10(255**2 / error), rel=1e-12
+    )
     rgb = 10 * math.log10(255**2 / (100 / 48))
     assert psnr_y(changed, colour, shave=0, protocol="rgb") == pytest.approx(rgb, rel=1e-12)
     # 16 + 219 · 100 / 255 = 101.88 becomes 102 and 102.86 becomes 103.
@@ -115,8 +129,16 @@ def test_psnr_worked_by_hand() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 5), st.sampled_from(PROTOCOLS), st.integers(0, 99))
-def test_psnr_equals_a_pixel_loop(height: int, width: int, shave: int, protocol: str, seed: int) -> None:
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(0, 5),
+    st.sampled_from(PROTOCOLS),
+    st.integers(0, 99),
+)
+def test_psnr_equals_a_pixel_loop(
+    height: int, width: int, shave: int, protocol: str, seed: int
+) -> None:
     height, width = height + 2 * shave, width + 2 * shave
     generator = np.random.default_rng(seed)
     sr, hr = generator.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
@@ -143,7 +165,9 @@ def test_ssim_equals_a_window_loop(shape: tuple[int, int]) -> None:
     assert ssim_y(sr, hr, shave=0) == pytest.approx(expected, rel=0, abs=1e-12)
     rounded = naive_ssim(rgb_to_y(sr).round(), rgb_to_y(hr).round())
     assert ssim_y(sr, hr, shave=0, protocol="imdn") == pytest.approx(rounded, rel=0, abs=1e-12)
-    channels = np.mean([naive_ssim(sr[..., c].astype(float), hr[..., c].astype(float)) for c in range(3)])
+    channels = np.mean(
+        [naive_ssim(sr[..., c].astype(float), hr[..., c].astype(float)) for c in range(3)]
+    )
     assert ssim_y(sr, hr, shave=0, protocol="rgb") == pytest.approx(channels, rel=0, abs=1e-12)
 
 
@@ -163,8 +187,12 @@ def test_ssim_equals_scikit_image(shave: int, noise: float) -> None:
     planes = (rgb_to_y(sr)[inner], rgb_to_y(hr)[inner])
     full = metrics.structural_similarity(*planes, **options)[1][5:-5, 5:-5]
     assert ssim_y(sr, hr, shave) == pytest.approx(float(full.mean()), rel=0, abs=1e-12)
-    full = metrics.structural_similarity(sr[inner], hr[inner], channel_axis=2, **options)[1][5:-5, 5:-5]
-    assert ssim_y(sr, hr, shave, protocol="rgb") == pytest.approx(float(full.mean()), rel=0, abs=1e-12)
+    full = metrics.structural_similarity(sr[inner], hr[inner], channel_axis=2, **options)[1][
+        5:-5, 5:-5
+    ]
+    assert ssim_y(sr, hr, shave, protocol="rgb") == pytest.approx(
+        float(full.mean()), rel=0, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("metric", [psnr_y, ssim_y])
@@ -238,9 +266,15 @@ def test_one_channel_is_the_luma_plane_itself() -> None:
     for protocol in PROTOCOLS:
         expected = 10 * math.log10(255**2 / error)
         assert psnr_y(sr, hr, 0, protocol) == pytest.approx(expected, rel=1e-12)
-        assert psnr_y(sr[..., None], hr[..., None], 0, protocol) == pytest.approx(expected, rel=1e-12)
-        assert psnr_y(torch.tensor(sr)[None], torch.tensor(hr)[None], 0, protocol) == pytest.approx(expected)
-    assert ssim_y(sr, hr, 0) == pytest.approx(naive_ssim(sr.astype(float), hr.astype(float)), abs=1e-12)
+        assert psnr_y(sr[..., None], hr[..., None], 0, protocol) == pytest.approx(
+            expected, rel=1e-12
+        )
+        assert psnr_y(torch.tensor(sr)[None], torch.tensor(hr)[None], 0, protocol) == pytest.approx(
+            expected
+        )
+    assert ssim_y(sr, hr, 0) == pytest.approx(
+        naive_ssim(sr.astype(float), hr.astype(float)), abs=1e-12
+    )
 
 
 def test_shave_for_each_protocol() -> None:
@@ -270,25 +304,87 @@ RGB = np.zeros((20, 20, 3), np.uint8)
 @pytest.mark.parametrize(
     ("sr", "hr", "shave", "protocol", "error", "message"),
     [
-        (RGB, RGB[:-1], 0, "imdn", ValueError, r"sr has shape \(20, 20, 3\), hr \(19, 20, 3\): crop or resize"),
+        (
+            RGB,
+            RGB[:-1],
+            0,
+            "imdn",
+            ValueError,
+            r"sr has shape \(20, 20, 3\), hr \(19, 20, 3\): crop or resize",
+        ),
         (RGB, RGB[..., 0], 0, "rgb", ValueError, r"sr has shape \(20, 20, 3\), hr \(20, 20\)"),
-        (RGB, torch.zeros(20, 20, 3), 0, "rgb", TypeError, "sr is ndarray, hr is Tensor: give both"),
+        (
+            RGB,
+            torch.zeros(20, 20, 3),
+            0,
+            "rgb",
+            TypeError,
+            "sr is ndarray, hr is Tensor: give both",
+        ),
         (RGB, RGB, 0, "ycbcr", ValueError, "protocol 'ycbcr': expected one of matlab-y, imdn, rgb"),
         (RGB, RGB, -1, "rgb", ValueError, "shave -1: expected a number of pixels"),
         (RGB, RGB, 1.5, "rgb", ValueError, "shave 1.5: expected a number of pixels"),
         (RGB, RGB, True, "rgb", ValueError, "shave True: expected a number of pixels"),
         (RGB, RGB, 10, "rgb", ValueError, "shave 10 leaves 0×0 of 20×20 pixels: at least"),
         (RGB, RGB, 30, "rgb", ValueError, "shave 30 leaves 0×0 of 20×20 pixels: at least"),
-        (RGB / 255, RGB / 255, 0, "rgb", TypeError, "sr is a NumPy array of float64: expected uint8"),
-        (RGB[None], RGB[None], 0, "rgb", ValueError, r"sr has shape \(1, 20, 20, 3\): expected \(H, W\)"),
-        (torch.zeros(20, 20), torch.zeros(20, 20), 0, "rgb", ValueError, r"shape \(20, 20\): expected \(3, H"),
-        (torch.zeros(2, 20, 20), torch.zeros(2, 20, 20), 0, "rgb", ValueError, r"shape \(2, 20, 20\)"),
-        (torch.zeros(3, 20, 20).int(), torch.zeros(3, 20, 20).int(), 0, "rgb", TypeError, "torch.int32"),
-        (torch.zeros(3, 20, 20), torch.full((3, 20, 20), 255.0), 0, "rgb", ValueError, "from 255 to 255: float"),
+        (
+            RGB / 255,
+            RGB / 255,
+            0,
+            "rgb",
+            TypeError,
+            "sr is a NumPy array of float64: expected uint8",
+        ),
+        (
+            RGB[None],
+            RGB[None],
+            0,
+            "rgb",
+            ValueError,
+            r"sr has shape \(1, 20, 20, 3\): expected \(H, W\)",
+        ),
+        (
+            torch.zeros(20, 20),
+            torch.zeros(20, 20),
+            0,
+            "rgb",
+            ValueError,
+            r"shape \(20, 20\): expected \(3, H",
+        ),
+        (
+            torch.zeros(2, 20, 20),
+            torch.zeros(2, 20, 20),
+            0,
+            "rgb",
+            ValueError,
+            r"shape \(2, 20, 20\)",
+        ),
+        (
+            torch.zeros(3, 20, 20).int(),
+            torch.zeros(3, 20, 20).int(),
+            0,
+            "rgb",
+            TypeError,
+            "torch.int32",
+        ),
+        (
+            torch.zeros(3, 20, 20),
+            torch.full((3, 20, 20), 255.0),
+            0,
+            "rgb",
+            ValueError,
+            "from 255 to 255: float",
+        ),
     ],
 )
 def test_misuse_is_named(
-    metric: Callable[..., Any], sr: Any, hr: Any, shave: Any, protocol: str, error: type[Exception], message: str
+    metric: Callable[..., Any],
+    sr: Any,
+    hr: Any,
+    shave: Any,
+    protocol: str,
+    error: type[Exception],
+    message: str,
 ) -> None:
     with pytest.raises(error, match=message):
         metric(sr, hr, shave, protocol)
@@ -297,7 +393,9 @@ def test_misuse_is_named(
 def test_ssim_needs_eleven_pixels() -> None:
     image = pair(20, 25)[1]
     assert ssim_y(image, image, 4) == 1.0
-    with pytest.raises(ValueError, match="shave 5 leaves 10×15 of 20×25 pixels: at least 11×11 are needed"):
+    with pytest.raises(
+        ValueError, match="shave 5 leaves 10×15 of 20×25 pixels: at least 11×11 are needed"
+    ):
         ssim_y(image, image, 5)
     assert psnr_y(image, image, 5) == math.inf
 
@@ -306,7 +404,10 @@ def test_ssim_needs_eleven_pixels() -> None:
     ("image", "message"),
     [
         (np.zeros((4, 4, 3)), r"float64 array of shape \(4, 4, 3\): expected uint8"),
-        (np.zeros((3, 4, 4), np.uint8), r"uint8 array of shape \(3, 4, 4\): expected uint8 \(..., 3\)"),
+        (
+            np.zeros((3, 4, 4), np.uint8),
+            r"uint8 array of shape \(3, 4, 4\): expected uint8 \(..., 3\)",
+        ),
         (torch.zeros(4, 4, 3), r"tensor of shape \(4, 4, 3\): expected \(..., 3, H, W\)"),
     ],
 )

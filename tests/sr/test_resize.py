@@ -34,7 +34,9 @@ def fold(position: int, length: int, border: str) -> int:
 def naive_weights(
     length: int, target: int, scale: float, border: str, antialias: bool
 ) -> list[list[tuple[int, float]]]:
-    """For each output pixel, (input pixel, weight) pairs over all positions that the kernel could reach."""
+    """For each output pixel, (input pixel, weight) pairs over all positions that the kernel could
+    reach.
+    """
     shrink = min(scale, 1.0) if antialias else 1.0
     rows = []
     for out in range(target):
@@ -42,12 +44,18 @@ def naive_weights(
         reach = range(math.floor(center - 2 / shrink) - 1, math.ceil(center + 2 / shrink) + 2)
         weights = [kernel(shrink * (center - position)) for position in reach]
         total = sum(weights)
-        rows.append([(fold(p, length, border), w / total) for p, w in zip(reach, weights, strict=True)])
+        rows.append(
+            [(fold(p, length, border), w / total) for p, w in zip(reach, weights, strict=True)]
+        )
     return rows
 
 
 def naive_resize(
-    image: np.ndarray, target: tuple[int, int], scales: tuple[float, float], border: str, antialias: bool
+    image: np.ndarray,
+    target: tuple[int, int],
+    scales: tuple[float, float],
+    border: str,
+    antialias: bool,
 ) -> np.ndarray:
     vertical = naive_weights(image.shape[0], target[0], scales[0], border, antialias)
     horizontal = naive_weights(image.shape[1], target[1], scales[1], border, antialias)
@@ -65,7 +73,13 @@ shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
 @settings(max_examples=60, deadline=None)
-@given(shapes, scales, st.sampled_from(["symmetric", "replicate"]), st.booleans(), st.integers(0, 2**32 - 1))
+@given(
+    shapes,
+    scales,
+    st.sampled_from(["symmetric", "replicate"]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
 def test_float64_equals_the_naive_loop(
     shape: tuple[int, int], scale: float, border: str, antialias: bool, seed: int
 ) -> None:
@@ -79,11 +93,15 @@ def test_float64_equals_the_naive_loop(
 
 @settings(max_examples=40, deadline=None)
 @given(shapes, shapes, st.sampled_from(["symmetric", "replicate"]), st.integers(0, 2**32 - 1))
-def test_size_equals_the_naive_loop(shape: tuple[int, int], target: tuple[int, int], border: str, seed: int) -> None:
+def test_size_equals_the_naive_loop(
+    shape: tuple[int, int], target: tuple[int, int], border: str, seed: int
+) -> None:
     image = np.random.default_rng(seed).random(shape)
     factors = (target[0] / shape[0], target[1] / shape[1])
     expected = naive_resize(image, target, factors, border, True)
-    np.testing.assert_allclose(imresize(image, size=target, border=border), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        imresize(image, size=target, border=border), expected, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.7, 1.9])
@@ -101,7 +119,9 @@ def test_images_larger_than_one_block_equal_the_dense_product(scale: float) -> N
 
 
 def exact_pass(image: np.ndarray, scale: Fraction, top: int) -> np.ndarray:
-    """One pass along the rows in rational numbers, rounded half away from zero and saturated to 0..top."""
+    """One pass along the rows in rational numbers, rounded half away from zero and saturated to
+    0..top.
+    """
     length = image.shape[0]
     shrink = min(scale, Fraction(1))
     result = np.zeros((math.ceil(scale * length), image.shape[1]), image.dtype)
@@ -122,13 +142,20 @@ def exact_pass(image: np.ndarray, scale: Fraction, top: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("scale", [Fraction(1, 2), Fraction(1, 3), Fraction(1, 4), Fraction(2), Fraction(3)])
-def test_integers_equal_rational_arithmetic_rounded_after_each_pass(dtype: type, scale: Fraction) -> None:
+@pytest.mark.parametrize(
+    "scale", [Fraction(1, 2), Fraction(1, 3), Fraction(1, 4), Fraction(2), Fraction(3)]
+)
+def test_integers_equal_rational_arithmetic_rounded_after_each_pass(
+    dtype: type, scale: Fraction
+) -> None:
     top = int(np.iinfo(dtype).max)
     generator = np.random.default_rng(1)
-    # Steps between black and white overshoot, which tests saturation; even values make ties at one half.
+    # Steps between black and white overshoot, which tests saturation; even values make ties at one
+    # half.
     image = np.where(
-        generator.random((12, 24)) < 0.5, generator.choice([0, top], (12, 24)), generator.integers(0, top, (12, 24))
+        generator.random((12, 24)) < 0.5,
+        generator.choice([0, top], (12, 24)),
+        generator.integers(0, top, (12, 24)),
     ).astype(dtype)
     expected = exact_pass(exact_pass(image, scale, top).T, scale, top).T
     result = imresize(image, float(scale))
@@ -141,7 +168,8 @@ def test_ties_round_half_away_from_zero() -> None:
     assert sorted(weights.tolist()) == [-9.0, -9.0, -3.0, -3.0, 29.0, 29.0, 111.0, 111.0]
     column = np.full((16, 1), 100, np.uint8)
     positions = resize_taps(16, 8, 0.5, "symmetric", True)[0][:, 4]
-    # 111 + 29 - 3 - 9 = 128 of 256: one more in each of these four pixels lifts the output by exactly a half.
+    # 111 + 29 - 3 - 9 = 128 of 256: one more in each of these four pixels lifts the output by
+    # exactly a half.
     for value in (111.0, 29.0, -3.0, -9.0):
         column[positions[weights.tolist().index(value)]] += 1
     assert imresize(column, size=(8, 1))[4, 0] == 101
@@ -155,16 +183,22 @@ def test_ties_round_half_away_from_zero() -> None:
     scales,
     st.sampled_from(["symmetric", "replicate"]),
 )
-def test_uint8_tensors_equal_numpy_bit_for_bit(image: np.ndarray, scale: float, border: str) -> None:
+def test_uint8_tensors_equal_numpy_bit_for_bit(
+    image: np.ndarray, scale: float, border: str
+) -> None:
     planes = np.ascontiguousarray(image if image.ndim == 2 else image.transpose(2, 0, 1))
     result = imresize(torch.tensor(planes), scale, border=border).numpy()
     expected = imresize(image, scale, border=border)
-    np.testing.assert_array_equal(result if image.ndim == 2 else result.transpose(1, 2, 0), expected)
+    np.testing.assert_array_equal(
+        result if image.ndim == 2 else result.transpose(1, 2, 0), expected
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(shapes, scales, st.sampled_from(["symmetric", "replicate"]), st.booleans())
-def test_float64_tensors_equal_numpy(shape: tuple[int, int], scale: float, border: str, antialias: bool) -> None:
+def test_float64_tensors_equal_numpy(
+    shape: tuple[int, int], scale: float, border: str, antialias: bool
+) -> None:
     images = np.random.default_rng(0).random((2, 3, *shape))
     result = imresize(torch.tensor(images), scale, border=border, antialias=antialias)
     assert result.dtype == torch.float64
@@ -173,13 +207,18 @@ def test_float64_tensors_equal_numpy(shape: tuple[int, int], scale: float, borde
         np.testing.assert_allclose(result[batch, channel].numpy(), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)]
+)
 def test_narrow_floats_keep_their_dtype(dtype: torch.dtype, tolerance: float) -> None:
     image = torch.rand(1, 3, 30, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
     result = imresize(image, 1 / 3)
     assert result.dtype == dtype
-    # One rounding at the end, not one per tap: the float64 result is matched to the dtype's own precision.
-    torch.testing.assert_close(result.double(), imresize(image.double(), 1 / 3), rtol=0, atol=tolerance)
+    # One rounding at the end, not one per tap: the float64 result is matched to the dtype's own
+    # precision.
+    torch.testing.assert_close(
+        result.double(), imresize(image.double(), 1 / 3), rtol=0, atol=tolerance
+    )
 
 
 def test_float32_arrays_are_summed_in_float64() -> None:
@@ -192,9 +231,13 @@ def test_float32_arrays_are_summed_in_float64() -> None:
 @pytest.mark.parametrize("scale", [1 / 3, 0.7, 2.0])
 @pytest.mark.parametrize("border", ["symmetric", "replicate"])
 def test_gradients(scale: float, border: str) -> None:
-    image = torch.rand(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    image = torch.rand(
+        2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True
+    )
     assert torch.autograd.gradcheck(lambda x: imresize(x, scale, border=border), (image,))
-    assert torch.autograd.gradgradcheck(lambda x: imresize(x, scale, border=border).square(), (image,))
+    assert torch.autograd.gradgradcheck(
+        lambda x: imresize(x, scale, border=border).square(), (image,)
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -206,12 +249,16 @@ def test_cuda_equals_the_cpu(scale: float) -> None:
     assert result.device.type == "cuda"
     torch.testing.assert_close(result.cpu(), imresize(image, scale), rtol=0, atol=0)
     floats = image.float() / 255
-    torch.testing.assert_close(imresize(floats.cuda(), scale).cpu(), imresize(floats, scale), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        imresize(floats.cuda(), scale).cpu(), imresize(floats, scale), rtol=0, atol=1e-6
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(shapes, scales, st.integers(0, 255), st.sampled_from(["symmetric", "replicate"]))
-def test_a_constant_image_stays_constant(shape: tuple[int, int], scale: float, value: int, border: str) -> None:
+def test_a_constant_image_stays_constant(
+    shape: tuple[int, int], scale: float, value: int, border: str
+) -> None:
     resized = imresize(np.full(shape, value, np.uint8), scale, border=border)
     assert resized.shape == (math.ceil(scale * shape[0]), math.ceil(scale * shape[1]))
     assert (resized == value).all()
@@ -238,7 +285,9 @@ def test_the_smaller_factor_goes_first() -> None:
     height_first = imresize(imresize(image, size=(30, 24)), size=(30, 8))
     assert (width_first != height_first).any()
     np.testing.assert_array_equal(imresize(image, size=(30, 8)), width_first)
-    np.testing.assert_array_equal(imresize(image, 0.5), imresize(imresize(image, size=(10, 24)), size=(10, 12)))
+    np.testing.assert_array_equal(
+        imresize(image, 0.5), imresize(imresize(image, size=(10, 24)), size=(10, 12))
+    )
 
 
 def test_borders_differ_only_near_the_edge() -> None:
@@ -251,7 +300,9 @@ def test_borders_differ_only_near_the_edge() -> None:
 def test_antialias_off_reads_four_pixels() -> None:
     image = np.random.default_rng(0).random((9, 9))
     # At one third, centres fall on whole pixels, where the unwidened kernel is 1 and 0 elsewhere.
-    np.testing.assert_allclose(imresize(image, 1 / 3, antialias=False), image[1::3, 1::3], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        imresize(image, 1 / 3, antialias=False), image[1::3, 1::3], rtol=0, atol=1e-12
+    )
 
 
 def test_layouts_of_memory_do_not_matter(tmp_path: Path) -> None:
@@ -292,7 +343,10 @@ def test_taps_are_sparse_normalised_and_protected() -> None:
         ({"size": (4.5, 4)}, r"size \(4.5, 4\): expected two positive integers"),
         ({"size": (4, 4, 3)}, r"size \(4, 4, 3\): expected two positive integers"),
         ({"size": 4}, "size 4: expected two positive integers"),
-        ({"scale": 2, "border": "reflect"}, "border 'reflect': expected one of symmetric, replicate"),
+        (
+            {"scale": 2, "border": "reflect"},
+            "border 'reflect': expected one of symmetric, replicate",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
@@ -306,12 +360,24 @@ def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
         (np.zeros(4, np.uint8), ValueError, r"NumPy image of shape \(4,\): expected a non-empty"),
         (np.zeros((2, 4, 4, 3), np.uint8), ValueError, r"shape \(2, 4, 4, 3\)"),
         (np.zeros((0, 4), np.uint8), ValueError, r"shape \(0, 4\): expected a non-empty"),
-        (np.zeros((4, 4), np.int64), TypeError, "NumPy image of int64: expected one of uint8, uint16"),
+        (
+            np.zeros((4, 4), np.int64),
+            TypeError,
+            "NumPy image of int64: expected one of uint8, uint16",
+        ),
         (np.zeros((4, 4), np.bool_), TypeError, "NumPy image of bool"),
         (torch.zeros(4), ValueError, r"torch image of shape \(4,\): expected a non-empty"),
         (torch.zeros(1, 4, 0), ValueError, r"torch image of shape \(1, 4, 0\)"),
-        (torch.zeros(4, 4, dtype=torch.int32), TypeError, "torch image of torch.int32: expected uint8"),
-        ([[1, 2], [3, 4]], TypeError, "image of type list: expected a NumPy array or a torch tensor"),
+        (
+            torch.zeros(4, 4, dtype=torch.int32),
+            TypeError,
+            "torch image of torch.int32: expected uint8",
+        ),
+        (
+            [[1, 2], [3, 4]],
+            TypeError,
+            "image of type list: expected a NumPy array or a torch tensor",
+        ),
     ],
 )
 def test_wrong_images_are_named(image: object, error: type[Exception], message: str) -> None:

@@ -1,4 +1,6 @@
-"""What the tests of TrainingStep share: a net and a step in float64, batches that can be cut, the naive loop."""
+"""What the tests of TrainingStep share: a net and a step in float64, batches that can be cut, the
+naive loop.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,21 @@ NUM_BLOCKS = 4
 LOSS = {"psd_weight": 0.1, "tap_weights": "normalised"}
 
 
-def make_net(taps: tuple[int, ...] | None = None, seed: int = 0, channels: int = 4) -> ElasticWrapper:
+def make_net(
+    taps: tuple[int, ...] | None = None, seed: int = 0, channels: int = 4
+) -> ElasticWrapper:
     torch.manual_seed(seed)
     return conv_net(NUM_BLOCKS, channels, taps=taps).double()
 
 
-def make_step(net: ElasticWrapper, loss: dict[str, Any] | None = None, **options: Any) -> TrainingStep:
+def make_step(
+    net: ElasticWrapper, loss: dict[str, Any] | None = None, **options: Any
+) -> TrainingStep:
     """A step with momentum, in which a wrong gradient is still seen when later ones are right."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    return TrainingStep(ElasticObjective(net, nn.MSELoss(), **(loss or LOSS)), net, optimizer, **options)
+    return TrainingStep(
+        ElasticObjective(net, nn.MSELoss(), **(loss or LOSS)), net, optimizer, **options
+    )
 
 
 def images(step: int, size: int = 4, channels: int = 4, side: int = 5) -> tuple[Tensor, Tensor]:
@@ -46,7 +54,10 @@ def cutter(x: Tensor, y: Tensor) -> Batch:
 
 
 def naive_training(
-    net: ElasticWrapper, steps: int, loss: dict[str, Any], change: Callable[[ElasticWrapper], Any] = lambda net: None
+    net: ElasticWrapper,
+    steps: int,
+    loss: dict[str, Any],
+    change: Callable[[ElasticWrapper], Any] = lambda net: None,
 ) -> tuple[list[LossTerms], list[dict[str, Tensor]]]:
     """The plain loop on whole batches; returns every step's terms and the weights after it."""
     objective = ElasticObjective(net, nn.MSELoss(), **loss)
@@ -72,7 +83,9 @@ def limit_memory(net: ElasticWrapper, place: str, most: int) -> None:
 
     def allocate(size: int) -> None:
         if size > most:
-            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} GiB.\nSee the documentation")
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {size} GiB.\nSee the documentation"
+            )
 
     def in_backward(module: nn.Module, inputs: Any, output: Tensor) -> None:
         if output.requires_grad:

@@ -1,4 +1,6 @@
-"""Two gloo processes on loopback give the gradients, and the training, of one process on the joined batch."""
+"""Two gloo processes on loopback give the gradients, and the training, of one process on the joined
+batch.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ NUM_RANKS = 2
 NUM_STEPS = 6
 SCENARIOS: dict[str, dict[str, Any]] = {
     "all taps": {"psd_weight": 0.1},
-    "sampled taps with adapters": {"psd_weight": 0.1, "sampled_taps": 1, "tap_weights": "normalised", "seed": 5},
+    "sampled taps with adapters": {
+        "psd_weight": 0.1,
+        "sampled_taps": 1,
+        "tap_weights": "normalised",
+        "seed": 5,
+    },
 }
 
 
@@ -32,7 +39,9 @@ def make_objective(options: dict[str, Any]) -> ElasticObjective:
     blocks = [TinyBlock("residual", "b c h w", 4) for _ in range(3)]
     sampled = "sampled_taps" in options
     adapters = {1: nn.Conv2d(4, 4, 1), 2: nn.Conv2d(4, 4, 3, padding=1)} if sampled else None
-    net = ElasticWrapper(blocks, PreparedHead("b c h w", 4, 2), nn.Conv2d(3, 4, 1), adapters=adapters)
+    net = ElasticWrapper(
+        blocks, PreparedHead("b c h w", 4, 2), nn.Conv2d(3, 4, 1), adapters=adapters
+    )
     return ElasticObjective(net.double(), nn.L1Loss(), **options)
 
 
@@ -44,7 +53,9 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def train(objective: ElasticObjective, call: Callable[..., Any], rows: slice) -> dict[str, Any]:
-    """Train with momentum on these rows of every batch; return each step's depths and gradients, and the weights."""
+    """Train with momentum on these rows of every batch; return each step's depths and gradients,
+    and the weights.
+    """
     optimiser = torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9)
     depths, gradients = [], []
     for step in range(NUM_STEPS):
@@ -53,7 +64,9 @@ def train(objective: ElasticObjective, call: Callable[..., Any], rows: slice) ->
         terms = call(x[rows], y[rows], step=step)
         terms.total.backward()
         depths.append(tuple(terms.per_depth))
-        gradients.append({name: p.grad for name, p in objective.named_parameters() if p.grad is not None})
+        gradients.append(
+            {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+        )
         gradients[-1] = {name: gradient.clone() for name, gradient in gradients[-1].items()}
         optimiser.step()
     return {"depths": depths, "gradients": gradients, "weights": objective.state_dict()}
@@ -68,7 +81,9 @@ def run_rank(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", store, timedelta(seconds=120), world_size=NUM_RANKS, rank=rank)
     for name, options in SCENARIOS.items():
         objective = make_objective(options)
-        parallel = DistributedDataParallel(objective, find_unused_parameters=objective.needs_unused_search)
+        parallel = DistributedDataParallel(
+            objective, find_unused_parameters=objective.needs_unused_search
+        )
         result = train(objective, parallel, slice(2 * rank, 2 * rank + 2))
         torch.save(result, folder / f"{name} {rank}.pt")
     dist.destroy_process_group()
@@ -76,7 +91,9 @@ def run_rank(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what every rank and scenario gave; one start of two processes serves all tests."""
+    """The folder of what every rank and scenario gave; one start of two processes serves all
+    tests.
+    """
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this build of torch has no gloo")
     folder = tmp_path_factory.mktemp("ddp")
@@ -100,11 +117,15 @@ def test_two_processes_train_like_one_on_the_joined_batch(folder: Path, name: st
                 atol=1e-12,
                 msg=lambda text, message=message: f"{message}: {text}",
             )
-        torch.testing.assert_close(actual["weights"], dict(expected["weights"]), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            actual["weights"], dict(expected["weights"]), rtol=1e-10, atol=1e-12
+        )
 
 
 def test_sampling_leaves_adapters_without_gradient(folder: Path) -> None:
-    """What makes find_unused_parameters necessary really happens in these steps, for one adapter and the other."""
+    """What makes find_unused_parameters necessary really happens in these steps, for one adapter
+    and the other.
+    """
     result = torch.load(folder / "sampled taps with adapters 0.pt")
     assert {*result["depths"]} == {(1, 3), (2, 3)}
     for depths, gradients in zip(result["depths"], result["gradients"], strict=True):

@@ -1,4 +1,6 @@
-"""TrainingLog: its lines, the line of progress, losses that are not finite, TensorBoard files read back, resumes."""
+"""TrainingLog: its lines, the line of progress, losses that are not finite, TensorBoard files read
+back, resumes.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ from elasticnet.training.run_folder import Run
 from elasticnet.training.state import pack_state, unpack_state
 
 TOTAL = 20
-needs_tensorboard = pytest.mark.skipif(not tensorboard_installed(), reason="needs tensorboard, of the extra train")
+needs_tensorboard = pytest.mark.skipif(
+    not tensorboard_installed(), reason="needs tensorboard, of the extra train"
+)
 
 
 def terms(step: int, total: float | None = None) -> LossTerms:
-    """The losses of step `step`: total 6 step = 3 step + 2 step + step; odd steps compute depths 1, 3, even 2, 3."""
+    """The losses of step `step`: total 6 step = 3 step + 2 step + step; odd steps compute depths 1,
+    3, even 2, 3.
+    """
     parts = [6.0 * step if total is None else total, 3.0 * step, 2.0 * step, 1.0 * step]
     routine: tuple[Tensor, ...] = tuple(torch.tensor(part) for part in parts)
     depths = (1, 3) if step % 2 else (2, 3)
@@ -80,7 +86,11 @@ def test_lines_with_scores_name_the_machine(run: Run) -> None:
         log.write(2, {1: 30.0})
     with TrainingLog(run, TOTAL, Processes(count=4), machine="a computer") as log:
         log.write(3, {1: 30.0})
-    assert [line.get("machine") for line in lines(run)] == [None, "a computer", "4 times a computer"]
+    assert [line.get("machine") for line in lines(run)] == [
+        None,
+        "a computer",
+        "4 times a computer",
+    ]
 
 
 def test_start_may_be_left_to_the_with_statement(run: Run) -> None:
@@ -114,7 +124,9 @@ def test_seconds_grow_over_a_resume(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("bad", [4, 5, 6])
-def test_a_loss_that_is_not_finite_names_its_step_and_writes_nothing(run: Run, value: float, bad: int) -> None:
+def test_a_loss_that_is_not_finite_names_its_step_and_writes_nothing(
+    run: Run, value: float, bad: int
+) -> None:
     with TrainingLog(run, TOTAL).start() as log:
         for step in range(1, 7):
             log.add(terms(step, value if step >= bad else None))
@@ -147,11 +159,16 @@ def test_the_line_of_progress(run: Run, capsys: pytest.CaptureFixture[str]) -> N
             if step == 2:
                 log.write(2, {1: 30.004, 3: 31.5})
     last = drawn(capsys.readouterr().err)[-1]
-    pattern = r"25% 5/20 +[\d.]+it/s, \d\d:\d\d left, loss 9 = 4\.5 \+ 3 \+ 1\.5, PSNR 30\.00 31\.50"  # per depth
+    # per depth
+    pattern = (
+        r"25% 5/20 +[\d.]+it/s, \d\d:\d\d left, loss 9 = 4\.5 \+ 3 \+ 1\.5, PSNR 30\.00 31\.50"
+    )
     assert re.fullmatch(pattern, last), last
 
 
-def test_a_resumed_line_starts_from_its_step_and_its_scores(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_line_starts_from_its_step_and_its_scores(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     with TrainingLog(run, TOTAL).start(10, {"scores": {1: 29.0}, "seconds": 3.0}):
         pass
     first = drawn(capsys.readouterr().err)[-1]
@@ -159,7 +176,9 @@ def test_a_resumed_line_starts_from_its_step_and_its_scores(run: Run, capsys: py
     assert first.endswith("PSNR 29.00")
 
 
-def test_other_processes_draw_nothing_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_processes_draw_nothing_and_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """(Their means are made with the first one's: see the tests of two real processes.)"""
     processes = Processes(1, 1)
     run = Run(tmp_path / "run", {}, keep=1, writer=False)
@@ -202,7 +221,11 @@ def test_tensorboard_holds_the_lines_by_depth_and_the_images(run: Run) -> None:
     assert not {"step", "machine"} & {*board.Tags()["scalars"]}
     assert scalars(board, "total") == {1: 6, 2: 12}
     assert scalars(board, "learning_rate") == {1: 0.5, 2: 0.5}
-    assert [scalars(board, f"per_depth/{depth}") for depth in (1, 2, 3)] == [{1: 101}, {2: 202}, {1: 301, 2: 302}]
+    assert [scalars(board, f"per_depth/{depth}") for depth in (1, 2, 3)] == [
+        {1: 101},
+        {2: 202},
+        {1: 301, 2: 302},
+    ]
     assert [scalars(board, f"psnr/{depth}") for depth in (1, 3)] == [{2: 32}, {2: 31}]
     for name, expected in (("chelsea/depth 1", image), ("chelsea/HR", image[:2])):
         (event,) = board.Images(name)
@@ -213,7 +236,9 @@ def test_tensorboard_holds_the_lines_by_depth_and_the_images(run: Run) -> None:
 
 
 def log_and_die(folder: Path) -> None:
-    """A process that dies between two steps, as by SIGKILL: nothing is closed, nothing runs at exit."""
+    """A process that dies between two steps, as by SIGKILL: nothing is closed, nothing runs at
+    exit.
+    """
     with Run.create(folder, {}) as run, TrainingLog(run, TOTAL, tensorboard=True) as log:
         for step in range(1, 8):
             log.add(terms(step))
@@ -232,7 +257,9 @@ def test_a_killed_run_s_board_has_no_missing_and_no_doubled_step(tmp_path: Path)
     assert process.exitcode == 1
     time.sleep(1.1)  # the files are ordered by the second in which their process started
     with Run.resume(tmp_path / "run") as run:
-        assert scalars(read_board(run), "total") == {step: 6 * step for step in range(1, 8)}, "as log.jsonl has them"
+        assert scalars(read_board(run), "total") == {step: 6 * step for step in range(1, 8)}, (
+            "as log.jsonl has them"
+        )
         latest = run.load_latest()
         assert latest is not None
         done, state = latest
@@ -249,10 +276,15 @@ def test_a_killed_run_s_board_has_no_missing_and_no_doubled_step(tmp_path: Path)
 def test_without_tensorboard_the_remedy_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: (name != "tensorboard" and real(name, *more)) or None
+        importlib.util,
+        "find_spec",
+        lambda name, *more: (name != "tensorboard" and real(name, *more)) or None,
     )
     assert not tensorboard_installed()
-    with pytest.raises(ModuleNotFoundError, match=r'TensorBoard is not installed: pip install "elasticnet\[train\]"'):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r'TensorBoard is not installed: pip install "elasticnet\[train\]"',
+    ):
         TrainingLog(run, TOTAL, tensorboard=True)
     with TrainingLog(run, TOTAL) as log:
         log.add(terms(1))

@@ -1,4 +1,6 @@
-"""A recipe's options: stored and read back, chosen by preset or by an earlier run, and their changes said."""
+"""A recipe's options: stored and read back, chosen by preset or by an earlier run, and their
+changes said.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ class NewerOptions(Options):
 
 
 floats = st.floats(allow_nan=False)
-paths = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(Path)
+paths = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(
+    Path
+)
 all_options = st.builds(
     Options,
     preset=st.sampled_from(["demo", "paper"]),
@@ -114,8 +118,14 @@ on_a_command_line = st.builds(
 def test_a_command_says_what_differs(options: Options, usual: Options) -> None:
     words = shlex.split(as_command(as_json(options), as_json(usual)))
     assert parse_options(Options, words, lambda _: usual, None) == options
-    shown = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in words if word.startswith("--")}
-    assert shown == {name for name, value in as_json(options).items() if value != as_json(usual)[name]}
+    shown = {
+        word.removeprefix("--").removeprefix("no-").replace("-", "_")
+        for word in words
+        if word.startswith("--")
+    }
+    assert shown == {
+        name for name, value in as_json(options).items() if value != as_json(usual)[name]
+    }
     assert "--out" not in shlex.split(as_command(as_json(options), as_json(usual), ["out"]))
 
 
@@ -128,7 +138,9 @@ def test_infinite_options_come_back_as_numbers(tmp_path: Path) -> None:
 def test_options_of_another_recipe_are_named(tmp_path: Path) -> None:
     with open_run(Options(), tmp_path, Processes()):
         pass
-    with pytest.raises(ValueError, match=f"{tmp_path}: its options differ .* in ema; resume it with the recipe"):
+    with pytest.raises(
+        ValueError, match=f"{tmp_path}: its options differ .* in ema; resume it with the recipe"
+    ):
         stored_options(NewerOptions, tmp_path)
     other = tmp_path / "other"
     with Run.create(other, {**as_json(Options()), "width": 3, "depth": 1}):
@@ -212,7 +224,11 @@ def test_a_resumed_run_s_options_are_the_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--num-blocks", "many"], "many"), (["--num-block", "3"], "num-block"), (["--preset", "long"], "long")],
+    [
+        (["--num-blocks", "many"], "many"),
+        (["--num-block", "3"], "num-block"),
+        (["--preset", "long"], "long"),
+    ],
 )
 def test_unknown_options_and_values_are_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,6 @@
-"""Processes on gloo: means, decisions and whole training steps of two are those of one, and alone nothing starts."""
+"""Processes on gloo: means, decisions and whole training steps of two are those of one, and alone
+nothing starts.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,27 @@ from elasticnet.training.step import TrainingStep
 from step_cases import LOSS, assert_close, cutter, images, limit_memory, make_net
 
 NUM_RANKS, NUM_STEPS, SIZE = 2, 5, 8
-# For each scenario the options of both processes; "limit" is how many images fit into the memory of each.
+# For each scenario the options of both processes; "limit" is how many images fit into the memory of
+# each.
 SCENARIOS: dict[str, dict[str, Any]] = {
     "alike": {"parts": (1, 1)},
     "other parts": {"parts": (1, 2), "clip_norm": 0.05, "ema": 0.9},
     "sampled taps": {"parts": (4, 2), "loss": {"sampled_taps": 1, "seed": 3}},
-    "one runs out of memory": {"parts": (1, 1), "auto_batch": True, "limit": (4, 1), "clip_value": 0.01},
+    "one runs out of memory": {
+        "parts": (1, 1),
+        "auto_batch": True,
+        "limit": (4, 1),
+        "clip_value": 0.01,
+    },
 }
-ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION")
+ENVIRONMENT = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "ACCELERATE_MIXED_PRECISION",
+)
 ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
 
 
@@ -44,10 +59,17 @@ def train(scenario: dict[str, Any], processes: Processes) -> dict[str, Any]:
         limit_memory(net, "head", scenario["limit"][processes.rank])
     objective = ElasticObjective(net, nn.MSELoss(), **LOSS, **scenario.get("loss", {}))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    step_, meter = TrainingStep(objective, net, optimizer, processes=processes, **options), LossMeter(processes.average)
+    step_, meter = (
+        TrainingStep(objective, net, optimizer, processes=processes, **options),
+        LossMeter(processes.average),
+    )
     for step in range(NUM_STEPS):
         meter.add(step_(cutter(*images(step, SIZE)), step))
-    result = {"net": net.state_dict(), "averaged": step_.averaged_net.state_dict(), "means": meter.means()}
+    result = {
+        "net": net.state_dict(),
+        "averaged": step_.averaged_net.state_dict(),
+        "means": meter.means(),
+    }
     return {**result, "parts": step_.parts, "split": step_.state_dict()["parts"]}
 
 
@@ -56,7 +78,10 @@ def own_gradients(rank: int) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(rank)
     shapes: list[tuple[int, ...]] = [(4, 3, 3, 3), (), (5,), (2, 2)]
     dtypes = [torch.float32, torch.float64, torch.float32, torch.float32]
-    parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    parameters = [
+        nn.Parameter(torch.zeros(shape, dtype=dtype))
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
     for parameter in parameters[:3]:
         parameter.grad = torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
     parameters[0].grad = parameters[0].grad.contiguous(memory_format=torch.channels_last)  # pyright: ignore
@@ -72,17 +97,23 @@ def collect(processes: Processes) -> dict[str, Any]:
     processes.average_gradients(parameters)
     result["gradients"] = [parameter.grad for parameter in parameters]
     result["any"] = [processes.any(bool(flags >> processes.rank & 1)) for flags in range(4)]
-    result["gather"] = processes.gather({"rank": processes.rank, "text": "x" * (processes.rank + 1)})
+    result["gather"] = processes.gather(
+        {"rank": processes.rank, "text": "x" * (processes.rank + 1)}
+    )
     with contextlib.redirect_stdout(io.StringIO()) as said:
         processes.say(f"said by {processes.rank}")
     return {**result, "said": said.getvalue()}
 
 
 def overflow_in_one(processes: Processes) -> list[tuple[float, bool]]:
-    """Float16 steps whose targets are huge in the second process alone: the scale, and whether the weights changed."""
+    """Float16 steps whose targets are huge in the second process alone: the scale, and whether the
+    weights changed.
+    """
     net = make_net().float()
     objective = ElasticObjective(net, nn.MSELoss(), **LOSS)
-    step_ = TrainingStep(objective, net, torch.optim.Adam(net.parameters()), processes=processes, precision="float16")
+    step_ = TrainingStep(
+        objective, net, torch.optim.Adam(net.parameters()), processes=processes, precision="float16"
+    )
     seen = []
     for step in range(8):
         before = net.head.linear.weight.clone()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
@@ -94,11 +125,21 @@ def overflow_in_one(processes: Processes) -> list[tuple[float, bool]]:
 
 
 def log_of_two(processes: Processes, folder: Path) -> dict[str, Any]:
-    """What this process draws, and its error when the third loss after the line is NaN in the second process."""
+    """What this process draws, and its error when the third loss after the line is NaN in the
+    second process.
+    """
     net = make_net()
     objective = ElasticObjective(net, nn.MSELoss(), **LOSS)
-    run = Run.create(folder, {}, writer=processes.first) if processes.first else Run(folder, {}, keep=1, writer=False)
-    with run, contextlib.redirect_stderr(io.StringIO()) as drawn, TrainingLog(run, 9, processes) as log:
+    run = (
+        Run.create(folder, {}, writer=processes.first)
+        if processes.first
+        else Run(folder, {}, keep=1, writer=False)
+    )
+    with (
+        run,
+        contextlib.redirect_stderr(io.StringIO()) as drawn,
+        TrainingLog(run, 9, processes) as log,
+    ):
         for step in range(5):
             x, y = images(step + 10 * processes.rank)
             log.add(objective(x, y * float("nan") if step == 4 and processes.rank else y))
@@ -145,20 +186,26 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_who_they_are(results: list[dict[str, Any]]) -> None:
-    assert [result["processes"] for result in results] == [(rank, 2, torch.device("cpu")) for rank in (0, 1)]
+    assert [result["processes"] for result in results] == [
+        (rank, 2, torch.device("cpu")) for rank in (0, 1)
+    ]
     assert [result["first"] for result in results] == [True, False]
 
 
 def test_means_decisions_and_objects(results: list[dict[str, Any]]) -> None:
     for rank, result in enumerate(results):
         assert torch.equal(result["average"], torch.tensor([1.5, 7.5], dtype=torch.float64))
-        assert torch.equal(result["kept"], torch.tensor([1.0, 5.0]) * (rank + 1)), "the tensor given is not changed"
+        assert torch.equal(result["kept"], torch.tensor([1.0, 5.0]) * (rank + 1)), (
+            "the tensor given is not changed"
+        )
         assert result["any"] == [False, True, True, True]
         assert result["gather"] == [{"rank": 0, "text": "x"}, {"rank": 1, "text": "xx"}]
     assert [result["said"] for result in results] == ["said by 0\n", ""]
 
 
-def test_gradients_are_averaged_in_their_own_dtype_and_layout(results: list[dict[str, Any]]) -> None:
+def test_gradients_are_averaged_in_their_own_dtype_and_layout(
+    results: list[dict[str, Any]],
+) -> None:
     inputs = [[parameter.grad for parameter in own_gradients(rank)] for rank in range(NUM_RANKS)]
     for result in results:
         for actual, first, second in zip(result["gradients"], *inputs, strict=True):
@@ -175,13 +222,19 @@ def test_two_processes_train_like_one(results: list[dict[str, Any]], name: str) 
     for result in results:
         for part in ("net", "averaged"):
             assert_close(dict(result[name][part]), dict(expected[part]))
-        assert result[name]["means"]["per_depth"] == pytest.approx(expected["means"]["per_depth"], rel=1e-12)
-        assert result[name]["means"]["total"] == pytest.approx(expected["means"]["total"], rel=1e-12)
+        assert result[name]["means"]["per_depth"] == pytest.approx(
+            expected["means"]["per_depth"], rel=1e-12
+        )
+        assert result[name]["means"]["total"] == pytest.approx(
+            expected["means"]["total"], rel=1e-12
+        )
     first, second = (result[name]["net"] for result in results)
     assert all(torch.equal(first[key], second[key]) for key in first), "or they would part for good"
 
 
-def test_only_the_process_that_ran_out_of_memory_splits_its_share(results: list[dict[str, Any]]) -> None:
+def test_only_the_process_that_ran_out_of_memory_splits_its_share(
+    results: list[dict[str, Any]],
+) -> None:
     assert [result["one runs out of memory"]["parts"] for result in results] == [1, 4]
     assert [result["one runs out of memory"]["split"] for result in results] == [2, 8]
 
@@ -194,9 +247,13 @@ def test_an_overflow_in_one_process_skips_the_step_in_both(results: list[dict[st
 
 
 def test_the_first_process_writes_the_means_of_both(results: list[dict[str, Any]]) -> None:
-    """And the second one draws nothing, but fails at the same step as the first when one loss is NaN."""
+    """And the second one draws nothing, but fails at the same step as the first when one loss is
+    NaN.
+    """
     objective = ElasticObjective(make_net(), nn.MSELoss(), **LOSS)
-    totals = [objective(*images(step + 10 * rank)).total.item() for step in (0, 1) for rank in (0, 1)]
+    totals = [
+        objective(*images(step + 10 * rank)).total.item() for step in (0, 1) for rank in (0, 1)
+    ]
     for result in results:
         assert [line["step"] for line in result["lines"]] == [2]
         assert result["lines"][0]["total"] == pytest.approx(sum(totals) / 4, rel=1e-12)
@@ -226,7 +283,11 @@ def test_alone_nothing_is_started(
         assert processes == Processes(0, 1, torch.device("cpu"))
         values: Tensor = torch.tensor([1, 2])
         assert processes.average(values) is values
-        assert (processes.any(True), processes.any(False), processes.gather("here")) == (True, False, ["here"])
+        assert (processes.any(True), processes.any(False), processes.gather("here")) == (
+            True,
+            False,
+            ["here"],
+        )
         parameters = own_gradients(0)
         processes.average_gradients(parameters)
         for parameter, before in zip(parameters, own_gradients(0), strict=True):
@@ -238,9 +299,14 @@ def test_alone_nothing_is_started(
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("value", ["true", "True", "1"])
-def test_accelerate_s_other_engines_are_refused(no_launcher: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_accelerate_s_other_engines_are_refused(
+    no_launcher: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     no_launcher.setenv(name, value)
-    with pytest.raises(ValueError, match=f"{name} is set: .*launch it without"), join_processes("cpu"):
+    with (
+        pytest.raises(ValueError, match=f"{name} is set: .*launch it without"),
+        join_processes("cpu"),
+    ):
         pass
     no_launcher.setenv(name, "false")
     with join_processes("cpu"):
@@ -249,7 +315,10 @@ def test_accelerate_s_other_engines_are_refused(no_launcher: pytest.MonkeyPatch,
 
 def test_accelerate_s_mixed_precision_is_refused(no_launcher: pytest.MonkeyPatch) -> None:
     no_launcher.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(ValueError, match=r"--mixed_precision bf16: pass `no` .* --precision"), join_processes("cpu"):
+    with (
+        pytest.raises(ValueError, match=r"--mixed_precision bf16: pass `no` .* --precision"),
+        join_processes("cpu"),
+    ):
         pass
 
 

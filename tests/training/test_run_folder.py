@@ -1,4 +1,6 @@
-"""A run's folder: options, log, checkpoints and their fall-back, atomic files, readers, stop signals."""
+"""A run's folder: options, log, checkpoints and their fall-back, atomic files, readers, stop
+signals.
+"""
 
 from __future__ import annotations
 
@@ -49,14 +51,18 @@ def test_corrupt_checkpoints_are_named_and_the_one_before_is_used(tmp_path: Path
     with Run.resume(tmp_path, keep=1) as run:
         with pytest.warns(UserWarning, match="is corrupt") as caught:
             found = run.load_latest()
-        assert [str(warning.message).split(" is corrupt")[0] for warning in caught] == [str(newest), str(middle)]
+        assert [str(warning.message).split(" is corrupt")[0] for warning in caught] == [
+            str(newest),
+            str(middle),
+        ]
         assert found is not None
         assert found[0] == 3
         assert found[1]["weight"].tolist() == [3, 3, 3, 3]
         assert logged(tmp_path) == [1, 2, 3]
         run.log({"step": 4})
         run.save(4, {"weight": torch.zeros(4)})
-        assert list(run.checkpoints()) == [4]  # the corrupt later one does not push out the good one
+        # the corrupt later one does not push out the good one
+        assert list(run.checkpoints()) == [4]
     with Run.resume(tmp_path) as run, warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (run.load_latest() or [None])[0] == 4
@@ -93,14 +99,18 @@ def test_steps_beyond_eight_digits_are_ordered_as_numbers(tmp_path: Path) -> Non
 def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_text("mine")
     (tmp_path / "lock").write_text("mine too")
-    with pytest.raises(FileExistsError, match=rf"{tmp_path} is not empty \(holiday.jpg\): use --resume or"):
+    with pytest.raises(
+        FileExistsError, match=rf"{tmp_path} is not empty \(holiday.jpg\): use --resume or"
+    ):
         Run.create(tmp_path, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["holiday.jpg", "lock"]
     assert (tmp_path / "lock").read_text() == "mine too"
     with pytest.raises(FileExistsError, match=r"holiday.jpg is a file: choose another --out"):
         Run.create(tmp_path / "holiday.jpg", {})
     fill(tmp_path / "run", 1)
-    with pytest.raises(FileExistsError, match=r"is not empty \(checkpoints, log.jsonl, options.json\)"):
+    with pytest.raises(
+        FileExistsError, match=r"is not empty \(checkpoints, log.jsonl, options.json\)"
+    ):
         Run.create(tmp_path / "run", {})
     Run.resume(tmp_path / "run").close()  # the refusal has left no lock behind
 
@@ -108,7 +118,9 @@ def test_a_used_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
 def test_a_start_killed_before_its_options_were_written_can_be_repeated(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("123 on host")
     (tmp_path / ".options.json.123.tmp").write_text("{")
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} holds no run \(no options.json\): start it"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"{tmp_path} holds no run \(no options.json\): start it"
+    ):
         Run.resume(tmp_path)
     with Run.create(tmp_path, {"a": 1}) as run:
         assert run.load_latest() is None
@@ -117,7 +129,14 @@ def test_a_start_killed_before_its_options_were_written_can_be_repeated(tmp_path
 
 
 def test_options_come_back_and_differences_are_reported(tmp_path: Path) -> None:
-    options = {"out": tmp_path, "depths": (1, 2), "clip": math.inf, "name": "ä", "batch": np.int64(16), "init": None}
+    options = {
+        "out": tmp_path,
+        "depths": (1, 2),
+        "clip": math.inf,
+        "name": "ä",
+        "batch": np.int64(16),
+        "init": None,
+    }
     with Run.create(tmp_path / "run", options) as run:
         created = run.options
     with Run.resume(tmp_path / "run") as run:
@@ -141,7 +160,10 @@ def test_options_come_back_and_differences_are_reported(tmp_path: Path) -> None:
 def test_damaged_options_are_named(tmp_path: Path) -> None:
     fill(tmp_path, 1)
     (tmp_path / "options.json").write_text('{"a": ')
-    with pytest.raises(ValueError, match=rf"{tmp_path}/options.json is not JSON .*: repair it or choose another --out"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{tmp_path}/options.json is not JSON .*: repair it or choose another --out",
+    ):
         Run.resume(tmp_path)
 
 
@@ -191,7 +213,9 @@ def test_a_second_rival_start_never_wins_twice(tmp_path: Path) -> None:
     winners[0].close()
 
 
-def test_a_later_format_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_later_format_is_an_error_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with Run.create(tmp_path, {}) as run:
         monkeypatch.setattr("elasticnet.training.state._FORMAT", 2)
         run.save(1, [])
@@ -205,21 +229,44 @@ def test_a_later_format_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch, 
 
 def test_log_lines_are_strict_json_and_step_comes_first(tmp_path: Path) -> None:
     with Run.create(tmp_path, {}) as run:
-        run.log({"loss": math.nan, "step": 1, "psnr": {1: -math.inf, 2: np.float32(0.5)}, "rates": (math.inf, 1e-4)})
-        run.log({"step": 2, "loss": torch.tensor(0.25), "map": np.eye(2), "path": Path("a/b"), "text": "ä\n\r"})
+        run.log(
+            {
+                "loss": math.nan,
+                "step": 1,
+                "psnr": {1: -math.inf, 2: np.float32(0.5)},
+                "rates": (math.inf, 1e-4),
+            }
+        )
+        run.log(
+            {
+                "step": 2,
+                "loss": torch.tensor(0.25),
+                "map": np.eye(2),
+                "path": Path("a/b"),
+                "text": "ä\n\r",
+            }
+        )
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
     first, second = (tmp_path / "log.jsonl").read_text().splitlines()
-    assert first == ('{"step": 1, "loss": "NaN", "psnr": {"1": "-Infinity", "2": 0.5}, "rates": ["Infinity", 0.0001]}')
+    assert first == (
+        '{"step": 1, "loss": "NaN", "psnr": {"1": "-Infinity", "2": 0.5}, "rates": ["Infinity", 0.0001]}'
+    )
     assert json.loads(second, parse_constant=refuse) == {
         "step": 2, "loss": 0.25, "map": [[1, 0], [0, 1]], "path": "a/b", "text": "ä\n\r"
     }  # fmt: skip
 
 
-@given(st.dictionaries(st.text(), st.recursive(st.floats() | st.text() | st.none(), st.lists), max_size=3))
-def test_any_json_written_is_strict(tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]) -> None:
+@given(
+    st.dictionaries(
+        st.text(), st.recursive(st.floats() | st.text() | st.none(), st.lists), max_size=3
+    )
+)
+def test_any_json_written_is_strict(
+    tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "value.json"
     write_json(path, value)
     found = json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(constant))
@@ -251,11 +298,16 @@ def test_the_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
         log.write(b'{"step": 2\n\0\0\0\n[1]\n{"step": 3, "half": ')
     with Run.resume(tmp_path) as run:
         for attempt in (lambda: run.log({"step": 4}), lambda: run.save(4, [])):
-            with pytest.raises(RuntimeError, match=rf"the run in {tmp_path} was resumed: call load_latest\(\) first"):
+            with pytest.raises(
+                RuntimeError,
+                match=rf"the run in {tmp_path} was resumed: call load_latest\(\) first",
+            ):
                 attempt()
         assert run.load_latest() == (3, [])
         assert logged(tmp_path) == [1, 1, 2, 2, 3, 3]
-        with pytest.raises(ValueError, match="step 3: step 3 is already saved; log a step before saving it"):
+        with pytest.raises(
+            ValueError, match="step 3: step 3 is already saved; log a step before saving it"
+        ):
             run.log({"step": 3})
         with pytest.raises(ValueError, match="step 2: this run has already saved step 3"):
             run.save(2, [])
@@ -274,7 +326,9 @@ def test_the_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let the kernel refuse to make any file larger, as a full disk does in mid-write (but with EFBIG)."""
+    """Let the kernel refuse to make any file larger, as a full disk does in mid-write (but with
+    EFBIG).
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -287,13 +341,20 @@ def test_a_failed_save_leaves_the_one_before(tmp_path: Path) -> None:
     fill(tmp_path, 2, keep=1)
     with Run.resume(tmp_path, keep=1) as run:
         run.load_latest()
-        message = r"could not write .*step_00000003.safetensors \(File too large\); nothing was changed"
+        message = (
+            r"could not write .*step_00000003.safetensors \(File too large\); nothing was changed"
+        )
         with file_size_limit(5000), pytest.raises(OSError, match=message):
             run.save(3, torch.zeros(10_000))
-        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002.safetensors"]
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [
+            "step_00000002.safetensors"
+        ]
         assert (run.load_latest() or [None])[0] == 2
         size = (tmp_path / "log.jsonl").stat().st_size
-        with file_size_limit(size + 9), pytest.raises(OSError, match=r"could not write .*log.jsonl \(File too large\)"):
+        with (
+            file_size_limit(size + 9),
+            pytest.raises(OSError, match=r"could not write .*log.jsonl \(File too large\)"),
+        ):
             run.log({"step": 3})
         run.log({"step": 4})
         assert logged(tmp_path) == [1, 2, 4]
@@ -307,7 +368,9 @@ def test_write_atomic_replaces_whole_files(tmp_path: Path) -> None:
     assert path.read_bytes() == b"\0\1"
     with pytest.raises(TypeError):
         write_atomic(path, 5)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(OSError, match=r"could not write .*missing/b.txt \(No such file or directory\)"):
+    with pytest.raises(
+        OSError, match=r"could not write .*missing/b.txt \(No such file or directory\)"
+    ):
         write_atomic(tmp_path / "missing/b.txt", "")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_bytes() == b"\0\1"
@@ -315,7 +378,11 @@ def test_write_atomic_replaces_whole_files(tmp_path: Path) -> None:
 
 def test_a_new_process_clears_what_a_kill_left(tmp_path: Path) -> None:
     fill(tmp_path, 1)
-    for name in ("checkpoints/.step_00000002.safetensors.4242.tmp", ".log.jsonl.1.tmp", ".options.json.77.tmp"):
+    for name in (
+        "checkpoints/.step_00000002.safetensors.4242.tmp",
+        ".log.jsonl.1.tmp",
+        ".options.json.77.tmp",
+    ):
         (tmp_path / name).write_bytes(b"half")
     Run.resume(tmp_path).close()
     names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())

@@ -29,8 +29,11 @@ STEPS = 150
 
 
 def train(folder: Path, steps: int = STEPS) -> None:
-    """A small real training in which every kind of generator, optimiser state and schedule matters."""
-    warnings.filterwarnings("error", message=".* is corrupt")  # a kill must not leave a broken checkpoint
+    """A small real training in which every kind of generator, optimiser state and schedule
+    matters.
+    """
+    # a kill must not leave a broken checkpoint
+    warnings.filterwarnings("error", message=".* is corrupt")
     generator = torch.Generator()
     if (folder / "options.json").exists():
         run = Run.resume(folder)
@@ -39,7 +42,9 @@ def train(folder: Path, steps: int = STEPS) -> None:
     with run:
         for seed in (random.seed, np.random.seed, torch.manual_seed, generator.manual_seed):
             seed(7)
-        net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
+        net = nn.Sequential(
+            nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2)
+        )
         optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.9)
         data = torch.linspace(-1, 1, 60).reshape(10, 6)
@@ -72,14 +77,17 @@ def train(folder: Path, steps: int = STEPS) -> None:
 
 
 def train_with_kills(folder: Path, kills: int, seed: int) -> None:
-    """Train in child processes, each killed at a random moment, and let the last one finish; then train without a kill.
+    """Train in child processes, each killed at a random moment, and let the last one finish; then
+    train without a kill.
 
-    A quarter are killed while they start, the others as soon as they have come a few steps further than any before
-    (on a machine of any speed), and up to 8 ms later: in a step, in a save, between the two.
+    A quarter are killed while they start, the others as soon as they have come a few steps further
+    than any before (on a machine of any speed), and up to 8 ms later: in a step, in a save, between
+    the two.
     """
     draw = random.Random(seed)
     context = multiprocessing.get_context("fork")  # torch is imported once,
-    torch.optim.Adam([torch.zeros(1)])  # with the slow imports that wait until the first optimiser is made
+    # with the slow imports that wait until the first optimiser is made
+    torch.optim.Adam([torch.zeros(1)])
     log = folder / "log.jsonl"
     for index in range(kills):
         child = context.Process(target=train, args=(folder,))
@@ -90,7 +98,11 @@ def train_with_kills(folder: Path, kills: int, seed: int) -> None:
         time.sleep(draw.uniform(0, 0.008))
         child.kill()
         child.join()
-        print("killed" if child.exitcode == -signal.SIGKILL else child.exitcode, lines_in(log), flush=True)
+        print(
+            "killed" if child.exitcode == -signal.SIGKILL else child.exitcode,
+            lines_in(log),
+            flush=True,
+        )
     for name in (folder, folder.with_name("whole")):
         child = context.Process(target=train, args=(name,))
         child.start()
@@ -103,7 +115,9 @@ def lines_in(log: Path) -> int:
 
 
 def hold(folder: Path) -> None:
-    """Hold the lock of a run for ever, with a forked child (as a data loader's worker) that lives on."""
+    """Hold the lock of a run for ever, with a forked child (as a data loader's worker) that lives
+    on.
+    """
     with Run.create(folder, {}):
         child = os.fork()
         if child:
@@ -154,7 +168,8 @@ def check_kills(tmp_path: Path, kills: int, seed: int = 0) -> None:
     *killings, end, whole_end = (line.split() for line in output.splitlines())
     assert [word for word, _ in killings] == ["killed"] * kills, output
     assert end == whole_end == ["exit", "0"]
-    assert len({length for _, length in killings} - {"0"}) >= kills // 2, output  # spread over the training
+    # spread over the training
+    assert len({length for _, length in killings} - {"0"}) >= kills // 2, output
     with Run.resume(whole) as run, Run.resume(killed) as other:
         expected, found = run.load_latest(), other.load_latest()
     assert expected is not None
@@ -166,7 +181,9 @@ def check_kills(tmp_path: Path, kills: int, seed: int = 0) -> None:
     assert log == (whole / "log.jsonl").read_text()
     records = [json.loads(line) for line in log.splitlines()]
     assert [record["step"] for record in records if "loss" in record] == list(range(1, STEPS + 1))
-    assert [record["step"] for record in records if "event" in record] == list(range(10, STEPS + 1, 10))
+    assert [record["step"] for record in records if "event" in record] == list(
+        range(10, STEPS + 1, 10)
+    )
     assert not list(killed.rglob("*.tmp"))
 
 
@@ -186,8 +203,14 @@ def test_one_process_holds_a_run_until_it_dies(tmp_path: Path) -> None:
     assert holder.stdout is not None
     child = int(holder.stdout.readline())
     try:
-        for attempt in (lambda: Run.resume(tmp_path / "run"), lambda: Run.create(tmp_path / "run", {})):
-            with pytest.raises(RuntimeError, match=rf"run is in use by process {holder.pid} on .*: end it or choose"):
+        for attempt in (
+            lambda: Run.resume(tmp_path / "run"),
+            lambda: Run.create(tmp_path / "run", {}),
+        ):
+            with pytest.raises(
+                RuntimeError,
+                match=rf"run is in use by process {holder.pid} on .*: end it or choose",
+            ):
                 attempt()
         holder.kill()
         holder.wait()
@@ -210,14 +233,23 @@ def test_a_full_disk(tmp_path: Path) -> None:
     mounted.mkdir()
     mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     steps = f'mount -t tmpfs -o size=512k none "{mounted}" && exec "$@"'
-    if subprocess.run([*mount, steps, "sh", "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this system lets no ordinary user mount a tmpfs; test_a_failed_save_leaves_the_one_before stays")
+    if (
+        subprocess.run([*mount, steps, "sh", "true"], capture_output=True, check=False).returncode
+        != 0
+    ):
+        pytest.skip(
+            "this system lets no ordinary user mount a tmpfs; test_a_failed_save_leaves_the_one_before stays"
+        )
     command = [*mount, steps, "sh", sys.executable, __file__, "fill_disk", str(mounted / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    result = json.loads(
+        subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    )
     (save_errno, save_message), (log_errno, log_message) = result["messages"]
     assert (save_errno, log_errno) == (28, 28)
-    assert "step_00000002.safetensors (No space left on device); nothing was changed" in save_message
+    assert (
+        "step_00000002.safetensors (No space left on device); nothing was changed" in save_message
+    )
     assert "log.jsonl (No space left on device)" in log_message
     assert all(json.loads(line) for line in result["log"].splitlines())
     assert result["log"].endswith("}\n")

@@ -1,4 +1,6 @@
-"""Exact state in a checkpoint's bytes: any tree, optimisers, random generators; every changed byte is detected."""
+"""Exact state in a checkpoint's bytes: any tree, optimisers, random generators; every changed byte
+is detected.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,12 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, torch.Tensor):
         return (
             isinstance(right, torch.Tensor)
-            and (left.dtype, left.shape, left.stride()) == (right.dtype, right.shape, right.stride())
-            and left.contiguous().reshape(-1).view(torch.uint8).equal(right.contiguous().reshape(-1).view(torch.uint8))
+            and (left.dtype, left.shape, left.stride())
+            == (right.dtype, right.shape, right.stride())
+            and left.contiguous()
+            .reshape(-1)
+            .view(torch.uint8)
+            .equal(right.contiguous().reshape(-1).view(torch.uint8))
         )
     if isinstance(left, np.ndarray | np.generic):
         return (
@@ -74,11 +80,14 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), tensors(), st.text(),
-    st.text(st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)),  # how Python spells bytes in a file name
+    # how Python spells bytes in a file name
+    st.text(st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)),
     st_numpy.arrays(st_numpy.scalar_dtypes(), st_numpy.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)),
     st_numpy.scalar_dtypes().flatmap(st_numpy.from_dtype),
 )  # fmt: skip
-keys = st.one_of(st.integers(), st.text(max_size=4), st.sampled_from(["a", "a.b", "b", "dict", "tensor", "']['"]))
+keys = st.one_of(
+    st.integers(), st.text(max_size=4), st.sampled_from(["a", "a.b", "b", "dict", "tensor", "']['"])
+)
 states = st.recursive(
     scalars,
     lambda inner: st.one_of(
@@ -110,7 +119,15 @@ def test_the_file_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
 
 def test_views_shared_and_expanded_tensors_parameters_and_plain_types() -> None:
     base = torch.arange(12.0).reshape(3, 4)
-    state = [base, base[1:], base.T, base[:, 1], base[:, ::2], torch.ones(1, 1).expand(4, 5), nn.Parameter(base)]
+    state = [
+        base,
+        base[1:],
+        base.T,
+        base[:, 1],
+        base[:, ::2],
+        torch.ones(1, 1).expand(4, 5),
+        nn.Parameter(base),
+    ]
     for found, given_tensor in zip(through(state), state, strict=True):
         assert found.equal(given_tensor)
         assert not found.requires_grad
@@ -169,13 +186,17 @@ lr = torch.optim.lr_scheduler
 OPTIMIZERS = {
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01, betas=(0.9, 0.99)),
     "fused": lambda parameters: torch.optim.Adam(parameters, lr=0.01, fused=True),
-    "amsgrad": lambda parameters: torch.optim.AdamW(parameters, lr=torch.tensor(0.01), amsgrad=True, foreach=False),
+    "amsgrad": lambda parameters: torch.optim.AdamW(
+        parameters, lr=torch.tensor(0.01), amsgrad=True, foreach=False
+    ),
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9),
 }
 SCHEDULERS = {
     "step": lambda optimizer: lr.StepLR(optimizer, 2),
     "milestones": lambda optimizer: lr.MultiStepLR(optimizer, [2, 2, 5]),
-    "onecycle": lambda optimizer: lr.OneCycleLR(optimizer, 0.1, total_steps=30, cycle_momentum=False),
+    "onecycle": lambda optimizer: lr.OneCycleLR(
+        optimizer, 0.1, total_steps=30, cycle_momentum=False
+    ),
     "plateau": lambda optimizer: lr.ReduceLROnPlateau(optimizer, patience=1),
     "warm": lambda optimizer: lr.SequentialLR(
         optimizer, [lr.LinearLR(optimizer), lr.CosineAnnealingLR(optimizer, 9)], [3]
@@ -186,12 +207,17 @@ SCHEDULERS = {
 
 @pytest.mark.parametrize(
     ("optimizer_name", "scheduler_name"),
-    [(name, "onecycle") for name in OPTIMIZERS if name != "sgd"] + [("sgd", name) for name in SCHEDULERS],
+    [(name, "onecycle") for name in OPTIMIZERS if name != "sgd"]
+    + [("sgd", name) for name in SCHEDULERS],
 )
-def test_optimiser_scheduler_and_scaler_go_on_exactly(optimizer_name: str, scheduler_name: str) -> None:
+def test_optimiser_scheduler_and_scaler_go_on_exactly(
+    optimizer_name: str, scheduler_name: str
+) -> None:
     def parts() -> tuple[nn.Module, torch.optim.Optimizer, Any, Any]:
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).to(memory_format=torch.channels_last)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)).to(
+            memory_format=torch.channels_last
+        )
         optimizer = OPTIMIZERS[optimizer_name](net.parameters())
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=3)
         return net, optimizer, scaler, SCHEDULERS[scheduler_name](optimizer)
@@ -200,7 +226,9 @@ def test_optimiser_scheduler_and_scaler_go_on_exactly(optimizer_name: str, sched
     for _ in range(4):
         one_step(*whole)
     states = [part.state_dict() for part in whole]
-    assert all(same(found, dict(state)) for found, state in zip(through(states), states, strict=True))
+    assert all(
+        same(found, dict(state)) for found, state in zip(through(states), states, strict=True)
+    )
     resumed = parts()
     for part, state in zip(resumed, through(states), strict=True):
         part.load_state_dict(state)
@@ -223,7 +251,12 @@ def test_any_changed_or_missing_byte_is_detected(data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(packed) - 1))
     changed = bytearray(packed)
     changed[place] ^= data.draw(st.integers(1, 255))
-    for bad in (bytes(changed), packed[:place], packed + b"\0", packed[:place] + packed[place + 1 :]):
+    for bad in (
+        bytes(changed),
+        packed[:place],
+        packed + b"\0",
+        packed[:place] + packed[place + 1 :],
+    ):
         with pytest.raises(ValueError, match="its checksum does not match its content"):
             unpack_state(bad)
 
@@ -248,9 +281,16 @@ def test_other_safetensors_files_and_formats_are_refused() -> None:
 
 def draws(generator: torch.Generator) -> list[float]:
     numbers = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()]  # noqa: NPY002
-    numbers += [torch.rand(()).item(), torch.randn(3)[0].item(), torch.rand((), generator=generator).item()]
+    numbers += [
+        torch.rand(()).item(),
+        torch.randn(3)[0].item(),
+        torch.rand((), generator=generator).item(),
+    ]
     if torch.cuda.is_available():
-        numbers += [torch.rand((), device=f"cuda:{index}").item() for index in range(torch.cuda.device_count())]
+        numbers += [
+            torch.rand((), device=f"cuda:{index}").item()
+            for index in range(torch.cuda.device_count())
+        ]
     return numbers
 
 
@@ -267,9 +307,13 @@ def test_every_generator_goes_on_where_it_was() -> None:
 
 def test_generators_and_devices_that_do_not_fit() -> None:
     state = random_state({"sampler": torch.Generator()})
-    with pytest.raises(ValueError, match=r"random generators \['loader'\]: the state holds \['sampler'\]"):
+    with pytest.raises(
+        ValueError, match=r"random generators \['loader'\]: the state holds \['sampler'\]"
+    ):
         set_random_state(state, {"loader": torch.Generator()})
     count = len(state["cuda"])
     state["cuda"] = [*state["cuda"], torch.get_rng_state()]
-    with pytest.warns(UserWarning, match=f"random state of {count + 1} CUDA devices, here are {count}: draws will"):
+    with pytest.warns(
+        UserWarning, match=f"random state of {count + 1} CUDA devices, here are {count}: draws will"
+    ):
         set_random_state(state, {"sampler": torch.Generator()})

@@ -42,8 +42,14 @@ def test_parts_give_the_gradients_of_the_joined_batch(
     parts: int, share: int, taps: set[int], sampled: int | None, distance: str
 ) -> None:
     loss = {**LOSS, "sampled_taps": sampled, "distance": distance, "seed": 3}
-    net, joined = make_net((*sorted(taps - {NUM_BLOCKS}), NUM_BLOCKS)), make_net((*sorted(taps - {NUM_BLOCKS}), -1))
-    step_, objective = make_step(net, loss, parts=parts), ElasticObjective(joined, nn.MSELoss(), **loss)
+    net, joined = (
+        make_net((*sorted(taps - {NUM_BLOCKS}), NUM_BLOCKS)),
+        make_net((*sorted(taps - {NUM_BLOCKS}), -1)),
+    )
+    step_, objective = (
+        make_step(net, loss, parts=parts),
+        ElasticObjective(joined, nn.MSELoss(), **loss),
+    )
     optimizer = torch.optim.SGD(joined.parameters(), lr=0.1, momentum=0.9)
     for step in range(3):
         x, y = images(step, share * parts)
@@ -83,7 +89,9 @@ def test_terms_of_a_part_outlive_memory_that_the_next_part_overwrites() -> None:
 
     x, y = images(0)
     expected = objective(x, y)
-    terms = TrainingStep(overwriting, net, torch.optim.SGD(net.parameters()), parts=4)(cutter(x, y), 0)
+    terms = TrainingStep(overwriting, net, torch.optim.SGD(net.parameters()), parts=4)(
+        cutter(x, y), 0
+    )
     assert_close([*terms[:4]], [*expected[:4]])
     assert_close(terms.per_depth, expected.per_depth)
 
@@ -95,12 +103,16 @@ def test_parts_of_a_cuda_graph(parts: int) -> None:
     joined, net = make_net().cuda(), make_net().cuda()
     compiled = torch.compile(ElasticObjective(net, nn.MSELoss(), **LOSS), mode="reduce-overhead")
     step_ = TrainingStep(compiled, net, torch.optim.SGD(net.parameters(), lr=0.1), parts=parts)
-    plain = TrainingStep(ElasticObjective(joined, nn.MSELoss(), **LOSS), joined, torch.optim.SGD(joined.parameters()))
+    plain = TrainingStep(
+        ElasticObjective(joined, nn.MSELoss(), **LOSS), joined, torch.optim.SGD(joined.parameters())
+    )
     for step in range(6):
         x, y = (tensor.cuda() for tensor in images(step))
         terms, expected = step_(cutter(x, y), step), plain(cutter(x, y), step, learning_rate=0.1)
         torch.testing.assert_close([*terms[:4]], [*expected[:4]], rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(dict(net.state_dict()), dict(joined.state_dict()), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            dict(net.state_dict()), dict(joined.state_dict()), rtol=1e-9, atol=1e-9
+        )
 
 
 # --- memory that runs out
@@ -134,7 +146,9 @@ def test_auto_batch_doubles_the_parts_says_so_and_trains_on(
 def test_without_auto_batch_the_remedy_is_named() -> None:
     net = make_net()
     limit_memory(net, "head", 3)
-    with pytest.raises(RuntimeError, match=r"out of GPU memory at step 7; .*smaller batch.*--auto-batch") as caught:
+    with pytest.raises(
+        RuntimeError, match=r"out of GPU memory at step 7; .*smaller batch.*--auto-batch"
+    ) as caught:
         make_step(net)(cutter(*images(0)), 7)
     assert "(CUDA out of memory. Tried to allocate 4 GiB.)" in str(caught.value)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
@@ -151,7 +165,9 @@ def test_a_batch_that_cannot_be_split_further(cut: Callable[[Tensor, Tensor], Ba
     limit_memory(net, "block", 0)
     step = make_step(net, auto_batch=True)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with pytest.raises(RuntimeError, match=r"the batch cannot be split into 8 parts \(.*\); take a smaller patch"):
+    with pytest.raises(
+        RuntimeError, match=r"the batch cannot be split into 8 parts \(.*\); take a smaller patch"
+    ):
         step(cut(*images(0)), 0)
     assert step.parts == 4
     assert_close(dict(net.state_dict()), before)
@@ -178,13 +194,17 @@ def test_a_small_gpu_gets_its_batch_in_parts() -> None:
         assert train(net, auto_batch=True).parts > 1
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    torch.testing.assert_close(dict(net.state_dict()), dict(expected.state_dict()), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        dict(net.state_dict()), dict(expected.state_dict()), rtol=1e-9, atol=1e-9
+    )
 
 
 # --- clipping
 
 
-@given(st.sampled_from([None, 1e-2, 1e3]), st.sampled_from([None, 1e-3, 1e3]), st.sampled_from([1, 2]))
+@given(
+    st.sampled_from([None, 1e-2, 1e3]), st.sampled_from([None, 1e-3, 1e3]), st.sampled_from([1, 2])
+)
 @settings(max_examples=15)
 def test_clipping_as_torch_does_it(norm: float | None, value: float | None, parts: int) -> None:
     """By norm, then by value, after all parts are in."""
@@ -209,7 +229,10 @@ def test_clipping_as_torch_does_it(norm: float | None, value: float | None, part
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "half"}, "precision 'half': expected one of float64, float32, bfloat16, float16"),
+        (
+            {"precision": "half"},
+            "precision 'half': expected one of float64, float32, bfloat16, float16",
+        ),
         ({"ema": 1.0}, "ema 1.0: expected a decay from 0"),
         ({"ema": -0.1}, "ema -0.1: expected a decay from 0"),
         ({"clip_norm": 0.0}, "clip_norm 0.0: expected a number above 0, or None"),

@@ -1,4 +1,6 @@
-"""TrainingStep: the moving average, float16 with its scaler, and states from which a run goes on to the same bits."""
+"""TrainingStep: the moving average, float16 with its scaler, and states from which a run goes on to
+the same bits.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,11 @@ def test_the_average_follows_timm_s_warm_up(decay: float) -> None:
     step_, average = make_step(net, ema=decay), weights[0]
     for step in range(6):
         step_(cutter(*images(step)), step)
-        now = min(decay, 1 - (1 + step) ** (-2 / 3))  # 0 at the first step: the average starts from its weights
-        average = {name: now * average[name] + (1 - now) * tensor for name, tensor in weights[step].items()}
+        # 0 at the first step: the average starts from its weights
+        now = min(decay, 1 - (1 + step) ** (-2 / 3))
+        average = {
+            name: now * average[name] + (1 - now) * tensor for name, tensor in weights[step].items()
+        }
         assert_close(dict(step_.averaged_net.state_dict()), average)
     assert isinstance(step_.averaged_net, ElasticWrapper)
     assert step_.averaged_net is not net
@@ -42,10 +47,16 @@ def test_without_an_average_the_net_itself_is_shipped() -> None:
 
 
 def make_half(loss_factor: float, fused: bool, seed: int = 0, **options: Any) -> TrainingStep:
-    """Float32 weights in channels-last and Adam, as a recipe has them; a large factor makes float16 overflow."""
+    """Float32 weights in channels-last and Adam, as a recipe has them; a large factor makes float16
+    overflow.
+    """
     net = make_net(seed=seed).float().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    objective = ElasticObjective(net, lambda p, y: loss_factor * nn.functional.mse_loss(p, y), **LOSS)
-    return TrainingStep(objective, net, torch.optim.Adam(net.parameters(), lr=1e-2, fused=fused), **options)
+    objective = ElasticObjective(
+        net, lambda p, y: loss_factor * nn.functional.mse_loss(p, y), **LOSS
+    )
+    return TrainingStep(
+        objective, net, torch.optim.Adam(net.parameters(), lr=1e-2, fused=fused), **options
+    )
 
 
 def floats(step: int) -> Batch:
@@ -54,7 +65,9 @@ def floats(step: int) -> Batch:
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_a_float16_step_that_overflows_is_skipped_and_the_scale_halved(fused: bool, clip: float | None) -> None:
+def test_a_float16_step_that_overflows_is_skipped_and_the_scale_halved(
+    fused: bool, clip: float | None
+) -> None:
     step_ = make_half(30.0, fused, precision="float16", clip_norm=clip)
     overflows = 0
     for step in range(12):
@@ -72,10 +85,17 @@ def test_a_float16_step_that_overflows_is_skipped_and_the_scale_halved(fused: bo
 
 @pytest.mark.parametrize("name", ["clip_norm", "clip_value"])
 def test_float16_gradients_are_clipped_without_their_scale(name: str) -> None:
-    """With SGD at a rate of 1 the first step that is not skipped moves the weights by the clipped gradient itself."""
+    """With SGD at a rate of 1 the first step that is not skipped moves the weights by the clipped
+    gradient itself.
+    """
     net = make_net().float()
     options: dict[str, Any] = {"precision": "float16", name: 1e-3}
-    step_ = TrainingStep(ElasticObjective(net, nn.MSELoss(), 0.1), net, torch.optim.SGD(net.parameters(), 1), **options)
+    step_ = TrainingStep(
+        ElasticObjective(net, nn.MSELoss(), 0.1),
+        net,
+        torch.optim.SGD(net.parameters(), 1),
+        **options,
+    )
     before, moved = nn.utils.parameters_to_vector(net.parameters()).detach(), torch.zeros(1)
     for step in range(8):
         if not moved.any():
@@ -112,7 +132,13 @@ def bits(step_: TrainingStep) -> bytes:
 def test_a_run_cut_at_any_step_goes_on_to_the_same_bits(
     cut: int, precision: str, ema: float, clip: float | None, parts: int
 ) -> None:
-    options = {"precision": precision, "ema": ema, "clip_norm": clip, "clip_value": clip, "parts": parts}
+    options = {
+        "precision": precision,
+        "ema": ema,
+        "clip_norm": clip,
+        "clip_value": clip,
+        "parts": parts,
+    }
 
     def make(seed: int) -> TrainingStep:
         step_ = make_half(30.0, True, seed=seed, **options)  # in float16 the first steps overflow
@@ -124,7 +150,9 @@ def test_a_run_cut_at_any_step_goes_on_to_the_same_bits(
     def train(step_: TrainingStep, first: int, last: int) -> None:
         for step in range(first, last):
             step_(
-                cutter(*images(step)) if precision == "float64" else floats(step), step, learning_rate=0.1 / (step + 1)
+                cutter(*images(step)) if precision == "float64" else floats(step),
+                step,
+                learning_rate=0.1 / (step + 1),
             )
 
     whole, before, after = make(0), make(0), make(1)
@@ -159,10 +187,14 @@ def test_a_resumed_process_takes_its_share_of_the_parts(count: int, parts: int) 
 
 
 def test_weights_that_are_not_finite_are_never_saved() -> None:
-    """The loss of a step is finite, and only its update is not: no log line would have shown it before the save."""
+    """The loss of a step is finite, and only its update is not: no log line would have shown it
+    before the save.
+    """
     net = make_net()
     step = make_step(net)
     terms = step(cutter(*images(0)), 0, learning_rate=float("inf"))
     assert terms.total.isfinite()
-    with pytest.raises(FloatingPointError, match=r"NaN or infinite \(first: blocks.0.first.weight\).*not saved"):
+    with pytest.raises(
+        FloatingPointError, match=r"NaN or infinite \(first: blocks.0.first.weight\).*not saved"
+    ):
         step.state_dict()

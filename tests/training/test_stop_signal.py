@@ -22,7 +22,8 @@ def test_the_first_stop_signal_asks_and_a_later_one_interrupts(
         signal.raise_signal(number)
         assert stop.requested
         now = 100.9
-        signal.raise_signal(signal.SIGTERM)  # what a launcher passes on at once is no second request
+        # what a launcher passes on at once is no second request
+        signal.raise_signal(signal.SIGTERM)
         now = 101.1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)

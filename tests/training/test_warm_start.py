@@ -1,4 +1,6 @@
-"""Warm starts: what is taken is equal bit for bit, what is not is said, and what cannot be taken is refused."""
+"""Warm starts: what is taken is equal bit for bit, what is not is said, and what cannot be taken is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +54,12 @@ def predictions(net: ElasticWrapper, x: Tensor = X) -> tuple[Tensor, ...]:
     st.sampled_from([None, "bicubic"]),
 )
 @settings(max_examples=25)
-def test_another_depth(here: int, there: int, scale: int, upsampler: str, block: str, skip: str | None) -> None:
-    """Exits that both have are equal; deeper ones start as the source's deepest; a shallower net is a truncated one."""
+def test_another_depth(
+    here: int, there: int, scale: int, upsampler: str, block: str, skip: str | None
+) -> None:
+    """Exits that both have are equal; deeper ones start as the source's deepest; a shallower net is
+    a truncated one.
+    """
     options: dict[str, Any] = {"upsampler": upsampler, "block": block, "skip": skip}
     source, net = trained(asrn(scale, there, 24, **options)), asrn(scale, here, 24, **options)
     before = state(source)
@@ -105,7 +111,10 @@ def test_affines_in_front_of_the_head_leave_it_the_same(here: bool) -> None:
     source, net = trained(asrn(2, 2, 24, tap_affine=not here)), asrn(2, 2, 24, tap_affine=here)
     kept = state(net.adapters)
     adapters = "made anew (bias is absent there, (24, 1, 1) here)" if here else "left out"
-    expected = ["the head taken", *(f"the adapter of depth {depth} is {adapters}" for depth in (1, 2))]
+    expected = [
+        "the head taken",
+        *(f"the adapter of depth {depth} is {adapters}" for depth in (1, 2)),
+    ]
     assert warm_start(net, source)[1:] == expected
     assert_same(state(net.head), state(source.head))
     assert_same(state(net.adapters), kept)
@@ -120,7 +129,10 @@ def test_weights_arrive_in_the_net_s_own_dtype() -> None:
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (lambda: asrn(2, 3, 32), r"stem differs: 1.bias is \(24,\) there, \(32,\) here; the body must be built alike"),
+        (
+            lambda: asrn(2, 3, 32),
+            r"stem differs: 1.bias is \(24,\) there, \(32,\) here; the body must be built alike",
+        ),
         (
             lambda: asrn(2, 3, 24, block="shufflenet"),
             r"blocks.0 differs: depthwise.weight is absent there, \(172, 1, 3, 3\) here",
@@ -132,7 +144,9 @@ def test_weights_arrive_in_the_net_s_own_dtype() -> None:
         (lambda: conv_net(3), r"stem differs: 0.bias is \(8,\) there, absent here"),
     ],
 )
-def test_another_body_is_refused_with_its_shapes_and_nothing_is_copied(net: Any, message: str) -> None:
+def test_another_body_is_refused_with_its_shapes_and_nothing_is_copied(
+    net: Any, message: str
+) -> None:
     made = net()
     before = state(made)
     with pytest.raises(ValueError, match=f"warm start: {message}"):
@@ -153,7 +167,10 @@ def test_a_new_block_that_cannot_be_an_identity_is_refused() -> None:
     net = ElasticWrapper([nn.Conv2d(4, 4, 1) for _ in range(3)], nn.Conv2d(4, 2, 1))
     source = net.truncate(2)
     before = state(net)
-    with pytest.raises(ValueError, match=r"blocks.2 is new, and Conv2d has no init_identity\(\): .*or take 2 blocks"):
+    with pytest.raises(
+        ValueError,
+        match=r"blocks.2 is new, and Conv2d has no init_identity\(\): .*or take 2 blocks",
+    ):
         warm_start(net, trained(source))
     assert_same(state(net), before)
 
@@ -163,13 +180,20 @@ def test_a_new_block_that_cannot_be_an_identity_is_refused() -> None:
 
 def test_nets_without_an_origin_are_compared_by_shapes() -> None:
     source, net = trained(conv_net(2)), conv_net(4)
-    assert warm_start(net, source) == [TAKEN.format(2, 2), "2 new blocks start as identities", "the head taken"]
+    assert warm_start(net, source) == [
+        TAKEN.format(2, 2),
+        "2 new blocks start as identities",
+        "the head taken",
+    ]
     expected = predictions(source, FEATURES)
     assert_same(predictions(net, FEATURES), (*expected, expected[-1], expected[-1]))
 
     other = ElasticWrapper(conv_net(2).blocks, TinyHead("b c h w", 4, 5))
     as_made = state(other.head)
-    assert warm_start(other, source)[-1] == "the head is made anew (linear.bias is (2,) there, (5,) here)"
+    assert (
+        warm_start(other, source)[-1]
+        == "the head is made anew (linear.bias is (2,) there, (5,) here)"
+    )
     assert_same(state(other.head), as_made)
 
 
@@ -186,7 +210,9 @@ def test_an_origin_on_one_side_alone_does_not_count() -> None:
 
 def net_with_adapters(num_blocks: int, **kernels: int) -> ElasticWrapper:
     """Adapters by depth: depth_1=3 is a conv3x3 at depth 1."""
-    adapters = {int(name[-1]): nn.Conv2d(4, 4, size, padding=size // 2) for name, size in kernels.items()}
+    adapters = {
+        int(name[-1]): nn.Conv2d(4, 4, size, padding=size // 2) for name, size in kernels.items()
+    }
     return conv_net(num_blocks, adapters=adapters)
 
 

@@ -1,4 +1,6 @@
-"""What a benchmark or a finished training leaves behind: tables as Markdown, CSV and JSON, and the figures."""
+"""What a benchmark or a finished training leaves behind: tables as Markdown, CSV and JSON, and the
+figures.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +36,29 @@ MOST_CROPS = 7  # depths shown in one figure
 
 
 def markdown_table(result: Benchmark) -> str:
-    """Return the means as a Markdown table: a line for each depth, bicubic above it, and columns for each data set.
+    """Return the means as a Markdown table: a line for each depth, bicubic above it, and columns
+    for each data set.
 
-    The columns of scale and network are there where they differ, those of costs and gain where there are any. At scale
-    1 the input stands in bicubic's place.
+    The columns of scale and network are there where they differ, those of costs and gain where
+    there are any. At scale 1 the input stands in bicubic's place.
     """
     rows = result.rows
     sets = list(dict.fromkeys(row.data for row in rows))
     several_scales = len({row.scale for row in rows}) > 1
     networks = {row.network for row in rows} - {*BASELINES}
     over = "/".join(dict.fromkeys(baseline_name(row.scale) for row in rows))
-    costs = [name for name in ("parameters", "macs", "ms") if any(getattr(row, name) is not None for row in rows)]
+    costs = [
+        name
+        for name in ("parameters", "macs", "ms")
+        if any(getattr(row, name) is not None for row in rows)
+    ]
     titles = {"parameters": "parameters", "macs": "GMACs", "ms": "ms"}
-    header = ["scale"] * several_scales + ["network"] * (len(networks) > 1) + ["depth"] + [titles[c] for c in costs]
+    header = (
+        ["scale"] * several_scales
+        + ["network"] * (len(networks) > 1)
+        + ["depth"]
+        + [titles[c] for c in costs]
+    )
     leading = len(header) - len(costs)
     channels = "RGB" if result.settings["protocol"] == "rgb" else "Y"
     for name in sets:
@@ -55,17 +67,25 @@ def markdown_table(result: Benchmark) -> str:
 
     found = {(row.scale, row.network, row.depth, row.data): row for row in rows}
     lines = [header]
-    for scale, network, depth in sorted(dict.fromkeys(key[:3] for key in found), key=lambda key: key[0]):
+    for scale, network, depth in sorted(
+        dict.fromkeys(key[:3] for key in found), key=lambda key: key[0]
+    ):
         here = [found.get((scale, network, depth, name)) for name in sets]
         first = next(row for row in here if row)
-        cells = [f"x{scale}"] * several_scales + [network] * (len(networks) > 1) + [str(depth or network)]
+        cells = (
+            [f"x{scale}"] * several_scales
+            + [network] * (len(networks) > 1)
+            + [str(depth or network)]
+        )
         cells += [_cost(name, getattr(first, name)) for name in costs]
         for row in here:
             if row is None:
                 cells += [""] * (2 + bool(networks))
                 continue
             gain = row.psnr - found[scale, baseline_name(scale), None, row.data].psnr
-            cells += [f"{row.psnr:.2f}", f"{row.ssim:.4f}"] + [f"{gain:+.2f}" if depth else ""] * bool(networks)
+            cells += [f"{row.psnr:.2f}", f"{row.ssim:.4f}"] + [
+                f"{gain:+.2f}" if depth else ""
+            ] * bool(networks)
         lines.append(cells)
     return table(lines, leading)
 
@@ -75,7 +95,9 @@ def caption(result: Benchmark, title: str) -> str:
     images: dict[str, set[str]] = {}
     for score in result.images:
         images.setdefault(score.data, set()).add(score.image)
-    counted = ", ".join(f"{name} ({len(each)} image{'s' * (len(each) > 1)})" for name, each in images.items())
+    counted = ", ".join(
+        f"{name} ({len(each)} image{'s' * (len(each) > 1)})" for name, each in images.items()
+    )
     settings = result.settings
     text = f"{title}; {counted}; protocol {settings['protocol']}"
     if settings["self_ensemble"]:
@@ -87,7 +109,9 @@ def caption(result: Benchmark, title: str) -> str:
 
 
 def write_tables(folder: str | os.PathLike[str], result: Benchmark, title: str) -> None:
-    """Write table.md and table.csv (means), images.csv (every image) and table.json (all of it) into `folder`."""
+    """Write table.md and table.csv (means), images.csv (every image) and table.json (all of it)
+    into `folder`.
+    """
     folder = Path(folder)
     write_atomic(folder / "table.md", f"{caption(result, title)}\n\n{markdown_table(result)}")
     write_atomic(folder / "table.csv", _csv(Row._fields, result.rows))
@@ -98,11 +122,17 @@ def write_tables(folder: str | os.PathLike[str], result: Benchmark, title: str) 
 
 
 def write_figures(
-    folder: str | os.PathLike[str], result: Benchmark, nets: Nets, sets: Sets, device: torch.device | str = "cpu"
+    folder: str | os.PathLike[str],
+    result: Benchmark,
+    nets: Nets,
+    sets: Sets,
+    device: torch.device | str = "cpu",
 ) -> None:
-    """Draw for each data set and scale <set>_x<scale>_curve.png, ..._parameters.png and ..._crops.png into `folder`.
+    """Draw for each data set and scale <set>_x<scale>_curve.png, ..._parameters.png and
+    ..._crops.png into `folder`.
 
-    The crops are of the image where bicubic interpolation scores lowest. Without nets there are only crops.
+    The crops are of the image where bicubic interpolation scores lowest. Without nets there are
+    only crops.
     """
     for name, pairs in sets:
         _draw(Path(folder), f"{name}_x{pairs.scale}_", result, nets, name, pairs, device)
@@ -115,7 +145,8 @@ def write_report(
     title: str,
     device: torch.device | str = "cpu",
 ) -> str:
-    """Score every depth of `net` on `pairs`; return the table, and write it and the figures into `folder`.
+    """Score every depth of `net` on `pairs`; return the table, and write it and the figures into
+    `folder`.
 
     table.md, table.json, curve.png, parameters.png and crops.png.
     """
@@ -131,7 +162,13 @@ def write_report(
 
 
 def _draw(
-    folder: Path, prefix: str, result: Benchmark, nets: Nets, name: str, pairs: PairSet, device: torch.device | str
+    folder: Path,
+    prefix: str,
+    result: Benchmark,
+    nets: Nets,
+    name: str,
+    pairs: PairSet,
+    device: torch.device | str,
 ) -> None:
     from elasticnet.sr.benchmark.figures import (
         crop_comparison,
@@ -165,11 +202,18 @@ def _draw(
     images = {baseline_name(pairs.scale): bicubic(lr, pairs.scale, settings["border"])}
     mine = [(label, net) for label, net in nets if scale_of(net) == pairs.scale]
     for label, net in mine:
-        depths = evenly([row.depth for row in rows if row.network == label and row.depth], MOST_CROPS)
+        depths = evenly(
+            [row.depth for row in rows if row.network == label and row.depth], MOST_CROPS
+        )
         predicted = predict_depths(net, lr, depths, device, settings["self_ensemble"])
         start = f"{label}\n" if len(mine) > 1 else ""
         images |= {f"{start}depth {depth}": image for depth, image in predicted.items()}
-    crop_comparison(folder / f"{prefix}crops.png", pairs.hr(index), images, title=f"{pairs.names[index]}, {title}")
+    crop_comparison(
+        folder / f"{prefix}crops.png",
+        pairs.hr(index),
+        images,
+        title=f"{pairs.names[index]}, {title}",
+    )
 
 
 def _cost(name: str, value: Any) -> str:

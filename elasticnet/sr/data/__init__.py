@@ -22,12 +22,36 @@ from elasticnet.sr.data.folder_layouts import Pair, find_pairs
 from elasticnet.sr.data.images import ImageError, read_rgb
 from elasticnet.sr.degrade import KINDS, degrade, given_sigmas, modcrop
 
-__all__ = ["Pair", "PairSet", "find_pairs", "load_pairs", "pairs_from_arrays", "scikit_image_photos"]
+__all__ = [
+    "Pair",
+    "PairSet",
+    "find_pairs",
+    "load_pairs",
+    "pairs_from_arrays",
+    "scikit_image_photos",
+]
 
 _FORMAT = 1  # of the cached files: raise it when the same images give other bytes
 _PHOTOS = (
-    *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png"),
-    *("hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg"),
+    *(
+        "astronaut.png",
+        "brick.png",
+        "camera.png",
+        "chelsea.png",
+        "coffee.png",
+        "coins.png",
+        "grass.png",
+        "gravel.png",
+    ),
+    *(
+        "hubble_deep_field.jpg",
+        "ihc.png",
+        "moon.png",
+        "motorcycle_left.png",
+        "page.png",
+        "retina.jpg",
+        "rocket.jpg",
+    ),
 )
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,14 +60,13 @@ Result = TypeVar("Result")
 class PairSet:
     """Aligned LR and HR images of one scale, as flat uint8 pixels.
 
-    names: one per image.
-    scale: HR side over LR side.
-    lr_sizes: int64 (number of images, 2), height and width of each LR image; the HR image is exactly `scale`
-        times larger.
-    lr_pixels, hr_pixels: uint8 (number of pixels, 3), all images row by row, one after another, in memory or
-        in mapped files.
-    starts: int64, the row of `lr_pixels` at which each image begins; in `hr_pixels` it is `scale**2` times that.
-    skipped: (name, reason) of each image that was left out.
+    names: one per image. scale: HR side over LR side. lr_sizes: int64 (number of images, 2), height
+    and width of each LR image; the HR image is exactly `scale`
+        times larger. lr_pixels, hr_pixels: uint8 (number of pixels, 3), all images row by row, one
+    after another, in memory or
+        in mapped files. starts: int64, the row of `lr_pixels` at which each image begins; in
+    `hr_pixels` it is `scale**2` times that. skipped: (name, reason) of each image that was left
+    out.
     """
 
     def __init__(
@@ -82,12 +105,16 @@ class PairSet:
         return self._image(self.hr_pixels, index, self.scale)
 
     def subset(self, names: Iterable[str]) -> PairSet:
-        """Return the named images as a set of their own, in the order given, sharing this set's pixels."""
+        """Return the named images as a set of their own, in the order given, sharing this set's
+        pixels.
+        """
         names = list(names)
         places = {name: place for place, name in enumerate(self.names)}
         unknown = [name for name in names if name not in places]
         if unknown:
-            raise KeyError(f"no image named {', '.join(map(repr, unknown))} among these {len(self)}")
+            raise KeyError(
+                f"no image named {', '.join(map(repr, unknown))} among these {len(self)}"
+            )
         chosen = [places[name] for name in names]
         return PairSet(
             names,
@@ -99,17 +126,26 @@ class PairSet:
         )
 
     def in_memory(self, limit: float = 0.5) -> PairSet:
-        """Return this set with its pixels in memory, where they take less than `limit` of what is free; else itself.
+        """Return this set with its pixels in memory, where they take less than `limit` of what is
+        free; else itself.
 
-        A set that is mapped to a file dies with the file's disk, and the process that reads it too; one in memory
-        outlives it.
+        A set that is mapped to a file dies with the file's disk, and the process that reads it too;
+        one in memory outlives it.
         """
-        mapped = [pixels for pixels in (self.lr_pixels, self.hr_pixels) if isinstance(pixels, np.memmap)]
+        mapped = [
+            pixels for pixels in (self.lr_pixels, self.hr_pixels) if isinstance(pixels, np.memmap)
+        ]
         if not mapped or sum(pixels.nbytes for pixels in mapped) > limit * (free_memory() or 0):
             return self
         lr_pixels, hr_pixels = np.array(self.lr_pixels), np.array(self.hr_pixels)
         return PairSet(
-            self.names, self.scale, self.lr_sizes, lr_pixels, hr_pixels, starts=self.starts, skipped=self.skipped
+            self.names,
+            self.scale,
+            self.lr_sizes,
+            lr_pixels,
+            hr_pixels,
+            starts=self.starts,
+            skipped=self.skipped,
         )
 
     def _image(self, pixels: np.ndarray, index: int, factor: int) -> np.ndarray:
@@ -147,21 +183,22 @@ def load_pairs(
     progress: bool = True,
     **sigmas: float | None,
 ) -> PairSet:
-    """Load every pair that `find_pairs(root, scale, split, degradation)` finds, from a cache built when needed.
+    """Load every pair that `find_pairs(root, scale, split, degradation)` finds, from a cache built
+    when needed.
 
-    The cache holds the decoded images (3 bytes per LR and HR pixel) in files that are mapped into memory, in
-    `<root>.elasticnet-cache` beside the data set, or in the user's cache folder where that cannot be written,
-    or under `cache_dir`. It is built once, also when several processes start together, and again when an
-    image file changes.
+    The cache holds the decoded images (3 bytes per LR and HR pixel) in files that are mapped into
+    memory, in `<root>.elasticnet-cache` beside the data set, or in the user's cache folder where
+    that cannot be written, or under `cache_dir`. It is built once, also when several processes
+    start together, and again when an image file changes.
 
-    HR is cropped at the right and bottom to `scale` times the LR size. LR images come from their files where
-    the layout has them, otherwise from `degrade(hr, degradation, scale, border=border, **sigmas)`, where sigmas may be
-    `blur_sigma` and `noise_sigma`, None for its own; `seed` enters the noise of "DN", which differs from image to image
-    (see `noise_seed`).
+    HR is cropped at the right and bottom to `scale` times the LR size. LR images come from their
+    files where the layout has them, otherwise from `degrade(hr, degradation, scale, border=border,
+    **sigmas)`, where sigmas may be `blur_sigma` and `noise_sigma`, None for its own; `seed` enters
+    the noise of "DN", which differs from image to image (see `noise_seed`).
 
-    An image is left out that cannot be read, does not fit its LR file, or has a side of less than `min_size`
-    LR pixels (give the patch size); one warning lists them and `.skipped` holds them. `ImageError` is raised
-    when none is left.
+    An image is left out that cannot be read, does not fit its LR file, or has a side of less than
+    `min_size` LR pixels (give the patch size); one warning lists them and `.skipped` holds them.
+    `ImageError` is raised when none is left.
     """
     _check(scale, degradation)
     given = given_sigmas(degradation, **sigmas)
@@ -183,7 +220,9 @@ def load_pairs(
         for kind, path in (("hr", pair.hr), ("lr", pair.lr))
         if path is not None
     }
-    read = partial(_try_read, scale=scale, degradation=degradation, seed=seed, border=border, **given)
+    read = partial(
+        _try_read, scale=scale, degradation=degradation, seed=seed, border=border, **given
+    )
     folder, index = open_or_build(
         cache_places(root, cache_dir),
         f"x{scale}-{degradation}",
@@ -204,13 +243,21 @@ def load_pairs(
         small = loaded.lr_sizes.min(axis=1) < min_size
         for place in np.flatnonzero(small):
             height, width = loaded.lr_sizes[place]
-            skipped.append((loaded.names[place], f"its LR image of {width}x{height} pixels is smaller than {min_size}"))
+            skipped.append(
+                (
+                    loaded.names[place],
+                    f"its LR image of {width}x{height} pixels is smaller than {min_size}",
+                )
+            )
         if small.all():
             raise _nothing_left(root, skipped)
         loaded = loaded.subset(loaded.names[place] for place in np.flatnonzero(~small))
     loaded.skipped = sorted(skipped)
     if skipped:
-        warnings.warn(f"left out {len(skipped)} of {len(pairs)} images of {root}:{_listing(skipped)}", stacklevel=2)
+        warnings.warn(
+            f"left out {len(skipped)} of {len(pairs)} images of {root}:{_listing(skipped)}",
+            stacklevel=2,
+        )
     return loaded
 
 
@@ -223,7 +270,9 @@ def pairs_from_arrays(
     border: str = "symmetric",
     **sigmas: float | None,
 ) -> PairSet:
-    """Make a set in memory from HR images, uint8 (height, width, 3), as `load_pairs` makes it from files."""
+    """Make a set in memory from HR images, uint8 (height, width, 3), as `load_pairs` makes it from
+    files.
+    """
     _check(scale, degradation)
     given = given_sigmas(degradation, **sigmas)
     if not images:
@@ -231,7 +280,9 @@ def pairs_from_arrays(
     made = []
     for name, image in images.items():
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"image {name!r}: expected uint8 of shape (H, W, 3), got {image.dtype} of {image.shape}")
+            raise ValueError(
+                f"image {name!r}: expected uint8 of shape (H, W, 3), got {image.dtype} of {image.shape}"
+            )
         try:
             made.append(_make_pair(image, None, name, scale, degradation, seed, border, **given))
         except ImageError as error:
@@ -246,24 +297,33 @@ def pairs_from_arrays(
 
 
 def scikit_image_photos() -> dict[str, np.ndarray]:
-    """Return the photographs that scikit-image carries in its wheel, name -> uint8 (H, W, 3), sorted by name.
+    """Return the photographs that scikit-image carries in its wheel, name -> uint8 (H, W, 3),
+    sorted by name.
 
-    Of the stereo pair `motorcycle` only the left view is taken, so that no scene falls on two sides of a
-    split; drawings, test charts and out-of-focus frames are left out. The files are read directly, and
-    nothing is ever downloaded.
+    Of the stereo pair `motorcycle` only the left view is taken, so that no scene falls on two sides
+    of a split; drawings, test charts and out-of-focus frames are left out. The files are read
+    directly, and nothing is ever downloaded.
     """
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError('the built-in photographs come with scikit-image: pip install "elasticnet[train]"')
+        raise ModuleNotFoundError(
+            'the built-in photographs come with scikit-image: pip install "elasticnet[train]"'
+        )
     folder = Path(spec.submodule_search_locations[0]) / "data"
-    photos = {Path(name).stem: read_rgb(folder / name) for name in _PHOTOS if (folder / name).is_file()}
+    photos = {
+        Path(name).stem: read_rgb(folder / name) for name in _PHOTOS if (folder / name).is_file()
+    }
     if not photos:
-        raise FileNotFoundError(f"none of scikit-image's photographs in {folder}; reinstall scikit-image")
+        raise FileNotFoundError(
+            f"none of scikit-image's photographs in {folder}; reinstall scikit-image"
+        )
     return photos
 
 
 def noise_seed(seed: int, name: str) -> int:
-    """Return the seed of the noise of image `name`; images that are added or left out change no other's."""
+    """Return the seed of the noise of image `name`; images that are added or left out change no
+    other's.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little")
 
 
@@ -293,10 +353,14 @@ def _make_pair(
             )
         height, width = min(height, lr.shape[0]), min(width, lr.shape[1])
     if min(height, width) < 1:
-        raise ImageError(f"{hr.shape[1]}x{hr.shape[0]} pixels leave none for the LR image at scale {scale}")
+        raise ImageError(
+            f"{hr.shape[1]}x{hr.shape[0]} pixels leave none for the LR image at scale {scale}"
+        )
     if lr is None:
         hr = modcrop(hr, scale)
-        return hr, degrade(hr, degradation, scale, seed=noise_seed(seed, name), border=border, **sigmas)
+        return hr, degrade(
+            hr, degradation, scale, seed=noise_seed(seed, name), border=border, **sigmas
+        )
     return hr[: height * scale, : width * scale], lr[:height, :width]
 
 
@@ -345,11 +409,15 @@ def _listing(skipped: Iterable[tuple[str, str]]) -> str:
 
 
 def _nothing_left(root: Path, skipped: Sequence[tuple[str, str]]) -> ImageError:
-    return ImageError(f"none of the {len(skipped)} images of {root} can be used:{_listing(skipped)}")
+    return ImageError(
+        f"none of the {len(skipped)} images of {root} can be used:{_listing(skipped)}"
+    )
 
 
 def _map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Map in threads, in order, only a few results ahead of the reader, as each is a whole image."""
+    """Map in threads, in order, only a few results ahead of the reader, as each is a whole
+    image.
+    """
     workers = min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers)
     waiting: deque[Future[Result]] = deque()

@@ -1,7 +1,7 @@
 """A folder of derived files that is either complete and current or not there at all.
 
-It is built beside its source under a lock, renamed into place when complete, and named after the state of the
-source files, so that a changed file leads to another folder.
+It is built beside its source under a lock, renamed into place when complete, and named after the
+state of the source files, so that a changed file leads to another folder.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ def cache_places(root: Path, cache_dir: str | os.PathLike[str] | None = None) ->
     """Return where caches of the data set `root` may lie, the best place first.
 
     Without `cache_dir`: `<root>.elasticnet-cache` beside the data set, then the user's cache folder
-    (`$XDG_CACHE_HOME/elasticnet` or `~/.cache/elasticnet`) for data sets in a folder that cannot be written.
+    (`$XDG_CACHE_HOME/elasticnet` or `~/.cache/elasticnet`) for data sets in a folder that cannot be
+    written.
     """
     root = Path(os.path.abspath(root))
     own_name = f"{root.name or 'root'}-{_digest(str(root))[:8]}"
     if cache_dir is not None:
         return [Path(cache_dir) / own_name]
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elasticnet" / own_name
+    user = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elasticnet" / own_name
+    )
     beside = root.with_name(root.name + ".elasticnet-cache") if root.name else user
     return [beside, user]
 
@@ -46,13 +49,15 @@ def open_or_build(
     *,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
-    """Return (folder, index) of the cache that `description` and the present `files` define, built if needed.
+    """Return (folder, index) of the cache that `description` and the present `files` define, built
+    if needed.
 
-    `write(folder)` puts files of its choice into a fresh folder and returns the index, a JSON object. `files`
-    maps a name to each source file; a file counts as changed when its size or its time of modification (in
-    nanoseconds) does. The build happens once among processes that start together: the others wait for it. An
-    interrupted build leaves nothing that could be taken for a cache, and the next one clears it away, as it
-    does caches of older states of the files. A cache with a missing or cut-off file is built anew.
+    `write(folder)` puts files of its choice into a fresh folder and returns the index, a JSON
+    object. `files` maps a name to each source file; a file counts as changed when its size or its
+    time of modification (in nanoseconds) does. The build happens once among processes that start
+    together: the others wait for it. An interrupted build leaves nothing that could be taken for a
+    cache, and the next one clears it away, as it does caches of older states of the files. A cache
+    with a missing or cut-off file is built anew.
     """
     places = list(places)
     prefix = f"{label}-{_digest(json.dumps(description, sort_keys=True))[:8]}-"
@@ -72,17 +77,21 @@ def open_or_build(
     with _lock(place / f"{prefix}lock", progress):
         index = _read_complete(final)
         if index is None:
-            for leftover in place.glob(f"{prefix}*{_BUILDING}"):  # its builder is dead, as the lock is ours
+            # its builder is dead, as the lock is ours
+            for leftover in place.glob(f"{prefix}*{_BUILDING}"):
                 shutil.rmtree(leftover)
             index = _build(final, write)
         for stale in place.glob(f"{prefix}*"):
             if stale.is_dir() and stale != final:
-                shutil.rmtree(stale, ignore_errors=True)  # Windows keeps what another process has mapped
+                # Windows keeps what another process has mapped
+                shutil.rmtree(stale, ignore_errors=True)
     return final, index
 
 
 def open_pixels(path: Path) -> np.ndarray:
-    """Map a file of RGB bytes into memory as a read-only uint8 array of shape (number of pixels, 3)."""
+    """Map a file of RGB bytes into memory as a read-only uint8 array of shape (number of pixels,
+    3).
+    """
     return np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 3)
 
 
@@ -126,7 +135,10 @@ def _lock(path: Path, progress: bool) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         if progress:
-            print(f"waiting for another process that builds the image cache {path.parent}", file=sys.stderr)
+            print(
+                f"waiting for another process that builds the image cache {path.parent}",
+                file=sys.stderr,
+            )
         lock.acquire()
     return lock
 

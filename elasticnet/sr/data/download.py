@@ -1,4 +1,6 @@
-"""Download DIV2K: resumed after an interruption, checked by MD5, unpacked without leaving its folder."""
+"""Download DIV2K: resumed after an interruption, checked by MD5, unpacked without leaving its
+folder.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ _CHUNK = 1 << 20
 
 
 class DownloadError(RuntimeError):
-    """A download that could not be completed or is not what it should be; the message says what to do."""
+    """A download that could not be completed or is not what it should be; the message says what to
+    do.
+    """
 
 
 class _ConnectionLost(Exception):
@@ -56,14 +60,17 @@ def download_div2k(
 ) -> Path:
     """Download and unpack DIV2K into `folder` and return it.
 
-    HR images always, about 4 GB for both splits; with `scale` 2, 3, 4 or 8 also the bicubic LR images, otherwise
-    LR is made from HR when the set is loaded. The result has the layout "div2k" of `find_pairs`.
+    HR images always, about 4 GB for both splits; with `scale` 2, 3, 4 or 8 also the bicubic LR
+    images, otherwise LR is made from HR when the set is loaded. The result has the layout "div2k"
+    of `find_pairs`.
 
-    Archives that are unpacked already are not fetched again, and an interrupted download goes on where it
-    stopped. Zips are removed once unpacked unless `keep_zips`. Raises `DownloadError`.
+    Archives that are unpacked already are not fetched again, and an interrupted download goes on
+    where it stopped. Zips are removed once unpacked unless `keep_zips`. Raises `DownloadError`.
     """
     if scale not in (None, 2, 3, 4, 8):
-        raise ValueError(f"scale {scale}: DIV2K has LR images for 2, 3, 4, 8; leave scale out to make LR from HR")
+        raise ValueError(
+            f"scale {scale}: DIV2K has LR images for 2, 3, 4, 8; leave scale out to make LR from HR"
+        )
     names = []
     for split in splits:
         if split not in ("train", "valid"):
@@ -96,12 +103,13 @@ def fetch(
     timeout_s: float = 60.0,
     progress: bool = True,
 ) -> Path:
-    """Download `url` to `path`, which appears only when complete and of the given MD5 sum; return `path`.
+    """Download `url` to `path`, which appears only when complete and of the given MD5 sum; return
+    `path`.
 
-    Bytes gather in `path` + ".part", from whose end a later call or attempt goes on. A lost connection is
-    tried again, up to `attempts` times in a row without a new byte, after waits that double from `wait_s`
-    seconds. A sum that differs after resuming an older part is tried once more from the start. Raises
-    `DownloadError`.
+    Bytes gather in `path` + ".part", from whose end a later call or attempt goes on. A lost
+    connection is tried again, up to `attempts` times in a row without a new byte, after waits that
+    double from `wait_s` seconds. A sum that differs after resuming an older part is tried once more
+    from the start. Raises `DownloadError`.
     """
     if path.exists() and (md5 is None or _md5(path, progress) == md5):
         return path
@@ -125,9 +133,9 @@ def fetch(
 def unzip(path: Path, folder: Path, *, progress: bool = True) -> dict[str, int]:
     """Unpack a zip file into `folder` and return its files, name -> size in bytes.
 
-    Every file appears only when it is complete and its CRC is right. Before anything is written, an archive
-    with a link, a device, an absolute name or a name that leads out of `folder` is refused with
-    `DownloadError`.
+    Every file appears only when it is complete and its CRC is right. Before anything is written, an
+    archive with a link, a device, an absolute name or a name that leads out of `folder` is refused
+    with `DownloadError`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -135,8 +143,12 @@ def unzip(path: Path, folder: Path, *, progress: bool = True) -> dict[str, int]:
             for member in members:
                 _refuse_unsafe(member, path)
             files = [member for member in members if not member.is_dir()]
-            _require_space(folder, sum(member.file_size for member in files), f"unpacking {path.name}")
-            for member in tqdm(files, desc=f"unpacking {path.name}", unit="file", disable=not progress):
+            _require_space(
+                folder, sum(member.file_size for member in files), f"unpacking {path.name}"
+            )
+            for member in tqdm(
+                files, desc=f"unpacking {path.name}", unit="file", disable=not progress
+            ):
                 target = folder / member.filename
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part = target.with_name(target.name + ".part")
@@ -144,7 +156,9 @@ def unzip(path: Path, folder: Path, *, progress: bool = True) -> dict[str, int]:
                     shutil.copyfileobj(source, sink, _CHUNK)
                 os.replace(part, target)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise DownloadError(f"{path} is damaged ({error}); remove it and download it again") from error
+        raise DownloadError(
+            f"{path} is damaged ({error}); remove it and download it again"
+        ) from error
     return {member.filename: member.file_size for member in files}
 
 
@@ -152,14 +166,22 @@ def _refuse_unsafe(member: zipfile.ZipInfo, path: Path) -> None:
     name = PurePosixPath(member.filename)
     kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not made on Unix
     if name.is_absolute() or ".." in name.parts or re.search(r"[\\:]", member.filename):
-        raise DownloadError(f"{path} holds {member.filename!r}, which leads outside; nothing was unpacked")
+        raise DownloadError(
+            f"{path} holds {member.filename!r}, which leads outside; nothing was unpacked"
+        )
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise DownloadError(f"{path} holds {member.filename!r}, a link or device; nothing was unpacked")
+        raise DownloadError(
+            f"{path} holds {member.filename!r}, a link or device; nothing was unpacked"
+        )
     if member.flag_bits & 1:
-        raise DownloadError(f"{path} holds {member.filename!r}, which is encrypted; nothing was unpacked")
+        raise DownloadError(
+            f"{path} holds {member.filename!r}, which is encrypted; nothing was unpacked"
+        )
 
 
-def _receive_all(url: str, part: Path, attempts: int, wait_s: float, timeout_s: float, progress: bool) -> None:
+def _receive_all(
+    url: str, part: Path, attempts: int, wait_s: float, timeout_s: float, progress: bool
+) -> None:
     failures = 0
     while True:
         have = part.stat().st_size if part.exists() else 0
@@ -189,7 +211,9 @@ def _receive(url: str, part: Path, have: int, timeout_s: float, progress: bool) 
             raise _ConnectionLost(f"the part of {have:,} bytes was no beginning of it") from error
         if error.code >= 500 or error.code in (408, 429):
             raise _ConnectionLost(f"HTTP {error.code} {error.reason}") from error
-        raise DownloadError(f"{url}: HTTP {error.code} {error.reason}; check the address") from error
+        raise DownloadError(
+            f"{url}: HTTP {error.code} {error.reason}; check the address"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise _ConnectionLost(str(error) or type(error).__name__) from error
 
@@ -197,7 +221,9 @@ def _receive(url: str, part: Path, have: int, timeout_s: float, progress: bool) 
         resumes = response.status == 206
         if resumes and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             part.unlink()
-            raise _ConnectionLost(f"asked for byte {have:,}, got {response.headers.get('Content-Range')}")
+            raise _ConnectionLost(
+                f"asked for byte {have:,}, got {response.headers.get('Content-Range')}"
+            )
         have = have if resumes else 0
         length = response.headers.get("Content-Length")
         total = None if length is None else have + int(length)

@@ -1,4 +1,6 @@
-"""The folder layouts in which super-resolution data sets come, told apart by looking at the folder."""
+"""The folder layouts in which super-resolution data sets come, told apart by looking at the
+folder.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ def find_layout(root: str | os.PathLike[str]) -> str:
     - "benchmark": `HR/baby.png` and, as far as it is there, `LR_bicubic/X2/babyx2.png`;
     - "flat": image files directly in the folder, all of them HR.
 
-    Raises `FileNotFoundError` when there is no such folder and `ValueError`, saying what was looked for, when
-    none fits.
+    Raises `FileNotFoundError` when there is no such folder and `ValueError`, saying what was looked
+    for, when none fits.
     """
     root = Path(root)
     if not root.is_dir():
@@ -58,18 +60,20 @@ def find_pairs(
 ) -> list[Pair]:
     """List the pairs of a data set in one of the layouts of `find_layout`, sorted by name.
 
-    `split` is "train" (also meant by None) or "valid" and exists in DIV2K only; for another layout it must be
-    None. As in EDSR's copies of DIV2K, images from 801 on in the train folders belong to "valid" and are used
-    where there is no `DIV2K_valid_HR`. LR files are named for degradation "BI" where the layout has them at
-    this scale, also single ones that are missing, so that a half-copied set is noticed; for anything else LR
-    is to be made from HR.
+    `split` is "train" (also meant by None) or "valid" and exists in DIV2K only; for another layout
+    it must be None. As in EDSR's copies of DIV2K, images from 801 on in the train folders belong to
+    "valid" and are used where there is no `DIV2K_valid_HR`. LR files are named for degradation "BI"
+    where the layout has them at this scale, also single ones that are missing, so that a
+    half-copied set is noticed; for anything else LR is to be made from HR.
     """
     if split not in (None, *SPLITS):
         raise ValueError(f"split {split!r}: expected one of {', '.join(map(repr, SPLITS))} or None")
     root = Path(root)
     layout = find_layout(root)
     if split is not None and layout != "div2k":
-        raise ValueError(f"split {split!r}: {root} has the layout {layout!r}, which has no splits; leave split out")
+        raise ValueError(
+            f"split {split!r}: {root} has the layout {layout!r}, which has no splits; leave split out"
+        )
     if layout == "div2k":
         return _div2k(root, scale, split or "train", degradation)
     if layout == "selfexsr":
@@ -87,7 +91,9 @@ def _div2k(root: Path, scale: int, split: str, degradation: str) -> list[Pair]:
     images = _some_images(root / f"DIV2K_{source}_HR")
     if source == "train":
         late = {name for name in images if name.isdecimal() and int(name) > _LAST_TRAINING_IMAGE}
-        images = {name: path for name, path in images.items() if (name in late) == (split == "valid")}
+        images = {
+            name: path for name, path in images.items() if (name in late) == (split == "valid")
+        }
         if not images:
             numbers = "0801 and later" if split == "valid" else "0001 to 0800"
             raise ValueError(
@@ -110,7 +116,9 @@ def _selfexsr(root: Path, scale: int, degradation: str) -> list[Pair]:
         if name.endswith(suffix + "HR"):
             stem = name.removesuffix("HR")
             lr = images.get(stem + "LR", folder / f"{stem}LR{path.suffix}")
-            pairs.append(Pair(name.removesuffix(suffix + "HR"), path, lr if degradation == "BI" else None))
+            pairs.append(
+                Pair(name.removesuffix(suffix + "HR"), path, lr if degradation == "BI" else None)
+            )
     if not pairs:
         raise ValueError(f"no images in {folder}: looked for names that end in {suffix}HR")
     return pairs
@@ -136,7 +144,9 @@ def _some_images(folder: Path) -> dict[str, Path]:
 
 
 def _images(folder: Path) -> dict[str, Path]:
-    """Return the image files of a folder by name, without extension unless two differ in nothing else."""
+    """Return the image files of a folder by name, without extension unless two differ in nothing
+    else.
+    """
     paths = sorted(
         path
         for path in folder.iterdir()

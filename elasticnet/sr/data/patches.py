@@ -1,7 +1,8 @@
 """Random training patches as a pure function of (seed, sample index).
 
-`PatchSampler` cuts whole batches on the device that holds the images; `PatchDataset` cuts the same patches
-one by one for a `DataLoader`. Nothing is stored between batches, so resuming at a step is exact.
+`PatchSampler` cuts whole batches on the device that holds the images; `PatchDataset` cuts the same
+patches one by one for a `DataLoader`. Nothing is stored between batches, so resuming at a step is
+exact.
 """
 
 from __future__ import annotations
@@ -22,23 +23,30 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 
 class _Crops(NamedTuple):
-    """Where patches lie in the LR images, each entry an int64 array of shape (number of samples,)."""
+    """Where patches lie in the LR images, each entry an int64 array of shape (number of
+    samples,).
+    """
 
     image: np.ndarray
     top: np.ndarray
     left: np.ndarray
-    dihedral: np.ndarray  # bit 0: mirror left-right, bit 1: mirror top-bottom, bit 2: then transpose
+    # bit 0: mirror left-right, bit 1: mirror top-bottom, bit 2: then transpose
+    dihedral: np.ndarray
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
-    """Scramble uint64 values with the finalizer of SplitMix64 (Steele, Lea and Flood 2014), a bijection."""
+    """Scramble uint64 values with the finalizer of SplitMix64 (Steele, Lea and Flood 2014), a
+    bijection.
+    """
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def random_bits(seed: int, counters: np.ndarray) -> np.ndarray:
-    """Return 64 random bits per uint64 counter: that entry of the SplitMix64 stream that `seed` selects."""
+    """Return 64 random bits per uint64 counter: that entry of the SplitMix64 stream that `seed`
+    selects.
+    """
     key = mix64(np.array([(seed * _GOLDEN + 1) & _MASK], dtype=np.uint64))
     return mix64(key + (counters + np.uint64(1)) * np.uint64(_GOLDEN))
 
@@ -50,7 +58,9 @@ class _CropStream:
         if patch_size < 1:
             raise ValueError(f"patch_size {patch_size}: expected at least 1 LR pixel")
         if augment not in _DIHEDRAL_BITS:
-            raise ValueError(f"augment {augment!r}: expected one of {', '.join(map(repr, _DIHEDRAL_BITS))}")
+            raise ValueError(
+                f"augment {augment!r}: expected one of {', '.join(map(repr, _DIHEDRAL_BITS))}"
+            )
         self.seed = seed
         self.dihedral_bits = _DIHEDRAL_BITS[augment]
         room = pairs.lr_sizes - patch_size + 1
@@ -90,16 +100,16 @@ def _size(pairs: PairSet, index: int) -> str:
 class PatchSampler:
     """Batches of aligned LR and HR patches, cut on the device that holds every image.
 
-    Every position at which a patch fits into an LR image of the set is equally likely, so an image is drawn
-    in proportion to its number of positions; images without any are left out with a warning that names them.
-    Sample `i` of the endless sequence is a pure function of (seed, i), and batch `step` holds samples `step *
-    batch_size` and following.
+    Every position at which a patch fits into an LR image of the set is equally likely, so an image
+    is drawn in proportion to its number of positions; images without any are left out with a
+    warning that names them. Sample `i` of the endless sequence is a pure function of (seed, i), and
+    batch `step` holds samples `step * batch_size` and following.
 
-    The uint8 images are held once, flat, on `device`: about 3 bytes per LR and per HR pixel. On the CPU that
-    memory is shared with `pairs`, also when it is a file mapped into memory.
+    The uint8 images are held once, flat, on `device`: about 3 bytes per LR and per HR pixel. On the
+    CPU that memory is shared with `pairs`, also when it is a file mapped into memory.
 
-    patch_size: side of the LR patch in pixels; the HR patch is `scale` times larger.
-    augment: "none", "flips" (left-right and top-bottom, each with probability 1/2) or "flips+rotations" (and
+    patch_size: side of the LR patch in pixels; the HR patch is `scale` times larger. augment:
+    "none", "flips" (left-right and top-bottom, each with probability 1/2) or "flips+rotations" (and
         transposition, which makes the eight symmetries of the square), the same for LR and HR.
     memory_format: of the batches; `torch.channels_last` costs nothing here.
     """
@@ -128,16 +138,19 @@ class PatchSampler:
         self._starts = pairs.starts
         self._widths = pairs.lr_sizes[:, 1]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
+            # nobody writes to it
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             self._lr = torch.from_numpy(pairs.lr_pixels).to(self.device)  # (all LR pixels, 3)
             self._hr = torch.from_numpy(pairs.hr_pixels).to(self.device)
         # By a tensor CUDA divides exactly; for a number it multiplies by the rounded reciprocal.
         self._white = torch.tensor(255.0, dtype=dtype, device=self.device)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
-        """Return (lr, hr) of batch `step`, in 0..1, shapes (b, 3, p, p) and (b, 3, p * scale, p * scale).
+        """Return (lr, hr) of batch `step`, in 0..1, shapes (b, 3, p, p) and (b, 3, p * scale, p *
+        scale).
 
-        Of `world_size` processes, each takes its contiguous share b = batch_size / world_size by its `rank`.
+        Of `world_size` processes, each takes its contiguous share b = batch_size / world_size by
+        its `rank`.
         """
         if world_size < 1 or self.batch_size % world_size:
             raise ValueError(
@@ -150,7 +163,10 @@ class PatchSampler:
         share = self.batch_size // world_size
         crops = self._stream.crops(step * self.batch_size + rank * share, share)
         plan = np.concatenate(
-            [_affine(crops, self._starts, self._widths, self.patch_size, scale) for scale in (1, self.scale)]
+            [
+                _affine(crops, self._starts, self._widths, self.patch_size, scale)
+                for scale in (1, self.scale)
+            ]
         )
         on_device = self._to_device(plan)
         lr = self._cut(self._lr, on_device[:3], self.patch_size)
@@ -159,21 +175,25 @@ class PatchSampler:
 
     def _to_device(self, plan: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(plan)
-        if self.device.type == "cuda":  # pinned, so that the copy does not wait for the work already queued
+        # pinned, so that the copy does not wait for the work already queued
+        if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
     def _cut(self, pixels: Tensor, plan: Tensor, side: int) -> Tensor:
         origin, down, right = plan.unsqueeze(-1)  # each (b, 1)
         steps = torch.arange(side, device=self.device)
-        index = (origin + steps * down).unsqueeze(2) + (steps * right).unsqueeze(1)  # (b, side, side)
+        # (b, side, side)
+        index = (origin + steps * down).unsqueeze(2) + (steps * right).unsqueeze(1)
         patches = pixels.index_select(0, index.flatten()).view(*index.shape, 3).permute(0, 3, 1, 2)
         return patches.to(self.dtype, memory_format=self.memory_format).div_(self._white)
 
 
-def _affine(crops: _Crops, starts: np.ndarray, widths: np.ndarray, patch_size: int, scale: int) -> np.ndarray:
-    """Return (origin, down, right), shape (3, b): patch pixel (i, j) is row origin + i * down + j * right of the
-    flat pixels at `scale`. Mirroring and transposing change only these three numbers.
+def _affine(
+    crops: _Crops, starts: np.ndarray, widths: np.ndarray, patch_size: int, scale: int
+) -> np.ndarray:
+    """Return (origin, down, right), shape (3, b): patch pixel (i, j) is row origin + i * down + j *
+    right of the flat pixels at `scale`. Mirroring and transposing change only these three numbers.
     """
     width = widths[crops.image] * scale
     last = patch_size * scale - 1
@@ -186,14 +206,16 @@ def _affine(crops: _Crops, starts: np.ndarray, widths: np.ndarray, patch_size: i
 
 
 class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
-    """The patches of `PatchSampler` one by one: item `index` is sample `index` of the same (seed, augment).
+    """The patches of `PatchSampler` one by one: item `index` is sample `index` of the same (seed,
+    augment).
 
-    For a `DataLoader`, whose number of workers changes nothing: read it in order (`shuffle=False`, the order
-    is random as it is), or resume with `sampler=range(step * batch_size, num_samples)`. Each item is (lr,
-    hr), float32 in 0..1, shapes (3, p, p) and (3, p * scale, p * scale). Workers read the mapped file, not a
-    copy of it.
+    For a `DataLoader`, whose number of workers changes nothing: read it in order (`shuffle=False`,
+    the order is random as it is), or resume with `sampler=range(step * batch_size, num_samples)`.
+    Each item is (lr, hr), float32 in 0..1, shapes (3, p, p) and (3, p * scale, p * scale). Workers
+    read the mapped file, not a copy of it.
 
-    num_samples: the length; its default is the paper's training of 1,000 epochs of 1,000 batches of 16.
+    num_samples: the length; its default is the paper's training of 1,000 epochs of 1,000 batches of
+    16.
     """
 
     def __init__(

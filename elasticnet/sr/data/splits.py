@@ -1,4 +1,6 @@
-"""What a super-resolution recipe needs before and beside its loop: training and validation pairs, crops to look at."""
+"""What a super-resolution recipe needs before and beside its loop: training and validation pairs,
+crops to look at.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,14 @@ def training_pairs(
     progress: bool = True,
     **sigmas: float | None,
 ) -> tuple[PairSet, PairSet]:
-    """Return the training and the validation pairs, in memory where they fit, so that their disk may go away.
+    """Return the training and the validation pairs, in memory where they fit, so that their disk
+    may go away.
 
-    data: DIV2K, another known layout or a flat folder of HR images; None takes the photographs that scikit-image
-        carries, of which `HELD_OUT_PHOTOS` are validated on.
-    valid: images for validation; None holds `num_valid` of the training images out, evenly spread over them.
-    min_size: smallest side of an LR training image (the patch size). The rest, blur_sigma and noise_sigma among it: see
+    data: DIV2K, another known layout or a flat folder of HR images; None takes the photographs that
+        scikit-image carries, of which `HELD_OUT_PHOTOS` are validated on.
+    valid: images for validation; None holds `num_valid` of the training images out, evenly spread
+    over them. min_size: smallest side of an LR training image (the patch size). The rest,
+    blur_sigma and noise_sigma among it: see
         `load_pairs`.
     """
     make: dict[str, Any] = {"degradation": degradation, "seed": seed, **sigmas}
@@ -46,7 +50,8 @@ def training_pairs(
     def load(root: AnyPath, split: str, smallest: int) -> PairSet:
         known = split if find_layout(root) == "div2k" else None
         pairs = load_pairs(root, scale, split=known, min_size=smallest, progress=progress, **make)
-        return pairs.in_memory(0.5 / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # each process of this host takes one
+        # each process of this host takes one
+        return pairs.in_memory(0.5 / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
     if data is None:
         training = pairs_from_arrays(scikit_image_photos(), scale, **make)
@@ -60,9 +65,9 @@ def training_pairs(
             "images of their own by --valid"
         )
     held_out = {training.names[index * len(training) // num_valid] for index in range(num_valid)}
-    return training.subset([name for name in training.names if name not in held_out]), training.subset(
-        [name for name in training.names if name in held_out]
-    )
+    return training.subset(
+        [name for name in training.names if name not in held_out]
+    ), training.subset([name for name in training.names if name in held_out])
 
 
 def validation_crops(
@@ -81,8 +86,12 @@ def validation_crops(
     for index in range(min(num_images, len(pairs))):
         lr, scale, name = pairs.lr(index), pairs.scale, pairs.names[index]
         top, left = (max(0, (size - side) // 2) for size in lr.shape[:2])
-        hr = pairs.hr(index)[top * scale : (top + side) * scale, left * scale : (left + side) * scale]
+        hr = pairs.hr(index)[
+            top * scale : (top + side) * scale, left * scale : (left + side) * scale
+        ]
         crops[f"{name}/HR"] = hr
-        for depth, image in predict_depths(net, lr[top : top + side, left : left + side], device=device).items():
+        for depth, image in predict_depths(
+            net, lr[top : top + side, left : left + side], device=device
+        ).items():
             crops[f"{name}/depth {depth}"] = image
     return crops

@@ -1,4 +1,6 @@
-"""Enlarge an image of any size tile by tile: the same pixels as in one pass, in memory bounded by the tile."""
+"""Enlarge an image of any size tile by tile: the same pixels as in one pass, in memory bounded by
+the tile.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,21 @@ from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
 MIN_TILE = 16
-# LR pixels a side of what "auto" gives a network at a time. On the CPU, tensors of 96 channels stay below 32 MB, up
-# to which the C library keeps memory for the next tensor: larger windows take 1.6 times as long for each pixel.
+# LR pixels a side of what "auto" gives a network at a time. On the CPU, tensors of 96 channels stay
+# below 32 MB, up to which the C library keeps memory for the next tensor: larger windows take 1.6
+# times as long for each pixel.
 WINDOW = {"cpu": 288, "cuda": 1024}
 MOST = {"cpu": 640 * 2**20}  # bytes that "auto" plans for a pass
-SCRATCH = 1.25  # what a pass takes beside its tensors: kernels' scratch memory; measured: up to 1.17
+# what a pass takes beside its tensors: kernels' scratch memory; measured: up to 1.17
+SCRATCH = 1.25
 SEAM_OVERLAP = 32  # of tiles that cannot equal the whole image
 LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L
 
 
 class Span(NamedTuple):
-    """Along one axis: a network is given [start, stop), of which [core_start, core_stop) is kept."""
+    """Along one axis: a network is given [start, stop), of which [core_start, core_stop) is
+    kept.
+    """
 
     start: int
     stop: int
@@ -37,11 +43,12 @@ class Span(NamedTuple):
 
 
 def spans(length: int, tile: int, reach: int) -> list[Span]:
-    """Cover `length` pixels by windows of one common size, whose cores follow each other without gap or overlap.
+    """Cover `length` pixels by windows of one common size, whose cores follow each other without
+    gap or overlap.
 
-    No window is longer than tile + 2 reach. A core ends at an end of the image, or at least `reach` pixels inside its
-    window. The windows are equal so that one choice of kernels serves all of them, and evenly spread, so that the last
-    one repeats as little as possible.
+    No window is longer than tile + 2 reach. A core ends at an end of the image, or at least `reach`
+    pixels inside its window. The windows are equal so that one choice of kernels serves all of
+    them, and evenly spread, so that the last one repeats as little as possible.
     """
     count = max(1, -(-(length - 2 * reach) // tile))
     if count == 1:
@@ -50,11 +57,14 @@ def spans(length: int, tile: int, reach: int) -> list[Span]:
     window = step + 2 * reach
     starts = [min(index * step, length - window) for index in range(count)]
     edges = [0, *(start + reach for start in starts[1:]), length]
-    return [Span(start, start + window, *edges[index : index + 2]) for index, start in enumerate(starts)]
+    return [
+        Span(start, start + window, *edges[index : index + 2]) for index, start in enumerate(starts)
+    ]
 
 
 def self_ensembled(predict: Callable[[Tensor], Sequence[Tensor]], image: Tensor) -> list[Tensor]:
-    """Return the mean of `predict` over the eight symmetries of `image` (..., H, W), each output turned back.
+    """Return the mean of `predict` over the eight symmetries of `image` (..., H, W), each output
+    turned back.
 
     Source: EDSR's geometric self-ensemble (x8). Nothing is clipped or rounded before the mean.
     """
@@ -69,11 +79,17 @@ def self_ensembled(predict: Callable[[Tensor], Sequence[Tensor]], image: Tensor)
 
 
 def plan_tiles(
-    net: ElasticWrapper, size: Sequence[int], *, depth: int | None = None, tile: int | str | None = "auto"
+    net: ElasticWrapper,
+    size: Sequence[int],
+    *,
+    depth: int | None = None,
+    tile: int | str | None = "auto",
 ) -> tuple[list[Span], list[Span]]:
-    """Return the rows and columns of tiles in which `upscale_array` begins to enlarge an image of (height, width).
+    """Return the rows and columns of tiles in which `upscale_array` begins to enlarge an image of
+    (height, width).
 
-    Out of memory later means smaller ones. "auto" depends on the memory that is free on the net's device.
+    Out of memory later means smaller ones. "auto" depends on the memory that is free on the net's
+    device.
     """
     depth = net.default_depth if depth is None else resolve_depth(depth, net.taps)
     side, overlap = _tile_and_overlap(net, depth, size, tile)
@@ -91,21 +107,25 @@ def upscale_array(
     out: np.ndarray | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> np.ndarray:
-    """Enlarge an image (h, w, 3), or gray (h, w), of uint8, uint16 or floats in 0..1; the same kind comes back.
+    """Enlarge an image (h, w, 3), or gray (h, w), of uint8, uint16 or floats in 0..1; the same kind
+    comes back.
 
-    Integers are rounded half up and clipped; floats are what the network gives, computed in its own precision. Gray
-    runs as RGB and comes back as luma (ITU-R 601).
+    Integers are rounded half up and clipped; floats are what the network gives, computed in its own
+    precision. Gray runs as RGB and comes back as luma (ITU-R 601).
 
-    depth: default that of the net. tile: LR pixels a side of what one pass contributes; each pass sees as much around
-    it as the network reaches, so that the tiles are the whole image up to the rounding of floats; None runs the image
-    whole; "auto" takes what is fastest within the free memory. Out of memory halves the tile, down to 16. A network
-    without a bounded reach (global pooling) runs whole; a number makes tiles of it, with a warning.
-    self_ensemble: the mean over the eight symmetries, before rounding. device: moves the net there; default its own.
-    out: an array of the result's shape and dtype to write into, such as a `np.memmap`; `image` may be one too. Each is
-    touched a tile at a time. progress: called with (tiles done, all tiles), at first with 0 done.
+    depth: default that of the net. tile: LR pixels a side of what one pass contributes; each pass
+    sees as much around it as the network reaches, so that the tiles are the whole image up to the
+    rounding of floats; None runs the image whole; "auto" takes what is fastest within the free
+    memory. Out of memory halves the tile, down to 16. A network without a bounded reach (global
+    pooling) runs whole; a number makes tiles of it, with a warning. self_ensemble: the mean over
+    the eight symmetries, before rounding. device: moves the net there; default its own. out: an
+    array of the result's shape and dtype to write into, such as a `np.memmap`; `image` may be one
+    too. Each is touched a tile at a time. progress: called with (tiles done, all tiles), at first
+    with 0 done.
 
-    Runs in eval mode, which a net that threads share has to be in before. Raises TypeError or ValueError for images,
-    tiles and outputs that do not fit, and MemoryError where even the smallest tile, or the whole, takes too much.
+    Runs in eval mode, which a net that threads share has to be in before. Raises TypeError or
+    ValueError for images, tiles and outputs that do not fit, and MemoryError where even the
+    smallest tile, or the whole, takes too much.
     """
     depth = net.default_depth if depth is None else resolve_depth(depth, net.taps)
     white = _white_of(image)
@@ -115,7 +135,10 @@ def upscale_array(
     found = footprint(net, depth)
     side, overlap = _tile_and_overlap(net, depth, image.shape[:2], tile)
     whole = not isinstance(tile, int) and (tile is None or found.reach is None)
-    free, needed = free_memory(parameter.device), found.memory * SCRATCH * image.shape[0] * image.shape[1]
+    free, needed = (
+        free_memory(parameter.device),
+        found.memory * SCRATCH * image.shape[0] * image.shape[1],
+    )
     if whole and free is not None and needed > free:
         reason = f"it takes about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {parameter.device}"
         raise _too_large(found, depth, whole, side, reason)
@@ -167,13 +190,19 @@ def upscale_array(
 def _white_of(image: np.ndarray) -> int:
     """Return the value of white in an image that can be enlarged."""
     if not isinstance(image, np.ndarray):
-        raise TypeError(f"image is a {type(image).__name__}: expected a NumPy array; Upscaler takes other kinds")
+        raise TypeError(
+            f"image is a {type(image).__name__}: expected a NumPy array; Upscaler takes other kinds"
+        )
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or 0 in image.shape:
-        raise ValueError(f"image of shape {image.shape}: expected (h, w, 3), or (h, w) for gray, without an empty side")
+        raise ValueError(
+            f"image of shape {image.shape}: expected (h, w, 3), or (h, w) for gray, without an empty side"
+        )
     if image.dtype.kind == "f":
         low, high = float(image.min()), float(image.max())
         if not (low >= -1 and high <= 2):
-            raise ValueError(f"float image with values from {low:g} to {high:g}: expected 0..1: divide it by its white")
+            raise ValueError(
+                f"float image with values from {low:g} to {high:g}: expected 0..1: divide it by its white"
+            )
         return 1
     white = {"u1": 255, "u2": 65535}.get(image.dtype.str[1:])
     if white is None:
@@ -181,10 +210,16 @@ def _white_of(image: np.ndarray) -> int:
     return white
 
 
-def _tile_and_overlap(net: ElasticWrapper, depth: int, size: Sequence[int], tile: int | str | None) -> tuple[int, int]:
-    """Return the side of a tile and what it sees beyond each side; the whole image is one tile without overlap."""
+def _tile_and_overlap(
+    net: ElasticWrapper, depth: int, size: Sequence[int], tile: int | str | None
+) -> tuple[int, int]:
+    """Return the side of a tile and what it sees beyond each side; the whole image is one tile
+    without overlap.
+    """
     if tile not in ("auto", None) and (type(tile) is not int or tile < 1):
-        raise ValueError(f"tile {tile!r}: expected 'auto', None for the whole image, or LR pixels a side, at least 1")
+        raise ValueError(
+            f"tile {tile!r}: expected 'auto', None for the whole image, or LR pixels a side, at least 1"
+        )
     found = footprint(net, depth)
     if isinstance(tile, int):
         return tile, SEAM_OVERLAP if found.reach is None else found.reach
@@ -201,7 +236,10 @@ def _tile_and_overlap(net: ElasticWrapper, depth: int, size: Sequence[int], tile
 
 def _too_large(found: Footprint, depth: int, whole: bool, side: int, reason: str) -> MemoryError:
     if not whole:
-        what, remedy = f"a tile of {side} pixels", "free some, or take a smaller depth or another device"
+        what, remedy = (
+            f"a tile of {side} pixels",
+            "free some, or take a smaller depth or another device",
+        )
     elif found.reach is not None:
         what, remedy = "the whole image", "take tile='auto' or a smaller depth"
     else:
@@ -220,7 +258,9 @@ def _read(image: np.ndarray, row: Span, column: Span, white: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def _write(out: np.ndarray, y: Tensor, row: Span, column: Span, scale: int, white: int, depth: int) -> None:
+def _write(
+    out: np.ndarray, y: Tensor, row: Span, column: Span, scale: int, white: int, depth: int
+) -> None:
     """Put the core of a window's prediction (1, 3, scale h, scale w) in its place."""
     top, left = (row.core_start - row.start) * scale, (column.core_start - column.start) * scale
     height, width = (span.core_stop - span.core_start for span in (row, column))

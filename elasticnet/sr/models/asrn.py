@@ -1,8 +1,8 @@
 """ASRN, the adjustable super-resolution network, as its published parameter counts pin it down.
 
-Source: Li et al., "Adjustable Super-Resolution Network via Deep Supervised Learning and Progressive Self-Distillation",
-Neurocomputing 500, 2022. The paper prints neither code nor activations; ReLU, kernel = stride in the deconvolutions and
-two of them at scale 4 are our reading of its counts.
+Source: Li et al., "Adjustable Super-Resolution Network via Deep Supervised Learning and Progressive
+Self-Distillation", Neurocomputing 500, 2022. The paper prints neither code nor activations; ReLU,
+kernel = stride in the deconvolutions and two of them at scale 4 are our reading of its counts.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ SMALL = 0.1  # what the paths that the interpolating start does not use are scal
 
 
 class MultiScaleBlock(nn.Module):
-    """ASRN's multi-scale aggregation block (MAB), (b, channels, h, w) -> the same shape; 39,168 weights at 96 channels,
-    no biases.
+    """ASRN's multi-scale aggregation block (MAB), (b, channels, h, w) -> the same shape; 39,168
+    weights at 96 channels, no biases.
 
-    conv1x1; split into four groups; y_1 = K_1(x_1), y_i = K_i(x_i + y_(i-1)), each K a conv3x3 and ReLU; concatenate;
-    shuffle the channels across the groups; conv1x1 (fusion); add the block's input. `residual_links` are the y_(i-1)
-    terms; each part can be switched off. fold: the shuffle becomes a permutation of the last conv's input channels.
+    conv1x1; split into four groups; y_1 = K_1(x_1), y_i = K_i(x_i + y_(i-1)), each K a conv3x3 and
+    ReLU; concatenate; shuffle the channels across the groups; conv1x1 (fusion); add the block's
+    input. `residual_links` are the y_(i-1) terms; each part can be switched off. fold: the shuffle
+    becomes a permutation of the last conv's input channels.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class MultiScaleBlock(nn.Module):
         super().__init__()
         width = channels // NUM_GROUPS
         self.expand = nn.Conv2d(channels, channels, 1, bias=False)
-        self.groups = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(NUM_GROUPS))
+        self.groups = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(NUM_GROUPS)
+        )
         self.fusion = nn.Conv2d(channels, channels, 1, bias=False) if fusion else None
         self.residual_links = residual_links
         self.shuffle = shuffle
@@ -61,7 +64,8 @@ class MultiScaleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         previous, outputs = None, []
         for conv, group in zip(self.groups, self.expand(x).chunk(NUM_GROUPS, dim=1), strict=True):
-            group = group.clone()  # dense: adding to a slice of the channels takes longer, copy included
+            # dense: adding to a slice of the channels takes longer, copy included
+            group = group.clone()
             if previous is not None and self.residual_links:
                 group += previous
             previous = F.relu(conv(group), inplace=True)
@@ -79,14 +83,18 @@ class MultiScaleBlock(nn.Module):
         """Return a copy whose last conv holds the shuffle, for inference and export."""
         block = copy.deepcopy(self)
         if block.fusion is not None and block.shuffle:
-            block.fusion.weight = nn.Parameter(_unshuffled(block.fusion.weight).detach().contiguous())
+            block.fusion.weight = nn.Parameter(
+                _unshuffled(block.fusion.weight).detach().contiguous()
+            )
             block.shuffle = False
         return block
 
     def init_identity(self) -> None:
         """Make the block the identity: the residual path starts at zero."""
         if self.fusion is None or not self.residual:
-            raise ValueError("a MultiScaleBlock without fusion or without residual cannot be made the identity")
+            raise ValueError(
+                "a MultiScaleBlock without fusion or without residual cannot be made the identity"
+            )
         nn.init.zeros_(self.fusion.weight)
 
     def init_small(self) -> None:
@@ -96,8 +104,9 @@ class MultiScaleBlock(nn.Module):
 
 
 class ShuffleNetBlock(nn.Module):
-    """A ShuffleNet unit of like size (ablation): grouped conv1x1, shuffle, depthwise conv3x3, grouped conv1x1,
-    residual."""
+    """A ShuffleNet unit of like size (ablation): grouped conv1x1, shuffle, depthwise conv3x3,
+    grouped conv1x1, residual.
+    """
 
     def __init__(self, channels: int = 96) -> None:
         super().__init__()
@@ -118,14 +127,17 @@ class ShuffleNetBlock(nn.Module):
 
 
 class Res2NetBlock(nn.Module):
-    """A Res2Net unit of like size (ablation): as the MAB, but its first group passes through and nothing is
-    shuffled."""
+    """A Res2Net unit of like size (ablation): as the MAB, but its first group passes through and
+    nothing is shuffled.
+    """
 
     def __init__(self, channels: int = 96) -> None:
         super().__init__()
         width = channels * 13 // 12 // NUM_GROUPS  # 26 at 96 channels: 38,220 weights
         self.expand = nn.Conv2d(channels, width * NUM_GROUPS, 1, bias=False)
-        self.groups = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(NUM_GROUPS - 1))
+        self.groups = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(NUM_GROUPS - 1)
+        )
         self.fusion = nn.Conv2d(width * NUM_GROUPS, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,8 +156,9 @@ class Res2NetBlock(nn.Module):
 
 
 class ChannelAffine(nn.Module):
-    """A scale and a bias for each channel, (b, channels, h, w) -> the same shape; 2 channels parameters, at first the
-    identity."""
+    """A scale and a bias for each channel, (b, channels, h, w) -> the same shape; 2 channels
+    parameters, at first the identity.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -176,21 +189,23 @@ def asrn(
     pretrained: bool | str | None = False,
     depth: int | None = None,
 ) -> ElasticWrapper:
-    """Build an elastic ASRN: RGB floats in 0..1, (b, 3, h, w) -> (b, 3, scale h, scale w), at any depth from 1 to
-    `num_blocks`.
+    """Build an elastic ASRN: RGB floats in 0..1, (b, 3, h, w) -> (b, 3, scale h, scale w), at any
+    depth from 1 to `num_blocks`.
 
-    scale: 2, 3 or 4 (1 for restoration at equal size). upsampler: "deconv", the published head (227,459 / 247,939 /
-    243,907 parameters at 5 blocks), or "subpixel", the paper's module A. block: "mab", or "shufflenet" / "res2net" for
-    the ablation; fusion, residual_links, shuffle, residual: parts of the MAB to switch off. init: "interpolate" starts
-    near an interpolator of the input, "default" is PyTorch's own. skip: "bicubic" adds the enlarged input to the output
-    (no parameters; not in the paper). fold: run head and shuffle folded into single convs (exact up to rounding); False
-    runs every layer as written. tap_affine: a scale and a bias per channel and tap in front of the shared head, 2
-    channels parameters a tap (not in the paper). taps: the depths that carry a prediction, default all; `(num_blocks,)`
-    is the ordinary, single-exit network.
+    scale: 2, 3 or 4 (1 for restoration at equal size). upsampler: "deconv", the published head
+    (227,459 / 247,939 / 243,907 parameters at 5 blocks), or "subpixel", the paper's module A.
+    block: "mab", or "shufflenet" / "res2net" for the ablation; fusion, residual_links, shuffle,
+    residual: parts of the MAB to switch off. init: "interpolate" starts near an interpolator of the
+    input, "default" is PyTorch's own. skip: "bicubic" adds the enlarged input to the output (no
+    parameters; not in the paper). fold: run head and shuffle folded into single convs (exact up to
+    rounding); False runs every layer as written. tap_affine: a scale and a bias per channel and tap
+    in front of the shared head, 2 channels parameters a tap (not in the paper). taps: the depths
+    that carry a prediction, default all; `(num_blocks,)` is the ordinary, single-exit network.
 
-    pretrained: True for the weights that come with the package, or their name in `pretrained.NAMES`; ValueError where
-    there are none for the scale. The file decides on the architecture, so that of the other arguments only depth may be
-    given: how many blocks are loaded (default all). The net comes in eval mode.
+    pretrained: True for the weights that come with the package, or their name in
+    `pretrained.NAMES`; ValueError where there are none for the scale. The file decides on the
+    architecture, so that of the other arguments only depth may be given: how many blocks are loaded
+    (default all). The net comes in eval mode.
     """
     given = dict(locals())
     if pretrained:
@@ -209,16 +224,30 @@ def asrn(
         if value not in valid or isinstance(value, float):
             raise ValueError(f"{name} {value!r}: expected one of {', '.join(map(str, valid))}")
     if channels % NUM_GROUPS or channels < STEM_CHANNELS:
-        raise ValueError(f"channels {channels}: expected a multiple of {NUM_GROUPS}, at least {STEM_CHANNELS}")
-    switches = {"fusion": fusion, "residual_links": residual_links, "shuffle": shuffle, "residual": residual}
+        raise ValueError(
+            f"channels {channels}: expected a multiple of {NUM_GROUPS}, at least {STEM_CHANNELS}"
+        )
+    switches = {
+        "fusion": fusion,
+        "residual_links": residual_links,
+        "shuffle": shuffle,
+        "residual": residual,
+    }
     if block != "mab" and not all(switches.values()):
-        raise ValueError(f"block {block!r}: the switches {', '.join(switches)} belong to block 'mab'")
+        raise ValueError(
+            f"block {block!r}: the switches {', '.join(switches)} belong to block 'mab'"
+        )
 
     if block == "mab":
         blocks = [MultiScaleBlock(channels, **switches, fold=fold) for _ in range(num_blocks)]
     else:
-        blocks = [{"shufflenet": ShuffleNetBlock, "res2net": Res2NetBlock}[block](channels) for _ in range(num_blocks)]
-    stem = nn.Sequential(nn.Conv2d(3, STEM_CHANNELS, 3, padding=1), nn.Conv2d(STEM_CHANNELS, channels, 3, padding=1))
+        blocks = [
+            {"shufflenet": ShuffleNetBlock, "res2net": Res2NetBlock}[block](channels)
+            for _ in range(num_blocks)
+        ]
+    stem = nn.Sequential(
+        nn.Conv2d(3, STEM_CHANNELS, 3, padding=1), nn.Conv2d(STEM_CHANNELS, channels, 3, padding=1)
+    )
     if upsampler == "deconv":
         head = DeconvHead(channels, scale, fold=fold, skip=skip)
     else:
@@ -228,10 +257,19 @@ def asrn(
     depths = resolve_taps(taps, num_blocks)
     affines = {depth: ChannelAffine(channels) for depth in depths} if tap_affine else None
     head_skip = "input" if skip else None
-    net = ElasticWrapper(blocks, head, stem, depths, affines, head_skip, checkpoint_blocks=checkpoint_blocks)
-    arguments = {"scale": scale, "num_blocks": num_blocks, "channels": channels, "upsampler": upsampler, "block": block}
+    net = ElasticWrapper(
+        blocks, head, stem, depths, affines, head_skip, checkpoint_blocks=checkpoint_blocks
+    )
+    arguments = {
+        "scale": scale,
+        "num_blocks": num_blocks,
+        "channels": channels,
+        "upsampler": upsampler,
+        "block": block,
+    }
     arguments |= {**switches, "skip": skip, "fold": fold}
-    net.origin = ("asrn", arguments | {"tap_affine": True} if tap_affine else arguments)  # older files do not have it
+    # older files do not have it
+    net.origin = ("asrn", arguments | {"tap_affine": True} if tap_affine else arguments)
     return net
 
 
@@ -241,13 +279,17 @@ def _not_default(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def init_interpolating(stem: nn.Sequential, blocks: Iterable[nn.Module], head: DeconvHead | SubpixelHead) -> None:
-    """Make the network start near an interpolator of its input; every other path starts small or at PyTorch's default.
+def init_interpolating(
+    stem: nn.Sequential, blocks: Iterable[nn.Module], head: DeconvHead | SubpixelHead
+) -> None:
+    """Make the network start near an interpolator of its input; every other path starts small or at
+    PyTorch's default.
 
-    Stem and head are linear and the blocks residual. The stem's eight inner channels carry R, G, B and five central
-    differences of the luma (x, y, xx, yy, xy), unchanged through stem and blocks; each deconvolution then evaluates
-    their second-order Taylor polynomial at the centres of its sub-pixels, so that two in a row compose exactly. With a
-    bicubic skip the output takes nothing of them at first; that they are there spares the training a plateau.
+    Stem and head are linear and the blocks residual. The stem's eight inner channels carry R, G, B
+    and five central differences of the luma (x, y, xx, yy, xy), unchanged through stem and blocks;
+    each deconvolution then evaluates their second-order Taylor polynomial at the centres of its
+    sub-pixels, so that two in a row compose exactly. With a bicubic skip the output takes nothing
+    of them at first; that they are there spares the training a plateau.
     """
     for block in blocks:
         block.init_small()  # pyright: ignore[reportCallIssue]
@@ -284,7 +326,9 @@ def init_interpolating(stem: nn.Sequential, blocks: Iterable[nn.Module], head: D
 
 
 def _taylor_filters() -> Tensor:
-    """(8, 3, 3, 3): R, G, B, and the luma's differences x, y, xx, yy, xy, one unit being one LR pixel."""
+    """(8, 3, 3, 3): R, G, B, and the luma's differences x, y, xx, yy, xy, one unit being one LR
+    pixel.
+    """
     identity, difference, second = torch.tensor([[0, 1, 0], [-0.5, 0, 0.5], [1, -2, 1]])
     luma = torch.tensor([65.481, 128.553, 24.966]) / 219
     filters = torch.zeros(STEM_CHANNELS, 3, 3, 3)
@@ -318,7 +362,9 @@ def _taylor_shifts(step: int, pixel: float) -> Tensor:
 
 
 class _DenseConcatenation(torch.autograd.Function):
-    """Concatenation of NUM_GROUPS tensors along the channels, whose gradients are dense instead of slices."""
+    """Concatenation of NUM_GROUPS tensors along the channels, whose gradients are dense instead of
+    slices.
+    """
 
     generate_vmap_rule = True
 
@@ -347,7 +393,9 @@ def _concatenate(groups: list[Tensor]) -> Tensor:
 
 
 def _unshuffled(weight: Tensor) -> Tensor:
-    """The 1x1 weight (out, in, 1, 1) that takes unshuffled channels: channel_shuffle moved into its input axis."""
+    """The 1x1 weight (out, in, 1, 1) that takes unshuffled channels: channel_shuffle moved into its
+    input axis.
+    """
     return weight.unflatten(1, (-1, NUM_GROUPS)).transpose(1, 2).flatten(1, 2)
 
 

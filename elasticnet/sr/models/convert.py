@@ -1,4 +1,6 @@
-"""The authors' checkpoints of EDSR and RCAN: read with their wrappers removed, loaded strictly, written back."""
+"""The authors' checkpoints of EDSR and RCAN: read with their wrappers removed, loaded strictly,
+written back.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,10 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 def load_official(source: Source, **arguments: Any) -> ElasticWrapper:
     """Return an elastic EDSR or RCAN with the weights of an official checkpoint, in eval mode.
 
-    source: a .pth/.pt or .safetensors file, or a state dict; see `read_official`. Architecture and sizes are told from
-    keys and shapes; `arguments` of `edsr` or `rcan` replace or complete them (res_scale, which no tensor tells, is 0.1
-    at the full size and 1 elsewhere unless given). Raises ValueError that names the keys that are missing, unexpected
-    or of another shape.
+    source: a .pth/.pt or .safetensors file, or a state dict; see `read_official`. Architecture and
+    sizes are told from keys and shapes; `arguments` of `edsr` or `rcan` replace or complete them
+    (res_scale, which no tensor tells, is 0.1 at the full size and 1 elsewhere unless given). Raises
+    ValueError that names the keys that are missing, unexpected or of another shape.
     """
     state = read_official(source)
     architecture, told = infer(state)
@@ -50,42 +52,61 @@ def load_official(source: Source, **arguments: Any) -> ElasticWrapper:
     problems = [f"{kind}: {_listed(names)}" for kind, names in wrong.items() if names]
     if problems:
         assert net.origin is not None
-        sizes = ", ".join(f"{name}={value}" for name, value in net.origin[1].items() if name != "fold")
-        raise ValueError(f"the checkpoint does not fit {architecture}({sizes}); {'; '.join(problems)}")
+        sizes = ", ".join(
+            f"{name}={value}" for name, value in net.origin[1].items() if name != "fold"
+        )
+        raise ValueError(
+            f"the checkpoint does not fit {architecture}({sizes}); {'; '.join(problems)}"
+        )
     net.load_state_dict(_renamed(state, len(net.blocks), to_official=False))
     return net.eval()
 
 
 def official_state_dict(net: ElasticWrapper) -> dict[str, Tensor]:
-    """Return the state dict of an elastic EDSR or RCAN, truncated ones too, under the authors' keys.
+    """Return the state dict of an elastic EDSR or RCAN, truncated ones too, under the authors'
+    keys.
 
     The tensors are the net's own. The plain `EDSR` or `RCAN` of as many blocks loads it strictly.
     """
     if not isinstance(getattr(net, "stem", None), ShiftStem):
-        raise ValueError("official_state_dict: expected a net that edsr(), rcan() or load_official() made")
+        raise ValueError(
+            "official_state_dict: expected a net that edsr(), rcan() or load_official() made"
+        )
     return _renamed(net.state_dict(), len(net.blocks), to_official=True)
 
 
 def read_official(source: Source) -> dict[str, Tensor]:
     """Return the state dict in a file, or in a mapping, without what is wrapped around it.
 
-    Unpacks {"state_dict": ...}, {"params_ema": ...} and {"params": ...} and strips "module." and "model." from keys, in
-    any nesting. A file is read as safetensors where its name ends so; otherwise with weights_only=True, so that nothing
-    in it is executed. Raises ValueError for a damaged file and for entries that are not tensors.
+    Unpacks {"state_dict": ...}, {"params_ema": ...} and {"params": ...} and strips "module." and
+    "model." from keys, in any nesting. A file is read as safetensors where its name ends so;
+    otherwise with weights_only=True, so that nothing in it is executed. Raises ValueError for a
+    damaged file and for entries that are not tensors.
     """
     state: Any = source if isinstance(source, Mapping) else _read(Path(source))
     place = "the mapping" if isinstance(source, Mapping) else str(source)
     for _ in range(MOST_NESTED):  # a mapping can hold itself
         if not isinstance(state, Mapping):
             break
-        inside = next((state[key] for key in CONTAINERS if isinstance(state.get(key), Mapping)), None)
-        prefix = next((each for each in PREFIXES if state and all(str(key).startswith(each) for key in state)), None)
+        inside = next(
+            (state[key] for key in CONTAINERS if isinstance(state.get(key), Mapping)), None
+        )
+        prefix = next(
+            (
+                each
+                for each in PREFIXES
+                if state and all(str(key).startswith(each) for key in state)
+            ),
+            None,
+        )
         if inside is not None:
             state = inside
         elif prefix is not None:
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     if not isinstance(state, Mapping) or not state:
-        raise ValueError(f"{place}: holds {type(state).__name__}: expected a state dict with at least one tensor")
+        raise ValueError(
+            f"{place}: holds {type(state).__name__}: expected a state dict with at least one tensor"
+        )
     for name, value in state.items():
         if not isinstance(value, Tensor) or not isinstance(name, str):
             raise ValueError(
@@ -96,11 +117,17 @@ def read_official(source: Source) -> dict[str, Tensor]:
 
 
 def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
-    """Return the architecture, "edsr" or "rcan", and its sizes, as keys and shapes of an official state dict tell."""
+    """Return the architecture, "edsr" or "rcan", and its sizes, as keys and shapes of an official
+    state dict tell.
+    """
     channels = _width(state, "head.0.weight")
     factor = math.isqrt(_width(state, "tail.0.0.weight") // channels)
     steps = sum(re.fullmatch(r"tail\.0\.\d+\.weight", name) is not None for name in state)
-    sizes = {"scale": factor**steps, "num_blocks": _members(state, r"body\.(\d+)\.") - 1, "channels": channels}
+    sizes = {
+        "scale": factor**steps,
+        "num_blocks": _members(state, r"body\.(\d+)\.") - 1,
+        "channels": channels,
+    }
     if not any(name.startswith("body.0.body.0.body.") for name in state):
         return "edsr", sizes
     sizes["group_size"] = _members(state, r"body\.0\.body\.(\d+)\.") - 1
@@ -109,7 +136,8 @@ def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
 
 
 def _read(path: Path) -> Any:
-    with open(path, "rb") as file:  # so that an absent or unreadable file is an OSError, and all else is about content
+    # so that an absent or unreadable file is an OSError, and all else is about content
+    with open(path, "rb") as file:
         try:
             if path.suffix == ".safetensors":
                 return load_file(path)
@@ -143,14 +171,20 @@ def _renamed(state: Mapping[str, Tensor], num_blocks: int, to_official: bool) ->
 def _width(state: Mapping[str, Tensor], name: str) -> int:
     """The number of output channels of the conv of this name."""
     if name not in state:
-        raise ValueError(f"missing: {name}; expected the official keys of EDSR or RCAN, found {_listed(list(state))}")
+        raise ValueError(
+            f"missing: {name}; expected the official keys of EDSR or RCAN, found {_listed(list(state))}"
+        )
     if state[name].ndim != 4 or not state[name].numel():
-        raise ValueError(f"{name} has shape {tuple(state[name].shape)}: expected the weight of a convolution")
+        raise ValueError(
+            f"{name} has shape {tuple(state[name].shape)}: expected the weight of a convolution"
+        )
     return state[name].shape[0]
 
 
 def _members(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many members of a sequence the keys name; counted, so that one large number in a key builds no large net."""
+    """How many members of a sequence the keys name; counted, so that one large number in a key
+    builds no large net.
+    """
     return len({match[1] for match in map(re.compile(pattern).match, state) if match})
 
 

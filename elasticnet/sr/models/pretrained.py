@@ -8,14 +8,16 @@ from typing import Any
 from elasticnet.wrapper import ElasticWrapper
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-NAMES = {"default": "", "published": "_published"}  # of the architecture: the end of the file's name
+# of the architecture: the end of the file's name
+NAMES = {"default": "", "published": "_published"}
 
 
 def weights_file(scale: int, folder: Path | None = None, name: str = "default") -> Path:
-    """Return the packaged checkpoint of ASRN that enlarges each side `scale` times; `elasticnet.load` reads it.
+    """Return the packaged checkpoint of ASRN that enlarges each side `scale` times;
+    `elasticnet.load` reads it.
 
-    name: "default", the better network, or "published", the paper's architecture. Raises ValueError, with what is
-    packaged, for any other.
+    name: "default", the better network, or "published", the paper's architecture. Raises
+    ValueError, with what is packaged, for any other.
     """
     if name not in NAMES:
         raise ValueError(f"pretrained weights {name!r}: expected one of {', '.join(NAMES)}")
@@ -40,10 +42,16 @@ def packaged(folder: Path = WEIGHTS, name: str = "default") -> str:
 def pretrained_asrn(
     scale: int, pretrained: bool | str, depth: int | None = None, **architecture: Any
 ) -> ElasticWrapper:
-    """Load a packaged ASRN in eval mode; see `asrn`. Raises ValueError for arguments that the file decides."""
+    """Load a packaged ASRN in eval mode; see `asrn`. Raises ValueError for arguments that the file
+    decides.
+    """
     from elasticnet.checkpoint import load
 
     if architecture:
         named = ", ".join(f"{name}={value!r}" for name, value in architecture.items())
-        raise ValueError(f"asrn(pretrained={pretrained!r}, {named}): leave out what the file decides on")
-    return load(weights_file(scale, name=pretrained if isinstance(pretrained, str) else "default"), depth).eval()
+        raise ValueError(
+            f"asrn(pretrained={pretrained!r}, {named}): leave out what the file decides on"
+        )
+    return load(
+        weights_file(scale, name=pretrained if isinstance(pretrained, str) else "default"), depth
+    ).eval()

@@ -1,7 +1,8 @@
 """RCAN: residual groups of blocks with channel attention, in the frame of EDSR.
 
-Source: "Image Super-Resolution Using Very Deep Residual Channel Attention Networks". The plain module `RCAN` has the
-authors' keys and their range 0..255; `rcan` is the elastic network around the same parts, with the range 0..1.
+Source: "Image Super-Resolution Using Very Deep Residual Channel Attention Networks". The plain
+module `RCAN` has the authors' keys and their range 0..255; `rcan` is the elastic network around the
+same parts, with the range 0..1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from elasticnet.wrapper import ElasticWrapper
 
 
 class ChannelAttention(nn.Module):
-    """x * sigmoid(conv1x1(relu(conv1x1(mean of x over the image)))); (b, channels, h, w) -> the same shape.
+    """x * sigmoid(conv1x1(relu(conv1x1(mean of x over the image)))); (b, channels, h, w) -> the
+    same shape.
 
     reduction: by how much fewer channels lie between the two convs.
     """
@@ -35,7 +37,9 @@ class ChannelAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """RCAN's block (RCAB), x + attention(conv(relu(conv(x)))); (b, channels, h, w) -> the same shape."""
+    """RCAN's block (RCAB), x + attention(conv(relu(conv(x)))); (b, channels, h, w) -> the same
+    shape.
+    """
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -71,17 +75,26 @@ class ResidualGroup(nn.Module):
 
 
 class RCAN(GlobalSkipNetwork):
-    """The plain RCAN: RGB in 0..255, (b, 3, h, w) -> (b, 3, scale h, scale w), with the authors' state dict keys.
+    """The plain RCAN: RGB in 0..255, (b, 3, h, w) -> (b, 3, scale h, scale w), with the authors'
+    state dict keys.
 
-    num_blocks counts the residual groups, group_size the RCABs in each. The default is the published network:
-    15,444,667 / 15,629,307 / 15,592,379 parameters at x2 / x3 / x4. Its mean shifts learn, as the authors' did.
+    num_blocks counts the residual groups, group_size the RCABs in each. The default is the
+    published network: 15,444,667 / 15,629,307 / 15,592,379 parameters at x2 / x3 / x4. Its mean
+    shifts learn, as the authors' did.
     """
 
     def __init__(
-        self, scale: int, num_blocks: int = 10, channels: int = 64, group_size: int = 20, reduction: int = 16
+        self,
+        scale: int,
+        num_blocks: int = 10,
+        channels: int = 64,
+        group_size: int = 20,
+        reduction: int = 16,
     ) -> None:
         if not 1 <= reduction <= channels:
-            raise ValueError(f"reduction {reduction}: expected 1 to {channels}, the number of channels")
+            raise ValueError(
+                f"reduction {reduction}: expected 1 to {channels}, the number of channels"
+            )
         groups = [ResidualGroup(channels, group_size, reduction) for _ in range(num_blocks)]
         super().__init__(scale, channels, groups, trained_shift=True)
         self.arguments |= {"group_size": group_size, "reduction": reduction}
@@ -98,12 +111,12 @@ def rcan(
     taps: Iterable[int] | None = None,
     checkpoint_blocks: bool = False,
 ) -> ElasticWrapper:
-    """Build an elastic RCAN: RGB floats in 0..1, (b, 3, h, w) -> (b, 3, scale h, scale w), at any depth from 1 to
-    `num_blocks`.
+    """Build an elastic RCAN: RGB floats in 0..1, (b, 3, h, w) -> (b, 3, scale h, scale w), at any
+    depth from 1 to `num_blocks`.
 
-    scale: 2, 3, 4 or 8. A depth is a residual group: num_blocks counts the groups, group_size the RCABs in each. Its
-    attention averages over the whole image, so that tiles of an image do not give what the image gives. fold, taps,
-    checkpoint_blocks: as in `edsr.wrap`.
+    scale: 2, 3, 4 or 8. A depth is a residual group: num_blocks counts the groups, group_size the
+    RCABs in each. Its attention averages over the whole image, so that tiles of an image do not
+    give what the image gives. fold, taps, checkpoint_blocks: as in `edsr.wrap`.
     """
     plain = RCAN(scale, num_blocks, channels, group_size, reduction)
     return wrap(plain, "rcan", fold=fold, taps=taps, checkpoint_blocks=checkpoint_blocks)

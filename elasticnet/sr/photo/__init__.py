@@ -20,9 +20,40 @@ from PIL import ExifTags, Image, ImageCms, ImageFile
 from elasticnet.sr.data.images import ImageError
 
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
-# Tags that describe how a TIFF file stores its pixels, its profile and its XMP; the output has its own.
-_STRUCTURE = {*range(254, 260), 262, 266, 273, *range(277, 285), 296, 301, 317, 318, 319, *range(320, 326), 330}
-_STRUCTURE |= {332, 333, 334, 338, 339, 347, *range(512, 522), 529, 530, 531, 532, 700, 33723, 34377, 34675, 37724}
+# Tags that describe how a TIFF file stores its pixels, its profile and its XMP; the output has its
+# own.
+_STRUCTURE = {
+    *range(254, 260),
+    262,
+    266,
+    273,
+    *range(277, 285),
+    296,
+    301,
+    317,
+    318,
+    319,
+    *range(320, 326),
+    330,
+}
+_STRUCTURE |= {
+    332,
+    333,
+    334,
+    338,
+    339,
+    347,
+    *range(512, 522),
+    529,
+    530,
+    531,
+    532,
+    700,
+    33723,
+    34377,
+    34675,
+    37724,
+}
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"  # begins the segment of a JPEG that holds XMP
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:=[\"']|>))([1-8])")
 _PIXEL_LIMIT = threading.Lock()
@@ -32,9 +63,10 @@ _PIXEL_LIMIT = threading.Lock()
 class Photo:
     """An upright photograph and what belongs to it.
 
-    pixels: (height, width) gray or (height, width, 3) RGB, uint8 or uint16, colours not multiplied by alpha;
-    alpha: (height, width) of the same dtype, or None. exif (starts with "Exif"), xmp and icc are empty where there are
-    none; dpi is (horizontal, vertical). notes say, a line each, what the file held and the photograph does not.
+    pixels: (height, width) gray or (height, width, 3) RGB, uint8 or uint16, colours not multiplied
+    by alpha; alpha: (height, width) of the same dtype, or None. exif (starts with "Exif"), xmp and
+    icc are empty where there are none; dpi is (horizontal, vertical). notes say, a line each, what
+    the file held and the photograph does not.
     """
 
     pixels: np.ndarray
@@ -52,48 +84,63 @@ class Photo:
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def read_photo(source: str | os.PathLike[str] | BinaryIO, *, max_pixels: int | None = None) -> Photo:
-    """Read a PNG, JPEG, WebP, TIFF, GIF or BMP file, told by its content, from a path or a seekable binary file.
+def read_photo(
+    source: str | os.PathLike[str] | BinaryIO, *, max_pixels: int | None = None
+) -> Photo:
+    """Read a PNG, JPEG, WebP, TIFF, GIF or BMP file, told by its content, from a path or a seekable
+    binary file.
 
-    - 16 bits per channel stay 16 bits (PNG; TIFF in gray, RGB and RGBA); gray stays gray, bilevel and palettes become
-      8-bit gray and RGB; transparency in a palette or by a key colour becomes alpha;
+    - 16 bits per channel stay 16 bits (PNG; TIFF in gray, RGB and RGBA); gray stays gray, bilevel
+      and palettes become 8-bit gray and RGB; transparency in a palette or by a key colour becomes
+      alpha;
     - CMYK becomes sRGB by its embedded profile, without one by Pillow's plain formula;
     - an EXIF, TIFF or XMP orientation is applied, and reset in what is kept of the metadata;
-    - animations and multi-page files are refused; of a JPEG with further pictures behind it the first one is read.
+    - animations and multi-page files are refused; of a JPEG with further pictures behind it the
+    first one is read.
 
-    `max_pixels` takes the place of Pillow's limit against decompression bombs, `PIL.Image.MAX_IMAGE_PIXELS`. Raises
-    `ImageError`, one line with the file's name, for what cannot be read without loss, and OSError as open() does.
+    `max_pixels` takes the place of Pillow's limit against decompression bombs,
+    `PIL.Image.MAX_IMAGE_PIXELS`. Raises `ImageError`, one line with the file's name, for what
+    cannot be read without loss, and OSError as open() does.
     """
     if not isinstance(source, (str, os.PathLike)):
         return _read_named(source, "standard input", max_pixels)
-    # Pillow is given the open file, not its name: files that it maps to memory by name come out garbled when they are
-    # TIFF, uncompressed, and lie on their side (orientations 5 to 8).
+    # Pillow is given the open file, not its name: files that it maps to memory by name come out
+    # garbled when they are TIFF, uncompressed, and lie on their side (orientations 5 to 8).
     with open(source, "rb") as file:
         return _read_named(file, os.fspath(source), max_pixels)
 
 
 def _read_named(file: BinaryIO, name: str, max_pixels: int | None) -> Photo:
     try:
-        # Pillow warns of damaged EXIF, of large sizes, of odd palettes; what matters becomes an error or a note.
+        # Pillow warns of damaged EXIF, of large sizes, of odd palettes; what matters becomes an
+        # error or a note.
         with warnings.catch_warnings(), _pixel_limit(max_pixels) as limit:
             warnings.simplefilter("ignore")
             return _read(file, limit)
     except Image.UnidentifiedImageError:
         empty = file.seek(0, os.SEEK_END) == 0
-        reason = "it is empty" if empty else "not a PNG, JPEG, WebP, TIFF, GIF or BMP image, or cut short at its start"
+        reason = (
+            "it is empty"
+            if empty
+            else "not a PNG, JPEG, WebP, TIFF, GIF or BMP image, or cut short at its start"
+        )
         raise ImageError(f"cannot read image {name}: {reason}") from None
     except Image.DecompressionBombError as error:
         pixels = int(re.findall(r"\d+", str(error))[0])
         limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
         raise ImageError(f"cannot read image {name}: {_too_large(pixels, limit or 0)}") from error
-    except Exception as error:  # Pillow's decoders raise nearly every built-in type on damaged files
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise nearly every built-in type on damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ImageError(f"cannot read image {name}: {reason}") from error
 
 
 @contextmanager
 def _pixel_limit(max_pixels: int | None) -> Iterator[float]:
-    """The limit that holds; Pillow's own is a global, lifted only where a higher one was asked for."""
+    """The limit that holds; Pillow's own is a global, lifted only where a higher one was asked
+    for.
+    """
     before = Image.MAX_IMAGE_PIXELS
     limit = max_pixels if max_pixels is not None else math.inf if before is None else before
     if before is None or limit <= before:
@@ -125,11 +172,14 @@ def _read(file: BinaryIO, limit: float) -> Photo:
         frames = getattr(image, "n_frames", 1)
         notes = []
         if frames > 1 and image.format != "MPO":
-            raise ValueError(f"it holds {frames} frames or pages, and only single images are upscaled: split it first")
+            raise ValueError(
+                f"it holds {frames} frames or pages, and only single images are upscaled: split it first"
+            )
         if frames > 1:
             notes.append(f"the first of {frames} pictures was read")
         icc, dpi = image.info.get("icc_profile") or b"", _dpi(image)
-        # Pillow turns TIFF files itself when it loads them, by the tag; it is not to see what XMP says as well.
+        # Pillow turns TIFF files itself when it loads them, by the tag; it is not to see what XMP
+        # says as well.
         tags, xmp = getattr(image, "tag_v2", {}), _take_xmp(image)
         turned = tags.get(ExifTags.Base.Orientation, 1) != 1
         if _bits(image) > 8:
@@ -167,16 +217,20 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
     return arguments if isinstance(arguments, str) else arguments[0]
 
 
-def _deep_arrays(image: ImageFile.ImageFile, file: BinaryIO) -> tuple[np.ndarray, np.ndarray | None]:
+def _deep_arrays(
+    image: ImageFile.ImageFile, file: BinaryIO
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels and alpha of 16 bits.
 
-    Pillow keeps 8 of the 16 bits of colour images: the high bytes. Decoding once more as if the byte order were the
-    other one gives the low bytes.
+    Pillow keeps 8 of the 16 bits of colour images: the high bytes. Decoding once more as if the
+    byte order were the other one gives the low bytes.
     """
     raw, key = _raw_mode(image), image.info.get("transparency")
     tags = getattr(image, "tag_v2", {})
     if tags.get(284, 1) == 2 and tags.get(277, 1) > 1:
-        raise ValueError("16-bit colour in separate planes; save it with interleaved channels, or as PNG")
+        raise ValueError(
+            "16-bit colour in separate planes; save it with interleaved channels, or as PNG"
+        )
     if image.mode.startswith("I;16"):
         deep = np.array(image, dtype=np.uint16)
         if tags.get(262) == 0:  # white is zero, which Pillow leaves to its caller at this depth
@@ -191,7 +245,9 @@ def _deep_arrays(image: ImageFile.ImageFile, file: BinaryIO) -> tuple[np.ndarray
         deep = np.array(image, dtype=np.uint16) << 8
         deep |= _decoded(file, match[1] + {"L": "B", "B": "L"}[order])
     else:
-        raise ValueError(f"16-bit samples of the kind {raw}; save it as 16-bit gray, RGB or RGBA, or with 8 bits")
+        raise ValueError(
+            f"16-bit samples of the kind {raw}; save it as 16-bit gray, RGB or RGBA, or with 8 bits"
+        )
     if raw.startswith("RGBX"):
         deep = deep[..., :3]
     if deep.shape[2:] == (4,):
@@ -217,7 +273,9 @@ def _decoded(file: BinaryIO, raw_mode: str) -> np.ndarray:
 def _arrays(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels and alpha of 8 bits."""
     if image.mode in ("I", "F"):
-        raise ValueError(f"samples of mode {image.mode} (32-bit or float) have no defined range; save it with 16 bits")
+        raise ValueError(
+            f"samples of mode {image.mode} (32-bit or float) have no defined range; save it with 16 bits"
+        )
     gray = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:
         array = np.array(image.convert("LA" if gray else "RGBA"))
@@ -234,14 +292,18 @@ def _cmyk_to_rgb(image: Image.Image, icc: bytes, notes: list[str]) -> tuple[Imag
         profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         converted = ImageCms.profileToProfile(image, profile, srgb, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError) as error:
-        notes.append(f"CMYK was converted by the plain formula, as its colour profile is damaged ({error})")
+        notes.append(
+            f"CMYK was converted by the plain formula, as its colour profile is damaged ({error})"
+        )
         return image.convert("RGB"), b""
     assert converted is not None
     return converted, ImageCms.ImageCmsProfile(srgb).tobytes()
 
 
 def _exif(image: Image.Image, notes: list[str]) -> tuple[bytes, int | None]:
-    """What describes the photograph, with the orientation reset; and the orientation, None where there is none."""
+    """What describes the photograph, with the orientation reset; and the orientation, None where
+    there is none.
+    """
     try:
         found, kept = image.getexif(), Image.Exif()
         for tag, value in found.items():
@@ -249,18 +311,28 @@ def _exif(image: Image.Image, notes: list[str]) -> tuple[bytes, int | None]:
                 kept[tag] = value
         for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
             if part in kept:
-                kept[part] = {tag: value for tag, value in found.get_ifd(part).items() if tag != ExifTags.IFD.Interop}
+                kept[part] = {
+                    tag: value
+                    for tag, value in found.get_ifd(part).items()
+                    if tag != ExifTags.IFD.Interop
+                }
         orientation = kept.get(ExifTags.Base.Orientation)
         if orientation is not None:
             kept[ExifTags.Base.Orientation] = 1
-        return (kept.tobytes() if len(kept) else b""), orientation if orientation in range(1, 9) else None
+        return (kept.tobytes() if len(kept) else b""), orientation if orientation in range(
+            1, 9
+        ) else None
     except Exception as error:  # as above: damaged tags make Pillow raise nearly every type
-        notes.append(f"damaged EXIF was left out ({(str(error) or type(error).__name__).splitlines()[0]})")
+        notes.append(
+            f"damaged EXIF was left out ({(str(error) or type(error).__name__).splitlines()[0]})"
+        )
         return b"", None
 
 
 def _take_xmp(image: Image.Image) -> bytes:
-    """The XMP packet, taken away from Pillow; Pillow before 11 leaves that of TIFF and JPEG where it stands."""
+    """The XMP packet, taken away from Pillow; Pillow before 11 leaves that of TIFF and JPEG where
+    it stands.
+    """
     packets = [image.info.pop(key, None) for key in ("xmp", "XML:com.adobe.xmp")]
     packets.append(getattr(image, "tag_v2", {}).get(700))
     segments = [body for marker, body in getattr(image, "applist", []) if marker == "APP1"]

@@ -12,11 +12,16 @@ IN_MEMORY = 512 * 1024**2  # bytes; larger arrays are memory-mapped
 
 
 def large_array(
-    shape: tuple[int, ...], dtype: Any, folder: str | os.PathLike[str] | None = None, limit: int = IN_MEMORY
+    shape: tuple[int, ...],
+    dtype: Any,
+    folder: str | os.PathLike[str] | None = None,
+    limit: int = IN_MEMORY,
 ) -> np.ndarray:
-    """An array for a result: in memory, or mapped to a nameless file in `folder` when it has more than `limit` bytes.
+    """An array for a result: in memory, or mapped to a nameless file in `folder` when it has more
+    than `limit` bytes.
 
-    The file takes its whole room at once, so that a full disk is an OSError here and not a crash later.
+    The file takes its whole room at once, so that a full disk is an OSError here and not a crash
+    later.
     """
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if size <= limit:

@@ -1,4 +1,6 @@
-"""Enlarge a whole photograph: colours by a network, alpha by bicubic interpolation, large results in a file."""
+"""Enlarge a whole photograph: colours by a network, alpha by bicubic interpolation, large results
+in a file.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +33,24 @@ def upscale_photo(
     progress: Callable[[int, int], object] | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> Photo:
-    """Return the photograph `scale` times as large, `scale` being that of the net, with the same metadata.
+    """Return the photograph `scale` times as large, `scale` being that of the net, with the same
+    metadata.
 
-    Colours go through `upscale_array`, which explains depth, tile, self_ensemble, device and progress. Alpha is resized
-    by `imresize` on its own; colours that it hides are first replaced by `fill_hidden`, so that they cannot reach what
-    is seen. A result of more than 512 MB is mapped to a file in `folder` (default: where temporary files go) that
-    nobody else sees and that is gone with the array.
+    Colours go through `upscale_array`, which explains depth, tile, self_ensemble, device and
+    progress. Alpha is resized by `imresize` on its own; colours that it hides are first replaced by
+    `fill_hidden`, so that they cannot reach what is seen. A result of more than 512 MB is mapped to
+    a file in `folder` (default: where temporary files go) that nobody else sees and that is gone
+    with the array.
     """
     height, width = photo.size
     source = photo.pixels if photo.alpha is None else fill_hidden(photo.pixels, photo.alpha)
     out = large_array((height * scale, width * scale, *source.shape[2:]), source.dtype, folder)
-    options: dict[str, Any] = {"depth": depth, "tile": tile, "self_ensemble": self_ensemble, "device": device}
+    options: dict[str, Any] = {
+        "depth": depth,
+        "tile": tile,
+        "self_ensemble": self_ensemble,
+        "device": device,
+    }
     upscale_array(net, source, out=out, progress=progress, **options)
     alpha = None if photo.alpha is None else imresize(photo.alpha, scale)
     return replace(photo, pixels=out, alpha=alpha)
@@ -50,11 +59,12 @@ def upscale_photo(
 def fill_hidden(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Return pixels whose hidden colours are replaced by the colours that are seen next to them.
 
-    pixels (h, w) or (h, w, 3), alpha (h, w), integers of one dtype. How far a pixel keeps its own colour is its alpha
-    as a fraction of the largest alpha among the nine pixels around it: opaque or evenly transparent regions stay as
-    they are, and the soft edge of a shape takes on the colour of the shape. The rest is a mean over growing
-    neighbourhoods, weighted by that fraction. An enlarged edge then has no halo, whatever colour hides behind it;
-    multiplying by alpha instead would make the network sharpen an edge that bicubic alpha leaves soft, and darken it.
+    pixels (h, w) or (h, w, 3), alpha (h, w), integers of one dtype. How far a pixel keeps its own
+    colour is its alpha as a fraction of the largest alpha among the nine pixels around it: opaque
+    or evenly transparent regions stay as they are, and the soft edge of a shape takes on the colour
+    of the shape. The rest is a mean over growing neighbourhoods, weighted by that fraction. An
+    enlarged edge then has no halo, whatever colour hides behind it; multiplying by alpha instead
+    would make the network sharpen an edge that bicubic alpha leaves soft, and darken it.
     """
     if alpha.min() == alpha.max():
         return pixels
@@ -72,7 +82,9 @@ def fill_hidden(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def _weights(alpha: np.ndarray) -> np.ndarray:
     largest = alpha
     for axis in (0, 1):
-        padded = np.pad(largest, [(1, 1) if each == axis else (0, 0) for each in (0, 1)], mode="edge")
+        padded = np.pad(
+            largest, [(1, 1) if each == axis else (0, 0) for each in (0, 1)], mode="edge"
+        )
         length = alpha.shape[axis]
         shifted = [padded.take(range(first, first + length), axis) for first in range(3)]
         largest = np.maximum(np.maximum(shifted[0], shifted[1]), shifted[2])
@@ -80,7 +92,8 @@ def _weights(alpha: np.ndarray) -> np.ndarray:
 
 
 def _neighbours(colors: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted means (h, w, c) over 2x2 blocks, and where those weigh nothing over 4x4 blocks, and so on.
+    """Weighted means (h, w, c) over 2x2 blocks, and where those weigh nothing over 4x4 blocks, and
+    so on.
 
     colors are already multiplied by weight (h, w, 1).
     """

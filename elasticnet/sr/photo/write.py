@@ -1,4 +1,6 @@
-"""Write photographs atomically: PNG and TIFF in strips, JPEG and WebP by Pillow, with all that belongs to them."""
+"""Write photographs atomically: PNG and TIFF in strips, JPEG and WebP by Pillow, with all that
+belongs to them.
+"""
 
 from __future__ import annotations
 
@@ -20,41 +22,63 @@ from elasticnet.sr.data.images import ImageError
 from elasticnet.sr.photo import JPEG_XMP, Photo
 from elasticnet.sr.photo.large_array import large_array
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF"}
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
 _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "PNG": 2**31 - 1, "TIFF": 2**31 - 1}
 _STRIP = 2**22  # bytes of a strip before compression
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
-    """The format that a file name's extension stands for: PNG, JPEG, WEBP or TIFF; ValueError for any other."""
+    """The format that a file name's extension stands for: PNG, JPEG, WEBP or TIFF; ValueError for
+    any other.
+    """
     extension = Path(path).suffix
     if extension.lower() not in FORMATS:
-        raise ValueError(f"{os.fspath(path)}: no format to write has the extension {extension!r}: {', '.join(FORMATS)}")
+        raise ValueError(
+            f"{os.fspath(path)}: no format to write has the extension {extension!r}: {', '.join(FORMATS)}"
+        )
     return FORMATS[extension.lower()]
 
 
 def check_fits(photo: Photo, format: str, scale: int = 1) -> None:
-    """Raise ImageError when a photograph, enlarged `scale` times, cannot be written in a format without loss.
+    """Raise ImageError when a photograph, enlarged `scale` times, cannot be written in a format
+    without loss.
 
-    JPEG holds no transparency, JPEG and WebP hold 8 bits per channel; each format has a largest side. A photograph
-    with an alpha channel that is opaque everywhere fits JPEG.
+    JPEG holds no transparency, JPEG and WebP hold 8 bits per channel; each format has a largest
+    side. A photograph with an alpha channel that is opaque everywhere fits JPEG.
     """
     deepest = photo.pixels.dtype.itemsize * 8
     if format in ("JPEG", "WEBP") and deepest > 8:
-        raise ImageError(f"it has {deepest} bits per channel and {format} holds 8: write .png or .tif")
-    if format == "JPEG" and photo.alpha is not None and photo.alpha.min() < np.iinfo(photo.alpha.dtype).max:
+        raise ImageError(
+            f"it has {deepest} bits per channel and {format} holds 8: write .png or .tif"
+        )
+    if (
+        format == "JPEG"
+        and photo.alpha is not None
+        and photo.alpha.min() < np.iinfo(photo.alpha.dtype).max
+    ):
         raise ImageError("it has transparency, which JPEG cannot hold: write .png, .webp or .tif")
     side = scale * max(photo.size)
     if side > _LARGEST_SIDE[format]:
-        raise ImageError(f"{side} pixels on one side, and {format} holds {_LARGEST_SIDE[format]}: write .png or .tif")
+        raise ImageError(
+            f"{side} pixels on one side, and {format} holds {_LARGEST_SIDE[format]}: write .png or .tif"
+        )
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the with statement ends well, and leaves nothing behind otherwise.
+    """A binary file that becomes `path` when the with statement ends well, and leaves nothing
+    behind otherwise.
 
-    It is written beside `path`, flushed to the disk and renamed. Raises FileExistsError when `path` exists and
-    `overwrite` is false, and OSError that names `path` for whatever else goes wrong with writing.
+    It is written beside `path`, flushed to the disk and renamed. Raises FileExistsError when `path`
+    exists and `overwrite` is false, and OSError that names `path` for whatever else goes wrong with
+    writing.
     """
     path = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
     temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -90,13 +114,16 @@ def write_photo(
     lossless: bool = False,
     folder: str | os.PathLike[str] | None = None,
 ) -> list[str]:
-    """Write a photograph to a seekable binary file as "PNG", "JPEG", "WEBP" or "TIFF"; returns notes of what was lost.
+    """Write a photograph to a seekable binary file as "PNG", "JPEG", "WEBP" or "TIFF"; returns
+    notes of what was lost.
 
-    EXIF (with the new size), XMP, colour profile and DPI go with it; WebP has no place for DPI but in EXIF. quality
-    (1 to 100, default 95) is that of JPEG and of WebP, `lossless` makes a lossless WebP. PNG and TIFF are compressed
-    by Deflate, a strip at a time, so that a memory-mapped photograph of any size needs next to no memory. JPEG and WebP
-    are written by Pillow from 4 bytes a pixel, which lie in a nameless file in `folder` (default: where temporary files
-    go) when they are more than 512 MB. Raises ImageError when the format cannot hold the photograph (`check_fits`).
+    EXIF (with the new size), XMP, colour profile and DPI go with it; WebP has no place for DPI but
+    in EXIF. quality (1 to 100, default 95) is that of JPEG and of WebP, `lossless` makes a lossless
+    WebP. PNG and TIFF are compressed by Deflate, a strip at a time, so that a memory-mapped
+    photograph of any size needs next to no memory. JPEG and WebP are written by Pillow from 4 bytes
+    a pixel, which lie in a nameless file in `folder` (default: where temporary files go) when they
+    are more than 512 MB. Raises ImageError when the format cannot hold the photograph
+    (`check_fits`).
     """
     check_fits(photo, format)
     exif = _with_size(photo)
@@ -105,7 +132,9 @@ def write_photo(
     elif format == "TIFF":
         _write_tiff(photo, exif, file)
     else:
-        return _write_by_pillow(photo, exif, file, format, 95 if quality is None else quality, lossless, folder)
+        return _write_by_pillow(
+            photo, exif, file, format, 95 if quality is None else quality, lossless, folder
+        )
     return []
 
 
@@ -116,25 +145,37 @@ def _with_size(photo: Photo) -> bytes:
     exif = Image.Exif()
     exif.load(photo.exif)
     part = exif.get_ifd(ExifTags.IFD.Exif)
-    sizes = {ExifTags.Base.ExifImageWidth: photo.size[1], ExifTags.Base.ExifImageHeight: photo.size[0]}
+    sizes = {
+        ExifTags.Base.ExifImageWidth: photo.size[1],
+        ExifTags.Base.ExifImageHeight: photo.size[0],
+    }
     if not sizes.keys() & part.keys():
         return photo.exif
-    exif[ExifTags.IFD.Exif] = {**part, **{tag: value for tag, value in sizes.items() if tag in part}}
+    exif[ExifTags.IFD.Exif] = {
+        **part,
+        **{tag: value for tag, value in sizes.items() if tag in part},
+    }
     return exif.tobytes()
 
 
 def _strips(photo: Photo) -> Iterator[np.ndarray]:
     """Strips of rows (rows, width, channels), top to bottom, alpha last."""
     height, width = photo.size
-    planes = [photo.pixels.reshape(height, width, -1)] + ([photo.alpha[..., None]] if photo.alpha is not None else [])
-    rows = max(1, _STRIP // (width * sum(plane.shape[2] for plane in planes) * photo.pixels.dtype.itemsize))
+    planes = [photo.pixels.reshape(height, width, -1)] + (
+        [photo.alpha[..., None]] if photo.alpha is not None else []
+    )
+    rows = max(
+        1, _STRIP // (width * sum(plane.shape[2] for plane in planes) * photo.pixels.dtype.itemsize)
+    )
     for top in range(0, height, rows):
         yield np.concatenate([plane[top : top + rows] for plane in planes], axis=2)
 
 
 def _write_png(photo: Photo, exif: bytes, file: BinaryIO) -> None:
     def chunk(kind: bytes, body: bytes) -> None:
-        file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
+        file.write(
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     height, width = photo.size
     bits = photo.pixels.dtype.itemsize * 8
@@ -153,7 +194,9 @@ def _write_png(photo: Photo, exif: bytes, file: BinaryIO) -> None:
     above: np.ndarray | None = None
     for strip in _strips(photo):
         pixel = strip.shape[2] * strip.dtype.itemsize
-        rows = np.ascontiguousarray(strip.astype(strip.dtype.newbyteorder(">"), copy=False)).view(np.uint8)
+        rows = np.ascontiguousarray(strip.astype(strip.dtype.newbyteorder(">"), copy=False)).view(
+            np.uint8
+        )
         rows = rows.reshape(len(strip), -1)
         filtered = _paeth_filtered(rows, above, pixel)
         above = rows[-1]
@@ -164,10 +207,12 @@ def _write_png(photo: Photo, exif: bytes, file: BinaryIO) -> None:
 
 
 def _paeth_filtered(rows: np.ndarray, above: np.ndarray | None, pixel: int) -> bytes:
-    """Rows of bytes, each minus PNG's Paeth prediction and with the filter's number 4 in front of it.
+    """Rows of bytes, each minus PNG's Paeth prediction and with the filter's number 4 in front of
+    it.
 
-    Paeth predicts by the left, upper or upper left neighbour, `pixel` bytes away, which is nearest to left + upper -
-    upper left (PNG specification, 9.4). On photographs it comes within a few percent of the best filter of each row.
+    Paeth predicts by the left, upper or upper left neighbour, `pixel` bytes away, which is nearest
+    to left + upper - upper left (PNG specification, 9.4). On photographs it comes within a few
+    percent of the best filter of each row.
     """
     signed = np.zeros((len(rows) + 1, rows.shape[1] + pixel), np.int16)
     signed[1:, pixel:] = rows
@@ -184,7 +229,9 @@ def _paeth_filtered(rows: np.ndarray, above: np.ndarray | None, pixel: int) -> b
 
 
 def _write_tiff(photo: Photo, exif: bytes, file: BinaryIO) -> None:
-    """Little-endian TIFF 6.0 with horizontal differencing; its directory stands in front of the strips."""
+    """Little-endian TIFF 6.0 with horizontal differencing; its directory stands in front of the
+    strips.
+    """
     height, width = photo.size
     samples = (3 if photo.pixels.ndim == 3 else 1) + (photo.alpha is not None)
     rows = max(1, _STRIP // (width * samples * photo.pixels.dtype.itemsize))
@@ -195,9 +242,18 @@ def _write_tiff(photo: Photo, exif: bytes, file: BinaryIO) -> None:
         described.load(exif)
         described.pop(ExifTags.Base.Orientation, None)  # upright is what its absence means
         for tag, value in described.items():
-            tags[tag] = described.get_ifd(tag) if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) else value
+            tags[tag] = (
+                described.get_ifd(tag)
+                if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+                else value
+            )
     tags[256], tags[257], tags[258] = width, height, (8 * photo.pixels.dtype.itemsize,) * samples
-    tags[259], tags[262], tags[277], tags[278] = 8, 2 if photo.pixels.ndim == 3 else 1, samples, rows
+    tags[259], tags[262], tags[277], tags[278] = (
+        8,
+        2 if photo.pixels.ndim == 3 else 1,
+        samples,
+        rows,
+    )
     tags[284], tags[317], tags[339] = 1, 2, (1,) * samples
     if photo.alpha is not None:
         tags[338] = 2  # alpha that colours are not multiplied by
@@ -213,8 +269,9 @@ def _write_tiff(photo: Photo, exif: bytes, file: BinaryIO) -> None:
         for tag, values in ((275, places), (279, lengths)):
             tags.tagtype[tag], tags[tag] = 4, values
         packed = bytearray(tags.tobytes(8))
-        # Pillow counts tag 273, where strips begin, from elsewhere, and before 11.1 takes only one strip: the places
-        # stand under 275, which is free and sorts to the same place, until the directory is packed.
+        # Pillow counts tag 273, where strips begin, from elsewhere, and before 11.1 takes only one
+        # strip: the places stand under 275, which is free and sorts to the same place, until the
+        # directory is packed.
         entry = 2 + 12 * sorted(tags).index(275)
         struct.pack_into("<H", packed, entry, 273)
         return bytes(packed)
@@ -274,14 +331,20 @@ def _write_by_pillow(
     image = _pillow_image(photo, format, folder)
     try:
         image.save(file, format, **options)
-    except ValueError as error:  # of WebP: its first partition overflows somewhere above 100 megapixels
+    except (
+        ValueError
+    ) as error:  # of WebP: its first partition overflows somewhere above 100 megapixels
         size = f"{image.width}x{image.height}"
-        raise ImageError(f"{format} cannot hold these {size} pixels ({error}): write .png or .tif") from error
+        raise ImageError(
+            f"{format} cannot hold these {size} pixels ({error}): write .png or .tif"
+        ) from error
     return notes
 
 
 def _pillow_image(photo: Photo, format: str, folder: str | os.PathLike[str] | None) -> Image.Image:
-    """The photograph as Pillow encodes it without a copy: gray, or 4 bytes a pixel, mapped to a file if large."""
+    """The photograph as Pillow encodes it without a copy: gray, or 4 bytes a pixel, mapped to a
+    file if large.
+    """
     height, width = photo.size
     if photo.pixels.ndim == 2 and format == "JPEG":
         return Image.fromarray(np.ascontiguousarray(photo.pixels))
@@ -290,6 +353,8 @@ def _pillow_image(photo: Photo, format: str, folder: str | os.PathLike[str] | No
     rows = max(1, _STRIP // width)
     for top in range(0, height, rows):
         band = slice(top, top + rows)
-        canvas[band, :, :3] = photo.pixels[band] if photo.pixels.ndim == 3 else photo.pixels[band][..., None]
+        canvas[band, :, :3] = (
+            photo.pixels[band] if photo.pixels.ndim == 3 else photo.pixels[band][..., None]
+        )
         canvas[band, :, 3] = 255 if photo.alpha is None or mode == "RGBX" else photo.alpha[band]
     return Image.frombuffer(mode, (width, height), canvas, "raw", mode, 0, 1)

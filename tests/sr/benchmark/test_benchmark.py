@@ -1,4 +1,6 @@
-"""Scores per depth, the x8 self-ensemble, costs, saved images, tables, and the published bicubic baselines."""
+"""Scores per depth, the x8 self-ensemble, costs, saved images, tables, and the published bicubic
+baselines.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ RNG = np.random.default_rng(0)
 
 
 class Add(nn.Module):
-    """Adds `levels` of 255 to everything, and `slope` of 255 for each column right of the middle."""
+    """Adds `levels` of 255 to everything, and `slope` of 255 for each column right of the
+    middle.
+    """
 
     def __init__(self, levels: float, slope: float = 0.0) -> None:
         super().__init__()
@@ -55,13 +59,18 @@ def net_of(*blocks: nn.Module, scale: int = 2) -> ElasticWrapper:
 
 def flat_pairs(levels: dict[str, tuple[int, int]], scale: int = 2) -> PairSet:
     """Pairs of even images: name -> (gray of LR, gray of HR)."""
-    low, high = (np.repeat(np.array(grays, np.uint8), 8 * 9) for grays in zip(*levels.values(), strict=True))
+    low, high = (
+        np.repeat(np.array(grays, np.uint8), 8 * 9) for grays in zip(*levels.values(), strict=True)
+    )
     lr, hr = (np.stack([grays] * 3, axis=-1) for grays in (low, np.repeat(high, scale**2)))
     return PairSet(list(levels), scale, np.array([(8, 9)] * len(levels)), lr, hr)
 
 
 def noisy_pairs(scale: int, number: int = 2) -> PairSet:
-    images = {f"img{index}": RNG.integers(0, 256, (36 + 12 * index, 48, 3), np.uint8) for index in range(number)}
+    images = {
+        f"img{index}": RNG.integers(0, 256, (36 + 12 * index, 48, 3), np.uint8)
+        for index in range(number)
+    }
     return pairs_from_arrays(images, scale)
 
 
@@ -86,7 +95,9 @@ def test_means_by_hand():
     assert list(means) == [1, 2]
     for depth, dark in ((1, 101), (2, 103)):
         assert means[depth].psnr == pytest.approx((decibels(1) + decibels(5)) / 2, abs=1e-9)
-        assert means[depth].ssim == pytest.approx((likeness(dark, 102) + likeness(255, 250)) / 2, abs=1e-9)
+        assert means[depth].ssim == pytest.approx(
+            (likeness(dark, 102) + likeness(255, 250)) / 2, abs=1e-9
+        )
     assert evaluate_bicubic(pairs).psnr == pytest.approx((decibels(2) + decibels(4)) / 2, abs=1e-9)
     assert math.isnan(evaluate(net, pairs, ssim=False)[1].ssim)
     assert list(evaluate(net, pairs, depths=(2,))) == [2]
@@ -97,7 +108,11 @@ def test_means_by_hand():
         ("flat", 2, "adds", 1),
         ("flat", 2, "adds", 2),
     ]
-    assert [Scores(row.psnr, row.ssim) for row in result.rows] == [evaluate_bicubic(pairs), means[1], means[2]]
+    assert [Scores(row.psnr, row.ssim) for row in result.rows] == [
+        evaluate_bicubic(pairs),
+        means[1],
+        means[2],
+    ]
     assert {score[2:5]: round(score.psnr, 6) for score in result.images} == {
         ("bicubic", None, "dark"): round(decibels(2), 6),
         ("bicubic", None, "bright"): round(decibels(4), 6),
@@ -110,12 +125,19 @@ def test_means_by_hand():
 
 def test_protocol_reaches_the_scores():
     pairs = noisy_pairs(2)
-    rows = {name: benchmark([], [("a", pairs)], protocol=name).rows[0] for name in ("matlab-y", "imdn", "rgb")}
+    rows = {
+        name: benchmark([], [("a", pairs)], protocol=name).rows[0]
+        for name in ("matlab-y", "imdn", "rgb")
+    }
     images = [bicubic(pairs.lr(index), 2) for index in range(2)]
     for protocol, shave in (("matlab-y", 2), ("imdn", 2), ("rgb", 8)):
-        wanted = [psnr_y(image, pairs.hr(index), shave, protocol) for index, image in enumerate(images)]
+        wanted = [
+            psnr_y(image, pairs.hr(index), shave, protocol) for index, image in enumerate(images)
+        ]
         assert rows[protocol].psnr == pytest.approx(np.mean(wanted), abs=1e-12)
-    assert "PSNR-RGB (dB) | SSIM-RGB" in markdown_table(benchmark([], [("a", pairs)], protocol="rgb"))
+    assert "PSNR-RGB (dB) | SSIM-RGB" in markdown_table(
+        benchmark([], [("a", pairs)], protocol="rgb")
+    )
 
 
 def test_the_border_of_the_enlargement_is_shaved_off():
@@ -137,7 +159,9 @@ def test_bicubic_rounds_once():
 
 
 def naive_self_ensemble(function, image: np.ndarray) -> np.ndarray:
-    """Flip up-down, flip left-right, transpose, as EDSR's code nests them; then the same backwards."""
+    """Flip up-down, flip left-right, transpose, as EDSR's code nests them; then the same
+    backwards.
+    """
     results = []
     for upside_down in (False, True):
         for mirrored in (False, True):
@@ -164,7 +188,9 @@ def test_self_ensemble_is_the_naive_loop(height, width, seed):
         return torch.pixel_shuffle(torch.conv2d(x, kernel, padding=1), 2).relu()
 
     first, second = self_ensembled(lambda x: [enlarge(x), 3 * enlarge(x)], image)
-    np.testing.assert_allclose(first.numpy(), naive_self_ensemble(enlarge, image.numpy()), atol=1e-12)
+    np.testing.assert_allclose(
+        first.numpy(), naive_self_ensemble(enlarge, image.numpy()), atol=1e-12
+    )
     np.testing.assert_allclose(second.numpy(), 3 * first.numpy(), atol=1e-12)
     if height * width > 1:
         assert not torch.allclose(first, enlarge(image))
@@ -172,7 +198,8 @@ def test_self_ensemble_is_the_naive_loop(height, width, seed):
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_self_ensemble_leaves_bicubic_exactly_as_it_is(scale):
-    # At x2 and x4 the weights are fractions of powers of two, so that float64 sums are exact in any order.
+    # At x2 and x4 the weights are fractions of powers of two, so that float64 sums are exact in any
+    # order.
     image = torch.from_numpy(RNG.integers(0, 256, (1, 3, 6, 9))).double()
     (mean,) = self_ensembled(lambda x: [imresize(x, scale)], image)
     assert torch.equal(mean, imresize(image, scale))
@@ -180,13 +207,17 @@ def test_self_ensemble_leaves_bicubic_exactly_as_it_is(scale):
 
 def test_self_ensemble_is_neither_clipped_nor_rounded_before_the_mean():
     lr = RNG.integers(230, 256, (8, 9, 3), np.uint8)
-    net = net_of(Add(0, slope=7.3))  # far beyond white at one side, and cancelled by its mirror image
+    # far beyond white at one side, and cancelled by its mirror image
+    net = net_of(Add(0, slope=7.3))
     enlarged = lr.repeat(2, axis=0).repeat(2, axis=1)
     assert np.array_equal(predict_depths(net, lr, self_ensemble=True)[1], enlarged)
     assert (predict_depths(net, lr)[1] != enlarged).any()
     pairs = PairSet(["x"], 2, np.array([[8, 9]]), lr.reshape(-1, 3), enlarged.reshape(-1, 3))
     assert evaluate(net, pairs, self_ensemble=True)[1].psnr == math.inf
-    assert benchmark([("n", net)], [("a", pairs)], costs=False, self_ensemble=True).rows[1].psnr == math.inf
+    assert (
+        benchmark([("n", net)], [("a", pairs)], costs=False, self_ensemble=True).rows[1].psnr
+        == math.inf
+    )
     assert evaluate(net, pairs)[1].psnr < 40
 
 
@@ -196,7 +227,9 @@ def test_self_ensemble_of_every_depth_of_a_network():
     found = predict_depths(net, lr, self_ensemble=True)
     with torch.no_grad():
         for depth, made in found.items():
-            mean = naive_self_ensemble(lambda x, depth=depth: net.eval()(x, depth=depth), image.numpy())
+            mean = naive_self_ensemble(
+                lambda x, depth=depth: net.eval()(x, depth=depth), image.numpy()
+            )
             exact = mean[0].transpose(1, 2, 0).clip(0, 1) * 255
             assert np.abs(made - exact).max() < 0.5 + 1e-3
 
@@ -226,9 +259,17 @@ def test_published_asrn_costs_are_a_hand_count(scale, deconvs, last):
 
 
 def test_without_costs_parameters_are_still_counted():
-    result = benchmark([("net", asrn(2, 3, 8))], [("a", noisy_pairs(2, 1))], depths=(1, 3), costs=False)
-    assert [(row.depth, row.macs, row.ms) for row in result.rows] == [(None,) * 3, (1, None, None), (3, None, None)]
-    assert result.rows[2].parameters == sum(parameter.numel() for parameter in asrn(2, 3, 8).parameters())
+    result = benchmark(
+        [("net", asrn(2, 3, 8))], [("a", noisy_pairs(2, 1))], depths=(1, 3), costs=False
+    )
+    assert [(row.depth, row.macs, row.ms) for row in result.rows] == [
+        (None,) * 3,
+        (1, None, None),
+        (3, None, None),
+    ]
+    assert result.rows[2].parameters == sum(
+        parameter.numel() for parameter in asrn(2, 3, 8).parameters()
+    )
     assert "GMACs" not in markdown_table(result)
 
 
@@ -240,7 +281,9 @@ def test_wrong_arguments_are_refused_before_scoring(tmp_path):
     with pytest.raises(ValueError, match=r"depth 7: this net has taps at depths 1, 2"):
         benchmark([("n", net)], sets, depths=(1, 7), images_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match=r"network 'n' enlarges by 3, and the data sets are loaded at scale 2"):
+    with pytest.raises(
+        ValueError, match=r"network 'n' enlarges by 3, and the data sets are loaded at scale 2"
+    ):
         benchmark([("n", net_of(Add(1), scale=3))], sets)
     with pytest.raises(ValueError, match=r"network 'n' stands twice at scale 2"):
         benchmark([("n", net), ("n", net)], sets)
@@ -260,7 +303,11 @@ def test_scale_of():
 
 def test_distinct_names():
     assert distinct_names(["data/Set5", "data/Set14/"]) == ["Set5", "Set14"]
-    assert distinct_names(["a/best.safetensors", "b/best.safetensors", "c"]) == ["a-best", "b-best", "c"]
+    assert distinct_names(["a/best.safetensors", "b/best.safetensors", "c"]) == [
+        "a-best",
+        "b-best",
+        "c",
+    ]
     with pytest.raises(ValueError, match=r"q/a/x: another of the paths given is also called 'a-x'"):
         distinct_names(["q/a/x", "r/a/x"])
 
@@ -281,9 +328,15 @@ def folder(tmp_path: Path) -> Path:
 
 def test_it_carries_on_past_an_unreadable_image(folder, recwarn):
     sets = load_sets([folder], (2, 3), progress=False)
-    assert [warning for warning in recwarn if "left out" in str(warning.message)] == []  # reported, not warned of
+    # reported, not warned of
+    assert [warning for warning in recwarn if "left out" in str(warning.message)] == []
     result = benchmark([("net", net_of(Add(1)))], sets, costs=False)
-    assert {(score.scale, score.image) for score in result.images} == {(2, "one"), (2, "two"), (3, "one"), (3, "two")}
+    assert {(score.scale, score.image) for score in result.images} == {
+        (2, "one"),
+        (2, "two"),
+        (3, "one"),
+        (3, "two"),
+    }
     assert [entry[:3] for entry in result.skipped] == [
         ("photos", 2, "broken"),
         ("photos", 2, "speck"),
@@ -300,8 +353,12 @@ def test_it_carries_on_past_an_unreadable_image(folder, recwarn):
 def test_of_div2k_the_validation_images_are_scored(tmp_path):
     for name, number in (("DIV2K_train_HR", "0001"), ("DIV2K_valid_HR", "0801")):
         (tmp_path / name).mkdir()
-        Image.fromarray(RNG.integers(0, 256, (60, 60, 3), np.uint8)).save(tmp_path / name / f"{number}.png")
-    ((name, pairs),) = load_sets([tmp_path], [2], protocol="rgb", progress=False, cache_dir=tmp_path / "cache")
+        Image.fromarray(RNG.integers(0, 256, (60, 60, 3), np.uint8)).save(
+            tmp_path / name / f"{number}.png"
+        )
+    ((name, pairs),) = load_sets(
+        [tmp_path], [2], protocol="rgb", progress=False, cache_dir=tmp_path / "cache"
+    )
     assert (name, pairs.names) == (tmp_path.name, ["0801"])
 
 
@@ -324,7 +381,12 @@ def test_saved_images_are_the_scored_ones(tmp_path):
     assert found == [
         *("S/a/img0_x2_d1.png", "S/a/img0_x2_d2.png", "S/a/img1_x2_d1.png", "S/a/img1_x2_d2.png"),
         *("S/b/img0_x2_d1.png", "S/b/img1_x2_d1.png"),
-        *("S/img0_x2_bicubic.png", "S/img0_x3_bicubic.png", "S/img0_x3_d1.png", "S/img1_x2_bicubic.png"),
+        *(
+            "S/img0_x2_bicubic.png",
+            "S/img0_x3_bicubic.png",
+            "S/img0_x3_d1.png",
+            "S/img1_x2_bicubic.png",
+        ),
     ]
     pairs_of = {pairs.scale: pairs for _, pairs in sets}
     for score in result.images:
@@ -333,7 +395,10 @@ def test_saved_images_are_the_scored_ones(tmp_path):
         image = np.array(Image.open(folder / f"{score.image}_x{score.scale}_{ending}.png"))
         pairs = pairs_of[score.scale]
         hr = pairs.hr(pairs.names.index(score.image))
-        assert (score.psnr, score.ssim) == (psnr_y(image, hr, score.scale), ssim_y(image, hr, score.scale))
+        assert (score.psnr, score.ssim) == (
+            psnr_y(image, hr, score.scale),
+            ssim_y(image, hr, score.scale),
+        )
 
 
 # --- real data
@@ -343,7 +408,8 @@ def test_saved_images_are_the_scored_ones(tmp_path):
     ("name", "published", "reached"),
     [
         ("Set5", (33.68, 30.40, 28.43), (33.678, 30.404, 28.431)),
-        # 27.6349 at x3. Unrounded images would give 27.6363 here, and 30.4063 instead of 30.40 on Set5.
+        # 27.6349 at x3. Unrounded images would give 27.6363 here, and 30.4063 instead of 30.40 on
+        # Set5.
         ("Set14", (30.33, 27.64, 26.09), (30.329, 27.635, 26.093)),
         pytest.param(
             *("B100", (29.56, 27.21, 25.96), (29.562, 27.210, 25.962)),

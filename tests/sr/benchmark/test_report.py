@@ -1,4 +1,6 @@
-"""Tables that agree with one another and with what was measured, and the figures that are written beside them."""
+"""Tables that agree with one another and with what was measured, and the figures that are written
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ RNG = np.random.default_rng(0)
 
 
 def noisy_pairs(scale: int) -> PairSet:
-    images = {f"img{index}": RNG.integers(0, 256, (36 + 12 * index, 48, 3), np.uint8) for index in range(2)}
+    images = {
+        f"img{index}": RNG.integers(0, 256, (36 + 12 * index, 48, 3), np.uint8)
+        for index in range(2)
+    }
     return pairs_from_arrays(images, scale)
 
 
@@ -44,14 +49,21 @@ def wide():
 
 def cells(table: str) -> list[list[str]]:
     """Return the header and the lines of a Markdown table."""
-    header, _, *lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()]
+    header, _, *lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()
+    ]
     return [header, *lines]
 
 
 def test_markdown_csv_and_json_agree(wide, tmp_path):
     _, _, result = wide
     write_tables(tmp_path, result, "two nets")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images.csv", "table.csv", "table.json", "table.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "images.csv",
+        "table.csv",
+        "table.json",
+        "table.md",
+    ]
     stored = json.loads((tmp_path / "table.json").read_text())
     assert stored["title"] == "two nets"
     assert stored["settings"]["protocol"] == "matlab-y"
@@ -60,7 +72,9 @@ def test_markdown_csv_and_json_agree(wide, tmp_path):
             lines = list(csv.DictReader(file))
         assert len(lines) == len(stored[key]) == len(getattr(result, key))
         for line, entry in zip(lines, stored[key], strict=True):
-            assert line == {field: "" if value is None else str(value) for field, value in entry.items()}
+            assert line == {
+                field: "" if value is None else str(value) for field, value in entry.items()
+            }
     for row in result.rows:
         same = [score for score in result.images if score[:4] == row[:4]]
         assert len(same) == 2
@@ -100,7 +114,12 @@ def test_one_net_on_one_set_makes_the_plain_table():
         Row("Set5", 2, "net", 2, 33.05, 0.9, 109_955, 25_333_632_000, 310.2),
     ]
     score = ImageScore("Set5", 2, "bicubic", None, "baby", 33.678, 0.93037)
-    settings = {"protocol": "matlab-y", "self_ensemble": True, "output_size": [1280, 720], "device": "cpu"}
+    settings = {
+        "protocol": "matlab-y",
+        "self_ensemble": True,
+        "output_size": [1280, 720],
+        "device": "cpu",
+    }
     result = Benchmark(rows, [score], [], settings)
     assert markdown_table(result).splitlines() == [
         "| depth | parameters | GMACs | ms | PSNR-Y (dB) | SSIM-Y | gain over bicubic (dB) |",
@@ -117,10 +136,15 @@ def test_one_net_on_one_set_makes_the_plain_table():
 def test_figures_for_each_set_and_scale(wide, tmp_path):
     nets, sets, result = wide
     write_figures(tmp_path, result, nets, sets[1:3])
-    names = {f"{stem}_{kind}.png" for stem in ("A_x3", "B_x2") for kind in ("curve", "parameters", "crops")}
+    names = {
+        f"{stem}_{kind}.png"
+        for stem in ("A_x3", "B_x2")
+        for kind in ("curve", "parameters", "crops")
+    }
     assert {path.name for path in tmp_path.iterdir()} == names
     widths = {path.name: Image.open(path).width for path in tmp_path.iterdir()}
-    assert widths["B_x2_crops.png"] > widths["A_x3_crops.png"]  # HR, bicubic, 1 + 2 depths; against 2 depths
+    # HR, bicubic, 1 + 2 depths; against 2 depths
+    assert widths["B_x2_crops.png"] > widths["A_x3_crops.png"]
 
 
 def test_infinite_values_are_no_points_of_a_curve(tmp_path):
@@ -135,13 +159,19 @@ def test_infinite_values_are_no_points_of_a_curve(tmp_path):
 
 
 def test_the_crops_are_of_the_image_that_is_hardest_for_bicubic(tmp_path):
-    images = {"plain": np.full((40, 30, 3), 9, np.uint8), "noise": RNG.integers(0, 256, (40, 60, 3), np.uint8)}
+    images = {
+        "plain": np.full((40, 30, 3), 9, np.uint8),
+        "noise": RNG.integers(0, 256, (40, 60, 3), np.uint8),
+    }
     pairs = pairs_from_arrays({**images, "soft": images["noise"] // 2}, 2)
     write_figures(tmp_path, benchmark([], [("set", pairs)]), [], [("set", pairs)])
-    assert [path.name for path in tmp_path.iterdir()] == ["set_x2_crops.png"]  # without nets there is nothing else
+    # without nets there is nothing else
+    assert [path.name for path in tmp_path.iterdir()] == ["set_x2_crops.png"]
     wanted = {"bicubic": bicubic(pairs.lr(1), 2)}
     crop_comparison(tmp_path / "wanted.png", images["noise"], wanted, title="noise, set x2")
-    drawn, expected = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("set_x2_crops", "wanted"))
+    drawn, expected = (
+        np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("set_x2_crops", "wanted")
+    )
     assert np.array_equal(drawn, expected)
 
 

@@ -22,7 +22,9 @@ from elasticnet.sr.data.decoded_cache import cache_places, open_or_build, open_p
 
 
 class Source:
-    """A data set of one text file, whose cache is the text in capitals, and a count of the builds."""
+    """A data set of one text file, whose cache is the text in capitals, and a count of the
+    builds.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "source"
@@ -38,9 +40,16 @@ class Source:
         (folder / "capitals.txt").write_text(self.file.read_text().upper())
         return {"kind": "capitals"}
 
-    def open(self, write: Callable[[Path], dict[str, str]] | None = None, **description: object) -> str:
+    def open(
+        self, write: Callable[[Path], dict[str, str]] | None = None, **description: object
+    ) -> str:
         folder, index = open_or_build(
-            self.places, "test", description, {"a": self.file}, write or self.write, progress=self.progress
+            self.places,
+            "test",
+            description,
+            {"a": self.file},
+            write or self.write,
+            progress=self.progress,
         )
         assert index["kind"] == "capitals"
         return (folder / "capitals.txt").read_text()
@@ -127,7 +136,9 @@ def test_a_full_disk_is_named_with_the_remedy(source: Source) -> None:
     assert source.left == []
 
 
-def test_threads_that_start_together_build_once(source: Source, capsys: pytest.CaptureFixture[str]) -> None:
+def test_threads_that_start_together_build_once(
+    source: Source, capsys: pytest.CaptureFixture[str]
+) -> None:
     source.progress = True
 
     def slow(folder: Path) -> dict[str, str]:
@@ -157,13 +168,18 @@ def test_a_place_that_cannot_be_written_is_passed_over(
     assert folder.name.startswith("source-")
     source.places = source.places[:1]
     with pytest.raises(
-        OSError, match=r"can be written, tried: .*source\.elasticnet-cache; choose another one by cache_dir"
+        OSError,
+        match=r"can be written, tried: .*source\.elasticnet-cache; choose another one by cache_dir",
     ):
         source.open()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_parent_is_passed_over(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere"
+)
+def test_a_read_only_parent_is_passed_over(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     closed = tmp_path / "closed"
     closed.mkdir()
@@ -194,7 +210,8 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert user.parent == Path("/user/cache/elasticnet")
     (chosen,) = cache_places(tmp_path / "DIV2K", "/chosen")
     assert chosen.parent == Path("/chosen")
-    assert cache_places(tmp_path / "other" / "DIV2K", "/chosen") != [chosen]  # two sets of one name stay apart
+    # two sets of one name stay apart
+    assert cache_places(tmp_path / "other" / "DIV2K", "/chosen") != [chosen]
     assert cache_places(Path("/"))[0].parent == Path("/user/cache/elasticnet")
 
 
@@ -230,7 +247,8 @@ def test_images_are_decoded_again_after_a_change_only(tmp_path: Path) -> None:
     folder = folder_of(first)
     built = folder.stat().st_mtime_ns
     assert folder_of(load_pairs(root, 2, progress=False)) == folder
-    assert load_pairs(root, 2, seed=5, progress=False).names == first.names  # the seed enters only DN
+    # the seed enters only DN
+    assert load_pairs(root, 2, seed=5, progress=False).names == first.names
     assert folder.stat().st_mtime_ns == built
     assert len([path for path in folder.parent.iterdir() if path.is_dir()]) == 1
 
@@ -243,8 +261,12 @@ def test_images_are_decoded_again_after_a_change_only(tmp_path: Path) -> None:
     assert len([path for path in folder.parent.iterdir() if path.is_dir()]) == 1
 
 
-forked = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-needs_fork = pytest.mark.skipif(forked.get_start_method() != "fork", reason="the patched reader needs a fork")
+forked = multiprocessing.get_context(
+    "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+)
+needs_fork = pytest.mark.skipif(
+    forked.get_start_method() != "fork", reason="the patched reader needs a fork"
+)
 
 
 def load_in_step(root: Path, barrier: Any, decoded: Any, sums: Any) -> None:
@@ -264,7 +286,9 @@ def load_in_step(root: Path, barrier: Any, decoded: Any, sums: Any) -> None:
 def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", 6)
     barrier, decoded, sums = forked.Barrier(3), forked.Queue(), forked.Queue()
-    processes = [forked.Process(target=load_in_step, args=(root, barrier, decoded, sums)) for _ in range(3)]
+    processes = [
+        forked.Process(target=load_in_step, args=(root, barrier, decoded, sums)) for _ in range(3)
+    ]
     for process in processes:
         process.start()
     assert len({sums.get(timeout=60) for _ in processes}) == 1
@@ -300,7 +324,8 @@ def test_a_killed_build_is_cleared_away(tmp_path: Path) -> None:
     place = cache_places(root)[0]
     (leftover,) = (path for path in place.iterdir() if path.is_dir())
     assert leftover.name.endswith(".building")
-    pairs = load_pairs(root, 2, progress=False)  # neither waits for the dead process nor takes its half
+    # neither waits for the dead process nor takes its half
+    pairs = load_pairs(root, 2, progress=False)
     assert pairs.names == ["0", "1", "2", "3"]
     (folder,) = (path for path in place.iterdir() if path.is_dir())
     index = json.loads((folder / "index.json").read_text())

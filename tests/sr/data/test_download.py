@@ -1,4 +1,6 @@
-"""Downloads from a loopback server that drops connections, forgets ranges, and serves damaged files; safe unpacking."""
+"""Downloads from a loopback server that drops connections, forgets ranges, and serves damaged
+files; safe unpacking.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class Server:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"file.bin": CONTENT}
         self.requests: list[tuple[str, str | None]] = []
-        self.drop_after: list[int] = []  # bytes to send before hanging up, one entry per coming answer
+        # bytes to send before hanging up, one entry per coming answer
+        self.drop_after: list[int] = []
         self.statuses: list[int] = []  # errors to answer with, one per coming request
         self.ranges = True
         self.shift = 0  # lie about the start of a range
@@ -93,9 +96,18 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def get(server: Server, tmp_path: Path) -> Callable[..., Path]:
-    def get(name: str = "file.bin", attempts: int = 3, wait_s: float = 0, progress: bool = False) -> Path:
+    def get(
+        name: str = "file.bin", attempts: int = 3, wait_s: float = 0, progress: bool = False
+    ) -> Path:
         address = f"{server.url}/{name}"
-        return fetch(address, tmp_path / name, md5(CONTENT), attempts=attempts, wait_s=wait_s, progress=progress)
+        return fetch(
+            address,
+            tmp_path / name,
+            md5(CONTENT),
+            attempts=attempts,
+            wait_s=wait_s,
+            progress=progress,
+        )
 
     return get
 
@@ -170,10 +182,14 @@ def test_without_a_sum_a_part_too_long_is_dropped(server: Server, tmp_path: Path
     assert path.read_bytes() == CONTENT
 
 
-def test_a_damaged_file_is_refused_and_removed(server: Server, get: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_and_removed(
+    server: Server, get: Callable[..., Path], tmp_path: Path
+) -> None:
     server.files["file.bin"] = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
     found = md5(server.files["file.bin"])
-    with pytest.raises(DownloadError, match=rf"has MD5 {found}, expected {md5(CONTENT)}; it is damaged"):
+    with pytest.raises(
+        DownloadError, match=rf"has MD5 {found}, expected {md5(CONTENT)}; it is damaged"
+    ):
         get()
     assert list(tmp_path.iterdir()) == []
     assert len(server.requests) == 1
@@ -192,7 +208,9 @@ def test_server_errors_are_tried_again(server: Server, get: Callable[..., Path])
         get(name="gone.bin")
     assert server.statuses == [200]  # not tried again
     server.statuses = [503] * 3
-    with pytest.raises(DownloadError, match=r"other\.bin: gave up at byte 0 after 3 attempts .*HTTP 503"):
+    with pytest.raises(
+        DownloadError, match=r"other\.bin: gave up at byte 0 after 3 attempts .*HTTP 503"
+    ):
         get(name="other.bin")
 
 
@@ -203,7 +221,9 @@ def test_no_server(tmp_path: Path) -> None:
         fetch(f"{server.url}/file.bin", tmp_path / "file.bin", attempts=2, wait_s=0, progress=False)
 
 
-def test_waits_double(server: Server, get: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_double(
+    server: Server, get: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     waits: list[float] = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
     server.statuses = [503] * 4
@@ -223,7 +243,9 @@ def test_a_full_disk_is_told_before(
 ) -> None:
     usage = download.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(DownloadError, match=r"downloading .*file\.bin needs 0\.0 GB, but .* has 0\.0 GB free"):
+    with pytest.raises(
+        DownloadError, match=r"downloading .*file\.bin needs 0\.0 GB, but .* has 0\.0 GB free"
+    ):
         get()
 
 
@@ -241,8 +263,13 @@ def zipped(path: Path, files: dict[str, bytes], mode: int | None = None) -> Path
 
 
 def test_unzip(tmp_path: Path) -> None:
-    archive = zipped(tmp_path / "a.zip", {"set/": b"", "set/0001.png": b"one", "set/X2/0001x2.png": b"two"})
-    assert unzip(archive, tmp_path / ".", progress=False) == {"set/0001.png": 3, "set/X2/0001x2.png": 3}
+    archive = zipped(
+        tmp_path / "a.zip", {"set/": b"", "set/0001.png": b"one", "set/X2/0001x2.png": b"two"}
+    )
+    assert unzip(archive, tmp_path / ".", progress=False) == {
+        "set/0001.png": 3,
+        "set/X2/0001x2.png": 3,
+    }
     assert (tmp_path / "set/0001.png").read_bytes() == b"one"
     assert (tmp_path / "set/X2/0001x2.png").read_bytes() == b"two"
     assert not list(tmp_path.rglob("*.part"))
@@ -250,13 +277,23 @@ def test_unzip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../out.txt", "set/../../out.txt", "/out.txt", "C:/out.txt", "C:out.txt", "..\\out.txt", "set\\..\\out.txt"],
+    [
+        "../out.txt",
+        "set/../../out.txt",
+        "/out.txt",
+        "C:/out.txt",
+        "C:out.txt",
+        "..\\out.txt",
+        "set\\..\\out.txt",
+    ],
 )
 def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "inside"
     folder.mkdir()
     archive = zipped(tmp_path / "a.zip", {"good.txt": b"good", name: b"bad"})
-    with pytest.raises(DownloadError, match=r"a\.zip holds '.*out\.txt', which leads outside; nothing was unpacked"):
+    with pytest.raises(
+        DownloadError, match=r"a\.zip holds '.*out\.txt', which leads outside; nothing was unpacked"
+    ):
         unzip(archive, folder, progress=False)
     assert list(folder.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "inside"]
@@ -265,7 +302,9 @@ def test_names_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
 def test_links_and_devices_are_refused(tmp_path: Path, kind: int) -> None:
     archive = zipped(tmp_path / "a.zip", {"link": b"/etc"}, kind | 0o644)
-    with pytest.raises(DownloadError, match=r"a\.zip holds 'link', a link or device; nothing was unpacked"):
+    with pytest.raises(
+        DownloadError, match=r"a\.zip holds 'link', a link or device; nothing was unpacked"
+    ):
         unzip(archive, tmp_path, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
@@ -288,7 +327,9 @@ def test_damaged_archives_are_named(tmp_path: Path, damage: str) -> None:
     else:
         content[1000] ^= 1
     archive.write_bytes(content)
-    with pytest.raises(DownloadError, match=r"a\.zip is damaged \(.*\); remove it and download it again"):
+    with pytest.raises(
+        DownloadError, match=r"a\.zip is damaged \(.*\); remove it and download it again"
+    ):
         unzip(archive, tmp_path, progress=False)
     assert not (tmp_path / "noise.bin").exists()
 
@@ -298,15 +339,17 @@ def test_damaged_archives_are_named(tmp_path: Path, damage: str) -> None:
 
 def png(height: int, width: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
-        buffer, "png"
-    )
+    Image.fromarray(
+        np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    ).save(buffer, "png")
     return buffer.getvalue()
 
 
 @pytest.fixture
 def div2k_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """Two small images in the archives of DIV2K, with their own sums in the place of the published ones."""
+    """Two small images in the archives of DIV2K, with their own sums in the place of the published
+    ones.
+    """
     members = {
         "DIV2K_train_HR.zip": {"DIV2K_train_HR/": b"", "DIV2K_train_HR/0001.png": png(24, 36)},
         "DIV2K_valid_HR.zip": {"DIV2K_valid_HR/0801.png": png(12, 12)},
@@ -325,7 +368,11 @@ def test_div2k_is_downloaded_and_found(div2k_server: Server, tmp_path: Path) -> 
     folder = download_div2k(tmp_path / "new" / "DIV2K", 2, url=div2k_server.url, progress=False)
     assert not list(folder.glob("[!.]*.zip*"))
     (train,) = find_pairs(folder, 2)
-    assert train == ("0001", folder / "DIV2K_train_HR/0001.png", folder / "DIV2K_train_LR_bicubic/X2/0001x2.png")
+    assert train == (
+        "0001",
+        folder / "DIV2K_train_HR/0001.png",
+        folder / "DIV2K_train_LR_bicubic/X2/0001x2.png",
+    )
     assert load_pairs(folder, 2, split="valid", progress=False).hr(0).shape == (12, 12, 3)
 
 
@@ -344,19 +391,27 @@ def test_only_what_is_missing_is_fetched(div2k_server: Server, tmp_path: Path) -
 
 
 def test_zips_are_kept_on_request(div2k_server: Server, tmp_path: Path) -> None:
-    download_div2k(tmp_path, splits=("valid",), url=div2k_server.url, keep_zips=True, progress=False)
-    assert (tmp_path / "DIV2K_valid_HR.zip").read_bytes() == div2k_server.files["DIV2K_valid_HR.zip"]
+    download_div2k(
+        tmp_path, splits=("valid",), url=div2k_server.url, keep_zips=True, progress=False
+    )
+    assert (tmp_path / "DIV2K_valid_HR.zip").read_bytes() == div2k_server.files[
+        "DIV2K_valid_HR.zip"
+    ]
 
 
 def test_damaged_div2k_is_not_unpacked(div2k_server: Server, tmp_path: Path) -> None:
-    div2k_server.files["DIV2K_valid_HR.zip"] = zipped(tmp_path / "x.zip", {"DIV2K_valid_HR/x.png": b"x"}).read_bytes()
+    div2k_server.files["DIV2K_valid_HR.zip"] = zipped(
+        tmp_path / "x.zip", {"DIV2K_valid_HR/x.png": b"x"}
+    ).read_bytes()
     with pytest.raises(DownloadError, match=r"DIV2K_valid_HR\.zip: the file received has MD5"):
         download_div2k(tmp_path, splits=("valid",), url=div2k_server.url, progress=False)
     assert not (tmp_path / "DIV2K_valid_HR").exists()
 
 
 def test_wrong_scale_and_split(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"scale 5: DIV2K has LR images for 2, 3, 4, 8; leave scale out"):
+    with pytest.raises(
+        ValueError, match=r"scale 5: DIV2K has LR images for 2, 3, 4, 8; leave scale out"
+    ):
         download_div2k(tmp_path, 5)
     with pytest.raises(ValueError, match=r"split 'test': expected 'train' or 'valid'"):
         download_div2k(tmp_path, splits=("test",))
@@ -364,6 +419,8 @@ def test_wrong_scale_and_split(tmp_path: Path) -> None:
 
 def test_every_archive_has_a_sum() -> None:
     parts = ["HR", "LR_bicubic_X2", "LR_bicubic_X3", "LR_bicubic_X4", "LR_x8"]
-    assert set(DIV2K_MD5) == {f"DIV2K_{split}_{part}.zip" for split in ("train", "valid") for part in parts}
+    assert set(DIV2K_MD5) == {
+        f"DIV2K_{split}_{part}.zip" for split in ("train", "valid") for part in parts
+    }
     assert all(len(value) == 32 for value in DIV2K_MD5.values())
     assert len(set(DIV2K_MD5.values())) == 10

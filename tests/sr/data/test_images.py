@@ -33,12 +33,16 @@ def test_rgb_is_read_unchanged(tmp_path: Path, extension: str) -> None:
 
 
 def test_gray_fills_three_channels(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(saved(Image.fromarray(GRAY), tmp_path / "gray.png"), np.stack([GRAY] * 3, axis=2))
+    np.testing.assert_array_equal(
+        saved(Image.fromarray(GRAY), tmp_path / "gray.png"), np.stack([GRAY] * 3, axis=2)
+    )
 
 
 def test_bilevel_is_black_and_white(tmp_path: Path) -> None:
     bits = GRAY > 100
-    np.testing.assert_array_equal(saved(Image.fromarray(bits), tmp_path / "bits.png")[..., 1], bits * 255)
+    np.testing.assert_array_equal(
+        saved(Image.fromarray(bits), tmp_path / "bits.png")[..., 1], bits * 255
+    )
 
 
 def test_palette_is_looked_up(tmp_path: Path) -> None:
@@ -47,7 +51,9 @@ def test_palette_is_looked_up(tmp_path: Path) -> None:
     expected = [[[1, 2, 3], [40, 50, 60]], [[255, 0, 7], [40, 50, 60]]]
     np.testing.assert_array_equal(saved(image, tmp_path / "palette.png"), expected)
     # index 1 transparent: white
-    np.testing.assert_array_equal(saved(image, tmp_path / "hole.png", transparency=1)[:, 1], [[255] * 3, [255] * 3])
+    np.testing.assert_array_equal(
+        saved(image, tmp_path / "hole.png", transparency=1)[:, 1], [[255] * 3, [255] * 3]
+    )
 
 
 @pytest.mark.parametrize("extension", ["png", "tif", "pgm"])
@@ -73,18 +79,26 @@ def test_16_bit_color_keeps_the_high_byte(tmp_path: Path) -> None:
     with open(tmp_path / "deep.png", "wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n")
         for kind, body in chunks:
-            file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
+            file.write(
+                struct.pack(">I", len(body))
+                + kind
+                + body
+                + struct.pack(">I", zlib.crc32(kind + body))
+            )
     np.testing.assert_array_equal(read_rgb(tmp_path / "deep.png"), values >> 8)
 
 
 def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
     pixels = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 100, 200, 51]]], dtype=np.uint8)
     read = saved(Image.fromarray(pixels), tmp_path / "alpha.png")
-    np.testing.assert_array_equal(read[0], [[10, 20, 30], [255, 255, 255], [204, 224, 244]])  # 0.2 c + 0.8 * 255
+    # 0.2 c + 0.8 * 255
+    np.testing.assert_array_equal(read[0], [[10, 20, 30], [255, 255, 255], [204, 224, 244]])
 
 
 def test_gray_with_alpha(tmp_path: Path) -> None:
-    read = saved(Image.fromarray(np.array([[[7, 255], [7, 0]]], dtype=np.uint8)), tmp_path / "la.png")
+    read = saved(
+        Image.fromarray(np.array([[[7, 255], [7, 0]]], dtype=np.uint8)), tmp_path / "la.png"
+    )
     np.testing.assert_array_equal(read, [[[7, 7, 7], [255, 255, 255]]])
 
 
@@ -110,7 +124,9 @@ def test_cmyk(tmp_path: Path) -> None:
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, turn) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    np.testing.assert_array_equal(saved(Image.fromarray(COLOR), tmp_path / "turned.png", exif=exif), turn(COLOR))
+    np.testing.assert_array_equal(
+        saved(Image.fromarray(COLOR), tmp_path / "turned.png", exif=exif), turn(COLOR)
+    )
     deep = GRAY.astype(np.uint16) * 257
     read = saved(Image.fromarray(deep), tmp_path / "deep.png", exif=exif)
     np.testing.assert_array_equal(read[..., 2], turn(GRAY))
@@ -119,13 +135,19 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, turn) -> 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 def test_a_tiff_that_lies_on_its_side(tmp_path: Path, orientation: int, mode: str) -> None:
-    """Uncompressed, too, which Pillow would map to memory by the file's name and garble: the same as a PNG."""
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 21, 3), np.uint8)).convert(mode)
+    """Uncompressed, too, which Pillow would map to memory by the file's name and garble: the same
+    as a PNG.
+    """
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (37, 21, 3), np.uint8)
+    ).convert(mode)
     exif = Image.Exif()
     exif[0x0112] = orientation
     expected = saved(image, tmp_path / "x.png", exif=exif)
     assert np.array_equal(saved(image, tmp_path / "x.tif", exif=exif), expected)
-    assert np.array_equal(saved(image, tmp_path / "lzw.tif", exif=exif, compression="tiff_lzw"), expected)
+    assert np.array_equal(
+        saved(image, tmp_path / "lzw.tif", exif=exif, compression="tiff_lzw"), expected
+    )
 
 
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
@@ -160,7 +182,9 @@ def test_no_image_at_all(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("extension", ["png", "jpg", "tif"])
 def test_every_cut_off_file_is_named(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"cut.{extension}"
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+        path
+    )
     whole = path.read_bytes()
     for fraction in (0.02, 0.3, 0.6, 0.9):
         path.write_bytes(whole[: int(len(whole) * fraction)])
@@ -169,9 +193,13 @@ def test_every_cut_off_file_is_named(tmp_path: Path, extension: str) -> None:
 
 
 @given(position=st.integers(8, 400), value=st.integers(0, 255))
-def test_damaged_png_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, position: int, value: int) -> None:
+def test_damaged_png_is_read_or_named(
+    tmp_path_factory: pytest.TempPathFactory, position: int, value: int
+) -> None:
     path = tmp_path_factory.mktemp("damaged") / "hurt.png"
-    Image.fromarray(np.random.default_rng(2).integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(
+        path
+    )
     content = bytearray(path.read_bytes())
     content[position % len(content)] = value
     path.write_bytes(content)

@@ -21,7 +21,9 @@ MASK = 2**64 - 1
 
 
 def coordinate_pairs(sizes: list[tuple[int, int]], scale: int = 1) -> PairSet:
-    """LR pixel (image, row, column) holds these three numbers; each HR pixel holds what its LR pixel does."""
+    """LR pixel (image, row, column) holds these three numbers; each HR pixel holds what its LR
+    pixel does.
+    """
     lr = [
         np.stack(np.broadcast_arrays(number, *np.ogrid[:height, :width]), axis=2).astype(np.uint8)
         for number, (height, width) in enumerate(sizes)
@@ -31,7 +33,9 @@ def coordinate_pairs(sizes: list[tuple[int, int]], scale: int = 1) -> PairSet:
         scale,
         np.array(sizes),
         np.concatenate([image.reshape(-1, 3) for image in lr]),
-        np.concatenate([image.repeat(scale, axis=0).repeat(scale, axis=1).reshape(-1, 3) for image in lr]),
+        np.concatenate(
+            [image.repeat(scale, axis=0).repeat(scale, axis=1).reshape(-1, 3) for image in lr]
+        ),
     )
 
 
@@ -61,7 +65,9 @@ def naive_bits(seed: int, counter: int) -> int:
     return mix((mix((seed * golden + 1) & MASK) + (counter + 1) * golden) & MASK)
 
 
-def naive_patch(pairs: PairSet, size: int, seed: int, index: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+def naive_patch(
+    pairs: PairSet, size: int, seed: int, index: int, bits: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Sample `index` by listing every position of every image, one at a time."""
     positions = [
         (image, top, left)
@@ -86,13 +92,17 @@ def naive_patch(pairs: PairSet, size: int, seed: int, index: int, bits: int) -> 
 
 def test_splitmix64_known_values() -> None:
     """The first outputs of the published generator from seed 1234567."""
-    state = (1234567 + np.arange(1, 4, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+    state = (1234567 + np.arange(1, 4, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).astype(
+        np.uint64
+    )
     assert mix64(state).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 @given(seed=st.integers(-(2**70), 2**70), counter=st.integers(0, 2**64 - 2))
 def test_random_bits_against_python_integers(seed: int, counter: int) -> None:
-    assert random_bits(seed, np.array([counter], dtype=np.uint64)).tolist() == [naive_bits(seed, counter)]
+    assert random_bits(seed, np.array([counter], dtype=np.uint64)).tolist() == [
+        naive_bits(seed, counter)
+    ]
 
 
 @settings(max_examples=25)
@@ -105,7 +115,12 @@ def test_random_bits_against_python_integers(seed: int, counter: int) -> None:
     sizes=st.lists(st.tuples(st.integers(6, 11), st.integers(6, 11)), min_size=1, max_size=3),
 )
 def test_both_modes_against_a_plain_loop(
-    scale: int, size: int, seed: int, step: int, augment: tuple[str, int], sizes: list[tuple[int, int]]
+    scale: int,
+    size: int,
+    seed: int,
+    step: int,
+    augment: tuple[str, int],
+    sizes: list[tuple[int, int]],
 ) -> None:
     pairs = random_pairs(scale, sizes)
     name, bits = augment
@@ -123,7 +138,9 @@ def test_both_modes_against_a_plain_loop(
 
 
 def test_every_position_is_equally_likely() -> None:
-    """Chi-squared over all 7 * 4 + 3 * 9 + 1 positions of three images, and over the eight symmetries."""
+    """Chi-squared over all 7 * 4 + 3 * 9 + 1 positions of three images, and over the eight
+    symmetries.
+    """
     pairs = coordinate_pairs([(9, 6), (5, 11), (3, 3)])
     draws = 40_000
     lr, _ = PatchSampler(pairs, 3, draws, augment="none").batch(0)
@@ -132,7 +149,8 @@ def test_every_position_is_equally_likely() -> None:
     assert len(counts) == 7 * 4 + 3 * 9 + 1
     expected = draws / len(counts)
     chi_squared = float(((counts - expected) ** 2 / expected).sum())
-    assert chi_squared < 100  # 55 degrees of freedom: above 100 with probability 2e-4, and this seed is fixed
+    # 55 degrees of freedom: above 100 with probability 2e-4, and this seed is fixed
+    assert chi_squared < 100
 
 
 def test_the_eight_symmetries_are_equally_likely() -> None:
@@ -156,7 +174,9 @@ def test_symmetry_does_not_depend_on_position() -> None:
 @given(scale=st.integers(1, 4), step=st.integers(0, 1000))
 def test_hr_shows_what_lr_shows(scale: int, step: int) -> None:
     lr, hr = PatchSampler(coordinate_pairs([(9, 13), (20, 8)], scale), 5, 8).batch(step)
-    torch.testing.assert_close(hr, lr.repeat_interleave(scale, 2).repeat_interleave(scale, 3), rtol=0, atol=0)
+    torch.testing.assert_close(
+        hr, lr.repeat_interleave(scale, 2).repeat_interleave(scale, 3), rtol=0, atol=0
+    )
 
 
 @given(world_size=st.sampled_from([1, 2, 3, 4, 6, 12]), step=st.integers(0, 2**30))
@@ -179,7 +199,9 @@ def test_a_step_depends_on_no_other() -> None:
 
 
 def test_the_stream_is_what_it_was() -> None:
-    """A change to the sampling would make resumed runs differ without a word, so its values are held here."""
+    """A change to the sampling would make resumed runs differ without a word, so its values are
+    held here.
+    """
     lr, _ = PatchSampler(coordinate_pairs([(40, 50), (30, 60)]), 8, 6, seed=1).batch(10)
     corners = (lr[:, :, 0, 0] * 255).round().int().tolist()
     assert corners == [[1, 6, 42], [1, 2, 7], [1, 29, 8], [1, 18, 44], [1, 11, 17], [1, 7, 45]]
@@ -191,12 +213,16 @@ def cached_pairs(tmp_path: Path) -> PairSet:
     (tmp_path / "photos").mkdir()
     generator = np.random.default_rng(3)
     for name, shape in (("a", (40, 50, 3)), ("b", (62, 36, 3))):
-        Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / "photos" / f"{name}.png")
+        Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(
+            tmp_path / "photos" / f"{name}.png"
+        )
     return load_pairs(tmp_path / "photos", 2, progress=False)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_any_number_of_workers_gives_the_batches_of_the_sampler(cached_pairs: PairSet, workers: int) -> None:
+def test_any_number_of_workers_gives_the_batches_of_the_sampler(
+    cached_pairs: PairSet, workers: int
+) -> None:
     sampler = PatchSampler(cached_pairs, 8, 4, seed=9)
     dataset = PatchDataset(cached_pairs, 8, seed=9, num_samples=24)
     loaded = list(DataLoader(dataset, batch_size=4, num_workers=workers))
@@ -217,7 +243,10 @@ def test_spawned_worker_maps_the_file_again(cached_pairs: PairSet) -> None:
     dataset = PatchDataset(cached_pairs, 8, num_samples=4)
     assert len(pickle.dumps(dataset)) < 10_000  # not the pixels
     loader = DataLoader(
-        dataset, batch_size=4, num_workers=1, multiprocessing_context=multiprocessing.get_context("spawn")
+        dataset,
+        batch_size=4,
+        num_workers=1,
+        multiprocessing_context=multiprocessing.get_context("spawn"),
     )
     (lr, hr), *_ = loader
     expected = PatchSampler(cached_pairs, 8, 4).batch(0)
@@ -254,14 +283,18 @@ def test_dtype_and_memory_format() -> None:
 def test_cuda_gives_the_same_batches() -> None:
     pairs = random_pairs(3)
     for expected, found in zip(
-        PatchSampler(pairs, 6, 64).batch(7), PatchSampler(pairs, 6, 64, device="cuda").batch(7), strict=True
+        PatchSampler(pairs, 6, 64).batch(7),
+        PatchSampler(pairs, 6, 64, device="cuda").batch(7),
+        strict=True,
     ):
         assert torch.equal(found.cpu(), expected)
 
 
 def test_small_images_are_left_out_by_name() -> None:
     pairs = coordinate_pairs([(4, 30), (9, 9), (30, 4)])
-    with pytest.warns(UserWarning, match=r"patch_size 5: left out 2 smaller LR images: image0, image2"):
+    with pytest.warns(
+        UserWarning, match=r"patch_size 5: left out 2 smaller LR images: image0, image2"
+    ):
         sampler = PatchSampler(pairs, 5, 64)
     assert (sampler.batch(0)[0][:, 0] * 255).round().unique().tolist() == [1]
 
@@ -276,10 +309,17 @@ def test_no_image_is_large_enough() -> None:
     [
         (0, 4, "none", r"patch_size 0: expected at least 1"),
         (4, 0, "none", r"batch_size 0: expected at least 1"),
-        (4, 4, "rotations", r"augment 'rotations': expected one of 'none', 'flips', 'flips\+rotations'"),
+        (
+            4,
+            4,
+            "rotations",
+            r"augment 'rotations': expected one of 'none', 'flips', 'flips\+rotations'",
+        ),
     ],
 )
-def test_wrong_options_are_named(patch_size: int, batch_size: int, augment: str, message: str) -> None:
+def test_wrong_options_are_named(
+    patch_size: int, batch_size: int, augment: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         PatchSampler(random_pairs(2), patch_size, batch_size, augment=augment)
 

@@ -1,4 +1,6 @@
-"""Training and validation pairs: split, repeatable, alive without their disk; crops of every depth to look at."""
+"""Training and validation pairs: split, repeatable, alive without their disk; crops of every depth
+to look at.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ def flat(root: Path, count: int) -> Path:
 
 
 def contents(pairs: PairSet) -> dict[str, tuple[bytes, bytes]]:
-    return {name: (pairs.lr(index).tobytes(), pairs.hr(index).tobytes()) for index, name in enumerate(pairs.names)}
+    return {
+        name: (pairs.lr(index).tobytes(), pairs.hr(index).tobytes())
+        for index, name in enumerate(pairs.names)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +64,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @given(st.sampled_from([2, 5, 11]), st.data())
-def test_exactly_so_many_images_are_held_out(folders: dict[int, Path], count: int, draw: st.DataObject) -> None:
+def test_exactly_so_many_images_are_held_out(
+    folders: dict[int, Path], count: int, draw: st.DataObject
+) -> None:
     num_valid = draw.draw(st.integers(1, count - 1))
-    training, valid = training_pairs(folders[count], None, SCALE, num_valid=num_valid, progress=False)
+    training, valid = training_pairs(
+        folders[count], None, SCALE, num_valid=num_valid, progress=False
+    )
     everything = [f"image{index:02}" for index in range(count)]
     assert len(valid) == num_valid
     assert sorted(training.names + valid.names) == everything, "disjoint and complete"
@@ -75,7 +84,9 @@ def test_exactly_so_many_images_are_held_out(folders: dict[int, Path], count: in
 
 
 @pytest.mark.parametrize(("count", "num_valid"), [(5, 0), (5, 5), (5, -1), (2, 10), (1, 1)])
-def test_a_bad_number_of_images_to_hold_out(folders: dict[int, Path], count: int, num_valid: int) -> None:
+def test_a_bad_number_of_images_to_hold_out(
+    folders: dict[int, Path], count: int, num_valid: int
+) -> None:
     message = rf"--num-valid {num_valid}: expected at least 1 and fewer than the {count} training images; .*--valid"
     with pytest.raises(ValueError, match=message):
         training_pairs(folders[count], None, SCALE, num_valid=num_valid, progress=False)
@@ -88,14 +99,18 @@ def test_validation_images_of_their_own(folders: dict[int, Path]) -> None:
 
 def test_the_patch_size_leaves_out_small_training_images_alone(folders: dict[int, Path]) -> None:
     """folders[1] holds one image, with an LR side of 4 pixels."""
-    with pytest.warns(UserWarning, match=r"left out 1 of 5 images .*\n  image00: .*10x4 pixels is smaller than 6"):
+    with pytest.warns(
+        UserWarning, match=r"left out 1 of 5 images .*\n  image00: .*10x4 pixels is smaller than 6"
+    ):
         training, valid = training_pairs(folders[5], folders[1], SCALE, min_size=6, progress=False)
     assert training.names == ["image01", "image02", "image03", "image04"]
     assert valid.names == ["image00"]
 
 
 def test_div2k_brings_its_own_splits(tmp_path: Path) -> None:
-    """With --valid its validation images, without it some of the training images; numbers from 801 are validation's."""
+    """With --valid its validation images, without it some of the training images; numbers from 801
+    are validation's.
+    """
     for number in (1, 2, 3, 801, 802):
         put(tmp_path / "DIV2K/DIV2K_train_HR", f"{number:04}", number)
         put(tmp_path / "DIV2K/DIV2K_train_LR_bicubic/X2", f"{number:04}x2", 10 * number, 8, 10)
@@ -119,11 +134,16 @@ def test_scale_degradation_and_seed_reach_the_pairs(folders: dict[int, Path]) ->
     def noisy(seed: int) -> dict[str, tuple[bytes, bytes]]:
         training, valid = training_pairs(folders[2], folders[1], 3, "DN", seed=seed, progress=False)
         assert training.scale == valid.scale == 3
-        return {**contents(training), **{f"valid {name}": content for name, content in contents(valid).items()}}
+        return {
+            **contents(training),
+            **{f"valid {name}": content for name, content in contents(valid).items()},
+        }
 
     first, other = noisy(5), noisy(6)
     assert first == noisy(5)
-    assert all(first[name][0] != other[name][0] and first[name][1] == other[name][1] for name in first)
+    assert all(
+        first[name][0] != other[name][0] and first[name][1] == other[name][1] for name in first
+    )
 
 
 # --- pixels in memory
@@ -150,16 +170,25 @@ def test_the_disk_may_go_away(tmp_path: Path) -> None:
     assert contents(copied) == before
     assert (copied.names, copied.skipped, copied.scale) == (pairs.names, pairs.skipped, SCALE)
     assert len(copied.skipped) == 1
-    assert {name: content for name, content in {**contents(training), **contents(valid)}.items() if name in before} == (
-        before
-    )
+    assert {
+        name: content
+        for name, content in {**contents(training), **contents(valid)}.items()
+        if name in before
+    } == (before)
 
 
-def test_a_set_that_does_not_fit_stays_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_does_not_fit_stays_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = flat(tmp_path / "images", 3)
     pairs = load_pairs(root, SCALE, progress=False)
     size = pairs.lr_pixels.nbytes + pairs.hr_pixels.nbytes
-    for free, limit, fits in ((2 * size, 0.5, True), (2 * size - 1, 0.5, False), (4 * size, 0.25, True), (0, 1, False)):
+    for free, limit, fits in (
+        (2 * size, 0.5, True),
+        (2 * size - 1, 0.5, False),
+        (4 * size, 0.25, True),
+        (0, 1, False),
+    ):
         monkeypatch.setattr(data, "free_memory", lambda free=free: free)
         held = pairs.in_memory(limit)
         assert (held is not pairs) is fits
@@ -172,10 +201,14 @@ def test_a_set_in_memory_is_returned_itself() -> None:
     assert pairs.in_memory(0) is pairs
 
 
-def test_processes_of_one_host_share_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_host_share_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each holds a copy of its own: what fits once does not fit eight times."""
     root = flat(tmp_path / "images", 3)
-    size = (lambda pairs: pairs.lr_pixels.nbytes + pairs.hr_pixels.nbytes)(load_pairs(root, SCALE, progress=False))
+    size = (lambda pairs: pairs.lr_pixels.nbytes + pairs.hr_pixels.nbytes)(
+        load_pairs(root, SCALE, progress=False)
+    )
     monkeypatch.setattr(data, "free_memory", lambda: 4 * size)
     for count, fits in ((None, True), ("2", True), ("3", False)):
         if count is not None:
@@ -189,7 +222,9 @@ def test_processes_of_one_host_share_its_memory(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_crops_of_every_depth(scale: int) -> None:
-    """Two images larger than the crop, in one axis or both, and one smaller than it; the third is beyond num_images."""
+    """Two images larger than the crop, in one axis or both, and one smaller than it; the third is
+    beyond num_images.
+    """
     sizes = {"large": (11, 14), "flat": (5, 13), "small": (3, 4), "left out": (9, 9)}
     images = {name: noise(height * scale, width * scale) for name, (height, width) in sizes.items()}
     pairs, net = pairs_from_arrays(images, scale), asrn(scale, 3, 8).train()
@@ -201,7 +236,9 @@ def test_crops_of_every_depth(scale: int) -> None:
         for kind in kinds:
             assert crops[f"{name}/{kind}"].shape == (height * scale, width * scale, 3)
             assert crops[f"{name}/{kind}"].dtype == np.uint8
-    assert np.array_equal(crops["large/HR"], images["large"][2 * scale : 8 * scale, 4 * scale : 10 * scale])
+    assert np.array_equal(
+        crops["large/HR"], images["large"][2 * scale : 8 * scale, 4 * scale : 10 * scale]
+    )
     for depth, image in predict_depths(net, pairs.lr(0)[2:8, 4:10]).items():
         assert np.array_equal(crops[f"large/depth {depth}"], image), "of the same place as HR"
     assert np.array_equal(crops["small/HR"], images["small"])
@@ -223,7 +260,9 @@ def test_sigmas_reach_the_images_and_have_a_cache_of_their_own(tmp_path: Path) -
     put(tmp_path / "photos", "a", 0)
     hr = noise(16, 20)
     for sigma in (None, 5.0, 25.0):
-        pairs = load_pairs(tmp_path / "photos", 1, degradation="DN", noise_sigma=sigma, progress=False)
+        pairs = load_pairs(
+            tmp_path / "photos", 1, degradation="DN", noise_sigma=sigma, progress=False
+        )
         expected = degrade(hr, "DN", 1, seed=noise_seed(0, "a"), noise_sigma=sigma or 30.0)
         assert np.array_equal(pairs.lr(0), expected)
         in_memory = pairs_from_arrays({"a": hr}, 1, degradation="DN", noise_sigma=sigma)

@@ -70,7 +70,11 @@ def test_lr_files_serve_only_their_scale_and_degradation(div2k: Path) -> None:
 
 
 def test_splits_have_caches_of_their_own(div2k: Path) -> None:
-    for split, names in ((None, ["0001", "0002"]), ("valid", ["0801", "0802"]), ("train", ["0001", "0002"])):
+    for split, names in (
+        (None, ["0001", "0002"]),
+        ("valid", ["0801", "0802"]),
+        ("train", ["0001", "0002"]),
+    ):
         assert load_pairs(div2k, 2, split=split, progress=False).names == names
     assert len(list(div2k.parent.rglob("hr.bin"))) == 2
 
@@ -97,7 +101,8 @@ def test_edsr_copy_of_div2k(tmp_path: Path) -> None:
 def test_div2k_without_its_valid_images(tmp_path: Path) -> None:
     put(tmp_path / "DIV2K_train_HR" / "0001.png")
     with pytest.raises(
-        ValueError, match=r"split 'valid' in .*DIV2K_valid_HR/ and for 0801 and later in DIV2K_train_HR/"
+        ValueError,
+        match=r"split 'valid' in .*DIV2K_valid_HR/ and for 0801 and later in DIV2K_train_HR/",
     ):
         find_pairs(tmp_path, 2, "valid")
 
@@ -117,7 +122,8 @@ def test_benchmark_layout(tmp_path: Path) -> None:
         put(tmp_path / "LR_bicubic" / "X3" / f"{name}x3.png", 8, 12)
     assert find_layout(tmp_path) == "benchmark"
     assert find_pairs(tmp_path, 3) == [
-        (name, tmp_path / f"HR/{name}.png", tmp_path / f"LR_bicubic/X3/{name}x3.png") for name in ("baby", "woman")
+        (name, tmp_path / f"HR/{name}.png", tmp_path / f"LR_bicubic/X3/{name}x3.png")
+        for name in ("baby", "woman")
     ]
     assert [pair.lr for pair in find_pairs(tmp_path, 2)] == [None, None]
 
@@ -128,9 +134,13 @@ def test_selfexsr_layout(tmp_path: Path) -> None:
     (tmp_path / "image_SRF_4").mkdir()
     assert find_layout(tmp_path) == "selfexsr"
     folder = tmp_path / "image_SRF_2"
-    assert find_pairs(tmp_path, 2) == [("img_001", folder / "img_001_SRF_2_HR.png", folder / "img_001_SRF_2_LR.png")]
+    assert find_pairs(tmp_path, 2) == [
+        ("img_001", folder / "img_001_SRF_2_HR.png", folder / "img_001_SRF_2_LR.png")
+    ]
     assert find_pairs(tmp_path, 2, degradation="DN")[0].lr is None
-    with pytest.raises(ValueError, match=r"no scale 3 in .*looked for image_SRF_3/, found image_SRF_2, image_SRF_4"):
+    with pytest.raises(
+        ValueError, match=r"no scale 3 in .*looked for image_SRF_3/, found image_SRF_2, image_SRF_4"
+    ):
         find_pairs(tmp_path, 3)
     with pytest.raises(ValueError, match=r"looked for names that end in _SRF_4_HR"):
         find_pairs(tmp_path, 4)
@@ -165,20 +175,26 @@ def test_splits_are_checked(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"split 'test': expected one of 'train', 'valid' or None"):
         find_pairs(tmp_path, 2, "test")
-    with pytest.raises(ValueError, match=r"split 'valid': .* has the layout 'flat', which has no splits"):
+    with pytest.raises(
+        ValueError, match=r"split 'valid': .* has the layout 'flat', which has no splits"
+    ):
         find_pairs(tmp_path, 2, "valid")
 
 
 @pytest.mark.parametrize("degradation", ["BI", "BD", "DN"])
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_loaded_and_made_in_memory_are_the_same(tmp_path: Path, degradation: str, scale: int) -> None:
+def test_loaded_and_made_in_memory_are_the_same(
+    tmp_path: Path, degradation: str, scale: int
+) -> None:
     if degradation == "BD" and scale == 1:
         scale = 3
     images = {"a": noise(37, 50), "b": noise(24, 31, seed=1)}
     (tmp_path / "set").mkdir()
     for name, image in images.items():
         Image.fromarray(image).save(tmp_path / "set" / f"{name}.png")
-    loaded = load_pairs(tmp_path / "set", scale, degradation=degradation, seed=3, border="replicate", progress=False)
+    loaded = load_pairs(
+        tmp_path / "set", scale, degradation=degradation, seed=3, border="replicate", progress=False
+    )
     made = pairs_from_arrays(images, scale, degradation=degradation, seed=3, border="replicate")
     assert loaded.names == made.names == ["a", "b"]
     for index, (name, image) in enumerate(images.items()):
@@ -201,7 +217,9 @@ def test_noise_differs_from_image_to_image_only() -> None:
     image = np.full((40, 40, 3), 128, dtype=np.uint8)
     both = pairs_from_arrays({"a": image, "b": image}, 2, degradation="DN", seed=1)
     assert not np.array_equal(both.lr(0), both.lr(1))
-    np.testing.assert_array_equal(pairs_from_arrays({"b": image}, 2, degradation="DN", seed=1).lr(0), both.lr(1))
+    np.testing.assert_array_equal(
+        pairs_from_arrays({"b": image}, 2, degradation="DN", seed=1).lr(0), both.lr(1)
+    )
     other = pairs_from_arrays({"b": image}, 2, degradation="DN", seed=2)
     assert not np.array_equal(other.lr(0), both.lr(1))
 
@@ -238,7 +256,9 @@ def test_unusable_images_are_skipped_by_name(tmp_path: Path) -> None:
     put(tmp_path / "LR_bicubic/X2/cutx2.png", 12, 18)
     for _ in range(2):  # built, then read from the cache
         with pytest.warns(UserWarning, match="left out 3 of 4 images") as warned:
-            pairs = load_pairs(tmp_path, 2, min_size=8, progress=False, cache_dir=tmp_path / "cache")
+            pairs = load_pairs(
+                tmp_path, 2, min_size=8, progress=False, cache_dir=tmp_path / "cache"
+            )
         assert pairs.names == ["good"]
         assert [name for name, _ in pairs.skipped] == ["cut", "odd", "small"]
         (message,) = (str(warning.message) for warning in warned)
@@ -249,11 +269,16 @@ def test_unusable_images_are_skipped_by_name(tmp_path: Path) -> None:
 
 def test_nothing_is_left(tmp_path: Path) -> None:
     put(tmp_path / "set" / "tiny.png", 1, 20)
-    with pytest.raises(ImageError, match=r"none of the 1 images of .*set can be used:\n  tiny: 20x1 pixels leave none"):
+    with pytest.raises(
+        ImageError,
+        match=r"none of the 1 images of .*set can be used:\n  tiny: 20x1 pixels leave none",
+    ):
         load_pairs(tmp_path / "set", 2, progress=False)
     assert not list(tmp_path.rglob("*.bin"))
     put(tmp_path / "set" / "tiny.png", 8, 20)
-    with pytest.raises(ImageError, match=r"none of the 1 .*\n  tiny: its LR image of 10x4 pixels is smaller than 5"):
+    with pytest.raises(
+        ImageError, match=r"none of the 1 .*\n  tiny: its LR image of 10x4 pixels is smaller than 5"
+    ):
         load_pairs(tmp_path / "set", 2, min_size=5, progress=False)
 
 
@@ -269,11 +294,16 @@ def test_all_minimal_sizes_share_one_cache(tmp_path: Path) -> None:
 
 
 def test_arrays_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"image 'flat': expected uint8 of shape \(H, W, 3\), got uint8 of \(4, 4\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"image 'flat': expected uint8 of shape \(H, W, 3\), got uint8 of \(4, 4\)",
+    ):
         pairs_from_arrays({"flat": np.zeros((4, 4), dtype=np.uint8)}, 2)
     with pytest.raises(ValueError, match=r"image 'floats': .* got float64"):
         pairs_from_arrays({"floats": np.zeros((4, 4, 3))}, 2)
-    with pytest.raises(ImageError, match=r"image 'tiny': 9x3 pixels leave none for the LR image at scale 4"):
+    with pytest.raises(
+        ImageError, match=r"image 'tiny': 9x3 pixels leave none for the LR image at scale 4"
+    ):
         pairs_from_arrays({"tiny": noise(3, 9)}, 4)
     with pytest.raises(ValueError, match="got an empty mapping"):
         pairs_from_arrays({}, 2)
@@ -293,7 +323,10 @@ def test_wrong_degradation_is_named() -> None:
         pairs_from_arrays({"a": noise(8, 8)}, 2, degradation="BX")
 
 
-@given(sizes=st.lists(st.tuples(st.integers(4, 9), st.integers(4, 9)), min_size=1, max_size=5), scale=st.integers(1, 4))
+@given(
+    sizes=st.lists(st.tuples(st.integers(4, 9), st.integers(4, 9)), min_size=1, max_size=5),
+    scale=st.integers(1, 4),
+)
 def test_images_keep_their_place(sizes: list[tuple[int, int]], scale: int) -> None:
     images = {f"image{i}": noise(height, width, seed=i) for i, (height, width) in enumerate(sizes)}
     pairs = pairs_from_arrays(images, scale)
@@ -358,9 +391,12 @@ def test_photos_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize(
-    ("name", "layout", "count"), [("Set5", "benchmark", 5), ("Set14", "selfexsr", 14), ("B100", "flat", 100)]
+    ("name", "layout", "count"),
+    [("Set5", "benchmark", 5), ("Set14", "selfexsr", 14), ("B100", "flat", 100)],
 )
-def test_real_sets(data_dir: Path, tmp_path: Path, name: str, layout: str, count: int, scale: int) -> None:
+def test_real_sets(
+    data_dir: Path, tmp_path: Path, name: str, layout: str, count: int, scale: int
+) -> None:
     root = data_dir / "benchmark" / name
     if name == "B100":
         root = root / "HR"

@@ -1,10 +1,12 @@
-"""The fast training path against the plain one: the same loss curves, from a loader that decodes PNG files with the
-plain head and Adam as it comes, to patches cut from memory, the folded head, channels-last, fused Adam and LossMeter.
+"""The fast training path against the plain one: the same loss curves, from a loader that decodes
+PNG files with the plain head and Adam as it comes, to patches cut from memory, the folded head,
+channels-last, fused Adam and LossMeter.
 
-Tolerances are measured, on seeds 0 to 7. In float64 the two differ by 8e-15 after 50 steps: they are one function. In
-float32 they part by up to 5e-5, for Adam divides tiny gradients by their own size, which shows their rounding; the
-smallest real change tried here makes 3e-3. In bfloat16 single losses differ by up to 8e-2 and a term's mean over the
-curve by 2.5e-2; twice the learning rate makes 0.3 and 0.12.
+Tolerances are measured, on seeds 0 to 7. In float64 the two differ by 8e-15 after 50 steps: they
+are one function. In float32 they part by up to 5e-5, for Adam divides tiny gradients by their own
+size, which shows their rounding; the smallest real change tried here makes 3e-3. In bfloat16 single
+losses differ by up to 8e-2 and a term's mean over the curve by 2.5e-2; twice the learning rate
+makes 0.3 and 0.12.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class PngPairs(PairSet):
     """The same pairs as a plain loader has them: the file is decoded for every patch."""
 
     def __init__(self, pairs: PairSet, folder: Path) -> None:
-        super().__init__(pairs.names, pairs.scale, pairs.lr_sizes, pairs.lr_pixels[:0], pairs.hr_pixels[:0])
+        super().__init__(
+            pairs.names, pairs.scale, pairs.lr_sizes, pairs.lr_pixels[:0], pairs.hr_pixels[:0]
+        )
         self.folder = folder
         for index, name in enumerate(pairs.names):
             Image.fromarray(pairs.lr(index)).save(folder / f"{name}x{pairs.scale}.png")
@@ -57,7 +61,9 @@ class PngPairs(PairSet):
 @pytest.fixture(scope="module")
 def pairs() -> PairSet:
     photos = scikit_image_photos()
-    return pairs_from_arrays({name: photos[name][:160, :192] for name in ("astronaut", "chelsea", "coffee")}, SCALE)
+    return pairs_from_arrays(
+        {name: photos[name][:160, :192] for name in ("astronaut", "chelsea", "coffee")}, SCALE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +81,23 @@ def build(fold: bool, dtype: torch.dtype) -> ElasticWrapper:
     net = asrn(SCALE, channels=CHANNELS, fold=fold)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            if name.endswith("bias"):  # they start at zero, where one that is folded wrongly would hardly show
+            # they start at zero, where one that is folded wrongly would hardly show
+            if name.endswith("bias"):
                 parameter.uniform_(-0.05, 0.05)
     return net.to(dtype)
 
 
 def plain_curve(pairs: PngPairs, steps: int, dtype: torch.dtype) -> Curve:
-    """Train the plain way: PNG files, contiguous tensors, every layer as written, every loss read at every step."""
+    """Train the plain way: PNG files, contiguous tensors, every layer as written, every loss read
+    at every step.
+    """
     net = build(False, dtype)
     objective = ElasticObjective(net, F.l1_loss, psd_weight=4e-4, tap_weights="normalised")
     optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
     curve = []
-    for lr, hr in DataLoader(PatchDataset(pairs, PATCH, seed=SEED, num_samples=steps * BATCH), BATCH):
+    for lr, hr in DataLoader(
+        PatchDataset(pairs, PATCH, seed=SEED, num_samples=steps * BATCH), BATCH
+    ):
         terms = objective(lr.to(dtype), hr.to(dtype))
         optimizer.zero_grad()
         terms.total.backward()
@@ -107,7 +118,9 @@ def fast_curve(
     net = build(True, dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     objective = ElasticObjective(net, F.l1_loss, psd_weight=4e-4, tap_weights="normalised")
     optimizer = torch.optim.Adam(net.parameters(), **{"lr": LEARNING_RATE, "fused": True, **adam})
-    sampler = PatchSampler(pairs, PATCH, BATCH, seed=SEED, augment=augment, memory_format=torch.channels_last)
+    sampler = PatchSampler(
+        pairs, PATCH, BATCH, seed=SEED, augment=augment, memory_format=torch.channels_last
+    )
     meter, curve, lines = LossMeter(), [], []
     for step in range(steps):
         lr, hr = (patches.to(dtype) for patches in sampler.batch(step))
@@ -137,7 +150,9 @@ def assert_near_curve(actual: Curve, expected: Curve) -> None:
 # --- the same samples
 
 
-def test_decoded_files_and_patches_from_memory_are_the_same_samples(pairs: PairSet, png_pairs: PngPairs) -> None:
+def test_decoded_files_and_patches_from_memory_are_the_same_samples(
+    pairs: PairSet, png_pairs: PngPairs
+) -> None:
     sampler = PatchSampler(pairs, PATCH, BATCH, seed=SEED, memory_format=torch.channels_last)
     loader = DataLoader(PatchDataset(png_pairs, PATCH, seed=SEED, num_samples=STEPS * BATCH), BATCH)
     for step, (lr, hr) in enumerate(loader):
@@ -151,15 +166,23 @@ def test_decoded_files_and_patches_from_memory_are_the_same_samples(pairs: PairS
 
 
 def test_the_fast_path_follows_the_plain_path_in_float32(pairs: PairSet, plain: Curve) -> None:
-    """Total, terms and every depth's loss at each of the 50 steps, and the means that the log gets."""
+    """Total, terms and every depth's loss at each of the 50 steps, and the means that the log
+    gets.
+    """
     fast, lines = fast_curve(pairs)
     assert_same_curve(fast, plain, FLOAT32)
-    assert plain[-LINE:, 0].mean() < 0.9 * plain[:LINE, 0].mean(), "nothing was learnt: this curve compares little"
+    assert plain[-LINE:, 0].mean() < 0.9 * plain[:LINE, 0].mean(), (
+        "nothing was learnt: this curve compares little"
+    )
     assert len(lines) == STEPS // LINE
     for line, rows in zip(lines, plain.split(LINE), strict=True):
         means = dict(zip([*TERMS, 1, 2, 3, 4, 5], rows.mean(0).tolist(), strict=True))
-        assert {name: line[name] for name in TERMS} == pytest.approx({name: means[name] for name in TERMS}, rel=FLOAT32)
-        assert line["per_depth"] == pytest.approx({depth: means[depth] for depth in (1, 2, 3, 4, 5)}, rel=FLOAT32)
+        assert {name: line[name] for name in TERMS} == pytest.approx(
+            {name: means[name] for name in TERMS}, rel=FLOAT32
+        )
+        assert line["per_depth"] == pytest.approx(
+            {depth: means[depth] for depth in (1, 2, 3, 4, 5)}, rel=FLOAT32
+        )
 
 
 def test_the_fast_path_is_the_plain_path_in_float64(pairs: PairSet, png_pairs: PngPairs) -> None:
@@ -182,7 +205,9 @@ def test_the_bfloat16_path_stays_near_the_plain_path(pairs: PairSet, plain: Curv
     [{"augment": "flips"}, {"eps": 1e-7}, {"lr": 1.01 * LEARNING_RATE}, {"betas": (0.9, 0.99)}],
     ids=lambda change: ", ".join(change),
 )
-def test_the_tolerance_shows_a_training_that_is_another(pairs: PairSet, plain: Curve, change: dict[str, Any]) -> None:
+def test_the_tolerance_shows_a_training_that_is_another(
+    pairs: PairSet, plain: Curve, change: dict[str, Any]
+) -> None:
     fast, _ = fast_curve(pairs, **change)
     with pytest.raises(AssertionError, match="not close"):
         assert_same_curve(fast, plain, FLOAT32)
@@ -193,7 +218,9 @@ def test_the_tolerance_shows_a_folded_head_without_its_inner_biases(
 ) -> None:
     bias_plane = DeconvHead._bias_plane
     monkeypatch.setattr(
-        DeconvHead, "_bias_plane", lambda self, kernel, folded: bias_plane(self, torch.zeros_like(kernel), folded)
+        DeconvHead,
+        "_bias_plane",
+        lambda self, kernel, folded: bias_plane(self, torch.zeros_like(kernel), folded),
     )
     fast, _ = fast_curve(pairs)
     with pytest.raises(AssertionError, match="not close"):
@@ -207,7 +234,9 @@ def losses() -> st.SearchStrategy[dict[int, float]]:
     """A step's loss per depth: the deepest, and any of the shallower."""
     finite = st.floats(2**-10, 1e3, width=32)
     shallow = st.dictionaries(st.integers(1, 4), finite)
-    return st.tuples(shallow, finite).map(lambda parts: {**dict(sorted(parts[0].items())), 5: parts[1]})
+    return st.tuples(shallow, finite).map(
+        lambda parts: {**dict(sorted(parts[0].items())), 5: parts[1]}
+    )
 
 
 @st.composite
@@ -223,7 +252,9 @@ def steps_of_terms(draw: st.DrawFn) -> list[LossTerms]:
 
 @given(st.lists(steps_of_terms(), min_size=1, max_size=3))
 def test_the_meters_means_are_those_of_a_plain_loop(lines: list[list[LossTerms]]) -> None:
-    """Line after line with one meter, whatever depths each step computed; values in place of the terms' own memory."""
+    """Line after line with one meter, whatever depths each step computed; values in place of the
+    terms' own memory.
+    """
     meter = LossMeter()
     for steps in lines:
         expected: dict[Any, list[float]] = {}
@@ -241,12 +272,18 @@ def test_the_meters_means_are_those_of_a_plain_loop(lines: list[list[LossTerms]]
         means = meter.means()
         assert len(meter) == 0
         plain = {name: math.fsum(values) / len(values) for name, values in expected.items()}
-        assert list(means["per_depth"]) == sorted(depth for depth in plain if isinstance(depth, int))
-        assert {**{name: means[name] for name in TERMS}, **means["per_depth"]} == pytest.approx(plain, rel=1e-5)
+        assert list(means["per_depth"]) == sorted(
+            depth for depth in plain if isinstance(depth, int)
+        )
+        assert {**{name: means[name] for name in TERMS}, **means["per_depth"]} == pytest.approx(
+            plain, rel=1e-5
+        )
 
 
 @given(steps_of_terms(), st.integers(0, 11), st.sampled_from([math.nan, math.inf, -math.inf]))
-def test_the_meter_names_the_first_step_that_is_not_finite(steps: list[LossTerms], place: int, value: float) -> None:
+def test_the_meter_names_the_first_step_that_is_not_finite(
+    steps: list[LossTerms], place: int, value: float
+) -> None:
     meter, place = LossMeter(), min(place, len(steps) - 1)
     for number, terms in enumerate(steps):
         meter.add(terms._replace(total=torch.tensor(value)) if number >= place else terms)

@@ -1,4 +1,6 @@
-"""How far a network sees: known networks, a naive count in two dimensions, networks without a bounded reach."""
+"""How far a network sees: known networks, a naive count in two dimensions, networks without a
+bounded reach.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ def counted_in_two_dimensions(net: ElasticWrapper, depth: int, side: int = 61) -
         (asrn(3, 2, 8, skip="bicubic", fold=False), (7, 11)),
         (asrn(4, 1, 8, skip="bicubic"), (7,)),
         (asrn(4, 1, 8, upsampler="subpixel"), (8,)),
-        (edsr(2, 3, 8), (6, 8, 10)),  # one of the stem, two a block, one behind them, two of the folded tail
+        # one of the stem, two a block, one behind them, two of the folded tail
+        (edsr(2, 3, 8), (6, 8, 10)),
         (edsr(4, 1, 8, fold=False), (6,)),
     ],
 )
@@ -74,24 +77,32 @@ def test_reach_of_the_built_in_networks(net: ElasticWrapper, reaches: tuple[int,
 def test_reach_beyond_the_first_strips() -> None:
     blocks = [nn.Conv2d(3, 3, (9, 1), padding=(4, 0)) for _ in range(30)]
     net = ElasticWrapper(blocks, Twice())
-    assert [footprint(net, depth).reach for depth in (1, 8, 30)] == [4, 32, 120]  # along one axis only
+    # along one axis only
+    assert [footprint(net, depth).reach for depth in (1, 8, 30)] == [4, 32, 120]
     assert footprint(net).scale == 2
 
 
-@pytest.mark.parametrize("block", [GlobalMean(), Strided(), Hiding()], ids=lambda block: type(block).__name__)
+@pytest.mark.parametrize(
+    "block", [GlobalMean(), Strided(), Hiding()], ids=lambda block: type(block).__name__
+)
 def test_no_tiles_can_equal_the_whole(block: nn.Module) -> None:
     net = ElasticWrapper([nn.Identity(), block, nn.Conv2d(3, 3, 3, padding=1)], Twice())
     assert [footprint(net, depth).reach for depth in net.taps] == [0, None, None]
 
 
 def test_channel_attention_sees_the_whole_image() -> None:
-    assert footprint(rcan(2, 2, 8, group_size=1, reduction=4), 1) == (2, None, footprint(edsr(2, 1, 8)).memory)
+    assert footprint(rcan(2, 2, 8, group_size=1, reduction=4), 1) == (
+        2,
+        None,
+        footprint(edsr(2, 1, 8)).memory,
+    )
 
 
 def test_memory_is_that_of_the_tensors_held_at_once() -> None:
     head = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1))
     float32 = footprint(ElasticWrapper([nn.Identity()], head)).memory
-    assert float32 == 4 * (3 + 8 + 8)  # the input is held throughout, and each layer's input until it is done
+    # the input is held throughout, and each layer's input until it is done
+    assert float32 == 4 * (3 + 8 + 8)
     assert footprint(ElasticWrapper([nn.Identity()], head.half())).memory == float32 / 2
 
 
@@ -119,7 +130,9 @@ def test_a_forgotten_network_is_freed() -> None:
 
 
 def test_networks_that_do_not_enlarge_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"makes \(1, 3, 48, 24\) of \(1, 3, 48, 48\): expected an image a whole"):
+    with pytest.raises(
+        ValueError, match=r"makes \(1, 3, 48, 24\) of \(1, 3, 48, 48\): expected an image a whole"
+    ):
         footprint(ElasticWrapper([nn.Identity()], nn.AvgPool2d((1, 2))))
     with pytest.raises(ValueError, match="depth 4"):
         footprint(asrn(2, 1, 8), 4)

@@ -1,4 +1,6 @@
-"""Tiles are the whole image: at every size, tile, depth and scale, with every head; out of memory; bounded memory."""
+"""Tiles are the whole image: at every size, tile, depth and scale, with every head; out of memory;
+bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,12 @@ from elasticnet.wrapper import ElasticWrapper
 PEAKS = {"uint8": 255, "uint16": 65535}
 
 
-def photo(height: int, width: int, dtype: str = "uint8", channels: tuple[int, ...] = (3,)) -> np.ndarray:
-    image = np.random.default_rng(height * 1000 + width).random((height, width, *channels), dtype=np.float32)
+def photo(
+    height: int, width: int, dtype: str = "uint8", channels: tuple[int, ...] = (3,)
+) -> np.ndarray:
+    image = np.random.default_rng(height * 1000 + width).random(
+        (height, width, *channels), dtype=np.float32
+    )
     return (image * PEAKS[dtype]).astype(dtype) if dtype in PEAKS else image.astype(dtype)
 
 
@@ -60,7 +66,9 @@ class Nearest(nn.Module):
 
 
 def shifting(count: int) -> ElasticWrapper:
-    """Each block moves the image by one pixel along the diagonal: every output shows the corner of what it sees."""
+    """Each block moves the image by one pixel along the diagonal: every output shows the corner of
+    what it sees.
+    """
     blocks = []
     for _ in range(count):
         block = nn.Conv2d(3, 3, 3, padding=1, groups=3, bias=False)
@@ -76,7 +84,9 @@ def shifting(count: int) -> ElasticWrapper:
 @given(length=st.integers(1, 300), tile=st.integers(1, 80), overlap=st.integers(0, 30))
 def test_spans_cover_the_length_by_equal_windows(length: int, tile: int, overlap: int) -> None:
     found = spans(length, tile, overlap)
-    assert list(itertools.chain(*(range(span.core_start, span.core_stop) for span in found))) == list(range(length))
+    assert list(
+        itertools.chain(*(range(span.core_start, span.core_stop) for span in found))
+    ) == list(range(length))
     assert len({span.stop - span.start for span in found}) == 1
     assert found[0].stop - found[0].start <= tile + 2 * overlap
     for span in found:
@@ -102,7 +112,9 @@ def test_auto_keeps_to_the_memory_and_to_the_image() -> None:
 
 
 def differing(net: ElasticWrapper, image: np.ndarray, tile: int, **options: object) -> float:
-    """Compare tiles with the whole image; return the fraction of samples that differ, by at most one level."""
+    """Compare tiles with the whole image; return the fraction of samples that differ, by at most
+    one level.
+    """
     whole = upscale_array(net, image, tile=None, **options)  # pyright: ignore[reportArgumentType]
     tiled = upscale_array(net, image, tile=tile, **options)  # pyright: ignore[reportArgumentType]
     assert np.abs(whole.astype(int) - tiled).max() <= 1
@@ -119,8 +131,11 @@ def differing(net: ElasticWrapper, image: np.ndarray, tile: int, **options: obje
 )
 @example(name="asrn x2", depth=1, height=1, width=1, tile=1, self_ensemble=False)
 @example(name="asrn x4 bicubic", depth=1, height=20, width=17, tile=1, self_ensemble=False)
-@example(name="edsr x2", depth=2, height=90, width=77, tile=48, self_ensemble=False)  # a folded ring in each tile
-def test_tiles_are_the_whole(name: str, depth: int, height: int, width: int, tile: int, self_ensemble: bool) -> None:
+# a folded ring in each tile
+@example(name="edsr x2", depth=2, height=90, width=77, tile=48, self_ensemble=False)
+def test_tiles_are_the_whole(
+    name: str, depth: int, height: int, width: int, tile: int, self_ensemble: bool
+) -> None:
     net = NETS[name]
     depth = min(depth, net.taps[-1])
     image = photo(height, width, "float32")
@@ -139,13 +154,19 @@ def test_no_pixel_less_of_overlap_would_do(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_array_equal(expected[:35, :45], image[5:, 5:])
     np.testing.assert_array_equal(upscale_array(net, image, tile=8), expected)
     found = reach.footprint(net)
-    monkeypatch.setattr("elasticnet.sr.inference.tiling.footprint", lambda *_: found._replace(reach=4))
+    monkeypatch.setattr(
+        "elasticnet.sr.inference.tiling.footprint", lambda *_: found._replace(reach=4)
+    )
     assert differing(shifting(4), image, tile=8) == 0
     assert (upscale_array(net, image, tile=8) != expected).any()
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="which kernels run is known for x86 only")
-@pytest.mark.parametrize("net", [asrn(2, 2, 16, init="default"), edsr(2, 2, 16), asrn(3, 1, 16, fold=False)])
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="which kernels run is known for x86 only"
+)
+@pytest.mark.parametrize(
+    "net", [asrn(2, 2, 16, init="default"), edsr(2, 2, 16), asrn(3, 1, 16, fold=False)]
+)
 def test_bit_for_bit_where_every_window_takes_the_same_kernels(net: ElasticWrapper) -> None:
     image = photo(301, 305, "float32")
     rows, columns = plan_tiles(net, (301, 305), tile=150)
@@ -183,13 +204,19 @@ def test_every_value_comes_back(dtype: str, channels: tuple[int, ...]) -> None:
     values = np.arange(65536).reshape(256, 256) / 65535
     image = np.stack([values] * 3, axis=-1) if channels else values
     kind = np.dtype(dtype)
-    image = np.floor(image * PEAKS.get(kind.name, 1) + 0.5).astype(dtype) if kind.kind == "u" else image.astype(dtype)
+    image = (
+        np.floor(image * PEAKS.get(kind.name, 1) + 0.5).astype(dtype)
+        if kind.kind == "u"
+        else image.astype(dtype)
+    )
     net = ElasticWrapper([nn.Identity()], Nearest(2))
     result = upscale_array(net, image, tile=100)
     assert result.dtype == kind
     expected = image.repeat(2, 0).repeat(2, 1)
     if kind.kind == "u" or channels:
-        np.testing.assert_array_equal(result, expected.astype(np.float32) if dtype == "float64" else expected)
+        np.testing.assert_array_equal(
+            result, expected.astype(np.float32) if dtype == "float64" else expected
+        )
     else:
         np.testing.assert_allclose(result, expected, rtol=1e-3 if dtype == "float16" else 1e-6)
 
@@ -197,13 +224,16 @@ def test_every_value_comes_back(dtype: str, channels: tuple[int, ...]) -> None:
 def test_integers_are_rounded_half_up_and_clipped() -> None:
     image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
     half = ElasticWrapper([nn.Identity()], Nearest(1, factor=0.5))
-    exact = image.astype(np.float32) / np.float32(255) / 2 * np.float32(255)  # what float32 makes of the halves
+    # what float32 makes of the halves
+    exact = image.astype(np.float32) / np.float32(255) / 2 * np.float32(255)
     result = upscale_array(half, image)
     np.testing.assert_array_equal(result, np.floor(exact + 0.5))
     assert (exact % 2 == 0.5).any()
     assert (result == np.rint(exact)).mean() < 1
     wide = ElasticWrapper([nn.Identity()], Nearest(1, factor=3, shift=-1))
-    np.testing.assert_array_equal(upscale_array(wide, image)[[0, -1], [0, -1]], [[0] * 3, [255] * 3])
+    np.testing.assert_array_equal(
+        upscale_array(wide, image)[[0, -1], [0, -1]], [[0] * 3, [255] * 3]
+    )
     floats = upscale_array(wide, image / np.float32(255))
     assert (floats.min(), floats.max()) == (-1, 2)
 
@@ -212,7 +242,9 @@ def test_gray_is_the_luma_of_what_the_network_makes_of_gray() -> None:
     gray = photo(40, 30, "float32", ())
     colour = upscale_array(NETS["asrn x2"], np.stack([gray] * 3, axis=-1), tile=None)
     expected = colour @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    np.testing.assert_allclose(upscale_array(NETS["asrn x2"], gray, tile=16), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        upscale_array(NETS["asrn x2"], gray, tile=16), expected, rtol=0, atol=1e-6
+    )
 
 
 def test_a_net_in_bfloat16_keeps_to_its_precision() -> None:
@@ -237,12 +269,20 @@ def test_arrays_can_be_given_and_mapped(tmp_path: Path) -> None:
     out = np.memmap(tmp_path / "out", np.uint8, "w+", shape=(120, 140, 3))
     assert upscale_array(NETS["asrn x2"], mapped, tile=24, out=out) is out
     np.testing.assert_array_equal(out, upscale_array(NETS["asrn x2"], image, tile=24))
-    np.testing.assert_array_equal(upscale_array(NETS["asrn x2"], image[::-1, ::-1][::-1, ::-1], tile=24), out)
+    np.testing.assert_array_equal(
+        upscale_array(NETS["asrn x2"], image[::-1, ::-1][::-1, ::-1], tile=24), out
+    )
 
 
 def test_progress_counts_the_tiles() -> None:
     seen: list[tuple[int, int]] = []
-    upscale_array(NETS["asrn x2"], photo(60, 40), depth=1, tile=20, progress=lambda *counts: seen.append(counts))
+    upscale_array(
+        NETS["asrn x2"],
+        photo(60, 40),
+        depth=1,
+        tile=20,
+        progress=lambda *counts: seen.append(counts),
+    )
     rows, columns = plan_tiles(NETS["asrn x2"], (60, 40), depth=1, tile=20)
     total = len(rows) * len(columns)
     assert total == 6
@@ -309,7 +349,11 @@ def test_a_whole_that_cannot_fit_is_refused_before_it_starts() -> None:
     endless = np.broadcast_to(np.uint8(7), (2**20, 2**20, 3))
     if free_memory("cpu") is None:
         pytest.skip("the free memory is not known on this system")
-    with pytest.raises(MemoryError, match=r"the whole image does not fit .* take tile='auto' .* GiB are free"):
+    with pytest.raises(
+        MemoryError, match=r"the whole image does not fit .* take tile='auto' .* GiB are free"
+    ):
         upscale_array(NETS["asrn x2"], endless, tile=None)
-    with pytest.raises(MemoryError, match="this net sees all of an image, and tiles may show seams"):
+    with pytest.raises(
+        MemoryError, match="this net sees all of an image, and tiles may show seams"
+    ):
         upscale_array(rcan(2, 1, 8, group_size=1, reduction=4), endless)

@@ -1,4 +1,6 @@
-"""Tiles that do not fit into the memory become smaller ones; what a process takes is bounded by the tile."""
+"""Tiles that do not fit into the memory become smaller ones; what a process takes is bounded by the
+tile.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,18 @@ from elasticnet.wrapper import ElasticWrapper
 
 
 def photo(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return np.random.default_rng(height * 1000 + width).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
 
 
 # --- out of memory
 
 
 class Hungry(nn.Module):
-    """Asks for more memory than there is when it is given more than `limit` pixels, or at call number `at_call`."""
+    """Asks for more memory than there is when it is given more than `limit` pixels, or at call
+    number `at_call`.
+    """
 
     def __init__(self, kind: str, limit: int, at_call: int = 0) -> None:
         super().__init__()
@@ -58,7 +64,9 @@ def hungry(kind: str, limit: int, in_head: bool = False) -> tuple[ElasticWrapper
     return net, layer
 
 
-@pytest.mark.parametrize(("kind", "in_head"), [("torch", False), ("torch", True), ("numpy", False), ("cuda", True)])
+@pytest.mark.parametrize(
+    ("kind", "in_head"), [("torch", False), ("torch", True), ("numpy", False), ("cuda", True)]
+)
 @pytest.mark.parametrize("tile", ["auto", 300])
 def test_out_of_memory_halves_the_tile(kind: str, in_head: bool, tile: int | str) -> None:
     image = photo(200, 150)
@@ -89,7 +97,10 @@ def test_out_of_memory_on_the_way_keeps_the_rows_that_are_done() -> None:
 
 def test_out_of_memory_at_the_smallest_tile_is_an_error() -> None:
     net, layer = hungry("torch", 10)
-    with pytest.raises(MemoryError, match=r"a tile of 16 pixels does not fit .* depth 1: free some.*allocate memory"):
+    with pytest.raises(
+        MemoryError,
+        match=r"a tile of 16 pixels does not fit .* depth 1: free some.*allocate memory",
+    ):
         upscale_array(net, photo(100, 100))
     assert layer.sizes == [(100, 100), (51, 51), (27, 27), (16, 16)]
     with pytest.raises(MemoryError, match=r"the whole image does not fit .* take tile='auto'"):
@@ -137,7 +148,9 @@ print(before - out.nbytes / 2**20, status("VmHWM") - before, counts[0][1], count
 
 
 def in_a_fresh_process(*arguments: int, timeout: float = 250) -> tuple[float, ...]:
-    """Return MB of RSS before beside the output, by how much it grew at most, and the first and last count of tiles."""
+    """Return MB of RSS before beside the output, by how much it grew at most, and the first and
+    last count of tiles.
+    """
     run = subprocess.run(
         [sys.executable, "-c", CHILD, *map(str, arguments)],
         capture_output=True,

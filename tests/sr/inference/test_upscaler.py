@@ -1,4 +1,6 @@
-"""Upscaler: every kind of image comes back as its kind, and threads at different depths do not meet."""
+"""Upscaler: every kind of image comes back as its kind, and threads at different depths do not
+meet.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_arrays(depth: int | None, dtype: str, channels: tuple[int, ...]) -> Non
     result = Upscaler(NET, 2)(image, depth)
     assert result.dtype == image.dtype
     assert result.shape == (40, 60, *channels)
-    np.testing.assert_array_equal(result, upscale_array(NET, image, depth=2 if depth is None else depth))
+    np.testing.assert_array_equal(
+        result, upscale_array(NET, image, depth=2 if depth is None else depth)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -54,9 +58,13 @@ def test_tensors(dtype: torch.dtype) -> None:
     assert not result.requires_grad
     with torch.no_grad():
         for image, enlarged in zip(images, result, strict=True):
-            torch.testing.assert_close(enlarged, NET(image[None].float(), depth=1)[0].to(dtype), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                enlarged, NET(image[None].float(), depth=1)[0].to(dtype), rtol=1e-5, atol=1e-5
+            )
     assert torch.equal(Upscaler(NET)(images[1], depth=1), result[1])
-    assert torch.equal(Upscaler(NET)(images[1].transpose(-1, -2), depth=1), Upscaler(NET)(images[1].mT.clone(), 1))
+    assert torch.equal(
+        Upscaler(NET)(images[1].transpose(-1, -2), depth=1), Upscaler(NET)(images[1].mT.clone(), 1)
+    )
     assert Upscaler(NET)(images[:0]).shape == (0, 3, 40, 60)
 
 
@@ -90,16 +98,23 @@ def test_a_picture_of_16_bits() -> None:
 
 @pytest.mark.parametrize("mode", ["P", "CMYK", "1", "F", "I", "YCbCr"])
 def test_other_modes_are_refused(mode: str) -> None:
-    with pytest.raises(ValueError, match=rf"image of mode {mode}: expected RGB, .*convert\('RGB'\)"):
+    with pytest.raises(
+        ValueError, match=rf"image of mode {mode}: expected RGB, .*convert\('RGB'\)"
+    ):
         Upscaler(NET)(Image.new(mode, (4, 4)))
 
 
 def test_other_kinds_are_refused() -> None:
     upscaler = Upscaler(NET)
-    with pytest.raises(TypeError, match="image is a str: expected a PIL image, a NumPy array or a tensor"):
+    with pytest.raises(
+        TypeError, match="image is a str: expected a PIL image, a NumPy array or a tensor"
+    ):
         upscaler("photo.png")  # pyright: ignore[reportArgumentType]
     for wrong in (torch.zeros(4, 4), torch.zeros(1, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8)):
-        with pytest.raises(ValueError, match=rf"image is a tensor {wrong.dtype} of shape .*: expected floats in 0..1"):
+        with pytest.raises(
+            ValueError,
+            match=rf"image is a tensor {wrong.dtype} of shape .*: expected floats in 0..1",
+        ):
             upscaler(wrong)
     with pytest.raises(ValueError, match=r"image of shape \(4, 4, 2\)"):
         upscaler(np.zeros((4, 4, 2), np.uint8))
@@ -154,11 +169,16 @@ def test_settings_reach_every_call() -> None:
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_threads_at_different_depths_do_not_meet(fresh: bool) -> None:
-    """Each of eight threads changes depth at every call; `fresh`: they also meet at the first measuring of the net."""
+    """Each of eight threads changes depth at every call; `fresh`: they also meet at the first
+    measuring of the net.
+    """
     images = [pixels(50, 40 + 8 * index, 3) for index in range(3)]
     jobs = list(itertools.product(range(3), range(len(images)), (1, 2, 3, 4)))
     net = edsr(2, 4, 8).eval()
-    reference = {job: upscale_array(net, images[job[0]], depth=job[1], tile=30) for job in {job[1:] for job in jobs}}
+    reference = {
+        job: upscale_array(net, images[job[0]], depth=job[1], tile=30)
+        for job in {job[1:] for job in jobs}
+    }
     upscaler = Upscaler(edsr(2, 4, 8) if fresh else net, tile=30)
     upscaler.net.load_state_dict(net.state_dict())
     with ThreadPoolExecutor(8) as pool:

@@ -1,4 +1,6 @@
-"""ASRN: the published counts, the blocks against plain loops, the switches, the interpolating start."""
+"""ASRN: the published counts, the blocks against plain loops, the switches, the interpolating
+start.
+"""
 
 from __future__ import annotations
 
@@ -172,12 +174,18 @@ def test_shufflenet_block_equals_the_naive_one() -> None:
     x = torch.randn(2, 8, 5, 6, dtype=torch.float64)
     hidden = block.expand.out_channels
     assert hidden == 56
-    y = [pointwise(part, weight) for part, weight in zip(x.chunk(4, 1), block.expand.weight.chunk(4), strict=True)]
+    y = [
+        pointwise(part, weight)
+        for part, weight in zip(x.chunk(4, 1), block.expand.weight.chunk(4), strict=True)
+    ]
     y = shuffled(torch.cat(y, dim=1).clamp_min(0))
     weights = block.depthwise.weight
     y = [F.conv2d(y[:, i : i + 1], weights[i : i + 1], padding=1) for i in range(hidden)]
     y = torch.cat(y, dim=1).chunk(4, 1)
-    y = [pointwise(part, weight) for part, weight in zip(y, block.fusion.weight.chunk(4), strict=True)]
+    y = [
+        pointwise(part, weight)
+        for part, weight in zip(y, block.fusion.weight.chunk(4), strict=True)
+    ]
     torch.testing.assert_close(block(x), x + torch.cat(y, dim=1), rtol=0, atol=1e-12)
 
 
@@ -214,7 +222,11 @@ def test_a_switch_reaches_the_blocks_and_nothing_else(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("block", "kind", "parameters"),
-    [("mab", MultiScaleBlock, 39_168), ("shufflenet", ShuffleNetBlock, 39_216), ("res2net", Res2NetBlock, 38_220)],
+    [
+        ("mab", MultiScaleBlock, 39_168),
+        ("shufflenet", ShuffleNetBlock, 39_216),
+        ("res2net", Res2NetBlock, 38_220),
+    ],
 )
 def test_kinds_of_block(block: str, kind: type[nn.Module], parameters: int) -> None:
     """Units of like size: within 3 % of the MAB."""
@@ -249,7 +261,9 @@ def test_the_ordinary_network_has_one_tap() -> None:
 
 
 def test_a_scale_and_a_bias_for_each_tap() -> None:
-    """192 parameters a tap, at first the same function; afterwards the net of the features, scaled and shifted."""
+    """192 parameters a tap, at first the same function; afterwards the net of the features, scaled
+    and shifted.
+    """
     torch.manual_seed(0)
     plain = asrn(2, 3, taps=(1, 3)).eval()
     net = asrn(2, 3, taps=(1, 3), tap_affine=True).eval()
@@ -263,7 +277,9 @@ def test_a_scale_and_a_bias_for_each_tap() -> None:
     taps = net.forward_taps(x)
     for depth, prediction, features in zip(*taps, strict=True):
         affine = net.adapters[str(depth)].state_dict()
-        torch.testing.assert_close(prediction, plain.head(features * affine["weight"] + affine["bias"]))
+        torch.testing.assert_close(
+            prediction, plain.head(features * affine["weight"] + affine["bias"])
+        )
 
 
 def test_recomputed_blocks_give_the_same_gradients() -> None:
@@ -274,7 +290,9 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
     for net in (plain, recomputing):
         for block in net.blocks:
             block.register_forward_pre_hook(lambda *_: calls.append(1))
-        loss = torch.stack([prediction.square().sum() for prediction in net.forward_taps(x).predictions]).sum()
+        loss = torch.stack(
+            [prediction.square().sum() for prediction in net.forward_taps(x).predictions]
+        ).sum()
         gradients.append(torch.autograd.grad(loss, [*net.parameters()]))
     assert len(calls) == 2 + 4
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
@@ -282,7 +300,9 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
 
 @pytest.mark.parametrize("tap_affine", [False, True])
 def test_origin_builds_the_same_network_again(tap_affine: bool) -> None:
-    net = asrn(3, 2, 16, residual_links=False, skip="bicubic", fold=False, tap_affine=tap_affine).eval()
+    net = asrn(
+        3, 2, 16, residual_links=False, skip="bicubic", fold=False, tap_affine=tap_affine
+    ).eval()
     assert net.origin is not None
     architecture, arguments = net.origin
     assert architecture == "asrn"
@@ -326,13 +346,19 @@ def test_a_block_that_cannot_be_the_identity_says_so(name: str) -> None:
     ("arguments", "message"),
     [
         ({"scale": 5}, "scale 5: expected one of 1, 2, 3, 4"),
-        ({"upsampler": "pixelshuffle"}, "upsampler 'pixelshuffle': expected one of deconv, subpixel"),
+        (
+            {"upsampler": "pixelshuffle"},
+            "upsampler 'pixelshuffle': expected one of deconv, subpixel",
+        ),
         ({"block": "resnet"}, "block 'resnet': expected one of mab, shufflenet, res2net"),
         ({"init": "zeros"}, "init 'zeros': expected one of interpolate, default"),
         ({"skip": "nearest"}, "skip 'nearest': expected one of None, bicubic"),
         ({"channels": 18}, "channels 18: expected a multiple of 4, at least 8"),
         ({"channels": 4}, "channels 4: expected a multiple of 4, at least 8"),
-        ({"block": "res2net", "shuffle": False}, "block 'res2net': the switches .*shuffle.* belong to block 'mab'"),
+        (
+            {"block": "res2net", "shuffle": False},
+            "block 'res2net': the switches .*shuffle.* belong to block 'mab'",
+        ),
         ({"num_blocks": 0}, "body_blocks is empty"),
         ({"taps": (1, 7)}, "tap 7: taps are whole numbers from 1 to 5"),
     ],

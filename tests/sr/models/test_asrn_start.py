@@ -23,8 +23,12 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # these come with scikit-image
 
 
 def quadratic(height: int, width: int, scale: int) -> Tensor:
-    """A quadratic grey image at the centres of an image's pixels, `scale` of them to a pixel of (height, width)."""
-    y, x = ((torch.arange(n * scale, dtype=torch.float64) + 0.5) / scale - 0.5 for n in (height, width))
+    """A quadratic grey image at the centres of an image's pixels, `scale` of them to a pixel of
+    (height, width).
+    """
+    y, x = (
+        (torch.arange(n * scale, dtype=torch.float64) + 0.5) / scale - 0.5 for n in (height, width)
+    )
     y, x = (y / height)[:, None], (x / width)[None]
     value = 0.3 + 0.4 * x - 0.2 * y + 0.25 * x * x - 0.15 * y * y + 0.35 * x * y
     return value.expand(1, 3, -1, -1)
@@ -34,10 +38,12 @@ def quadratic(height: int, width: int, scale: int) -> Tensor:
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @torch.no_grad()
 def test_a_quadratic_image_starts_exact(scale: int, upsampler: str) -> None:
-    """Central differences of a quadratic are its derivatives, so that its Taylor polynomial is the image itself.
+    """Central differences of a quadratic are its derivatives, so that its Taylor polynomial is the
+    image itself.
 
-    With everything off that starts small: the blocks' residual paths and the output's weights for other channels.
-    The outermost LR pixels see the padding. What is left is the rounding of the weights to float32.
+    With everything off that starts small: the blocks' residual paths and the output's weights for
+    other channels. The outermost LR pixels see the padding. What is left is the rounding of the
+    weights to float32.
     """
     net = asrn(scale, 3, 16, upsampler=upsampler)
     for block in net.blocks:
@@ -57,7 +63,9 @@ def test_a_quadratic_image_starts_exact(scale: int, upsampler: str) -> None:
 
 def psnr_of_luma(actual: Tensor, expected: Tensor, shave: int) -> float:
     inside = slice(shave, -shave)
-    difference = torch.einsum("bchw,c->bhw", (actual.clamp(0, 1) - expected).double(), LUMA)[..., inside, inside]
+    difference = torch.einsum("bchw,c->bhw", (actual.clamp(0, 1) - expected).double(), LUMA)[
+        ..., inside, inside
+    ]
     return -10 * math.log10(difference.square().mean().item())
 
 
@@ -65,8 +73,12 @@ def psnr_of_luma(actual: Tensor, expected: Tensor, shave: int) -> float:
 @pytest.mark.parametrize("skip", [None, "bicubic"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @torch.no_grad()
-def test_every_depth_starts_near_an_interpolator(scale: int, skip: str | None, upsampler: str) -> None:
-    """On photographs: within 0.2 dB of bicubic enlargement or above it; PyTorch's own start lies 14 dB below."""
+def test_every_depth_starts_near_an_interpolator(
+    scale: int, skip: str | None, upsampler: str
+) -> None:
+    """On photographs: within 0.2 dB of bicubic enlargement or above it; PyTorch's own start lies 14
+    dB below.
+    """
     for number, name in enumerate(PHOTOGRAPHS):
         photograph = np.ascontiguousarray(getattr(skimage.data, name)()[64:208, 64:208])
         hr = torch.from_numpy(photograph).permute(2, 0, 1)[None].float() / 255
@@ -97,7 +109,11 @@ def test_default_start_is_pytorchs_own() -> None:
     torch.manual_seed(3)
     block = MultiScaleBlock(16)
     stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1))
-    for module, expected in ((net.blocks[0], block), (net.stem, stem), (net.head, DeconvHead(16, 2))):
+    for module, expected in (
+        (net.blocks[0], block),
+        (net.stem, stem),
+        (net.head, DeconvHead(16, 2)),
+    ):
         for actual, wanted in zip(module.parameters(), expected.parameters(), strict=True):
             assert torch.equal(actual, wanted)
 
@@ -115,12 +131,16 @@ def test_skip_is_the_plain_network_plus_bicubic(upsampler: str, fold: bool) -> N
     plain.load_state_dict(with_skip.state_dict())
     x = torch.rand(2, 3, 7, 6)
     for depth in (1, 2):
-        assert torch.equal(with_skip(x, depth=depth), plain(x, depth=depth) + bicubic_upsample(x, 3))
+        assert torch.equal(
+            with_skip(x, depth=depth), plain(x, depth=depth) + bicubic_upsample(x, 3)
+        )
 
 
 @pytest.mark.parametrize("upsampler", ["deconv", "subpixel"])
 @pytest.mark.parametrize("fold", [True, False])
-def test_one_pass_enlarges_the_image_once(upsampler: str, fold: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_enlarges_the_image_once(
+    upsampler: str, fold: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = asrn(2, 3, 16, upsampler=upsampler, skip="bicubic", fold=fold).eval()
     seen: list[torch.Tensor] = []
 
@@ -144,7 +164,9 @@ def test_one_pass_enlarges_the_image_once(upsampler: str, fold: bool, monkeypatc
 def test_the_skip_starts_with_the_same_carried_channels_and_an_output_that_takes_nothing_of_them(
     upsampler: str,
 ) -> None:
-    """The output could take what the interpolator takes: without that the training sits on a plateau."""
+    """The output could take what the interpolator takes: without that the training sits on a
+    plateau.
+    """
     states = []
     for skip in (None, "bicubic"):
         torch.manual_seed(3)

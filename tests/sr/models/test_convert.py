@@ -1,4 +1,6 @@
-"""The authors' checkpoints: every wrapping and kind of file is loaded strictly and written back; others are refused."""
+"""The authors' checkpoints: every wrapping and kind of file is loaded strictly and written back;
+others are refused.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ IGNORE_PROTOCOL = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 
 def official(plain: GlobalSkipNetwork) -> Checkpoint:
-    """A synthetic official checkpoint: random values, in the mean shifts too, under the plain network's keys."""
+    """A synthetic official checkpoint: random values, in the mean shifts too, under the plain
+    network's keys.
+    """
     return {name: torch.randn_like(tensor) / 10 for name, tensor in plain.state_dict().items()}
 
 
@@ -44,7 +48,9 @@ def prefixed(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def equal(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 WRAPPINGS: dict[str, Callable[[Checkpoint], Any]] = {
@@ -54,7 +60,10 @@ WRAPPINGS: dict[str, Callable[[Checkpoint], Any]] = {
     "model.module.": lambda state: prefixed("model.module.", state),
     "state_dict": lambda state: {"state_dict": state, "epoch": 300},
     "params": lambda state: {"params": state},
-    "params_ema": lambda state: {"params": {name: tensor * 2 for name, tensor in state.items()}, "params_ema": state},
+    "params_ema": lambda state: {
+        "params": {name: tensor * 2 for name, tensor in state.items()},
+        "params_ema": state,
+    },
     "nested": lambda state: {"state_dict": {"params": prefixed("module.", state)}},
 }
 
@@ -65,7 +74,9 @@ WRAPPINGS: dict[str, Callable[[Checkpoint], Any]] = {
 @pytest.mark.parametrize("make", [small_edsr, small_rcan])
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @torch.no_grad()
-def test_every_wrapping_loads_strictly(wrapping: str, make: Callable[[], Checkpoint], tmp_path: Path) -> None:
+def test_every_wrapping_loads_strictly(
+    wrapping: str, make: Callable[[], Checkpoint], tmp_path: Path
+) -> None:
     state = make()
     path = tmp_path / "official.pth"
     torch.save(WRAPPINGS[wrapping](state), path)
@@ -100,15 +111,26 @@ def test_sizes_are_told_from_the_tensors(data: st.DataObject) -> None:
         edsr_state = EDSR(scale, num_blocks, channels).state_dict()
         sizes = {"scale": scale, "num_blocks": num_blocks, "channels": channels}
         assert infer(edsr_state) == ("edsr", sizes)
-        group_size, reduction = data.draw(st.integers(1, 11)), data.draw(st.sampled_from([1, 2, channels]))
-        reduction = channels // (channels // reduction)  # several reductions give one width: the least is told
+        group_size, reduction = (
+            data.draw(st.integers(1, 11)),
+            data.draw(st.sampled_from([1, 2, channels])),
+        )
+        # several reductions give one width: the least is told
+        reduction = channels // (channels // reduction)
         rcan_state = RCAN(scale, num_blocks, channels, group_size, reduction).state_dict()
-        assert infer(rcan_state) == ("rcan", {**sizes, "group_size": group_size, "reduction": reduction})
+        assert infer(rcan_state) == (
+            "rcan",
+            {**sizes, "group_size": group_size, "reduction": reduction},
+        )
 
 
 def test_published_sizes_are_told() -> None:
     with torch.device("meta"):
-        assert infer(EDSR(4, 32, 256).state_dict())[1] == {"scale": 4, "num_blocks": 32, "channels": 256}
+        assert infer(EDSR(4, 32, 256).state_dict())[1] == {
+            "scale": 4,
+            "num_blocks": 32,
+            "channels": 256,
+        }
         assert infer(RCAN(4).state_dict())[1] == {
             "scale": 4,
             "num_blocks": 10,
@@ -124,7 +146,10 @@ def test_published_sizes_are_told() -> None:
 def test_arguments_replace_or_complete_what_is_told() -> None:
     net = load_official(small_edsr(), res_scale=0.1, taps=(1, 3), fold=False)
     assert net.taps == (1, 3)
-    assert net.origin == ("edsr", {"scale": 4, "num_blocks": 3, "channels": 8, "res_scale": 0.1, "fold": False})
+    assert net.origin == (
+        "edsr",
+        {"scale": 4, "num_blocks": 3, "channels": 8, "res_scale": 0.1, "fold": False},
+    )
     assert {block.res_scale for block in net.blocks} == {0.1}
     with pytest.raises(TypeError, match="reduction"):
         load_official(small_edsr(), reduction=2)
@@ -142,7 +167,9 @@ def test_a_truncated_net_goes_back_to_the_authors_keys() -> None:
     plain.load_state_dict(official_state_dict(net.truncate(1)))
     x = torch.rand(1, 3, 5, 4)
     assert torch.equal(net(x, depth=1), plain(x * 255) / 255)
-    with pytest.raises(ValueError, match=r"a net that edsr\(\), rcan\(\) or load_official\(\) made"):
+    with pytest.raises(
+        ValueError, match=r"a net that edsr\(\), rcan\(\) or load_official\(\) made"
+    ):
         official_state_dict(asrn(2, 1, 16))
 
 
@@ -162,22 +189,46 @@ def without(state: Checkpoint, *names: str) -> Checkpoint:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: without(state, "sub_mean.bias"), r"edsr\(scale=4, num_blocks=3, .*; missing: sub_mean.bias$"),
-        (lambda state: without(state, "head.0.weight"), "missing: head.0.weight; expected the official keys"),
+        (
+            lambda state: without(state, "sub_mean.bias"),
+            r"edsr\(scale=4, num_blocks=3, .*; missing: sub_mean.bias$",
+        ),
+        (
+            lambda state: without(state, "head.0.weight"),
+            "missing: head.0.weight; expected the official keys",
+        ),
         (lambda state: state | {"extra.weight": torch.ones(1)}, "unexpected: extra.weight$"),
-        (lambda state: state | {"tail.1.bias": torch.ones(4)}, r"shape: tail.1.bias \(4,\) instead of \(3,\)"),
+        (
+            lambda state: state | {"tail.1.bias": torch.ones(4)},
+            r"shape: tail.1.bias \(4,\) instead of \(3,\)",
+        ),
         (lambda state: state | {"head.0.weight": torch.ones(3)}, r"head.0.weight has shape \(3,\)"),
         (
             lambda state: state | {"tail.0.0.weight": torch.ones(8 * 25, 8, 3, 3)},
             "scale 25: expected one of 2, 3, 4, 8",
         ),
-        (lambda state: state | {"body.999999999.weight": torch.ones(1)}, "num_blocks=4.*missing: .*body.3.body.0"),
-        (lambda state: prefixed("generator.", state), "found generator.sub_mean.weight, .* and 22 more"),
+        (
+            lambda state: state | {"body.999999999.weight": torch.ones(1)},
+            "num_blocks=4.*missing: .*body.3.body.0",
+        ),
+        (
+            lambda state: prefixed("generator.", state),
+            "found generator.sub_mean.weight, .* and 22 more",
+        ),
         (lambda state: {"conv_first.weight": torch.ones(8, 3, 3, 3)}, "found conv_first.weight$"),
-        (lambda state: state | {"epoch": 3}, "the mapping: entry 'epoch' is of type int: expected tensors under names"),
-        (lambda state: {}, "the mapping: holds dict: expected a state dict with at least one tensor"),
+        (
+            lambda state: state | {"epoch": 3},
+            "the mapping: entry 'epoch' is of type int: expected tensors under names",
+        ),
+        (
+            lambda state: {},
+            "the mapping: holds dict: expected a state dict with at least one tensor",
+        ),
         (lambda state: {"params": {}}, "the mapping: holds dict"),
-        (lambda state: {0: torch.ones(1)}, "the mapping: entry 0 is of type Tensor: expected tensors under names"),
+        (
+            lambda state: {0: torch.ones(1)},
+            "the mapping: entry 0 is of type Tensor: expected tensors under names",
+        ),
         (lambda state: holding_itself(), "the mapping: entry 'params' is of type dict"),
     ],
 )
@@ -188,7 +239,8 @@ def test_keys_that_do_not_fit_are_named(change: Callable[[Checkpoint], Any], mes
 
 def test_a_wrong_size_is_named() -> None:
     with pytest.raises(
-        ValueError, match=r"num_blocks=2, .*missing: body.2.weight.*unexpected: body.2.body.0.*and 2 more"
+        ValueError,
+        match=r"num_blocks=2, .*missing: body.2.weight.*unexpected: body.2.body.0.*and 2 more",
     ):
         load_official(small_edsr(), num_blocks=2)
 
@@ -209,7 +261,8 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     for write in (torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))):
         write({"state_dict": small_edsr(), "payload": Payload(folder)}, path)
         with pytest.raises(
-            ValueError, match=r"evil.pth: damaged, or not a checkpoint of plain tensors.*save the state"
+            ValueError,
+            match=r"evil.pth: damaged, or not a checkpoint of plain tensors.*save the state",
         ):
             load_official(path)
         assert not folder.exists()
@@ -234,7 +287,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             for _ in range(20):
                 damaged[randomness.randrange(min(len(whole), 2000))] = randomness.randrange(256)
             path.write_bytes(damaged)
-            with suppress(ValueError):  # any other error fails; a changed value is not seen, without a checksum
+            # any other error fails; a changed value is not seen, without a checksum
+            with suppress(ValueError):
                 load_official(path)
 
 

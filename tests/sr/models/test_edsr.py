@@ -1,4 +1,6 @@
-"""EDSR: the published counts and keys, the plain network against a naive one, the elastic one against the plain one."""
+"""EDSR: the published counts and keys, the plain network against a naive one, the elastic one
+against the plain one.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +50,20 @@ def test_parameters(num_blocks: int, channels: int, counts: dict[int, int]) -> N
 
 @pytest.mark.parametrize(("scale", "convs"), [(2, [0]), (3, [0]), (4, [0, 2]), (8, [0, 2, 4])])
 def test_state_dict_has_the_authors_keys(scale: int, convs: list[int]) -> None:
-    parts = ["sub_mean", "add_mean", "head.0", "body.16", "tail.1", *(f"tail.0.{index}" for index in convs)]
+    parts = [
+        "sub_mean",
+        "add_mean",
+        "head.0",
+        "body.16",
+        "tail.1",
+        *(f"tail.0.{index}" for index in convs),
+    ]
     parts += [f"body.{block}.body.{layer}" for block in range(16) for layer in (0, 2)]
     with torch.device("meta"):
         state = EDSR(scale).state_dict()
-    assert sorted(state) == sorted(f"{part}.{kind}" for part in parts for kind in ("weight", "bias"))
+    assert sorted(state) == sorted(
+        f"{part}.{kind}" for part in parts for kind in ("weight", "bias")
+    )
     assert state["tail.0.0.weight"].shape == (64 * (9 if scale == 3 else 4), 64, 3, 3)
 
 
@@ -60,7 +71,9 @@ def test_default_res_scale_is_the_authors() -> None:
     with torch.device("meta"):
         full, baseline, other = EDSR(2, 32, 256), EDSR(2), EDSR(2, 32, 64)
     for plain, expected in ((full, 0.1), (baseline, 1.0), (other, 1.0)):
-        assert {block.res_scale for block in plain.body if isinstance(block, ResidualBlock)} == {expected}
+        assert {block.res_scale for block in plain.body if isinstance(block, ResidualBlock)} == {
+            expected
+        }
         assert plain.arguments["res_scale"] == expected
 
 
@@ -98,7 +111,9 @@ def naive_edsr(state: dict[str, Tensor], x: Tensor, num_blocks: int, res_scale: 
 
     x = start = conv(conv(x, "sub_mean"), "head.0")
     for block in range(num_blocks):
-        x = x + res_scale * conv(conv(x, f"body.{block}.body.0").clamp_min(0), f"body.{block}.body.2")
+        x = x + res_scale * conv(
+            conv(x, f"body.{block}.body.0").clamp_min(0), f"body.{block}.body.2"
+        )
     x = conv(x, f"body.{num_blocks}") + start
     for index in (0, 2, 4):
         if f"tail.0.{index}.weight" in state:
@@ -133,10 +148,18 @@ def cut(plain: EDSR, x: Tensor, depth: int) -> Tensor:
 def test_every_depth_is_the_plain_network_cut(data: st.DataObject) -> None:
     """Bit for bit with fold=False: net(x) is plain(x * 255) / 255."""
     scale = data.draw(st.sampled_from([2, 3, 4, 8]), "scale")
-    num_blocks, channels = data.draw(st.integers(1, 4), "num_blocks"), data.draw(st.integers(1, 9), "channels")
+    num_blocks, channels = (
+        data.draw(st.integers(1, 4), "num_blocks"),
+        data.draw(st.integers(1, 9), "channels"),
+    )
     res_scale = data.draw(st.sampled_from([0.1, 0.3, 1.0]), "res_scale")
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]), "dtype")
-    shape = (data.draw(st.integers(1, 2)), 3, data.draw(st.integers(1, 16)), data.draw(st.integers(1, 16)))
+    shape = (
+        data.draw(st.integers(1, 2)),
+        3,
+        data.draw(st.integers(1, 16)),
+        data.draw(st.integers(1, 16)),
+    )
     plain = EDSR(scale, num_blocks, channels, res_scale)
     randomized(plain).to(dtype)
     net = wrap(plain, "edsr", fold=False)
@@ -147,7 +170,9 @@ def test_every_depth_is_the_plain_network_cut(data: st.DataObject) -> None:
 
 
 def test_images_of_bytes_reach_the_network_as_whole_numbers() -> None:
-    """x / 255 * 255 gives back every byte, so that a network on 0..1 sees what the authors' saw on 0..255."""
+    """x / 255 * 255 gives back every byte, so that a network on 0..1 sees what the authors' saw on
+    0..255.
+    """
     values = torch.arange(256, dtype=torch.float32)
     assert torch.equal(values / 255 * 255, values)
 
@@ -178,7 +203,9 @@ def test_folded_network_equals_the_plain_one(data: st.DataObject) -> None:
     expected = plain.forward_taps(x)
     torch.testing.assert_close(folded.forward_taps(x), expected, rtol=1e-11, atol=1e-13)
     pays = 6 * (shape[2] + shape[3]) < shape[2] * shape[3]
-    assert len(calls) == pays, "one kernel for all taps, and none where the strips would cover the image"
+    assert len(calls) == pays, (
+        "one kernel for all taps, and none where the strips would cover the image"
+    )
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
@@ -205,7 +232,9 @@ def test_gradients_of_the_folded_network_equal_the_plain_ones(scale: int) -> Non
     x = torch.rand(2, 3, 14, 13, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(2, 3, 14 * scale, 13 * scale, dtype=torch.float64)
     for net in (folded, plain):
-        loss = torch.stack([(weights * prediction).sum() for prediction in net.forward_taps(x).predictions]).sum()
+        loss = torch.stack(
+            [(weights * prediction).sum() for prediction in net.forward_taps(x).predictions]
+        ).sum()
         learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
         assert len(learned) == len([*net.parameters()]) - 4, "the mean shifts are fixed"
         gradients.append(torch.autograd.grad(loss, [x, *learned]))

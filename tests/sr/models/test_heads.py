@@ -1,4 +1,6 @@
-"""Heads: the folded head against the plain one and against impulses sent through it; the bicubic skip."""
+"""Heads: the folded head against the plain one and against impulses sent through it; the bicubic
+skip.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,16 @@ CASES = {
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-def heads(scale: int, channels: int = 6, hidden: int = 5, skip: str | None = None) -> tuple[DeconvHead, DeconvHead]:
-    """The folded head and the plain one with the same weights; biases ten times the features, so that borders show."""
-    folded, plain = DeconvHead(channels, scale, hidden, skip=skip), DeconvHead(channels, scale, hidden, False, skip)
+def heads(
+    scale: int, channels: int = 6, hidden: int = 5, skip: str | None = None
+) -> tuple[DeconvHead, DeconvHead]:
+    """The folded head and the plain one with the same weights; biases ten times the features, so
+    that borders show.
+    """
+    folded, plain = (
+        DeconvHead(channels, scale, hidden, skip=skip),
+        DeconvHead(channels, scale, hidden, False, skip),
+    )
     with torch.no_grad():
         for name, parameter in folded.named_parameters():
             if name.endswith("bias"):
@@ -43,7 +52,9 @@ def heads(scale: int, channels: int = 6, hidden: int = 5, skip: str | None = Non
 
 
 def assert_near(actual: Tensor, expected: Tensor, relative: float) -> None:
-    """Equal within `relative` of the largest entry: of a sum's size, not of what cancellation leaves of it."""
+    """Equal within `relative` of the largest entry: of a sum's size, not of what cancellation
+    leaves of it.
+    """
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype
     difference = (actual.double() - expected.double()).abs().max().item()
@@ -96,7 +107,9 @@ def test_plain_head_is_its_layers_bit_for_bit(scale: int) -> None:
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_kernels_are_the_plain_heads_impulse_response(scale: int) -> None:
-    """An impulse in the middle of 3x3 zeros; the kernel's tap (row, column) meets it in the cell on the other side."""
+    """An impulse in the middle of 3x3 zeros; the kernel's tap (row, column) meets it in the cell on
+    the other side.
+    """
     head, _ = heads(scale, channels=4)
     head.double()
     kernel, bias_kernel = head.folded_kernels()
@@ -104,7 +117,8 @@ def test_kernels_are_the_plain_heads_impulse_response(scale: int) -> None:
     silence = inner_map(head, nothing)  # the inner biases alone, everywhere
     inner = torch.zeros_like(silence)
     middle = slice(scale, 2 * scale)
-    inner[:, :, middle, middle] = silence[:, :, middle, middle]  # the inner biases of one LR position
+    # the inner biases of one LR position
+    inner[:, :, middle, middle] = silence[:, :, middle, middle]
 
     def respond(x: Tensor) -> Tensor:
         return F.conv2d(x, head.output.weight, padding=1)
@@ -127,7 +141,9 @@ def test_kernels_are_the_plain_heads_impulse_response(scale: int) -> None:
 
 
 def test_parameters_are_the_canonical_ones() -> None:
-    """Folding adds no parameter, no buffer and no key; 24,387 parameters at x2 with 96 channels (published 24K)."""
+    """Folding adds no parameter, no buffer and no key; 24,387 parameters at x2 with 96 channels
+    (published 24K).
+    """
     folded, plain = DeconvHead(96, 2), DeconvHead(96, 2, fold=False)
     assert sum(parameter.numel() for parameter in folded.parameters()) == 24_387
     folded(torch.rand(1, 96, 4, 4))
@@ -151,11 +167,15 @@ def test_under_bfloat16_autocast(scale: int, fold: bool) -> None:
     for actual, expected in zip(kernels, head.folded_kernels(), strict=True):
         assert torch.equal(actual, expected)
     output.float().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in head.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in head.parameters()
+    )
 
 
 @pytest.mark.parametrize("skip", [None, "bicubic"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)], ids=str
+)
 def test_half_precision_weights(dtype: torch.dtype, tolerance: float, skip: str | None) -> None:
     """Against float64 from the same rounded weights."""
     for scale in (1, 2, 3, 4):
@@ -183,7 +203,9 @@ def test_one_prepare_serves_taps_of_any_size_and_dtype(fold: bool) -> None:
     loss = torch.stack([output.square().sum() for output in outputs]).sum()
     expected_loss = torch.stack([plain(features).square().sum() for features in taps]).sum()
     gradients = torch.autograd.grad(loss, [*folded.parameters()])
-    for actual, expected in zip(gradients, torch.autograd.grad(expected_loss, [*plain.parameters()]), strict=True):
+    for actual, expected in zip(
+        gradients, torch.autograd.grad(expected_loss, [*plain.parameters()]), strict=True
+    ):
         assert_near(actual, expected, 1e-10)
 
     folded, plain = heads(2)
@@ -210,7 +232,9 @@ def test_compiles_whole_with_gradients(scale: int) -> None:
     outcomes = []
     for call in (compiled, head):
         output = call(features)
-        outcomes.append((output, *torch.autograd.grad((output * weights).sum(), [*head.parameters()])))
+        outcomes.append(
+            (output, *torch.autograd.grad((output * weights).sum(), [*head.parameters()]))
+        )
     for actual, expected in zip(*outcomes, strict=True):
         assert_near(actual, expected, 1e-5)
 
@@ -225,28 +249,43 @@ def test_on_cuda_the_kernels_are_as_exact_as_on_the_cpu() -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize(("scale", "tap_weights"), [(3, "paper"), (4, lambda step: ramp(step, 10, 0.5, 1.0))])
+@pytest.mark.parametrize(
+    ("scale", "tap_weights"), [(3, "paper"), (4, lambda step: ramp(step, 10, 0.5, 1.0))]
+)
 def test_a_step_becomes_a_cuda_graph_with_the_same_losses(scale: int, tap_weights: Any) -> None:
-    """Channels-last, as the recipe trains: nothing of the step may lie on the CPU, or there is no graph."""
+    """Channels-last, as the recipe trains: nothing of the step may lie on the CPU, or there is no
+    graph.
+    """
     curves = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        net = asrn(scale, num_blocks=2, channels=16, skip="bicubic").cuda().to(memory_format=torch.channels_last)  # pyright: ignore
+        net = (
+            asrn(scale, num_blocks=2, channels=16, skip="bicubic")
+            .cuda()
+            .to(memory_format=torch.channels_last)
+        )  # pyright: ignore
         objective = ElasticObjective(net, F.l1_loss, 1e-3, tap_weights=tap_weights)
         call = torch.compile(objective, mode="reduce-overhead") if compiled else objective
         step = TrainingStep(call, net, torch.optim.Adam(net.parameters(), lr=1e-3, fused=True))
         counters.clear()
         images = torch.rand(6, 2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
         batches = [(lr.cuda(), F.interpolate(lr.cuda(), scale_factor=scale)) for lr in images]
-        curves.append([step(lambda *_, batch=batch: batch, n).total.item() for n, batch in enumerate(batches)])
+        curves.append(
+            [step(lambda *_, batch=batch: batch, n).total.item() for n, batch in enumerate(batches)]
+        )
         assert not counters["inductor"]["cudagraph_skips"]
     assert curves[1] == pytest.approx(curves[0], rel=1e-3)
 
 
 def test_exports_with_free_height_and_width() -> None:
     head, plain = heads(2)
-    size = {2: torch.export.Dim("height", min=2, max=64), 3: torch.export.Dim("width", min=2, max=64)}
-    program = torch.export.export(head.eval(), (torch.randn(1, 6, 5, 6),), dynamic_shapes=(size,)).module()
+    size = {
+        2: torch.export.Dim("height", min=2, max=64),
+        3: torch.export.Dim("width", min=2, max=64),
+    }
+    program = torch.export.export(
+        head.eval(), (torch.randn(1, 6, 5, 6),), dynamic_shapes=(size,)
+    ).module()
     for height, width in ((5, 6), (9, 3)):
         features = torch.randn(1, 6, height, width)
         assert_near(program(features), plain(features), 1e-5)
@@ -263,18 +302,26 @@ def test_subpixel_head_is_its_layers_bit_for_bit() -> None:
     for channel in range(4):
         for row in range(3):
             for column in range(3):
-                shuffled[:, channel, row::3, column::3] = expanded[:, channel * 9 + row * 3 + column]
+                shuffled[:, channel, row::3, column::3] = expanded[
+                    :, channel * 9 + row * 3 + column
+                ]
     assert torch.equal(head(features), head.output(shuffled))
 
 
-@pytest.mark.parametrize("make", [lambda s, k: DeconvHead(4, s, 5, True, k), lambda s, k: SubpixelHead(4, s, k)])
+@pytest.mark.parametrize(
+    "make", [lambda s, k: DeconvHead(4, s, 5, True, k), lambda s, k: SubpixelHead(4, s, k)]
+)
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_skip_adds_the_enlarged_image(make: Callable[[int, str | None], nn.Module], scale: int) -> None:
+def test_skip_adds_the_enlarged_image(
+    make: Callable[[int, str | None], nn.Module], scale: int
+) -> None:
     head, without = make(scale, "bicubic"), make(scale, None)
     without.load_state_dict(head.state_dict())
     features, image = torch.randn(2, 4, 5, 6), torch.rand(2, 3, 5, 6)
     assert torch.equal(head(features, image), without(features) + bicubic_upsample(image, scale))
-    with pytest.raises(ValueError, match=r"skip='bicubic' is called as head\(features, image\).*missing"):
+    with pytest.raises(
+        ValueError, match=r"skip='bicubic' is called as head\(features, image\).*missing"
+    ):
         head(features)
 
 
@@ -285,8 +332,11 @@ def test_bicubic_upsample_is_imresize_away_from_the_border(scale: int) -> None:
     expected = imresize(image.double(), scale)
     actual = bicubic_upsample(image, scale)
     assert actual.shape == expected.shape
-    torch.testing.assert_close(actual.double()[..., inside, inside], expected[..., inside, inside], rtol=0, atol=1e-6)
-    assert (actual.double() - expected).abs().max() < 0.3  # other weights at the border, but no nonsense there
+    torch.testing.assert_close(
+        actual.double()[..., inside, inside], expected[..., inside, inside], rtol=0, atol=1e-6
+    )
+    # other weights at the border, but no nonsense there
+    assert (actual.double() - expected).abs().max() < 0.3
 
 
 @pytest.mark.parametrize("wide", [torch.float32, torch.float64])

@@ -1,4 +1,6 @@
-"""The weights that come with the package: what docs/results/ says of them is true of these very files."""
+"""The weights that come with the package: what docs/results/ says of them is true of these very
+files.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def weights(request) -> Path:
 
 @pytest.fixture
 def record(weights) -> dict:
-    return json.loads((RESULTS / f"{weights.stem.removeprefix('asrn_').replace('_', '-')}.json").read_text())
+    return json.loads(
+        (RESULTS / f"{weights.stem.removeprefix('asrn_').replace('_', '-')}.json").read_text()
+    )
 
 
 def test_each_has_its_model_card_and_nothing_else_lies_there():
@@ -69,14 +73,18 @@ def test_the_command_takes_them(scale, tmp_path):
     photo = scikit_image_photos()["coffee"][100:130, 100:140]
     small, large = tmp_path / "small.png", tmp_path / "large.png"
     Image.fromarray(photo).save(small)
-    assert main(["upscale", str(small), "-o", str(large), "--scale", str(scale), "--depth", "2"]) == 0
+    assert (
+        main(["upscale", str(small), "-o", str(large), "--scale", str(scale), "--depth", "2"]) == 0
+    )
     expected = Upscaler(asrn(scale, pretrained=True, depth=2))(photo)
     assert np.array_equal(np.asarray(Image.open(large)), expected)
 
 
 def test_scores_on_set5_are_those_of_the_results(weights, record, data_dir, tmp_path):
     net = load(weights)
-    ((_, pairs),) = load_sets([data_dir / "benchmark" / "Set5"], [scale_of(net)], cache_dir=tmp_path, progress=False)
+    ((_, pairs),) = load_sets(
+        [data_dir / "benchmark" / "Set5"], [scale_of(net)], cache_dir=tmp_path, progress=False
+    )
     kept = {row["depth"]: row for row in record["sets"] if row["data"] == "Set5" and row["depth"]}
     scores = evaluate(net, pairs)
     assert scores.keys() == kept.keys()

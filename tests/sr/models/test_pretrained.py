@@ -18,13 +18,16 @@ def test_weights_are_found_by_scale(tmp_path: Path) -> None:
     assert weights_file(3, tmp_path) == tmp_path / "asrn_x3.safetensors"
     assert load(weights_file(3, tmp_path)).taps == (1,)
     with pytest.raises(
-        ValueError, match=r"scale 2: weights are packaged for 3; take a checkpoint of your own \(--weights"
+        ValueError,
+        match=r"scale 2: weights are packaged for 3; take a checkpoint of your own \(--weights",
     ):
         weights_file(2, tmp_path)
 
 
 def test_no_weights_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="scale 4: no weights are packaged; take a checkpoint of your own"):
+    with pytest.raises(
+        ValueError, match="scale 4: no weights are packaged; take a checkpoint of your own"
+    ):
         weights_file(4, tmp_path)
 
 
@@ -35,7 +38,10 @@ def test_the_package_has_a_place_for_them() -> None:
 
 
 def test_asrn_takes_them_at_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    default, published = asrn(3, num_blocks=3, channels=8, skip="bicubic"), asrn(3, num_blocks=2, channels=8)
+    default, published = (
+        asrn(3, num_blocks=3, channels=8, skip="bicubic"),
+        asrn(3, num_blocks=2, channels=8),
+    )
     save(default, tmp_path / "asrn_x3.safetensors")
     save(published, tmp_path / "asrn_x3_published.safetensors")
     monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
@@ -46,16 +52,21 @@ def test_asrn_takes_them_at_any_depth(tmp_path: Path, monkeypatch: pytest.Monkey
         assert not net.training
         assert torch.equal(net(x), default.eval()(x, depth=depth))
     assert torch.equal(asrn(scale=3, pretrained="published")(x), published.eval()(x))
-    with pytest.raises(ValueError, match=r"scale 2 \(published\): weights are packaged for 3; take"):
+    with pytest.raises(
+        ValueError, match=r"scale 2 \(published\): weights are packaged for 3; take"
+    ):
         asrn(2, pretrained="published")
 
 
 def test_asrn_refuses_what_the_file_decides() -> None:
     with pytest.raises(
-        ValueError, match=r"asrn\(pretrained=True, channels=64, skip='bicubic'\): leave out what the file"
+        ValueError,
+        match=r"asrn\(pretrained=True, channels=64, skip='bicubic'\): leave out what the file",
     ):
         asrn(4, channels=64, skip="bicubic", pretrained=True)
-    with pytest.raises(ValueError, match="pretrained weights 'best': expected one of default, published"):
+    with pytest.raises(
+        ValueError, match="pretrained weights 'best': expected one of default, published"
+    ):
         asrn(4, pretrained="best")
     assert asrn(4, channels=8, num_blocks=1, pretrained=None).training
     with pytest.raises(ValueError, match="depth 2: only with pretrained=True"):

@@ -1,4 +1,6 @@
-"""RCAN: the published counts and keys, its parts against naive ones, the elastic network against the plain one."""
+"""RCAN: the published counts and keys, its parts against naive ones, the elastic network against
+the plain one.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,14 @@ def test_parameters() -> None:
 
 @pytest.mark.parametrize(("scale", "convs"), [(2, [0]), (3, [0]), (4, [0, 2])])
 def test_state_dict_has_the_authors_keys(scale: int, convs: list[int]) -> None:
-    parts = ["sub_mean", "add_mean", "head.0", "body.10", "tail.1", *(f"tail.0.{index}" for index in convs)]
+    parts = [
+        "sub_mean",
+        "add_mean",
+        "head.0",
+        "body.10",
+        "tail.1",
+        *(f"tail.0.{index}" for index in convs),
+    ]
     for group in range(10):
         parts.append(f"body.{group}.body.20")
         for block in range(20):
@@ -43,7 +52,9 @@ def test_state_dict_has_the_authors_keys(scale: int, convs: list[int]) -> None:
             parts += [f"body.{group}.body.{block}.body.{layer}" for layer in layers]
     with torch.device("meta"):
         state = RCAN(scale).state_dict()
-    assert sorted(state) == sorted(f"{part}.{kind}" for part in parts for kind in ("weight", "bias"))
+    assert sorted(state) == sorted(
+        f"{part}.{kind}" for part in parts for kind in ("weight", "bias")
+    )
     assert state["body.0.body.0.body.3.conv_du.0.weight"].shape == (4, 64, 1, 1)
 
 
@@ -76,7 +87,9 @@ def naive_attention(attention: ChannelAttention, x: Tensor) -> Tensor:
 @settings(max_examples=15)
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
 @torch.no_grad()
-def test_channel_attention_equals_the_naive_one(channels: int, reduction: int, height: int, width: int) -> None:
+def test_channel_attention_equals_the_naive_one(
+    channels: int, reduction: int, height: int, width: int
+) -> None:
     attention = ChannelAttention(channels, min(reduction, channels)).double()
     x = 4 * torch.randn(2, channels, height, width, dtype=torch.float64)
     torch.testing.assert_close(attention(x), naive_attention(attention, x), rtol=1e-12, atol=1e-12)
@@ -110,10 +123,18 @@ def cut(plain: RCAN, x: Tensor, depth: int) -> Tensor:
 @torch.no_grad()
 def test_every_depth_is_the_plain_network_cut(data: st.DataObject) -> None:
     """Bit for bit with fold=False: net(x) is plain(x * 255) / 255; with the fold up to rounding."""
-    scale, num_blocks = data.draw(st.sampled_from([2, 3, 4]), "scale"), data.draw(st.integers(1, 3), "num_blocks")
-    channels, group_size = data.draw(st.integers(2, 9), "channels"), data.draw(st.integers(1, 3), "group_size")
+    scale, num_blocks = (
+        data.draw(st.sampled_from([2, 3, 4]), "scale"),
+        data.draw(st.integers(1, 3), "num_blocks"),
+    )
+    channels, group_size = (
+        data.draw(st.integers(2, 9), "channels"),
+        data.draw(st.integers(1, 3), "group_size"),
+    )
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]), "dtype")
-    plain = RCAN(scale, num_blocks, channels, group_size, data.draw(st.integers(1, channels), "reduction")).to(dtype)
+    plain = RCAN(
+        scale, num_blocks, channels, group_size, data.draw(st.integers(1, channels), "reduction")
+    ).to(dtype)
     for shift in (plain.sub_mean, plain.add_mean):
         for parameter in shift.parameters():
             parameter += torch.randn_like(parameter)
@@ -133,7 +154,14 @@ def test_every_depth_is_the_plain_network_cut(data: st.DataObject) -> None:
 @torch.no_grad()
 def test_saved_and_loaded_by_name_at_every_depth(tmp_path: Path) -> None:
     net = rcan(2, 3, 8, group_size=2, reduction=4).eval()
-    sizes = {"scale": 2, "num_blocks": 3, "channels": 8, "group_size": 2, "reduction": 4, "fold": True}
+    sizes = {
+        "scale": 2,
+        "num_blocks": 3,
+        "channels": 8,
+        "group_size": 2,
+        "reduction": 4,
+        "fold": True,
+    }
     assert net.origin == ("rcan", sizes)
     x = torch.rand(1, 3, 14, 15)
     elasticnet.save(net, tmp_path / "whole.safetensors")
@@ -174,7 +202,9 @@ def test_the_trunk_costs_more_than_all_taps() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     for reduction in (0, 9):
-        with pytest.raises(ValueError, match=f"reduction {reduction}: expected 1 to 8, the number of channels"):
+        with pytest.raises(
+            ValueError, match=f"reduction {reduction}: expected 1 to 8, the number of channels"
+        ):
             rcan(2, 1, 8, reduction=reduction)
     with pytest.raises(ValueError, match="scale 6: expected one of 2, 3, 4, 8"):
         rcan(6, 1, 8, group_size=1, reduction=2)

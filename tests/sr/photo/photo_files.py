@@ -1,4 +1,6 @@
-"""Image files for the tests of photographs: a PNG reader and writer by hand, EXIF, colour profiles."""
+"""Image files for the tests of photographs: a PNG reader and writer by hand, EXIF, colour
+profiles.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # of PNG's colour types
 
 
 def png_bytes(samples: np.ndarray, extra: tuple[tuple[bytes, bytes], ...] = ()) -> bytes:
-    """A PNG without filters of uint8 or uint16 samples (h, w, c), with further chunks behind the header."""
+    """A PNG without filters of uint8 or uint16 samples (h, w, c), with further chunks behind the
+    header.
+    """
     height, width, channels = samples.shape
     color = {count: color for color, count in CHANNELS.items()}[channels]
     rows = samples.astype(samples.dtype.newbyteorder(">"))
@@ -21,7 +25,8 @@ def png_bytes(samples: np.ndarray, extra: tuple[tuple[bytes, bytes], ...] = ()) 
     body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     chunks = [(b"IHDR", header), *extra, (b"IDAT", body), (b"IEND", b"")]
     written = [
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(written)
 
@@ -41,7 +46,9 @@ def png_chunks(data: bytes) -> dict[bytes, bytes]:
 
 
 def png_samples(data: bytes) -> np.ndarray:
-    """The samples (h, w, c) of a PNG that is not interlaced, by the words of the specification, byte for byte."""
+    """The samples (h, w, c) of a PNG that is not interlaced, by the words of the specification,
+    byte for byte.
+    """
     chunks = png_chunks(data)
     width, height, bits, color, *_ = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
     pixel = CHANNELS[color] * bits // 8
@@ -79,7 +86,9 @@ def srgb_profile() -> bytes:
 
 
 def gray_profile() -> bytes:
-    """The sRGB profile relabelled as one of gray: enough for readers that look at its colour space."""
+    """The sRGB profile relabelled as one of gray: enough for readers that look at its colour
+    space.
+    """
     profile = bytearray(srgb_profile())
     profile[16:20] = b"GRAY"
     return bytes(profile)

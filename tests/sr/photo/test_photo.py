@@ -59,7 +59,9 @@ def assert_holds(photo: Photo, samples: np.ndarray) -> None:
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "BMP"])
 def test_8_bit_color(format: str) -> None:
-    photo = saved(Image.fromarray(COLOR), format, **({"lossless": True} if format == "WEBP" else {}))
+    photo = saved(
+        Image.fromarray(COLOR), format, **({"lossless": True} if format == "WEBP" else {})
+    )
     assert_holds(photo, COLOR)
     assert photo.format == format
     assert (photo.exif, photo.xmp, photo.icc, photo.notes) == (b"", b"", b"", ())
@@ -106,12 +108,21 @@ def test_a_key_color_becomes_alpha(dtype: type) -> None:
     photo = read_photo(io.BytesIO(png_bytes(samples[..., :3], ((b"tRNS", key[:3].tobytes()),))))
     assert_holds(photo, np.dstack([samples[..., :3], alpha]))
     photo = read_photo(io.BytesIO(png_bytes(samples[..., :1], ((b"tRNS", key[:1].tobytes()),))))
-    np.testing.assert_array_equal(photo.alpha, np.where(samples[..., 0] == samples[1, 2, 0], 0, largest))
+    np.testing.assert_array_equal(
+        photo.alpha, np.where(samples[..., 0] == samples[1, 2, 0], 0, largest)
+    )
 
 
-@given(channels=st.integers(1, 4), height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 99))
+@given(
+    channels=st.integers(1, 4),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
 def test_16_bit_png_keeps_every_bit(channels: int, height: int, width: int, seed: int) -> None:
-    samples = np.random.default_rng(seed).integers(0, 65536, (height, width, channels), dtype=np.uint16)
+    samples = np.random.default_rng(seed).integers(
+        0, 65536, (height, width, channels), dtype=np.uint16
+    )
     assert_holds(read_photo(io.BytesIO(png_bytes(samples))), samples)
 
 
@@ -125,7 +136,11 @@ def test_16_bit_tiff_keeps_every_bit(
     samples = DEEP[..., :channels].squeeze()
     options: dict[str, Any] = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
     options |= {"photometric": "minisblack" if channels == 1 else "rgb", "rowsperstrip": 3}
-    options |= {"byteorder": order, "compression": compression, "predictor": bool(predictor and compression)}
+    options |= {
+        "byteorder": order,
+        "compression": compression,
+        "predictor": bool(predictor and compression),
+    }
     tifffile.imwrite(tmp_path / "deep.tif", samples, **options)
     assert_holds(read_photo(tmp_path / "deep.tif"), samples)
     assert_holds(read_photo(io.BytesIO((tmp_path / "deep.tif").read_bytes())), samples)
@@ -144,15 +159,33 @@ def test_16_bit_tiff_of_odd_kinds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("samples", "options", "message"),
     [
-        (np.moveaxis(DEEP[..., :3], 2, 0), {"planarconfig": "separate"}, "16-bit colour in separate planes"),
+        (
+            np.moveaxis(DEEP[..., :3], 2, 0),
+            {"planarconfig": "separate"},
+            "16-bit colour in separate planes",
+        ),
         (DEEP, {"extrasamples": ["assocalpha"]}, "16-bit samples of the kind RGBa;16"),
         (DEEP, {"photometric": "separated"}, "16-bit samples of the kind CMYK;16"),
-        (DEEP[..., 0].astype(np.int16), {"photometric": "minisblack"}, "16-bit samples of the kind I;16"),
-        (DEEP[..., 0].astype(np.uint32), {"photometric": "minisblack"}, "32 bits per channel; save it with 8 or 16"),
-        (DEEP[..., 0].astype(np.float32), {"photometric": "minisblack"}, "32 bits per channel; save it with 8 or 16"),
+        (
+            DEEP[..., 0].astype(np.int16),
+            {"photometric": "minisblack"},
+            "16-bit samples of the kind I;16",
+        ),
+        (
+            DEEP[..., 0].astype(np.uint32),
+            {"photometric": "minisblack"},
+            "32 bits per channel; save it with 8 or 16",
+        ),
+        (
+            DEEP[..., 0].astype(np.float32),
+            {"photometric": "minisblack"},
+            "32 bits per channel; save it with 8 or 16",
+        ),
     ],
 )
-def test_what_pillow_would_cut_short_is_refused(tmp_path: Path, samples: Any, options: Any, message: str) -> None:
+def test_what_pillow_would_cut_short_is_refused(
+    tmp_path: Path, samples: Any, options: Any, message: str
+) -> None:
     tifffile.imwrite(tmp_path / "odd.tif", samples, **{"photometric": "rgb", **options})
     with pytest.raises(ImageError, match=rf"cannot read image .*odd\.tif: {message}"):
         read_photo(tmp_path / "odd.tif")
@@ -212,16 +245,25 @@ def test_orientation_of_jpeg_and_of_deep_files(tmp_path: Path, orientation: int)
         options: dict[str, Any] = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
         kind = "minisblack" if channels == 1 else "rgb"
         tag = (274, "H", 1, orientation, False)
-        tifffile.imwrite(tmp_path / "deep.tif", samples, photometric=kind, extratags=[tag], **options)
-        assert_holds(read_photo(tmp_path / "deep.tif"), np.ascontiguousarray(TURNS[orientation](samples)))
+        tifffile.imwrite(
+            tmp_path / "deep.tif", samples, photometric=kind, extratags=[tag], **options
+        )
+        assert_holds(
+            read_photo(tmp_path / "deep.tif"), np.ascontiguousarray(TURNS[orientation](samples))
+        )
     tifffile.imwrite(
-        tmp_path / "gray.tif", GRAY, photometric="minisblack", extratags=[(274, "H", 1, orientation, False)]
+        tmp_path / "gray.tif",
+        GRAY,
+        photometric="minisblack",
+        extratags=[(274, "H", 1, orientation, False)],
     )
     assert_holds(read_photo(tmp_path / "gray.tif"), np.ascontiguousarray(TURNS[orientation](GRAY)))
 
 
 def test_orientation_in_xmp_alone() -> None:
-    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:D tiff:Orientation="6" dc:title="x"/></x:xmpmeta>'
+    packet = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:D tiff:Orientation="6" dc:title="x"/></x:xmpmeta>'
+    )
     photo = saved(Image.fromarray(COLOR), "WEBP", lossless=True, xmp=packet)
     assert_holds(photo, np.ascontiguousarray(np.rot90(COLOR, -1)))
     assert photo.xmp == packet.replace(b"6", b"1")
@@ -232,13 +274,17 @@ def test_orientation_in_xmp_beside_the_tag(tmp_path: Path, tag: int | None) -> N
     """The tag rules; it and XMP, as photo editors write both, turn the picture once."""
     packet = b"<r:D><tiff:Orientation>6</tiff:Orientation></r:D>"
     upright = COLOR if tag == 1 else np.ascontiguousarray(np.rot90(COLOR, -1))
-    tags: list[Any] = [(700, "B", len(packet), packet, False)] + ([] if tag is None else [(274, "H", 1, tag, False)])
+    tags: list[Any] = [(700, "B", len(packet), packet, False)] + (
+        [] if tag is None else [(274, "H", 1, tag, False)]
+    )
     tifffile.imwrite(tmp_path / "both.tif", COLOR, photometric="rgb", extratags=tags)
     exif = b"" if tag is None else exif_bytes(tag)
     for photo in (
         read_photo(tmp_path / "both.tif"),
         saved(Image.fromarray(COLOR), "WEBP", lossless=True, xmp=packet, exif=exif),
-        read_photo(io.BytesIO(png_bytes(COLOR, ((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet),)))),
+        read_photo(
+            io.BytesIO(png_bytes(COLOR, ((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet),)))
+        ),
     )[: 3 if tag is None else 2]:
         assert_holds(photo, upright)
         assert photo.xmp == packet.replace(b"6", b"1")
@@ -246,7 +292,13 @@ def test_orientation_in_xmp_beside_the_tag(tmp_path: Path, tag: int | None) -> N
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_metadata_is_read(format: str) -> None:
-    photo = saved(Image.fromarray(COLOR), format, exif=exif_bytes(), icc_profile=srgb_profile(), dpi=(300, 300))
+    photo = saved(
+        Image.fromarray(COLOR),
+        format,
+        exif=exif_bytes(),
+        icc_profile=srgb_profile(),
+        dpi=(300, 300),
+    )
     exif = Image.Exif()
     exif.load(photo.exif)
     assert exif[0x010F] == "Maker"
@@ -323,12 +375,16 @@ def test_the_content_decides_and_not_the_extension(tmp_path: Path) -> None:
 
 def test_pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO(png_bytes(np.zeros((30, 40, 1), np.uint8)))
-    with pytest.raises(ImageError, match="1,200 pixels are more than the limit of 1,199; --max-pixels 1200"):
+    with pytest.raises(
+        ImageError, match="1,200 pixels are more than the limit of 1,199; --max-pixels 1200"
+    ):
         read_photo(file, max_pixels=1199)
     assert read_photo(file, max_pixels=1200).size == (30, 40)
     for limit in (599, 601):  # Pillow raises from twice its limit on, and warns from its limit on
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(ImageError, match=f"1,200 pixels are more than the limit of {limit}; --max-pixels 1200"):
+        with pytest.raises(
+            ImageError, match=f"1,200 pixels are more than the limit of {limit}; --max-pixels 1200"
+        ):
             read_photo(file)
         assert read_photo(file, max_pixels=1200).size == (30, 40)
         assert limit == Image.MAX_IMAGE_PIXELS

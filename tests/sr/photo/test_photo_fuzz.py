@@ -1,4 +1,6 @@
-"""Over 500 damaged image files through the reader and the whole command: no crash, no hang, no partial output."""
+"""Over 500 damaged image files through the reader and the whole command: no crash, no hang, no
+partial output.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def pictures() -> dict[str, bytes]:
         return file.getvalue()
 
     deep_tiff = io.BytesIO()
-    tifffile.imwrite(deep_tiff, samples, photometric="rgb", extrasamples=["unassalpha"], compression="zlib")
+    tifffile.imwrite(
+        deep_tiff, samples, photometric="rgb", extrasamples=["unassalpha"], compression="zlib"
+    )
     color, clear, gray = (Image.fromarray(small[..., part]) for part in (slice(3), slice(4), 0))
     metadata = {"exif": exif, "icc_profile": srgb_profile()}
     return {
@@ -64,7 +68,9 @@ def pictures() -> dict[str, bytes]:
 
 
 def damaged(data: bytes, name: str, generator: np.random.Generator) -> bytes:
-    """One way of damaging a file: bits, bytes, cuts, insertions, repeats, sizes in the header, chunks."""
+    """One way of damaging a file: bits, bytes, cuts, insertions, repeats, sizes in the header,
+    chunks.
+    """
     content = bytearray(data)
     place = int(generator.integers(len(content)))
     match int(generator.integers(8)):
@@ -82,18 +88,34 @@ def damaged(data: bytes, name: str, generator: np.random.Generator) -> bytes:
         case 5:  # a number of the header, or a count or an offset of a directory
             position = int(generator.integers(min(64, len(content) - 4)))
             kind = "<I" if generator.integers(2) else ">I"
-            value = int(generator.choice([0, 1, 2, 255, 65535, 30_000, 2**31 - 1, 2**31, 2**32 - 1]))
+            value = int(
+                generator.choice([0, 1, 2, 255, 65535, 30_000, 2**31 - 1, 2**31, 2**32 - 1])
+            )
             struct.pack_into(kind, content, position, value)
-        case 6 if name.endswith(".png"):  # whole PNGs: another header, or a chunk that does not belong
+        # whole PNGs: another header, or a chunk that does not belong
+        case 6 if name.endswith(".png"):
             if generator.integers(2):
                 fields = [int(generator.choice([0, 1, 11, 5000, 2**31])) for _ in range(2)]
-                fields += [int(generator.integers(17)), int(generator.integers(8)), *(0, 0, int(generator.integers(3)))]
+                fields += [
+                    int(generator.integers(17)),
+                    int(generator.integers(8)),
+                    *(0, 0, int(generator.integers(3))),
+                ]
                 content[16:29] = struct.pack(">IIBBBBB", *fields)
                 content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
             else:
-                kind = bytes(generator.choice([b"acTL", b"fcTL", b"iCCP", b"eXIf", b"zTXt", b"iTXt", b"pHYs", b"PLTE"]))
+                kind = bytes(
+                    generator.choice(
+                        [b"acTL", b"fcTL", b"iCCP", b"eXIf", b"zTXt", b"iTXt", b"pHYs", b"PLTE"]
+                    )
+                )
                 body = generator.bytes(int(generator.integers(40)))
-                content[33:33] = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+                content[33:33] = (
+                    struct.pack(">I", len(body))
+                    + kind
+                    + body
+                    + struct.pack(">I", zlib.crc32(kind + body))
+                )
         case _:  # a part twice
             content[place:place] = content[max(0, place - 50) : place + 50]
     return bytes(content)
@@ -104,7 +126,14 @@ CASES = [(name, seed) for name in pictures() for seed in range(EACH)]
 
 def test_there_are_enough_of_them() -> None:
     assert len(CASES) >= 500
-    assert {name.rpartition(".")[2] for name, _ in CASES} == {"png", "jpg", "webp", "tif", "gif", "bmp"}
+    assert {name.rpartition(".")[2] for name, _ in CASES} == {
+        "png",
+        "jpg",
+        "webp",
+        "tif",
+        "gif",
+        "bmp",
+    }
 
 
 def damaged_files(name: str) -> list[bytes]:
@@ -115,7 +144,9 @@ def damaged_files(name: str) -> list[bytes]:
 
 @pytest.mark.parametrize("name", list(pictures()))
 def test_damaged_files_are_read_or_refused(name: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """The reader returns a whole photograph or raises ImageError of one line; nothing else is printed or warned of."""
+    """The reader returns a whole photograph or raises ImageError of one line; nothing else is
+    printed or warned of.
+    """
     ends: Counter[str] = Counter()
     for content in damaged_files(name):
         before = time.monotonic()
@@ -139,14 +170,17 @@ def test_damaged_files_are_read_or_refused(name: str, capfd: pytest.CaptureFixtu
         assert time.monotonic() - before < LONGEST
     assert ends["refused"] > 5
     assert ends["read"] > 0
-    assert name.endswith(".tif") or capfd.readouterr().err == ""  # libtiff prints; the command keeps it quiet
+    # libtiff prints; the command keeps it quiet
+    assert name.endswith(".tif") or capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", list(pictures()))
 def test_damaged_files_through_the_command(
     name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder of them: every file is either upscaled whole or named; the status says so; nothing else is left."""
+    """A folder of them: every file is either upscaled whole or named; the status says so; nothing
+    else is left.
+    """
     torch.manual_seed(0)
     save(asrn(2, num_blocks=1, channels=8), tmp_path / "net.safetensors")
     monkeypatch.chdir(tmp_path)
@@ -158,7 +192,9 @@ def test_damaged_files_through_the_command(
     assert main(["upscale", "in", "-o", "out", *options]) == 1
     assert time.monotonic() - before < LONGEST * EACH
     lines = capfd.readouterr().err.splitlines()
-    listed = lines[lines.index(next(line for line in lines if "images could not be upscaled:" in line)) + 1 :]
+    listed = lines[
+        lines.index(next(line for line in lines if "images could not be upscaled:" in line)) + 1 :
+    ]
     written = sorted(os.listdir("out"))
     assert len(listed) + len(written) == EACH
     for output in written:

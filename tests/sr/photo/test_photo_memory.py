@@ -1,4 +1,6 @@
-"""Peak memory of a whole run of the command on a photograph of 48 megapixels, in a process of its own."""
+"""Peak memory of a whole run of the command on a photograph of 48 megapixels, in a process of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def peak_gigabytes(folder: Path, height: int, width: int, alpha: bool, target: s
 
     def run(program: str, *arguments: str) -> str:
         command = [sys.executable, "-c", program, *arguments]
-        return subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            command, cwd=folder, env=environment, check=True, capture_output=True, text=True
+        ).stdout
 
     run(MAKE, str(height), str(width), str(int(alpha)))
     status, peak = map(int, run(RUN, target).split())
@@ -60,15 +64,21 @@ def peak_gigabytes(folder: Path, height: int, width: int, alpha: bool, target: s
     return peak * 1024 / 1e9
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc/self/status, which Linux has")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads /proc/self/status, which Linux has"
+)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("target", "alpha"),
     [("out.png", False), ("out.jpg", False), ("out.tif", False), ("out.png", True)],
 )
-def test_48_megapixels_stay_below_one_and_a_half_gigabytes(tmp_path: Path, target: str, alpha: bool) -> None:
-    """Reading, a small network at x2 and writing: at most 1.5 GB beside the result, which is a mapped file."""
+def test_48_megapixels_stay_below_one_and_a_half_gigabytes(
+    tmp_path: Path, target: str, alpha: bool
+) -> None:
+    """Reading, a small network at x2 and writing: at most 1.5 GB beside the result, which is a
+    mapped file.
+    """
     peak = peak_gigabytes(tmp_path, 6000, 8000, alpha, target)
     print(f"{target}, alpha {alpha}: {peak:.2f} GB beside the result")
     assert peak < 1.5

@@ -36,7 +36,9 @@ def scene(height: int = 40, width: int = 48, dtype: type = np.uint8) -> np.ndarr
     return ((np.dstack(waves) * 0.3 + 0.6) * np.iinfo(dtype).max).astype(dtype)
 
 
-def disc(height: int = 40, width: int = 48, radius: float = 14.3, dtype: type = np.uint8) -> np.ndarray:
+def disc(
+    height: int = 40, width: int = 48, radius: float = 14.3, dtype: type = np.uint8
+) -> np.ndarray:
     """A disc with a soft edge of about one pixel."""
     rows, columns = np.mgrid[:height, :width]
     distance = np.hypot(rows - height / 2 + 0.5, columns - width / 2 + 0.5)
@@ -65,10 +67,13 @@ def test_no_halo_whatever_color_hides(dtype: type) -> None:
     alphas = imresize(alpha, 2)
     np.testing.assert_array_equal(results[0].alpha, alphas)
     for result in results:
-        np.testing.assert_array_equal(result.pixels, results[0].pixels)  # nothing of what hides is left
+        # nothing of what hides is left
+        np.testing.assert_array_equal(result.pixels, results[0].pixels)
         seen = np.abs(result.pixels.astype(float) - whole) / largest * (alphas[..., None] / largest)
         assert seen.max() < 0.06
-    naive = upscale_array(NET, np.where(alpha[..., None] == 0, np.array(GREEN, dtype) * (largest // 255), colors))
+    naive = upscale_array(
+        NET, np.where(alpha[..., None] == 0, np.array(GREEN, dtype) * (largest // 255), colors)
+    )
     assert (
         np.abs(naive.astype(float) - whole) / largest * (alphas[..., None] / largest)
     ).max() > 0.12  # as it would be
@@ -142,17 +147,33 @@ def test_metadata_stays_and_options_reach_the_network() -> None:
     photo = Photo(scene(), None, b"Exif\0\0", b"xmp", b"icc", (3.0, 4.0), "WEBP", ("note",))
     seen: list[tuple[int, int]] = []
     result = upscale_photo(
-        NET, photo, 2, depth=1, tile=16, self_ensemble=True, progress=lambda done, total: seen.append((done, total))
+        NET,
+        photo,
+        2,
+        depth=1,
+        tile=16,
+        self_ensemble=True,
+        progress=lambda done, total: seen.append((done, total)),
     )
-    assert (result.exif, result.xmp, result.icc, result.dpi) == (b"Exif\0\0", b"xmp", b"icc", (3.0, 4.0))
+    assert (result.exif, result.xmp, result.icc, result.dpi) == (
+        b"Exif\0\0",
+        b"xmp",
+        b"icc",
+        (3.0, 4.0),
+    )
     assert (result.format, result.notes) == ("WEBP", ("note",))
-    np.testing.assert_array_equal(result.pixels, upscale_array(NET, photo.pixels, depth=1, tile=16, self_ensemble=True))
+    np.testing.assert_array_equal(
+        result.pixels, upscale_array(NET, photo.pixels, depth=1, tile=16, self_ensemble=True)
+    )
     assert seen[0][0] == 0
     assert seen[-1][0] == seen[-1][1] > 1
 
 
 def test_large_results_are_mapped_to_a_file_that_leaves_nothing(tmp_path: Path) -> None:
-    small, large = large_array((4, 5, 3), np.uint8, tmp_path), large_array((40, 50, 3), np.uint16, tmp_path, limit=9999)
+    small, large = (
+        large_array((4, 5, 3), np.uint8, tmp_path),
+        large_array((40, 50, 3), np.uint16, tmp_path, limit=9999),
+    )
     assert not isinstance(small, np.memmap)
     assert isinstance(large, np.memmap)
     large[:] = 7
@@ -160,8 +181,12 @@ def test_large_results_are_mapped_to_a_file_that_leaves_nothing(tmp_path: Path) 
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs a system that can reserve room in a file")
+@pytest.mark.skipif(
+    not hasattr(os, "posix_fallocate"), reason="needs a system that can reserve room in a file"
+)
 def test_a_full_disk_is_an_error_before_the_work(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=rf"no room for the result in {tmp_path}: 4611686018.4 GB are needed \("):
+    with pytest.raises(
+        OSError, match=rf"no room for the result in {tmp_path}: 4611686018.4 GB are needed \("
+    ):
         large_array((2**31, 2**31), np.uint8, tmp_path)
     assert os.listdir(tmp_path) == []

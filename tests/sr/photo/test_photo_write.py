@@ -1,4 +1,6 @@
-"""Writing photographs: exact samples by independent readers, metadata in every format, atomic files, refusals."""
+"""Writing photographs: exact samples by independent readers, metadata in every format, atomic
+files, refusals.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ FORMATS = ("PNG", "TIFF", "WEBP", "JPEG")
 
 @st.composite
 def photos(draw: st.DrawFn) -> Photo:
-    """Photographs of any kind: gray or RGB, 8 or 16 bits, with and without alpha, smooth or noisy, of any size."""
+    """Photographs of any kind: gray or RGB, 8 or 16 bits, with and without alpha, smooth or noisy,
+    of any size.
+    """
     height, width = draw(st.integers(1, 12), "height"), draw(st.integers(1, 12), "width")
     dtype = draw(st.sampled_from([np.uint8, np.uint16]), "dtype")
     generator = np.random.default_rng(draw(st.integers(0, 99), "seed"))
@@ -39,7 +43,9 @@ def photos(draw: st.DrawFn) -> Photo:
 
 
 def samples_of(photo: Photo) -> np.ndarray:
-    planes = [photo.pixels.reshape(*photo.size, -1)] + ([] if photo.alpha is None else [photo.alpha[..., None]])
+    planes = [photo.pixels.reshape(*photo.size, -1)] + (
+        [] if photo.alpha is None else [photo.alpha[..., None]]
+    )
     return np.concatenate(planes, axis=2)
 
 
@@ -50,7 +56,9 @@ def written(photo: Photo, format: str, **options) -> io.BytesIO:
 
 
 def noise(height: int, width: int, dtype: type = np.uint8, channels: int = 3) -> Photo:
-    samples = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (height, width, channels), dtype)
+    samples = np.random.default_rng(0).integers(
+        0, np.iinfo(dtype).max, (height, width, channels), dtype
+    )
     return Photo(samples if channels == 3 else samples[..., 0])
 
 
@@ -79,17 +87,24 @@ def test_tiff_by_tifffile(photo: Photo, strip: int) -> None:
     with tifffile.TiffFile(file) as opened:
         (page,) = opened.pages
         assert isinstance(page, tifffile.TiffPage)
-        np.testing.assert_array_equal(page.asarray().reshape(samples_of(photo).shape), samples_of(photo))
+        np.testing.assert_array_equal(
+            page.asarray().reshape(samples_of(photo).shape), samples_of(photo)
+        )
         assert page.photometric == (
             tifffile.PHOTOMETRIC.RGB if photo.pixels.ndim == 3 else tifffile.PHOTOMETRIC.MINISBLACK
         )
-        assert tuple(page.extrasamples) == (() if photo.alpha is None else (tifffile.EXTRASAMPLE.UNASSALPHA,))
+        assert tuple(page.extrasamples) == (
+            () if photo.alpha is None else (tifffile.EXTRASAMPLE.UNASSALPHA,)
+        )
 
 
 @given(photo=photos())
 def test_png_and_tiff_come_back(photo: Photo) -> None:
-    gray_alpha = photo.pixels.ndim == 2 and photo.alpha is not None and photo.pixels.dtype == np.uint16
-    for format in ["PNG"] if gray_alpha else ["PNG", "TIFF"]:  # Pillow reads no 16-bit TIFF of gray and alpha
+    gray_alpha = (
+        photo.pixels.ndim == 2 and photo.alpha is not None and photo.pixels.dtype == np.uint16
+    )
+    # Pillow reads no 16-bit TIFF of gray and alpha
+    for format in ["PNG"] if gray_alpha else ["PNG", "TIFF"]:
         read = read_photo(written(photo, format))
         np.testing.assert_array_equal(samples_of(read), samples_of(photo))
         assert read.pixels.ndim == photo.pixels.ndim
@@ -99,7 +114,8 @@ def test_png_and_tiff_come_back(photo: Photo) -> None:
 def test_lossless_webp_comes_back(photo: Photo) -> None:
     if photo.pixels.dtype == np.uint16:
         photo = Photo(
-            (photo.pixels >> 8).astype(np.uint8), None if photo.alpha is None else photo.alpha.astype(np.uint8)
+            (photo.pixels >> 8).astype(np.uint8),
+            None if photo.alpha is None else photo.alpha.astype(np.uint8),
         )
     read = read_photo(written(photo, "WEBP", lossless=True))
     expected = photo.pixels if photo.pixels.ndim == 3 else np.dstack([photo.pixels] * 3)
@@ -123,7 +139,11 @@ def test_quality_orders_size_and_error(format: str) -> None:
 
 def test_png_is_about_as_small_as_pillows_own() -> None:
     rows, columns = np.mgrid[:200, :300]
-    smooth = 128 + 100 * np.sin(rows / 17) * np.cos(columns / 23) + np.random.default_rng(0).normal(0, 2, (200, 300))
+    smooth = (
+        128
+        + 100 * np.sin(rows / 17) * np.cos(columns / 23)
+        + np.random.default_rng(0).normal(0, 2, (200, 300))
+    )
     photo = Photo(np.dstack([smooth, smooth * 0.9, smooth * 0.8]).clip(0, 255).astype(np.uint8))
     own, pillow = written(photo, "PNG"), io.BytesIO()
     Image.fromarray(photo.pixels).save(pillow, "PNG")
@@ -138,7 +158,13 @@ def test_png_is_about_as_small_as_pillows_own() -> None:
 def test_metadata_goes_with_the_pixels(format: str, gray: bool) -> None:
     profile = gray_profile() if gray and format != "WEBP" else srgb_profile()  # WebP is RGB always
     exif = exif_bytes(1, width=5, height=4)
-    photo = replace(noise(24, 36, channels=1 if gray else 3), exif=exif, xmp=XMP, icc=profile, dpi=(300.0, 150.0))
+    photo = replace(
+        noise(24, 36, channels=1 if gray else 3),
+        exif=exif,
+        xmp=XMP,
+        icc=profile,
+        dpi=(300.0, 150.0),
+    )
     read = read_photo(written(photo, format))
     assert read.icc == profile
     assert read.xmp.rstrip(b"\0") == XMP
@@ -182,9 +208,14 @@ def test_what_a_jpeg_cannot_hold_is_said() -> None:
 def test_what_a_format_cannot_hold_is_refused() -> None:
     deep, clear = noise(2, 3, np.uint16), replace(noise(2, 3), alpha=np.full((2, 3), 254, np.uint8))
     for format in ("JPEG", "WEBP"):
-        with pytest.raises(ImageError, match=f"it has 16 bits per channel and {format} holds 8: write .png or .tif"):
+        with pytest.raises(
+            ImageError, match=f"it has 16 bits per channel and {format} holds 8: write .png or .tif"
+        ):
             write_photo(deep, io.BytesIO(), format)
-    with pytest.raises(ImageError, match=r"it has transparency, which JPEG cannot hold: write \.png, \.webp or \.tif"):
+    with pytest.raises(
+        ImageError,
+        match=r"it has transparency, which JPEG cannot hold: write \.png, \.webp or \.tif",
+    ):
         write_photo(clear, io.BytesIO(), "JPEG")
     opaque = replace(clear, alpha=np.full((2, 3), 255, np.uint8))
     assert read_photo(written(opaque, "JPEG")).alpha is None
@@ -197,7 +228,10 @@ def test_what_a_format_cannot_hold_is_refused() -> None:
 
 def test_what_the_encoder_refuses_is_said_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(photo_write._LARGEST_SIDE, "WEBP", 20_000)
-    with pytest.raises(ImageError, match=r"WEBP cannot hold these 16384x1 pixels \(encoding error 5.*\): write \.png"):
+    with pytest.raises(
+        ImageError,
+        match=r"WEBP cannot hold these 16384x1 pixels \(encoding error 5.*\): write \.png",
+    ):
         write_photo(Photo(np.zeros((1, 16384, 3), np.uint8)), io.BytesIO(), "WEBP")
 
 
@@ -206,13 +240,21 @@ def test_tiff_beyond_four_gigabytes_is_refused(monkeypatch: pytest.MonkeyPatch) 
         def tell(self) -> int:
             return 2**32 + 1
 
-    with pytest.raises(ImageError, match=r"4,294,967,297 bytes are more than a TIFF file holds: write \.png"):
+    with pytest.raises(
+        ImageError, match=r"4,294,967,297 bytes are more than a TIFF file holds: write \.png"
+    ):
         write_photo(noise(2, 2), Far(), "TIFF")
 
 
 @pytest.mark.parametrize(
     ("name", "format"),
-    [("a.png", "PNG"), ("b.JPG", "JPEG"), ("c.x.jpeg", "JPEG"), ("d.webp", "WEBP"), ("e.tiff", "TIFF")],
+    [
+        ("a.png", "PNG"),
+        ("b.JPG", "JPEG"),
+        ("c.x.jpeg", "JPEG"),
+        ("d.webp", "WEBP"),
+        ("e.tiff", "TIFF"),
+    ],
 )
 def test_format_by_extension(name: str, format: str) -> None:
     assert format_of(Path("folder") / name) == format
@@ -220,7 +262,9 @@ def test_format_by_extension(name: str, format: str) -> None:
 
 @pytest.mark.parametrize("name", ["a.gif", "plain", ".png", "a.png.bak"])
 def test_no_format_for_an_extension(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name}: no format to write has the extension .*: \.png, \.jpg"):
+    with pytest.raises(
+        ValueError, match=rf"{name}: no format to write has the extension .*: \.png, \.jpg"
+    ):
         format_of(name)
 
 
@@ -242,7 +286,10 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         with pytest.raises(error), replacing(target, overwrite=True) as file:
             fail_half_way(file, error)
     assert target.read_bytes() == b"new"
-    with pytest.raises(FileExistsError, match=r"out\.png exists: use --force"), replacing(target) as file:
+    with (
+        pytest.raises(FileExistsError, match=r"out\.png exists: use --force"),
+        replacing(target) as file,
+    ):
         file.write(b"other")
     assert os.listdir(tmp_path) == ["out.png"]
     with replacing(target, overwrite=True) as file:
@@ -265,7 +312,10 @@ def test_a_failure_to_write_names_the_target(tmp_path: Path) -> None:
         replacing(tmp_path / "absent" / "out.png"),
     ):
         pass
-    with pytest.raises(OSError, match=r"could not write .*out\.png \(No space left"), replacing(tmp_path / "out.png"):
+    with (
+        pytest.raises(OSError, match=r"could not write .*out\.png \(No space left"),
+        replacing(tmp_path / "out.png"),
+    ):
         raise OSError(28, os.strerror(28))
     assert os.listdir(tmp_path) == []
 
