@@ -1,11 +1,19 @@
 """Train one network, run it at any depth: deep supervision with one shared head and progressive
 self-distillation.
+
+The names below are imported when they are first used, so that `import elasticnet` costs nothing
+and sets nothing.
 """
 
-from elasticnet.checkpoint import load, load_into, save
-from elasticnet.checkpoint.hub import push_to_hub
-from elasticnet.losses import ElasticObjective, LossTerms
-from elasticnet.wrapper import ElasticWrapper, Taps
+from typing import TYPE_CHECKING
+
+from elasticnet._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from elasticnet.checkpoint import load, load_into, save
+    from elasticnet.checkpoint.hub import push_to_hub
+    from elasticnet.losses import ElasticObjective, LossTerms
+    from elasticnet.wrapper import ElasticWrapper, Taps
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,3 +26,17 @@ __all__ = [
     "push_to_hub",
     "save",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ElasticObjective": "elasticnet.losses",
+        "ElasticWrapper": "elasticnet.wrapper",
+        "LossTerms": "elasticnet.losses",
+        "Taps": "elasticnet.wrapper",
+        "load": "elasticnet.checkpoint",
+        "load_into": "elasticnet.checkpoint",
+        "push_to_hub": "elasticnet.checkpoint.hub",
+        "save": "elasticnet.checkpoint",
+    },
+)

@@ -317,8 +317,7 @@ class ElasticWrapper(nn.Module):
         )
         net.training = net.blocks.training = net.adapters.training = self.training
         net._tuple_blocks = self._tuple_blocks
-        if self.origin is not None:
-            net.origin = (self.origin[0], {**self.origin[1], "num_blocks": len(net.blocks)})
+        net.origin = self.origin
         return net
 
     def _enter(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -14,6 +14,8 @@ PACKAGE = "elasticnet"  # also stands for the package's own __init__.py, the fac
 # Which rooms each room may import. A room is elasticnet/<room>.py or the folder elasticnet/<room>/.
 CORE = {
     "taps",
+    "_lazy",
+    "registry",
     "distillation",
     "loss_weights",
     "losses",
@@ -28,6 +30,8 @@ CORE = {
 }
 ALLOWED: dict[str, set[str]] = {
     "taps": set(),
+    "_lazy": set(),
+    "registry": {"wrapper"},
     "memory": set(),
     "_tables": set(),
     "_files": set(),
@@ -35,10 +39,10 @@ ALLOWED: dict[str, set[str]] = {
     "loss_weights": set(),
     "losses": {"taps", "distillation", "loss_weights"},  # and not wrapper: neither knows the other
     "wrapper": {"taps"},
-    "checkpoint": {"taps", "wrapper", "_files"},
+    "checkpoint": {"taps", "wrapper", "registry", "_files"},
     # a card stands in a checkpoint's header
     "card": {"wrapper", "checkpoint", "_files", "_tables"},
-    "export": {"taps", "wrapper", "checkpoint", "_files"},
+    "export": {"taps", "wrapper", "registry", "checkpoint", "_files"},
     "training": {"wrapper", "losses", "_files"},  # what recipes share; no loop
     PACKAGE: CORE,
     "retrofit": CORE | {PACKAGE},

@@ -34,13 +34,12 @@ from elasticnet.checkpoint.safetensors_file import (
     short,
 )
 from elasticnet.checkpoint.sources import Source, name_of, opened, read_range, size_of
+from elasticnet.registry import find, recorded
 from elasticnet.taps import resolve_depth, resolve_taps
 from elasticnet.wrapper import ElasticWrapper
 
 FORMAT = 1
 KEY = "elasticnet"
-BUILT_IN = ("asrn", "edsr", "rcan")  # the only names that a file can make `load` build
-COUNTS = ("num_blocks", "group_size")  # arguments that multiply modules; each module has a tensor
 CONTENT: dict[str, type | tuple[type, ...]] = {
     "format": int,
     "architecture": (str, type(None)),
@@ -77,7 +76,7 @@ def save(
             f"{path}: tensor {name!r}", tensor, "was not saved", isinstance(tensor, nn.Parameter)
         )
         tensors[name] = tensor.detach().cpu().contiguous()
-    architecture, arguments = net.origin or (None, {})
+    architecture, arguments = recorded(net) or (None, {})
     # so that a depth is one piece of the file
     entries = layout(tensors, lambda name: (_depth_of(name), name))
     header = {
@@ -227,28 +226,35 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 def _build(name: str, header: dict[str, Any], table: Table, depth: int) -> ElasticWrapper:
     """The built-in net that a file describes, without weights: on the meta device."""
-    architecture, arguments = header["architecture"], {**header["arguments"], "num_blocks": depth}
-    if architecture not in BUILT_IN:
+    architecture = header["architecture"]
+    if architecture is None:
         raise ValueError(
-            f"{name}: architecture {architecture!r} is not built in ({', '.join(BUILT_IN)}): "
+            f"{name}: holds a network of no registered architecture: "
             "pass build=, a function that makes the net"
         )
-    # the one arrow from the core to sr: the allow-list's builders, imported only when asked for
-    import elasticnet.sr
-
+    try:
+        registered = find(architecture)
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: {error}. Or pass build=, a function that makes the net"
+        ) from error
+    arguments = registered.arguments_at(header["arguments"], depth)
     try:
         for argument, value in arguments.items():
             if not isinstance(value, (bool, int, float, str, type(None))):
                 raise TypeError(f"argument {argument} is a {type(value).__name__}")
         modules = math.prod(
-            arguments[count] for count in COUNTS if isinstance(arguments.get(count), int)
+            arguments[count]
+            for count in registered.count_arguments
+            if isinstance(arguments.get(count), int)
         )
         if modules > len(table.entries):
             raise ValueError(f"{modules} blocks cannot lie in {len(table.entries)} tensors")
         with _EmptyOnMeta():
-            return getattr(elasticnet.sr, architecture)(
-                **arguments, taps=[tap for tap in header["taps"] if tap <= depth]
-            )
+            taps = [tap for tap in header["taps"] if tap <= depth]
+            net = registered.build(**arguments, taps=taps)
+            net.origin = (architecture, arguments)
+            return net
     except (
         ArithmeticError,
         AttributeError,

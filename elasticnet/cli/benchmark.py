@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from elasticnet import ElasticWrapper
-from elasticnet.checkpoint import BUILT_IN, load
+from elasticnet.checkpoint import load
 from elasticnet.cli.arguments import check_device
+from elasticnet.registry import names
 from elasticnet.sr.degrade import KINDS, SIGMAS
 from elasticnet.sr.metrics import PROTOCOLS
 from elasticnet.sr.resize import BORDERS
@@ -31,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("files", nargs="*", metavar="FILE", help="checkpoints; each is scored at its own scale")
     add(
         "--model",
-        choices=BUILT_IN,
+        choices=names(),
         help="a built-in network at its untrained start, instead of checkpoints",
     )
     add("--data", nargs="+", required=True, metavar="DIR", help="data sets in any known layout")

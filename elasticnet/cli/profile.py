@@ -80,14 +80,15 @@ def run(options: argparse.Namespace) -> int:
     from elasticnet.card import measure, store_card
     from elasticnet.card.measuring import limited_threads
     from elasticnet.card.report import caption, markdown_table, write_report
-    from elasticnet.checkpoint import BUILT_IN, load, read_header
+    from elasticnet.checkpoint import load, read_header
+    from elasticnet.registry import names
     from elasticnet.sr.benchmark import evaluate, load_sets, scale_of
     from elasticnet.sr.models.pretrained import WEIGHTS
 
     header = read_header(options.file)
-    if header["architecture"] not in BUILT_IN:
+    if header["architecture"] not in names():
         raise ValueError(
-            f"{options.file}: architecture {header['architecture']!r} is not built in ({', '.join(BUILT_IN)}): measure "
+            f"{options.file}: architecture {header['architecture']!r} is not built in ({', '.join(names())}): measure "
             "it in Python with elasticnet.card.measure(net, example), and store_card(file, card)"
         )
     remote = "://" in options.file

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._files import write_atomic
-from elasticnet.checkpoint import BUILT_IN, load, save
+from elasticnet.checkpoint import load, save
 from elasticnet.export.inputs import (
     checked_example,
     first_line,
@@ -36,6 +36,7 @@ from elasticnet.export.inputs import (
 )
 from elasticnet.export.int8 import quantize_weights
 from elasticnet.export.onnx_file import session, to_onnx
+from elasticnet.registry import architecture_of, find
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper
 
@@ -299,7 +300,7 @@ def _checkpoint(small: ElasticWrapper, metadata: Mapping[str, Any] | None) -> tu
         path = Path(folder) / "net.safetensors"
         save(small, path, notes=metadata)
         data = path.read_bytes()
-    built_in = small.origin is not None and small.origin[0] in BUILT_IN
+    built_in = small.origin is not None
     loaded = load(
         io.BytesIO(data), build=None if built_in else lambda: copy.deepcopy(small)
     ).state_dict()
@@ -363,11 +364,11 @@ def _psnr(run: Callable[[Tensor], Tensor], net: ElasticWrapper, inputs: Sequence
     """
     outputs = torch.cat([run(x).flatten() for x in inputs])
     expected = torch.cat([net(x).flatten() for x in inputs])
-    peak = (
-        1.0
-        if net.origin and net.origin[0] in BUILT_IN
-        else (expected.max() - expected.min()).item()
-    )
+    peak = (expected.max() - expected.min()).item()
+    architecture = architecture_of(net)
+    if architecture is not None and "value_range" in architecture.extras:
+        smallest, largest = architecture.extras["value_range"]
+        peak = largest - smallest
     error = (outputs - expected).double().square().mean().item()
     return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
 
@@ -380,9 +381,11 @@ def _description(net: ElasticWrapper, depth: int, int8: bool) -> dict[str, Any]:
     }
     if net.origin is not None:
         architecture, arguments = net.origin
-        text |= {"architecture": architecture, "arguments": {**arguments, "num_blocks": depth}}
+        arguments = find(architecture).arguments_at(arguments, depth)
+        text |= {"architecture": architecture, "arguments": arguments}
         text |= {"scale": arguments["scale"]} if "scale" in arguments else {}
-        if architecture in BUILT_IN:
+        extras = find(architecture).extras
+        if "value_range" in extras:
             text |= {"value_range": [0, 1], "channels": "RGB", "layout": "NCHW"}
     return text
 

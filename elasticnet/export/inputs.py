@@ -9,9 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from elasticnet.checkpoint import BUILT_IN
-
-EXAMPLE = (1, 3, 24, 20)  # for built-in nets: they take RGB images of any size
+from elasticnet.registry import architecture_of
 
 
 def checked_example(net: nn.Module, example: Tensor | None) -> Tensor:
@@ -19,11 +17,13 @@ def checked_example(net: nn.Module, example: Tensor | None) -> Tensor:
     ValueError unless the net takes it.
     """
     if example is None:
-        if (getattr(net, "origin", None) or ("",))[0] not in BUILT_IN:
+        architecture = architecture_of(net)
+        if architecture is None or architecture.example is None:
             raise ValueError(
-                "example=None: only built-in nets need no example; pass an input tensor of this net"
+                "example=None: only a registered architecture may have an example of its own; "
+                "pass an input tensor of this net"
             )
-        return torch.rand(EXAMPLE, generator=torch.Generator().manual_seed(0))
+        return architecture.example(net.origin[1])
     if not isinstance(example, Tensor) or example.ndim == 0 or not example.numel():
         what = (
             f"shape {tuple(example.shape)}"

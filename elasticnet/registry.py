@@ -1,0 +1,197 @@
+"""Architectures by name: how a file can say which network it holds, without importing anything.
+
+A checkpoint stores the name of an architecture and the arguments of its builder. `load` looks the
+name up here, so a file can only name what somebody registered on purpose. There are three ways to
+register an architecture of one's own:
+
+- an entry point in the pyproject.toml of an installed package:
+  `[project.entry-points.elasticnet_architectures]` with a line `mynet = "mypackage:ARCHITECTURE"`;
+- a call, `register("mynet", ARCHITECTURE)`, in a module that is imported before the file is read;
+- `elasticnet --import mypackage ...`, which imports such a module for one command.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elasticnet.wrapper import ElasticWrapper
+
+ENTRY_POINT_GROUP = "elasticnet_architectures"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the library needs to know of an architecture to save, load and run its networks.
+
+    Attributes:
+        build: Builds a network; keyword arguments are those that a file records, and `taps`, the
+            depths that carry a prediction. Plain values only: bool, int, float, str, None.
+        depth_argument: The argument that counts the blocks. A network that is cut to a depth is
+            recorded and built with this argument set to the depth.
+        count_arguments: The arguments that multiply modules. Their product is compared with the
+            number of tensors in a file before anything is built, so that a hostile file cannot
+            ask for a million blocks.
+        example: Returns an input for a network with these arguments: what `export`, `profile` and
+            `check` run when they are given none. None where only the user can know.
+        extras: What one room of the library knows to read, such as scale and value range for
+            images; see the room's own page. The core passes it on and reads nothing in it.
+    """
+
+    build: Callable[..., ElasticWrapper]
+    depth_argument: str = "num_blocks"
+    count_arguments: tuple[str, ...] = ("num_blocks",)
+    example: Callable[[Mapping[str, Any]], Any] | None = None
+    extras: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def arguments_at(self, arguments: Mapping[str, Any], depth: int) -> dict[str, Any]:
+        """Return the builder's arguments of the same network cut to `depth` blocks."""
+        return {**arguments, self.depth_argument: depth}
+
+
+_registered: dict[str, Architecture] = {}
+
+
+def register(name: str, architecture: Architecture) -> None:
+    """Make `name` known to `load`, to the command and to everything else that reads files.
+
+    Registering the same object under its name a second time changes nothing.
+
+    Args:
+        name: What files will hold; letters, digits, `-`, `_` and `.`.
+        architecture: The description. Nothing of it is called here.
+
+    Raises:
+        TypeError: `architecture` is not an `Architecture`.
+        ValueError: The name is empty, has other characters, or is taken by another architecture.
+            The registry is then as it was.
+    """
+    if not isinstance(architecture, Architecture):
+        raise TypeError(
+            f"architecture {name!r} is a {type(architecture).__name__}: expected an Architecture"
+        )
+    if not name or not name.replace("-", "_").replace(".", "_").isidentifier():
+        raise ValueError(
+            f"architecture name {name!r}: expected letters, digits, '-', '_' and '.', "
+            "beginning with a letter"
+        )
+    if _registered.get(name, architecture) is not architecture:
+        raise ValueError(
+            f"architecture name {name!r} is taken by another architecture: choose another name"
+        )
+    _registered[name] = architecture
+
+
+def find(name: str) -> Architecture:
+    """Return the architecture that was registered as `name`, by a call or by an entry point.
+
+    Args:
+        name: The name in a file, or one of `names()`.
+
+    Raises:
+        ValueError: Nobody registered the name; the message lists the names and the remedies.
+        ImportError: The package that declares the name as an entry point cannot be imported.
+    """
+    if name in _registered:
+        return _registered[name]
+    declared = _entry_points()
+    if name not in declared:
+        listed = ", ".join(names()) or "none"
+        raise ValueError(
+            f"architecture {name!r} is not registered (known: {listed}). Import the module that "
+            "registers it (on the command line: --import MODULE), or install the package that "
+            "declares it. In a source tree that is not installed, `import elasticnet.sr` "
+            "registers the library's own"
+        )
+    register(name, declared[name].load())
+    return _registered[name]
+
+
+def names() -> tuple[str, ...]:
+    """Return all names that `find` knows, sorted; no package is imported for it."""
+    return tuple(sorted({*_registered, *_entry_points()}))
+
+
+def build(name: str, **arguments: Any) -> ElasticWrapper:
+    """Build a network of a registered architecture and record in it how it was built.
+
+    `save` then stores name and arguments, and `load` needs nothing but the file.
+
+    Args:
+        name: A registered name.
+        **arguments: Those of the architecture's builder; `taps` is passed on but not recorded,
+            since every network knows its own.
+
+    Raises:
+        ValueError: Unknown name, or the builder refused an argument.
+        TypeError: The builder returned something else than an ElasticWrapper.
+    """
+    from elasticnet.wrapper import ElasticWrapper
+
+    architecture = find(name)
+    net = architecture.build(**arguments)
+    if not isinstance(net, ElasticWrapper):
+        raise TypeError(
+            f"the builder of {name!r} returned a {type(net).__name__}: expected an ElasticWrapper"
+        )
+    if net.origin is None:
+        recorded = _with_defaults(architecture.build, arguments)
+        recorded.pop("taps", None)
+        net.origin = (name, recorded)
+    return net
+
+
+def architecture_of(net: Any) -> Architecture | None:
+    """Return the architecture that a network was built by, or None where it is a user's own.
+
+    Args:
+        net: Any network; its `origin` is (name, arguments) where a registered builder made it.
+    """
+    origin = getattr(net, "origin", None)
+    if origin is None:
+        return None
+    name, _ = origin
+    return find(name) if name in names() else None
+
+
+def recorded(net: ElasticWrapper) -> tuple[str, dict[str, Any]] | None:
+    """Return the name and the arguments that build a network of this size, or None.
+
+    A network that was cut or grown keeps the `origin` of the network that it was made of; here the
+    arguments are those of its own number of blocks.
+
+    Args:
+        net: Any network.
+
+    Raises:
+        ValueError: Its origin names an architecture that is not registered.
+    """
+    if net.origin is None:
+        return None
+    name, arguments = net.origin
+    return name, find(name).arguments_at(arguments, depth=len(net.blocks))
+
+
+def _with_defaults(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `arguments` with the function's default values, so that a file does not depend on
+    them."""
+    bound = inspect.signature(function).bind(**arguments)
+    bound.apply_defaults()
+    values = dict(bound.arguments)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            values |= values.pop(parameter.name, {})
+    return values
+
+
+@functools.cache
+def _entry_points() -> dict[str, EntryPoint]:
+    """Return what installed packages declare, by name; a package that is installed later in this
+    process is not seen."""
+    return {each.name: each for each in entry_points(group=ENTRY_POINT_GROUP)}
