@@ -22,6 +22,9 @@ def lazy_names(
     Returns:
         The two functions, to be bound to `__getattr__` and `__dir__` in the package.
 
+    Raises:
+        AttributeError: By `__getattr__`, for a name that the package does not have.
+
     Example:
         `__getattr__, __dir__ = lazy_names(__name__, {"save": "elasticnet.checkpoint.saving"})`
     """

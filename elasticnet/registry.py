@@ -51,7 +51,12 @@ class Architecture:
     extras: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def arguments_at(self, arguments: Mapping[str, Any], depth: int) -> dict[str, Any]:
-        """Return the builder's arguments of the same network cut to `depth` blocks."""
+        """Return the builder's arguments of the same network cut to `depth` blocks.
+
+        Args:
+            arguments: Those of the whole network.
+            depth: The number of blocks that stay, from 1.
+        """
         return {**arguments, self.depth_argument: depth}
 
 
@@ -127,6 +132,9 @@ def build(name: str, **arguments: Any) -> ElasticWrapper:
         name: A registered name.
         **arguments: Those of the architecture's builder; `taps` is passed on but not recorded,
             since every network knows its own.
+
+    Returns:
+        The network, with its `origin` set.
 
     Raises:
         ValueError: Unknown name, or the builder refused an argument.
