@@ -156,8 +156,9 @@ def _public(tree: ast.Module) -> Iterator[tuple[Function | ast.ClassDef, str]]:
                 continue
             yield node, node.name
         for method in node.body if isinstance(node, ast.ClassDef) else ():
-            is_function = isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef)
-            if is_function and not method.name.startswith("_"):
+            if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if not method.name.startswith("_"):
                 yield method, f"{node.name}.{method.name}"
 
 
