@@ -143,7 +143,7 @@ def test_custom_nets_come_back_by_build(path: Path) -> None:
         "the file's dtype counts"
     )
     with pytest.raises(
-        ValueError, match=r"architecture None is not built in \(asrn, edsr, rcan\): pass build="
+        ValueError, match=r"holds a network of no registered architecture: pass build=, a function"
     ):
         elasticnet.load(path)
 
@@ -224,7 +224,7 @@ def set_architecture(header: dict[str, Any], tensors: dict[str, Tensor]) -> None
         ),
         (
             set_architecture,
-            r"architecture 'os' is not built in \(asrn, edsr, rcan\): pass build=, a function that makes the net",
+            r"architecture 'os' is not registered \(known: asrn, edsr, rcan\)\. Import the module",
         ),
         (
             lambda header, tensors: header["arguments"].update(scale=7),

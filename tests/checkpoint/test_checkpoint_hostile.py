@@ -8,6 +8,7 @@ import copy
 import json
 import random
 import resource
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -367,15 +368,21 @@ def test_many_small_tensors_do_not_make_many_modules(tmp_path: Path) -> None:
     assert time.perf_counter() - start < MOST_SECONDS
 
 
-def test_nothing_that_a_file_names_is_imported_or_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "architecture",
+    ["os.system", "models", "antigravity", "elasticnet.sr.models.asrn", "__init__", "ASRN", ""],
+)
+def test_nothing_that_a_file_names_is_imported_or_run(tmp_path: Path, architecture: str) -> None:
     path = tmp_path / "net.safetensors"
     elasticnet.save(asrn(2, num_blocks=1, channels=8), path)
     table, header = read_table(path), read_header(path)
     data = path.read_bytes()[table.data_start :]
-    for architecture in ("os.system", "models", "elasticnet.sr.asrn", "__init__", "ASRN", ""):
-        header["architecture"] = architecture
-        path.write_bytes(header_bytes(table.entries, {KEY: _described(header, table)}) + data)
-        with pytest.raises(
-            ValueError, match=rf"architecture '{architecture}' is not built in \(asrn, edsr, rcan\)"
-        ):
-            elasticnet.load(path)
+    header["architecture"] = architecture
+    path.write_bytes(header_bytes(table.entries, {KEY: _described(header, table)}) + data)
+    imported_before = set(sys.modules)
+    with pytest.raises(
+        ValueError,
+        match=rf"architecture '{architecture}' is not registered \(known: asrn, edsr, rcan\)",
+    ):
+        elasticnet.load(path)
+    assert set(sys.modules) == imported_before
