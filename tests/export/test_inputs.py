@@ -93,7 +93,9 @@ def test_an_example_is_checked():
     ):
         with pytest.raises(ValueError, match=message):
             checked_example(net, example)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="example=None: only a registered architecture may have an example"):
+    with pytest.raises(
+        ValueError, match="example=None: only a registered architecture may have an example"
+    ):
         checked_example(ElasticWrapper([nn.Identity()], nn.Identity()), None)
 
 
