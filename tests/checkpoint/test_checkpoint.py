@@ -196,7 +196,10 @@ def test_only_the_tensors_of_the_depth_are_read(path: Path) -> None:
     rewrite(path, lambda header, tensors: tensors["blocks.2.expand.weight"].add_(1))
     for depth in (1, 2):
         same(elasticnet.load(path, depth)(X), net(X, depth=depth), f"depth {depth}")
-    message = r"net\.safetensors: tensor 'blocks\.2\.expand\.weight' does not have the SHA-256 it was saved with"
+    message = (
+        r"net\.safetensors: tensor 'blocks\.2\.expand\.weight' does not have the SHA-256 "
+        "it was saved with"
+    )
     with pytest.raises(ValueError, match=message):
         elasticnet.load(path)
     rewrite(

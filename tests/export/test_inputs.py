@@ -43,7 +43,8 @@ def test_open_axes_are_those_that_the_net_takes_at_other_lengths():
     [
         (
             {2: "height"},
-            r"axes \{2: 'height'\}: height fixed: the net does not take shape \(1, 3, 16, 6\) \(made",
+            r"axes \{2: 'height'\}: height fixed: "
+            r"the net does not take shape \(1, 3, 16, 6\) \(made",
         ),
         ({4: "depth"}, "axes 4: 'depth': expected an axis from 0 to 3"),
         ({-1: "width"}, "axes -1: 'width'"),
