@@ -1,73 +1,222 @@
-"""Files written whole or not at all, and JSON that every reader takes."""
+"""Files that appear whole or not at all, what must be known before writing one, and strict JSON."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import secrets
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 import torch
 
 AnyPath = str | os.PathLike[str]
 
+# A temporary file's name begins with that of its target, cut so that a long one still fits.
+_NAME_IN_TEMPORARY = 32
 
-def write_atomic(path: AnyPath, data: bytes | bytearray | str) -> None:
-    """Write a file so that a kill, a power cut or a full disk leaves the old content or the new,
-    never a part.
 
-    A file that exists keeps its permissions, and a link stays a link: what it points to is
-    replaced.
+@contextmanager
+def replacing(path: AnyPath, *, overwrite: bool = False) -> Generator[BinaryIO, None, None]:
+    """Open a binary file that becomes `path` when the `with` block ends well.
+
+    It is written beside `path`, flushed to the disk and renamed, so that a kill, a power cut or a
+    full disk leaves the old content or the new, never a part. After an exception nothing is left
+    behind. A file that existed keeps its permissions, and a link stays a link: what it points to
+    is replaced.
+
+    Args:
+        path: The target. Its folder must exist.
+        overwrite: Whether a target that exists is replaced.
+
+    Yields:
+        The open file, for reading, writing and seeking.
+
+    Raises:
+        FileExistsError: The target exists and `overwrite` is false; this is looked up at the end,
+            so ask `check_target` before work that takes long.
+        OSError: Something else went wrong while writing, also inside the block; the message names
+            `path`.
+
+    Example:
+        `with replacing("out.png", overwrite=True) as file: image.save(file, "PNG")`
     """
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))
+    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = target.with_name(f".{target.name[:_NAME_IN_TEMPORARY]}.{unique}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+        with open(temporary, "xb+") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
+        if target.exists():
+            if not overwrite:
+                raise FileExistsError(_exists(target))
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except FileExistsError:
+        raise
     except OSError as error:
-        raise OSError(
-            error.errno, f"could not write {path} ({error.strerror}); nothing was changed"
-        ) from error
+        reason = error.strerror or error
+        message = f"could not write {target} ({reason}); nothing was changed"
+        raise OSError(error.errno, message) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    if sys.platform != "win32":  # a rename lasts once its folder is flushed; Windows cannot do that
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        # It is gone after the rename, and it never was there if its name could not be opened.
+        with suppress(OSError):
+            temporary.unlink()
+    _flush_folder(target.parent)
+
+
+def write_atomic(path: AnyPath, data: bytes | bytearray | str) -> None:
+    """Write a whole file, replacing the one that is there; see `replacing` for what is promised.
+
+    Args:
+        path: The target. Its folder must exist.
+        data: The content; text is written as UTF-8.
+
+    Raises:
+        OSError: The file could not be written; the old one, if any, is as it was.
+    """
+    with replacing(path, overwrite=True) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def check_target(path: AnyPath, *, overwrite: bool) -> None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Args:
+        path: Where the file shall be written. Nothing is created.
+        overwrite: Whether a file that exists may be replaced.
+
+    Raises:
+        ValueError: The path is a folder.
+        FileNotFoundError: The path's folder does not exist.
+        PermissionError: The path's folder cannot be written to.
+        FileExistsError: The file exists and `overwrite` is false.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(
+            f"{path}: the folder {path.parent} cannot be written to; choose another"
+        )
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(_exists(path))
+
+
+def make_writable_folder(path: AnyPath) -> Path:
+    """Make a folder, its parents too, unless it exists, and check that files can be made in it.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: The folder cannot be made, for example because a part of the path is a file.
+        PermissionError: The folder is there, but cannot be written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{folder}: cannot make this folder ({error.strerror}); choose another"
+        raise OSError(error.errno, message) from error
+    if not os.access(folder, os.W_OK):
+        message = f"{folder}: this folder cannot be written to; choose another"
+        raise PermissionError(errno.EACCES, message)
+    return folder
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Write strict JSON atomically, keys sorted; NaN and infinities become "NaN", "Infinity",
-    "-Infinity".
+    """Write strict JSON atomically, with sorted keys and an indent of two.
+
+    Args:
+        path: The target. Its folder must exist.
+        value: What `strict_json` takes.
+
+    Raises:
+        TypeError: A part of `value` cannot stand in JSON.
+        OSError: The file could not be written.
     """
-    write_atomic(
-        path,
-        json.dumps(strict_json(value, "value"), indent=2, sort_keys=True, allow_nan=False) + "\n",
-    )
+    strict = strict_json(value, place="value")
+    text = json.dumps(strict, indent=2, sort_keys=True, allow_nan=False)
+    write_atomic(path, text + "\n")
 
 
 def strict_json(value: Any, place: str) -> Any:
-    """The value as strict JSON can hold it."""
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
-        value = value.tolist()
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
-    if value is None or isinstance(value, bool | int | float | str):
+    """Return a value in the types that every JSON reader takes.
+
+    Arrays and tensors become lists, paths become text, keys become text, and the floats that JSON
+    lacks become "NaN", "Infinity" and "-Infinity".
+
+    Args:
+        value: Numbers, text, None, paths, arrays, tensors, and lists and mappings of these.
+        place: What an error calls the value.
+
+    Returns:
+        The same in dicts, lists, text, numbers, bools and None.
+
+    Raises:
+        TypeError: Some part is of another kind; the message says where.
+    """
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
+        return strict_json(value.tolist(), place)
+    if isinstance(value, float):
+        return _strict_float(value)
+    if value is None or isinstance(value, (bool, int, str)):
         return value
-    if isinstance(value, os.PathLike):
+    if _is_path(value):
         return os.fspath(value)
-    if isinstance(value, list | tuple):
+    if _is_list(value):
         return [strict_json(entry, f"{place}[{index}]") for index, entry in enumerate(value)]
-    if isinstance(value, Mapping) and all(isinstance(key, str | int) for key in value):
+    if _is_mapping(value) and all(isinstance(key, (str, int)) for key in value):
         return {str(key): strict_json(entry, f"{place}[{key!a}]") for key, entry in value.items()}
     raise TypeError(f"{place}: JSON cannot hold the {type(value).__name__} {value!r:.100}")
+
+
+def _is_path(value: Any) -> TypeGuard[os.PathLike[str]]:
+    return isinstance(value, os.PathLike)
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple))
+
+
+def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _strict_float(value: float) -> float | str:
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _exists(path: Path) -> str:
+    """What is said of a file that may not be replaced."""
+    return f"{path} exists: use --force (in Python: overwrite=True), or choose another name"
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write a folder's own entries to the disk: until then a power cut can undo a rename."""
+    if sys.platform == "win32":  # which has no such call
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

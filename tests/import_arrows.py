@@ -23,6 +23,7 @@ CORE = {
     "memory",
     "_files",
     "_tables",
+    "_compare",
     "checkpoint",
     "card",
     "export",
@@ -35,14 +36,15 @@ ALLOWED: dict[str, set[str]] = {
     "memory": set(),
     "_tables": set(),
     "_files": set(),
+    "_compare": set(),
     "distillation": set(),
     "loss_weights": set(),
     "losses": {"taps", "distillation", "loss_weights"},  # and not wrapper: neither knows the other
-    "wrapper": {"taps"},
+    "wrapper": {"taps", "_compare"},
     "checkpoint": {"taps", "wrapper", "registry", "_files"},
     # a card stands in a checkpoint's header
-    "card": {"wrapper", "checkpoint", "_files", "_tables"},
-    "export": {"taps", "wrapper", "registry", "checkpoint", "_files"},
+    "card": {"wrapper", "checkpoint", "memory", "_files", "_tables"},
+    "export": {"taps", "wrapper", "registry", "checkpoint", "_files", "_compare"},
     "training": {"wrapper", "losses", "_files"},  # what recipes share; no loop
     PACKAGE: CORE,
     "retrofit": CORE | {PACKAGE},

@@ -1,4 +1,4 @@
-"""Freed tensors' pages stay with the process, and free memory is a part of what is built in."""
+"""Freed pages stay with the process; free memory and the peak are what the system says."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5)
     platform.libc_ver()[0] != "glibc", reason="the C library is not glibc, which this is about"
 )
 def test_pages_are_not_asked_for_again() -> None:
-    """20 tensors of 8 MiB have 40,960 pages of 4 KiB; how many of them are new each time they are
-    made?
+    """20 tensors of 8 MiB have 40,960 pages of 4 KiB: how many are new each time they are made?
 
-    The environment makes glibc give every one back, which by default hangs on what lies behind it
-    in memory.
+    The environment makes glibc give every one back, which by default depends on what lies behind
+    it in memory.
     """
     faults = {}
     for what in ("keep", "give back"):
@@ -100,3 +99,25 @@ def test_free_memory_here_is_a_part_of_what_is_built_in() -> None:
     if sys.platform == "linux":
         assert free is not None
         assert 2**20 < free < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux restarts the peak")
+def test_the_peak_counts_from_its_restart() -> None:
+    megabytes = 64
+    assert memory.restart_peak()
+    before = memory.peak_resident()
+    assert before is not None
+    block = b"\1" * (megabytes * memory.MB)
+    after = memory.peak_resident()
+    assert after is not None
+    assert after - before > 0.9 * len(block)
+    del block
+    assert memory.restart_peak()
+    at_rest = memory.peak_resident()
+    assert at_rest is not None
+    assert at_rest < after
+
+
+def test_the_peak_on_a_system_that_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert memory.peak_resident() is None

@@ -5,19 +5,16 @@ belongs to them.
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import struct
-import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from elasticnet._files import replacing as replacing  # part of this module's interface
 from elasticnet.sr.data.images import ImageError
 from elasticnet.sr.photo import JPEG_XMP, Photo
 from elasticnet.sr.photo.large_array import large_array
@@ -41,7 +38,8 @@ def format_of(path: str | os.PathLike[str]) -> str:
     extension = Path(path).suffix
     if extension.lower() not in FORMATS:
         raise ValueError(
-            f"{os.fspath(path)}: no format to write has the extension {extension!r}: {', '.join(FORMATS)}"
+            f"{os.fspath(path)}: no format to write has the extension {extension!r}: "
+            f"{', '.join(FORMATS)}"
         )
     return FORMATS[extension.lower()]
 
@@ -67,42 +65,9 @@ def check_fits(photo: Photo, format: str, scale: int = 1) -> None:
     side = scale * max(photo.size)
     if side > _LARGEST_SIDE[format]:
         raise ImageError(
-            f"{side} pixels on one side, and {format} holds {_LARGEST_SIDE[format]}: write .png or .tif"
+            f"{side} pixels on one side, and {format} holds {_LARGEST_SIDE[format]}: "
+            "write .png or .tif"
         )
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the with statement ends well, and leaves nothing
-    behind otherwise.
-
-    It is written beside `path`, flushed to the disk and renamed. Raises FileExistsError when `path`
-    exists and `overwrite` is false, and OSError that names `path` for whatever else goes wrong with
-    writing.
-    """
-    path = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb+") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if not overwrite and path.exists():
-            raise FileExistsError(f"{path} exists: use --force to overwrite it")
-        if path.exists():
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, f"could not write {path} ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):  # of a name that could not be opened: that error is the one to see
-            temporary.unlink()
-    if sys.platform != "win32":  # a rename lasts once its folder is flushed; Windows cannot do that
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def write_photo(

@@ -1,15 +1,11 @@
-"""Writing photographs: exact samples by independent readers, metadata in every format, atomic
-files, refusals.
-"""
+"""Writing photographs: exact samples by independent readers, metadata in every format, refusals."""
 
 from __future__ import annotations
 
 import io
-import os
 import struct
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import hypothesis.strategies as st
 import numpy as np
@@ -21,7 +17,7 @@ from PIL import Image
 from elasticnet.sr.data.images import ImageError
 from elasticnet.sr.photo import Photo, read_photo
 from elasticnet.sr.photo import write as photo_write
-from elasticnet.sr.photo.write import check_fits, format_of, replacing, write_photo
+from elasticnet.sr.photo.write import check_fits, format_of, write_photo
 from photo_files import exif_bytes, gray_profile, png_chunks, png_samples, srgb_profile
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">tiff:Orientation="1"</x:xmpmeta>'
@@ -266,58 +262,6 @@ def test_no_format_for_an_extension(name: str) -> None:
         ValueError, match=rf"{name}: no format to write has the extension .*: \.png, \.jpg"
     ):
         format_of(name)
-
-
-# --- atomic files
-
-
-def fail_half_way(file: BinaryIO, error: type[BaseException]) -> None:
-    file.write(b"half")
-    raise error
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "out.png"
-    with replacing(target) as file:
-        file.write(b"new")
-        assert not target.exists()
-    assert target.read_bytes() == b"new"
-    for error in (KeyboardInterrupt, ValueError):
-        with pytest.raises(error), replacing(target, overwrite=True) as file:
-            fail_half_way(file, error)
-    assert target.read_bytes() == b"new"
-    with (
-        pytest.raises(FileExistsError, match=r"out\.png exists: use --force"),
-        replacing(target) as file,
-    ):
-        file.write(b"other")
-    assert os.listdir(tmp_path) == ["out.png"]
-    with replacing(target, overwrite=True) as file:
-        file.write(b"other")
-    assert target.read_bytes() == b"other"
-
-
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real.png").write_bytes(b"old")
-    (tmp_path / "link.png").symlink_to("real.png")
-    with replacing(tmp_path / "link.png", overwrite=True) as file:
-        file.write(b"new")
-    assert (tmp_path / "link.png").is_symlink()
-    assert (tmp_path / "real.png").read_bytes() == b"new"
-
-
-def test_a_failure_to_write_names_the_target(tmp_path: Path) -> None:
-    with (
-        pytest.raises(OSError, match=r"could not write .*/absent/out\.png \(No such file"),
-        replacing(tmp_path / "absent" / "out.png"),
-    ):
-        pass
-    with (
-        pytest.raises(OSError, match=r"could not write .*out\.png \(No space left"),
-        replacing(tmp_path / "out.png"),
-    ):
-        raise OSError(28, os.strerror(28))
-    assert os.listdir(tmp_path) == []
 
 
 def test_png_header_is_what_it_says() -> None:
