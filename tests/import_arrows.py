@@ -12,48 +12,47 @@ from typing import NamedTuple
 PACKAGE = "elasticnet"  # also stands for the package's own __init__.py, the facade
 
 # Which rooms each room may import. A room is elasticnet/<room>.py or the folder elasticnet/<room>/.
+# docs/contributing.md shows the same table, with what each room is for.
 CORE = {
     "taps",
-    "_lazy",
-    "registry",
     "distillation",
     "loss_weights",
     "losses",
     "wrapper",
+    "registry",
     "memory",
-    "_files",
-    "_tables",
     "_compare",
+    "_files",
+    "_lazy",
+    "_tables",
     "checkpoint",
     "card",
     "export",
     "training",
 }
 ALLOWED: dict[str, set[str]] = {
-    "taps": set(),
-    "_lazy": set(),
-    "registry": {"wrapper"},
-    "memory": set(),
-    "_tables": set(),
-    "_files": set(),
+    "before_torch": set(),
     "_compare": set(),
+    "_files": set(),
+    "_lazy": set(),
+    "_tables": set(),
+    "memory": set(),
+    "taps": set(),
     "distillation": set(),
     "loss_weights": set(),
     "losses": {"taps", "distillation", "loss_weights"},  # and not wrapper: neither knows the other
     "wrapper": {"taps", "_compare"},
-    "checkpoint": {"taps", "wrapper", "registry", "_files"},
-    # a card stands in a checkpoint's header
-    "card": {"wrapper", "checkpoint", "memory", "_files", "_tables"},
-    "export": {"taps", "wrapper", "registry", "checkpoint", "_files", "_compare"},
-    "training": {"wrapper", "losses", "_files"},  # what recipes share; no loop
+    "registry": {"wrapper"},
+    "checkpoint": {"taps", "wrapper", "registry", "_files", "_lazy"},
+    "card": {"taps", "wrapper", "registry", "checkpoint", "memory", "_files", "_lazy", "_tables"},
+    "export": {"taps", "wrapper", "registry", "checkpoint", "_compare", "_files", "_lazy"},
+    "training": {"taps", "wrapper", "losses", "loss_weights", "_compare", "_files"},
     PACKAGE: CORE,
     "retrofit": CORE | {PACKAGE},
     "sr": CORE | {PACKAGE},
-    "cli": CORE | {PACKAGE, "retrofit", "sr"},
+    "cli": CORE | {PACKAGE, "before_torch", "retrofit", "sr"},
+    "__main__": {"cli"},
 }
-# The one exception: checkpoint's allow-list of built-in architectures, imported when a file asks
-# for one.
-LAZY_EXCEPTION = ("checkpoint", "sr")
 
 
 class Import(NamedTuple):
@@ -126,8 +125,7 @@ def arrows_turned(source: str, path: Path) -> list[str]:
         if target is None:
             wrong = imported.name.split(".")[0] in ("recipes", "tests")
         else:
-            excepted = imported.lazy and (room, target) == LAZY_EXCEPTION
-            wrong = target != room and target not in ALLOWED[room] and not excepted
+            wrong = target != room and target not in ALLOWED[room]
         if wrong:
             found.append(f"{path}:{imported.line}: {room} must not import {imported.name}")
     return found
@@ -146,19 +144,49 @@ def recipes_imported(source: str, path: Path, recipes: set[str]) -> list[str]:
 
 
 def import_cycle(sources: dict[Path, str]) -> list[str] | None:
-    """Return the modules of one import cycle, or None; packages' own __init__.py files are left
-    out.
+    """Return the modules of one import circle, or None; lazy imports and `__init__` files count.
+
+    Only what a file says itself counts: that importing a module also runs the `__init__` of its
+    package does not.
     """
-    modules = {module_name(path): path for path in sources if path.stem != "__init__"}
+    modules = {module_name(path): path for path in sources}
     graph: dict[str, set[str]] = {name: set() for name in modules}
     for name, path in modules.items():
         for imported in imports_of(sources[path], path):
-            if imported.lazy and (room_of(name), room_of(imported.name)) == LAZY_EXCEPTION:
-                continue
-            targets = {imported.name, imported.name.rpartition(".")[0]}
-            graph[name] |= targets & modules.keys() - {name}
+            target = imported.name
+            if target not in modules:  # a name in a module, not a module
+                target = target.rpartition(".")[0]
+            if target in modules and target != name:
+                graph[name].add(target)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         return error.args[1]
     return None
+
+
+def room_named(name: str) -> str:
+    """Return the room that the contributing page calls by this name."""
+    return PACKAGE if name == "__init__" else name
+
+
+def documented_arrows(page: str) -> dict[str, set[str]]:
+    """Return the table of the contributing page as ALLOWED has it.
+
+    A row is `| room | what it is for | rooms that it may import |`; the facade is called
+    `__init__`, and "the core" stands for CORE.
+    """
+    arrows: dict[str, set[str]] = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        names = re.findall(r"`(\w+)/?`", cells[0])
+        if len(cells) != 3 or not names:
+            continue
+        allowed = {
+            PACKAGE if name == "__init__" else name for name in re.findall(r"`(\w+)/?`", cells[2])
+        }
+        if "the core" in cells[2]:
+            allowed |= CORE
+        for name in names:
+            arrows[PACKAGE if name == "__init__" else name] = allowed
+    return arrows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -15,9 +16,18 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from import_arrows import ALLOWED, PACKAGE, arrows_turned, import_cycle, recipes_imported
+from code_shape import count_branches, findings
+from import_arrows import (
+    ALLOWED,
+    PACKAGE,
+    arrows_turned,
+    documented_arrows,
+    import_cycle,
+    recipes_imported,
+)
 
 ROOT = Path(__file__).parent.parent
+DISTRIBUTION = "elastic-depth"
 
 
 def python_files(*folders: str) -> dict[Path, str]:
@@ -96,6 +106,8 @@ def test_the_table_itself_has_no_cycle() -> None:
             "module = importlib.import_module(f'elasticnet.sr.models.{name}')",
         ),
         ("elasticnet/checkpoint/__init__.py", "from elasticnet.sr import asrn"),
+        ("elasticnet/checkpoint/__init__.py", "def f():\n    from elasticnet.sr import asrn"),
+        ("elasticnet/checkpoint/__init__.py", "NAMES = {'asrn': 'elasticnet.sr.models.asrn:asrn'}"),
         ("elasticnet/checkpoint/__init__.py", "def f():\n    from elasticnet.cli import main"),
         ("elasticnet/sr/data/__init__.py", "from ...cli import main"),
         ("elasticnet/sr/models/asrn.py", "from ...retrofit import timm"),
@@ -122,11 +134,6 @@ def test_a_turned_arrow_is_caught(path: str, source: str) -> None:
         (
             "elasticnet/losses.py",
             "'''A docstring may name elasticnet.wrapper.'''\nimport torch.nn.functional as F",
-        ),
-        ("elasticnet/checkpoint/__init__.py", "def f():\n    from elasticnet.sr import asrn"),
-        (
-            "elasticnet/checkpoint/__init__.py",
-            "BUILT_IN = {'asrn': 'elasticnet.sr.models.asrn:asrn'}",
         ),
         (
             "elasticnet/sr/models/asrn.py",
@@ -163,6 +170,75 @@ def test_an_import_cycle_is_caught() -> None:
     assert import_cycle(sources) is None
     sources[Path("elasticnet/sr/resize.py")] = "def f():\n    from .data import read"
     assert set(import_cycle(sources) or ()) == {"elasticnet.sr.data", "elasticnet.sr.resize"}
+
+
+def test_an_import_cycle_through_an_init_file_is_caught() -> None:
+    sources = {
+        Path("elasticnet/sr/__init__.py"): "NAMES = {'read': 'elasticnet.sr.data'}",
+        Path("elasticnet/sr/data.py"): "def f():\n    from elasticnet.sr import read",
+    }
+    assert set(import_cycle(sources) or ()) == {"elasticnet.sr", "elasticnet.sr.data"}
+
+
+def test_the_contributing_page_shows_the_same_arrows() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    assert documented_arrows(page) == ALLOWED
+
+
+# --- how the code reads
+
+
+def test_no_function_is_too_dense_and_every_public_name_is_described() -> None:
+    library = python_files(PACKAGE)
+    found = [each for path, source in library.items() for each in findings(source, str(path))]
+    for path, source in python_files("recipes", "docs").items():
+        found += findings(source, str(path), docstrings=False)
+    assert [str(each) for each in found] == []
+
+
+DENSE = """
+def f(a, b, c):
+    if a and b or c:
+        return [x for x in a if x if b]
+    return 1 if a else 2
+"""
+
+
+def test_branches_are_counted_wherever_they_stand() -> None:
+    (function,) = ast.parse(DENSE).body
+    assert isinstance(function, ast.FunctionDef)
+    # the if, its `and`, its `or`, two conditions of the comprehension, the conditional expression
+    assert count_branches(function) == 6
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("def f(): ...", "no docstring"),
+        ("def f(x):\n    'Do it.'", "lists no x under Args"),
+        ("def f() -> int:\n    'Do it.'", "does not say what it returns"),
+        ("def f():\n    'Do it.'\n    raise ValueError(1)", "no ValueError under Raises"),
+        ("class A:\n    'It.'\n    def f(self, x):\n        'Do it.'", "lists no x"),
+        ("class A:\n    'It.'\n    def __init__(self, x): ...", "lists no x"),
+        ("class A(NamedTuple):\n    'It.'\n    x: int", "lists no x under Attributes"),
+    ],
+)
+def test_what_a_docstring_lacks_is_named(source: str, problem: str) -> None:
+    (found,) = findings(f"'A module.'\n{source}", "m.py")
+    assert problem in found.problem
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def _f(x): ...",
+        "def f(x):\n    '''Do it.\n\n    Args:\n        x: A number.\n    '''",
+        "def f() -> int:\n    'Return one.'",
+        "class A(NamedTuple):\n    '''It.\n\n    Attributes:\n        x: One.\n    '''\n    x: int",
+    ],
+)
+def test_what_is_described_or_private_passes(source: str) -> None:
+    assert findings(f"'A module.'\n{source}", "m.py") == []
 
 
 # --- what `import elasticnet` loads
@@ -227,7 +303,7 @@ def declared_requirements() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"].values()
     named = [*project["dependencies"], *(line for extra in extras for line in extra)]
-    return [required for required in map(Requirement, named) if required.name != PACKAGE]
+    return [required for required in map(Requirement, named) if required.name != DISTRIBUTION]
 
 
 def test_every_requirement_is_pinned_within_its_range() -> None:
