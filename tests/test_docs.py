@@ -5,8 +5,6 @@ the code's.
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -15,12 +13,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import elasticnet
-import elasticnet.sr
-
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-API_PAGES = [page for page in PAGES if page.parent.name == "api"]
 MOST_NOT_RUN = 2
 NOT_RUN = re.compile(r"<!-- not run: (.*) -->")
 OUTPUT = "<!-- output -->"
@@ -197,80 +191,6 @@ def test_drawings_are_whole_and_used() -> None:
             f"{drawing.name} has no title"
         )
         assert f"images/{drawing.name}" in text, f"{drawing.name} is in no page"
-
-
-# --- names and signatures
-
-
-def headings(page: Path) -> list[str]:
-    return re.findall(r"^#+ `(\w+)`$", page.read_text(encoding="utf-8"), re.MULTILINE)
-
-
-def test_every_public_name_has_a_place_in_the_api_pages() -> None:
-    named = {heading for page in API_PAGES for heading in headings(page)}
-    public = {*elasticnet.__all__, *elasticnet.sr.__all__}
-    assert sorted(public - named) == []
-
-
-def modules_of(page: Path) -> list[Any]:
-    """Return the modules that an API page names in its title."""
-    title = page.read_text(encoding="utf-8").splitlines()[0]
-    return [importlib.import_module(name) for name in re.findall(r"`(elasticnet[\w.]*)`", title)]
-
-
-def documented(name: str, modules: list[Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the object of a dotted name in one of the modules, and the namespace in which its
-    defaults stand.
-    """
-    first, *rest = name.split(".")
-    for module in modules:
-        if hasattr(module, first):
-            found = getattr(module, first)
-            home = importlib.import_module(found.__module__)
-            for part in rest:
-                found = getattr(found, part)
-            return found, vars(home)
-    raise AssertionError(f"{name}: none of {[module.__name__ for module in modules]} has it")
-
-
-def parameters(function: Any) -> list[tuple[str, Any, Any]]:
-    found = inspect.signature(function).parameters.values()
-    return [(each.name, each.kind, each.default) for each in found if each.name != "self"]
-
-
-def as_function(signature: str, namespace: dict[str, Any]) -> Any:
-    """Return a function that has the signature of a line like `name(a, *, b=1) -> T`, annotations
-    unevaluated.
-    """
-    head, _, tail = signature.strip().partition("(")
-    assert re.fullmatch(r"[\w.]+", head), signature
-    space = dict(namespace)
-    # under this file's future import, so annotations stay text
-    exec(f"def documented_function({tail}: ...", space)
-    return space["documented_function"]
-
-
-@pytest.mark.parametrize("page", API_PAGES, ids=name_of)
-def test_signatures_are_those_of_the_code(page: Path) -> None:
-    modules = modules_of(page)
-    blocks = [
-        fence.text for fence in fences(page.read_text(encoding="utf-8")) if fence.language == "pyi"
-    ]
-    assert modules, "the title names no module"
-    assert blocks, "the page has no signature"
-    for signature in (line for block in blocks for line in re.split(r"\n(?=\w)", block.strip())):
-        found, namespace = documented(signature.partition("(")[0], modules)
-        assert parameters(as_function(signature, namespace)) == parameters(found), signature
-    for heading in headings(page):
-        documented(heading, modules)
-
-
-@pytest.mark.parametrize(
-    "signature", ["load(path, depth=1, *, build=None, device='cpu')", "load(path)", "load(file)"]
-)
-def test_a_wrong_signature_is_caught(signature: str) -> None:
-    found, namespace = documented("load", [elasticnet])
-    assert parameters(as_function(signature, namespace)) != parameters(found)
 
 
 # --- options of the recipe
