@@ -1,18 +1,21 @@
 # Two commands matter: `make demo` and `make test`. Both build .venv when it is missing or out of date.
 
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow lint docs dist format clean
 
 help:
 	@echo "make demo       train a small network in about five minutes (ARGS='--help' lists the options)"
 	@echo "make test       run the tests, a few minutes (ARGS='tests/test_taps.py -x' narrows them)"
 	@echo "make test-slow  run only the tests that take longer"
 	@echo "make lint       ruff check, ruff format --check, pyright"
+	@echo "make docs       build the documentation's site into build/site"
+	@echo "make dist       build wheel and source archive into dist/, and try the wheel in an empty environment"
 	@echo "make format     let ruff format the code and mend what it can"
 	@echo "make install    build .venv and nothing else (PYTHON=python3.12 names another interpreter)"
 	@echo "make clean      remove caches and build products; .venv and runs/ stay"
@@ -20,7 +23,7 @@ help:
 install: $(STAMP)
 
 # A .venv without pip is one whose making was interrupted, or another tool's: it gets one.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "elasticnet needs Python 3.10 or newer, and there is no '$(PYTHON)' here: name one, as in make PYTHON=python3.12" >&2; exit 1; }
 	@python=$(PYTHON); if [ -x $(BIN)/python ]; then python=$(BIN)/python; fi; \
@@ -28,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  "elasticnet needs Python 3.10 or newer, and " + sys.executable + " is " + v + ": name another, as in make PYTHON=python3.12")'
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
 	@touch $@
 
 demo: $(STAMP)
@@ -44,6 +47,15 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --quiet --strict
+
+# The wheel goes into an environment that has nothing else, and runs the README's snippet there.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python tests/try_wheel.py dist
 
 format: $(STAMP)
 	$(BIN)/ruff format .

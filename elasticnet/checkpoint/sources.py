@@ -110,7 +110,7 @@ def hub_library() -> None:
         import huggingface_hub  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'the hub needs huggingface_hub: pip install "elasticnet[hub]"'
+            'the hub needs huggingface_hub: pip install "elastic-depth[hub]"'
         ) from error
 
 

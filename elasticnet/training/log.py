@@ -54,7 +54,7 @@ class TrainingLog:
         self._meter = LossMeter(self.processes.average)
         if self._tensorboard and not tensorboard_installed():
             raise ModuleNotFoundError(
-                'TensorBoard is not installed: pip install "elasticnet[train]", or log without it'
+                'TensorBoard is not installed: pip install "elastic-depth[train]", or log without it'
             )
 
     def state_dict(self) -> dict[str, Any]:

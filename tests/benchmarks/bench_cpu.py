@@ -10,7 +10,7 @@ precision: by torch.mm, or by a 1x1 convolution, which another library computes 
 it is twice as fast in float32). All cases take turns, round after round; times are medians over the
 rounds, fractions and shares medians of the rounds' ratios. The last column is the largest
 difference from the float32 network. Below stand variations of eager: the layers as written, images
-in NCHW, tiles whose features fit the cache. ONNX Runtime needs elasticnet[export].
+in NCHW, tiles whose features fit the cache. ONNX Runtime needs elastic-depth[export].
 """
 
 from __future__ import annotations

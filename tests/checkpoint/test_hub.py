@@ -295,6 +295,6 @@ print([name for name in ("sympy", "matplotlib", "onnx", "timm") if name in sys.m
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    message = 'the hub needs huggingface_hub: pip install "elasticnet[hub]"'
+    message = 'the hub needs huggingface_hub: pip install "elastic-depth[hub]"'
     assert run.stdout.splitlines() == [message, message, "2", "[]"]
     assert run.stderr == f"elasticnet: {message}\n"

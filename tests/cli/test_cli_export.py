@@ -174,7 +174,8 @@ def test_a_damaged_file_a_missing_one_and_a_missing_package(file, tmp_path, monk
     assert main(["export", str(file)]) == 2
     said = capsys.readouterr().err
     assert (
-        said == "elasticnet: format 'onnx' needs onnxruntime: pip install \"elasticnet[export]\"\n"
+        said
+        == "elasticnet: format 'onnx' needs onnxruntime: pip install \"elastic-depth[export]\"\n"
     )
     with pytest.raises(SystemExit) as stopped:
         main(["export", str(file), "--depth", "deep"])

@@ -307,7 +307,7 @@ def scikit_image_photos() -> dict[str, np.ndarray]:
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            'the built-in photographs come with scikit-image: pip install "elasticnet[train]"'
+            'the built-in photographs come with scikit-image: pip install "elastic-depth[train]"'
         )
     folder = Path(spec.submodule_search_locations[0]) / "data"
     photos = {
