@@ -118,7 +118,8 @@ def run(options: argparse.Namespace) -> int:
             write_figures(options.out, result, nets, sets, options.device)
         else:
             print(
-                'no figures without matplotlib: pip install "elastic-depth[figures]"', file=sys.stderr
+                'no figures without matplotlib: pip install "elastic-depth[figures]"',
+                file=sys.stderr,
             )
     if result.skipped:
         print(f"elasticnet: images left out: {len(result.skipped)}", file=sys.stderr)

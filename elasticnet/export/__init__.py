@@ -210,7 +210,9 @@ def require(format: str) -> None:
     """
     for name in NEEDS.get(format, ()):
         if importlib.util.find_spec(name) is None:
-            raise ImportError(f'format {format!r} needs {name}: pip install "elastic-depth[export]"')
+            raise ImportError(
+                f'format {format!r} needs {name}: pip install "elastic-depth[export]"'
+            )
 
 
 def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
