@@ -1,23 +1,52 @@
-"""The three standard ways to make a low-resolution image from a uint8 photograph: BI, BD and DN."""
+"""The three standard ways to make a low-resolution image from a uint8 photograph: BI, BD and DN.
+
+The names and the settings are those of Zhang, Zuo and Zhang, "Learning a single convolutional
+super-resolution network for multiple degradations", CVPR 2018, and of the papers that compare on
+them, such as RCAN (ECCV 2018): BI is bicubic, BD is blur and downsampling, DN is bicubic and noise.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
+from elasticnet.sr.pixels import to_uint8
 from elasticnet.sr.resize import imresize
 
 KINDS = ("BI", "BD", "DN")
 SIGMAS = {"BD": "blur_sigma", "DN": "noise_sigma"}  # the setting of a kind that has one
-_BLUR_SIZE = 7
+BLUR_SIGMA = 1.6  # pixels of the photograph
+NOISE_SIGMA = 30.0  # on the 0..255 scale
+BLUR_RADIUS = 3  # pixels; the Gaussian is 7x7
 
 
 def modcrop(image: np.ndarray, scale: int) -> np.ndarray:
-    """Return (H, W) or (H, W, C) cut at the bottom and right to multiples of `scale`, as a view.
+    """Return an image cut at the bottom and at the right to multiples of `scale`, as a view.
 
-    Raises ValueError when the image is smaller than `scale` in either dimension.
+    Args:
+        image: Of shape (height, width) or (height, width, channels), of any dtype.
+        scale: A positive number of pixels.
+
+    Returns:
+        A view of shape (height // scale * scale, width // scale * scale), and channels.
+
+    Raises:
+        TypeError: The image is no NumPy array.
+        ValueError: The image has another shape or is smaller than `scale`, or `scale` is no
+            positive whole number.
     """
-    _check(image, scale)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"image of type {type(image).__name__}: expected a NumPy array (H, W) or (H, W, C)"
+        )
+    if isinstance(scale, bool) or not isinstance(scale, (int, np.integer)) or scale < 1:
+        raise ValueError(f"scale {scale!r}: expected a positive integer")
+    if image.ndim not in (2, 3):
+        raise ValueError(f"image of shape {image.shape}: expected (H, W) or (H, W, C)")
     height, width = image.shape[:2]
+    if min(height, width) < scale:
+        raise ValueError(
+            f"image of {height}×{width} pixels: scale {scale} needs at least {scale}×{scale}"
+        )
     return image[: height - height % scale, : width - width % scale]
 
 
@@ -29,34 +58,46 @@ def degrade(
     seed: int = 0,
     generator: np.random.Generator | None = None,
     border: str = "symmetric",
-    blur_sigma: float = 1.6,
-    noise_sigma: float = 30.0,
+    blur_sigma: float = BLUR_SIGMA,
+    noise_sigma: float = NOISE_SIGMA,
 ) -> np.ndarray:
-    """Return the low-resolution image of a uint8 (H, W) or (H, W, C) photograph: (H // scale, W //
-    scale), uint8.
+    """Return the low-resolution image of a photograph.
 
     The photograph is cut to multiples of `scale` first. The kinds, as papers use them (BD and DN at
-    ×3):
+    scale 3):
 
-    - "BI": `imresize` by 1 / scale, with `border` as there.
-    - "BD": blur by a 7×7 Gaussian of `blur_sigma` pixels (MATLAB's fspecial and imfilter: replicate
-      border, rounded to uint8), then every scale-th pixel from index scale // 2.
-    - "DN": BI, then Gaussian noise of standard deviation `noise_sigma` on the 0..255 scale, rounded
-    and clipped.
+    - "BI": `imresize` by 1 / scale.
+    - "BD": blur by a 7×7 Gaussian (MATLAB's fspecial and imfilter: replicate border, rounded to
+      uint8), then every scale-th pixel from index scale // 2 on.
+    - "DN": BI, then Gaussian noise, rounded and clipped.
 
-    At scale 1 nothing is made smaller: "DN" is the noisy photograph, "BD" the blurred one, "BI" the
-    photograph itself.
+    At scale 1 nothing is made smaller: "BI" is the photograph itself, "BD" the blurred and "DN" the
+    noisy one.
 
-    The noise is `numpy.random.default_rng(seed).standard_normal` of the result's shape, or is drawn
-    from `generator` where one is given. MATLAB's generator cannot be reproduced, so published DN
-    values are met on average only. Raises TypeError unless the image is a uint8 array, and
-    ValueError for its shape, `kind`, `scale` or a sigma.
+    MATLAB's random numbers cannot be reproduced, so published values of DN are met on average only.
+
+    Args:
+        image: uint8 of shape (height, width) or (height, width, channels), 0..255.
+        kind: "BI", "BD" or "DN".
+        scale: By how much to make the image smaller, a positive whole number.
+        seed: Of the noise of "DN", which is `numpy.random.default_rng(seed).standard_normal` of the
+            result's shape.
+        generator: Where the noise is drawn from instead; it moves on.
+        border: What lies outside the image for "BI" and "DN", as in `imresize`.
+        blur_sigma: Standard deviation of the Gaussian of "BD", in pixels of the photograph.
+        noise_sigma: Standard deviation of the noise of "DN", on the 0..255 scale.
+
+    Returns:
+        uint8 of shape (height // scale, width // scale), and channels.
+
+    Raises:
+        TypeError: The image is no NumPy array of uint8.
+        ValueError: The image's shape, the kind, the scale, the border or a sigma is wrong.
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
-    for name, sigma in (("blur_sigma", blur_sigma), ("noise_sigma", noise_sigma)):
-        if not 0 < sigma < np.inf:
-            raise ValueError(f"{name} {sigma!r}: expected a positive finite number")
+    _check_sigma("blur_sigma", blur_sigma)
+    _check_sigma("noise_sigma", noise_sigma)
     image = modcrop(image, scale)
     if image.dtype != np.uint8:
         raise TypeError(
@@ -67,14 +108,28 @@ def degrade(
     low = imresize(image, size=(image.shape[0] // scale, image.shape[1] // scale), border=border)
     if kind == "BI":
         return low
-    generator = generator or np.random.default_rng(seed)
-    return _to_uint8(low + noise_sigma * generator.standard_normal(low.shape))
+    if generator is None:
+        generator = np.random.default_rng(seed)
+    return to_uint8(low + noise_sigma * generator.standard_normal(low.shape))
 
 
-def given_sigmas(kind: str, **sigmas: float | None) -> dict[str, float]:
-    """Return those of `sigmas` (names of `SIGMAS`) that are not None; ValueError for one that
-    `kind` has no use for.
+def given_sigmas(
+    kind: str, *, blur_sigma: float | None = None, noise_sigma: float | None = None
+) -> dict[str, float]:
+    """Return the sigmas that are not None, by their names.
+
+    Args:
+        kind: "BI", "BD" or "DN".
+        blur_sigma: Of "BD"; None if it was not given.
+        noise_sigma: Of "DN"; None if it was not given.
+
+    Returns:
+        None, one or both of "blur_sigma" and "noise_sigma".
+
+    Raises:
+        ValueError: A sigma was given that `kind` has no use for.
     """
+    sigmas = {"blur_sigma": blur_sigma, "noise_sigma": noise_sigma}
     given = {name: sigma for name, sigma in sigmas.items() if sigma is not None}
     for name, sigma in given.items():
         if name != SIGMAS.get(kind):
@@ -82,38 +137,29 @@ def given_sigmas(kind: str, **sigmas: float | None) -> dict[str, float]:
     return given
 
 
+def _check_sigma(name: str, sigma: float) -> None:
+    if not 0 < sigma < np.inf:
+        raise ValueError(f"{name} {sigma!r}: expected a positive finite number")
+
+
 def _blur_and_pick(image: np.ndarray, scale: int, sigma: float) -> np.ndarray:
-    """Filter only the pixels that are kept: the same values as filtering all and then picking."""
-    radius = _BLUR_SIZE // 2
-    taps = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
-    taps /= taps.sum()
+    """Blur a uint8 image and take every scale-th pixel, both ways from index scale // 2 on.
+
+    Only the pixels that are taken are computed: the same values as blurring all and then picking.
+    The Gaussian is separable: the kernel of fspecial, exp(-(x² + y²) / (2 sigma²)) over its sum,
+    is the product of two one-dimensional kernels of sum 1.
+    """
+    offsets = np.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    kernel = np.exp(-(offsets**2) / (2 * sigma**2))
+    kernel /= kernel.sum()
     values = image.astype(np.float64)
     for axis in (0, 1):
-        kept = np.arange(scale // 2, image.shape[axis], scale)
-        last = image.shape[axis] - 1
-        rows = [
-            values.take((kept + offset).clip(0, last), axis=axis)
-            for offset in range(-radius, radius + 1)
+        length = int(image.shape[axis])
+        centers = np.arange(scale // 2, length, scale)
+        # The edge pixel stands for what lies outside, as in imfilter's "replicate".
+        shifted = [
+            np.take(values, np.clip(centers + offset, 0, length - 1), axis=axis)
+            for offset in offsets.tolist()
         ]
-        values = np.tensordot(taps, np.stack(rows), axes=1)
-    return _to_uint8(values)
-
-
-def _to_uint8(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)
-
-
-def _check(image: np.ndarray, scale: int) -> None:
-    if not isinstance(image, np.ndarray):
-        raise TypeError(
-            f"image of type {type(image).__name__}: expected a NumPy array (H, W) or (H, W, C)"
-        )
-    if isinstance(scale, bool) or not isinstance(scale, (int, np.integer)) or scale < 1:
-        raise ValueError(f"scale {scale!r}: expected a positive integer")
-    if image.ndim not in (2, 3):
-        raise ValueError(f"image of shape {image.shape}: expected (H, W) or (H, W, C)")
-    if min(image.shape[:2]) < scale:
-        height, width = image.shape[:2]
-        raise ValueError(
-            f"image of {height}×{width} pixels: scale {scale} needs at least {scale}×{scale}"
-        )
+        values = np.tensordot(kernel, np.stack(shifted), axes=1)
+    return to_uint8(values)

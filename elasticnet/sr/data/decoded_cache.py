@@ -1,43 +1,51 @@
-"""A folder of derived files that is either complete and current or not there at all.
+"""Where decoded images are kept: a folder of files that is complete and current, or not there.
 
-It is built beside its source under a lock, renamed into place when complete, and named after the
-state of the source files, so that a changed file leads to another folder.
+The folder is built under a lock, renamed into place when it is complete, and named after the state
+of the source files, so that a changed file leads to another folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
-_INDEX = "index.json"
-_BUILDING = ".building"
+INDEX_FILE = "index.json"
+BUILDING_SUFFIX = ".building"
+
+logger = logging.getLogger(__name__)
 
 
 def cache_places(root: Path, cache_dir: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Return where caches of the data set `root` may lie, the best place first.
+    """Return where caches of a data set may lie, the best place first.
 
-    Without `cache_dir`: `<root>.elasticnet-cache` beside the data set, then the user's cache folder
-    (`$XDG_CACHE_HOME/elasticnet` or `~/.cache/elasticnet`) for data sets in a folder that cannot be
-    written.
+    Args:
+        root: The data set's folder.
+        cache_dir: The one place to use. By default there are two: `<root>.elasticnet-cache` beside
+            the data set, and then the user's cache folder (`$XDG_CACHE_HOME/elasticnet` or
+            `~/.cache/elasticnet`) for data sets in a folder that cannot be written.
+
+    Returns:
+        Folders, which need not exist.
     """
     root = Path(os.path.abspath(root))
+    # Two data sets of one name stay apart by the digest of their paths.
     own_name = f"{root.name or 'root'}-{_digest(str(root))[:8]}"
     if cache_dir is not None:
         return [Path(cache_dir) / own_name]
-    user = (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elasticnet" / own_name
-    )
-    beside = root.with_name(root.name + ".elasticnet-cache") if root.name else user
-    return [beside, user]
+    user_caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    user_place = user_caches / "elasticnet" / own_name
+    if not root.name:  # the root of the file system has nothing beside it
+        return [user_place]
+    return [root.with_name(root.name + ".elasticnet-cache"), user_place]
 
 
 def open_or_build(
@@ -49,59 +57,61 @@ def open_or_build(
     *,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
-    """Return (folder, index) of the cache that `description` and the present `files` define, built
-    if needed.
+    """Return the cache of the files' present state, built if it is not there.
 
-    `write(folder)` puts files of its choice into a fresh folder and returns the index, a JSON
-    object. `files` maps a name to each source file; a file counts as changed when its size or its
-    time of modification (in nanoseconds) does. The build happens once among processes that start
-    together: the others wait for it. An interrupted build leaves nothing that could be taken for a
-    cache, and the next one clears it away, as it does caches of older states of the files. A cache
-    with a missing or cut-off file is built anew.
+    The build happens once among processes that start together: the others wait for it. An
+    interrupted build leaves nothing that could be taken for a cache, and the next build clears it
+    away, together with caches of older states of the files. A cache with a missing or cut-off file
+    is built anew.
+
+    Args:
+        places: Folders in which the cache may lie, the best one first (see `cache_places`).
+        label: What the names of the cache's folders begin with.
+        description: What the content depends on beside the files, as JSON can hold it.
+        files: The source files by name. A file counts as changed if its size or its time of
+            modification, in nanoseconds, is another one.
+        write: Called with a fresh folder, puts files of its choice into it and returns the index,
+            which JSON can hold.
+        progress: Whether to say in the log that another process's build is waited for.
+
+    Returns:
+        The cache's folder and its index, which has gained "files", the size of each file.
+
+    Raises:
+        OSError: None of the places can be written, or the disk is full.
     """
     places = list(places)
+    stamps = [[name, _stamp(path)] for name, path in files.items()]
     prefix = f"{label}-{_digest(json.dumps(description, sort_keys=True))[:8]}-"
-    name = prefix + _digest(json.dumps([[key, _stamp(path)] for key, path in files.items()]))[:16]
-    for place in places:
-        index = _read_complete(place / name)
-        if index is not None:
-            return place / name, index
+    folder_name = prefix + _digest(json.dumps(stamps))[:16]
 
-    place = next(filter(_writable, places), None)
-    if place is None:
-        raise OSError(
-            f"no place for the image cache can be written, tried: {', '.join(map(str, places))}; "
-            "choose another one by cache_dir"
-        )
-    final = place / name
-    with _lock(place / f"{prefix}lock", progress):
+    # A complete cache is used wherever it lies, also in a place that cannot be written.
+    for place in places:
+        index = _read_complete(place / folder_name)
+        if index is not None:
+            return place / folder_name, index
+
+    place = _first_writable(places)
+    final = place / folder_name
+    with _locked(place / f"{prefix}lock", progress):
+        # Another process may have built it while this one waited for the lock.
         index = _read_complete(final)
         if index is None:
-            # its builder is dead, as the lock is ours
-            for leftover in place.glob(f"{prefix}*{_BUILDING}"):
-                shutil.rmtree(leftover)
+            _remove_unfinished(place, prefix)
             index = _build(final, write)
-        for stale in place.glob(f"{prefix}*"):
-            if stale.is_dir() and stale != final:
-                # Windows keeps what another process has mapped
-                shutil.rmtree(stale, ignore_errors=True)
+        _remove_outdated(place, prefix, final)
     return final, index
 
 
-def open_pixels(path: Path) -> np.ndarray:
-    """Map a file of RGB bytes into memory as a read-only uint8 array of shape (number of pixels,
-    3).
-    """
-    return np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 3)
-
-
 def _build(final: Path, write: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
-    building = final.with_name(final.name + _BUILDING)
+    """Build a cache beside its final place, rename it into place, and return its index."""
+    building = final.with_name(final.name + BUILDING_SUFFIX)
     try:
         building.mkdir()
         index = dict(write(building))
         index["files"] = {path.name: path.stat().st_size for path in sorted(building.iterdir())}
-        (building / _INDEX).write_text(json.dumps(index), encoding="utf-8")
+        (building / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
+        # Contents must be on the disk before the name is: a power cut may come between the two.
         for path in building.iterdir():
             _sync(path)
         if final.exists():
@@ -114,36 +124,38 @@ def _build(final: Path, write: Callable[[Path], Mapping[str, Any]]) -> dict[str,
             f"cannot write the image cache {final}: {error.strerror or error}; "
             "make room there or choose another place by cache_dir",
         ) from error
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves nothing behind
         shutil.rmtree(building, ignore_errors=True)
         raise
     return index
 
 
 def _read_complete(folder: Path) -> dict[str, Any] | None:
+    """Return a cache's index if every file has the size that the index tells, otherwise None."""
     try:
-        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        sizes = {name: (folder / name).stat().st_size for name in index["files"]}
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        expected = index["files"]
+        found = {name: (folder / name).stat().st_size for name in expected}
     except (OSError, ValueError, KeyError, TypeError):
+        return None  # missing or damaged
+    if found != expected:
         return None
-    return index if sizes == index["files"] else None
+    return index
 
 
-def _lock(path: Path, progress: bool) -> FileLock:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if progress:
-            print(
-                f"waiting for another process that builds the image cache {path.parent}",
-                file=sys.stderr,
-            )
-        lock.acquire()
-    return lock
+def _first_writable(places: list[Path]) -> Path:
+    for place in places:
+        if _is_writable(place):
+            return place
+    tried = ", ".join(str(place) for place in places)
+    raise OSError(
+        f"no place for the image cache can be written, tried: {tried}; "
+        "choose another one by cache_dir"
+    )
 
 
-def _writable(folder: Path) -> bool:
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, which is made if it is not there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -151,7 +163,40 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
+@contextmanager
+def _locked(path: Path, progress: bool) -> Generator[None, None, None]:
+    """Hold the lock file; say so before waiting for another process."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if progress:
+            logger.warning(
+                "waiting for another process that builds the image cache %s", path.parent
+            )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_unfinished(place: Path, prefix: str) -> None:
+    """Remove interrupted builds: whoever calls this holds the lock, so their builder is dead."""
+    for leftover in place.glob(f"{prefix}*{BUILDING_SUFFIX}"):
+        shutil.rmtree(leftover)
+
+
+def _remove_outdated(place: Path, prefix: str, current: Path) -> None:
+    """Remove the caches of older states of the files."""
+    for folder in place.glob(f"{prefix}*"):
+        if folder.is_dir() and folder != current:
+            # Windows does not remove what another process has mapped.
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _stamp(path: Path) -> list[int] | None:
+    """Return a file's size and time of modification, None if there is no such file."""
     try:
         status = path.stat()
     except OSError:
@@ -160,9 +205,11 @@ def _stamp(path: Path) -> list[int] | None:
 
 
 def _sync(path: Path) -> None:
+    """Wait until a file's content is on the disk."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def _digest(text: str) -> str:
+    # Names of files that are not valid UTF-8 hold surrogates, which encode back to their bytes.
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

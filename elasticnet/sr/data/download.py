@@ -1,6 +1,4 @@
-"""Download DIV2K: resumed after an interruption, checked by MD5, unpacked without leaving its
-folder.
-"""
+"""Download DIV2K: resumed after an interruption, checked by MD5, unpacked safely."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NoReturn
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -36,48 +35,56 @@ DIV2K_MD5 = {
     "DIV2K_valid_LR_bicubic_X4.zip": "21962de700c8d368c6ff83314480eff0",
     "DIV2K_valid_LR_x8.zip": "c5aeea2004e297e9ff3abfbe143576a5",
 }
-_CHUNK = 1 << 20
+DIV2K_SPLITS = ("train", "valid")
+DIV2K_LR_SCALES = (2, 3, 4, 8)
+CHUNK_BYTES = 2**20  # read and written at a time
+
+# Statuses of HTTP.
+PARTIAL_CONTENT = 206
+REQUEST_TIMEOUT = 408
+RANGE_NOT_SATISFIABLE = 416
+TOO_MANY_REQUESTS = 429
 
 
 class DownloadError(RuntimeError):
-    """A download that could not be completed or is not what it should be; the message says what to
-    do.
-    """
+    """A download that could not be completed or is not what it should be, and what to do."""
 
 
 class _ConnectionLost(Exception):
-    """The network's part of a failure, to be tried again; a full disk is not."""
+    """The network's part of a failure, which is tried again; a full disk is not."""
 
 
 def download_div2k(
     folder: str | os.PathLike[str],
     scale: int | None = None,
     *,
-    splits: Iterable[str] = ("train", "valid"),
+    splits: Iterable[str] = DIV2K_SPLITS,
     url: str = DIV2K_URL,
     keep_zips: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Download and unpack DIV2K into `folder` and return it.
-
-    HR images always, about 4 GB for both splits; with `scale` 2, 3, 4 or 8 also the bicubic LR
-    images, otherwise LR is made from HR when the set is loaded. The result has the layout "div2k"
-    of `find_pairs`.
+    """Download and unpack DIV2K, in the layout "div2k" of `find_pairs`.
 
     Archives that are unpacked already are not fetched again, and an interrupted download goes on
-    where it stopped. Zips are removed once unpacked unless `keep_zips`. Raises `DownloadError`.
+    where it stopped.
+
+    Args:
+        folder: Where to unpack; it is made if it is not there.
+        scale: 2, 3, 4 or 8 for the bicubic LR images beside the HR images, which are about 4 GB for
+            both splits. With None, LR is made from HR when the set is loaded.
+        splits: "train", "valid" or both.
+        url: The address of the folder that holds the archives.
+        keep_zips: Whether to keep the archives once they are unpacked.
+        progress: Whether to show progress bars.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: There is no such scale or split.
+        DownloadError: An archive cannot be fetched, is damaged, or does not fit the disk.
     """
-    if scale not in (None, 2, 3, 4, 8):
-        raise ValueError(
-            f"scale {scale}: DIV2K has LR images for 2, 3, 4, 8; leave scale out to make LR from HR"
-        )
-    names = []
-    for split in splits:
-        if split not in ("train", "valid"):
-            raise ValueError(f"split {split!r}: expected 'train' or 'valid'")
-        names.append(f"DIV2K_{split}_HR.zip")
-        if scale is not None:
-            names.append(f"DIV2K_{split}_LR_{'x8' if scale == 8 else f'bicubic_X{scale}'}.zip")
+    names = _archives(scale, splits)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -103,13 +110,26 @@ def fetch(
     timeout_s: float = 60.0,
     progress: bool = True,
 ) -> Path:
-    """Download `url` to `path`, which appears only when complete and of the given MD5 sum; return
-    `path`.
+    """Download a file, which appears only when it is complete and of the given MD5 sum.
 
-    Bytes gather in `path` + ".part", from whose end a later call or attempt goes on. A lost
-    connection is tried again, up to `attempts` times in a row without a new byte, after waits that
-    double from `wait_s` seconds. A sum that differs after resuming an older part is tried once more
-    from the start. Raises `DownloadError`.
+    Bytes gather in `path` + ".part". A later call or attempt goes on from the end of that file. If
+    the sum differs after an older part was resumed, the file is fetched once more from its start.
+
+    Args:
+        url: The file's address.
+        path: Where to put it. If it is there with the given sum, nothing is fetched.
+        md5: The sum in hexadecimal digits; None checks nothing.
+        attempts: How often in a row to try without a single new byte.
+        wait_s: Seconds before the second attempt; the wait doubles for each further one.
+        timeout_s: Seconds without an answer after which a connection counts as lost.
+        progress: Whether to show progress bars.
+
+    Returns:
+        `path`.
+
+    Raises:
+        DownloadError: The server refuses, all attempts failed, the sum is wrong, or the file does
+            not fit the disk.
     """
     if path.exists() and (md5 is None or _md5(path, progress) == md5):
         return path
@@ -124,123 +144,155 @@ def fetch(
         part.unlink()
         if not resumed:
             raise DownloadError(
-                f"{url}: the file received has MD5 {found}, expected {md5}; it is damaged or was changed and "
-                f"has been removed; try again later, or put a good copy at {path}"
+                f"{url}: the file received has MD5 {found}, expected {md5}; "
+                "it is damaged or was changed and has been removed; "
+                f"try again later, or put a good copy at {path}"
             )
         resumed = False
 
 
 def unzip(path: Path, folder: Path, *, progress: bool = True) -> dict[str, int]:
-    """Unpack a zip file into `folder` and return its files, name -> size in bytes.
+    """Unpack a zip file; every file appears only when it is complete and its CRC is right.
 
-    Every file appears only when it is complete and its CRC is right. Before anything is written, an
-    archive with a link, a device, an absolute name or a name that leads out of `folder` is refused
-    with `DownloadError`.
+    Args:
+        path: The zip file.
+        folder: Where to unpack. An archive with a link, a device, an encrypted file, an absolute
+            name or a name that leads out of the folder is refused before anything is written.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The unpacked files, name -> size in bytes.
+
+    Raises:
+        DownloadError: The archive is refused or damaged, or does not fit the disk.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            for member in members:
-                _refuse_unsafe(member, path)
-            files = [member for member in members if not member.is_dir()]
-            _require_space(
-                folder, sum(member.file_size for member in files), f"unpacking {path.name}"
-            )
-            for member in tqdm(
-                files, desc=f"unpacking {path.name}", unit="file", disable=not progress
-            ):
-                target = folder / member.filename
-                target.parent.mkdir(parents=True, exist_ok=True)
-                part = target.with_name(target.name + ".part")
-                with archive.open(member) as source, open(part, "wb") as sink:
-                    shutil.copyfileobj(source, sink, _CHUNK)
-                os.replace(part, target)
+            return _unpack(archive, path, folder, progress)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DownloadError(
             f"{path} is damaged ({error}); remove it and download it again"
         ) from error
+
+
+def _archives(scale: int | None, splits: Iterable[str]) -> list[str]:
+    """Return the names of DIV2K's archives for a scale and splits."""
+    if scale is not None and scale not in DIV2K_LR_SCALES:
+        raise ValueError(
+            f"scale {scale}: DIV2K has LR images for 2, 3, 4, 8; leave scale out to make LR from HR"
+        )
+    names: list[str] = []
+    for split in splits:
+        if split not in DIV2K_SPLITS:
+            raise ValueError(f"split {split!r}: expected 'train' or 'valid'")
+        names.append(f"DIV2K_{split}_HR.zip")
+        if scale == 8:
+            names.append(f"DIV2K_{split}_LR_x8.zip")
+        elif scale is not None:
+            names.append(f"DIV2K_{split}_LR_bicubic_X{scale}.zip")
+    return names
+
+
+def _is_unpacked(record: Path, folder: Path) -> bool:
+    """Whether all files of an archive lie in the folder, in the sizes that the record tells."""
+    try:
+        sizes = json.loads(record.read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False  # never unpacked, a file is gone, or the record is damaged
+
+
+# --- unpacking
+
+
+def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path, progress: bool) -> dict[str, int]:
+    members = archive.infolist()
+    for member in members:
+        _refuse_unsafe(member, path)
+    files = [member for member in members if not member.is_dir()]
+    total = sum(member.file_size for member in files)
+    _require_space(folder, total, f"unpacking {path.name}")
+    for member in tqdm(files, desc=f"unpacking {path.name}", unit="file", disable=not progress):
+        target = folder / member.filename
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        with archive.open(member) as source, open(part, "wb") as sink:
+            shutil.copyfileobj(source, sink, CHUNK_BYTES)
+        os.replace(part, target)
     return {member.filename: member.file_size for member in files}
 
 
 def _refuse_unsafe(member: zipfile.ZipInfo, path: Path) -> None:
+    """Raise for a member that would be written outside the folder, or is no plain file."""
     name = PurePosixPath(member.filename)
-    kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive was not made on Unix
-    if name.is_absolute() or ".." in name.parts or re.search(r"[\\:]", member.filename):
+    # On Windows a backslash separates folders, and a colon begins a drive or a stream.
+    leads_outside = name.is_absolute() or ".." in name.parts
+    if leads_outside or re.search(r"[\\:]", member.filename):
         raise DownloadError(
             f"{path} holds {member.filename!r}, which leads outside; nothing was unpacked"
         )
+    # The upper 16 bits are the file's mode on Unix, 0 if the archive was made elsewhere.
+    kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise DownloadError(
             f"{path} holds {member.filename!r}, a link or device; nothing was unpacked"
         )
-    if member.flag_bits & 1:
+    is_encrypted = member.flag_bits & 1
+    if is_encrypted:
         raise DownloadError(
             f"{path} holds {member.filename!r}, which is encrypted; nothing was unpacked"
         )
 
 
+# --- receiving
+
+
 def _receive_all(
     url: str, part: Path, attempts: int, wait_s: float, timeout_s: float, progress: bool
 ) -> None:
-    failures = 0
+    """Receive the rest of a file, over as many connections as it takes."""
+    failures = 0  # in a row, without a new byte
     while True:
-        have = part.stat().st_size if part.exists() else 0
+        before = _size(part)
         try:
-            _receive(url, part, have, timeout_s, progress)
+            _receive(url, part, timeout_s, progress)
             return
         except _ConnectionLost as error:
-            now = part.stat().st_size if part.exists() else 0
-            failures = 0 if now > have else failures + 1
+            now = _size(part)
+            failures = 0 if now > before else failures + 1
             if failures >= attempts:
                 raise DownloadError(
-                    f"{url}: gave up at byte {now:,} after {attempts} attempts without progress ({error}); "
-                    "run again to go on from there"
+                    f"{url}: gave up at byte {now:,} after {attempts} attempts without progress "
+                    f"({error}); run again to go on from there"
                 ) from error
         time.sleep(wait_s * 2 ** max(failures - 1, 0))
 
 
-def _receive(url: str, part: Path, have: int, timeout_s: float, progress: bool) -> None:
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=timeout_s)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing after byte `have`: complete, or not a part of this file
-            if error.headers.get("Content-Range") == f"bytes */{have}":
-                return
-            part.unlink()
-            raise _ConnectionLost(f"the part of {have:,} bytes was no beginning of it") from error
-        if error.code >= 500 or error.code in (408, 429):
-            raise _ConnectionLost(f"HTTP {error.code} {error.reason}") from error
-        raise DownloadError(
-            f"{url}: HTTP {error.code} {error.reason}; check the address"
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _ConnectionLost(str(error) or type(error).__name__) from error
-
+def _receive(url: str, part: Path, timeout_s: float, progress: bool) -> None:
+    """Receive what is missing at the end of `part`, over one connection."""
+    have = _size(part)
+    response = _open(url, part, have, timeout_s)
+    if response is None:
+        return
     with response:
-        resumes = response.status == 206
-        if resumes and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            part.unlink()
-            raise _ConnectionLost(
-                f"asked for byte {have:,}, got {response.headers.get('Content-Range')}"
-            )
-        have = have if resumes else 0
+        if response.status == PARTIAL_CONTENT:
+            content_range = response.headers.get("Content-Range")
+            if not (content_range or "").startswith(f"bytes {have}-"):
+                part.unlink()
+                raise _ConnectionLost(f"asked for byte {have:,}, got {content_range}")
+            mode = "ab"
+        else:  # a server that knows no ranges sends the whole file
+            have = 0
+            mode = "wb"
         length = response.headers.get("Content-Length")
         total = None if length is None else have + int(length)
         if total is not None:
             _require_space(part.parent, total - have, f"downloading {url}")
         with (
-            open(part, "ab" if resumes else "wb") as file,
-            tqdm(
-                total=total,
-                initial=have,
-                desc=part.stem,
-                unit="B",
-                unit_scale=True,
-                disable=not progress,
-            ) as bar,
+            open(part, mode) as file,
+            _byte_bar(part.stem, total, progress, initial=have) as bar,
         ):
-            while chunk := _read(response):
+            for chunk in _chunks(response):
                 file.write(chunk)
                 bar.update(len(chunk))
             received = file.tell()
@@ -248,14 +300,48 @@ def _receive(url: str, part: Path, have: int, timeout_s: float, progress: bool) 
             raise _ConnectionLost(f"the connection ended at byte {received:,} of {total:,}")
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
+def _open(url: str, part: Path, have: int, timeout_s: float) -> http.client.HTTPResponse | None:
+    """Ask for the file from byte `have` on; None if the part is complete."""
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    request = urllib.request.Request(url, headers=headers)
     try:
-        return response.read(_CHUNK)
+        return urllib.request.urlopen(request, timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        status = f"HTTP {error.code} {error.reason}"
+        if error.code == RANGE_NOT_SATISFIABLE:
+            # There is nothing from byte `have` on: the part is complete, or is of another file.
+            if error.headers.get("Content-Range") == f"bytes */{have}":
+                return None
+            part.unlink()
+            raise _ConnectionLost(f"the part of {have:,} bytes was no beginning of it") from error
+        if error.code >= 500 or error.code in (REQUEST_TIMEOUT, TOO_MANY_REQUESTS):
+            raise _ConnectionLost(status) from error
+        raise DownloadError(f"{url}: {status}; check the address") from error
     except (OSError, http.client.HTTPException) as error:
         raise _ConnectionLost(str(error) or type(error).__name__) from error
 
 
+def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield a response's bytes; what goes wrong here is the network's fault."""
+    while True:
+        try:
+            chunk = response.read(CHUNK_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise _ConnectionLost(str(error) or type(error).__name__) from error
+        if not chunk:
+            return
+        yield chunk
+
+
+# --- sizes, sums, bars
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Raise if a folder's disk has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DownloadError(
@@ -266,25 +352,25 @@ def _require_space(folder: Path, needed: int, purpose: str) -> None:
 
 def _md5(path: Path, progress: bool) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with (
-        open(path, "rb") as file,
-        tqdm(
-            total=path.stat().st_size,
-            desc=f"checking {path.name}",
-            unit="B",
-            unit_scale=True,
-            disable=not progress,
-        ) as bar,
-    ):
-        while chunk := file.read(_CHUNK):
+    title = f"checking {path.name}"
+    with open(path, "rb") as file, _byte_bar(title, path.stat().st_size, progress) as bar:
+        for chunk in _file_chunks(file):
             digest.update(chunk)
             bar.update(len(chunk))
     return digest.hexdigest()
 
 
-def _is_unpacked(record: Path, folder: Path) -> bool:
-    try:
-        sizes = json.loads(record.read_text(encoding="utf-8"))
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        return False
+def _file_chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _byte_bar(title: str, total: int | None, progress: bool, initial: int = 0) -> tqdm[NoReturn]:
+    return tqdm(
+        desc=title,
+        total=total,
+        initial=initial,
+        unit="B",
+        unit_scale=True,
+        disable=not progress,
+    )

@@ -1,27 +1,23 @@
-"""What a super-resolution recipe needs before and beside its loop: training and validation pairs,
-crops to look at.
-"""
+"""Which images are trained on and which are validated on."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
 
-import numpy as np
-import torch
-
-from elasticnet.sr.benchmark import predict_depths
-from elasticnet.sr.data import PairSet, load_pairs, pairs_from_arrays, scikit_image_photos
+# (until the recipes import it from there)
+from elasticnet.sr.benchmark.validation_crops import validation_crops  # noqa: F401
+from elasticnet.sr.data.builtin_photos import scikit_image_photos
 from elasticnet.sr.data.folder_layouts import find_layout
-from elasticnet.wrapper import ElasticWrapper
+from elasticnet.sr.data.loading import load_pairs, pairs_from_arrays
+from elasticnet.sr.data.pair_set import PairSet
 
-HELD_OUT_PHOTOS = ("chelsea", "coffee", "rocket")
-AnyPath = str | os.PathLike[str]
+HELD_OUT_PHOTOS = ("chelsea", "coffee", "rocket")  # of scikit-image's photographs
+MEMORY_SHARE = 0.5  # of the free memory, for the pixels of all processes of a host together
 
 
 def training_pairs(
-    data: AnyPath | None,
-    valid: AnyPath | None,
+    data: str | os.PathLike[str] | None,
+    valid: str | os.PathLike[str] | None,
     scale: int,
     degradation: str = "BI",
     *,
@@ -29,69 +25,79 @@ def training_pairs(
     num_valid: int = 10,
     min_size: int = 0,
     progress: bool = True,
-    **sigmas: float | None,
+    blur_sigma: float | None = None,
+    noise_sigma: float | None = None,
 ) -> tuple[PairSet, PairSet]:
-    """Return the training and the validation pairs, in memory where they fit, so that their disk
-    may go away.
+    """Return the training pairs and the validation pairs, in memory if they fit.
 
-    data: DIV2K, another known layout or a flat folder of HR images; None takes the photographs that
-        scikit-image carries, of which `HELD_OUT_PHOTOS` are validated on.
-    valid: images for validation; None holds `num_valid` of the training images out, evenly spread
-    over them. min_size: smallest side of an LR training image (the patch size). The rest,
-    blur_sigma and noise_sigma among it: see
-        `load_pairs`.
+    Args:
+        data: DIV2K, another known layout or a flat folder of HR images. None takes the photographs
+            that scikit-image carries, and holds `HELD_OUT_PHOTOS` out if there is no `valid`.
+        valid: Images for validation. None holds `num_valid` of the training images out.
+        scale: Side of an HR image over the side of its LR image.
+        degradation: How LR is made: "BI", "BD" or "DN" (see `degrade`).
+        seed: Of the noise of "DN" (see `noise_seed`).
+        num_valid: How many images of `data` to hold out, evenly spread over them.
+        min_size: Smallest side of an LR training image that is used, in pixels: the patch size.
+        progress: Whether to show progress bars.
+        blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
+        noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
+
+    Returns:
+        The training pairs and the validation pairs.
+
+    Raises:
+        ValueError: `num_valid` leaves nothing on one of the sides; and what `load_pairs` raises.
     """
-    make: dict[str, Any] = {"degradation": degradation, "seed": seed, **sigmas}
-    if data is None and valid is None:
-        pairs = pairs_from_arrays(scikit_image_photos(), scale, **make)
-        training = [name for name in pairs.names if name not in HELD_OUT_PHOTOS]
-        return pairs.subset(training), pairs.subset(HELD_OUT_PHOTOS)
 
-    def load(root: AnyPath, split: str, smallest: int) -> PairSet:
-        known = split if find_layout(root) == "div2k" else None
-        pairs = load_pairs(root, scale, split=known, min_size=smallest, progress=progress, **make)
-        # each process of this host takes one
-        return pairs.in_memory(0.5 / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-    if data is None:
-        training = pairs_from_arrays(scikit_image_photos(), scale, **make)
-    else:
-        training = load(data, "train", min_size)
-    if valid is not None:
-        return training, load(valid, "valid", 0)
-    if not 0 < num_valid < len(training):
-        raise ValueError(
-            f"--num-valid {num_valid}: expected at least 1 and fewer than the {len(training)} training images; or give "
-            "images of their own by --valid"
+    def load(root: str | os.PathLike[str], split: str, smallest_side: int) -> PairSet:
+        pairs = load_pairs(
+            root,
+            scale,
+            degradation=degradation,
+            split=split if find_layout(root) == "div2k" else None,
+            seed=seed,
+            min_size=smallest_side,
+            progress=progress,
+            blur_sigma=blur_sigma,
+            noise_sigma=noise_sigma,
         )
-    held_out = {training.names[index * len(training) // num_valid] for index in range(num_valid)}
-    return training.subset(
-        [name for name in training.names if name not in held_out]
-    ), training.subset([name for name in training.names if name in held_out])
+        return pairs.in_memory(limit=MEMORY_SHARE / _processes_of_this_host())
+
+    if data is not None:
+        training = load(data, split="train", smallest_side=min_size)
+    else:
+        training = pairs_from_arrays(
+            scikit_image_photos(),
+            scale,
+            degradation=degradation,
+            seed=seed,
+            blur_sigma=blur_sigma,
+            noise_sigma=noise_sigma,
+        )
+    if valid is not None:
+        return training, load(valid, split="valid", smallest_side=0)
+    if data is None:
+        return _split(training, HELD_OUT_PHOTOS)
+    return _split(training, _evenly_spread(training.names, num_valid))
 
 
-def validation_crops(
-    net: ElasticWrapper,
-    pairs: PairSet,
-    device: torch.device | str = "cpu",
-    *,
-    num_images: int = 3,
-    side: int = 32,
-) -> dict[str, np.ndarray]:
-    """Return uint8 crops of HR and of every depth's prediction, named image/HR and image/depth N.
+def _evenly_spread(names: list[str], num_valid: int) -> list[str]:
+    """Return `num_valid` of the names, with equal distances between them."""
+    if not 0 < num_valid < len(names):
+        raise ValueError(
+            f"--num-valid {num_valid}: expected at least 1 and fewer than the {len(names)} "
+            "training images; or give images of their own by --valid"
+        )
+    return [names[index * len(names) // num_valid] for index in range(num_valid)]
 
-    The middle `side` LR pixels of the first `num_images` images: cheap enough for every validation.
-    """
-    crops: dict[str, np.ndarray] = {}
-    for index in range(min(num_images, len(pairs))):
-        lr, scale, name = pairs.lr(index), pairs.scale, pairs.names[index]
-        top, left = (max(0, (size - side) // 2) for size in lr.shape[:2])
-        hr = pairs.hr(index)[
-            top * scale : (top + side) * scale, left * scale : (left + side) * scale
-        ]
-        crops[f"{name}/HR"] = hr
-        for depth, image in predict_depths(
-            net, lr[top : top + side, left : left + side], device=device
-        ).items():
-            crops[f"{name}/depth {depth}"] = image
-    return crops
+
+def _split(pairs: PairSet, held_out: list[str] | tuple[str, ...]) -> tuple[PairSet, PairSet]:
+    """Return the pairs that are not held out, and those that are."""
+    trained_on = [name for name in pairs.names if name not in held_out]
+    return pairs.subset(trained_on), pairs.subset(held_out)
+
+
+def _processes_of_this_host() -> int:
+    """Each process of a training holds the pixels for itself; torchrun says how many there are."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -1,0 +1,133 @@
+"""One aligned pair: HR cropped to `scale` times the LR size, LR made where there is no file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from elasticnet.sr.data.images import ImageError
+from elasticnet.sr.degrade import BLUR_SIGMA, KINDS, NOISE_SIGMA, degrade, given_sigmas, modcrop
+
+
+class AlignedPair(NamedTuple):
+    """An HR image and its LR image.
+
+    Attributes:
+        hr: uint8 of shape (scale * height, scale * width, 3), RGB, 0..255.
+        lr: uint8 of shape (height, width, 3), RGB, 0..255.
+    """
+
+    hr: np.ndarray
+    lr: np.ndarray
+
+
+@dataclass(frozen=True)
+class LrSettings:
+    """How LR images are made of HR images: the arguments of `degrade` for a whole data set.
+
+    Attributes:
+        scale: Side of an HR image over the side of its LR image.
+        degradation: "BI", "BD" or "DN".
+        seed: Of the noise of "DN"; each image draws its own from it (see `noise_seed`).
+        border: What lies outside an image that is resized: see `elasticnet.sr.resize.imresize`.
+        blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
+        noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
+
+    Raises:
+        ValueError: There is no such scale or degradation, or a sigma was given that the
+            degradation has no use for.
+    """
+
+    scale: int
+    degradation: str = "BI"
+    seed: int = 0
+    border: str = "symmetric"
+    blur_sigma: float | None = None
+    noise_sigma: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scale, int) or isinstance(self.scale, bool) or self.scale < 1:
+            raise ValueError(f"scale {self.scale!r}: expected a whole number from 1")
+        if self.degradation not in KINDS:
+            expected = ", ".join(KINDS)
+            raise ValueError(f"degradation {self.degradation!r}: expected one of {expected}")
+        given_sigmas(self.degradation, blur_sigma=self.blur_sigma, noise_sigma=self.noise_sigma)
+
+    @property
+    def sigmas(self) -> dict[str, float]:
+        """The sigmas that were given, by the name that `degrade` has for them."""
+        return given_sigmas(
+            self.degradation, blur_sigma=self.blur_sigma, noise_sigma=self.noise_sigma
+        )
+
+
+def align(hr: np.ndarray, lr: np.ndarray | None, name: str, settings: LrSettings) -> AlignedPair:
+    """Return an HR image and its LR image, cropped so that HR is exactly `scale` times larger.
+
+    Args:
+        hr: uint8 of shape (height, width, 3), RGB, 0..255.
+        lr: The same from the LR file; None if LR is to be made from `hr`.
+        name: The image's name, which enters the noise of "DN".
+        settings: The scale, and how LR is made.
+
+    Returns:
+        Both images; what is too much is cut off at the right and at the bottom.
+
+    Raises:
+        ImageError: The LR image does not fit the HR image, or no pixel would be left of it.
+    """
+    scale = settings.scale
+    hr_height, hr_width = hr.shape[:2]
+    height, width = hr_height // scale, hr_width // scale
+    if lr is not None:
+        lr_height, lr_width = lr.shape[:2]
+        # An LR file made of the whole HR image has ceil(n / scale) pixels, one made of the cropped
+        # image has floor(n / scale): both are less than one pixel away from n / scale.
+        too_high_or_low = abs(hr_height / scale - lr_height) >= 1
+        too_wide_or_narrow = abs(hr_width / scale - lr_width) >= 1
+        if too_high_or_low or too_wide_or_narrow:
+            raise ImageError(
+                f"LR of {lr_width}x{lr_height} pixels does not fit "
+                f"HR of {hr_width}x{hr_height} at scale {scale}"
+            )
+        height = min(height, lr_height)
+        width = min(width, lr_width)
+    if min(height, width) < 1:
+        raise ImageError(
+            f"{hr_width}x{hr_height} pixels leave none for the LR image at scale {scale}"
+        )
+    if lr is not None:
+        return AlignedPair(hr=hr[: height * scale, : width * scale], lr=lr[:height, :width])
+
+    hr = modcrop(hr, scale)
+    blur_sigma = BLUR_SIGMA if settings.blur_sigma is None else settings.blur_sigma
+    noise_sigma = NOISE_SIGMA if settings.noise_sigma is None else settings.noise_sigma
+    made = degrade(
+        hr,
+        settings.degradation,
+        scale,
+        seed=noise_seed(settings.seed, name),
+        border=settings.border,
+        blur_sigma=blur_sigma,
+        noise_sigma=noise_sigma,
+    )
+    return AlignedPair(hr=hr, lr=made)
+
+
+def noise_seed(seed: int, name: str) -> int:
+    """Return the seed of one image's noise; no other image of the set has a part in it.
+
+    So images that are added or left out change the noise of no other image.
+
+    Args:
+        seed: Of the whole data set.
+        name: The image's name.
+
+    Returns:
+        A whole number of 64 bits.
+    """
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")

@@ -1,0 +1,106 @@
+"""Decode the image files of a data set in threads, and write them as the flat files of a cache."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
+from elasticnet.sr.data.folder_layouts import Pair
+from elasticnet.sr.data.images import ImageError, read_rgb
+from elasticnet.sr.data.pair_set import Skipped
+
+HR_FILE = "hr.bin"  # the pixels of all HR images, three bytes each, as PairSet holds them
+LR_FILE = "lr.bin"
+MAX_THREADS = 8
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def decode_pair(pair: Pair, settings: LrSettings) -> AlignedPair | Skipped:
+    """Read the files of one pair.
+
+    Args:
+        pair: Where the files are.
+        settings: The scale, and how LR is made where it has no file.
+
+    Returns:
+        Both images, or why the pair cannot be used.
+    """
+    try:
+        hr = read_rgb(pair.hr)
+        lr = None if pair.lr is None else read_rgb(pair.lr)
+        return align(hr, lr, pair.name, settings)
+    except (ImageError, OSError) as error:
+        return Skipped(pair.name, str(error))
+
+
+def write_decoded(
+    folder: Path,
+    pairs: Sequence[Pair],
+    settings: LrSettings,
+    *,
+    title: str,
+    progress: bool,
+) -> dict[str, Any]:
+    """Decode all pairs into `HR_FILE` and `LR_FILE` of a folder.
+
+    Args:
+        folder: An existing folder.
+        pairs: Where the image files are.
+        settings: The scale, and how LR is made where it has no file.
+        title: The data set's name for the progress bar.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        What a reader of the two files has to know, as JSON can hold it: "names" and "lr_sizes"
+        (height, width) of the images in the files, and "skipped", a (name, reason) for each of the
+        others.
+    """
+    names: list[str] = []
+    lr_sizes: list[tuple[int, int]] = []
+    skipped: list[Skipped] = []
+    decoded = _map_ahead(partial(decode_pair, settings=settings), pairs)
+    bar = tqdm(
+        decoded,
+        total=len(pairs),
+        desc=f"decoding {title}",
+        unit="image",
+        disable=not progress,
+    )
+    with open(folder / HR_FILE, "wb") as hr_file, open(folder / LR_FILE, "wb") as lr_file:
+        for pair, result in zip(pairs, bar, strict=True):
+            if isinstance(result, Skipped):
+                skipped.append(result)
+                continue
+            hr_file.write(np.ascontiguousarray(result.hr).data)
+            lr_file.write(np.ascontiguousarray(result.lr).data)
+            names.append(pair.name)
+            height, width = result.lr.shape[:2]
+            lr_sizes.append((height, width))
+    return {"names": names, "lr_sizes": lr_sizes, "skipped": skipped}
+
+
+def _map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Map in threads and in order, only a few results ahead: each of them is a whole image."""
+    num_threads = min(MAX_THREADS, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(num_threads)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,230 @@
+"""`load_pairs`: a data set's folder as a `PairSet`; `pairs_from_arrays`: the same from arrays."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
+from elasticnet.sr.data.decoded_cache import cache_places, open_or_build
+from elasticnet.sr.data.decoding import HR_FILE, LR_FILE, write_decoded
+from elasticnet.sr.data.folder_layouts import Pair, find_pairs
+from elasticnet.sr.data.images import ImageError
+from elasticnet.sr.data.pair_set import PairSet, Skipped, open_pixels
+
+CACHE_FORMAT = 1  # of the cached files: raise it when the same images give other bytes
+
+
+def load_pairs(
+    root: str | os.PathLike[str],
+    scale: int,
+    *,
+    degradation: str = "BI",
+    split: str | None = None,
+    seed: int = 0,
+    border: str = "symmetric",
+    min_size: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    blur_sigma: float | None = None,
+    noise_sigma: float | None = None,
+) -> PairSet:
+    """Load every pair of a data set, from a cache of decoded images that is built when needed.
+
+    The cache holds three bytes for each LR and HR pixel, in files that are mapped into memory. It
+    is built once, also when several processes start together, and again when an image file
+    changes.
+
+    HR is cropped at the right and at the bottom to `scale` times the LR size. LR images come from
+    their files if the layout has them, and otherwise from `degrade`.
+
+    An image is left out if it cannot be read, does not fit its LR file, or is smaller than
+    `min_size`. One warning lists these images, and `.skipped` of the result holds them.
+
+    Args:
+        root: A data set in one of the layouts of `find_layout`.
+        scale: Side of an HR image over the side of its LR image.
+        degradation: How LR is made: "BI", "BD" or "DN" (see `degrade`). LR files serve "BI" only.
+        split: "train" or "valid", of DIV2K only; None means "train" there.
+        seed: Of the noise of "DN", which differs from image to image (see `noise_seed`).
+        border: What lies outside an image that is resized: see `imresize`.
+        min_size: Smallest side of an LR image that is used, in pixels: give the patch size.
+        cache_dir: Where to keep the cache. By default it is `<root>.elasticnet-cache` beside the
+            data set, or, where that cannot be written, in the user's cache folder.
+        progress: Whether to show a progress bar while images are decoded.
+        blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
+        noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
+
+    Returns:
+        The pairs, sorted by name, mapped from the cache.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: An argument is wrong, or the folder has no known layout.
+        ImageError: Not one image can be used. (It is a ValueError, too.)
+        OSError: The cache cannot be written anywhere.
+    """
+    # Only "DN" draws noise: with a seed of its own, every other set would be decoded once a seed.
+    settings = LrSettings(
+        scale=scale,
+        degradation=degradation,
+        seed=seed if degradation == "DN" else 0,
+        border=border,
+        blur_sigma=blur_sigma,
+        noise_sigma=noise_sigma,
+    )
+    files = find_pairs(root, scale, split, degradation)
+    root = Path(root)
+    pairs = _open_cached(root, files, settings, split or "train", cache_dir, progress)
+    if min_size > 0:  # here and not in the cache, so that all patch sizes share one
+        pairs = _without_small_images(pairs, min_size)
+    if len(pairs) == 0:
+        raise _nothing_left(root, pairs.skipped)
+    if pairs.skipped:
+        left_out = f"left out {len(pairs.skipped)} of {len(files)} images of {root}:"
+        warnings.warn(left_out + _listing(pairs.skipped), stacklevel=2)
+    return pairs
+
+
+def pairs_from_arrays(
+    images: Mapping[str, np.ndarray],
+    scale: int,
+    *,
+    degradation: str = "BI",
+    seed: int = 0,
+    border: str = "symmetric",
+    blur_sigma: float | None = None,
+    noise_sigma: float | None = None,
+) -> PairSet:
+    """Make a set in memory from HR images, the same that `load_pairs` makes from files.
+
+    Args:
+        images: HR images by name, uint8 of shape (height, width, 3), RGB, 0..255.
+        scale: Side of an HR image over the side of its LR image.
+        degradation: How LR is made: "BI", "BD" or "DN" (see `degrade`).
+        seed: Of the noise of "DN", which differs from image to image (see `noise_seed`).
+        border: What lies outside an image that is resized: see `imresize`.
+        blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
+        noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
+
+    Returns:
+        The pairs, in the order of `images`.
+
+    Raises:
+        ValueError: An argument is wrong, or an image has another dtype or shape.
+        ImageError: An image is too small for the scale.
+
+    Example:
+        >>> import numpy as np
+        >>> photos = {"gray": np.full((40, 60, 3), 128, np.uint8)}
+        >>> pairs_from_arrays(photos, scale=4)
+        PairSet(1 images, x4, 150 LR pixels)
+    """
+    settings = LrSettings(
+        scale=scale,
+        degradation=degradation,
+        seed=seed,
+        border=border,
+        blur_sigma=blur_sigma,
+        noise_sigma=noise_sigma,
+    )
+    if not images:
+        raise ValueError("images: expected at least one, got an empty mapping")
+    aligned = [_align_array(name, image, settings) for name, image in images.items()]
+    return PairSet(
+        list(images),
+        scale,
+        lr_sizes=np.array([pair.lr.shape[:2] for pair in aligned]),
+        lr_pixels=np.concatenate([pair.lr.reshape(-1, 3) for pair in aligned]),
+        hr_pixels=np.concatenate([pair.hr.reshape(-1, 3) for pair in aligned]),
+    )
+
+
+def _open_cached(
+    root: Path,
+    files: Sequence[Pair],
+    settings: LrSettings,
+    split: str,
+    cache_dir: str | os.PathLike[str] | None,
+    progress: bool,
+) -> PairSet:
+    """Return all pairs from the cache, which is built if it is not there; some may be skipped."""
+    description = {
+        "format": CACHE_FORMAT,
+        "scale": settings.scale,
+        "degradation": settings.degradation,
+        "split": split,
+        "seed": settings.seed,
+        "border": settings.border,
+        **settings.sigmas,
+    }
+    sources: dict[str, Path] = {}
+    for pair in files:
+        sources[f"{pair.name}/hr/{os.path.relpath(pair.hr, root)}"] = pair.hr
+        if pair.lr is not None:
+            sources[f"{pair.name}/lr/{os.path.relpath(pair.lr, root)}"] = pair.lr
+
+    def write(folder: Path) -> dict[str, object]:
+        index = write_decoded(folder, files, settings, title=root.name, progress=progress)
+        if not index["names"]:  # such a cache could not be mapped, as no empty file can
+            raise _nothing_left(root, index["skipped"])
+        return index
+
+    folder, index = open_or_build(
+        cache_places(root, cache_dir),
+        f"x{settings.scale}-{settings.degradation}",
+        description,
+        sources,
+        write,
+        progress=progress,
+    )
+    return PairSet(
+        index["names"],
+        settings.scale,
+        lr_sizes=np.array(index["lr_sizes"]),
+        lr_pixels=open_pixels(folder / LR_FILE),
+        hr_pixels=open_pixels(folder / HR_FILE),
+        skipped=sorted((name, reason) for name, reason in index["skipped"]),
+    )
+
+
+def _without_small_images(pairs: PairSet, min_size: int) -> PairSet:
+    """Return the pairs whose LR image has no side below `min_size`; the others are skipped."""
+    large: list[str] = []
+    skipped = list(pairs.skipped)
+    for name, (height, width) in zip(pairs.names, pairs.lr_sizes.tolist(), strict=True):
+        if min(height, width) >= min_size:
+            large.append(name)
+        else:
+            reason = f"its LR image of {width}x{height} pixels is smaller than {min_size}"
+            skipped.append(Skipped(name, reason))
+    chosen = pairs.subset(large)
+    chosen.skipped = sorted(skipped)
+    return chosen
+
+
+def _align_array(name: str, image: np.ndarray, settings: LrSettings) -> AlignedPair:
+    """Check one HR image and make its LR image; errors name the image."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"image {name!r}: expected uint8 of shape (H, W, 3), got {image.dtype} of {image.shape}"
+        )
+    try:
+        return align(image, None, name, settings)
+    except ImageError as error:
+        raise ImageError(f"image {name!r}: {error}") from None
+
+
+def _listing(skipped: Iterable[tuple[str, str]]) -> str:
+    """Return a line for each image that was left out, the line break before it."""
+    return "".join(f"\n  {name}: {reason}" for name, reason in sorted(skipped))
+
+
+def _nothing_left(root: Path, skipped: Sequence[tuple[str, str]]) -> ImageError:
+    return ImageError(
+        f"none of the {len(skipped)} images of {root} can be used:{_listing(skipped)}"
+    )
