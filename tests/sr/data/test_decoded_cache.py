@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elasticnet.sr import data
-from elasticnet.sr.data import Pair, PairSet, load_pairs
-from elasticnet.sr.data.decoded_cache import cache_places, open_or_build, open_pixels
+from elasticnet.sr.data import Pair, PairSet, decoding, load_pairs
+from elasticnet.sr.data.alignment import AlignedPair, LrSettings
+from elasticnet.sr.data.decoded_cache import cache_places, open_or_build
+from elasticnet.sr.data.pair_set import Skipped, open_pixels
 
 
 class Source:
@@ -137,7 +138,7 @@ def test_a_full_disk_is_named_with_the_remedy(source: Source) -> None:
 
 
 def test_threads_that_start_together_build_once(
-    source: Source, capsys: pytest.CaptureFixture[str]
+    source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.progress = True
 
@@ -154,7 +155,7 @@ def test_threads_that_start_together_build_once(
     assert read == ["FIRST"] * 4
     assert source.builds == 1
     waiting = f"waiting for another process that builds the image cache {source.places[0]}"
-    assert capsys.readouterr().err.count(waiting) == 3
+    assert [record.getMessage() for record in caplog.records] == [waiting] * 3
 
 
 def test_a_place_that_cannot_be_written_is_passed_over(
@@ -270,14 +271,14 @@ needs_fork = pytest.mark.skipif(
 
 
 def load_in_step(root: Path, barrier: Any, decoded: Any, sums: Any) -> None:
-    real = data._try_read
+    real = decoding.decode_pair
 
-    def counted(pair: Pair, **options: Any) -> Any:
+    def counted(pair: Pair, settings: LrSettings) -> AlignedPair | Skipped:
         decoded.put(pair.name)
         time.sleep(0.1)
-        return real(pair, **options)
+        return real(pair, settings)
 
-    data._try_read = counted
+    decoding.decode_pair = counted
     barrier.wait(60)
     sums.put(int(load_pairs(root, 2, progress=False).hr_pixels.sum(dtype=np.int64)))
 
@@ -300,15 +301,15 @@ def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
 
 
 def load_and_hang(root: Path, half_way: Any) -> None:
-    real = data._try_read
+    real = decoding.decode_pair
 
-    def hanging(pair: Pair, **options: Any) -> Any:
+    def hanging(pair: Pair, settings: LrSettings) -> AlignedPair | Skipped:
         if pair.name == "2":
             half_way.set()
             time.sleep(600)
-        return real(pair, **options)
+        return real(pair, settings)
 
-    data._try_read = hanging
+    decoding.decode_pair = hanging
     load_pairs(root, 2, progress=False)
 
 

@@ -134,7 +134,10 @@ def test_a_later_call_goes_on(server: Server, get: Callable[..., Path], tmp_path
     server.drop_after = [120_000, 0, 0]
     with pytest.raises(
         DownloadError,
-        match=r"file\.bin: gave up at byte 120,000 after 2 attempts .*ended at byte 120,000 of 300,000.*run again",
+        match=(
+            r"file\.bin: gave up at byte 120,000 after 2 attempts "
+            r".*ended at byte 120,000 of 300,000.*run again"
+        ),
     ):
         get(attempts=2)
     assert not (tmp_path / "file.bin").exists()

@@ -15,7 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from elasticnet.sr.data import PairSet, load_pairs, pairs_from_arrays
-from elasticnet.sr.data.patches import PatchDataset, PatchSampler, mix64, random_bits
+from elasticnet.sr.data.patches import PatchDataset, PatchSampler
+from elasticnet.sr.data.random_crops import mix64, random_bits
 
 MASK = 2**64 - 1
 
@@ -256,7 +257,8 @@ def test_spawned_worker_maps_the_file_again(cached_pairs: PairSet) -> None:
 
 def test_memory_is_shared_on_the_cpu(cached_pairs: PairSet) -> None:
     sampler = PatchSampler(cached_pairs, 8, 4)
-    assert sampler._hr.data_ptr() == cached_pairs.hr_pixels.__array_interface__["data"][0]
+    address_of_pairs = cached_pairs.hr_pixels.__array_interface__["data"][0]
+    assert sampler.hr_pixels.data_ptr() == address_of_pairs
 
 
 def test_a_subset_gives_only_its_images() -> None:

@@ -1,31 +1,25 @@
-"""Training and validation pairs: split, repeatable, alive without their disk; crops of every depth
-to look at.
-"""
+"""Training and validation pairs: split, repeatable, alive without their disk."""
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from elasticnet.sr import data
-from elasticnet.sr.benchmark import predict_depths
 from elasticnet.sr.data import (
     PairSet,
     load_pairs,
     noise_seed,
+    pair_set,
     pairs_from_arrays,
     scikit_image_photos,
 )
-from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs, validation_crops
+from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.degrade import degrade
-from elasticnet.sr.models.asrn import asrn
 
 SCALE = 2
 
@@ -87,7 +81,10 @@ def test_exactly_so_many_images_are_held_out(
 def test_a_bad_number_of_images_to_hold_out(
     folders: dict[int, Path], count: int, num_valid: int
 ) -> None:
-    message = rf"--num-valid {num_valid}: expected at least 1 and fewer than the {count} training images; .*--valid"
+    message = (
+        rf"--num-valid {num_valid}: expected at least 1 and fewer than "
+        rf"the {count} training images; .*--valid"
+    )
     with pytest.raises(ValueError, match=message):
         training_pairs(folders[count], None, SCALE, num_valid=num_valid, progress=False)
 
@@ -189,7 +186,7 @@ def test_a_set_that_does_not_fit_stays_mapped(
         (4 * size, 0.25, True),
         (0, 1, False),
     ):
-        monkeypatch.setattr(data, "free_memory", lambda free=free: free)
+        monkeypatch.setattr(pair_set, "free_memory", lambda free=free: free)
         held = pairs.in_memory(limit)
         assert (held is not pairs) is fits
         assert isinstance(held.hr_pixels, np.memmap) is not fits
@@ -209,7 +206,7 @@ def test_processes_of_one_host_share_its_memory(
     size = (lambda pairs: pairs.lr_pixels.nbytes + pairs.hr_pixels.nbytes)(
         load_pairs(root, SCALE, progress=False)
     )
-    monkeypatch.setattr(data, "free_memory", lambda: 4 * size)
+    monkeypatch.setattr(pair_set, "free_memory", lambda: 4 * size)
     for count, fits in ((None, True), ("2", True), ("3", False)):
         if count is not None:
             monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
@@ -217,43 +214,7 @@ def test_processes_of_one_host_share_its_memory(
         assert isinstance(training.hr_pixels, np.memmap) is not fits
 
 
-# --- crops
-
-
-@pytest.mark.parametrize("scale", [2, 3, 4])
-def test_crops_of_every_depth(scale: int) -> None:
-    """Two images larger than the crop, in one axis or both, and one smaller than it; the third is
-    beyond num_images.
-    """
-    sizes = {"large": (11, 14), "flat": (5, 13), "small": (3, 4), "left out": (9, 9)}
-    images = {name: noise(height * scale, width * scale) for name, (height, width) in sizes.items()}
-    pairs, net = pairs_from_arrays(images, scale), asrn(scale, 3, 8).train()
-    crops = validation_crops(net, pairs, num_images=3, side=6)
-    shapes = {"large": (6, 6), "flat": (5, 6), "small": (3, 4)}
-    kinds = ["HR", "depth 1", "depth 2", "depth 3"]
-    assert list(crops) == [f"{name}/{kind}" for name in shapes for kind in kinds]
-    for name, (height, width) in shapes.items():
-        for kind in kinds:
-            assert crops[f"{name}/{kind}"].shape == (height * scale, width * scale, 3)
-            assert crops[f"{name}/{kind}"].dtype == np.uint8
-    assert np.array_equal(
-        crops["large/HR"], images["large"][2 * scale : 8 * scale, 4 * scale : 10 * scale]
-    )
-    for depth, image in predict_depths(net, pairs.lr(0)[2:8, 4:10]).items():
-        assert np.array_equal(crops[f"large/depth {depth}"], image), "of the same place as HR"
-    assert np.array_equal(crops["small/HR"], images["small"])
-    assert net.training
-
-
-def test_crops_of_fewer_images_and_other_nets() -> None:
-    """One image, taps at two depths, float64, as a float64 training validates."""
-    pairs = pairs_from_arrays({"only": noise(40, 40)}, 2)
-    net = asrn(2, 3, 8, taps=(1, 3)).double()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        crops = validation_crops(net, pairs, torch.device("cpu"))
-    assert list(crops) == ["only/HR", "only/depth 1", "only/depth 3"]
-    assert crops["only/HR"].shape == (40, 40, 3)
+# --- sigmas
 
 
 def test_sigmas_reach_the_images_and_have_a_cache_of_their_own(tmp_path: Path) -> None:

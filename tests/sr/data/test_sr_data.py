@@ -385,7 +385,7 @@ def test_photos_of_scikit_image() -> None:
 
 def test_photos_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)  # as if it were not installed
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "elasticnet\[train\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "elastic-depth\[train\]"'):
         scikit_image_photos()
 
 
