@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from elasticnet.wrapper import ElasticWrapper
 
 ENTRY_POINT_GROUP = "elasticnet_architectures"
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -69,28 +71,30 @@ def register(name: str, architecture: Architecture) -> None:
     Registering the same object under its name a second time changes nothing.
 
     Args:
-        name: What files will hold; letters, digits, `-`, `_` and `.`.
+        name: What files will hold; letters, digits, `-`, `_` and `.`, beginning with a letter.
         architecture: The description. Nothing of it is called here.
 
     Raises:
         TypeError: `architecture` is not an `Architecture`.
-        ValueError: The name is empty, has other characters, or is taken by another architecture.
-            The registry is then as it was.
+        ValueError: The name has other characters, or is taken by another architecture. The registry
+            is then as it was.
     """
-    if not isinstance(architecture, Architecture):
-        raise TypeError(
-            f"architecture {name!r} is a {type(architecture).__name__}: expected an Architecture"
-        )
-    if not name or not name.replace("-", "_").replace(".", "_").isidentifier():
-        raise ValueError(
-            f"architecture name {name!r}: expected letters, digits, '-', '_' and '.', "
-            "beginning with a letter"
-        )
-    if _registered.get(name, architecture) is not architecture:
-        raise ValueError(
-            f"architecture name {name!r} is taken by another architecture: choose another name"
-        )
-    _registered[name] = architecture
+    register_all({name: architecture})
+
+
+def register_all(architectures: Mapping[str, Architecture]) -> None:
+    """Register several architectures, or none of them where one is refused.
+
+    Args:
+        architectures: By name; as in `register`.
+
+    Raises:
+        TypeError: As in `register`.
+        ValueError: As in `register`.
+    """
+    for name, architecture in architectures.items():
+        _check(name, architecture)
+    _registered.update(architectures)
 
 
 def find(name: str) -> Architecture:
@@ -102,6 +106,7 @@ def find(name: str) -> Architecture:
     Raises:
         ValueError: Nobody registered the name; the message lists the names and the remedies.
         ImportError: The package that declares the name as an entry point cannot be imported.
+        TypeError: What the entry point names is not an `Architecture`.
     """
     if name in _registered:
         return _registered[name]
@@ -114,7 +119,7 @@ def find(name: str) -> Architecture:
             "declares it. In a source tree that is not installed, `import elasticnet.sr` "
             "registers the library's own"
         )
-    register(name, declared[name].load())
+    register(name, _load(declared[name]))
     return _registered[name]
 
 
@@ -168,8 +173,8 @@ def architecture_of(net: Any) -> Architecture | None:
     return find(name) if name in names() else None
 
 
-def recorded(net: ElasticWrapper) -> tuple[str, dict[str, Any]] | None:
-    """Return the name and the arguments that build a network of this size, or None.
+def recorded(net: ElasticWrapper) -> tuple[str | None, dict[str, Any]]:
+    """Return the name and the arguments that build a network of this size; None and {} without.
 
     A network that was cut or grown keeps the `origin` of the network that it was made of; here the
     arguments are those of its own number of blocks.
@@ -181,18 +186,64 @@ def recorded(net: ElasticWrapper) -> tuple[str, dict[str, Any]] | None:
         ValueError: Its origin names an architecture that is not registered.
     """
     if net.origin is None:
-        return None
+        return None, {}
     name, arguments = net.origin
     return name, find(name).arguments_at(arguments, depth=len(net.blocks))
+
+
+def _check(name: str, architecture: Architecture) -> None:
+    """Refuse a name or an architecture that cannot be registered."""
+    if not isinstance(architecture, Architecture):
+        raise TypeError(
+            f"architecture {name!r} is a {type(architecture).__name__}: expected an Architecture"
+        )
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"architecture name {name!r}: expected letters, digits, '-', '_' and '.', "
+            "beginning with a letter"
+        )
+    holder = _holder(name)
+    if holder is not None and holder is not architecture:
+        raise ValueError(
+            f"architecture name {name!r} is taken by another architecture: choose another name"
+        )
+
+
+def _holder(name: str) -> Architecture | None:
+    """Return what has a name already, by a call or by an entry point."""
+    if name in _registered:
+        return _registered[name]
+    declared = _entry_points().get(name)
+    if declared is None:
+        return None
+    try:
+        return declared.load()
+    except Exception:
+        # The package is broken, or it is being imported at this moment and registers itself by a
+        # call, too: it does not hold the name yet.
+        return None
+
+
+def _load(entry_point: EntryPoint) -> Any:
+    """Return what an installed package declares; a package that is broken is named."""
+    try:
+        return entry_point.load()
+    except Exception as error:  # a package that is imported can raise anything
+        package = entry_point.dist.name if entry_point.dist else "an installed package"
+        raise ImportError(
+            f"architecture {entry_point.name!r}: {package} declares it as {entry_point.value!r}, "
+            f"which cannot be imported ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _with_defaults(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return `arguments` with the function's default values, so that a file does not depend on
     them."""
-    bound = inspect.signature(function).bind(**arguments)
+    signature = inspect.signature(function)
+    bound = signature.bind(**arguments)
     bound.apply_defaults()
     values = dict(bound.arguments)
-    for parameter in inspect.signature(function).parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             values |= values.pop(parameter.name, {})
     return values

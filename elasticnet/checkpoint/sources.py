@@ -1,27 +1,30 @@
-"""Byte ranges of a file, wherever it lies: a path, an open file, an http(s) URL, the hub; one
-function reads them.
-"""
+"""Byte ranges of a file, wherever it lies: a path, an open file, an http(s) URL, or the hub."""
 
 from __future__ import annotations
 
 import http.client
+import importlib
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 TIMEOUT = 30.0  # seconds without a byte from the server
+PARTIAL_CONTENT = 206  # HTTP's answer to a request for a range
+RANGE_NOT_SATISFIABLE = 416
 DEFAULT_FILE = "model.safetensors"  # of a repository on the hub
-HUB = re.compile(
-    r"hf://(?P<repo>[^/@\s]+/[^/@\s]+)(@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^/\s]+))?(/(?P<file>.+))?"
+HUB_SOURCE = re.compile(
+    r"hf://(?P<repo>[^/@\s]+/[^/@\s]+)"
+    r"(@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^/\s]+))?"
+    r"(/(?P<file>.+))?"
 )
-CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+CONTENT_RANGE = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?P<size>\d+)")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -29,13 +32,16 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 class Remote:
     """A file behind an http(s) URL.
 
-    name: as messages show it. headers: sent to this URL's host, and not where it redirects to.
-    size: in bytes, None until the first answer tells it.
+    Attributes:
+        url: Where it is.
+        name: As messages show it.
+        headers: Sent to this URL's host, and not where it redirects to.
+        size: In bytes; None until the first answer tells it.
     """
 
     url: str
     name: str
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict[str, str])
     size: int | None = None
 
 
@@ -45,20 +51,36 @@ Source = str | os.PathLike[str] | BinaryIO | Remote
 def read_range(source: Source, start: int, end: int) -> bytearray:
     """Return the bytes [start, end) of a file, all of them.
 
-    source: a path, a seekable file opened in binary mode, an http or https URL whose server answers
-    range requests, or hf://owner/name[@revision][/file]. Raises ValueError where the file ends
-    earlier or the server does not serve ranges, and OSError where the file cannot be reached.
+    Args:
+        source: A path, a seekable file opened in binary mode, an http or https URL whose server
+            answers range requests, or hf://owner/name[@revision][/file].
+        start: The first byte.
+        end: The byte behind the last one.
+
+    Raises:
+        ValueError: The file ends earlier, or the server does not serve ranges.
+        OSError: The file cannot be reached.
     """
     if not 0 <= start <= end:
         raise ValueError(f"{name_of(source)}: range [{start}, {end}): expected 0 <= start <= end")
     with opened(source) as file:
         if start == end:
             return bytearray()
-        return _fetch(file, start, end) if isinstance(file, Remote) else _read(file, start, end)
+        if isinstance(file, Remote):
+            return _fetch(file, start, end)
+        return _read(file, start, end)
 
 
 def size_of(source: Source) -> int:
-    """Return the size of a file in bytes."""
+    """Return the size of a file in bytes.
+
+    Args:
+        source: As in `read_range`.
+
+    Raises:
+        ValueError: The server does not serve ranges.
+        OSError: The file cannot be reached.
+    """
     with opened(source) as file:
         if not isinstance(file, Remote):
             return file.seek(0, os.SEEK_END)
@@ -69,8 +91,20 @@ def size_of(source: Source) -> int:
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[BinaryIO | Remote]:
-    """Open a source once for many reads; one that is open already stays so."""
+def opened(source: Source) -> Generator[BinaryIO | Remote, None, None]:
+    """Open a source once for many reads; one that is open already stays so.
+
+    Args:
+        source: As in `read_range`.
+
+    Yields:
+        The file, open, or what `read_range` needs to ask a server.
+
+    Raises:
+        TypeError: It is no source.
+        ValueError: It is a URL without a host, a stream that cannot seek, or no name on the hub.
+        OSError: The file cannot be reached.
+    """
     located = _located(source)
     if isinstance(located, (str, os.PathLike)):
         with open(located, "rb") as file:
@@ -80,62 +114,82 @@ def opened(source: Source) -> Iterator[BinaryIO | Remote]:
 
 
 def name_of(source: Source) -> str:
-    """Return a source's name as messages show it: a URL without its query, which may hold a key."""
+    """Return a source's name as messages show it: a URL without its query, which may hold a key.
+
+    Args:
+        source: As in `read_range`.
+    """
     if isinstance(source, Remote):
         return source.name
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source).partition("?")[0] if _is_url(source) else os.fspath(source)
+    if _is_path(source):
+        path = os.fspath(source)
+        return path.partition("?")[0] if _is_url(path) else path
     name = getattr(source, "name", None)
-    return str(name) if isinstance(name, (str, os.PathLike)) else f"<{type(source).__name__}>"
+    if _is_path(name):
+        return str(name)
+    return f"<{type(source).__name__}>"
 
 
 def parse_hub(source: str) -> tuple[str, str | None, str]:
     """Return repository, revision and file of hf://owner/name[@revision][/file].
 
-    No revision means the newest, no file "model.safetensors". A slash in a revision is written %2F
-    (refs/pr/1 may stand as it is).
+    Args:
+        source: Such a name. A slash in a revision is written %2F; refs/pr/1 may stand as it is.
+
+    Returns:
+        "owner/name"; the revision, None for the newest; the file, by default "model.safetensors".
+
+    Raises:
+        ValueError: It is no such name.
     """
-    match = HUB.fullmatch(source)
+    match = HUB_SOURCE.fullmatch(source)
     if match is None:
         raise ValueError(
             f"{source}: expected hf://owner/name, hf://owner/name@revision or hf://owner/name/file"
         )
     revision = match["revision"]
-    return match["repo"], unquote(revision) if revision else None, match["file"] or DEFAULT_FILE
+    if revision is not None:
+        revision = unquote(revision)
+    return match["repo"], revision, match["file"] or DEFAULT_FILE
 
 
-def hub_library() -> None:
-    """Raise a ModuleNotFoundError that names the extra where huggingface_hub is not installed."""
+def check_hub_library() -> None:
+    """Refuse to go on where huggingface_hub is not installed.
+
+    Raises:
+        ModuleNotFoundError: Naming the extra.
+    """
     try:
-        import huggingface_hub  # noqa: F401
+        importlib.import_module("huggingface_hub")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             'the hub needs huggingface_hub: pip install "elastic-depth[hub]"'
         ) from error
 
 
-def _is_url(source: str | os.PathLike[str]) -> bool:
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
+def _is_path(source: Any) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(source, (str, os.PathLike))
+
+
+def _is_url(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
 
 
 def _located(source: Source) -> str | os.PathLike[str] | BinaryIO | Remote:
+    """Return where a source is to be read: a path, an open file or a URL."""
+    if isinstance(source, Remote):
+        return source
     if isinstance(source, str) and source.startswith("hf://"):
         return _on_hub(source)
     if isinstance(source, str) and _is_url(source):
-        try:
-            host = urlsplit(source).hostname
-        except ValueError:
-            host = None
-        if not host:
+        if not _has_host(source):
             raise ValueError(f"{name_of(source)}: a URL without a host")
         return Remote(source, name_of(source))
     if isinstance(source, (str, os.PathLike)):
         return source
-    if isinstance(source, Remote):
-        return source
-    if not all(hasattr(source, method) for method in ("read", "seek", "seekable")) or hasattr(
-        source, "encoding"
-    ):
+    is_file = all(hasattr(source, method) for method in ("read", "seek", "seekable"))
+    is_text = hasattr(source, "encoding")
+    if not is_file or is_text:
         raise TypeError(
             f"{name_of(source)}: expected a path, a URL or a file opened in binary mode"
         )
@@ -146,7 +200,15 @@ def _located(source: Source) -> str | os.PathLike[str] | BinaryIO | Remote:
     return source
 
 
+def _has_host(url: str) -> bool:
+    try:
+        return bool(urlsplit(url).hostname)
+    except ValueError:  # such as http://[1/x
+        return False
+
+
 def _read(file: BinaryIO, start: int, end: int) -> bytearray:
+    """Return a range of an open file."""
     size = size_of(file)
     if size < end:  # before memory is taken for what is not there
         raise ValueError(f"{name_of(file)}: ends at byte {size}, and byte {end - 1} is needed")
@@ -154,7 +216,7 @@ def _read(file: BinaryIO, start: int, end: int) -> bytearray:
     data = bytearray(end - start)
     position = 0
     while position < len(data):
-        part = file.read(len(data) - position)
+        part = file.read(len(data) - position)  # a raw file may give less than was asked for
         if not part:
             raise ValueError(
                 f"{name_of(file)}: ends at byte {start + position}, and byte {end - 1} is needed"
@@ -164,49 +226,22 @@ def _read(file: BinaryIO, start: int, end: int) -> bytearray:
     return data
 
 
+# --- a server
+
+
 def _fetch(remote: Remote, start: int, end: int) -> bytearray:
-    headers = {
-        "Range": f"bytes={start}-{end - 1}",
-        "Accept-Encoding": "identity",
-        "User-Agent": "elasticnet",
-    }
+    """Return a range of a remote file, by one request; learn the file's size from the answer."""
     try:
-        request = urllib.request.Request(remote.url, headers=headers)
-        for name, value in remote.headers.items():
-            # a token is the hub's, and not its storage's
-            request.add_unredirected_header(name, value)
+        request = _range_request(remote, start, end)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if response.status != 206 or found is None:
-                raise ValueError(
-                    f"{remote.name}: the server answers {response.status} where a byte range was asked for, so that it "
-                    "cannot be read in parts: download the file and load that"
-                )
-            first, last, size = map(int, found.groups())
-            if first != start or last >= end or remote.size not in (None, size):
-                raise ValueError(
-                    f"{remote.name}: bytes {start}-{end - 1} were asked for, and the server sent {found[0]}"
-                )
-            remote.size = size
-            if last + 1 < end:
-                raise ValueError(
-                    f"{remote.name}: ends at byte {size}, and byte {end - 1} is needed"
-                )
+            remote.size = _checked_size(remote, response, start, end)
             data = bytearray(response.read(end - start))
     except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416:
-                raise ValueError(
-                    f"{remote.name}: ends before byte {end - 1}, which is needed"
-                ) from error
-            raise OSError(
-                f"{remote.name}: the server answers {error.code} {error.reason}"
-            ) from error
+        with error:  # closes the connection
+            raise _refusal(remote, error, end) from error
     except (http.client.HTTPException, OSError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise OSError(
-            f"{remote.name}: cannot be read ({str(reason) or type(reason).__name__})"
-        ) from error
+        reason = str(getattr(error, "reason", None) or error) or type(error).__name__
+        raise OSError(f"{remote.name}: cannot be read ({reason})") from error
     if len(data) < end - start:
         raise OSError(
             f"{remote.name}: the connection ended after {len(data)} of {end - start} bytes"
@@ -214,47 +249,106 @@ def _fetch(remote: Remote, start: int, end: int) -> bytearray:
     return data
 
 
+def _range_request(remote: Remote, start: int, end: int) -> urllib.request.Request:
+    """Return the request for a range, with the remote's own headers for its own host alone."""
+    headers = {
+        "Range": f"bytes={start}-{end - 1}",
+        "Accept-Encoding": "identity",
+        "User-Agent": "elasticnet",
+    }
+    request = urllib.request.Request(remote.url, headers=headers)
+    for name, value in remote.headers.items():
+        # A token is meant for the hub, and not for the storage that the hub redirects to.
+        request.add_unredirected_header(name, value)
+    return request
+
+
+def _checked_size(remote: Remote, response: Any, start: int, end: int) -> int:
+    """Return the file's size by a server's answer, which must be of the range asked for."""
+    content_range = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    if response.status != PARTIAL_CONTENT or content_range is None:
+        raise ValueError(
+            f"{remote.name}: the server answers {response.status} where a byte range was asked "
+            "for, so that it cannot be read in parts: download the file and load that"
+        )
+    first = int(content_range["first"])
+    last = int(content_range["last"])
+    size = int(content_range["size"])
+    size_changed = remote.size is not None and remote.size != size
+    if first != start or last >= end or size_changed:
+        raise ValueError(
+            f"{remote.name}: bytes {start}-{end - 1} were asked for, "
+            f"and the server sent {content_range[0]}"
+        )
+    if last + 1 < end:
+        raise ValueError(f"{remote.name}: ends at byte {size}, and byte {end - 1} is needed")
+    return size
+
+
+def _refusal(remote: Remote, error: urllib.error.HTTPError, end: int) -> Exception:
+    """Return the error to raise for a server's answer that is one."""
+    if error.code == RANGE_NOT_SATISFIABLE:
+        return ValueError(f"{remote.name}: ends before byte {end - 1}, which is needed")
+    return OSError(f"{remote.name}: the server answers {error.code} {error.reason}")
+
+
+# --- the hub
+
+
 def _on_hub(source: str) -> Path | Remote:
-    """Where a file of the hub is to be read: in the local cache if it is the newest, else by ranges
-    from the hub.
-    """
+    """Return where a file of the hub is to be read: in the local cache if that is the newest."""
     repo, revision, file = parse_hub(source)
-    hub_library()
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    check_hub_library()
+    import huggingface_hub
     from huggingface_hub.errors import (
         EntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import build_hf_headers
 
+    try_to_load_from_cache = huggingface_hub.try_to_load_from_cache
     cached = try_to_load_from_cache(repo, file, revision=revision)
-    if isinstance(cached, str) and COMMIT.fullmatch(revision or ""):
+    is_one_commit = revision is not None and COMMIT.fullmatch(revision)
+    if isinstance(cached, str) and is_one_commit:  # which never changes
         return Path(cached)
-    url, headers = hf_hub_url(repo, file, revision=revision), build_hf_headers()
+    url = huggingface_hub.hf_hub_url(repo, file, revision=revision)
     try:
-        found = get_hf_file_metadata(url)
+        found = huggingface_hub.get_hf_file_metadata(url)
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = next((line for line in lines if "not found" in line.lower()), lines[0])
+        reason = _reason(error, containing="not found")
         raise FileNotFoundError(
             f"{source}: not on the hub, or not for this user ({reason})"
         ) from error
     except Exception as error:  # of whatever http client the hub's library uses; it changed twice
         if isinstance(cached, str):
             return Path(cached)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OSError(
-            f"{source}: the hub cannot be reached ({reason}), and the file is not in the local cache"
+            f"{source}: the hub cannot be reached ({_reason(error)}), "
+            "and the file is not in the local cache"
         ) from error
     if found.commit_hash:
         newest = try_to_load_from_cache(repo, file, revision=found.commit_hash)
         if isinstance(newest, str):
             return Path(newest)
-    same_host = urlsplit(found.location).netloc == urlsplit(url).netloc
-    authorization = {
-        name: value
-        for name, value in headers.items()
-        if same_host and name.lower() == "authorization"
-    }
-    return Remote(found.location, source, authorization, found.size)
+    headers: dict[str, str] = {}
+    if _same_host(found.location, url):
+        headers = _authorization(huggingface_hub.utils.build_hf_headers())
+    return Remote(found.location, source, headers, found.size)
+
+
+def _reason(error: Exception, containing: str = "") -> str:
+    """Return the first line of an error's message that contains a text, else its first line."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    for line in lines:
+        if containing in line.lower():
+            return line
+    return lines[0]
+
+
+def _same_host(url: str, other: str) -> bool:
+    return urlsplit(url).netloc == urlsplit(other).netloc
+
+
+def _authorization(headers: dict[str, str]) -> dict[str, str]:
+    """Return the headers that hold the user's token."""
+    return {name: value for name, value in headers.items() if name.lower() == "authorization"}

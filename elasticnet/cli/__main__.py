@@ -1,5 +1,3 @@
-"""`python -m elasticnet.cli`: the same as the command `elasticnet`."""
-
 import sys
 
 from elasticnet.cli import main

@@ -313,7 +313,7 @@ def test_files_of_other_kinds(path: Path, tmp_path: Path) -> None:
         (b"short", "ends at byte 5, and byte 7 is needed"),
         (
             b"PK\3\4 a zip",
-            "it begins as PyTorch's own files do: load_official in elasticnet.sr.models.convert",
+            r"it begins as PyTorch's own files do, which are pickles: read it with torch\.load",
         ),
         (
             b"this is no safetensors file at all",

@@ -22,8 +22,9 @@ from torch import Tensor
 import elasticnet
 from contract import same
 from elasticnet import ElasticWrapper
-from elasticnet.checkpoint import KEY, _described, read_header
-from elasticnet.checkpoint.safetensors_file import METADATA, Entry, Table, header_bytes, read_table
+from elasticnet.checkpoint import read_header
+from elasticnet.checkpoint.header import KEY, encode_description
+from elasticnet.checkpoint.safetensors_file import METADATA, Entry, header_bytes, read_table
 from elasticnet.sr import asrn, edsr, rcan
 
 MOST_SECONDS = 5.0  # for one file, on a busy machine; a usual one takes a hundredth
@@ -270,7 +271,7 @@ def test_forged_descriptions_with_a_right_checksum_are_refused_or_give_a_net_of_
         for _ in range(rng.choice([1, 1, 2])):
             mutate(rng, rng.choice([header, header["arguments"], header["taps"]]) or header)
         try:
-            text = _described(header, table)
+            text = encode_description(header, table.entries)
         except ValueError:
             continue
         loaded = load_mutated(saved.path, header_bytes(table.entries, {KEY: text}) + data, None)
@@ -291,7 +292,9 @@ def forged(path: Path, net: ElasticWrapper, **changes: Any) -> None:
     data = path.read_bytes()[table.data_start :]
     header["taps"] = changes.pop("taps", header["taps"])
     header["arguments"] |= changes
-    path.write_bytes(header_bytes(table.entries, {KEY: _described(header, table)}) + data)
+    path.write_bytes(
+        header_bytes(table.entries, {KEY: encode_description(header, table.entries)}) + data
+    )
 
 
 @pytest.mark.parametrize(
@@ -358,7 +361,7 @@ def test_many_small_tensors_do_not_make_many_modules(tmp_path: Path) -> None:
         "sha256": {},
         "notes": {},
     }
-    text = _described({**header, "cards": {}}, Table({}, entries, 0))
+    text = encode_description({**header, "cards": {}}, entries)
     path.write_bytes(header_bytes(entries, {KEY: text}) + bytes(6000))
     start = time.perf_counter()
     with pytest.raises(
@@ -378,7 +381,9 @@ def test_nothing_that_a_file_names_is_imported_or_run(tmp_path: Path, architectu
     table, header = read_table(path), read_header(path)
     data = path.read_bytes()[table.data_start :]
     header["architecture"] = architecture
-    path.write_bytes(header_bytes(table.entries, {KEY: _described(header, table)}) + data)
+    path.write_bytes(
+        header_bytes(table.entries, {KEY: encode_description(header, table.entries)}) + data
+    )
     imported_before = set(sys.modules)
     with pytest.raises(
         ValueError,

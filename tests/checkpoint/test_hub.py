@@ -284,7 +284,10 @@ import sys
 sys.modules["huggingface_hub"] = None
 import elasticnet, elasticnet.cli
 from elasticnet.checkpoint.hub import push_to_hub
-for call in (lambda: elasticnet.load("hf://{REPO}"), lambda: push_to_hub({str(saved[0])!r}, "{REPO}")):
+for call in (
+    lambda: elasticnet.load("hf://{REPO}"),
+    lambda: push_to_hub({str(saved[0])!r}, "{REPO}"),
+):
     try:
         call()
     except ModuleNotFoundError as error:

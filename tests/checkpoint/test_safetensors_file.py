@@ -20,15 +20,19 @@ from torch import Tensor
 
 from contract import same
 from elasticnet.checkpoint.safetensors_file import (
-    CODES,
-    MOST_IN_ONE_READ,
+    BYTES_PER_VALUE,
     Entry,
-    digest,
     header_bytes,
-    layout,
     parse_json,
-    raw_bytes,
     read_table,
+)
+from elasticnet.checkpoint.tensors import (
+    CODES,
+    DTYPES,
+    MAX_BYTES_PER_READ,
+    digest,
+    layout,
+    raw_bytes,
     read_tensors,
 )
 
@@ -135,12 +139,15 @@ def test_neighbours_are_read_together_and_nothing_between_them() -> None:
 
 
 def test_large_neighbours_are_read_one_by_one() -> None:
-    tensors = {name: torch.zeros(MOST_IN_ONE_READ // 2, dtype=torch.uint8) for name in "abc"}
+    tensors = {name: torch.zeros(MAX_BYTES_PER_READ // 2, dtype=torch.uint8) for name in "abc"}
     file = Counted(written(tensors, {}))
     table = read_table(file)
     file.reads.clear()
     same(dict(read_tensors(file, table, tensors)), tensors, "tensors")
-    assert [end - start for start, end in file.reads] == [MOST_IN_ONE_READ, MOST_IN_ONE_READ // 2]
+    assert [end - start for start, end in file.reads] == [
+        MAX_BYTES_PER_READ,
+        MAX_BYTES_PER_READ // 2,
+    ]
 
 
 def test_dtypes_that_the_format_lacks() -> None:
@@ -149,6 +156,10 @@ def test_dtypes_that_the_format_lacks() -> None:
         match=r"tensor 'x' is of torch\.complex128, which a safetensors file cannot hold",
     ):
         layout({"x": torch.zeros(1, dtype=torch.complex128)}, order=str)
+
+
+def test_the_table_knows_the_size_of_every_dtype() -> None:
+    assert {code: dtype.itemsize for code, dtype in DTYPES.items()} == BYTES_PER_VALUE
 
 
 # --- damage
