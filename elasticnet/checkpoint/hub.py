@@ -19,14 +19,15 @@ tags:
 
 # {title}
 
-An elastic network: one file, runnable at depth {depths}. Loading a depth reads only its part of the file.
+An elastic network: one file, runnable at depth {depths}.
+Loading a depth reads only its part of the file.
 
 ```python
 import elasticnet
 
 net = elasticnet.load("hf://{repo}{file}", depth={depth}{build})
 ```
-"""  # noqa: E501 (a line of Markdown)
+"""
 
 
 def push_to_hub(
