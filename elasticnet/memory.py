@@ -7,8 +7,10 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 MB = 10**6  # bytes, everywhere in this library
 
@@ -59,6 +61,8 @@ def free_memory(device: torch.device | str = "cpu") -> int | None:
     Returns:
         The bytes, or None where they cannot be told.
     """
+    import torch
+
     device = torch.device(device)
     if device.type == "cuda":
         return _free_on_cuda(device)
@@ -110,12 +114,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         error: Any error. PyTorch's CPU allocator raises a plain RuntimeError, which is told by its
             words.
     """
+    import torch
+
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _free_on_cuda(device: torch.device) -> int:
+    import torch
+
     unused_in_allocator = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free, _ = torch.cuda.mem_get_info(device)
     return free + unused_in_allocator

@@ -1,89 +1,112 @@
-"""The `elasticnet` command; each subcommand is a module here, with add_parser() and run()."""
+"""The `elasticnet` command; each subcommand is a module here, with add_parser() and run().
+
+Nothing here imports torch before a subcommand needs it: help, `--version`, errors in the arguments
+and `elasticnet info` answer at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-from elasticnet import __version__
+# It sets what torch reads when it is imported; no module below imports torch before it runs.
+import elasticnet.before_torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from elasticnet.cli import benchmark, export, info, profile, upscale
+from elasticnet.cli.printable import printable
+from elasticnet.cli.signals import ended_by_signals
+from elasticnet.cli.version import ShowVersion
 from elasticnet.memory import is_out_of_memory, keep_freed_memory
+from elasticnet.sr.architectures import register_all
+
+COMMANDS = (info, benchmark, profile, export, upscale)
+BAD_INPUT = 2  # exit status, as argparse's own for wrong arguments
+INTERRUPTED = 130  # exit status: what a shell reports after Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 when all went well, 1 when images were left out, 2 for bad input, 130
-    after Ctrl-C.
+    """Run the command line.
 
-    Errors are one line on standard error, without a traceback. SIGTERM and SIGHUP end it with 128 +
-    their number, and leave nothing half-written behind.
+    Errors are one line on standard error, without a traceback unless `--debug` is given. SIGTERM
+    and SIGHUP end it with 128 + their number, and leave nothing half-written behind.
+
+    Args:
+        arguments: The words after the command's name; default: those of this process.
+
+    Returns:
+        The exit status: 0 when all went well, 1 when images were left out, 2 for bad input, 130
+        after Ctrl-C.
     """
-    # closed by who started this; what is printed there must not go elsewhere
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
-    parser = argparse.ArgumentParser(
-        prog="elasticnet", description="Train one network; run it at any depth."
-    )
-    parser.add_argument("--version", action="version", version=f"elasticnet {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (info, benchmark, profile, export, upscale):
-        command.add_parser(commands)
-    options = parser.parse_args(arguments)
+    _replace_closed_standard_error()
+    register_all()  # the library's own architectures, which a source tree does not declare
+    options = _parser().parse_args(arguments)
     keep_freed_memory()
     try:
-        with _ended_by_signals():
+        with ended_by_signals():
+            _import_modules(options.modules)
             return options.run(options)
     except KeyboardInterrupt:
         if options.debug:
             raise
         print("elasticnet: interrupted", file=sys.stderr)
-        return 130  # what a shell reports after Ctrl-C
-    except (ImportError, OSError, ValueError) as error:  # an extra that is not installed, too
-        if options.debug:
+        return INTERRUPTED
+    except Exception as error:
+        message = _message_of(error)
+        if options.debug or message is None:
             raise
-        print(f"elasticnet: {_printable(str(error))}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if options.debug or not is_out_of_memory(error):
-            raise
-        reason = str(error).partition("\n")[0]
-        print(f"elasticnet: out of memory: {_printable(reason)}", file=sys.stderr)
-        return 2
+        print(f"elasticnet: {printable(message)}", file=sys.stderr)
+        return BAD_INPUT
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP, unless they are ignored, leave through every `finally` on the way
-    out.
-    """
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        signals = []
-    before = {each: signal.getsignal(each) for each in signals}
-    for each, handler in before.items():
-        if handler is signal.SIG_DFL:
-            signal.signal(each, end)
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            if handler is signal.SIG_DFL:
-                signal.signal(each, handler)
-
-
-def _printable(text: str) -> str:
-    """The text without what could steer a terminal, line breaks included: file names may hold
-    anything.
-    """
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="elasticnet", description="Train one network; run it at any depth."
     )
+    parser.add_argument("--version", action=ShowVersion, help="show version and distribution")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a Python module that registers architectures, such as mypackage.nets, "
+        "before files are read; modules in the current folder are found; may be repeated",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def _import_modules(names: Sequence[str]) -> None:
+    """Import what `--import` names, so that the architectures registered there are known."""
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # at the end, so that it hides no installed module
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the module's own code may raise anything
+            kind = type(error).__name__
+            raise ImportError(f"--import {name}: {kind}: {error}") from error
+
+
+def _message_of(error: Exception) -> str | None:
+    """The line that tells the user of an error; None where it is a fault of the program."""
+    if isinstance(error, ImportError | OSError | ValueError):  # ImportError: an extra is missing
+        return str(error)
+    if is_out_of_memory(error):
+        first_line = str(error).partition("\n")[0]
+        return f"out of memory: {first_line}"
+    return None
+
+
+def _replace_closed_standard_error() -> None:
+    """Give the process a standard error where its parent closed it.
+
+    Without one, the next file that is opened would get its number, and messages would go there.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end

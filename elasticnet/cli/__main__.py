@@ -1,3 +1,5 @@
+"""`python -m elasticnet.cli`: the same as the command `elasticnet`."""
+
 import sys
 
 from elasticnet.cli import main

@@ -1,30 +1,109 @@
-"""Values on the command line that several subcommands check in the same way."""
+"""Options and values that several subcommands declare and check in the same way.
+
+Nothing here imports torch while the command line is parsed.
+"""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    # what `ArgumentParser.add_subparsers` returns; argparse has no public name for it
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # pyright: ignore[reportPrivateUsage]
+    Options = argparse.ArgumentParser | argparse._ArgumentGroup  # pyright: ignore[reportPrivateUsage]
 
-MOST_THREADS = 1024  # of what no machine has, far below where PyTorch falls over
+MAX_THREADS = 1024  # no machine has more, and PyTorch fails far above
+AUTO_DEVICE = "auto"
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Add `--debug` to a subcommand, so that it may stand before or behind the subcommand's name.
+
+    Args:
+        parser: The subcommand's parser.
+    """
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,  # the value from before the subcommand's name stays
+        help="show the traceback of an error",
+    )
+
+
+def add_device(parser: Options) -> None:
+    """Add `--device`; `run` passes its value to `resolve_device`.
+
+    Args:
+        parser: The subcommand's parser, or a group of its options.
+    """
+    parser.add_argument(
+        "--device",
+        default=AUTO_DEVICE,
+        help="cpu, cuda, cuda:1, ...; default: auto, the first GPU that PyTorch can use or the CPU",
+    )
+
+
+def resolve_device(name: str) -> str:
+    """Return the device to compute on, after one value was computed there.
+
+    Args:
+        name: What follows `--device`. "auto" is "cuda" where PyTorch can use it, otherwise "cpu".
+
+    Returns:
+        A name that torch takes.
+
+    Raises:
+        ValueError: Nothing can be computed on this device; the message gives torch's reason.
+    """
+    import torch
+
+    if name == AUTO_DEVICE:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA raises AssertionError
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: {reason}; --device cpu always works") from error
+    return name
 
 
 def check_device(name: str) -> None:
-    """Raise ValueError where nothing can be computed on a device."""
-    try:
-        torch.zeros(1, device=name).item()
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name}: {reason}; --device cpu always works") from error
+    """Raise ValueError where nothing can be computed on a device.
+
+    Args:
+        name: What follows `--device`.
+
+    Raises:
+        ValueError: As `resolve_device` does.
+    """
+    resolve_device(name)
 
 
-def count(text: str) -> int:
+def positive_count(text: str) -> int:
+    """Return the whole number above 0 that an argument holds; for argparse's `type`.
+
+    Args:
+        text: The argument.
+
+    Raises:
+        ArgumentTypeError: It is something else.
+    """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
     return int(text)
 
 
-def threads(text: str) -> int:
-    if count(text) > MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{text}: expected at most {MOST_THREADS} threads")
-    return int(text)
+def thread_count(text: str) -> int:
+    """Return a number of threads, 1 to `MAX_THREADS`; for argparse's `type`.
+
+    Args:
+        text: The argument.
+
+    Raises:
+        ArgumentTypeError: It is something else.
+    """
+    number = positive_count(text)
+    if number > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text}: expected at most {MAX_THREADS} threads")
+    return number

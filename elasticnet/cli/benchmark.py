@@ -5,148 +5,267 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from elasticnet.cli.arguments import add_debug, add_device, resolve_device
 
-from elasticnet import ElasticWrapper
-from elasticnet.checkpoint import load
-from elasticnet.cli.arguments import check_device
-from elasticnet.registry import names
-from elasticnet.sr.degrade import KINDS, SIGMAS
-from elasticnet.sr.metrics import PROTOCOLS
-from elasticnet.sr.resize import BORDERS
+if TYPE_CHECKING:
+    from elasticnet.cli.arguments import Commands
+    from elasticnet.sr.benchmark import Skipped
+    from elasticnet.wrapper import ElasticWrapper
 
-SCALES = (2, 3, 4)  # of the bicubic baselines
+BASELINE_SCALES = (2, 3, 4)  # of bicubic interpolation, where no network decides
+# The library's own tuples stand in modules that import torch or numpy; a test compares these.
+DEGRADATIONS = ("BI", "BD", "DN")
+PROTOCOLS = ("matlab-y", "imdn", "rgb")
+BORDERS = ("symmetric", "replicate")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
+    """Add the subcommand to the command line.
+
+    Args:
+        commands: What `ArgumentParser.add_subparsers` returned.
+    """
     parser = commands.add_parser(
         "benchmark", help="PSNR and SSIM per depth on data sets, beside bicubic"
     )
     parser.description = (
-        "Score networks on data sets, at every depth, beside bicubic interpolation; without a network, bicubic alone. "
-        "The exit status is 1 when an image could not be used."
+        "Score networks on data sets, at every depth, beside bicubic interpolation; without a "
+        "network, bicubic alone. The exit status is 1 when an image could not be used."
     )
-    add = parser.add_argument
-    add("files", nargs="*", metavar="FILE", help="checkpoints; each is scored at its own scale")
-    add(
+    _add_networks(parser)
+    _add_data(parser)
+    _add_scoring(parser)
+    _add_output(parser)
+    add_debug(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_networks(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("networks")
+    group.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="checkpoints: paths, http(s) URLs or hf://...; each is scored at its own scale",
+    )
+    group.add_argument(
         "--model",
-        choices=names(),
-        help="a built-in network at its untrained start, instead of checkpoints",
+        metavar="NAME",
+        help="instead of checkpoints: a registered architecture, such as asrn, at its untrained "
+        "start, with --scale",
     )
-    add("--data", nargs="+", required=True, metavar="DIR", help="data sets in any known layout")
-    add(
+    group.add_argument(
+        "--depths",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="the first N blocks; default: every depth that carries a prediction",
+    )
+    add_device(group)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="data sets in any known layout; a flat folder of images is enough",
+    )
+    group.add_argument(
         "--scales",
         "--scale",
         nargs="+",
         type=int,
-        help="default: those of the checkpoints, or 2 3 4 without any",
+        metavar="S",
+        help="how many times as long each side becomes; default: what the checkpoints do, or "
+        "2 3 4 without any",
     )
-    add("--depths", nargs="+", type=int, help="default: every depth that carries a prediction")
-    add(
+    group.add_argument(
         "--degradation",
-        choices=KINDS,
+        choices=DEGRADATIONS,
         default="BI",
-        help="how LR is made where the data set has no files for it",
+        help="how low-resolution images are made where the data set has none: bicubic (BI, "
+        "default), blurred (BD), or noisy (DN)",
     )
-    add("--blur-sigma", type=float, metavar="PIXELS", help="of the blur of BD; default: 1.6")
-    add(
+    group.add_argument(
+        "--blur-sigma", type=float, metavar="PIXELS", help="of the blur of BD; default: 1.6"
+    )
+    group.add_argument(
         "--noise-sigma",
         type=float,
         metavar="LEVELS",
         help="of the noise of DN, on the 0..255 scale; default: 30",
     )
-    add(
+
+
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("scoring")
+    group.add_argument(
         "--protocol",
         choices=PROTOCOLS,
         default="matlab-y",
-        help="what is compared, and how much is shaved off",
+        help="which channels are compared, and how much of the border is left out; default: "
+        "%(default)s",
     )
-    add("--self-ensemble", action="store_true", help="mean over the eight symmetries of the input")
-    add(
+    group.add_argument(
+        "--self-ensemble",
+        action="store_true",
+        help="mean over the eight symmetries of the input; eight times slower",
+    )
+    group.add_argument(
         "--border",
         choices=BORDERS,
         default="symmetric",
-        help="outside of images: bicubic, and LR that is made",
+        help="what bicubic resizing sees outside an image; default: %(default)s",
     )
-    add("--save-images", metavar="DIR", help="save every scored image as PNG")
-    add(
+    group.add_argument("--no-cost", action="store_true", help="do not measure MACs and time")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--save-images", metavar="DIR", help="save every scored image as PNG")
+    group.add_argument(
         "--out",
         metavar="DIR",
-        help="write tables (Markdown, CSV, JSON) and figures; files of a run before are replaced",
+        help="write tables (Markdown, CSV, JSON) and figures; files of an earlier run are replaced",
     )
-    add("--no-cost", action="store_true", help="do not measure MACs and time")
-    add(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default here: %(default)s",
-    )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    """Score, print the table, and write what was asked for.
+
+    Args:
+        options: The parsed command line.
+
+    Returns:
+        The exit status: 1 where images were left out, otherwise 0.
+
+    Raises:
+        ValueError: Options that do not fit each other, the networks or the data.
+        OSError: A file that cannot be read or written.
+    """
     from elasticnet._tables import aligned
-    from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
+    from elasticnet.sr.benchmark import benchmark, load_sets
     from elasticnet.sr.benchmark.report import caption, markdown_table, write_figures, write_tables
 
-    nets = _networks(options)
-    scales = options.scales or sorted({scale_of(net) for _, net in nets}) or SCALES
-    for folder in filter(None, (options.out, options.save_images)):
-        Path(folder).mkdir(parents=True, exist_ok=True)  # now, and not when everything is scored
-    choices = {"protocol": options.protocol, "border": options.border}
-    sigmas = {name: getattr(options, name) for name in SIGMAS.values()}
-    sets = load_sets(options.data, scales, degradation=options.degradation, **choices, **sigmas)
+    device = resolve_device(options.device)
+    nets = _named_nets(options, device)
+    _make_folders(options)  # now, and not when everything is scored
+    sets = load_sets(
+        options.data,
+        _scales(options, nets),
+        degradation=options.degradation,
+        protocol=options.protocol,
+        border=options.border,
+        blur_sigma=options.blur_sigma,
+        noise_sigma=options.noise_sigma,
+    )
     result = benchmark(
         nets,
         sets,
         depths=options.depths,
+        protocol=options.protocol,
         self_ensemble=options.self_ensemble,
-        device=options.device,
+        border=options.border,
+        device=device,
         costs=not options.no_cost,
         images_dir=options.save_images,
         progress=True,
-        **choices,
     )
     result.settings["degradation"] = options.degradation
-    result.settings.update((name, sigma) for name, sigma in sigmas.items() if sigma is not None)
-    title = f"{', '.join(dict.fromkeys(label for label, _ in nets)) or 'bicubic'}, {options.degradation}"
+    for name in ("blur_sigma", "noise_sigma"):
+        sigma = getattr(options, name)
+        if sigma is not None:
+            result.settings[name] = sigma
+
+    title = _title(options, nets)
     print(f"\n{caption(result, title)}\n\n{aligned(markdown_table(result))}")
     if options.out:
         write_tables(options.out, result, title)
         if importlib.util.find_spec("matplotlib"):
-            write_figures(options.out, result, nets, sets, options.device)
+            write_figures(options.out, result, nets, sets, device)
         else:
-            print(
-                'no figures without matplotlib: pip install "elastic-depth[figures]"',
-                file=sys.stderr,
-            )
+            hint = 'no figures without matplotlib: pip install "elastic-depth[figures]"'
+            print(hint, file=sys.stderr)
     if result.skipped:
-        print(f"elasticnet: images left out: {len(result.skipped)}", file=sys.stderr)
-        for data, scale, image, reason in result.skipped:
-            print(f"  {data} x{scale} {image}: {reason}", file=sys.stderr)
-    return 1 if result.skipped else 0
+        _report_skipped(result.skipped)
+        return 1
+    return 0
 
 
-def _networks(options: argparse.Namespace) -> list[tuple[str, ElasticWrapper]]:
-    """Return the nets that the options name, on their device, each with a label."""
-    import elasticnet.sr
+def _named_nets(options: argparse.Namespace, device: str) -> list[tuple[str, ElasticWrapper]]:
+    """The networks that the options name, on the device, each with its label in the tables."""
+    if options.model is not None:
+        return _untrained_nets(options, device)
+    from elasticnet.checkpoint import load
     from elasticnet.sr.benchmark import distinct_names
 
-    check_device(options.device)
-    if options.model is None:
-        named = zip(distinct_names(options.files), options.files, strict=True)
-        return [(label, load(file, device=options.device)) for label, file in named]
-    if options.files or not options.scales:
-        wrong = (
-            f"--model {options.model} beside {options.files[0]}"
-            if options.files
-            else f"--model {options.model}"
+    labels = distinct_names(options.files)
+    nets: list[tuple[str, ElasticWrapper]] = []
+    for label, file in zip(labels, options.files, strict=True):
+        nets.append((label, load(file, device=device)))
+    return nets
+
+
+def _untrained_nets(options: argparse.Namespace, device: str) -> list[tuple[str, ElasticWrapper]]:
+    """One network of `--model` for each scale, or one in all where it has no choice of scale."""
+    import torch
+
+    from elasticnet.registry import build, find, names
+
+    name = options.model
+    if name not in names():
+        raise ValueError(
+            f"--model {name}: expected one of {', '.join(names())}, or one that the module behind "
+            "--import registers"
         )
-        raise ValueError(f"{wrong}: give either checkpoints, or --model with --scale")
+    if options.files:
+        raise ValueError(
+            f"--model {name} beside {options.files[0]}: "
+            "give either checkpoints, or --model with --scale"
+        )
+    scale_argument = find(name).extras.get("scale_argument")
+    if scale_argument is not None and not options.scales:
+        raise ValueError(f"--model {name}: give either checkpoints, or --model with --scale")
     torch.manual_seed(0)
-    build = getattr(elasticnet.sr, options.model)
-    return [
-        (f"{options.model} (untrained)", build(scale).to(options.device))
-        for scale in options.scales
-    ]
+    label = f"{name} (untrained)"
+    if scale_argument is None:
+        return [(label, build(name).to(device))]
+    return [(label, build(name, **{scale_argument: each}).to(device)) for each in options.scales]
+
+
+def _scales(
+    options: argparse.Namespace, nets: Sequence[tuple[str, ElasticWrapper]]
+) -> Sequence[int]:
+    """The scales at which the data sets are loaded."""
+    from elasticnet.sr.benchmark import scale_of
+
+    if options.scales:
+        return options.scales
+    if nets:
+        return sorted({scale_of(net) for _, net in nets})
+    return BASELINE_SCALES
+
+
+def _title(options: argparse.Namespace, nets: Sequence[tuple[str, ElasticWrapper]]) -> str:
+    labels = list(dict.fromkeys(label for label, _ in nets))  # each once, in order
+    scored = ", ".join(labels) or "bicubic"
+    return f"{scored}, {options.degradation}"
+
+
+def _make_folders(options: argparse.Namespace) -> None:
+    for folder in (options.out, options.save_images):
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+def _report_skipped(skipped: Sequence[Skipped]) -> None:
+    print(f"elasticnet: images left out: {len(skipped)}", file=sys.stderr)
+    for each in skipped:
+        print(f"  {each.data} x{each.scale} {each.image}: {each.reason}", file=sys.stderr)

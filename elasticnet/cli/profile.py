@@ -1,6 +1,4 @@
-"""`elasticnet profile`: measure a checkpoint's depth card on this machine and store it in the
-file.
-"""
+"""`elasticnet profile`: measure a checkpoint's depth card on this machine and store it there."""
 
 from __future__ import annotations
 
@@ -8,152 +6,306 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+from elasticnet.cli.arguments import (
+    add_debug,
+    add_device,
+    positive_count,
+    resolve_device,
+    thread_count,
+)
 
-from elasticnet.cli.arguments import check_device, count, threads
+if TYPE_CHECKING:
+    import torch
+
+    from elasticnet.card import DepthCard
+    from elasticnet.cli.arguments import Commands
+    from elasticnet.sr.benchmark import Scores
+    from elasticnet.wrapper import ElasticWrapper
 
 DTYPES = ("float32", "bfloat16")
+DEFAULT_SIZE = (640, 360)  # width and height in pixels
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+class Quality(NamedTuple):
+    """What the depths are worth on a data set.
+
+    Attributes:
+        by_depth: For each depth, its mean scores.
+        data: What they are means over, in words.
+        skipped: (image, reason) of each image that was left out.
+    """
+
+    by_depth: Mapping[int, Scores]
+    data: str
+    skipped: list[tuple[str, str]]
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the subcommand to the command line.
+
+    Args:
+        commands: What `ArgumentParser.add_subparsers` returned.
+    """
     parser = commands.add_parser(
         "profile", help="measure what each depth of a checkpoint costs on this machine"
     )
     parser.description = (
-        "Measure, per depth and on this machine: parameters, MACs, latency, peak memory, throughput, and PSNR and SSIM "
-        "where data is given. The depth card goes into FILE, in place of an earlier one of the same machine, and as "
-        "Markdown, JSON and a figure beside it. The exit status is 1 when an image could not be used."
+        "Measure, per depth and on this machine: parameters, MACs, latency, peak memory, "
+        "throughput, and PSNR and SSIM where data is given. The depth card goes into FILE, in "
+        "place of an earlier one of the same machine, and as Markdown, JSON and a figure beside "
+        "it. The exit status is 1 when an image could not be used."
     )
-    add = parser.add_argument
-    add("file", metavar="FILE", help="a checkpoint of a built-in architecture")
-    add(
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="a checkpoint of a registered architecture: a path, or with --no-store also an "
+        "http(s) URL or hf://...",
+    )
+    _add_input(parser)
+    _add_measuring(parser)
+    _add_output(parser)
+    add_debug(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what the network runs on")
+    group.add_argument(
         "--size",
         type=_size,
-        default=(640, 360),
         metavar="WxH",
-        help="of the input, in pixels; default 640x360",
+        help="of the input image, in pixels; default: 640x360, or the architecture's own example "
+        "where it takes no images",
     )
-    add("--data", metavar="DIR", help="a data set in any known layout, for PSNR and SSIM")
-    add(
+    group.add_argument(
+        "--data",
+        metavar="DIR",
+        help="a data set in any known layout, on which PSNR and SSIM are measured",
+    )
+    group.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of weights and input; default: float32"
+    )
+    add_device(group)
+    group.add_argument(
+        "--threads",
+        type=thread_count,
+        metavar="N",
+        help="of the CPU; default: as many as PyTorch takes",
+    )
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how it is measured")
+    group.add_argument(
         "--repeats",
-        type=count,
+        type=positive_count,
         default=40,
         metavar="N",
-        help="passes timed at each depth; default 40",
+        help="passes timed at each depth; default: 40",
     )
-    add(
+    group.add_argument(
         "--seconds",
         type=_seconds,
         default=60.0,
         metavar="T",
-        help="begin no new round of passes after T; default 60",
+        help="begin no new round of passes after T seconds; default: 60",
     )
-    add("--threads", type=threads, metavar="N", help="of the CPU; default: as many as torch takes")
-    add(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default here: %(default)s",
-    )
-    add("--dtype", choices=DTYPES, default="float32")
-    add(
+    group.add_argument(
         "--no-memory",
         action="store_true",
         help="leave peak memory out (on a CPU it takes a process of its own)",
     )
-    add(
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
         "--no-store",
         action="store_true",
         help="leave FILE as it is; the card is only printed, and written into --out",
     )
-    add(
+    group.add_argument(
         "--out",
         metavar="DIR",
         help="where FILE's .card.md, .card.json and .card.png go; default: beside FILE",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    from elasticnet._tables import aligned
+    """Measure, print the card, and write and store it where that was asked for.
+
+    Args:
+        options: The parsed command line.
+
+    Returns:
+        The exit status: 1 where images were left out, otherwise 0.
+
+    Raises:
+        ValueError: Options that do not fit each other or the network.
+        OSError: A file that cannot be read or written.
+    """
+    import torch
+
     from elasticnet.card import measure, store_card
     from elasticnet.card.measuring import limited_threads
-    from elasticnet.card.report import caption, markdown_table, write_report
-    from elasticnet.checkpoint import load, read_header
-    from elasticnet.registry import names
-    from elasticnet.sr.benchmark import evaluate, load_sets, scale_of
-    from elasticnet.sr.models.pretrained import WEIGHTS
+    from elasticnet.checkpoint import load
 
-    header = read_header(options.file)
-    if header["architecture"] not in names():
-        raise ValueError(
-            f"{options.file}: architecture {header['architecture']!r} is not built in ({', '.join(names())}): measure "
-            "it in Python with elasticnet.card.measure(net, example), and store_card(file, card)"
-        )
-    remote = "://" in options.file
-    if remote and not options.no_store:
-        raise ValueError(
-            f"{options.file}: a card can only be stored in a local file: download it, or pass --no-store"
-        )
-    if not options.no_store and WEIGHTS.resolve() in Path(options.file).resolve().parents:
-        raise ValueError(
-            f"{options.file}: belongs to the installed package: profile a copy of it, or pass --no-store"
-        )
-    folder = options.out or ("" if remote else str(Path(options.file).parent))
-    for target in (options.out, None if options.no_store else Path(options.file).parent):
-        if target:
-            # now, and not when everything is measured
-            Path(target).mkdir(parents=True, exist_ok=True)
-            if not os.access(target, os.W_OK):
-                raise PermissionError(
-                    f"{target}: cannot be written to: pass --no-store and another --out"
-                )
-    check_device(options.device)
+    _check_architecture(options)
+    if not options.no_store:
+        _check_storable(options.file)
+    folder = _report_folder(options)
+    device = resolve_device(options.device)
+    net = load(options.file, device=device)
+    example = _example(options, net).to(device)
+    dtype = getattr(torch, options.dtype)
+    if example.is_floating_point():
+        example = example.to(dtype)
 
-    net = load(options.file, device=options.device)
-    scale = scale_of(net)
-    net = net.to(getattr(torch, options.dtype))
-    quality = label = None
-    skipped: list[tuple[str, str]] = []
     with limited_threads(options.threads):
+        quality = None
         if options.data:
-            ((name, pairs),) = load_sets([options.data], [scale])
-            quality, skipped = (
-                evaluate(net, pairs, device=options.device, progress=True),
-                list(pairs.skipped),
-            )
-            label = f"{name} x{scale}, {len(pairs)} images, protocol matlab-y"
-        width, height = options.size
+            quality = _quality(net, options.data, device, dtype)
         card = measure(
-            net,
-            torch.rand(1, 3, height, width, device=options.device).to(
-                getattr(torch, options.dtype)
-            ),
+            net.to(dtype),
+            example,
             repeats=options.repeats,
             seconds=options.seconds,
             memory=not options.no_memory,
-            quality=quality,
-            data=label,
+            quality=None if quality is None else quality.by_depth,
+            data=None if quality is None else quality.data,
             progress=True,
         )
-    print(f"{caption(card)}\n\n{aligned(markdown_table(card))}")
-    for warning in card.warnings:
-        print(f"warning: {warning}")
-    if folder and (options.out or not options.no_store):
-        stem = Path(options.file).name.removesuffix(".safetensors")
-        print(f"written: {', '.join(map(str, write_report(card, folder, stem)))}")
+
+    _print(card)
+    if folder is not None:
+        _write(card, folder, options.file)
     if not options.no_store:
         store_card(options.file, card)
         print(f"stored in {options.file}")
-    for image, reason in skipped:
+    return _report_skipped(quality)
+
+
+def _check_architecture(options: argparse.Namespace) -> None:
+    """Refuse a file that holds a network which only its author's own code can build."""
+    from elasticnet.checkpoint import read_header
+
+    if read_header(options.file)["architecture"] is None:
+        raise ValueError(
+            f"{options.file}: holds a network of no registered architecture: measure it in Python "
+            "with elasticnet.card.measure(net, example), and store_card(file, card)"
+        )
+
+
+def _check_storable(file: str) -> None:
+    """Refuse a file that the card cannot, or must not, be stored in."""
+    from elasticnet.sr.models.pretrained import WEIGHTS
+
+    if _is_remote(file):
+        raise ValueError(
+            f"{file}: a card can only be stored in a local file: download it, or pass --no-store"
+        )
+    if WEIGHTS.resolve() in Path(file).resolve().parents:
+        raise ValueError(
+            f"{file}: belongs to the installed package: profile a copy of it, or pass --no-store"
+        )
+    _check_writable(Path(file).parent)
+
+
+def _report_folder(options: argparse.Namespace) -> Path | None:
+    """The folder of the report, made if need be; None where no report is written."""
+    if options.out:
+        folder = Path(options.out)
+        folder.mkdir(parents=True, exist_ok=True)  # now, and not when everything is measured
+        _check_writable(folder)
+        return folder
+    if options.no_store:
+        return None
+    return Path(options.file).parent
+
+
+def _check_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder}: cannot be written to: pass --no-store and another --out")
+
+
+def _example(options: argparse.Namespace, net: ElasticWrapper) -> torch.Tensor:
+    """The input that every depth is measured on.
+
+    The architecture's own example; an image of `--size` where it has none or takes images.
+    """
+    import torch
+
+    from elasticnet.registry import architecture_of, recorded
+
+    architecture = architecture_of(net)
+    built_by = recorded(net)
+    if (
+        architecture is not None
+        and built_by is not None
+        and architecture.example is not None
+        and "channels" not in architecture.extras  # what a network of images says of itself
+    ):
+        if options.size is not None:
+            width, height = options.size
+            raise ValueError(
+                f"--size {width}x{height}: this network takes no images; leave it out, and the "
+                "architecture's own example is measured"
+            )
+        _, arguments = built_by
+        return architecture.example(arguments)
+    width, height = options.size or DEFAULT_SIZE
+    return torch.rand(1, 3, height, width)
+
+
+def _quality(net: ElasticWrapper, folder: str, device: str, dtype: torch.dtype) -> Quality:
+    """Score every depth on a data set, in the precision that the card is measured in."""
+    from elasticnet.sr.benchmark import evaluate, load_sets, scale_of
+
+    scale = scale_of(net)
+    [(name, pairs)] = load_sets([folder], [scale])
+    scores = evaluate(net.to(dtype), pairs, device=device, progress=True)
+    data = f"{name} x{scale}, {len(pairs)} images, protocol matlab-y"
+    return Quality(scores, data, list(pairs.skipped))
+
+
+def _print(card: DepthCard) -> None:
+    from elasticnet._tables import aligned
+    from elasticnet.card.report import caption, markdown_table
+
+    print(f"{caption(card)}\n\n{aligned(markdown_table(card))}")
+    for warning in card.warnings:
+        print(f"warning: {warning}")
+
+
+def _write(card: DepthCard, folder: Path, file: str) -> None:
+    from elasticnet.card.report import write_report
+
+    stem = Path(file).name.removesuffix(".safetensors")
+    written = write_report(card, folder, stem)
+    print(f"written: {', '.join(str(path) for path in written)}")
+
+
+def _report_skipped(quality: Quality | None) -> int:
+    """Name the images that were left out; return the exit status."""
+    if quality is None or not quality.skipped:
+        return 0
+    for image, reason in quality.skipped:
         print(f"elasticnet: image left out: {image}: {reason}", file=sys.stderr)
-    return 1 if skipped else 0
+    return 1
+
+
+def _is_remote(file: str) -> bool:
+    return "://" in file
 
 
 def _size(text: str) -> tuple[int, int]:
+    """Width and height of an argument such as 640x360."""
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
-    if not match:
+    if match is None:
         raise argparse.ArgumentTypeError(
             f"{text!r}: expected WIDTHxHEIGHT in pixels, such as 640x360"
         )
@@ -161,9 +313,11 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _seconds(text: str) -> float:
+    """The number above 0 of an argument; not a number (nan) is none."""
     try:
-        if (seconds := float(text)) > 0:
-            return seconds
+        seconds = float(text)
     except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
+    return seconds

@@ -227,6 +227,7 @@ def test_an_unreadable_image_is_reported_at_the_end_with_exit_code_1(tmp_path, c
             ["FILE", "--data", "DATA", "--scales", "3"],
             "network 'net' enlarges by 2, and the data sets are loaded at scale 3",
         ),
+        (["--data", "DATA", "--model", "zzz"], "--model zzz: expected one of asrn, edsr, rcan, "),
         (["--data", "DATA", "DATA"], "another of the paths given is also called"),
         (["--data", "DATA", "--device", "gpu9"], "--device gpu9: "),
         (["nothing.safetensors", "--data", "DATA"], "nothing.safetensors"),
@@ -240,7 +241,7 @@ def test_bad_benchmark_arguments_are_exit_code_2(arguments, message, file, photo
     assert message in said
 
 
-@pytest.mark.parametrize("option", ["--degradation", "--protocol", "--border", "--model"])
+@pytest.mark.parametrize("option", ["--degradation", "--protocol", "--border"])
 def test_an_unknown_choice_is_exit_code_2(option, photos, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["benchmark", "--data", str(photos), option, "zzz"])

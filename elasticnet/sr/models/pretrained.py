@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from elasticnet.wrapper import ElasticWrapper
+if TYPE_CHECKING:
+    from elasticnet.wrapper import ElasticWrapper
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 # of the architecture: the end of the file's name

@@ -1,0 +1,171 @@
+"""What the command does before it computes anything: its names, its version, `--import`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from elasticnet import __version__
+from elasticnet.cli import main
+from elasticnet.cli.arguments import resolve_device
+from elasticnet.cli.printable import printable
+from elasticnet.cli.version import version_text
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+# A module of somebody else: a network that doubles the sides of an image, with two depths.
+OTHER_MODULE = """
+from torch import nn
+from elasticnet import ElasticWrapper
+from elasticnet.registry import Architecture, register
+
+def build(num_blocks=2, taps=None):
+    blocks = [nn.Conv2d(4, 4, 3, padding=1) for _ in range(num_blocks)]
+    head = nn.Sequential(nn.Conv2d(4, 12, 1), nn.PixelShuffle(2))
+    return ElasticWrapper(blocks, head, stem=nn.Conv2d(3, 4, 1), taps=taps)
+
+register("doubler", Architecture(build=build))
+"""
+
+
+def python(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def install(folder: Path, name: str, version: str) -> None:
+    """Write the metadata of an installed distribution."""
+    metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+# --- python -m elasticnet
+
+
+def test_python_dash_m_is_the_command() -> None:
+    done = python("-m", "elasticnet", "--version")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"elasticnet {__version__} (distribution elastic-depth)\n")
+    assert python("-m", "elasticnet.cli", "--version").stdout == done.stdout
+
+
+def test_the_command_lets_waiting_threads_sleep_unless_told_otherwise() -> None:
+    code = "import os, elasticnet.cli; print(os.environ['OMP_WAIT_POLICY'])"
+    assert python("-c", code).stdout == "PASSIVE\n"
+    set_before = "import os; os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'; "
+    assert python("-c", set_before + code).stdout == "ACTIVE\n"
+
+
+# --- --version
+
+
+def test_the_version_names_the_distribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "elastic-depth", __version__)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert version_text() == f"elasticnet {__version__} (distribution elastic-depth)"
+
+
+def test_a_source_tree_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    _, second = version_text().splitlines()
+    assert second == f"elastic-depth is not installed: this is {ROOT / 'elasticnet'}"
+
+
+def test_another_distribution_with_the_same_import_name_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "elastic-depth", __version__)
+    install(tmp_path, "elasticnet", "7.8")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    _, warning = version_text().splitlines()
+    assert "elasticnet 7.8, is installed and claims the same import name" in warning
+    assert "`pip uninstall elasticnet elastic-depth`, then install elastic-depth" in warning
+
+
+# --- --import
+
+
+def test_an_imported_module_brings_its_architectures(tmp_path: Path) -> None:
+    (tmp_path / "others.py").write_text(OTHER_MODULE)
+    make = "import others, elasticnet; from elasticnet.registry import build; "
+    make += "elasticnet.save(build('doubler'), 'net.safetensors')"
+    made = python("-c", make, folder=tmp_path)
+    assert made.returncode == 0, made.stderr
+
+    profile = ["profile", "net.safetensors", "--size=8x6", "--repeats=1", "--no-memory"]
+    without = python("-m", "elasticnet", *profile, folder=tmp_path)
+    assert without.returncode == 2
+    assert "architecture 'doubler' is not registered" in without.stderr
+    assert "--import MODULE" in without.stderr
+    assert without.stderr.count("\n") == 1
+
+    done = python("-m", "elasticnet", "--import", "others", *profile, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "stored in net.safetensors" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("no_such_module", None, "--import no_such_module: ModuleNotFoundError: No module named"),
+        ("broken_syntax", "def", "--import broken_syntax: SyntaxError: "),
+        ("broken_run", "1 / 0", "--import broken_run: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str | None,
+    said: str,
+) -> None:
+    if content is not None:
+        (tmp_path / f"{name}.py").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert main(["--import", name, "info", "never-read.safetensors"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"elasticnet: {said}")
+    assert error.count("\n") == 1
+
+
+# --- values
+
+
+def test_the_device_auto_is_one_that_computes() -> None:
+    assert resolve_device("auto") in ("cpu", "cuda")
+
+
+def test_a_device_that_does_not_compute_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^--device gpu9: .*; --device cpu always works$"):
+        resolve_device("gpu9")
+
+
+def test_what_could_steer_a_terminal_is_replaced() -> None:
+    assert printable("a\x1b[31m\nb\u202eé") == "a\ufffd[31m\ufffdb\ufffdé"
+
+
+def test_choices_of_the_command_are_the_library_s() -> None:
+    from elasticnet.cli import benchmark
+    from elasticnet.sr.degrade import KINDS
+    from elasticnet.sr.metrics import PROTOCOLS
+    from elasticnet.sr.resize import BORDERS
+
+    assert tuple(KINDS) == benchmark.DEGRADATIONS
+    assert tuple(PROTOCOLS) == benchmark.PROTOCOLS
+    assert tuple(BORDERS) == benchmark.BORDERS
