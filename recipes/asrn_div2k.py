@@ -20,7 +20,7 @@ import faulthandler
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.card.measuring import machine_key
-from elasticnet.loss_weights import deepest_share, equal, normalised, rising_deepest_share
+from elasticnet.loss_weights import ramp
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr import asrn
@@ -207,18 +207,15 @@ class Options:
             )
         if not all(clip is None or clip > 0 for clip in (self.clip_norm, self.clip_value)):
             raise ValueError(
-                f"--clip-norm {self.clip_norm}, --clip-value {self.clip_value}: "
-                "expected numbers above 0"
+                f"--clip-norm {self.clip_norm}, --clip-value {self.clip_value}: expected numbers above 0"
             )
         if self.batch_size % self.accumulate:
             raise ValueError(
-                f"--accumulate {self.accumulate}: "
-                f"expected a divisor of --batch-size {self.batch_size}"
+                f"--accumulate {self.accumulate}: expected a divisor of --batch-size {self.batch_size}"
             )
         if self.task == "sr" and self.scale == 1:
             raise ValueError(
-                "--scale 1: expected 2, 3 or 4, or --task denoise or deblur, "
-                "which keep the image's size"
+                "--scale 1: expected 2, 3 or 4, or --task denoise or deblur, which keep the image's size"
             )
         from_0_to_1(self, "rising_from", "tap_weights")
         fixed = TASKS[self.task]
@@ -287,10 +284,8 @@ def main(options: Options) -> None:
             download_div2k(DOWNLOADS, scale=options.scale if options.degradation == "BI" else None)
         if options.data is None:
             processes.say(
-                f"DIV2K was not found in {DOWNLOADS}. To train on it, pass --download, "
-                "which fetches it there, or "
-                "--data DIR for a copy of it or for any other folder of HR images.\n"
-                "Training on the photographs that "
+                f"DIV2K was not found in {DOWNLOADS}. To train on it, pass --download, which fetches it there, or "
+                "--data DIR for a copy of it or for any other folder of HR images.\nTraining on the photographs that "
                 f"scikit-image carries instead; held out: {', '.join(HELD_OUT_PHOTOS)}."
             )
         training, validation = training_pairs(
@@ -315,12 +310,11 @@ def main(options: Options) -> None:
             finished = train(options, run, net, training, validation, processes)
             if finished is not None and processes.first:
                 title = f"ASRN {kind}, {options.steps} steps"
-                net = finished.float()
-                report = write_report(run.folder, net, validation, title, processes.device)
-                print(f"\n{report}")
                 print(
-                    f"written to {run.folder}: "
-                    "best.safetensors, last.safetensors, table and figures"
+                    f"\n{write_report(run.folder, finished.float(), validation, title, processes.device)}"
+                )
+                print(
+                    f"written to {run.folder}: best.safetensors, last.safetensors, table and figures"
                 )
 
 
@@ -341,23 +335,6 @@ def build(options: Options, processes: Processes) -> ElasticWrapper:
     return net.to(processes.device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def tap_weights(
-    options: Options, taps: Sequence[int]
-) -> Mapping[int, float] | Callable[[int], Mapping[int, float]]:
-    """Return what `--tap-weights` names: a weight for every depth, or a function of the step."""
-    if options.tap_weights == "paper":
-        return equal(taps)
-    if options.tap_weights == "normalised":
-        return normalised(taps)
-    if options.tap_weights == "deepest":
-        return deepest_share(taps, share=0.5)
-    if options.tap_weights == "rising":
-        return partial(
-            rising_deepest_share, taps, total=options.steps, start=options.rising_from, end=1.0
-        )
-    return deepest_share(taps, share=options.tap_weights)
-
-
 def train(
     options: Options,
     run: Run,
@@ -371,11 +348,13 @@ def train(
     """
     loss, power = LOSSES[options.loss]
     factor = options.image_scale**power
+    # the deepest tap's share
+    rising = partial(ramp, total=options.steps, start=options.rising_from, end=1.0)
     objective = ElasticObjective(
         net,
         task_loss=lambda prediction, target: factor * loss(prediction, target),
         psd_weight=options.psd_weight if options.variant == "full" else 0.0,
-        tap_weights=tap_weights(options, net.taps),
+        tap_weights=rising if options.tap_weights == "rising" else options.tap_weights,
         sampled_taps=options.sampled_taps if options.variant != "ss" else None,
         seed=options.seed,
         output_weight=factor * options.output_weight,
@@ -470,8 +449,7 @@ def train(
                     elasticnet.save(shipped, run.folder / "last.safetensors", {"step": done})
     if done < options.steps:
         processes.say(
-            f"stopped and saved at step {done}; "
-            f"go on with: python {sys.argv[0]} --resume {run.folder}"
+            f"stopped and saved at step {done}; go on with: python {sys.argv[0]} --resume {run.folder}"
         )
     return shipped if done == options.steps else None
 

@@ -35,7 +35,6 @@ import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import aligned, table
-from elasticnet.loss_weights import equal, normalised
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr.benchmark import benchmark, evaluate, load_sets, scale_of
 from elasticnet.sr.benchmark.figures import elastic_curve
@@ -164,8 +163,7 @@ class Options:
         at_least_one(self, *(name for name in FIXED[3:] if getattr(self, name) is not None))
         if self.model == "edsr" and self.num_groups is not None:
             raise ValueError(
-                f"--num-groups {self.num_groups}: EDSR has no groups; "
-                "give --num-blocks, or --model rcan"
+                f"--num-groups {self.num_groups}: EDSR has no groups; give --num-blocks, or --model rcan"
             )
         if self.sampled_taps is not None and self.sampled_taps < 0:
             raise ValueError(f"--sampled-taps {self.sampled_taps}: expected at least 0")
@@ -229,8 +227,7 @@ def main(options: Options) -> None:
             if name in FIXED:
                 option = f"--{name.replace('_', '-')} {now}"
                 raise ValueError(
-                    f"{option}: the run in {run.folder} was started with {before}; "
-                    "start another one"
+                    f"{option}: the run in {run.folder} was started with {before}; start another one"
                 )
         scored = ", ".join(name for name, _ in sets)
         processes.say(f"training on {training}, scoring on {scored}; run folder {run.folder}")
@@ -323,8 +320,7 @@ def tap_cost(net: ElasticWrapper, options: Options) -> str:
     side, count, sampled = options.patch_size, len(net.taps), sampled_taps(options)
     ratio = tap_macs(net, torch.zeros(1, 3, side, side, device=options.device)).ratio
     heads = f"heads at all {count} taps cost {ratio:.2f} times the multiply-adds of stem and blocks"
-    taken = count if sampled is None else min(count, 1 + sampled)
-    return f"{heads}; a step of the elastic training takes {taken}"
+    return f"{heads}; a step of the elastic training takes {count if sampled is None else min(count, 1 + sampled)}"
 
 
 def train(
@@ -372,7 +368,7 @@ def train(
                 net,
                 task_loss=F.l1_loss,
                 psd_weight=options.psd_weight if elastic else 0.0,
-                tap_weights=normalised(net.taps) if elastic else equal(net.taps),
+                tap_weights="normalised" if elastic else "paper",
                 # 0: by the deepest exit alone
                 sampled_taps=sampled_taps(options) if elastic else 0,
                 seed=options.seed,

@@ -33,7 +33,7 @@ NO_TWO = "no two blocks"  # what stages=k can mend
 INTRODUCTION = """\
 # timm families
 
-What [`elasticnet.retrofit.timm.split`](../api/retrofit-timm.md) makes of timm {version}: the smallest model of each
+What [`elasticnet.retrofit.timm.split`](examples.md#timm) makes of timm {version}: the smallest model of each
 family, with random weights. A family is a module of timm and the letters that its models' names begin with; timm's own
 test models and ports of others' weights (`tf_`) are left out. "Works" means that the wrapped net's output equals the
 model's own bit for bit in eval mode, at two batch sizes, and that every tap has the shape that the head takes. "Cannot

@@ -1,6 +1,4 @@
-"""`elasticnet export`: one depth of a checkpoint, or every one, as ONNX, torch.export program or
-smaller checkpoint.
-"""
+"""`elasticnet export`: one depth of a checkpoint, or every one, as a file that stands alone."""
 
 from __future__ import annotations
 
@@ -8,42 +6,70 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from elasticnet.cli.arguments import add_debug
+
 if TYPE_CHECKING:
     from elasticnet import ElasticWrapper
+    from elasticnet.cli.arguments import Commands
     from elasticnet.export import Exported
+    from elasticnet.sr.benchmark import PairSet
 
+# those of elasticnet.export, which cannot be imported here: --help must not load PyTorch
 FORMATS = ("onnx", "torch", "safetensors")
-ALL = "all"
+DEFAULT_FORMAT = "onnx"
+ALL_DEPTHS = "all"
+
+DESCRIPTION = (
+    "Write one depth of a checkpoint, or every one, to a file that stands alone. Batch, height and "
+    "width stay open where the network allows. Each file is run and compared with the network at "
+    "several sizes before it is written; where they differ by more than 1e-4, nothing is."
+)
 
 
 class Cost(NamedTuple):
-    """What int8 costs on a data set: mean PSNR of the net and of the file, in dB."""
+    """What rounded weights cost on a data set.
+
+    Attributes:
+        data: The data set's name.
+        net_psnr: The network's mean PSNR in dB.
+        file_psnr: The file's mean PSNR in dB.
+    """
 
     data: str
-    net: float
-    file: float
+    net_psnr: float
+    file_psnr: float
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands) -> None:
+    """Add the subcommand and its options.
+
+    Args:
+        commands: What `ArgumentParser.add_subparsers` returned.
+    """
     parser = commands.add_parser(
-        "export", help="write one depth, or every one, as ONNX, torch.export or safetensors"
+        "export",
+        help="write one depth, or every one, as ONNX, torch.export or safetensors",
+        description=DESCRIPTION,
     )
-    parser.description = (
-        "Write one depth of a checkpoint, or every one, to a file that stands alone: onnx, torch (a torch.export "
-        "program, .pt2, that runs without this library) or safetensors (a checkpoint cut to that depth). Batch, height "
-        "and width stay open. Each file is run and compared with the network at several sizes before it is written; "
-        "where they differ by more than 1e-4, nothing is."
-    )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "file",
         metavar="FILE",
-        help="a checkpoint of a built-in architecture: a path, an http(s) URL, or hf://...",
+        help="a checkpoint of a registered architecture: a path, an http(s) URL, or hf://...",
     )
-    depths = parser.add_mutually_exclusive_group()
+    _add_depth_options(parser)
+    _add_output_options(parser)
+    _add_weight_options(parser)
+    add_debug(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_depth_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is exported")
+    depths = group.add_mutually_exclusive_group()
     depths.add_argument(
         "--depth",
         type=_depth,
@@ -53,212 +79,317 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     depths.add_argument(
         "--all-depths",
         action="store_const",
-        const=ALL,
+        const=ALL_DEPTHS,
         dest="depth",
         help="the same as --depth all",
     )
-    add("--format", choices=FORMATS, help="default: by the suffix of OUT, otherwise onnx")
-    add(
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is written")
+    group.add_argument(
+        "--format",
+        choices=FORMATS,
+        help=(
+            "onnx; torch: a torch.export program (.pt2), which runs with PyTorch alone; "
+            "safetensors: a checkpoint cut to the depth. Default: by the suffix of OUT, "
+            "otherwise onnx"
+        ),
+    )
+    group.add_argument(
         "-o",
         "--out",
         metavar="OUT",
-        help="a file, or a folder for several depths; default: beside FILE, with _dN after its name",
+        help=(
+            "a file, or a folder for several depths; default: beside FILE, with _dN after its name"
+        ),
     )
-    add(
+    group.add_argument("--force", action="store_true", help="overwrite files that exist")
+
+
+def _add_weight_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how the weights are written (onnx, torch)")
+    group.add_argument(
         "--fold",
         action=argparse.BooleanOptionalAction,
-        help="the head as one convolution and a pixel shuffle, and what else folds exactly; default for onnx and torch",
+        help=(
+            "replace what folds exactly, such as a head by one convolution and a pixel shuffle; "
+            "this is the default"
+        ),
     )
-    add(
+    group.add_argument(
         "--int8",
         action="store_true",
-        help="weights as 8-bit integers (onnx, torch); prints what that costs in PSNR",
+        help=(
+            "as 8-bit integers in the blocks, 16-bit in stem and head; prints the signal-to-noise "
+            "ratio in dB against the float network"
+        ),
     )
-    add(
+    group.add_argument(
         "--data",
         metavar="DIR",
-        help="a data set in any known layout: the cost of --int8 is measured on it, too",
+        help="with --int8, a data set of images: prints the PSNR of network and file on it, too",
     )
-    add("--force", action="store_true", help="overwrite files that exist")
-    add(
-        "--debug",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="show the traceback of an error",
-    )
-    parser.set_defaults(run=run)
 
 
 def _depth(text: str) -> int | str:
-    if text != ALL and not text.lstrip("-").isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a depth, or {ALL}")
-    return ALL if text == ALL else int(text)
+    """The value of --depth: a number, or 'all'."""
+    if text == ALL_DEPTHS:
+        return ALL_DEPTHS
+    if not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a depth, or {ALL_DEPTHS}")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:
-    from elasticnet.checkpoint import load, read_header
-    from elasticnet.export import check_target, export, require, resolve_format
+    """Export what the options say; all targets are checked before the first one is written.
 
-    several = options.depth == ALL
+    Args:
+        options: The parsed command line.
+
+    Returns:
+        0, the command's exit code.
+
+    Raises:
+        ValueError: Options contradict each other, or the file is no checkpoint.
+    """
+    from elasticnet.checkpoint import load, read_header
+    from elasticnet.export import export
+
     format = _format(options)
     _check_options(options, format)
-    try:
-        require(format)
-    except ImportError as error:
-        raise ValueError(str(error)) from error
-    header = read_header(options.file)
-    net = load(options.file, None if several else options.depth)
+    _require(format)
+    notes = read_header(options.file)["notes"]
+    several = options.depth == ALL_DEPTHS
+    net = load(options.file, depth=None if several else options.depth)
     depths = net.taps if several else net.taps[-1:]
-    targets = [_target(options, format, depth) for depth in depths]
-    for target in targets:
-        resolve_format(target, format)
-        if target.exists() and os.path.exists(options.file) and target.samefile(options.file):
-            raise ValueError(
-                f"{target} is the checkpoint itself, whose other depths would be lost: choose another -o"
-            )
-        try:
-            check_target(target, options.force)
-        except FileExistsError:
-            raise FileExistsError(
-                f"{target} exists: use --force to overwrite it, or choose another -o"
-            ) from None
-    pairs = _pairs(options, net)
+    targets = _targets(options, format, depths)
+    data_sets = _data_sets(options, net)
 
-    written = []
-    for depth, target in zip(depths, targets, strict=True):
-        print(
-            f"depth {depth}: tracing and checking" if format != "safetensors" else f"depth {depth}",
-            file=sys.stderr,
-        )
-        choices = {"depth": depth, "format": format, "overwrite": options.force}
+    written: list[Exported] = []
+    for depth, target in targets.items():
         if format == "safetensors":
-            choices["metadata"] = header["notes"]
+            print(f"depth {depth}", file=sys.stderr)
+            result = export(
+                net, target, depth=depth, format=format, overwrite=options.force, metadata=notes
+            )
         else:
-            choices |= {"fold": options.fold is not False, "int8": options.int8}
-        result = export(net, target, **choices)
+            print(f"depth {depth}: tracing and checking", file=sys.stderr)
+            result = export(
+                net,
+                target,
+                depth=depth,
+                format=format,
+                fold=options.fold is not False,  # None where neither --fold nor --no-fold is given
+                int8=options.int8,
+                overwrite=options.force,
+            )
         written.append(result)
         print(_summary(result))
-        for cost in _costs(net, result, pairs):
-            print(
-                f"  {cost.data}: {cost.net:.3f} dB as float, {cost.file:.3f} dB as int8, {cost.file - cost.net:+.3f} dB"
-            )
+        for cost in _costs(net, result, data_sets):
+            print(_cost_line(cost))
     if several:
-        print(f"\n{_table(written)}")
+        print()
+        print(_table(written))
     return 0
 
 
+# --- before anything is written
+
+
 def _format(options: argparse.Namespace) -> str:
-    from elasticnet.export import FORMATS
+    """The format that the options say, or the suffix of OUT."""
+    from elasticnet.export import SUFFIXES
 
     if options.out == "":
         raise ValueError("-o: the name is empty; name a file or a folder")
-    suffix = (
-        Path(options.out).suffix.lower() if options.out and not Path(options.out).is_dir() else ""
-    )
-    if suffix and not options.format and options.depth != ALL and suffix not in FORMATS.values():
+    if options.format is not None:
+        return options.format
+    if options.out is None or Path(options.out).is_dir():
+        return DEFAULT_FORMAT
+    suffix = Path(options.out).suffix.lower()
+    for name, each in SUFFIXES.items():
+        if suffix == each:
+            return name
+    # a folder for several depths may have any name, with a dot in it, too
+    if suffix != "" and options.depth != ALL_DEPTHS:
         raise ValueError(
-            f"-o {options.out}: a suffix among {', '.join(FORMATS.values())}, or --format, says what to write"
+            f"-o {options.out}: a suffix among {', '.join(SUFFIXES.values())}, or --format, "
+            "says what to write"
         )
-    return options.format or next(
-        (name for name, each in FORMATS.items() if each == suffix), "onnx"
-    )
+    return DEFAULT_FORMAT
 
 
 def _check_options(options: argparse.Namespace, format: str) -> None:
-    if format == "safetensors" and (options.int8 or options.fold is not None):
-        wrong = "--int8" if options.int8 else "--fold" if options.fold else "--no-fold"
-        raise ValueError(
-            f"{wrong} with --format safetensors: a checkpoint keeps its weights; take onnx or torch"
-        )
+    """Refuse options that have no meaning together."""
+    if format == "safetensors":
+        if options.int8:
+            _refuse_for_checkpoint("--int8")
+        if options.fold is not None:
+            _refuse_for_checkpoint("--fold" if options.fold else "--no-fold")
     if options.data and not options.int8:
         raise ValueError(
             f"--data {options.data}: it measures what --int8 costs; add --int8, or leave it out"
         )
 
 
-def _target(options: argparse.Namespace, format: str, depth: int) -> Path:
-    from elasticnet.export import FORMATS
-
-    several = options.depth == ALL
-    stem = re.sub(
-        r"[^\w.-]+", "_", options.file.rstrip("/").rpartition("/")[2].removesuffix(".safetensors")
+def _refuse_for_checkpoint(option: str) -> None:
+    raise ValueError(
+        f"{option} with --format safetensors: a checkpoint keeps its weights; take onnx or torch"
     )
-    name = f"{stem}_d{depth}{FORMATS[format]}"
+
+
+def _require(format: str) -> None:
+    """Refuse a format whose packages are not installed, as wrong input and not as a fault."""
+    from elasticnet.export import require
+
+    try:
+        require(format)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+
+
+def _targets(options: argparse.Namespace, format: str, depths: Sequence[int]) -> dict[int, Path]:
+    """The file for each depth; all of them can be written."""
+    from elasticnet._files import check_target
+    from elasticnet.export import resolve_format
+
+    folder, name = _folder_and_name(options, format)
+    targets: dict[int, Path] = {}
+    for depth in depths:
+        target = folder / (name or f"{_stem(options.file)}_d{depth}{_suffix(format)}")
+        resolve_format(target, format)  # refuses a suffix of another format
+        if target.exists() and os.path.exists(options.file) and target.samefile(options.file):
+            raise ValueError(
+                f"{target} is the checkpoint itself, whose other depths would be lost: "
+                "choose another -o"
+            )
+        check_target(target, overwrite=options.force)
+        targets[depth] = target
+    return targets
+
+
+def _folder_and_name(options: argparse.Namespace, format: str) -> tuple[Path, str | None]:
+    """Where the files go, and the name of a single one where -o gives it."""
     if options.out is None:
-        return Path(name) if "://" in options.file else Path(options.file).parent / name
+        # what comes from the network goes into the current folder
+        folder = Path() if "://" in options.file else Path(options.file).parent
+        return folder, None
     out = Path(options.out)
-    if several and (out.suffix.lower() in FORMATS.values() or out.is_file()):
-        raise ValueError(f"-o {out}: one file for several depths; name a folder")
-    if several:
+    if options.depth == ALL_DEPTHS:
+        if _has_known_suffix(out) or out.is_file():
+            raise ValueError(f"-o {out}: one file for several depths; name a folder")
         out.mkdir(parents=True, exist_ok=True)
-    return out / name if out.is_dir() else out
+    if out.is_dir():
+        return out, None
+    return out.parent, out.name
 
 
-def _pairs(options: argparse.Namespace, net: ElasticWrapper) -> list:
+def _has_known_suffix(path: Path) -> bool:
+    from elasticnet.export import SUFFIXES
+
+    return path.suffix.lower() in SUFFIXES.values()
+
+
+def _suffix(format: str) -> str:
+    from elasticnet.export import SUFFIXES
+
+    return SUFFIXES[format]
+
+
+def _stem(file: str) -> str:
+    """The checkpoint's name without suffix, as a file's name may be: of a URL, its last part."""
+    last = file.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "_", last.removesuffix(".safetensors"))
+
+
+# --- what int8 costs on images
+
+
+def _data_sets(options: argparse.Namespace, net: ElasticWrapper) -> list[tuple[str, PairSet]]:
+    """The data set of --data at the network's scale, with its name; empty without --data."""
+    if not options.data:
+        return []
     from elasticnet.sr.benchmark import load_sets, scale_of
 
-    return load_sets([options.data], [scale_of(net)]) if options.data else []
+    return load_sets([options.data], [scale_of(net)])
 
 
-def _costs(net: ElasticWrapper, result: Exported, sets: list) -> list[Cost]:
-    """The mean PSNR-Y of net and file on each data set."""
-    from torch import nn
+def _costs(
+    net: ElasticWrapper, result: Exported, data_sets: Sequence[tuple[str, PairSet]]
+) -> list[Cost]:
+    """The mean PSNR of network and file on each data set."""
+    if not data_sets:
+        return []
+    from torch import Tensor, nn
 
     from elasticnet import ElasticWrapper
     from elasticnet.export import runner
     from elasticnet.sr.benchmark import evaluate
 
-    if not sets:
-        return []
+    run_file = runner(result.path)
 
-    class File(nn.Module):
-        """The file as a head, so that it is scored as the net is."""
+    class FileHead(nn.Module):
+        """The file as the head of a network, so that it is scored as the network is."""
 
-        run = staticmethod(runner(result.path))
+        def forward(self, x: Tensor) -> Tensor:
+            return run_file(x)
 
-        def forward(self, x):
-            return self.run(x)
-
-    file = ElasticWrapper([nn.Identity()], File())
-    costs = []
-    for name, pairs in sets:
-        before = evaluate(net, pairs, depths=[result.depth], ssim=False, progress=True)[
-            result.depth
-        ]
-        costs.append(
-            Cost(name, before.psnr, evaluate(file, pairs, ssim=False, progress=True)[1].psnr)
-        )
+    file = ElasticWrapper([nn.Identity()], FileHead())
+    costs: list[Cost] = []
+    for name, pairs in data_sets:
+        of_net = evaluate(net, pairs, depths=[result.depth], ssim=False, progress=True)
+        of_file = evaluate(file, pairs, ssim=False, progress=True)
+        cost = Cost(data=name, net_psnr=of_net[result.depth].psnr, file_psnr=of_file[1].psnr)
+        costs.append(cost)
     return costs
+
+
+# --- what is printed
 
 
 def _summary(result: Exported) -> str:
     """One line about a file."""
-    shapes = ", ".join("x".join(map(str, shape)) for shape in result.shapes)
-    checked = f"max difference {result.difference:.2g} on {shapes}" if shapes else "weights equal"
-    axes = f"; open: {', '.join(result.axes.values())}" if result.axes else ""
-    cost = "" if result.int8_psnr is None else f"; int8 against float: {result.int8_psnr:.1f} dB"
-    return f"{result.path}: {result.size / 1e6:.3f} MB, {checked}{axes}{cost}"
+    parts = [f"{result.path}: {result.size / 1e6:.3f} MB"]
+    if result.shapes:
+        shapes = ", ".join(_by_x(shape) for shape in result.shapes)
+        parts.append(f", max difference {result.difference:.2g} on {shapes}")
+    else:
+        parts.append(", weights equal")
+    if result.axes:
+        parts.append(f"; open: {', '.join(result.axes.values())}")
+    if result.int8_snr is not None:
+        parts.append(f"; int8 against float: {result.int8_snr:.1f} dB")
+    return "".join(parts)
 
 
-def _table(written: list[Exported]) -> str:
+def _by_x(shape: Sequence[int]) -> str:
+    return "x".join(str(length) for length in shape)
+
+
+def _cost_line(cost: Cost) -> str:
+    return (
+        f"  {cost.data}: {cost.net_psnr:.3f} dB as float, {cost.file_psnr:.3f} dB as int8, "
+        f"{cost.file_psnr - cost.net_psnr:+.3f} dB"
+    )
+
+
+def _table(written: Sequence[Exported]) -> str:
+    """All files side by side, as a Markdown table."""
     from elasticnet._tables import aligned, table
 
-    int8 = written[0].int8_psnr is not None
-    head = [
-        "depth",
-        "parameters",
-        "MB",
-        "max difference",
-        *(["int8 against float (dB)"] if int8 else []),
-        "file",
-    ]
-    rows = [head]
-    for each in written:
+    head = ["depth", "parameters", "MB", "max difference"]
+    if written[0].int8_snr is not None:
+        head.append("int8 against float (dB)")
+    rows = [[*head, "file"]]
+    for result in written:
         row = [
-            str(each.depth),
-            f"{each.parameters:,}",
-            f"{each.size / 1e6:.3f}",
-            f"{each.difference:.2g}",
+            str(result.depth),
+            f"{result.parameters:,}",
+            f"{result.size / 1e6:.3f}",
+            f"{result.difference:.2g}",
         ]
-        rows.append([*row, *([f"{each.int8_psnr:.1f}"] if int8 else []), str(each.path)])
+        if result.int8_snr is not None:
+            row.append(f"{result.int8_snr:.1f}")
+        rows.append([*row, str(result.path)])
     return aligned(table(rows, left=0))

@@ -1,5 +1,4 @@
-"""Weights of layers as integers with one scale for each output channel: 8 bits in the blocks, 16 in
-stem and head.
+"""Weights as integers with one scale for each output channel: 8 bits in the blocks, 16 elsewhere.
 
 Symmetric, rounded to the nearest: weight = scale * integer, the integers in -127..127 or
 -32767..32767. Activations stay float, so that nothing has to be calibrated. A block adds to what it
@@ -9,28 +8,39 @@ gets, and its rounding is a small part of a small part; stem and head carry the 
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from elasticnet.wrapper import ElasticWrapper
 
-INTEGERS = {8: torch.int8, 16: torch.int16}
-SMALLEST = 1024  # values; layers below stay float: there is little to save
+INTEGER_TYPES = {8: torch.int8, 16: torch.int16}
+MIN_WEIGHTS = 1024  # layers with fewer stay float: there is little to save
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 def quantize(weight: Tensor, axis: int, bits: int) -> tuple[Tensor, Tensor]:
-    """Return `weight` as integers, and the float scale along `axis`, with length 1 along the
-    others; zeros get scale 1.
+    """Return a weight as integers and their scale: weight = scale * integers, nearly.
 
-    bits: 8 or 16.
+    Args:
+        weight: Floats of any shape.
+        axis: The one that counts output channels; each has a scale of its own.
+        bits: 8 or 16.
+
+    Returns:
+        The integers, of the weight's shape, and the float scale, of length 1 along the other axes.
+        A channel of zeros has scale 1.
     """
-    others = [other for other in range(weight.ndim) if other != axis]
-    largest = weight.abs().amax(others, keepdim=True)
-    scale = torch.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1.0)
-    return (weight / scale).round().to(INTEGERS[bits]), scale
+    other_axes = [other for other in range(weight.ndim) if other != axis]
+    largest = weight.abs().amax(other_axes, keepdim=True)
+    largest_integer = 2 ** (bits - 1) - 1
+    scale = torch.where(largest > 0, largest / largest_integer, 1.0)
+    integers = (weight / scale).round().to(INTEGER_TYPES[bits])
+    return integers, scale
 
 
 class _Dequantized(nn.Module):
@@ -48,19 +58,25 @@ class _Dequantized(nn.Module):
         return quantize(weight, self.axis, self.bits)
 
 
-def quantize_weights(net: ElasticWrapper, keep_integers: bool) -> None:
-    """Round the weights of the large linear and convolution layers of `net`, in place; they learn
-    no further.
+def quantized_copy(net: ElasticWrapper, keep_integers: bool) -> ElasticWrapper:
+    """Return a copy of a network whose large linear and convolution layers have rounded weights.
 
-    keep_integers: hold them as integers and scale, and make the float weight in every pass; False
-    holds the rounded floats.
+    Args:
+        net: Any network; it stays as it is. The copy's layers learn no further.
+        keep_integers: Hold the weights as integers and scale, and make floats of them in every
+            pass; False holds the rounded floats. Both compute the same.
     """
-    for name, layer in list(net.named_modules()):
-        if isinstance(layer, LAYERS) and layer.weight.numel() >= SMALLEST:
-            axis, bits = int(isinstance(layer, TRANSPOSED)), 8 if name.startswith("blocks.") else 16
-            layer.requires_grad_(False)
-            parametrize.register_parametrization(
-                layer, "weight", _Dequantized(axis, bits), unsafe=True
-            )
-            if not keep_integers:
-                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    rounded = copy.deepcopy(net)
+    untyped: Any = rounded  # PyTorch does not annotate named_modules
+    for name, layer in list(untyped.named_modules()):  # a list, since the loop adds modules
+        if not isinstance(layer, LAYERS) or layer.weight.numel() < MIN_WEIGHTS:
+            continue
+        # PyTorch's transposed convolutions have the input channels first
+        axis = 1 if isinstance(layer, TRANSPOSED) else 0
+        bits = 8 if name.startswith("blocks.") else 16
+        layer.requires_grad_(False)
+        # unsafe: the parametrization changes the weight, which the checks would not allow
+        parametrize.register_parametrization(layer, "weight", _Dequantized(axis, bits), unsafe=True)
+        if not keep_integers:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return rounded

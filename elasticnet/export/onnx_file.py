@@ -1,124 +1,232 @@
-"""ONNX files: from a torch.export program, cleaned of what is this machine's alone, with int8
-weights, and run.
+"""ONNX files: written from a torch.export program, and run.
+
+What the exporter notes about this machine is removed. The int8 weights are stored here as well,
+since PyTorch's exporter writes floats.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from elasticnet.export.int8 import INTEGERS, SMALLEST, quantize
+from elasticnet.export.inputs import first_line
+from elasticnet.export.int8 import INTEGER_TYPES, MIN_WEIGHTS, quantize, quantized_copy
+from elasticnet.export.plan import ExportError, ExportPlan
+from elasticnet.export.tracing import input_lengths, quiet_exporters, trace
 
 PRODUCER = "elasticnet"
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+WEIGHTED = (*CONVOLUTIONS, "Gemm", "MatMul")  # the operators whose second input is a weight
+# what the exporter notes about the Python code, with paths of this machine, and shapes in between
+EXPORTER_NOTES = ("metadata_props", "doc_string", "value_info")
 
 
-def to_onnx(
-    program: torch.export.ExportedProgram,
-    symbols: Mapping[str, str],
-    text: Mapping[str, str],
-    int8: bool,
-) -> bytes:
-    """Return the ONNX file of a program with one input and one output; `text` becomes its metadata.
+def onnx_bytes(plan: ExportPlan) -> bytes:
+    """Return the bytes of an ONNX file; the plan's metadata stands in it, each value as JSON.
 
-    symbols: {the program's symbol of an open length: its name in the file}. int8: as in
-    `store_integers`.
+    Args:
+        plan: The export.
+
+    Raises:
+        ExportError: The network cannot be traced, or ONNX has no translation of an operator.
     """
+    net = quantized_copy(plan.plain, keep_integers=False) if plan.int8 else plan.plain
+    program = trace(net, plan)
+    try:
+        with quiet_exporters():
+            return _to_onnx(program, plan)
+    except Exception as error:  # an operator without a translation, or a fault of the exporter
+        raise ExportError(
+            f"torch.onnx cannot export this net: {first_line(error)}; nothing was written"
+        ) from error
+
+
+def open_onnx(data: bytes) -> Callable[[Tensor], Tensor]:
+    """Return a function that runs an ONNX file of one input and one output, on the CPU.
+
+    Args:
+        data: The file's bytes.
+    """
+    import onnxruntime  # pyright: ignore[reportMissingTypeStubs] - it has none
+
+    runtime: Any = onnxruntime
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors, which are raised as well
+    session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(x: Tensor) -> Tensor:
+        (output,) = session.run(None, {name: x.numpy()})
+        return torch.from_numpy(output)
+
+    return run
+
+
+def _to_onnx(program: torch.export.ExportedProgram, plan: ExportPlan) -> bytes:
     from onnx import helper
 
     names: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"]}
     exported = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)
-    model = exported.model_proto  # pyright: ignore[reportOptionalMemberAccess]
-    model.producer_name, model.producer_version = PRODUCER, ""
+    if exported is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    model: Any = exported.model_proto
+    model.producer_name = PRODUCER
+    model.producer_version = ""
     model.graph.name = PRODUCER
-    helper.set_model_props(model, dict(text))
-    if int8:
+    text = {name: json.dumps(value) for name, value in plan.metadata.items()}
+    helper.set_model_props(model, text)
+    if plan.int8:
         store_integers(model)
-    _clean(model.graph)
+    _remove_exporter_notes(model.graph)
     for function in model.functions:
-        _clean(function)
-    for value in (*model.graph.input, *model.graph.output):
-        for length in value.type.tensor_type.shape.dim:
-            if length.dim_param:
-                length.dim_param = re.sub(
-                    r"\w+", lambda found: symbols.get(found[0], found[0]), length.dim_param
-                )
+        _remove_exporter_notes(function)
+    lengths = input_lengths(program)
+    symbols = {str(lengths[axis]): name for axis, name in plan.inputs.axes.items()}
+    _name_open_lengths(model.graph, symbols)
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
     return model.SerializeToString()
 
 
-def session(data: bytes) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs an ONNX file with one input and one output in ONNX Runtime, on
-    the CPU.
-    """
-    import onnxruntime
+def _name_open_lengths(graph: Any, symbols: Mapping[str, str]) -> None:
+    """Replace the program's symbols by the axes' names: 2*s77 becomes 2*height."""
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors, which are raised as well
-    opened = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    name = opened.get_inputs()[0].name
-    return lambda x: torch.from_numpy(opened.run(None, {name: x.numpy()})[0])
+    def named(found: re.Match[str]) -> str:
+        word = found[0]
+        return symbols.get(word, word)
+
+    for value in (*graph.input, *graph.output):
+        for length in value.type.tensor_type.shape.dim:
+            if length.dim_param:
+                length.dim_param = re.sub(r"\w+", named, length.dim_param)
+
+
+def _remove_exporter_notes(graph: Any) -> None:
+    """Clear the notes of a graph or a function, of its nodes, and of the graphs inside them."""
+    parts = [graph, *graph.node]
+    for field in ("input", "output", "initializer"):
+        # those of a function are plain names
+        parts += [part for part in getattr(graph, field, ()) if not isinstance(part, str)]
+    for part in parts:
+        for field in EXPORTER_NOTES:
+            if field in part.DESCRIPTOR.fields_by_name:
+                part.ClearField(field)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):  # a graph: the branch of an If, the body of a Loop
+                _remove_exporter_notes(attribute.g)
+
+
+# --- int8
+
+
+class _StoredWeight(NamedTuple):
+    """A weight as integers and scale, and the nodes that make it float again.
+
+    Attributes:
+        tensors: The integers and the scale.
+        nodes: What turns them into floats.
+        output: The name of these floats.
+    """
+
+    tensors: list[Any]
+    nodes: list[Any]
+    output: str
 
 
 def store_integers(model: Any) -> int:
-    """Store the weights of an ONNX model that `quantize_weights` has rounded as integers and scale,
-    in place.
+    """Store the weights that `quantized_copy` has rounded as integers and scale, in place.
 
     Only float weights of Conv, ConvTranspose, Gemm and MatMul that are a scale times integers
-    already, so that the model's function stays. Returns how many there were. DequantizeLinear makes
-    them float again; of 16 bits, and in linear layers, Cast and Mul: ONNX Runtime turns
-    DequantizeLinear before MatMul into a MatMul that rounds the activations, too.
+    already, so that the model's function stays.
+
+    Args:
+        model: An ONNX model (`onnx.ModelProto`).
+
+    Returns:
+        How many weights there were.
     """
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto
 
     graph = model.graph
-    floats = {
+    float_tensors = {
         tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT
     }
-    stored: dict[str, str] = {}
-    added = []
+    stored: dict[str, _StoredWeight] = {}  # by the name of the float weight
     for node in graph.node:
-        name = node.input[1] if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") else ""
-        if name in floats and name not in stored and math.prod(floats[name].dims) >= SMALLEST:
-            values = torch.from_numpy(numpy_helper.to_array(floats[name]).copy())
-            axis = _output_axis(node, values)
-            for bits in INTEGERS:
-                integers, scale = quantize(values, axis, bits)
-                if torch.allclose(integers * scale, values, rtol=1e-6, atol=0):
-                    break
-            else:
-                continue
-            stored[name] = f"{name}_float"
-            inputs = [f"{name}_int{bits}", f"{name}_scale"]
-            if bits == 8 and node.op_type in ("Conv", "ConvTranspose"):
-                added.append(
-                    helper.make_node("DequantizeLinear", inputs, [stored[name]], axis=axis)
-                )
-                scale = scale.flatten()
-            else:
-                added.append(
-                    helper.make_node("Cast", inputs[:1], [f"{name}_cast"], to=TensorProto.FLOAT)
-                )
-                added.append(helper.make_node("Mul", [f"{name}_cast", inputs[1]], [stored[name]]))
-            graph.initializer.append(numpy_helper.from_array(integers.numpy(), inputs[0]))
-            graph.initializer.append(numpy_helper.from_array(scale.numpy(), inputs[1]))
+        if node.op_type not in WEIGHTED:
+            continue
+        name = node.input[1]
+        if name in float_tensors and name not in stored:
+            weight = _as_integers(node, float_tensors[name])
+            if weight is not None:
+                stored[name] = weight
+        # two layers may share a weight
         if name in stored:
-            node.input[1] = stored[name]
-    # a protocol buffer's list can only be appended to
-    nodes = [*added, *copy.deepcopy(list(graph.node))]
+            node.input[1] = stored[name].output
+
+    nodes: list[Any] = []
+    tensors = list(graph.initializer)
+    for weight in stored.values():
+        nodes += weight.nodes
+        tensors += weight.tensors
+    nodes += graph.node
     used = {name for node in nodes for name in node.input}
-    kept = [copy.deepcopy(tensor) for tensor in graph.initializer if tensor.name in used]
-    for field, values in ((graph.node, nodes), (graph.initializer, kept)):
-        del field[:]
-        field.extend(values)
+    _replace_entries(graph.node, nodes)
+    _replace_entries(graph.initializer, [tensor for tensor in tensors if tensor.name in used])
     return len(stored)
+
+
+def _as_integers(node: Any, tensor: Any) -> _StoredWeight | None:
+    """The weight of a node as integers; None where it is small or no scale times integers."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    if math.prod(tensor.dims) < MIN_WEIGHTS:
+        return None
+    array: Any = numpy_helper.to_array(tensor)
+    values = torch.from_numpy(array.copy())
+    axis = _output_axis(node, values)
+    bits = _rounded_to(values, axis)
+    if bits is None:
+        return None
+    integers, scale = quantize(values, axis, bits)
+    integers_name = f"{tensor.name}_int{bits}"
+    scale_name = f"{tensor.name}_scale"
+    output = f"{tensor.name}_float"
+    if bits == 8 and node.op_type in CONVOLUTIONS:
+        scale = scale.flatten()
+        inputs = [integers_name, scale_name]
+        nodes = [helper.make_node("DequantizeLinear", inputs, [output], axis=axis)]
+    else:
+        # ONNX's DequantizeLinear takes 16 bits in new versions only, and ONNX Runtime turns one
+        # before a MatMul into a MatMul that rounds the activations, too. Cast and Mul do the same.
+        cast = f"{tensor.name}_cast"
+        nodes = [
+            helper.make_node("Cast", [integers_name], [cast], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [cast, scale_name], [output]),
+        ]
+    tensors = [
+        numpy_helper.from_array(integers.numpy(), integers_name),
+        numpy_helper.from_array(scale.numpy(), scale_name),
+    ]
+    return _StoredWeight(tensors=tensors, nodes=nodes, output=output)
+
+
+def _rounded_to(values: Tensor, axis: int) -> int | None:
+    """The number of bits of the integers that a weight was made of; None where it was not."""
+    for bits in INTEGER_TYPES:
+        integers, scale = quantize(values, axis, bits)
+        if torch.allclose(integers * scale, values, rtol=1e-6, atol=0):
+            return bits
+    return None
 
 
 def _output_axis(node: Any, weight: Tensor) -> int:
@@ -126,25 +234,13 @@ def _output_axis(node: Any, weight: Tensor) -> int:
     if node.op_type == "MatMul":
         return weight.ndim - 1
     if node.op_type == "Gemm":
-        return 1 - max(
-            (attribute.i for attribute in node.attribute if attribute.name == "transB"), default=0
-        )
-    return int(node.op_type == "ConvTranspose")
+        transposed = any(each.name == "transB" and each.i == 1 for each in node.attribute)
+        return 0 if transposed else 1
+    return 1 if node.op_type == "ConvTranspose" else 0
 
 
-def _clean(graph: Any) -> None:
-    """Remove what the exporter notes about the Python code, with this machine's paths, and
-    intermediate shapes.
-    """
-    parts = [graph, *graph.node]
-    for field in ("input", "output", "initializer"):
-        # a function's are names
-        parts.extend(part for part in getattr(graph, field, ()) if not isinstance(part, str))
-    for part in parts:
-        for field in ("metadata_props", "doc_string", "value_info"):
-            if field in part.DESCRIPTOR.fields_by_name:
-                part.ClearField(field)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _clean(attribute.g)
+def _replace_entries(field: Any, values: list[Any]) -> None:
+    """Replace a protocol buffer's list, which can only be cleared and appended to."""
+    copies = copy.deepcopy(values)  # clearing the list would clear its entries, too
+    del field[:]
+    field.extend(copies)

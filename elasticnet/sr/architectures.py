@@ -5,7 +5,8 @@
 - `scale_argument`: the name of the builder's argument that says how many times as long each side of
   the output is; without it the scale is measured by running the network once;
 - `value_range`: the smallest and the largest value of an image, (0.0, 1.0);
-- `channels`: what the channels are, "RGB"; `layout`: the order of the axes, "NCHW".
+- `channels`: what the channels are, "RGB"; `layout`: the order of the axes, "NCHW";
+- `output_range` and `file_metadata`: what `elasticnet.export` reads.
 """
 
 from __future__ import annotations
@@ -21,12 +22,29 @@ if TYPE_CHECKING:
 
     from elasticnet.wrapper import ElasticWrapper
 
+
+def image_file_metadata(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an exported file says about the images that it takes.
+
+    Args:
+        arguments: Those of the network's builder.
+    """
+    return {
+        "scale": arguments["scale"],
+        "value_range": [0, 1],
+        "channels": "RGB",
+        "layout": "NCHW",
+    }
+
+
 IMAGE_EXTRAS = MappingProxyType(
     {
         "scale_argument": "scale",
         "value_range": (0.0, 1.0),
+        "output_range": (0.0, 1.0),
         "channels": "RGB",
         "layout": "NCHW",
+        "file_metadata": image_file_metadata,
     }
 )
 EXAMPLE_SHAPE = (1, 3, 24, 20)  # not square, so that no export can confuse height and width

@@ -12,7 +12,8 @@ from PIL import Image
 import elasticnet
 from elasticnet.checkpoint import read_header
 from elasticnet.cli import main
-from elasticnet.export import ExportError, export, runner
+from elasticnet.cli.export import FORMATS
+from elasticnet.export import SUFFIXES, ExportError, export, runner
 from elasticnet.sr import asrn
 
 onnx = pytest.importorskip("onnx")
@@ -33,6 +34,10 @@ def table(said: str) -> list[list[str]]:
         for line in said.splitlines()
         if line.startswith("|")
     ]
+
+
+def test_the_formats_of_the_command_are_those_of_the_library():
+    assert list(FORMATS) == list(SUFFIXES)
 
 
 def test_all_depths_at_once_with_a_table(file, capsys):
@@ -138,7 +143,7 @@ def test_int8_prints_its_cost_also_on_data(file, tmp_path, capsys):
         (["-o", "none/net.onnx"], "none/net.onnx: there is no folder none; make it first"),
         (
             ["-o", "there.onnx"],
-            "there.onnx exists: use --force to overwrite it, or choose another -o",
+            "there.onnx exists: use --force (in Python: overwrite=True), or choose another name",
         ),
         (["-o", "a.onnx", "--all-depths"], "-o a.onnx: one file for several depths; name a folder"),
         (["-o", "a.onnx", "--format", "torch"], "a.onnx: the suffix of format 'torch' is .pt2"),

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import elasticnet
-from elasticnet import ElasticWrapper
+from elasticnet import ElasticWrapper, registry
 from elasticnet.export import export, plain_copy, runner
+from elasticnet.registry import Architecture
 from elasticnet.sr import asrn, edsr, rcan
 from elasticnet.wrapper import evaluating
 
@@ -89,7 +90,7 @@ def test_what_is_returned_describes_the_file(net, files):
         assert result.difference < 5e-6
         assert len(result.shapes) == 4
         assert (1, 3, 1, 1) in result.shapes
-        assert (result.int8_psnr, result.note) == (None, None)
+        assert (result.int8_snr, result.note) == (None, None)
     assert files["onnx", 1].size < files["onnx", 2].size
 
 
@@ -172,6 +173,31 @@ def test_the_onnx_file_holds_the_folded_head_open_axes_and_its_description(files
     }
 
 
+def test_an_architecture_says_what_its_files_say_and_what_range_its_outputs_have(
+    tmp_path, monkeypatch
+):
+    def described(arguments):
+        return {"made for": f"{arguments['num_blocks']} blocks"}
+
+    net = ElasticWrapper([nn.Linear(64, 64) for _ in range(2)], nn.Identity())
+    net.origin = ("mine", {"num_blocks": 2})
+    x = torch.rand(2, 64)
+    snr = {}
+    for width in (1.0, 10.0):
+        extras = {"file_metadata": described, "output_range": (0.0, width)}
+        mine = Architecture(build=lambda **_: net, example=lambda _: x, extras=extras)
+        monkeypatch.setattr(registry, "_registered", {"mine": mine})
+        result = export(net, tmp_path / "net.pt2", depth=1, int8=True, overwrite=True)
+        snr[width] = result.int8_snr
+    # ten times the peak is 20 dB more
+    assert snr[10.0] == pytest.approx(snr[1.0] + 20)
+    extra = {"description.json": ""}
+    torch.export.load(tmp_path / "net.pt2", extra_files=extra)
+    text = json.loads(extra["description.json"])
+    assert text["architecture"] == "mine"
+    assert text["made for"] == "1 blocks"
+
+
 def test_files_hold_no_paths_of_this_machine_and_no_example(files):
     here = str(Path(__file__).parents[2]).encode()
     data = files["onnx", 2].path.read_bytes()
@@ -238,8 +264,8 @@ def test_int8_files_are_smaller_and_close(tmp_path):
     for suffix in SUFFIX.values():
         result = export(net, tmp_path / f"int8{suffix}", int8=True)
         assert result.difference < 5e-6
-        assert result.int8_psnr is not None
-        assert result.int8_psnr > 60
+        assert result.int8_snr is not None
+        assert result.int8_snr > 60
         gap = (runner(result.path)(x) - expected).square().mean()
         assert 1e-14 < gap < 1e-6
         assert result.size < 4 * 109_955 * {".onnx": 0.3, ".pt2": 0.6}[suffix]
@@ -315,5 +341,5 @@ def test_linear_layers_in_int8_keep_float_activations(tmp_path):
     model = onnx.load(result.path)
     kinds = [onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in model.graph.initializer]
     assert kinds.count("INT8") >= 4
-    assert result.int8_psnr is not None
-    assert 30 < result.int8_psnr < 80
+    assert result.int8_snr is not None
+    assert 30 < result.int8_snr < 80

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from elasticnet import ElasticWrapper
+from elasticnet import ElasticWrapper, registry
 from elasticnet.export import (
     ExportError,
-    check_target,
     export,
     plain_copy,
     require,
     resolve_format,
     runner,
 )
+from elasticnet.registry import Architecture
 from elasticnet.sr import asrn
 from elasticnet.wrapper import evaluating
 
@@ -112,7 +112,7 @@ def spoiled(amount: float):
 def test_a_wrong_weight_is_found_and_nothing_is_written(net, amount, int8, tmp_path, monkeypatch):
     target = tmp_path / "net.pt2"
     target.write_bytes(b"before")
-    monkeypatch.setattr("elasticnet.export.plain_copy", spoiled(amount))
+    monkeypatch.setattr("elasticnet.export.plan.plain_copy", spoiled(amount))
     with pytest.raises(
         ExportError, match=r"net.pt2: depth 2 as torch.* differs from the net by up to (0\.\d+|nan)"
     ):
@@ -122,7 +122,7 @@ def test_a_wrong_weight_is_found_and_nothing_is_written(net, amount, int8, tmp_p
 
 
 def test_a_wrong_weight_in_the_onnx_file_is_found(net, tmp_path, monkeypatch):
-    monkeypatch.setattr("elasticnet.export.plain_copy", spoiled(0.5))
+    monkeypatch.setattr("elasticnet.export.plan.plain_copy", spoiled(0.5))
     with pytest.raises(
         ExportError, match=r"net.onnx: depth 1 as onnx differs .* 0.0001 is allowed; nothing was"
     ):
@@ -156,7 +156,12 @@ def test_a_wrong_weight_in_the_onnx_file_is_found(net, tmp_path, monkeypatch):
         ("net.safetensors", {"int8": True}, ValueError, "int8=True with format 'safetensors'"),
         ("folder", {"format": "onnx"}, ValueError, "folder: a folder; name a file in it"),
         ("none/net.onnx", {}, FileNotFoundError, "there is no folder .*none; make it first"),
-        ("there.onnx", {}, FileExistsError, "there.onnx exists: overwrite it on purpose"),
+        (
+            "there.onnx",
+            {},
+            FileExistsError,
+            r"there.onnx exists: use --force \(in Python: overwrite=True\)",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(net, name, options, error, message, tmp_path):
@@ -167,17 +172,22 @@ def test_bad_arguments_are_refused_before_any_work(net, name, options, error, me
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "there.onnx"]
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
-    with pytest.raises(PermissionError, match=r"net.onnx: the folder .* cannot be written to"):
-        check_target(tmp_path / "net.onnx", overwrite=False)
+def test_a_net_without_an_example_of_its_own_needs_one(tmp_path, monkeypatch):
+    own = ElasticWrapper([nn.Identity()], nn.Identity())
+    with pytest.raises(ValueError, match="example=None: no registered architecture built this net"):
+        export(own, tmp_path / "net.pt2")
+    monkeypatch.setattr(registry, "_registered", {"bare": Architecture(build=lambda **_: own)})
+    own.origin = ("bare", {})
+    with pytest.raises(ValueError, match="example=None: architecture 'bare' brings no example"):
+        export(own, tmp_path / "net.pt2")
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named_with_the_command_that_helps(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(
-        ImportError, match=rf"format 'onnx' needs {missing}: pip install \"elasticnet\[export\]\""
+        ImportError,
+        match=rf"format 'onnx' needs {missing}: pip install \"elastic-depth\[export\]\"",
     ):
         require("onnx")
     require("torch")

@@ -1,0 +1,273 @@
+"""The plan of one export: everything that a writer needs, settled once and before any work.
+
+Of an architecture's `extras` (see `elasticnet.registry`) two entries are read here; both are
+optional:
+
+- `file_metadata`: a function of the builder's arguments; the dict that it returns goes into the
+  file's metadata, so that whoever runs the file knows what to feed it;
+- `output_range`: the smallest and the largest value of an output, in relation to which the errors
+  of rounded weights are stated.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from elasticnet._files import check_target
+from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs
+from elasticnet.registry import Architecture, find, recorded
+from elasticnet.wrapper import ElasticWrapper
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+
+
+class ExportError(ValueError):
+    """A network cannot be exported, or a file does not compute what the network does.
+
+    Nothing was written.
+    """
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """One export, settled: each format's writer reads it, and nothing else.
+
+    Attributes:
+        path: Where the file will stand; writing there was found to be allowed.
+        format: "onnx", "torch" or "safetensors".
+        depth: The number of blocks of `net`.
+        net: The network cut to this depth: a copy on the CPU, in eval mode and without gradients;
+            in float32, except for a checkpoint, which keeps its dtypes. The file must compute what
+            this network computes.
+        plain: The same function in fewer and plainer layers, which is what is traced; see
+            `plain_copy`. For a checkpoint, `net` itself.
+        int8: Whether the file holds the large weights as integers.
+        tolerance: The largest difference between the outputs of file and network that is allowed.
+        metadata: What the file says about itself, as JSON can hold it.
+        output_range: The smallest and the largest value of an output, where the architecture states
+            them.
+        inputs: The inputs on which file and network are compared, and the axes of open length. A
+            checkpoint has none: its weights are compared.
+    """
+
+    path: Path
+    format: str
+    depth: int
+    net: ElasticWrapper
+    plain: ElasticWrapper
+    int8: bool
+    tolerance: float
+    metadata: Mapping[str, Any]
+    output_range: tuple[float, float] | None
+    inputs: Inputs
+
+    @property
+    def title(self) -> str:
+        """What messages call this export."""
+        return f"{self.path}: depth {self.depth} as {self.format}"
+
+
+def make_plan(
+    net: ElasticWrapper,
+    path: str | os.PathLike[str],
+    *,
+    depth: int | None,
+    format: str | None,
+    example: Tensor | None,
+    axes: Mapping[int, str] | None,
+    fold: bool,
+    int8: bool,
+    tolerance: float,
+    overwrite: bool,
+    metadata: Mapping[str, Any] | None,
+) -> ExportPlan:
+    """Return the plan of one export; the arguments are those of `elasticnet.export.export`.
+
+    Args:
+        net: Any network; it stays as it is.
+        path: The file to be written.
+        depth: None means the deepest.
+        format: None means the one of the path's suffix.
+        example: An input; None means the one that a registered architecture brings.
+        axes: {axis: name} of what may have any length; None means all that the network allows.
+        fold: Whether parts that offer `folded()` are replaced by it.
+        int8: Whether large weights become integers.
+        tolerance: The largest difference that is allowed.
+        overwrite: Whether a file may be replaced.
+        metadata: What is added to the file's metadata.
+
+    Raises:
+        ValueError: An argument is wrong; the message names it.
+        FileExistsError: There is a file, and it may not be replaced.
+        OSError: The folder does not exist or cannot be written to.
+        ImportError: A package that the format needs is not installed.
+    """
+    # first what costs nothing: whether a file of this kind can be written there
+    path = Path(path)
+    format = resolve_format(path, format)
+    if int8 and format == "safetensors":
+        raise ValueError(
+            "int8=True with format 'safetensors': a checkpoint keeps its weights; "
+            "take 'onnx' or 'torch'"
+        )
+    check_target(path, overwrite=overwrite)
+    require(format)
+
+    # the copy that everything below works on; this resolves the depth, once
+    small = net.truncate(-1 if depth is None else depth)
+    depth = small.taps[-1]
+    small = small.cpu().eval().requires_grad_(False)
+    if format == "safetensors":
+        return ExportPlan(
+            path=path,
+            format=format,
+            depth=depth,
+            net=small,
+            plain=small,
+            int8=False,
+            tolerance=tolerance,
+            metadata=dict(metadata or {}),
+            output_range=None,
+            inputs=NO_INPUTS,
+        )
+
+    # ONNX files and programs are float32, and they are compared on inputs
+    small = small.float()
+    builder = _builder(small)
+    if example is None:
+        example = builder.example()
+    return ExportPlan(
+        path=path,
+        format=format,
+        depth=depth,
+        net=small,
+        plain=plain_copy(small, fold),
+        int8=int8,
+        tolerance=tolerance,
+        metadata=_description(builder, depth, int8) | dict(metadata or {}),
+        output_range=builder.extra("output_range"),
+        inputs=find_inputs(small, example, axes),
+    )
+
+
+def resolve_format(path: str | os.PathLike[str], format: str | None) -> str:
+    """Return the format of a file to be written: the one given, or that of its suffix.
+
+    Args:
+        path: The file; upper and lower case of its suffix do not matter.
+        format: "onnx", "torch", "safetensors", or None for the one of the suffix.
+
+    Raises:
+        ValueError: The format is unknown, or neither is given, or they contradict each other.
+    """
+    suffix = Path(path).suffix.lower()
+    formats = {each: name for name, each in SUFFIXES.items()}
+    if format is None:
+        if suffix not in formats:
+            raise ValueError(
+                f"{path}: a suffix among {', '.join(formats)}, or a format, says what to write"
+            )
+        return formats[suffix]
+    if format not in SUFFIXES:
+        raise ValueError(f"format {format!r}: expected one of {', '.join(SUFFIXES)}")
+    # a suffix that no format has, such as .bin, is the user's choice
+    if suffix in formats and formats[suffix] != format:
+        raise ValueError(f"{path}: the suffix of format {format!r} is {SUFFIXES[format]}")
+    return format
+
+
+def require(format: str) -> None:
+    """Check that the packages which a format needs are installed.
+
+    Args:
+        format: "onnx", "torch" or "safetensors".
+
+    Raises:
+        ImportError: One is missing; the message holds the command that installs it.
+    """
+    for name in REQUIRED_PACKAGES.get(format, ()):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(
+                f'format {format!r} needs {name}: pip install "elastic-depth[export]"'
+            )
+
+
+def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
+    """Return a copy of a network for tracing: the same function, and one way to compute it.
+
+    Args:
+        net: Any network; it stays as it is.
+        fold: Replace every part that offers `folded()` by the module this returns, which computes
+            the same with fewer operations. A `fold` switch that is left on a module is off in the
+            copy in any case, since what it does may depend on the input's size.
+    """
+    plain = copy.deepcopy(net)
+    if fold:
+        for parent in list(plain.modules()):
+            for name, part in list(parent.named_children()):
+                folded: Any = getattr(part, "folded", None)
+                if folded is not None:
+                    setattr(parent, name, folded())
+    for module in plain.modules():
+        if isinstance(getattr(module, "fold", None), bool):
+            setattr(module, "fold", False)  # noqa: B010 - a module's own attribute, not a tensor
+    return plain.requires_grad_(False)
+
+
+class _Builder(NamedTuple):
+    """What built a network, as the registry knows it; None and {} for a network of one's own."""
+
+    name: str | None
+    arguments: Mapping[str, Any]
+    architecture: Architecture | None
+
+    def example(self) -> Tensor:
+        """The input that the architecture brings; ValueError where there is none."""
+        if self.architecture is None:
+            raise ValueError(
+                "example=None: no registered architecture built this net, which could bring an "
+                "example of its own; pass an input tensor"
+            )
+        if self.architecture.example is None:
+            raise ValueError(
+                f"example=None: architecture {self.name!r} brings no example; pass an input "
+                "tensor, or register it with Architecture(example=...)"
+            )
+        return self.architecture.example(self.arguments)
+
+    def extra(self, key: str) -> Any:
+        """An entry of the architecture's extras; None where there is none."""
+        if self.architecture is None:
+            return None
+        return self.architecture.extras.get(key)
+
+
+def _builder(net: ElasticWrapper) -> _Builder:
+    """What built a network; the arguments are those of its own number of blocks."""
+    name, arguments = recorded(net)
+    architecture = None if name is None else find(name)
+    return _Builder(name=name, arguments=arguments, architecture=architecture)
+
+
+def _description(builder: _Builder, depth: int, int8: bool) -> dict[str, Any]:
+    """What the metadata of an ONNX file or a program says about a network."""
+    text: dict[str, Any] = {
+        "depth": depth,
+        "weights": "int8, int16 in stem and head" if int8 else "float32",
+    }
+    if builder.architecture is not None:
+        text["architecture"] = builder.name
+        text["arguments"] = builder.arguments
+    file_metadata = builder.extra("file_metadata")
+    if file_metadata is not None:
+        text.update(file_metadata(builder.arguments))
+    return text

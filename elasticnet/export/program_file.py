@@ -1,0 +1,59 @@
+"""Programs (.pt2): what torch.export makes of a network, which runs with PyTorch alone."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elasticnet.export.int8 import quantized_copy
+from elasticnet.export.plan import ExportPlan
+from elasticnet.export.tracing import quiet_exporters, trace
+
+DESCRIPTION = "description.json"  # the extra file in a .pt2 that holds the metadata
+# what torch.export notes at each node about source files and lines of this machine
+SOURCE_NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+
+
+def program_bytes(plan: ExportPlan) -> bytes:
+    """Return the bytes of a program file.
+
+    Args:
+        plan: The export; with `int8`, the weights stay integers in the file.
+
+    Raises:
+        ExportError: The network cannot be traced.
+    """
+    net = quantized_copy(plan.plain, keep_integers=True) if plan.int8 else plan.plain
+    program = trace(net, plan)
+    _remove_what_is_private(program)
+    buffer = io.BytesIO()
+    extra_files = {DESCRIPTION: json.dumps(dict(plan.metadata))}
+    with quiet_exporters():
+        torch.export.save(program, buffer, extra_files=extra_files)
+    return buffer.getvalue()
+
+
+def open_program(data: bytes) -> Callable[[Tensor], Tensor]:
+    """Return a function that runs a program on an input, on the CPU.
+
+    Args:
+        data: The file's bytes.
+    """
+    return torch.export.load(io.BytesIO(data)).module()
+
+
+def _remove_what_is_private(program: torch.export.ExportedProgram) -> None:
+    """Remove the example, which may be somebody's photograph, and the paths of this machine."""
+    program.example_inputs = None
+    for module in program.graph_module.modules():
+        if not isinstance(module, torch.fx.GraphModule):
+            continue
+        for node in module.graph.nodes:
+            notes: dict[str, Any] = node.meta
+            for key in SOURCE_NOTES:
+                notes.pop(key, None)

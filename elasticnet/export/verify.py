@@ -1,0 +1,144 @@
+"""The proof that a file is the network: its bytes are run and compared before they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from elasticnet._compare import largest_difference
+from elasticnet.export.checkpoint_file import open_checkpoint, read_back
+from elasticnet.export.inputs import first_line
+from elasticnet.export.int8 import quantized_copy
+from elasticnet.export.onnx_file import open_onnx
+from elasticnet.export.plan import ExportError, ExportPlan
+from elasticnet.export.program_file import open_program
+from elasticnet.wrapper import ElasticWrapper
+
+
+class Verification(NamedTuple):
+    """What the comparison of a file with its network gave.
+
+    Attributes:
+        difference: The largest difference between their outputs; of a checkpoint, between the
+            weights.
+        int8_snr: What rounded weights cost, in dB: the peak signal-to-noise ratio of the
+            file against the network. None without int8.
+    """
+
+    difference: float
+    int8_snr: float | None
+
+
+def verify(plan: ExportPlan, data: bytes) -> Verification:
+    """Compare a file with the network of its plan.
+
+    Args:
+        plan: The export.
+        data: The file's bytes.
+
+    Returns:
+        What the comparison gave.
+
+    Raises:
+        ExportError: The file does not take an input that the network takes, or an output differs
+            by more than the plan's tolerance.
+    """
+    if plan.format == "safetensors":
+        return Verification(difference=_difference_of_weights(plan, data), int8_snr=None)
+    run = runner_of(data, plan.format)
+    if not plan.int8:
+        difference = _difference_of_outputs(run, plan.net, plan, plan.title)
+        return Verification(difference=difference, int8_snr=None)
+
+    # Rounded weights change the function on purpose, so the file cannot be compared with the
+    # network at once. Three steps: the plain copy is the network; the file is the plain copy with
+    # rounded weights; and how far that is from the network is measured, not judged.
+    before_rounding = f"{plan.title}, before its weights are rounded,"
+    _difference_of_outputs(plan.plain, plan.net, plan, before_rounding)
+    rounded = quantized_copy(plan.plain, keep_integers=False)
+    difference = _difference_of_outputs(run, rounded, plan, plan.title)
+    snr = _signal_to_noise(run, plan)
+    return Verification(difference=difference, int8_snr=snr)
+
+
+def runner_of(data: bytes, format: str) -> Callable[[Tensor], Tensor]:
+    """Return a function that runs a file on an input, on the CPU.
+
+    Args:
+        data: The file's bytes.
+        format: "onnx", "torch" or "safetensors".
+    """
+    if format == "onnx":
+        return open_onnx(data)
+    if format == "torch":
+        return open_program(data)
+    return open_checkpoint(data)
+
+
+def _difference_of_weights(plan: ExportPlan, data: bytes) -> float:
+    """The largest difference between the weights in a checkpoint, read back, and the network's."""
+    loaded = read_back(data, plan.net)
+    return largest_difference(dict(loaded.state_dict()), dict(plan.net.state_dict()))
+
+
+@torch.no_grad()
+def _difference_of_outputs(
+    run: Callable[[Tensor], Tensor], net: ElasticWrapper, plan: ExportPlan, title: str
+) -> float:
+    """The largest difference between what `run` and the network make of the plan's inputs.
+
+    It is at most the plan's tolerance: otherwise this raises ExportError.
+    """
+    differences: list[float] = []
+    for x in plan.inputs.tensors:
+        expected = net(x)
+        output = _output(run, x, title)
+        if output.shape != expected.shape:
+            raise ExportError(
+                f"{title} turns shape {tuple(x.shape)} into {tuple(output.shape)}, and the net "
+                f"into {tuple(expected.shape)}; nothing was written"
+            )
+        differences.append(largest_difference(output, expected))
+    difference = torch.tensor(differences).max().item()  # NaN where one is
+    if math.isnan(difference) or difference > plan.tolerance:
+        raise ExportError(
+            f"{title} differs from the net by up to {difference:.3g}, "
+            f"and {plan.tolerance:g} is allowed; nothing was written"
+        )
+    return difference
+
+
+def _output(run: Callable[[Tensor], Tensor], x: Tensor, title: str) -> Tensor:
+    """What a file makes of an input that the network takes."""
+    try:
+        return run(x)
+    except Exception as error:  # whatever a runtime raises for a size that the graph does not take
+        raise ExportError(
+            f"{title} does not take shape {tuple(x.shape)}, which the net does "
+            f"({first_line(error)}): its code branches on the size. Name the axes that may vary "
+            "by axes=; nothing was written"
+        ) from error
+
+
+@torch.no_grad()
+def _signal_to_noise(run: Callable[[Tensor], Tensor], plan: ExportPlan) -> float:
+    """The peak signal-to-noise ratio of the file against the network, in dB.
+
+    The peak is the width of the plan's `output_range`, or else that of the outputs at hand. The
+    noise is the mean squared difference; without any, the ratio is infinite.
+    """
+    outputs = torch.cat([run(x).flatten() for x in plan.inputs.tensors])
+    expected = torch.cat([plan.net(x).flatten() for x in plan.inputs.tensors])
+    noise = (outputs - expected).double().square().mean().item()
+    if noise == 0:
+        return math.inf
+    if plan.output_range is None:
+        peak = (expected.max() - expected.min()).item()
+    else:
+        smallest, largest = plan.output_range
+        peak = largest - smallest
+    return 10 * math.log10(peak**2 / noise)
