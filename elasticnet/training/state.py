@@ -1,4 +1,4 @@
-"""The exact state of a training as bytes, without pickle, and of the random generators."""
+"""The exact state of a training as bytes, without pickle; and that of the random generators."""
 
 from __future__ import annotations
 
@@ -14,45 +14,68 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
-_FORMAT = 1
-# as it stands in the file: JSON inside a JSON string of the safetensors header
-_DIGEST_MARK = rb"{\"sha256\":\""
-_NO_DIGEST = b"0" * 64
+FORMAT = 2
+"""The format that `pack_state` writes; `unpack_state` also reads format 1."""
+
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its header
+# NumPy's kinds of bool, integers, floating point, complex, bytes, text and times
+_ARRAY_KINDS = "biufcSUmM"
+
+# --- random generators
 
 
 def seed_all(seed: int, rank: int = 0) -> None:
-    """Seed the generators of Python, NumPy (the global one) and torch on every device; each rank
-    gets its own draws.
+    """Seed the generators of Python, NumPy (the global one) and torch on every device.
+
+    Args:
+        seed: Any integer.
+        rank: The rank of this process, from 0. Every rank draws other numbers.
     """
-    seed = (seed + 0x9E3779B1 * rank) % 2**32
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    torch.manual_seed(seed)
+    # a multiplier that spreads neighbouring ranks over all seeds: 2^32 over the golden ratio
+    own_seed = (seed + 0x9E3779B1 * rank) % 2**32
+    random.seed(own_seed)
+    np.random.seed(own_seed)  # noqa: NPY002
+    torch.manual_seed(own_seed)
 
 
 def random_state(generators: Mapping[str, torch.Generator] | None = None) -> dict[str, Any]:
-    """State of the random generators of Python, NumPy (the global one), torch, every CUDA device,
-    and those given.
+    """Return the state of all random generators, for `pack_state`.
+
+    Args:
+        generators: Further generators by name, beside those of Python, NumPy (the global one),
+            torch and every CUDA device.
+
+    Returns:
+        What `set_random_state` takes.
     """
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    named = {name: generator.get_state() for name, generator in (generators or {}).items()}
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "generators": {
-            name: generator.get_state() for name, generator in (generators or {}).items()
-        },
+        "cuda": cuda,
+        "generators": named,
     }
 
 
 def set_random_state(
     state: Mapping[str, Any], generators: Mapping[str, torch.Generator] | None = None
 ) -> None:
-    """Put back what `random_state` returned, into generators of the same names; warns when CUDA
-    devices are gone.
+    """Put back what `random_state` returned; warn where the number of CUDA devices has changed.
+
+    Args:
+        state: What `random_state` returned.
+        generators: The generators of the same names as then; their states are set.
+
+    Raises:
+        ValueError: The names of `generators` are not those in the state. Nothing is set then.
     """
-    generators, stored, cuda = generators or {}, state["generators"], state["cuda"]
+    generators = generators or {}
+    stored = state["generators"]
     if set(generators) != set(stored):
         raise ValueError(
             f"random generators {sorted(generators)}: the state holds {sorted(stored)}"
@@ -60,110 +83,225 @@ def set_random_state(
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if devices != len(cuda):
-        warnings.warn(
-            f"random state of {len(cuda)} CUDA devices, here are {devices}: draws will differ",
-            stacklevel=2,
-        )
-    for device, device_state in enumerate(cuda[:devices]):
-        torch.cuda.set_rng_state(device_state, device)
     for name, generator in generators.items():
         generator.set_state(stored[name])
+    _set_cuda_states(state["cuda"])
 
 
-def pack_state(step: int, state: Any) -> bytearray:
-    """A nested state as the bytes of a safetensors file, exact to the bit, with a SHA-256 over the
-    whole of it.
+def _set_cuda_states(states: list[Tensor]) -> None:
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if num_devices != len(states):
+        warnings.warn(
+            f"random state of {len(states)} CUDA devices, here are {num_devices}: "
+            "draws will differ",
+            stacklevel=3,
+        )
+    for device, device_state in enumerate(states[:num_devices]):
+        torch.cuda.set_rng_state(device_state, device)
 
-    It may hold dicts and Counters (string and integer keys), lists, tuples, dense tensors, NumPy
-    arrays and scalars, numbers, strings, bools and None; a TypeError names the place of anything
-    else. Subclasses come back as the plain type, tensors on the CPU with their strides. The tree is
-    JSON in the metadata, each tensor is named by its place.
+
+# --- a state as bytes
+
+
+def pack_state(step: int, state: Any) -> bytes:
+    """Return a nested state as the bytes of a safetensors file, exact to the bit.
+
+    The file holds the state's tensors, each named by its place in the state, and all the rest as
+    JSON in the metadata, behind a SHA-256 of the whole. Equal states give equal bytes.
+
+    Args:
+        step: The number of steps that are done.
+        state: Dicts and Counters (with string and integer keys), lists, tuples, dense tensors,
+            NumPy arrays and scalars, numbers, strings, bools and None, nested as you like. What is
+            of a subclass comes back as the plain type. Tensors come back on the CPU, with their
+            strides.
+
+    Returns:
+        The content of a file, for `unpack_state`.
+
+    Raises:
+        TypeError: Something else is in the state; the message names its place.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     tree = _encode(state, "state", tensors)
-    # One metadata key only: safetensors orders several at random, and equal states should give
-    # equal bytes.
-    description = {"sha256": _NO_DIGEST.decode(), "format": _FORMAT, "step": step, "tree": tree}
-    metadata = {"run": json.dumps(description, separators=(",", ":"), allow_nan=False)}
+    content = json.dumps(
+        {"format": FORMAT, "step": step, "tree": tree}, separators=(",", ":"), allow_nan=False
+    )
+    # Checksum and content share one key, as safetensors writes several keys in random order.
+    metadata = {"run": f"{_checksum(content, tensors)} {content}"}
     try:
-        packed = bytearray(safetensors.torch.save(tensors, metadata))
+        return safetensors.torch.save(tensors, metadata)
     except KeyError as error:
         raise TypeError(
             f"a tensor of {error.args[0]}: safetensors cannot hold this type; convert it"
         ) from error
-    start = packed.index(_DIGEST_MARK) + len(_DIGEST_MARK)
-    packed[start : start + 64] = hashlib.sha256(packed).hexdigest().encode()
-    return packed
 
 
 def unpack_state(data: bytes) -> tuple[int, Any]:
-    """The (step, state) that `pack_state` was given; ValueError when any bit has changed or a part
-    is missing.
+    """Return what `pack_state` was given, from the bytes that it returned.
+
+    Args:
+        data: The content of a file, in format 2 or 1.
+
+    Returns:
+        The step and the state.
+
+    Raises:
+        ValueError: The bytes are no state, or one in which a bit has changed or a part is missing.
+        RuntimeError: The state is whole, and of a format that a later version wrote.
     """
-    start = data.find(_DIGEST_MARK) + len(_DIGEST_MARK)
-    digest = hashlib.sha256(data[:start] + _NO_DIGEST)
-    digest.update(memoryview(data)[start + 64 :])
-    if data[start : start + 64] != digest.hexdigest().encode():
+    try:
+        text = _run_metadata(data)
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"it is not a whole state file: {error}") from error
+    if text.startswith("{"):  # only format 1 begins with its JSON
+        return _unpack_format_1(data, text, tensors)
+
+    # The checksum comes first in every format: a digit that changed is damage, no later format.
+    checksum, _, content = text.partition(" ")
+    if checksum != _checksum(content, tensors):
         raise ValueError("its checksum does not match its content")
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    description = json.loads(header["__metadata__"]["run"])
-    if description["format"] != _FORMAT:
+    description = json.loads(content)
+    if description["format"] != FORMAT:
         raise RuntimeError(
-            f"checkpoint format {description['format']}: this version reads format {_FORMAT}"
+            f"a state of format {description['format']}: this version of elasticnet reads formats "
+            f"up to {FORMAT}; update elasticnet"
         )
-    return description["step"], _decode(description["tree"], safetensors.torch.load(data))
+    return description["step"], _decode(description["tree"], tensors)
 
 
-def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
-    """The value as a JSON tree; its tensors and the bytes of its arrays go into `tensors`, named by
-    their place.
+def _run_metadata(data: bytes) -> str:
+    """Return the text under the key "run" in the header of a safetensors file."""
+    header_length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    header = data[_LENGTH_BYTES : _LENGTH_BYTES + header_length]
+    # safetensors fills the header up with spaces, the only bytes that the checksum does not cover
+    if not header.rstrip(b" ").endswith(b"}"):
+        raise ValueError("its header does not end with } and spaces")
+    text = json.loads(header)["__metadata__"]["run"]
+    if not isinstance(text, str):
+        raise TypeError(f"the metadata are {text!r:.100}")
+    return text
+
+
+def _checksum(content: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the JSON and of every tensor's name, type, shape and bytes, by name."""
+    digest = hashlib.sha256(content.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _unpack_format_1(data: bytes, text: str, tensors: Mapping[str, Tensor]) -> tuple[int, Any]:
+    """Read the format in which the SHA-256 of the whole file stands inside the file's own JSON.
+
+    It was computed while 64 zeros stood in its place.
     """
-    if isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "biufcSUmM":
-        array = np.array(value, order="C")
-        tensors[place] = torch.from_numpy(array.reshape(-1).view(np.uint8))
-        shape = None if isinstance(value, np.generic) else array.shape
-        return {"array": place, "dtype": array.dtype.str, "shape": shape}
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta:
-        copy = value.detach().resolve_conj().resolve_neg().to("cpu", copy=True)
-        tensors[place] = copy.contiguous()
-        # fused optimisers want moments laid out like the weights
-        return {"tensor": place, "stride": copy.stride()}
+    try:
+        description = json.loads(text)
+        checksum = description["sha256"]
+        step, tree = description["step"], description["tree"]
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"it is not a whole state file: {error}") from error
+    before = data.replace(f"{checksum}".encode(), b"0" * 64, 1)
+    if hashlib.sha256(before).hexdigest() != checksum:
+        raise ValueError("its checksum does not match its content")
+    return step, _decode(tree, tensors)
+
+
+# --- the tree: JSON in which every value that JSON lacks is a dict with the name of its kind
+
+
+def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    """Return the value as JSON; add its tensors, and its arrays as bytes, under their places."""
+    if _is_array(value):
+        return _encode_array(value, place, tensors)
+    if _is_dense_tensor(value):
+        return _encode_tensor(value, place, tensors)
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, list | tuple):
-        entries = [
-            _encode(entry, f"{place}[{index}]", tensors) for index, entry in enumerate(value)
-        ]
-        return entries if isinstance(value, list) else {"tuple": entries}
-    if isinstance(value, Mapping) and all(isinstance(key, str | int) for key in value):
-        pairs = [
-            (key, _encode(entry, f"{place}[{key!a}]", tensors)) for key, entry in value.items()
-        ]
-        return {"counter" if isinstance(value, Counter) else "dict": pairs}
+    if _is_instance(value, list):
+        return _encode_entries(value, place, tensors)
+    if _is_instance(value, tuple):
+        return {"tuple": _encode_entries(value, place, tensors)}
+    if _has_plain_keys(value):
+        kind = "counter" if _is_instance(value, Counter) else "dict"
+        return {kind: _encode_pairs(value, place, tensors)}
     raise TypeError(f"{place}: cannot save the {type(value).__name__} {value!r:.100}")
 
 
-def _decode(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    match node:
-        case list():
-            return [_decode(entry, tensors) for entry in node]
-        case {"tuple": entries}:
-            return tuple(_decode(entry, tensors) for entry in entries)
-        case {"dict": pairs}:
-            return {key: _decode(entry, tensors) for key, entry in pairs}
-        case {"counter": pairs}:
-            return Counter({key: _decode(entry, tensors) for key, entry in pairs})
-        case {"float": text}:
-            return float(text)
-        case {"tensor": place, "stride": stride}:
-            return (
-                tensors[place].new_empty_strided(tensors[place].shape, stride).copy_(tensors[place])
-            )
-        case {"array": place, "dtype": dtype, "shape": shape}:
-            array = tensors[place].numpy().view(dtype)
-            return array[0] if shape is None else array.reshape(shape)
-    return node
+def _is_instance(value: Any, kind: type) -> bool:
+    """As isinstance, without telling the type checker of a list whose entries it does not know."""
+    return isinstance(value, kind)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.generic | np.ndarray) and value.dtype.kind in _ARRAY_KINDS
+
+
+def _is_dense_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+
+
+def _has_plain_keys(value: Any) -> bool:
+    return _is_instance(value, Mapping) and all(isinstance(key, str | int) for key in value)
+
+
+def _encode_array(value: Any, place: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    array: np.ndarray[Any, Any] = np.array(value, order="C")
+    tensors[place] = torch.from_numpy(array.reshape(-1).view(np.uint8))
+    # a scalar and an array of no dimensions are two types
+    shape = None if isinstance(value, np.generic) else array.shape
+    return {"array": place, "dtype": array.dtype.str, "shape": shape}
+
+
+def _encode_tensor(value: Tensor, place: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    copy = value.detach().resolve_conj().resolve_neg().to("cpu", copy=True)
+    tensors[place] = copy.contiguous()
+    # fused optimisers want moments that lie in memory as the weights do
+    return {"tensor": place, "stride": copy.stride()}
+
+
+def _encode_entries(values: Any, place: str, tensors: dict[str, Tensor]) -> list[Any]:
+    return [_encode(entry, f"{place}[{index}]", tensors) for index, entry in enumerate(values)]
+
+
+def _encode_pairs(mapping: Any, place: str, tensors: dict[str, Tensor]) -> list[Any]:
+    """Return the mapping as pairs, since a JSON object turns integer keys into strings."""
+    return [[key, _encode(entry, f"{place}[{key!a}]", tensors)] for key, entry in mapping.items()]
+
+
+def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the value that `_encode` made this JSON of."""
+    if _is_instance(node, list):
+        return [_decode(entry, tensors) for entry in node]
+    if not _is_instance(node, dict):
+        return node
+    if "tensor" in node:
+        return _decode_tensor(node, tensors)
+    if "array" in node:
+        return _decode_array(node, tensors)
+    ((kind, content),) = node.items()
+    if kind == "float":
+        return float(content)
+    if kind == "tuple":
+        return tuple(_decode(entry, tensors) for entry in content)
+    pairs = {key: _decode(entry, tensors) for key, entry in content}
+    return Counter(pairs) if kind == "counter" else pairs
+
+
+def _decode_tensor(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    contiguous = tensors[node["tensor"]]
+    tensor = contiguous.new_empty_strided(contiguous.shape, node["stride"])
+    return tensor.copy_(contiguous)
+
+
+def _decode_array(node: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    array: Any = tensors[node["array"]].numpy().view(node["dtype"])  # one dimension
+    if node["shape"] is None:
+        return array[0]
+    return array.reshape(node["shape"])

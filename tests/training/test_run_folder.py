@@ -213,14 +213,16 @@ def test_a_second_rival_start_never_wins_twice(tmp_path: Path) -> None:
     winners[0].close()
 
 
-def test_a_later_format_is_an_error_of_its_own(
+def test_a_state_of_a_later_version_is_no_corrupt_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with Run.create(tmp_path, {}) as run:
-        monkeypatch.setattr("elasticnet.training.state._FORMAT", 2)
-        run.save(1, [])
+    fill(tmp_path, 1)
+    with Run.resume(tmp_path) as run:
+        run.load_latest()
+        monkeypatch.setattr("elasticnet.training.state.FORMAT", 3)
+        run.save(2, [])
         monkeypatch.undo()
-        with pytest.raises(RuntimeError, match="checkpoint format 2: this version reads format 1"):
+        with pytest.raises(RuntimeError, match=r"a state of format 3: .*update elasticnet"):
             run.load_latest()
 
 
@@ -252,7 +254,8 @@ def test_log_lines_are_strict_json_and_step_comes_first(tmp_path: Path) -> None:
 
     first, second = (tmp_path / "log.jsonl").read_text().splitlines()
     assert first == (
-        '{"step": 1, "loss": "NaN", "psnr": {"1": "-Infinity", "2": 0.5}, "rates": ["Infinity", 0.0001]}'
+        '{"step": 1, "loss": "NaN", "psnr": {"1": "-Infinity", "2": 0.5}, '
+        '"rates": ["Infinity", 0.0001]}'
     )
     assert json.loads(second, parse_constant=refuse) == {
         "step": 2, "loss": 0.25, "map": [[1, 0], [0, 1]], "path": "a/b", "text": "ä\n\r"

@@ -238,7 +238,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
         != 0
     ):
         pytest.skip(
-            "this system lets no ordinary user mount a tmpfs; test_a_failed_save_leaves_the_one_before stays"
+            "this system lets no ordinary user mount a tmpfs; "
+            "test_a_failed_save_leaves_the_one_before remains"
         )
     command = [*mount, steps, "sh", sys.executable, __file__, "fill_disk", str(mounted / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

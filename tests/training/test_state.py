@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def through(state: Any) -> Any:
-    step, found = unpack_state(bytes(pack_state(5, state)))
+    step, found = unpack_state(pack_state(5, state))
     assert step == 5
     return found
 
@@ -78,13 +79,19 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
     return tensor.permute(draw(st.permutations(range(len(shape))))) if data else tensor
 
 
+array_shapes = st_numpy.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), tensors(), st.text(),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    tensors(),
+    st.text(),
     # how Python spells bytes in a file name
     st.text(st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)),
-    st_numpy.arrays(st_numpy.scalar_dtypes(), st_numpy.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)),
+    st_numpy.arrays(st_numpy.scalar_dtypes(), array_shapes),
     st_numpy.scalar_dtypes().flatmap(st_numpy.from_dtype),
-)  # fmt: skip
+)
 keys = st.one_of(
     st.integers(), st.text(max_size=4), st.sampled_from(["a", "a.b", "b", "dict", "tensor", "']['"])
 )
@@ -107,7 +114,7 @@ def test_any_state_comes_back_to_the_bit(state: Any) -> None:
 
 def test_equal_states_give_equal_bytes() -> None:
     state = {"b": torch.ones(3), "a": [torch.zeros(2), 1.5], 3: np.arange(4)}
-    assert len({bytes(pack_state(1, state)) for _ in range(8)}) == 1
+    assert len({pack_state(1, state) for _ in range(8)}) == 1
 
 
 def test_the_file_is_an_ordinary_safetensors_file(tmp_path: Path) -> None:
@@ -240,40 +247,87 @@ def test_optimiser_scheduler_and_scaler_go_on_exactly(
     )
 
 
-# --- corruption
+# --- damage and other formats
+
+DAMAGED = "its checksum does not match its content|it is not a whole state file"
+FORMAT_1 = (Path(__file__).parent / "old_run/checkpoints/step_00000003.safetensors").read_bytes()
+
+
+def damaged(data: bytes, draw: st.DataObject) -> Iterator[bytes]:
+    """Yield the bytes with one changed, with one missing, cut short, and with one too many."""
+    place = draw.draw(st.integers(0, len(data) - 1))
+    changed = bytearray(data)
+    changed[place] ^= draw.draw(st.integers(1, 255))
+    yield bytes(changed)
+    yield data[:place] + data[place + 1 :]
+    yield data[:place]
+    yield data + b"\0"
 
 
 @given(st.data())
 @settings(max_examples=150)
-def test_any_changed_or_missing_byte_is_detected(data: st.DataObject) -> None:
+def test_any_changed_or_missing_byte_is_detected(draw: st.DataObject) -> None:
     state = {"net": {"weight": torch.arange(9.0)}, '{"sha256":"' + "0" * 64: [1, (2.5, math.inf)]}
-    packed = bytes(pack_state(12, state))
-    place = data.draw(st.integers(0, len(packed) - 1))
-    changed = bytearray(packed)
-    changed[place] ^= data.draw(st.integers(1, 255))
-    for bad in (
-        bytes(changed),
-        packed[:place],
-        packed + b"\0",
-        packed[:place] + packed[place + 1 :],
-    ):
-        with pytest.raises(ValueError, match="its checksum does not match its content"):
+    for bad in damaged(pack_state(12, state), draw):
+        with pytest.raises(ValueError, match=DAMAGED):
             unpack_state(bad)
 
 
-def test_every_single_bit_is_covered() -> None:
-    packed = bytes(pack_state(1, {"a": torch.ones(3)}))
+@given(st.data())
+def test_any_changed_or_missing_byte_of_format_1_is_detected(draw: st.DataObject) -> None:
+    for bad in damaged(FORMAT_1, draw):
+        with pytest.raises(ValueError, match=DAMAGED):
+            unpack_state(bad)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{"a": torch.ones(3), "b": np.float32(2.5), "é": [None, "ü"]}, [], {"a": torch.ones(2, 0)}],
+)
+def test_every_single_bit_is_covered(state: Any) -> None:
+    packed = pack_state(1, state)
     for place in range(len(packed)):
         for bit in range(8):
             changed = bytearray(packed)
             changed[place] ^= 1 << bit
-            with pytest.raises(ValueError, match="checksum"):
+            with pytest.raises(ValueError, match=DAMAGED):
                 unpack_state(bytes(changed))
 
 
-def test_other_safetensors_files_and_formats_are_refused() -> None:
-    with pytest.raises(ValueError, match="checksum"):
-        unpack_state(safetensors.torch.save({"a": torch.ones(3)}))
+def test_another_blank_in_the_header_s_filling_is_detected() -> None:
+    """JSON allows a tab where safetensors fills the header up with spaces."""
+    num_filled = 0
+    for step in (1, 10, 100, 1000):
+        packed = pack_state(step, [])
+        end = 8 + int.from_bytes(packed[:8], "little")
+        if packed[end - 1 : end] == b" ":
+            num_filled += 1
+            with pytest.raises(ValueError, match="its header does not end with } and spaces"):
+                unpack_state(packed[: end - 1] + b"\t" + packed[end:])
+    assert num_filled > 0
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, {"run": ""}, {"run": "{}"}, {"run": '{"sha256":""}'}, {"other": "text"}]
+)
+def test_other_safetensors_files_are_refused(metadata: dict[str, str] | None) -> None:
+    with pytest.raises(ValueError, match=DAMAGED):
+        unpack_state(safetensors.torch.save({"a": torch.ones(3)}, metadata))
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 8, b"some text", b"PK\3\4" + bytes(100)])
+def test_files_of_other_kinds_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="it is not a whole state file"):
+        unpack_state(data)
+
+
+def test_a_later_format_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elasticnet.training.state.FORMAT", 7)
+    later = pack_state(1, [])
+    monkeypatch.undo()
+    message = "a state of format 7: this version .* reads formats up to 2; update elasticnet"
+    with pytest.raises(RuntimeError, match=message):
+        unpack_state(later)
 
 
 # --- random generators
