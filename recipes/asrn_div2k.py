@@ -42,7 +42,7 @@ from elasticnet.sr.data.download import download_div2k
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs, validation_crops
 from elasticnet.training.learning_rate import cosine, halving
-from elasticnet.training.log import TrainingLog, tensorboard_installed
+from elasticnet.training.log import TrainingLog, show_messages, tensorboard_installed
 from elasticnet.training.options import at_least_one, from_0_to_1, open_run, parse_options
 from elasticnet.training.processes import Processes, join_processes
 from elasticnet.training.run_folder import Run
@@ -59,6 +59,8 @@ TASKS = {  # at scale 1 DN is the noisy photograph and BD the blurred one
     "denoise": {"scale": 1, "degradation": "DN", "noise_sigma": 25.0},
     "deblur": {"scale": 1, "degradation": "BD", "blur_sigma": 1.6},
 }
+# arguments of a network that may differ in a warm start: they leave its head what it is
+SAME_HEAD = ("num_blocks", "fold", "tap_affine")
 CUDA = torch.cuda.is_available()
 
 
@@ -207,15 +209,18 @@ class Options:
             )
         if not all(clip is None or clip > 0 for clip in (self.clip_norm, self.clip_value)):
             raise ValueError(
-                f"--clip-norm {self.clip_norm}, --clip-value {self.clip_value}: expected numbers above 0"
+                f"--clip-norm {self.clip_norm}, --clip-value {self.clip_value}: "
+                "expected numbers above 0"
             )
         if self.batch_size % self.accumulate:
             raise ValueError(
-                f"--accumulate {self.accumulate}: expected a divisor of --batch-size {self.batch_size}"
+                f"--accumulate {self.accumulate}: expected a divisor of "
+                f"--batch-size {self.batch_size}"
             )
         if self.task == "sr" and self.scale == 1:
             raise ValueError(
-                "--scale 1: expected 2, 3 or 4, or --task denoise or deblur, which keep the image's size"
+                "--scale 1: expected 2, 3 or 4, or --task denoise or deblur, "
+                "which keep the image's size"
             )
         from_0_to_1(self, "rising_from", "tap_weights")
         fixed = TASKS[self.task]
@@ -279,13 +284,15 @@ def parse(arguments: list[str]) -> Options:
 
 
 def main(options: Options) -> None:
+    show_messages()
     with join_processes(options.device) as processes:
         if options.download:
             download_div2k(DOWNLOADS, scale=options.scale if options.degradation == "BI" else None)
         if options.data is None:
             processes.say(
-                f"DIV2K was not found in {DOWNLOADS}. To train on it, pass --download, which fetches it there, or "
-                "--data DIR for a copy of it or for any other folder of HR images.\nTraining on the photographs that "
+                f"DIV2K was not found in {DOWNLOADS}. To train on it, pass --download, "
+                "which fetches it there, or --data DIR for a copy of it or for any other folder "
+                "of HR images.\nTraining on the photographs that "
                 f"scikit-image carries instead; held out: {', '.join(HELD_OUT_PHOTOS)}."
             )
         training, validation = training_pairs(
@@ -310,11 +317,11 @@ def main(options: Options) -> None:
             finished = train(options, run, net, training, validation, processes)
             if finished is not None and processes.first:
                 title = f"ASRN {kind}, {options.steps} steps"
+                net = finished.float()
+                print(f"\n{write_report(run.folder, net, validation, title, processes.device)}")
                 print(
-                    f"\n{write_report(run.folder, finished.float(), validation, title, processes.device)}"
-                )
-                print(
-                    f"written to {run.folder}: best.safetensors, last.safetensors, table and figures"
+                    f"written to {run.folder}: best.safetensors, last.safetensors, "
+                    "table and figures"
                 )
 
 
@@ -329,7 +336,7 @@ def build(options: Options, processes: Processes) -> ElasticWrapper:
         taps=(-1,) if options.variant == "ss" else None,
     )
     if options.init is not None and options.resume is None:
-        taken = warm_start(net, elasticnet.load(options.init))
+        taken = warm_start(net, elasticnet.load(options.init), may_differ=SAME_HEAD)
         processes.say(f"warm start from {options.init}: {'; '.join(taken)}")
     dtype = torch.float64 if options.precision == "float64" else torch.float32
     return net.to(processes.device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -383,7 +390,13 @@ def train(
     )
     machine = machine_key(processes.device, getattr(torch, options.precision))
     log = TrainingLog(
-        run, options.steps, processes, tensorboard=options.tensorboard, machine=machine
+        run,
+        options.steps,
+        processes,
+        score_name="psnr",
+        score_unit="dB",
+        tensorboard=options.tensorboard,
+        machine=machine,
     )
     shipped, done, best, state, stopping = training_step.averaged_net, 0, -math.inf, None, False
     if latest := run.load_latest():
@@ -437,7 +450,7 @@ def train(
                     elasticnet.save(
                         shipped, run.folder / "best.safetensors", {"step": done, "psnr": scores}
                     )
-                log.images(done, validation_crops(shipped, validation, processes.device))
+                log.pictures(done, validation_crops(shipped, validation, processes.device))
             if saving or stopping:
                 state = {
                     "training": training_step.state_dict(),
@@ -449,7 +462,8 @@ def train(
                     elasticnet.save(shipped, run.folder / "last.safetensors", {"step": done})
     if done < options.steps:
         processes.say(
-            f"stopped and saved at step {done}; go on with: python {sys.argv[0]} --resume {run.folder}"
+            f"stopped and saved at step {done}; "
+            f"go on with: python {sys.argv[0]} --resume {run.folder}"
         )
     return shipped if done == options.steps else None
 

@@ -45,7 +45,7 @@ from elasticnet.sr.models.convert import BUILDERS, load_official, read_official
 from elasticnet.sr.models.edsr import tap_macs
 from elasticnet.sr.models.heads import bicubic_upsample
 from elasticnet.training.learning_rate import cosine
-from elasticnet.training.log import TrainingLog, tensorboard_installed
+from elasticnet.training.log import TrainingLog, show_messages, tensorboard_installed
 from elasticnet.training.options import as_json, at_least_one, open_run, parse_options
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run, differing_options
@@ -163,7 +163,8 @@ class Options:
         at_least_one(self, *(name for name in FIXED[3:] if getattr(self, name) is not None))
         if self.model == "edsr" and self.num_groups is not None:
             raise ValueError(
-                f"--num-groups {self.num_groups}: EDSR has no groups; give --num-blocks, or --model rcan"
+                f"--num-groups {self.num_groups}: EDSR has no groups; "
+                "give --num-blocks, or --model rcan"
             )
         if self.sampled_taps is not None and self.sampled_taps < 0:
             raise ValueError(f"--sampled-taps {self.sampled_taps}: expected at least 0")
@@ -209,6 +210,7 @@ def parse(arguments: list[str]) -> Options:
 
 
 def main(options: Options) -> None:
+    show_messages()
     processes = Processes(device=torch.device(options.device))
     ordinary = ordinary_network(options).to(processes.device)
     scale = scale_of(ordinary)
@@ -227,7 +229,8 @@ def main(options: Options) -> None:
             if name in FIXED:
                 option = f"--{name.replace('_', '-')} {now}"
                 raise ValueError(
-                    f"{option}: the run in {run.folder} was started with {before}; start another one"
+                    f"{option}: the run in {run.folder} was started with {before}; "
+                    "start another one"
                 )
         scored = ", ".join(name for name, _ in sets)
         processes.say(f"training on {training}, scoring on {scored}; run folder {run.folder}")
@@ -320,7 +323,8 @@ def tap_cost(net: ElasticWrapper, options: Options) -> str:
     side, count, sampled = options.patch_size, len(net.taps), sampled_taps(options)
     ratio = tap_macs(net, torch.zeros(1, 3, side, side, device=options.device)).ratio
     heads = f"heads at all {count} taps cost {ratio:.2f} times the multiply-adds of stem and blocks"
-    return f"{heads}; a step of the elastic training takes {count if sampled is None else min(count, 1 + sampled)}"
+    taken = count if sampled is None else min(count, 1 + sampled)
+    return f"{heads}; a step of the elastic training takes {taken}"
 
 
 def train(
@@ -345,7 +349,14 @@ def train(
     begun, reached = (0, 0) if state is None else (state["begun"], PHASES.index(state["phase"]))
     if state is not None:
         processes.say(f"resumed {run.folder} at step {done}, in the phase {state['phase']}")
-    log = TrainingLog(run, begun + sum(steps[reached:]), processes, tensorboard=options.tensorboard)
+    log = TrainingLog(
+        run,
+        begun + sum(steps[reached:]),
+        processes,
+        score_name="psnr",
+        score_unit="dB",
+        tensorboard=options.tensorboard,
+    )
     with StopSignal() as stop:
         for number, phase in enumerate(PHASES):
             net = nets[phase] if phase in nets else copy.deepcopy(nets["ordinary"])

@@ -6,17 +6,32 @@ import math
 
 
 def halving(step: int, every: int) -> float:
-    """Return the learning rate's factor when it is halved every `every` steps (the ASRN paper:
-    200,000).
+    """Return the learning rate's factor when the rate is halved every `every` steps.
+
+    Args:
+        step: The number of the step, from 0.
+        every: Steps between two halvings, from 1. The ASRN paper has 200,000.
+
+    Returns:
+        1, then 1/2, 1/4 and so on.
     """
     return 0.5 ** (step // every)
 
 
 def cosine(step: int, total: int, warmup: int = 0, floor: float = 0.0) -> float:
-    """Return the learning rate's factor: linear warm-up over `warmup` steps, then half a cosine
-    down to `floor`.
+    """Return the learning rate's factor: a linear warm-up, then half a period of a cosine.
+
+    Args:
+        step: The number of the step, from 0.
+        total: Steps of the whole training, warm-up included. Later steps have the factor `floor`.
+        warmup: Steps over which the factor rises to 1. Default: none.
+        floor: The factor at the end, from 0 to 1.
+
+    Returns:
+        The factor, from 0 to 1.
     """
     if step < warmup:
         return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return floor + (1 - floor) * (0.5 + 0.5 * math.cos(math.pi * progress))
+    progress = (step - warmup) / max(1, total - warmup)
+    half_wave = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))  # from 1 to 0
+    return floor + (1 - floor) * half_wave

@@ -1,13 +1,13 @@
-"""What a training tells while it runs: log.jsonl, one line of progress, TensorBoard; no loop."""
+"""What a training tells while it runs: log.jsonl, one line of progress, TensorBoard."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,21 +16,68 @@ from elasticnet.losses import LossMeter, LossTerms
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+SECONDS_BETWEEN_REFRESHES = 0.1
+"""Of the line of progress, on a terminal."""
+SECONDS_BETWEEN_LINES = 30
+"""Of the line of progress in a file or a pipe, where every refresh is a line of its own."""
+
+_PROGRESS_FORMAT = "{percentage:3.0f}% {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}"
+
 
 def tensorboard_installed() -> bool:
     """Return whether TensorBoard can be written: it comes with the extra `train`."""
     return importlib.util.find_spec("tensorboard") is not None
 
 
-class TrainingLog:
-    """The log of one training, as a context manager: `add` every step's losses, `write` a line now
-    and then.
+def show_messages() -> None:
+    """Show the library's messages, from the level INFO up, on standard output.
 
-    A line goes to the run's log.jsonl, to the line of progress (steps a second, time left, loss
-    terms, the last scores), and with `tensorboard` to the run's tensorboard folder. Of several
-    processes the first one writes, means over all of them. total: steps of the whole training.
-    machine: what trains, as `machine_key` says it; lines with scores name it, as a resumed training
-    may go on elsewhere.
+    This is for recipes and scripts. The library itself only logs, and leaves it to whoever runs it
+    what is shown. Messages appear above the line of progress and do not break it. A second call
+    changes nothing.
+    """
+    library = logging.getLogger("elasticnet")
+    library.setLevel(logging.INFO)
+    if not any(isinstance(handler, _AboveProgress) for handler in library.handlers):
+        library.addHandler(_AboveProgress())
+
+
+class _AboveProgress(logging.Handler):
+    """Writes messages to standard output, above tqdm's line of progress where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record))
+
+
+class TrainingLog:
+    """The log of one training, to be used in a `with` statement.
+
+    `add` takes the losses of every step, and `write` writes a line now and then: to the run's
+    log.jsonl, to the line of progress (steps a second, time left, loss terms, the last scores),
+    and to TensorBoard. Of several processes only the first one writes, the means over all of them.
+
+    Args:
+        run: The run whose folder holds the log.
+        total: Steps of the whole training.
+        processes: The processes of the training. Default: this one alone.
+        score_name: What the scores are, such as `"accuracy"`: their name in log.jsonl, in
+            TensorBoard and in the line of progress.
+        score_unit: Their unit, for the line of progress. Default: none.
+        tensorboard: Whether to write TensorBoard's files, into the folder `tensorboard` of the
+            run.
+        machine: What trains, as `machine_key` of `elasticnet.card.measuring` says it. Lines with
+            scores name it, since a resumed training may go on elsewhere.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is asked for and is not installed.
+
+    Example:
+        >>> with TrainingLog(run, total=1000, score_name="accuracy") as log:
+        ...     log.add(terms)
+        ...     log.write(1, {1: 0.52, 2: 0.61}, learning_rate=1e-3)
     """
 
     def __init__(
@@ -39,134 +86,179 @@ class TrainingLog:
         total: int,
         processes: Processes | None = None,
         *,
+        score_name: str = "score",
+        score_unit: str = "",
         tensorboard: bool = False,
         machine: str | None = None,
     ) -> None:
-        self.run, self.total, self.processes, self.machine = (
-            run,
-            total,
-            processes or Processes(),
-            machine,
-        )
-        self.scores: dict[int, float] = {}
-        self.seconds = 0.0
-        self._tensorboard = tensorboard and self.processes.first
-        self._meter = LossMeter(self.processes.average)
-        if self._tensorboard and not tensorboard_installed():
+        self.run = run
+        self.total = total
+        self.processes = processes or Processes()
+        self.score_name = score_name
+        self.score_unit = score_unit
+        self.machine = machine
+        self.scores: dict[int, float] = {}  # the last ones, by depth
+        self.seconds = 0.0  # of training, up to the last line
+        if tensorboard and self.processes.first and not tensorboard_installed():
             raise ModuleNotFoundError(
-                'TensorBoard is not installed: pip install "elastic-depth[train]", or log without it'
+                'TensorBoard is not installed: pip install "elastic-depth[train]", '
+                "or log without it"
             )
+        self._tensorboard = tensorboard and self.processes.first
+        self._board: SummaryWriter | None = None
+        self._meter = LossMeter(self.processes.average)
+        self._progress: tqdm[Any] | None = None
+        self._first_step = 1  # of those that the next line is about
+        self._clock = time.perf_counter()  # when the last line was written
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training shows from the first step on: the last scores, and the seconds
-        spent so far.
-        """
+        """Return what a resumed training goes on from: the last scores, and the seconds so far."""
         return {"scores": self.scores, "seconds": self.seconds}
 
     def start(self, done: int = 0, state: Mapping[str, Any] | None = None) -> TrainingLog:
-        """Begin, or go on after step `done` with an earlier `state_dict`; to be used in a `with`
-        statement.
-        """
-        if state is not None:
-            self.scores, self.seconds = dict(state["scores"]), state["seconds"]
-        self._first = done + 1  # the step of the meter's oldest entry
-        self._clock = time.perf_counter()
-        with ExitStack() as stack:
-            self._board = None
-            if self._tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
+        """Say where the training begins, before the `with` block; not needed at step 0.
 
-                # What a killed process logged beyond `done` is hidden, as log.jsonl is cut back to
-                # it.
-                self._board = SummaryWriter(
-                    str(self.run.folder / "tensorboard"), purge_step=done + 1
-                )
-                stack.callback(self._board.close)
-            self._bar = stack.enter_context(
-                tqdm(
-                    total=self.total,
-                    initial=done,
-                    unit="it",
-                    dynamic_ncols=True,
-                    # seconds; in a file every refresh is a line
-                    mininterval=0.1 if sys.stderr.isatty() else 30,
-                    bar_format="{percentage:3.0f}% {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}",
-                    disable=not self.processes.first,
-                )
-            )
-            self._stack = stack.pop_all()
-        self._show("")
+        Args:
+            done: How many steps are done already.
+            state: What `state_dict` returned after that step.
+
+        Returns:
+            The log itself, so that `with log.start(done, state):` can be written.
+        """
+        self._first_step = done + 1
+        if state is not None:
+            self.scores = dict(state["scores"])
+            self.seconds = state["seconds"]
         return self
 
     def __enter__(self) -> TrainingLog:
-        return self if hasattr(self, "_stack") else self.start()
+        done = self._first_step - 1
+        if self._tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # log.jsonl is cut back to the step `done`, and so is what a killed process wrote here
+            self._board = SummaryWriter(
+                str(self.run.folder / "tensorboard"), purge_step=self._first_step
+            )
+        on_terminal = sys.stderr.isatty()
+        self._progress = tqdm(
+            total=self.total,
+            initial=done,
+            unit="it",
+            dynamic_ncols=True,
+            mininterval=SECONDS_BETWEEN_REFRESHES if on_terminal else SECONDS_BETWEEN_LINES,
+            bar_format=_PROGRESS_FORMAT,
+            disable=not self.processes.first,
+        )
+        self._show({})
+        self._clock = time.perf_counter()
+        return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stack.close()
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
 
     def add(self, terms: LossTerms) -> None:
-        """Take the losses of one step; they stay on their device until the next line."""
+        """Take the losses of one step. They stay on their device until the next line.
+
+        Args:
+            terms: What the step returned.
+        """
         self._meter.add(terms)
-        self._bar.update()
+        if self._progress is not None:
+            self._progress.update()
 
     def write(self, step: int, scores: Mapping[int, float] | None = None, **numbers: float) -> None:
-        """Write the line of `step`: mean losses since the last one (where a step was added),
-        `numbers`, the `scores` (PSNR per depth, in dB).
+        """Write a line, with the mean losses since the last line if a step has been added.
 
-        Raises FloatingPointError that names the step when a loss since the last line was NaN or
-        infinite, before anything is written.
+        Args:
+            step: How many steps are done.
+            scores: The scores by depth, where they have just been measured.
+            **numbers: Further entries of the line, such as the learning rate.
+
+        Raises:
+            FloatingPointError: A loss since the last line was NaN or infinite; the message names
+                its step. Nothing has been written then.
         """
-        if (bad := self._meter.first_not_finite()) is not None:
-            held = "holds the last good state" if self.run.checkpoints() else "holds no state yet"
-            raise FloatingPointError(
-                f"the loss became NaN or infinite at step {self._first + bad}; nothing was saved since, and "
-                f"{self.run.folder} {held}. Try a smaller learning rate, or clipped gradients"
-            )
+        self._refuse_not_finite()
         now = time.perf_counter()
-        self.seconds, self._clock, self._first = self.seconds + now - self._clock, now, step + 1
-        means = self._meter.means() if len(self._meter) else {}
+        self.seconds += now - self._clock
+        self._clock = now
+        self._first_step = step + 1
+
+        means: dict[str, Any] = self._meter.means() if len(self._meter) else {}
         record = {"step": step, "seconds": round(self.seconds, 1), **numbers, **means}
         if scores is not None:
-            self.scores = record["psnr"] = dict(scores)
+            self.scores = dict(scores)
+            record[self.score_name] = self.scores
             if self.machine is not None:
-                count = self.processes.count
-                record["machine"] = self.machine if count == 1 else f"{count} times {self.machine}"
+                record["machine"] = self._machines(self.machine)
         self.run.log(record)
-        if self._board is not None:
-            for tag, value in _flat(record):
-                self._board.add_scalar(tag, value, step)
-            self._board.flush()  # or a kill would take lines that log.jsonl has
-        terms = [
-            means[name] for name in ("routine", "deep_supervision", "distillation") if name in means
-        ]
-        self._show(
-            f"loss {means['total']:.4g} = {' + '.join(f'{term:.3g}' for term in terms)}"
-            if terms
-            else ""
-        )
+        self._write_board(step, record)
+        self._show(means)
 
-    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Show uint8 images (height, width, 3) in TensorBoard, by their names."""
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Show pictures in TensorBoard; without it, do nothing.
+
+        Args:
+            step: How many steps are done.
+            pictures: By their names, uint8 of shape (height, width, 3).
+        """
         if self._board is not None:
-            for name, image in images.items():
-                self._board.add_image(name, image, step, dataformats="HWC")
+            for name, picture in pictures.items():
+                self._board.add_image(name, picture, step, dataformats="HWC")
             self._board.flush()
 
-    def _show(self, losses: str) -> None:
-        scores = (
-            f"PSNR {' '.join(f'{score:.2f}' for score in self.scores.values())}"
-            if self.scores
-            else ""
+    def _refuse_not_finite(self) -> None:
+        index = self._meter.first_not_finite()
+        if index is None:
+            return
+        holds = "holds the last good state" if self.run.checkpoints() else "holds no state yet"
+        raise FloatingPointError(
+            f"the loss became NaN or infinite at step {self._first_step + index}; nothing was "
+            f"saved since, and {self.run.folder} {holds}. Try a smaller learning rate, or clipped "
+            "gradients"
         )
-        self._bar.set_postfix_str(", ".join(filter(None, (losses, scores))), refresh=False)
+
+    def _machines(self, machine: str) -> str:
+        if self.processes.count == 1:
+            return machine
+        return f"{self.processes.count} times {machine}"
+
+    def _write_board(self, step: int, record: Mapping[str, Any]) -> None:
+        if self._board is None:
+            return
+        for tag, number in _numbers_by_tag(record).items():
+            self._board.add_scalar(tag, number, step)
+        self._board.flush()  # or a kill would lose lines that log.jsonl has
+
+    def _show(self, means: Mapping[str, Any]) -> None:
+        """Put the losses of the last line, and the last scores, into the line of progress."""
+        shown: list[str] = []
+        if means:
+            terms = (means["routine"], means["deep_supervision"], means["distillation"])
+            summands = " + ".join(f"{term:.3g}" for term in terms)
+            shown.append(f"loss {means['total']:.4g} = {summands}")
+        if self.scores:
+            scores = " ".join(f"{score:#.4g}" for score in self.scores.values())
+            shown.append(f"{self.score_name} {scores} {self.score_unit}".rstrip())
+        if self._progress is not None:
+            self._progress.set_postfix_str(", ".join(shown), refresh=False)
 
 
-def _flat(record: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """The numbers of a record by their tags: {"psnr": {1: 30.1}} is psnr/1."""
-    found = []
+def _numbers_by_tag(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return a line's numbers by TensorBoard's tags: {"per_depth": {1: 0.5}} is per_depth/1."""
+    numbers: dict[str, float] = {}
     for name, value in record.items():
-        if isinstance(value, Mapping):
-            found += [(f"{name}/{key}", entry) for key, entry in value.items()]
-        elif name not in ("step", "machine"):
-            found.append((name, value))
-    return found
+        if name in ("step", "machine"):
+            continue
+        if isinstance(value, int | float):
+            numbers[name] = value
+        else:  # a number for each depth
+            for depth, number in value.items():
+                numbers[f"{name}/{depth}"] = number
+    return numbers

@@ -1,58 +1,77 @@
-"""Several processes of one training, on torch.distributed: `torchrun` or `accelerate launch` starts
-them.
+"""Several processes of one training, on torch.distributed.
 
-Each process computes its share of the batch; gradients, losses and decisions are then made one for
-all. Alone, every function returns what it was given.
+`torchrun` or `accelerate launch` starts them. Each one computes its share of the batch; gradients,
+losses and decisions are then made one for all. In a single process every function returns what it
+was given.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm import tqdm
 
-# What `accelerate launch` can ask for in the environment, and a loop of ours would not do.
+logger = logging.getLogger(__name__)
+
+# What `accelerate launch` can ask for in the environment, and a plain data-parallel loop is not.
 _OTHER_ENGINES = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
+_CPU = torch.device("cpu")
 
 
-class Processes(NamedTuple):
-    """The processes of a training, seen from one of them: `rank` of `count`, and the `device` that
-    is its own.
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a training, seen from one of them.
+
+    Attributes:
+        rank: The number of this process, from 0.
+        count: How many processes there are.
+        device: The device that this process computes on.
     """
 
     rank: int = 0
     count: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
     def say(self, text: str) -> None:
-        """Print a line above the line of progress, once for all processes."""
+        """Log a message once for all processes, at the level INFO.
+
+        Args:
+            text: The message. `show_messages` in `elasticnet.training.log` shows it on the
+                terminal.
+        """
         if self.first:
-            tqdm.write(text)
+            logger.info("%s", text)
 
     def average(self, values: Tensor) -> Tensor:
-        """Return the mean of a floating-point tensor over the processes, in its own dtype."""
-        if self.count > 1:
-            values = values.clone()
-            dist.all_reduce(values)  # a sum: gloo knows no mean
-            values = values / self.count
-        return values
+        """Return the mean of a tensor over the processes, in its own dtype.
+
+        Args:
+            values: Floating point, of the same shape in every process.
+        """
+        if self.count == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)  # a sum, as gloo knows no mean
+        return total / self.count
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its mean over the processes, in one reduction for each dtype.
 
-        A parameter without a gradient must have none in any process; taps are sampled alike in all
-        of them.
+        Args:
+            parameters: The same ones in every process. One without a gradient here must have none
+                in any process; that holds because taps are sampled alike in all of them.
         """
         if self.count == 1:
             return
@@ -61,20 +80,33 @@ class Processes(NamedTuple):
             if parameter.grad is not None:
                 by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
         for gradients in by_dtype.values():
-            # (reshape, not view: gradients of channels-last weights lie in their order)
-            mean = self.average(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-            parts = mean.split([gradient.numel() for gradient in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view(gradient.shape))
+            self._average_together(gradients)
+
+    def _average_together(self, gradients: Sequence[Tensor]) -> None:
+        # reshape and not view: the gradients of channels-last weights lie in that order
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        sizes = [gradient.numel() for gradient in gradients]
+        means = torch.split(self.average(flat), sizes)
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view(gradient.shape))
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set in any of the processes."""
+        """Return whether the flag is set in any of the processes.
+
+        Args:
+            flag: The flag of this process.
+        """
         if self.count == 1:
             return flag
-        return bool(self.average(torch.tensor(float(flag), device=self.device)).item())
+        mean = self.average(torch.tensor(float(flag), device=self.device))
+        return mean.item() > 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every process's value, by rank."""
+        """Return the values of all processes, by rank.
+
+        Args:
+            value: The value of this process, of a type that pickle takes.
+        """
         values: list[Any] = [value] * self.count
         if self.count > 1:
             dist.all_gather_object(values, value)
@@ -82,17 +114,45 @@ class Processes(NamedTuple):
 
 
 @contextmanager
-def join_processes(device: torch.device | str) -> Iterator[Processes]:
-    """Join the processes that a launcher has started, and leave them at the end of the `with`
-    block.
+def join_processes(device: torch.device | str) -> Generator[Processes, None, None]:
+    """Join the processes that a launcher has started; leave them at the end of the `with` block.
 
-    The launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) says who
-    they are; without it, or for a single process, nothing is started. On CUDA each process takes
-    the device of its LOCAL_RANK and NCCL, on the CPU gloo. Raises ValueError when `accelerate
-    launch` was asked for an engine or a precision that is not served.
+    The launcher's environment says who they are: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+    MASTER_PORT. Without it, or for a single process, nothing is started.
+
+    Args:
+        device: `"cpu"`, where the processes talk by gloo, or `"cuda"`, where they talk by NCCL and
+            each process takes the device of its LOCAL_RANK.
+
+    Yields:
+        The processes, with the device of this one.
+
+    Raises:
+        ValueError: `accelerate launch` was asked for an engine or a precision that is not served,
+            or there are more processes than GPUs on this host.
     """
+    _refuse_other_engines()
     device = torch.device(device)
-    count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
+        yield Processes(device=device)
+        return
+
+    rank = int(os.environ.get("RANK", 0))
+    backend = "gloo"
+    if device.type == "cuda":
+        backend = "nccl"
+        device = _own_gpu(int(os.environ.get("LOCAL_RANK", rank)))
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend)
+    try:
+        yield Processes(rank, count, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _refuse_other_engines() -> None:
+    """Refuse what `accelerate launch` was asked for where a training would go on without it."""
     for name in _OTHER_ENGINES:
         if os.environ.get(name, "false").lower() in ("true", "1"):
             raise ValueError(
@@ -101,21 +161,16 @@ def join_processes(device: torch.device | str) -> Iterator[Processes]:
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
         raise ValueError(
-            f"accelerate launch --mixed_precision {precision}: pass `no` there and give --precision here"
+            f"accelerate launch --mixed_precision {precision}: pass `no` there and give "
+            "--precision here"
         )
-    if count == 1:
-        yield Processes(device=device)
-        return
-    if device.type == "cuda":
-        local, gpus = int(os.environ.get("LOCAL_RANK", rank)), torch.cuda.device_count()
-        if local >= gpus:
-            raise ValueError(
-                f"LOCAL_RANK {local}: this host has {gpus} GPUs; start at most one process for each"
-            )
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Processes(rank, count, device)
-    finally:
-        dist.destroy_process_group()
+
+
+def _own_gpu(local_rank: int) -> torch.device:
+    num_gpus = torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise ValueError(
+            f"LOCAL_RANK {local_rank}: this host has {num_gpus} GPUs; "
+            "start at most one process for each"
+        )
+    return torch.device("cuda", local_rank)

@@ -1,4 +1,4 @@
-"""A training run's folder: lock, options, states to resume from, JSONL log; no loop."""
+"""A training run's folder: lock, options, states to resume from, and the log in JSON lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -22,62 +21,121 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+ABSENT = "(absent)"
+"""Stands for the value of an option that one of two sets of options does not have."""
+
+_NOTHING_SAVED = -1  # instead of the number of a step
+
+# What a run that was killed before its options were written has left in its folder.
+_LEFT_BY_A_KILLED_START = re.compile(r"lock|\.options\..*tmp")
+_STEP_OF_A_CHECKPOINT = re.compile(r"step_(\d{8,})")
+_STEP_OF_A_LINE = re.compile(rb'\{"step": (\d+)\b.*\}\n')
+
 
 def differing_options(
     stored: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """The options that differ as JSON: name -> (stored, given), with "(absent)" where a side lacks
-    the name.
+    """Compare two sets of options as JSON.
+
+    Args:
+        stored: The options by name, such as `Run.options`.
+        given: The other ones.
+
+    Returns:
+        Those that differ: name -> (stored, given), sorted by name. `ABSENT` stands where a side
+        lacks the name.
     """
-    old, new = strict_json(stored, "stored"), strict_json(given, "given")
-    pairs = {
-        name: (old.get(name, "(absent)"), new.get(name, "(absent)"))
-        for name in sorted({*old, *new})
-    }
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    old = strict_json(stored, "stored")
+    new = strict_json(given, "given")
+    differing: dict[str, tuple[Any, Any]] = {}
+    for name in sorted({*old, *new}):
+        before = old.get(name, ABSENT)
+        now = new.get(name, ABSENT)
+        if before != now:
+            differing[name] = (before, now)
+    return differing
 
 
-class Run(AbstractContextManager["Run"]):
-    """A run folder held by one writing process; open it with `create` or `resume`, best in a with
-    statement.
+class Run:
+    """A run folder that one process writes to; open it with `Run.create` or `Run.resume`.
 
-    `writer=False` takes no lock and changes nothing on disk: `save` and `log` do nothing, so that
-    one loop serves every rank of a distributed run. `options` are as options.json holds them
-    (tuples are lists). `keep` counts checkpoints.
+    Best used in a `with` statement, which closes it.
+
+    Args:
+        folder: The run's folder; it must exist, unless `writer` is False.
+        options: As options.json holds them: plain JSON, so that tuples are lists.
+        keep: How many checkpoints are kept, from 1 up.
+        writer: Whether this process writes. If not, it takes no lock and changes nothing on disk:
+            `save` and `log` do nothing, so that one loop serves every process of a training.
+
+    Raises:
+        ValueError: `keep` is not a number from 1 up.
+        RuntimeError: Another process holds the run.
+
+    Example:
+        >>> with Run.create("runs/first", {"learning_rate": 1e-3}) as run:
+        ...     run.log({"step": 1, "loss": 0.5})
+        ...     run.save(1, {"net": net.state_dict()})
+        >>> with Run.resume("runs/first") as run:
+        ...     step, state = run.load_latest()
     """
 
     def __init__(
         self, folder: AnyPath, options: dict[str, Any], *, keep: int, writer: bool
     ) -> None:
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+        if not _is_count(keep) or keep < 1:
             raise ValueError(
                 f"keep={keep!r}: expected the number of checkpoints to keep, from 1 up"
             )
-        self.folder, self.options, self.writer, self._keep = Path(folder), options, writer, keep
-        self._saved_step: int | None = -1  # None: resumed, and load_latest is still to be called
-        self._lock = _take_lock(self.folder / "lock") if writer else None
-        for left_by_a_kill in self.folder.rglob(".*.[0-9]*.tmp") if writer else ():
-            left_by_a_kill.unlink()
+        self.folder = Path(folder)
+        self.options = options
+        self.writer = writer
+        self._keep = keep
+        self._saved_step = _NOTHING_SAVED
+        self._must_load = False  # whether load_latest has to come before log and save
+        self._lock: FileIO | None = None
+        if writer:
+            self._lock = _take_lock(self.folder / "lock")
+            for left_by_a_kill in self.folder.rglob(".*.[0-9]*.tmp"):
+                left_by_a_kill.unlink()
 
     @classmethod
     def create(
         cls, folder: AnyPath, options: Mapping[str, Any], *, keep: int = 3, writer: bool = True
     ) -> Run:
-        """Start a run in a new or empty folder and write options.json; a folder in use is a
-        FileExistsError.
+        """Start a run: take the lock and write options.json.
+
+        Args:
+            folder: A new or empty folder.
+            options: The run's options by name, of types that JSON has.
+            keep: How many checkpoints are kept, from 1 up.
+            writer: Whether this process writes; see the class.
+
+        Returns:
+            The open run.
+
+        Raises:
+            FileExistsError: The folder is not empty, or is a file.
+            RuntimeError: Another process holds the run.
+            TypeError: JSON cannot hold an option; the message names it.
         """
-        folder, plain = Path(folder), json.loads(json.dumps(strict_json(options, "options")))
+        folder = Path(folder)
+        # there and back, so that a new run has the options that a resumed one reads
+        plain_options = json.loads(json.dumps(strict_json(options, "options")))
         if not writer:
-            return cls(folder, plain, keep=keep, writer=False)
+            return cls(folder, plain_options, keep=keep, writer=False)
+
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "options.json").exists():  # put no lock into a folder that is not a run's
+        # Somebody else's folder is refused before a lock is put into it. A run's folder is refused
+        # after the lock is taken, so that one in use is reported as that.
+        if not (folder / "options.json").exists():
             _refuse_used(folder)
-        run = cls(folder, plain, keep=keep, writer=True)
+        run = cls(folder, plain_options, keep=keep, writer=True)
         try:
             _refuse_used(folder)
-            write_json(folder / "options.json", plain)
+            write_json(folder / "options.json", plain_options)
         except BaseException:
             run.close()
             raise
@@ -85,8 +143,20 @@ class Run(AbstractContextManager["Run"]):
 
     @classmethod
     def resume(cls, folder: AnyPath, *, keep: int = 3, writer: bool = True) -> Run:
-        """Open an existing run with its stored options; call `load_latest` before `log` and
-        `save`.
+        """Open an existing run with its stored options; `load_latest` comes before `log` or `save`.
+
+        Args:
+            folder: The folder of the run.
+            keep: How many checkpoints are kept, from 1 up.
+            writer: Whether this process writes; see the class.
+
+        Returns:
+            The open run.
+
+        Raises:
+            FileNotFoundError: The folder holds no run.
+            ValueError: The run's options.json is damaged.
+            RuntimeError: Another process holds the run.
         """
         path = Path(folder) / "options.json"
         if not path.is_file():
@@ -100,8 +170,11 @@ class Run(AbstractContextManager["Run"]):
                 f"{path} is not JSON ({error}): repair it or choose another --out"
             ) from error
         run = cls(folder, options, keep=keep, writer=writer)
-        run._saved_step = None
+        run._must_load = True
         return run
+
+    def __enter__(self) -> Run:
+        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -112,134 +185,183 @@ class Run(AbstractContextManager["Run"]):
             self._lock.close()
 
     def checkpoints(self) -> dict[int, Path]:
-        """The checkpoint files by step, oldest first, unchecked."""
-        paths = self.folder.glob("checkpoints/step_*.safetensors")
-        found = {
-            int(path.stem[5:]): path for path in paths if re.fullmatch(r"step_\d{8,}", path.stem)
-        }
+        """Return the files of the checkpoints by step, oldest first. They are not checked."""
+        found: dict[int, Path] = {}
+        for path in self.folder.glob("checkpoints/step_*.safetensors"):
+            match = _STEP_OF_A_CHECKPOINT.fullmatch(path.stem)
+            if match:
+                found[int(match[1])] = path
         return dict(sorted(found.items()))
 
     def save(self, step: int, state: Any) -> None:
-        """Write the state after `step` (see `pack_state`) and drop all but the last `keep`; an
-        OSError drops none.
+        """Write a checkpoint atomically, and drop all but the last `keep`.
+
+        Args:
+            step: How many steps are done; not below that of an earlier save.
+            state: What `elasticnet.training.state.pack_state` takes.
+
+        Raises:
+            ValueError: A later step is saved already, or the step is no integer from 0 up.
+            RuntimeError: The run is closed, or was resumed and not yet loaded.
+            OSError: The disk is full, for example. No earlier checkpoint has been dropped then.
+            TypeError: Something in the state cannot be saved; the message names its place.
         """
         if not self.writer:
             return
-        if step < (saved := self._check_writable(step)):
-            raise ValueError(f"step {step}: this run has already saved step {saved}")
+        self._check_writable(step)
+        if step < self._saved_step:
+            raise ValueError(f"step {step}: this run has already saved step {self._saved_step}")
+
         packed = pack_state(step, state)
-        with open(self.folder / "log.jsonl", "ab") as log:
-            # a checkpoint must not reach the disk before the lines that it counts on
-            os.fsync(log.fileno())
         folder = self.folder / "checkpoints"
         folder.mkdir(exist_ok=True)
+        self._flush_log()
         write_atomic(folder / f"step_{step:08d}.safetensors", packed)
         self._saved_step = step
-        paths = self.checkpoints()
-        # A later step than this one can only be a corrupt checkpoint that load_latest passed over.
-        kept = [other for other in paths if other <= step][-self._keep :]
-        for other in paths.keys() - kept:
-            paths[other].unlink()
+        self._drop_old_checkpoints()
 
     def load_latest(self) -> tuple[int, Any] | None:
-        """The (step, state) of the newest valid checkpoint, None without any; cuts the log back to
-        it.
+        """Return the newest checkpoint that is whole, and cut the log back to it.
 
-        A corrupt checkpoint is passed over with a warning that names it; ValueError when all of
-        them are corrupt. The cut drops the lines of later steps (all lines without a checkpoint)
-        and damaged ones.
+        A corrupt checkpoint is passed over with a warning that names it. The cut drops the lines of
+        later steps (all lines if there is no checkpoint), and damaged ones.
+
+        Returns:
+            The step and the state; None if there is no checkpoint.
+
+        Raises:
+            ValueError: All checkpoints are corrupt.
+            RuntimeError: A later version of elasticnet wrote the checkpoint.
         """
-        found, paths = None, self.checkpoints()
-        for path in reversed(paths.values()):
-            try:
-                found = unpack_state(path.read_bytes())
-                break
-            except ValueError as error:
-                warnings.warn(
-                    f"{path} is corrupt ({error}): trying the one before it", stacklevel=2
-                )
-        if paths and found is None:
-            raise ValueError(
-                f"all checkpoints in {self.folder} are corrupt ({len(paths)}): choose another --out"
-            )
-        self._saved_step = -1 if found is None else found[0]
-        if self.writer and (path := self.folder / "log.jsonl").exists():
-            lines = path.read_bytes().splitlines(keepends=True)
-            matches = [re.fullmatch(rb'\{"step": (\d+)\b.*\}\n', line) for line in lines]
-            kept = [match[0] for match in matches if match and int(match[1]) <= self._saved_step]
-            if len(kept) < len(lines):
-                write_atomic(path, b"".join(kept))
-        return found
+        latest = self._newest_valid()
+        self._saved_step = _NOTHING_SAVED if latest is None else latest[0]
+        self._must_load = False
+        if self.writer:
+            self._cut_log()
+        return latest
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append a line of strict JSON to log.jsonl; `record["step"]` must be later than the last
-        save.
+        """Append a line of strict JSON to log.jsonl.
 
-        So the lines of a step come before its checkpoint, and a kill neither loses nor doubles one.
-        Tensors and arrays become numbers or lists; NaN and infinities become the strings "NaN",
-        "Infinity", "-Infinity".
+        The lines of a step come before its checkpoint. So a kill neither loses nor doubles one.
+
+        Args:
+            record: What the line holds. `record["step"]` must be later than the last save. Tensors
+                and arrays become numbers or lists; NaN and infinities become the strings "NaN",
+                "Infinity" and "-Infinity".
+
+        Raises:
+            ValueError: The step is saved already, or is no integer from 0 up.
+            RuntimeError: The run is closed, or was resumed and not yet loaded.
+            OSError: The disk is full, for example. The log is then as it was.
+            TypeError: JSON cannot hold an entry; the message names it.
         """
         if not self.writer:
             return
         step: Any = record.get("step")
-        if step <= self._check_writable(step):
+        self._check_writable(step)
+        if step <= self._saved_step:
             raise ValueError(
-                f"step {step}: step {self._saved_step} is already saved; log a step before saving it"
+                f"step {step}: step {self._saved_step} is already saved; "
+                "log a step before saving it"
             )
-        # The step comes first, where load_latest looks for it.
-        line = (
-            json.dumps(strict_json({"step": step, **record}, "record"), allow_nan=False).encode()
-            + b"\n"
-        )
-        with FileIO(self.folder / "log.jsonl", "a") as file:
-            end = file.seek(0, os.SEEK_END)
-            try:
-                # on a full disk the first write may take a part, and only the second one fails
-                while line:
-                    line = line[file.write(line) :]
-            except OSError as error:
-                file.truncate(end)
-                raise OSError(
-                    error.errno, f"could not write {file.name} ({error.strerror})"
-                ) from error
+        # The step comes first, where _STEP_OF_A_LINE looks for it.
+        plain = strict_json({"step": step, **record}, "record")
+        line = json.dumps(plain, allow_nan=False) + "\n"
+        _append_whole(self.folder / "log.jsonl", line.encode())
 
-    def _check_writable(self, step: Any) -> int:
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+    def _check_writable(self, step: Any) -> None:
+        if not _is_count(step):
             raise ValueError(f"step {step!r}: expected an integer from 0 up")
         if self._lock is None or self._lock.closed:
             raise RuntimeError(f"the run in {self.folder} is closed: resume it to go on")
-        if self._saved_step is None:
+        if self._must_load:
             raise RuntimeError(f"the run in {self.folder} was resumed: call load_latest() first")
-        return self._saved_step
+
+    def _flush_log(self) -> None:
+        """Bring the log to the disk, before a checkpoint that relies on its lines gets there."""
+        with open(self.folder / "log.jsonl", "ab") as log:
+            os.fsync(log.fileno())
+
+    def _drop_old_checkpoints(self) -> None:
+        paths = self.checkpoints()
+        # A later step than the saved one can only be a corrupt one that load_latest passed over.
+        valid = [step for step in paths if step <= self._saved_step]
+        kept = valid[-self._keep :]
+        for step, path in paths.items():
+            if step not in kept:
+                path.unlink()
+
+    def _newest_valid(self) -> tuple[int, Any] | None:
+        paths = self.checkpoints()
+        for path in reversed(paths.values()):
+            try:
+                return unpack_state(path.read_bytes())
+            except ValueError as error:
+                warnings.warn(
+                    f"{path} is corrupt ({error}): trying the one before it", stacklevel=3
+                )
+        if paths:
+            raise ValueError(
+                f"all checkpoints in {self.folder} are corrupt ({len(paths)}): choose another --out"
+            )
+        return None
+
+    def _cut_log(self) -> None:
+        """Drop the lines that are later than the saved step, and those that a kill cut short."""
+        path = self.folder / "log.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept: list[bytes] = []
+        for line in lines:
+            match = _STEP_OF_A_LINE.fullmatch(line)
+            if match and int(match[1]) <= self._saved_step:
+                kept.append(line)
+        if len(kept) < len(lines):
+            write_atomic(path, b"".join(kept))
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value is an integer from 0 up, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _refuse_used(folder: Path) -> None:
-    # A run that was killed before its options were written has left its lock, and a temporary file
-    # perhaps.
-    names = [
-        path.name
-        for path in folder.iterdir()
-        if not re.fullmatch(r"lock|\.options\..*tmp", path.name)
-    ]
+    """Refuse a folder that holds anything but what a killed start has left."""
+    names: list[str] = []
+    for path in folder.iterdir():
+        if not _LEFT_BY_A_KILLED_START.fullmatch(path.name):
+            names.append(path.name)
     if names:
-        held = ", ".join(sorted(names)[:4])
+        first_names = ", ".join(sorted(names)[:4])
         raise FileExistsError(
-            f"{folder} is not empty ({held}): use --resume or choose another --out"
+            f"{folder} is not empty ({first_names}): use --resume or choose another --out"
         )
 
 
+def _append_whole(path: Path, line: bytes) -> None:
+    """Append a line to a file, or leave the file as it was."""
+    with FileIO(path, "a") as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            # On a full disk the first write may take a part, and only the second one fails.
+            while line:
+                written = file.write(line)
+                line = line[written:]
+        except OSError as error:
+            file.truncate(end)
+            raise OSError(error.errno, f"could not write {path} ({error.strerror})") from error
+
+
 def _take_lock(path: Path) -> FileIO:
-    """Lock a file until it is closed or the process dies in whatever way; RuntimeError names the
-    holder.
+    """Lock a file until it is closed or the process dies, in whatever way it does.
+
+    Another process that holds the lock is a RuntimeError that names it.
     """
     file = FileIO(path, "a+")
     try:
-        if sys.platform == "win32":
-            # far behind the text, which must stay readable
-            os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_file(file)
     except (BlockingIOError, PermissionError) as error:
         file.close()
         holder = path.read_text().strip() or "unknown"
@@ -248,7 +370,17 @@ def _take_lock(path: Path) -> FileIO:
         ) from error
     file.truncate(0)
     file.write(f"{os.getpid()} on {platform.node()}".encode())
-    # a data loader's worker that outlives a killed run must not go on holding it
+    # A data loader's worker that outlives a killed run must not go on holding the lock.
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=file.close)
     return file
+
+
+def _lock_file(file: FileIO) -> None:
+    """Lock a file without waiting; a BlockingIOError or PermissionError if another one holds it."""
+    if sys.platform == "win32":
+        # a byte far behind the text, since Windows lets nobody read what is locked
+        os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,47 +1,69 @@
-"""One training step of a network and its objective, with all that makes it fast, exact and hard to
-kill; no loop.
-"""
+"""One training step: gradients of a batch, clipping, update and moving average; no loop."""
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from elasticnet.losses import LossTerms
 from elasticnet.training.processes import Processes
 
-PRECISIONS = {
+logger = logging.getLogger(__name__)
+
+AUTOCAST_DTYPES = {
     "float64": None,
     "float32": None,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-# (part, parts) -> that part of the step's batch, as (input, target); all parts are of equal size,
-# and a batch that cannot be cut into so many is a ValueError
+"""The precisions of a step, each with the dtype of autocast; None where autocast is off."""
+
 Batch = Callable[[int, int], tuple[Any, Any]]
+"""A step's batch as a function: `batch(part, num_parts)` returns that part as (input, target).
+
+Parts are counted from 0 and are of equal size. A batch that cannot be cut into so many parts raises
+a ValueError or an IndexError.
+"""
 
 
 class TrainingStep:
-    """Gradients of one batch, over all processes and in parts that fit into memory; clipping,
-    update and EMA.
+    """One step of a training, called with a batch and the number of the step.
 
-    Where the loss is a mean over the batch, processes and parts change the gradients by rounding
-    alone. Every process must start from the same weights.
+    The batch may be shared by several processes and computed in several parts. If the loss is a
+    mean over the batch, both change the gradients by rounding alone. Every process must start from
+    the same weights.
 
-    objective: the ElasticObjective, or any module or function (x, target, step=step) -> LossTerms;
-    may be compiled. net: whose parameters `optimizer` holds, and whose weights the EMA averages.
-    precision: "float32" or "float64" (as the weights are), "bfloat16" or "float16" by autocast, the
-    last with a
-        gradient scaler. ema: decay of the exponential moving average of the weights (timm's
-    ModelEmaV3), 0 for none. clip_norm, clip_value: largest norm of all gradients together, largest
-    absolute value of each; after averaging and
-        unscaling. parts: split this process's share of the batch into as many parts, one after the
-    other (gradient accumulation). auto_batch: on running out of GPU memory, double `parts`, say so,
-    and do the step again.
+    Args:
+        objective: An `ElasticObjective`, or any function
+            `objective(x, target, step=step) -> LossTerms`; it may be compiled.
+        net: The network whose parameters `optimizer` holds, and whose weights are averaged.
+        optimizer: Its gradients are cleared before every step.
+        processes: Those that share the batch. Default: this one, on the network's device.
+        precision: `"float32"` or `"float64"`, as the weights are; or, by autocast, `"bfloat16"`,
+            or `"float16"` with a gradient scaler.
+        ema: Decay of an exponential moving average of the weights, from 0 (none) to below 1, such
+            as 0.999; timm's `ModelEmaV3` with its warm-up.
+        clip_norm: Largest norm of all gradients together. Default: not limited.
+        clip_value: Largest absolute value of each gradient, after `clip_norm`. Default: not
+            limited.
+        parts: In how many parts this process computes its share of the batch, one after the other
+            (gradient accumulation). More parts take less memory.
+        auto_batch: When the GPU's memory runs out, double `parts`, log a warning, and do the step
+            again.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> training_step = TrainingStep(objective, net, optimizer, ema=0.999, parts=2)
+        >>> def batch(part, num_parts):
+        ...     return x.chunk(num_parts)[part], target.chunk(num_parts)[part]
+        >>> terms = training_step(batch, step=0, learning_rate=1e-3)
     """
 
     def __init__(
@@ -58,157 +80,193 @@ class TrainingStep:
         parts: int = 1,
         auto_batch: bool = False,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        if precision not in AUTOCAST_DTYPES:
+            expected = ", ".join(AUTOCAST_DTYPES)
+            raise ValueError(f"precision {precision!r}: expected one of {expected}")
         if not 0 <= ema < 1:
             raise ValueError(f"ema {ema}: expected a decay from 0 (none) to below 1, such as 0.999")
-        for name, value in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} {value}: expected a number above 0, or None")
+        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name} {limit}: expected a number above 0, or None")
         if parts < 1:
             raise ValueError(f"parts {parts}: expected at least 1")
-        self.objective, self.net, self.optimizer = objective, net, optimizer
+        self.objective = objective
+        self.net = net
+        self.optimizer = optimizer
         self.processes = processes or Processes(device=next(net.parameters()).device)
-        self.precision, self.clip_norm, self.clip_value = precision, clip_norm, clip_value
-        self.parts, self.auto_batch = parts, auto_batch
+        self.precision = precision
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+        self.parts = parts
+        self.auto_batch = auto_batch
         self.scaler = torch.amp.GradScaler(
             self.processes.device.type, enabled=precision == "float16"
         )
-        self.ema = None
-        if ema:
+        self._ema: Any = None
+        if ema > 0:
+            # imported here because only this option needs timm
             from timm.utils.model_ema import ModelEmaV3
 
-            self.ema = ModelEmaV3(net, decay=ema, use_warmup=True)
+            self._ema = ModelEmaV3(net, decay=ema, use_warmup=True)
 
     @property
     def averaged_net(self) -> Any:
-        """The network to evaluate and to ship: the EMA's copy, or the network itself where there is
-        none.
-        """
-        return self.net if self.ema is None else self.ema.module
+        """The network to evaluate and to ship: the moving average, or else the network itself."""
+        return self.net if self._ema is None else self._ema.module
 
     def __call__(self, batch: Batch, step: int, learning_rate: float | None = None) -> LossTerms:
-        """Do step number `step`, from 0, on `batch(part, parts)`; return the terms of this
-        process's share.
+        """Do one step.
 
-        Raises RuntimeError when the GPU's memory does not suffice and the batch may or can not be
-        split further.
+        Args:
+            batch: The whole batch of the step, as a function that cuts parts from it.
+            step: The number of the step, from 0.
+            learning_rate: Set for all parameters before the update. Default: the optimiser's own.
+
+        Returns:
+            The losses of this process's share of the batch, detached.
+
+        Raises:
+            RuntimeError: The GPU's memory does not suffice, and the batch may not or cannot be
+                split further.
         """
+        terms = self._compute_gradients(batch, step)
+        self.processes.average_gradients(self.net.parameters())
+        self._clip_gradients()
+
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-        terms = self._gradients(batch, step)
-        while terms is None:
+        self.scaler.step(self.optimizer)  # skips the update where a float16 gradient overflowed
+        self.scaler.update()
+        if self._ema is not None:
+            self._ema.update(self.net, step + 1)
+        return terms
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed training needs beside the random generators, for `Run.save`.
+
+        Raises:
+            FloatingPointError: The last update left weights that are NaN or infinite. Those must
+                never be saved.
+        """
+        weights = self.net.state_dict()
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise FloatingPointError(
+                    f"the weights became NaN or infinite (first: {name}), and were not saved: "
+                    "an earlier state is good. Try a smaller learning rate, or clipped gradients"
+                )
+        return {
+            "net": weights,
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self._ema is None else self._ema.module.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "parts": self.parts * self.processes.count,  # of the whole batch
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned.
+
+        A moving average that is new starts from the loaded weights. With `auto_batch` the batch is
+        split at least as far as it was then.
+
+        Args:
+            state: What `state_dict` returned, perhaps with another number of processes.
+        """
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._ema is not None:
+            self._ema.module.load_state_dict(state["ema"] or state["net"])
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        if self.auto_batch:
+            parts_of_one_process = math.ceil(state["parts"] / self.processes.count)
+            self.parts = max(self.parts, parts_of_one_process)
+
+    def _compute_gradients(self, batch: Batch, step: int) -> LossTerms:
+        """Leave the gradients of this process's share in the parameters; return its losses."""
+        while True:
+            try:
+                return self._gradients_of_parts(batch, step)
+            except torch.OutOfMemoryError as error:
+                if not self.auto_batch:
+                    raise RuntimeError(
+                        f"out of GPU memory at step {step}; take a smaller batch or input, or let "
+                        "the batch be split by itself with --auto-batch "
+                        f"({str(error).splitlines()[0]})"
+                    ) from error
+            # Here the error is gone, and with it the tensors that had filled the memory.
             self._split_further(batch)
-            terms = self._gradients(batch, step)
-        self.processes.average_gradients(self.net.parameters())
+
+    def _gradients_of_parts(self, batch: Batch, step: int) -> LossTerms:
+        """Compute the gradients once, with as many parts as there are now."""
+        self.optimizer.zero_grad(set_to_none=True)
+        first_part = self.processes.rank * self.parts
+        num_parts = self.processes.count * self.parts  # of the whole batch
+        dtype = AUTOCAST_DTYPES[self.precision]
+        losses: list[Tensor] = []
+        depths: tuple[int, ...] = ()
+        for part in range(first_part, first_part + self.parts):
+            x, target = batch(part, num_parts)
+            with torch.autocast(self.processes.device.type, dtype, enabled=dtype is not None):
+                terms = self.objective(x, target, step=step)
+            # The loss of the share is the mean over its parts, as they are of equal size.
+            self.scaler.scale(terms.total / self.parts).backward()
+            if part == first_part and self.parts > 1:
+                self._copy_gradients()
+            losses.append(_as_row(terms))
+            depths = tuple(terms.per_depth)  # the same ones in every part
+        return _as_terms(torch.stack(losses).mean(dim=0), depths)
+
+    def _copy_gradients(self) -> None:
+        """Move the first part's gradients out of the memory of a CUDA graph.
+
+        A compiled objective may run as such a graph, which writes every part's gradients into the
+        same memory. The gradients of the other parts are added to the copies in place.
+        """
+        for parameter in self.net.parameters():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
+
+    def _clip_gradients(self) -> None:
         self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(self.net.parameters(), self.clip_value)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.ema is not None:
-            self.ema.update(self.net, step + 1)
-        return terms
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed training needs beside the random generators, for `Run.save`.
-
-        Raises FloatingPointError when the last update left weights that are NaN or infinite: never
-        save those.
-        """
-        net = self.net.state_dict()
-        if bad := [name for name, tensor in net.items() if not tensor.isfinite().all()]:
-            raise FloatingPointError(
-                f"the weights became NaN or infinite (first: {bad[0]}), and were not saved: an earlier state is good. "
-                "Try a smaller learning rate, or clipped gradients"
-            )
-        ema = None if self.ema is None else self.ema.module.state_dict()
-        state = {
-            "net": net,
-            "optimizer": self.optimizer.state_dict(),
-            "ema": ema,
-            "scaler": self.scaler.state_dict(),
-        }
-        return {**state, "parts": self.parts * self.processes.count}  # of the whole batch
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` returned. An EMA that is new starts from the loaded
-        weights.
-        """
-        self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"] or state["net"])
-        if state["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        if self.auto_batch:
-            self.parts = max(self.parts, -(-state["parts"] // self.processes.count))
-
-    def _gradients(self, batch: Batch, step: int) -> LossTerms | None:
-        """Leave the gradients of all parts in the parameters; None when the GPU's memory ran
-        out.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        device, dtype = self.processes.device, PRECISIONS[self.precision]
-        first, parts = self.processes.rank * self.parts, self.processes.count * self.parts
-        collected = []
-        try:
-            for part in range(first, first + self.parts):
-                x, target = batch(part, parts)
-                with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                    terms = self.objective(x, target, step=step)
-                self.scaler.scale(terms.total / self.parts).backward()
-                if self.parts > 1:
-                    terms = self._own_memory(terms, part == first)
-                collected.append(terms)
-        except torch.OutOfMemoryError as error:
-            if not self.auto_batch:
-                raise RuntimeError(
-                    f"out of GPU memory at step {step}; take a smaller batch or patch, or split the batch by itself "
-                    f"with --auto-batch ({str(error).splitlines()[0]})"
-                ) from error
-            return None  # and only then, with the error and the tensors it holds gone, try again
-        return collected[0] if self.parts == 1 else _mean(collected)
-
-    def _own_memory(self, terms: LossTerms, first: bool) -> LossTerms:
-        """Copy one part's losses and first gradients from where a CUDA graph writes the next
-        part's.
-        """
-        if first:  # the other parts' are added to them in place
-            for parameter in self.net.parameters():
-                parameter.grad = None if parameter.grad is None else parameter.grad.clone()
-        return _terms(
-            torch.stack([*terms[:4], *terms.per_depth.values()]).detach(), terms.per_depth
-        )
 
     def _split_further(self, batch: Batch) -> None:
+        """Double the number of parts, if the batch can be cut into so many."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-        rank, count, parts = self.processes.rank, self.processes.count, 2 * self.parts
+        parts = 2 * self.parts
+        num_parts = parts * self.processes.count
+        own_last_part = (self.processes.rank + 1) * parts - 1
         try:
-            batch((rank + 1) * parts - 1, count * parts)
+            batch(own_last_part, num_parts)
         except (ValueError, IndexError) as error:
             raise RuntimeError(
-                f"out of GPU memory, and the batch cannot be split into {count * parts} parts ({error}); take a "
-                "smaller patch or network, or a batch size that can be halved more often"
+                f"out of GPU memory, and the batch cannot be split into {num_parts} parts "
+                f"({error}); take a smaller input or network, or a batch size that can be halved "
+                "more often"
             ) from error
         self.parts = parts
-        tqdm.write(
-            f"out of GPU memory in process {rank}: from now on it computes its share of a batch in {parts} parts, to "
-            "the same gradients"
+        logger.warning(
+            "out of GPU memory in process %d: from now on it computes its share of a batch in "
+            "%d parts, to the same gradients",
+            self.processes.rank,
+            parts,
         )
 
 
-def _mean(collected: list[LossTerms]) -> LossTerms:
-    rows = [torch.stack([*terms[:4], *terms.per_depth.values()]) for terms in collected]
-    return _terms(torch.stack(rows).mean(0), collected[0].per_depth)
+def _as_row(terms: LossTerms) -> Tensor:
+    """Copy all losses into one tensor, since a CUDA graph writes the next ones in their place."""
+    values = (terms.total, terms.routine, terms.deep_supervision, terms.distillation)
+    return torch.stack([*values, *terms.per_depth.values()]).detach()  # (4 + depths,)
 
 
-def _terms(values: Tensor, depths: Iterable[int]) -> LossTerms:
-    total, routine, supervision, distillation, *losses = values.unbind()
-    return LossTerms(
-        total, routine, supervision, distillation, dict(zip(depths, losses, strict=True))
-    )
+def _as_terms(row: Tensor, depths: Iterable[int]) -> LossTerms:
+    """Return the losses of `_as_row` by their names."""
+    total, routine, supervision, distillation, *losses = row.unbind()
+    per_depth = dict(zip(depths, losses, strict=True))
+    return LossTerms(total, routine, supervision, distillation, per_depth)

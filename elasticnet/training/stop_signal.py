@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import signal
 import time
+from typing import Any
+
+MIN_SECONDS_BETWEEN_REQUESTS = 1.0
+"""Signals that follow more closely are one request."""
 
 
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a request that a loop sees between two steps; a second one
-    interrupts at once.
+    """Turns Ctrl-C and SIGTERM into a request; a second request raises KeyboardInterrupt at once.
 
-    `with StopSignal() as stop: ... if stop.requested: save and leave`. In the main thread only, as
-    signals are. What follows within a second belongs to the first: a launcher of several processes
-    passes on what they have seen already.
+    What follows within a second belongs to the first request, because a launcher of several
+    processes passes on a signal that they have already received themselves. As signals are, it is
+    for the main thread only.
+
+    Example:
+        >>> with StopSignal() as stop:
+        ...     for step in range(3):
+        ...         if stop.requested:
+        ...             break  # after saving
     """
 
-    requested = False
+    def __init__(self) -> None:
+        self.requested = False
+        self._requested_at = 0.0  # seconds of the monotonic clock
+        self._handlers_before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        self._before = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers_before[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: object) -> None:
+    def _request(self, number: int, frame: object) -> None:
+        now = time.monotonic()
         if not self.requested:
-            self.requested, self._asked = True, time.monotonic()
-        elif time.monotonic() - self._asked > 1:
+            self.requested = True
+            self._requested_at = now
+        elif now - self._requested_at > MIN_SECONDS_BETWEEN_REQUESTS:
             raise KeyboardInterrupt

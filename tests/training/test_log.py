@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +25,13 @@ from PIL import Image
 from torch import Tensor
 
 from elasticnet import LossTerms
-from elasticnet.training.log import TrainingLog, tensorboard_installed
+from elasticnet.training.log import TrainingLog, show_messages, tensorboard_installed
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import pack_state, unpack_state
 
 TOTAL = 20
+PSNR: dict[str, Any] = {"score_name": "psnr", "score_unit": "dB"}
 needs_tensorboard = pytest.mark.skipif(
     not tensorboard_installed(), reason="needs tensorboard, of the extra train"
 )
@@ -63,7 +67,7 @@ def drawn(text: str) -> list[str]:
 
 
 def test_a_line_holds_the_means_since_the_last_one(run: Run) -> None:
-    with TrainingLog(run, TOTAL).start() as log:
+    with TrainingLog(run, TOTAL, **PSNR) as log:
         for step in range(1, 6):
             log.add(terms(step))
             if step in (2, 5):
@@ -93,18 +97,18 @@ def test_lines_with_scores_name_the_machine(run: Run) -> None:
     ]
 
 
-def test_start_may_be_left_to_the_with_statement(run: Run) -> None:
-    with TrainingLog(run, TOTAL) as log:
-        log.add(terms(1))
-        log.write(1)
-    assert [line["step"] for line in lines(run)] == [1]
+def test_scores_stand_under_their_own_name(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingLog(run, TOTAL, score_name="accuracy") as log:
+        log.write(1, {1: 0.5, 3: 0.61234})
+    assert lines(run)[0]["accuracy"] == {"1": 0.5, "3": 0.61234}
+    assert drawn(capsys.readouterr().err)[-1].endswith("left, accuracy 0.5000 0.6123")
 
 
 def test_seconds_grow_over_a_resume(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time between two processes does not count, that before the first line does."""
     now = 100.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    with TrainingLog(run, TOTAL).start() as log:
+    with TrainingLog(run, TOTAL) as log:
         log.add(terms(1))
         now = 107.5
         log.write(1)
@@ -127,14 +131,17 @@ def test_seconds_grow_over_a_resume(run: Run, monkeypatch: pytest.MonkeyPatch) -
 def test_a_loss_that_is_not_finite_names_its_step_and_writes_nothing(
     run: Run, value: float, bad: int
 ) -> None:
-    with TrainingLog(run, TOTAL).start() as log:
+    with TrainingLog(run, TOTAL) as log:
         for step in range(1, 7):
             log.add(terms(step, value if step >= bad else None))
             if step == 3:
                 log.write(3)
                 run.save(3, log.state_dict())
         before = log.state_dict()
-        message = rf"NaN or infinite at step {bad}; .*run holds the last good state\. Try a smaller learning rate"
+        message = (
+            rf"NaN or infinite at step {bad}; .*run holds the last good state\. "
+            "Try a smaller learning rate"
+        )
         with pytest.raises(FloatingPointError, match=message):
             log.write(6, {1: 30.0})
     assert [line["step"] for line in lines(run)] == [3]
@@ -153,15 +160,15 @@ def test_the_step_is_named_after_a_resume_and_before_any_save(run: Run) -> None:
 
 
 def test_the_line_of_progress(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    with TrainingLog(run, TOTAL).start() as log:
+    with TrainingLog(run, TOTAL, **PSNR) as log:
         for step in range(1, 6):
             log.add(terms(step))
             if step == 2:
                 log.write(2, {1: 30.004, 3: 31.5})
     last = drawn(capsys.readouterr().err)[-1]
-    # per depth
     pattern = (
-        r"25% 5/20 +[\d.]+it/s, \d\d:\d\d left, loss 9 = 4\.5 \+ 3 \+ 1\.5, PSNR 30\.00 31\.50"
+        r"25% 5/20 +[\d.]+it/s, \d\d:\d\d left, "
+        r"loss 9 = 4\.5 \+ 3 \+ 1\.5, psnr 30\.00 31\.50 dB"
     )
     assert re.fullmatch(pattern, last), last
 
@@ -169,11 +176,12 @@ def test_the_line_of_progress(run: Run, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_resumed_line_starts_from_its_step_and_its_scores(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with TrainingLog(run, TOTAL).start(10, {"scores": {1: 29.0}, "seconds": 3.0}):
+    log = TrainingLog(run, TOTAL, **PSNR)
+    with log.start(10, {"scores": {1: 29.0}, "seconds": 3.0}):
         pass
     first = drawn(capsys.readouterr().err)[-1]
     assert first.startswith("50% 10/20")
-    assert first.endswith("PSNR 29.00")
+    assert first.endswith("psnr 29.00 dB")
 
 
 def test_other_processes_draw_nothing_and_write_nothing(
@@ -185,9 +193,43 @@ def test_other_processes_draw_nothing_and_write_nothing(
     with TrainingLog(run, TOTAL, processes, tensorboard=True) as log:
         log.add(terms(1))
         log.write(1, {1: 30.0})
-        log.images(1, {"image": np.zeros((2, 2, 3), np.uint8)})
+        log.pictures(1, {"image": np.zeros((2, 2, 3), np.uint8)})
     assert capsys.readouterr() == ("", "")
     assert not (tmp_path / "run").exists()
+
+
+# --- messages
+
+
+@pytest.fixture
+def shown() -> Iterator[logging.Logger]:
+    """The library's logger after show_messages; it is put back."""
+    library = logging.getLogger("elasticnet")
+    handlers, level = library.handlers, library.level
+    library.handlers = []
+    show_messages()
+    yield library
+    library.handlers = handlers
+    library.setLevel(level)
+
+
+def test_messages_are_shown_once_above_the_line_of_progress(
+    run: Run, capsys: pytest.CaptureFixture[str], shown: logging.Logger
+) -> None:
+    show_messages()  # a second call
+    with TrainingLog(run, TOTAL):
+        Processes().say("from a recipe, 100 %s")
+        Processes(1, 2).say("not from another process")
+        shown.getChild("training").debug("too small")
+    output = capsys.readouterr()
+    assert output.out == "from a recipe, 100 %s\n"
+    assert "from a recipe" not in output.err
+
+
+def test_without_show_messages_the_library_is_silent() -> None:
+    code = "from elasticnet.training.processes import Processes; Processes().say('hidden')"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert (process.stdout, process.stderr) == (b"", b"")
 
 
 # --- TensorBoard
@@ -209,11 +251,11 @@ def scalars(board: Any, tag: str) -> dict[int, float]:
 @needs_tensorboard
 def test_tensorboard_holds_the_lines_by_depth_and_the_images(run: Run) -> None:
     image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
-    with TrainingLog(run, TOTAL, tensorboard=True, machine="a computer") as log:
+    with TrainingLog(run, TOTAL, **PSNR, tensorboard=True, machine="a computer") as log:
         for step in (1, 2):
             log.add(terms(step))
             log.write(step, {1: 30.0 + step, 3: 31.0} if step == 2 else None, learning_rate=0.5)
-        log.images(2, {"chelsea/depth 1": image, "chelsea/HR": image[:2]})
+        log.pictures(2, {"chelsea/depth 1": image, "chelsea/HR": image[:2]})
     board = read_board(run)
     assert {"total", "routine", "deep_supervision", "distillation", "learning_rate", "seconds"} <= {
         *board.Tags()["scalars"]
@@ -239,7 +281,7 @@ def log_and_die(folder: Path) -> None:
     """A process that dies between two steps, as by SIGKILL: nothing is closed, nothing runs at
     exit.
     """
-    with Run.create(folder, {}) as run, TrainingLog(run, TOTAL, tensorboard=True) as log:
+    with Run.create(folder, {}) as run, TrainingLog(run, TOTAL, **PSNR, tensorboard=True) as log:
         for step in range(1, 8):
             log.add(terms(step))
             log.write(step, {1: 30.0})
@@ -264,7 +306,7 @@ def test_a_killed_run_s_board_has_no_missing_and_no_doubled_step(tmp_path: Path)
         assert latest is not None
         done, state = latest
         assert done == 4
-        with TrainingLog(run, TOTAL, tensorboard=True).start(done, state) as log:
+        with TrainingLog(run, TOTAL, **PSNR, tensorboard=True).start(done, state) as log:
             log.add(terms(5, total=1.0))
             log.write(5, {1: 33.0})
         board = read_board(run)
@@ -283,11 +325,11 @@ def test_without_tensorboard_the_remedy_is_named(run: Run, monkeypatch: pytest.M
     assert not tensorboard_installed()
     with pytest.raises(
         ModuleNotFoundError,
-        match=r'TensorBoard is not installed: pip install "elasticnet\[train\]"',
+        match=r'TensorBoard is not installed: pip install "elastic-depth\[train\]"',
     ):
         TrainingLog(run, TOTAL, tensorboard=True)
     with TrainingLog(run, TOTAL) as log:
         log.add(terms(1))
         log.write(1)
-        log.images(1, {"image": np.zeros((2, 2, 3), np.uint8)})
+        log.pictures(1, {"image": np.zeros((2, 2, 3), np.uint8)})
     assert not (run.folder / "tensorboard").exists()

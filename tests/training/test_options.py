@@ -154,7 +154,8 @@ def test_options_of_another_recipe_are_named(tmp_path: Path) -> None:
 # --- opening a run
 
 
-def test_changed_options_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_options_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="elasticnet")
     with open_run(Options(data=Path("images")), tmp_path, Processes()) as run:
         assert run.folder == tmp_path
         assert run.writer
@@ -166,17 +167,18 @@ def test_changed_options_are_said_once(tmp_path: Path, capsys: pytest.CaptureFix
         for step in (1, 2):
             run.save(step, {})
         assert list(run.checkpoints()) == [2], "the new keep counts"
-    assert capsys.readouterr().out.splitlines() == [
+    assert caplog.messages == [
         "note: --data was images when this run started and is others now",
         "note: --keep was 3 when this run started and is 1 now",
         "note: --sampled-taps was None when this run started and is 2 now",
     ]
+    caplog.clear()
     with open_run(changed, Path("not used"), Processes(1, 2)) as run:
         assert not run.writer, "of several processes only the first one writes"
     with open_run(stored_options(Options, tmp_path), tmp_path / "new", Processes(1, 2)) as run:
         assert not run.writer
     assert not (tmp_path / "new").exists()
-    assert capsys.readouterr().out == ""
+    assert caplog.messages == []
 
 
 def test_a_used_folder_is_not_opened_as_a_new_run(tmp_path: Path) -> None:

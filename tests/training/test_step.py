@@ -121,7 +121,7 @@ def test_parts_of_a_cuda_graph(parts: int) -> None:
 @pytest.mark.parametrize("place", ["block", "head", "backward"])
 @pytest.mark.parametrize(("most", "parts"), [(2, 2), (1, 4)])
 def test_auto_batch_doubles_the_parts_says_so_and_trains_on(
-    place: str, most: int, parts: int, capsys: pytest.CaptureFixture[str]
+    place: str, most: int, parts: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     loss = {**LOSS, "sampled_taps": 2}
     expected, weights = naive_training(make_net(), 5, loss)
@@ -134,11 +134,10 @@ def test_auto_batch_doubles_the_parts_says_so_and_trains_on(
         assert step_.parts == (parts if step >= 2 else 1)
         assert_close([*terms[:4]], [*expected[step][:4]])
         assert_close(dict(net.state_dict()), weights[step])
-    said = capsys.readouterr().out.splitlines()
     counts = [2, 4][: parts // 2]
-    assert said == [
-        f"out of GPU memory in process 0: from now on it computes its share of a batch in {count} parts, to the same "
-        "gradients"
+    assert caplog.messages == [
+        "out of GPU memory in process 0: from now on it computes its share of a batch in "
+        f"{count} parts, to the same gradients"
         for count in counts
     ]
 
@@ -166,7 +165,7 @@ def test_a_batch_that_cannot_be_split_further(cut: Callable[[Tensor, Tensor], Ba
     step = make_step(net, auto_batch=True)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(
-        RuntimeError, match=r"the batch cannot be split into 8 parts \(.*\); take a smaller patch"
+        RuntimeError, match=r"the batch cannot be split into 8 parts \(.*\); take a smaller input"
     ):
         step(cut(*images(0)), 0)
     assert step.parts == 4

@@ -15,7 +15,7 @@ from torch import nn
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.training.processes import Processes
 from elasticnet.training.state import pack_state, unpack_state
-from elasticnet.training.step import PRECISIONS, Batch, TrainingStep
+from elasticnet.training.step import AUTOCAST_DTYPES, Batch, TrainingStep
 from step_cases import LOSS, assert_close, cutter, images, make_net, make_step, naive_training
 
 # --- averages and float16
@@ -110,7 +110,7 @@ def test_autocast_computes_in_the_precision_and_keeps_the_weights(precision: str
     step_, dtypes = make_half(1.0, True, precision=precision), []
     step_.net.blocks[0].first.register_forward_hook(lambda *hook: dtypes.append(hook[2].dtype))  # pyright: ignore
     step_(floats(0), 0)
-    assert dtypes == [PRECISIONS[precision]]
+    assert dtypes == [AUTOCAST_DTYPES[precision]]
     assert {p.dtype for p in step_.net.parameters()} == {torch.float32}
 
 
@@ -123,7 +123,7 @@ def bits(step_: TrainingStep) -> bytes:
 
 @given(
     st.integers(0, 6),
-    st.sampled_from(list(PRECISIONS)),
+    st.sampled_from(list(AUTOCAST_DTYPES)),
     st.sampled_from([0.0, 0.9]),
     st.sampled_from([None, 0.05]),
     st.sampled_from([1, 2]),
