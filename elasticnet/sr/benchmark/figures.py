@@ -1,32 +1,82 @@
-"""Figures as papers print them, drawn without pyplot's global state; matplotlib comes with the
-extra `figures`.
+"""Figures as papers print them: elastic curves, dots against parameters, crops.
+
+They are drawn without pyplot's global state. matplotlib comes with the extra `figures`.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import cycle
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
+from numpy.typing import NDArray
 
 from elasticnet.sr.metrics import psnr_y
 
 Path = str | os.PathLike[str]
-MOST_LABELS = 10  # of one curve: more would cover each other
-# from a dot to its label
-_WAYS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))
+Image = NDArray[np.uint8]
+Vector = NDArray[np.float64]
+
+MAX_LABELS = 10  # of one curve: more would cover each other
+BASELINE_STYLES = ("--", ":", "-.")
+DOTS_PER_INCH = 150
+POINTS_PER_INCH = 72
+
+# Where a label is tried: in these directions from its dot (x, y), so many points away.
+LABEL_DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))
+LABEL_GAPS = (4, 9, 14, 20, 28)
+
+# What it costs to hide something: the place with the lowest sum is taken.
+COST_OF_LINE = 1
+COST_OF_DOT = 8
+COST_OUTSIDE_AXES = 50
+COST_OF_LABEL = 100
 
 
-def evenly(depths: Collection[int], most: int = MOST_LABELS) -> list[int]:
-    """Return at most `most` of the depths, evenly spread, shallowest first and the deepest among
-    them.
+class Label(NamedTuple):
+    """A text that belongs to a dot.
+
+    Attributes:
+        x: Of the dot, in data units.
+        y: Of the dot, in data units.
+        text: What stands there.
+        color: The dot's, so that a label which stands away from it can be told.
     """
-    return sorted(depths)[:: -max(1, -(-len(depths) // most))][::-1]
+
+    x: float
+    y: float
+    text: str
+    color: Any
+
+
+class _Obstacle(NamedTuple):
+    """Things of one size that a label should not cover; all in pixels."""
+
+    cost: int
+    half_size: float | Vector
+    centers: Vector  # (number, 2)
+
+
+def evenly(depths: Collection[int], most: int = MAX_LABELS) -> list[int]:
+    """Return some of the depths, evenly spread, the deepest among them.
+
+    Args:
+        depths: In any order.
+        most: How many are returned at most; default: 10.
+
+    Returns:
+        Them, shallowest first.
+    """
+    step = max(1, math.ceil(len(depths) / most))
+    deepest_first = sorted(depths, reverse=True)
+    return sorted(deepest_first[::step])
 
 
 def elastic_curve(
@@ -36,23 +86,33 @@ def elastic_curve(
     title: str = "",
     ylabel: str = "PSNR (dB)",
 ) -> Figure:
-    """Draw quality against depth: one line for each of `curves` (label -> {depth: value}), dashed
-    `baselines`.
+    """Draw quality against depth.
+
+    Args:
+        path: Where the figure is saved; the suffix decides on the format.
+        curves: label -> {depth: value}; each is a line.
+        baselines: label -> value; each is a dashed horizontal line.
+        title: Above the figure.
+        ylabel: What the values are.
+
+    Returns:
+        The figure.
     """
     figure, axes = _figure(xlabel="depth (blocks run)", ylabel=ylabel, title=title)
-    dots = []
-    for label, values in curves.items():
-        (line,) = axes.plot(
-            list(values), list(values.values()), marker="o", markersize=4, label=label
-        )
-        dots += [
-            (depth, values[depth], f"{values[depth]:.2f}", line.get_color())
-            for depth in evenly(values)
-        ]
-    for (label, value), style in zip((baselines or {}).items(), cycle(("--", ":", "-."))):
-        axes.axhline(value, linestyle=style, color="gray", label=f"{label} {value:.2f}")
-    axes.set_xticks(evenly({depth for values in curves.values() for depth in values}))
-    return _finish(path, figure, axes, dots)
+    labels: list[Label] = []
+    for name, values in curves.items():
+        depths = list(values)
+        heights = [values[depth] for depth in depths]
+        (line,) = axes.plot(depths, heights, marker="o", markersize=4, label=name)
+        for depth in evenly(values):
+            value = values[depth]
+            labels.append(Label(depth, value, f"{value:.2f}", line.get_color()))
+    styles = cycle(BASELINE_STYLES)
+    for name, value in (baselines or {}).items():
+        axes.axhline(value, linestyle=next(styles), color="gray", label=f"{name} {value:.2f}")
+    all_depths = {depth for values in curves.values() for depth in values}
+    axes.set_xticks(evenly(all_depths))
+    return _finish(path, figure, axes, labels)
 
 
 def parameter_dots(
@@ -62,133 +122,209 @@ def parameter_dots(
     title: str = "",
     ylabel: str = "PSNR (dB)",
 ) -> Figure:
-    """Draw quality against parameters, on a logarithmic axis with `log`: the named dots of each of
-    `series`.
+    """Draw quality against parameters, as named dots.
 
-    series: label -> {name: (parameters, value)}; published results are a series of their own.
+    Args:
+        path: Where the figure is saved; the suffix decides on the format.
+        series: label -> {name: (parameters, value)}; each has its colour. Published results are a
+            series of their own.
+        log: Whether the axis of parameters is logarithmic.
+        title: Above the figure.
+        ylabel: What the values are.
+
+    Returns:
+        The figure.
     """
     figure, axes = _figure(xlabel="parameters", ylabel=ylabel, title=title)
-    dots = []
+    labels: list[Label] = []
     for index, (label, points) in enumerate(series.items()):
         color = f"C{index}"
-        axes.scatter(*zip(*points.values(), strict=True), s=30, color=color, label=label)
-        dots += [(*point, name, color) for name, point in points.items()]
+        parameters = [point[0] for point in points.values()]
+        values = [point[1] for point in points.values()]
+        axes.scatter(parameters, values, s=30, color=color, label=label)
+        labels += [Label(x, y, name, color) for name, (x, y) in points.items()]
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.minorticks_off()
-    axes.xaxis.set_major_formatter(
-        lambda count, _: f"{count / 1e6:g}M" if count >= 1e6 else f"{count / 1e3:g}K"
-    )
-    return _finish(path, figure, axes, dots)
+    axes.xaxis.set_major_formatter(_short_count)
+    return _finish(path, figure, axes, labels)
 
 
-def hardest_crop(hr: np.ndarray, reference: np.ndarray, size: int = 96) -> tuple[int, int]:
-    """Return (top, left) of the size x size crop where `reference` differs most from `hr`, both
-    uint8 (H, W, 3).
+def hardest_crop(hr: Image, reference: Image, size: int = 96) -> tuple[int, int]:
+    """Return where an image differs most from the true one.
+
+    Args:
+        hr: The true image, uint8 (h, w, 3).
+        reference: The other, of the same shape.
+        size: Pixels a side of the crop; at most h and w.
+
+    Returns:
+        (top, left) of the crop with the largest sum of squared differences.
     """
-    error = np.square(hr.astype(np.float64) - reference).mean(axis=2)
-    total = np.pad(error, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    sums = total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
+    error = np.square(hr.astype(np.float64) - reference).mean(axis=2)  # (h, w)
+    # total[i, j] is the sum of error[:i, :j], so that the sum of any crop is four of its values
+    total = np.pad(error, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    to_bottom_right = total[size:, size:]
+    above = total[:-size, size:]
+    to_the_left = total[size:, :-size]
+    above_left = total[:-size, :-size]
+    sums = to_bottom_right - above - to_the_left + above_left  # (h - size + 1, w - size + 1)
     top, left = np.unravel_index(sums.argmax(), sums.shape)
     return int(top), int(left)
 
 
 def crop_comparison(
     path: Path,
-    hr: np.ndarray,
-    images: Mapping[str, np.ndarray],
+    hr: Image,
+    images: Mapping[str, Image],
     size: int = 96,
     corner: tuple[int, int] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw the whole HR image with one crop marked, then that crop of HR and of each image with its
-    PSNR on Y.
+    """Draw the whole HR image with one crop marked, then that crop of HR and of each image.
 
-    hr, images: uint8 (H, W, 3). corner: (top, left) of the crop; by default where the first image
-    is worst.
+    Under each image's name stands the PSNR on Y of its crop.
+
+    Args:
+        path: Where the figure is saved; the suffix decides on the format.
+        hr: The true image, uint8 (h, w, 3).
+        images: name -> image of the same shape.
+        size: Pixels a side of the crop; a smaller image is shown whole.
+        corner: (top, left) of the crop; default: where the first image is worst.
+        title: Above the HR image.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: No images, an image of another shape, or a crop that is not inside them.
     """
     wrong = {name: image.shape for name, image in images.items() if image.shape != hr.shape}
     if wrong or not images:
         raise ValueError(
-            f"images of shape {wrong or 'none'}: expected at least one, all of HR's shape {hr.shape}"
+            f"images of shape {wrong or 'none'}: expected at least one, all of HR's shape "
+            f"{hr.shape}"
         )
-    size = min(size, *hr.shape[:2])
-    top, left = corner or hardest_crop(hr, next(iter(images.values())), size)
-    if not (0 <= top <= hr.shape[0] - size and 0 <= left <= hr.shape[1] - size):
+    height, width = hr.shape[:2]
+    size = min(size, height, width)
+    first_image = next(iter(images.values()))
+    top, left = corner or hardest_crop(hr, first_image, size)
+    if not (0 <= top <= height - size and 0 <= left <= width - size):
         raise ValueError(
-            f"corner {corner}: a crop of {size}x{size} there does not fit into HR of {hr.shape[:2]}"
+            f"corner {corner}: a crop of {size}x{size} there does not fit into HR of "
+            f"{(height, width)}"
         )
-    box = slice(top, top + size), slice(left, left + size)
-    panels = [(title, hr), ("HR\nPSNR", hr[box])]
-    panels += [
-        (f"{name}\n{psnr_y(image[box], hr[box], 0):.2f} dB", image[box])
-        for name, image in images.items()
-    ]
-    columns = len(panels) // 2  # of crops, in two rows
-    height = 3.7 + 0.3 * max(name.count("\n") for name, _ in panels)
-    figure = Figure(figsize=(1.7 * (columns + 2), height), layout="constrained")
-    grid = figure.add_gridspec(2, columns + 2)
-    for index, (name, image) in enumerate(panels, start=-1):
-        axes = figure.add_subplot(
-            grid[:, :2] if index < 0 else grid[index // columns, 2 + index % columns]
-        )
-        axes.imshow(image, interpolation="nearest")
-        axes.set_title(name, fontsize=8)
-        axes.axis("off")
-    figure.axes[0].add_patch(
-        Rectangle((left, top), size, size, fill=False, edgecolor="red", linewidth=1.5)
-    )
+
+    rows = slice(top, top + size)
+    columns = slice(left, left + size)
+    hr_crop = hr[rows, columns]
+    crops = {"HR\nPSNR": hr_crop}
+    for name, image in images.items():
+        crop = image[rows, columns]
+        crops[f"{name}\n{psnr_y(crop, hr_crop, 0):.2f} dB"] = crop
+    figure = _draw_panels(hr, title, crops)
+    marked = Rectangle((left, top), size, size, fill=False, edgecolor="red", linewidth=1.5)
+    figure.axes[0].add_patch(marked)
     # one pass does not settle the layout of titles of different heights
     figure.draw_without_rendering()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=DOTS_PER_INCH)
     return figure
 
 
-def _figure(**labels: str) -> tuple[Figure, Axes]:
+def _draw_panels(whole: Image, title: str, crops: Mapping[str, Image]) -> Figure:
+    """The whole image at the left, two rows of crops beside it, each under its name."""
+    columns = math.ceil(len(crops) / 2)
+    most_lines = max(name.count("\n") for name in (title, *crops))
+    size_in_inches = (1.7 * (columns + 2), 3.7 + 0.3 * most_lines)
+    figure = Figure(figsize=size_in_inches, layout="constrained")
+    grid = figure.add_gridspec(2, columns + 2)
+    _show(figure.add_subplot(grid[:, :2]), title, whole)
+    for index, (name, crop) in enumerate(crops.items()):
+        row, column = divmod(index, columns)
+        _show(figure.add_subplot(grid[row, 2 + column]), name, crop)
+    return figure
+
+
+def _show(axes: Axes, name: str, image: Image) -> None:
+    axes.imshow(image, interpolation="nearest")
+    axes.set_title(name, fontsize=8)
+    axes.axis("off")
+
+
+def _figure(xlabel: str, ylabel: str, title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.set(xmargin=0.08, ymargin=0.18, **labels)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xmargin=0.08, ymargin=0.18)
     axes.grid(alpha=0.3)
     return figure, axes
 
 
-def _finish(
-    path: Path, figure: Figure, axes: Axes, dots: Sequence[tuple[float, float, str, str]]
-) -> Figure:
-    """Put the legend below, write each label (x, y, text, colour) near its dot where it hides
-    least, and save.
-    """
+def _short_count(count: float, _position: float) -> str:
+    """A number of parameters as an axis shows it."""
+    return f"{count / 1e6:g}M" if count >= 1e6 else f"{count / 1e3:g}K"
+
+
+# --- labels that do not cover each other
+
+
+def _finish(path: Path, figure: Figure, axes: Axes, labels: Sequence[Label]) -> Figure:
+    """Put the legend below, write each label near its dot where it hides least, and save."""
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.draw_without_rendering()  # settles the layout, so that places on the paper are known
-    unit = figure.dpi / 72  # pixels a point
-    points = axes.transData.transform([dot[:2] for dot in dots])
-    along = np.linspace(0, 1, 50)[:, None, None]
-    # weight, half size, places
-    obstacles: list[tuple[int, float | np.ndarray, np.ndarray]] = [(8, 3 * unit, points)]
-    for line in axes.lines:
-        ends = line.get_transform().transform(np.asarray(line.get_xydata()))
-        obstacles.append((1, unit, ((1 - along) * ends[:-1] + along * ends[1:]).reshape(-1, 2)))
-    for (x, y, name, color), point in zip(dots, points, strict=True):
+    pixels_per_point = figure.dpi / POINTS_PER_INCH
+    dots = axes.transData.transform([(label.x, label.y) for label in labels])  # in pixels
+    obstacles = [_Obstacle(COST_OF_DOT, 3 * pixels_per_point, dots)]
+    obstacles += _line_obstacles(axes, pixels_per_point)
+    for label, dot in zip(labels, dots, strict=True):
         text = axes.annotate(
-            name, (x, y), (0, 0), textcoords="offset points", fontsize=8, color=color
+            label.text,
+            (label.x, label.y),
+            (0, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=label.color,
         )
         text.set(ha="center", va="center", in_layout=False)
-        half = np.array(text.get_window_extent().size) / 2
-        costs = {}
-        for at in [
-            point + np.array(way) * (half + unit * gap)
-            for gap in (4, 9, 14, 20, 28)
-            for way in _WAYS
-        ]:
-            hidden = sum(
-                weight * (abs(places - at) < half + size).all(1).any()
-                for weight, size, places in obstacles
-            )
-            outside = (at - half < axes.bbox.min).any() or (at + half > axes.bbox.max).any()
-            costs.setdefault(hidden + 50 * outside, at)
-        at = costs[min(costs)]
-        text.set_position(tuple((at - point) / unit))
-        obstacles.append((100, half, at[None]))
-    figure.savefig(path, dpi=150)
+        half_size = np.array(text.get_window_extent().size) / 2
+        places = _places_around(dot, half_size, pixels_per_point)
+        # of places that cost the same, the first, which is nearest to the dot
+        center = min(places, key=lambda place: _cost(place, half_size, obstacles, axes))
+        horizontal, vertical = (center - dot) / pixels_per_point
+        text.set_position((horizontal, vertical))
+        obstacles.append(_Obstacle(COST_OF_LABEL, half_size, center[None]))
+    figure.savefig(path, dpi=DOTS_PER_INCH)
     return figure
+
+
+def _line_obstacles(axes: Axes, pixels_per_point: float) -> list[_Obstacle]:
+    """The lines of the figure, each as 50 small squares between two of its dots."""
+    along = np.linspace(0, 1, 50)[:, None, None]
+    obstacles: list[_Obstacle] = []
+    for line in axes.lines:
+        ends = line.get_transform().transform(np.asarray(line.get_xydata()))  # (dots, 2)
+        between = (1 - along) * ends[:-1] + along * ends[1:]  # (50, dots - 1, 2)
+        obstacles.append(_Obstacle(COST_OF_LINE, pixels_per_point, between.reshape(-1, 2)))
+    return obstacles
+
+
+def _places_around(dot: Vector, half_size: Vector, pixels_per_point: float) -> Iterator[Vector]:
+    """Yield centres for a label of this size around its dot, the nearest first."""
+    for gap in LABEL_GAPS:
+        for direction in LABEL_DIRECTIONS:
+            yield dot + np.array(direction) * (half_size + pixels_per_point * gap)
+
+
+def _cost(center: Vector, half_size: Vector, obstacles: Sequence[_Obstacle], axes: Axes) -> int:
+    """What a label of this size hides where it is centred here."""
+    cost = 0
+    for obstacle in obstacles:
+        distances = abs(obstacle.centers - center)
+        touches_on_both_axes = (distances < half_size + obstacle.half_size).all(axis=1)
+        if touches_on_both_axes.any():
+            cost += obstacle.cost
+    leaves_low = (center - half_size < axes.bbox.min).any()
+    leaves_high = (center + half_size > axes.bbox.max).any()
+    if leaves_low or leaves_high:
+        cost += COST_OUTSIDE_AXES
+    return cost

@@ -1,6 +1,4 @@
-"""What a benchmark or a finished training leaves behind: tables as Markdown, CSV and JSON, and the
-figures.
-"""
+"""What a benchmark or a finished training leaves behind: tables (Markdown, CSV, JSON), figures."""
 
 from __future__ import annotations
 
@@ -8,98 +6,85 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import table
-from elasticnet.sr.benchmark import (
+from elasticnet.sr.benchmark.evaluation import Benchmark, ImageScore, Row, benchmark, scale_of
+from elasticnet.sr.benchmark.scores import (
     BASELINES,
-    Benchmark,
-    ImageScore,
-    Row,
+    Depth,
     baseline_name,
-    benchmark,
     bicubic,
     predict_depths,
-    scale_of,
 )
 from elasticnet.sr.data import PairSet
 from elasticnet.wrapper import ElasticWrapper
 
-Nets = Sequence[tuple[str, ElasticWrapper]]
+Nets = Sequence[tuple[str, nn.Module]]
 Sets = Sequence[tuple[str, PairSet]]
-MOST_CROPS = 7  # depths shown in one figure
+MAX_CROPS = 7  # depths shown in one figure
+COST_TITLES = {"parameters": "parameters", "macs": "GMACs", "ms": "ms"}  # by field of Row
+
+# What a line of the table shows: scale, network, depth (None for bicubic).
+_LineKey = tuple[int, str, Depth | None]
+
+
+class _Layout(NamedTuple):
+    """Which columns the table has."""
+
+    sets: list[str]
+    costs: list[str]
+    with_scale: bool
+    with_network: bool
+    with_gain: bool
+    channels: str
+    baseline: str
 
 
 def markdown_table(result: Benchmark) -> str:
-    """Return the means as a Markdown table: a line for each depth, bicubic above it, and columns
-    for each data set.
+    """Return the means as a Markdown table: a line for each depth, bicubic above them.
 
-    The columns of scale and network are there where they differ, those of costs and gain where
-    there are any. At scale 1 the input stands in bicubic's place.
+    Each data set has its columns. Those of scale and network are there where they differ, those of
+    costs and gain where there are any. At scale 1 the input stands in bicubic's place.
+
+    Args:
+        result: What `benchmark` returned.
     """
-    rows = result.rows
-    sets = list(dict.fromkeys(row.data for row in rows))
-    several_scales = len({row.scale for row in rows}) > 1
-    networks = {row.network for row in rows} - {*BASELINES}
-    over = "/".join(dict.fromkeys(baseline_name(row.scale) for row in rows))
-    costs = [
-        name
-        for name in ("parameters", "macs", "ms")
-        if any(getattr(row, name) is not None for row in rows)
-    ]
-    titles = {"parameters": "parameters", "macs": "GMACs", "ms": "ms"}
-    header = (
-        ["scale"] * several_scales
-        + ["network"] * (len(networks) > 1)
-        + ["depth"]
-        + [titles[c] for c in costs]
-    )
-    leading = len(header) - len(costs)
-    channels = "RGB" if result.settings["protocol"] == "rgb" else "Y"
-    for name in sets:
-        header.append(f"{name} PSNR-{channels} (dB)" if len(sets) > 1 else f"PSNR-{channels} (dB)")
-        header += [f"SSIM-{channels}"] + [f"gain over {over} (dB)"] * bool(networks)
-
-    found = {(row.scale, row.network, row.depth, row.data): row for row in rows}
-    lines = [header]
-    for scale, network, depth in sorted(
-        dict.fromkeys(key[:3] for key in found), key=lambda key: key[0]
-    ):
-        here = [found.get((scale, network, depth, name)) for name in sets]
-        first = next(row for row in here if row)
-        cells = (
-            [f"x{scale}"] * several_scales
-            + [network] * (len(networks) > 1)
-            + [str(depth or network)]
-        )
-        cells += [_cost(name, getattr(first, name)) for name in costs]
-        for row in here:
-            if row is None:
-                cells += [""] * (2 + bool(networks))
-                continue
-            gain = row.psnr - found[scale, baseline_name(scale), None, row.data].psnr
-            cells += [f"{row.psnr:.2f}", f"{row.ssim:.4f}"] + [
-                f"{gain:+.2f}" if depth else ""
-            ] * bool(networks)
-        lines.append(cells)
-    return table(lines, leading)
+    layout = _layout(result)
+    rows: dict[_LineKey, dict[str, Row]] = {}  # each line's rows, by data set
+    for row in result.rows:
+        rows.setdefault((row.scale, row.network, row.depth), {})[row.data] = row
+    lines = [_header(layout)]
+    for key in sorted(rows, key=lambda key: key[0]):  # by scale, otherwise as they came
+        scale, _, _ = key
+        baselines = rows[scale, baseline_name(scale), None]
+        lines.append(_line(layout, key, rows[key], baselines))
+    number_of_leading_columns = 1 + layout.with_scale + layout.with_network
+    return table(lines, left=number_of_leading_columns)
 
 
 def caption(result: Benchmark, title: str) -> str:
-    """Return one line that says what the table's numbers hang on."""
+    """Return one line that says what the table's numbers depend on.
+
+    Args:
+        result: What `benchmark` returned.
+        title: The beginning of the line.
+    """
     images: dict[str, set[str]] = {}
     for score in result.images:
         images.setdefault(score.data, set()).add(score.image)
-    counted = ", ".join(
-        f"{name} ({len(each)} image{'s' * (len(each) > 1)})" for name, each in images.items()
-    )
+    counted: list[str] = []
+    for name, each in images.items():
+        noun = "image" if len(each) == 1 else "images"
+        counted.append(f"{name} ({len(each)} {noun})")
     settings = result.settings
-    text = f"{title}; {counted}; protocol {settings['protocol']}"
+    text = f"{title}; {', '.join(counted)}; protocol {settings['protocol']}"
     if settings["self_ensemble"]:
         text += "; x8 self-ensemble"
     if any(row.macs is not None for row in result.rows):
@@ -109,16 +94,25 @@ def caption(result: Benchmark, title: str) -> str:
 
 
 def write_tables(folder: str | os.PathLike[str], result: Benchmark, title: str) -> None:
-    """Write table.md and table.csv (means), images.csv (every image) and table.json (all of it)
-    into `folder`.
+    """Write table.md and table.csv (means), images.csv (every image) and table.json (all of it).
+
+    Args:
+        folder: Where they go; it exists.
+        result: What `benchmark` returned.
+        title: As in `caption`.
     """
     folder = Path(folder)
     write_atomic(folder / "table.md", f"{caption(result, title)}\n\n{markdown_table(result)}")
     write_atomic(folder / "table.csv", _csv(Row._fields, result.rows))
     write_atomic(folder / "images.csv", _csv(ImageScore._fields, result.images))
-    lists = {"rows": result.rows, "images": result.images, "skipped": result.skipped}
-    values = {name: [entry._asdict() for entry in entries] for name, entries in lists.items()}
-    write_json(folder / "table.json", {"title": title, "settings": result.settings, **values})
+    content = {
+        "title": title,
+        "settings": result.settings,
+        "rows": [row._asdict() for row in result.rows],
+        "images": [score._asdict() for score in result.images],
+        "skipped": [each._asdict() for each in result.skipped],
+    }
+    write_json(folder / "table.json", content)
 
 
 def write_figures(
@@ -128,14 +122,21 @@ def write_figures(
     sets: Sets,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Draw for each data set and scale <set>_x<scale>_curve.png, ..._parameters.png and
-    ..._crops.png into `folder`.
+    """Draw <set>_x<scale>_curve.png, ..._parameters.png and ..._crops.png of each data set.
 
     The crops are of the image where bicubic interpolation scores lowest. Without nets there are
     only crops.
+
+    Args:
+        folder: Where they go; it exists.
+        result: What `benchmark` returned for these nets and sets.
+        nets: (label, net) each.
+        sets: (name, pairs) each.
+        device: Where the nets are.
     """
     for name, pairs in sets:
-        _draw(Path(folder), f"{name}_x{pairs.scale}_", result, nets, name, pairs, device)
+        prefix = Path(folder, f"{name}_x{pairs.scale}_")
+        _draw(str(prefix), result, nets, name, pairs, device)
 
 
 def write_report(
@@ -145,81 +146,109 @@ def write_report(
     title: str,
     device: torch.device | str = "cpu",
 ) -> str:
-    """Score every depth of `net` on `pairs`; return the table, and write it and the figures into
-    `folder`.
+    """Score every depth of one net, and write the table and the figures.
 
-    table.md, table.json, curve.png, parameters.png and crops.png.
+    These are table.md, table.json, curve.png, parameters.png and crops.png.
+
+    Args:
+        folder: Where they go; it exists.
+        net: On `device`.
+        pairs: Images at the net's scale.
+        title: The net's label, and the beginning of the caption.
+        device: Where the net is.
+
+    Returns:
+        The table with its caption.
     """
-    folder, name, nets = Path(folder), "validation", [(title, net)]
+    name = "validation"
+    nets = [(title, net)]
     result = benchmark(nets, [(name, pairs)], device=device, progress=True)
-    table = f"{caption(result, title)}\n\n{markdown_table(result)}"
-    write_atomic(folder / "table.md", table)
+    text = f"{caption(result, title)}\n\n{markdown_table(result)}"
+    write_atomic(Path(folder, "table.md"), text)
     baseline, *rows = (row._asdict() for row in result.rows)
-    about = {"title": title, "images": pairs.names, "settings": result.settings}
-    write_json(folder / "table.json", {**about, baseline["network"]: baseline, "rows": rows})
-    _draw(folder, "", result, nets, name, pairs, device)
-    return table
-
-
-def _draw(
-    folder: Path,
-    prefix: str,
-    result: Benchmark,
-    nets: Nets,
-    name: str,
-    pairs: PairSet,
-    device: torch.device | str,
-) -> None:
-    from elasticnet.sr.benchmark.figures import (
-        crop_comparison,
-        elastic_curve,
-        evenly,
-        parameter_dots,
-    )
-
-    rows = [row for row in result.rows if (row.data, row.scale) == (name, pairs.scale)]
-    finite = [row for row in rows if math.isfinite(row.psnr)]
-    baselines = {row.network: row.psnr for row in finite if row.depth is None}
-    curves: dict[str, dict[int, float]] = {}
-    dots: dict[str, dict[str, tuple[float, float]]] = {}
-    for row in finite:
-        if row.depth is not None:
-            curves.setdefault(row.network, {})[row.depth] = row.psnr
-            dots.setdefault(row.network, {})[str(row.depth)] = (row.parameters or 0, row.psnr)
-    title = f"{name} x{pairs.scale}"
-    if curves:
-        ylabel = "PSNR-RGB (dB)" if result.settings["protocol"] == "rgb" else "PSNR-Y (dB)"
-        elastic_curve(folder / f"{prefix}curve.png", curves, baselines, title, ylabel)
-        parameter_dots(folder / f"{prefix}parameters.png", dots, title=title, ylabel=ylabel)
-
-    scores = {
-        score.image: score.psnr
-        for score in result.images
-        if (score.data, score.scale, score.depth) == (name, pairs.scale, None)
+    content = {
+        "title": title,
+        "images": pairs.names,
+        "settings": result.settings,
+        baseline["network"]: baseline,
+        "rows": rows,
     }
-    index = pairs.names.index(min(scores, key=lambda image: scores[image]))
-    lr, settings = pairs.lr(index), result.settings
-    images = {baseline_name(pairs.scale): bicubic(lr, pairs.scale, settings["border"])}
-    mine = [(label, net) for label, net in nets if scale_of(net) == pairs.scale]
-    for label, net in mine:
-        depths = evenly(
-            [row.depth for row in rows if row.network == label and row.depth], MOST_CROPS
-        )
-        predicted = predict_depths(net, lr, depths, device, settings["self_ensemble"])
-        start = f"{label}\n" if len(mine) > 1 else ""
-        images |= {f"{start}depth {depth}": image for depth, image in predicted.items()}
-    crop_comparison(
-        folder / f"{prefix}crops.png",
-        pairs.hr(index),
-        images,
-        title=f"{pairs.names[index]}, {title}",
+    write_json(Path(folder, "table.json"), content)
+    _draw(str(Path(folder)) + os.sep, result, nets, name, pairs, device)
+    return text
+
+
+# --- the table
+
+
+def _layout(result: Benchmark) -> _Layout:
+    rows = result.rows
+    networks = {row.network for row in rows} - set(BASELINES)
+    return _Layout(
+        sets=list(dict.fromkeys(row.data for row in rows)),  # each once, in order
+        costs=[name for name in COST_TITLES if any(getattr(row, name) is not None for row in rows)],
+        with_scale=len({row.scale for row in rows}) > 1,
+        with_network=len(networks) > 1,
+        with_gain=len(networks) > 0,
+        channels="RGB" if result.settings["protocol"] == "rgb" else "Y",
+        baseline="/".join(dict.fromkeys(baseline_name(row.scale) for row in rows)),
     )
 
 
-def _cost(name: str, value: Any) -> str:
+def _header(layout: _Layout) -> list[str]:
+    cells: list[str] = []
+    if layout.with_scale:
+        cells.append("scale")
+    if layout.with_network:
+        cells.append("network")
+    cells.append("depth")
+    cells += [COST_TITLES[name] for name in layout.costs]
+    for name in layout.sets:
+        of_which = f"{name} " if len(layout.sets) > 1 else ""
+        cells.append(f"{of_which}PSNR-{layout.channels} (dB)")
+        cells.append(f"SSIM-{layout.channels}")
+        if layout.with_gain:
+            cells.append(f"gain over {layout.baseline} (dB)")
+    return cells
+
+
+def _line(
+    layout: _Layout, key: _LineKey, rows: Mapping[str, Row], baselines: Mapping[str, Row]
+) -> list[str]:
+    """One line of the table; `rows` and bicubic's `baselines` are by data set."""
+    scale, network, depth = key
+    cells: list[str] = []
+    if layout.with_scale:
+        cells.append(f"x{scale}")
+    if layout.with_network:
+        cells.append(network)
+    cells.append(network if depth is None else str(depth))
+    any_row = next(iter(rows.values()))  # the costs are the same on every data set
+    cells += [_cost_cell(name, getattr(any_row, name)) for name in layout.costs]
+    for name in layout.sets:
+        cells += _score_cells(layout, rows.get(name), baselines.get(name))
+    return cells
+
+
+def _score_cells(layout: _Layout, row: Row | None, baseline: Row | None) -> list[str]:
+    """PSNR, SSIM and, where the table has it, the gain; empty where the set has no such scale."""
+    if row is None or baseline is None:
+        psnr, ssim, gain = "", "", ""
+    else:
+        psnr = f"{row.psnr:.2f}"
+        ssim = f"{row.ssim:.4f}"
+        gain = "" if row.depth is None else f"{row.psnr - baseline.psnr:+.2f}"
+    return [psnr, ssim, gain] if layout.with_gain else [psnr, ssim]
+
+
+def _cost_cell(name: str, value: Any) -> str:
     if value is None:
         return ""
-    return {"parameters": f"{value:,}", "macs": f"{value / 1e9:.2f}", "ms": f"{value:.0f}"}[name]
+    if name == "macs":
+        return f"{value / 1e9:.2f}"
+    if name == "ms":
+        return f"{value:.0f}"
+    return f"{value:,}"
 
 
 def _csv(fields: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -228,3 +257,98 @@ def _csv(fields: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     writer.writerow(fields)
     writer.writerows(rows)
     return text.getvalue()
+
+
+# --- the figures
+
+
+def _draw(
+    prefix: str,
+    result: Benchmark,
+    nets: Nets,
+    name: str,
+    pairs: PairSet,
+    device: torch.device | str,
+) -> None:
+    """Draw the figures of one data set at one scale into files whose paths begin with `prefix`."""
+    rows = [row for row in result.rows if row.data == name and row.scale == pairs.scale]
+    _draw_curves(prefix, rows, f"{name} x{pairs.scale}", result.settings["protocol"])
+    _draw_crops(prefix, result, nets, name, pairs, device)
+
+
+def _draw_curves(prefix: str, rows: Sequence[Row], title: str, protocol: str) -> None:
+    """Draw PSNR against depth and against parameters; nothing where no network was scored."""
+    from elasticnet.sr.benchmark.figures import elastic_curve, parameter_dots
+
+    baselines: dict[str, float] = {}  # drawn as a horizontal line: what has no depths
+    curves: dict[str, dict[int, float]] = {}
+    dots: dict[str, dict[str, tuple[float, float]]] = {}
+    for row in rows:
+        if not math.isfinite(row.psnr):
+            continue  # there is no place for it on the axis
+        if isinstance(row.depth, int):
+            curves.setdefault(row.network, {})[row.depth] = row.psnr
+        else:
+            baselines[row.network] = row.psnr
+        if row.parameters is not None:
+            dots.setdefault(row.network, {})[str(row.depth)] = (row.parameters, row.psnr)
+    ylabel = "PSNR-RGB (dB)" if protocol == "rgb" else "PSNR-Y (dB)"
+    if curves:
+        elastic_curve(f"{prefix}curve.png", curves, baselines, title, ylabel)
+    if dots:
+        parameter_dots(f"{prefix}parameters.png", dots, title=title, ylabel=ylabel)
+
+
+def _draw_crops(
+    prefix: str,
+    result: Benchmark,
+    nets: Nets,
+    name: str,
+    pairs: PairSet,
+    device: torch.device | str,
+) -> None:
+    """Draw a crop of the image that is hardest for bicubic, as every network makes it."""
+    from elasticnet.sr.benchmark.figures import crop_comparison
+
+    settings = result.settings
+    index = _hardest_for_bicubic(result, name, pairs)
+    lr = pairs.lr(index)
+    images = {baseline_name(pairs.scale): bicubic(lr, pairs.scale, settings["border"])}
+    shown = [(label, net) for label, net in nets if scale_of(net) == pairs.scale]
+    for label, net in shown:
+        predicted = predict_depths(
+            net, lr, _shown_depths(result, label, net), device, settings["self_ensemble"]
+        )
+        before = f"{label}\n" if len(shown) > 1 else ""
+        for depth, image in predicted.items():
+            words = f"depth {depth}" if isinstance(depth, int) else f"{depth} network"
+            images[before + words] = image
+    crop_comparison(
+        f"{prefix}crops.png",
+        pairs.hr(index),
+        images,
+        title=f"{pairs.names[index]}, {name} x{pairs.scale}",
+    )
+
+
+def _hardest_for_bicubic(result: Benchmark, name: str, pairs: PairSet) -> int:
+    """The index of the image where bicubic interpolation has the lowest PSNR."""
+    scores: dict[str, float] = {}
+    for score in result.images:
+        if score.data == name and score.scale == pairs.scale and score.depth is None:
+            scores[score.image] = score.psnr
+    hardest = min(scores, key=lambda image: scores[image])
+    return pairs.names.index(hardest)
+
+
+def _shown_depths(result: Benchmark, label: str, net: nn.Module) -> list[int] | None:
+    """At most `MAX_CROPS` of the depths that were scored; None for a net that has none."""
+    from elasticnet.sr.benchmark.figures import evenly
+
+    scale = scale_of(net)
+    depths = {
+        row.depth
+        for row in result.rows
+        if row.network == label and row.scale == scale and isinstance(row.depth, int)
+    }
+    return evenly(depths, MAX_CROPS) if depths else None

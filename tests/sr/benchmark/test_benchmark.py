@@ -19,6 +19,7 @@ from elasticnet import ElasticWrapper
 from elasticnet.card import depth_costs
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import (
+    FULL,
     Scores,
     benchmark,
     bicubic,
@@ -28,10 +29,11 @@ from elasticnet.sr.benchmark import (
     load_sets,
     predict_depths,
     scale_of,
-    self_ensembled,
+    to_image,
 )
 from elasticnet.sr.benchmark.report import markdown_table
 from elasticnet.sr.data import PairSet, pairs_from_arrays
+from elasticnet.sr.inference.tiling import self_ensembled
 from elasticnet.sr.metrics import psnr_y, ssim_y
 from elasticnet.sr.resize import imresize
 
@@ -123,6 +125,46 @@ def test_means_by_hand():
     }
 
 
+def test_an_ordinary_module_is_scored_as_one_depth():
+    pairs = flat_pairs({"dark": (100, 102), "bright": (254, 250)})
+    ordinary = nn.Sequential(Add(1), nn.Upsample(scale_factor=2, mode="nearest")).train()
+    elastic = net_of(Add(1))
+
+    means = evaluate(ordinary, pairs)
+    result = benchmark([("plain", ordinary), ("elastic", elastic)], [("flat", pairs)])
+
+    assert means == {FULL: evaluate(elastic, pairs)[1]}
+    assert ordinary.training
+    assert scale_of(ordinary) == 2
+    rows = {(row.network, row.depth): row for row in result.rows}
+    assert list(rows) == [("bicubic", None), ("plain", FULL), ("elastic", 1)]
+    plain, same = rows["plain", FULL], rows["elastic", 1]
+    assert (plain.psnr, plain.ssim) == (same.psnr, same.ssim) == means[FULL]
+    assert (plain.parameters, plain.macs) == (0, 0)
+    assert plain.ms is not None
+
+
+def test_costs_and_files_of_an_ordinary_module(tmp_path):
+    conv = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+    result = benchmark([("conv", conv)], [("a", noisy_pairs(2, 1))], images_dir=tmp_path)
+    row = result.rows[1]
+    assert (row.parameters, row.macs) == (3 * 12 * 9 + 12, 3 * 12 * 9 * 640 * 360)
+    saved = sorted(path.name for path in tmp_path.rglob("*.png"))
+    assert saved == ["img0_x2_bicubic.png", "img0_x2_full.png"]
+    last_line = markdown_table(result).splitlines()[-1]
+    assert last_line.startswith("| full | 336 | 0.07 |")
+
+
+def test_an_ordinary_module_has_no_depths_to_choose():
+    ordinary = nn.Upsample(scale_factor=2, mode="nearest")
+    pairs = flat_pairs({"x": (1, 2)})
+    with pytest.raises(ValueError, match=r"depths 1, 3 of a Upsample: only an ElasticWrapper has"):
+        evaluate(ordinary, pairs, depths=(1, 3))
+    nets = [("plain", ordinary), ("elastic", net_of(Add(1), Add(2)))]
+    rows = benchmark(nets, [("a", pairs)], depths=(2,), costs=False).rows
+    assert [row.depth for row in rows] == [None, FULL, 2]  # depths are those of the elastic net
+
+
 def test_protocol_reaches_the_scores():
     pairs = noisy_pairs(2)
     rows = {
@@ -151,7 +193,8 @@ def test_the_border_of_the_enlargement_is_shaved_off():
 
 def test_bicubic_rounds_once():
     lr = RNG.integers(0, 256, (7, 5, 3), np.uint8)
-    assert np.array_equal(bicubic(lr, 3), np.rint(imresize(lr / 1.0, 3).clip(0, 255)))
+    exact = imresize(lr / 1.0, 3).clip(0, 255)
+    assert np.array_equal(bicubic(lr, 3), np.floor(exact + 0.5))  # ties away from zero
     assert (bicubic(lr, 3) != imresize(lr, 3)).any()  # uint8 rounds after each of its two passes
 
 
@@ -293,6 +336,12 @@ def test_wrong_arguments_are_refused_before_scoring(tmp_path):
         benchmark([], sets * 2)
     with pytest.raises(ValueError, match=r"protocol 'y'"):
         benchmark([], sets, protocol="y")
+
+
+def test_pixels_are_rounded_half_away_from_zero():
+    levels = torch.tensor([-3.0, 0.5, 1.5, 2.4999, 254.5, 300.0])
+    prediction = (levels / 255).expand(1, 3, 1, -1)
+    assert to_image(prediction)[0, :, 0].tolist() == [0, 1, 2, 2, 255, 255]
 
 
 def test_scale_of():

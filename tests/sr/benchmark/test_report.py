@@ -129,7 +129,8 @@ def test_one_net_on_one_set_makes_the_plain_table():
         "| 2 | 109,955 | 25.33 | 310 | 33.05 | 0.9000 | -0.63 |",
     ]
     assert caption(result, "net") == (
-        "net; Set5 (1 image); protocol matlab-y; x8 self-ensemble; MACs and ms of one pass to 1280x720 on cpu"
+        "net; Set5 (1 image); protocol matlab-y; x8 self-ensemble; "
+        "MACs and ms of one pass to 1280x720 on cpu"
     )
 
 
@@ -145,6 +146,18 @@ def test_figures_for_each_set_and_scale(wide, tmp_path):
     widths = {path.name: Image.open(path).width for path in tmp_path.iterdir()}
     # HR, bicubic, 1 + 2 depths; against 2 depths
     assert widths["B_x2_crops.png"] > widths["A_x3_crops.png"]
+
+
+def test_an_ordinary_network_is_a_line_across_the_curve(tmp_path):
+    pairs = noisy_pairs(2)
+    plain = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+    nets = [("elastic", asrn(2, 2, 8)), ("plain", plain)]
+    result = benchmark(nets, [("A", pairs)], costs=False)
+    write_figures(tmp_path, result, nets, [("A", pairs)])
+    kinds = ("crops", "curve", "parameters")
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert made == [f"A_x2_{kind}.png" for kind in kinds]
+    assert cells(markdown_table(result))[-1][:2] == ["plain", "full"]
 
 
 def test_infinite_values_are_no_points_of_a_curve(tmp_path):
@@ -179,7 +192,8 @@ def test_the_report_of_a_training(tmp_path):
     net, pairs = asrn(2, 2, 8), noisy_pairs(2)
     table = write_report(tmp_path, net, pairs, "ASRN x2, 3 steps")
     assert table.startswith(
-        "ASRN x2, 3 steps; validation (2 images); protocol matlab-y; MACs and ms of one pass to 1280"
+        "ASRN x2, 3 steps; validation (2 images); protocol matlab-y; "
+        "MACs and ms of one pass to 1280"
     )
     assert re.search(r"\n\| 1 \| [\d,]+ \| [\d.]+ \| \d+ \| ", table)
     names = {"table.md", "table.json", "curve.png", "parameters.png", "crops.png"}

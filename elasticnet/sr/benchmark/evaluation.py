@@ -1,0 +1,458 @@
+"""Scores of whole data sets: every depth of one network, or of several beside bicubic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from elasticnet.card import depth_costs
+from elasticnet.sr.benchmark.scores import (
+    FULL,
+    Depth,
+    Scores,
+    baseline_name,
+    bicubic,
+    mean_scores,
+    predict_depths,
+    score_image,
+    scored_depths,
+)
+from elasticnet.sr.data import PairSet
+from elasticnet.wrapper import ElasticWrapper, evaluating
+
+# Width and height of the output for which MACs and latency are given, as the field does.
+OUTPUT_SIZE = (1280, 720)
+
+
+class ImageScore(NamedTuple):
+    """The scores of one image.
+
+    Attributes:
+        data: The data set's name.
+        scale: How many times as long each side became.
+        network: The network's label, or "bicubic" ("input" at scale 1).
+        depth: Of the network; None for bicubic.
+        image: The image's name.
+        psnr: In dB.
+        ssim: At most 1.
+    """
+
+    data: str
+    scale: int
+    network: str
+    depth: Depth | None
+    image: str
+    psnr: float
+    ssim: float
+
+
+class Row(NamedTuple):
+    """Mean scores over one data set at one scale, with what the depth costs.
+
+    Attributes:
+        data: The data set's name.
+        scale: How many times as long each side became.
+        network: The network's label, or "bicubic" ("input" at scale 1).
+        depth: Of the network; None for bicubic.
+        psnr: Mean, in dB.
+        ssim: Mean, at most 1.
+        parameters: Of the net cut to this depth; None for bicubic.
+        macs: Multiply-adds of one pass to an output of `OUTPUT_SIZE`; None where not measured.
+        ms: Time of that pass in milliseconds; None where not measured.
+    """
+
+    data: str
+    scale: int
+    network: str
+    depth: Depth | None
+    psnr: float
+    ssim: float
+    parameters: int | None
+    macs: int | None
+    ms: float | None
+
+
+class Skipped(NamedTuple):
+    """An image that was left out.
+
+    Attributes:
+        data: The data set's name.
+        scale: At which it was loaded.
+        image: The image's name.
+        reason: Why.
+    """
+
+    data: str
+    scale: int
+    image: str
+    reason: str
+
+
+class Benchmark(NamedTuple):
+    """What `benchmark` measured.
+
+    Attributes:
+        rows: The means.
+        images: The scores that they are means of.
+        skipped: Images that were left out.
+        settings: What the numbers depend on, as JSON can hold it.
+    """
+
+    rows: list[Row]
+    images: list[ImageScore]
+    skipped: list[Skipped]
+    settings: dict[str, Any]
+
+
+class _Entry(NamedTuple):
+    """A network that takes part: `requested` are the depths asked for, `depths` what is scored."""
+
+    label: str
+    net: nn.Module
+    scale: int
+    requested: Sequence[int] | None
+    depths: tuple[Depth, ...]
+
+
+class _MadeImage(NamedTuple):
+    """What one depth of a network, or bicubic interpolation (depth None), made of an image."""
+
+    label: str
+    depth: Depth | None
+    image: NDArray[np.uint8]
+
+
+class _Cost(NamedTuple):
+    """What one depth costs; None is what was not measured."""
+
+    parameters: int | None = None
+    macs: int | None = None
+    ms: float | None = None
+
+
+def evaluate(
+    net: nn.Module,
+    pairs: PairSet,
+    *,
+    depths: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+    protocol: str = "matlab-y",
+    ssim: bool = True,
+    self_ensemble: bool = False,
+    progress: bool = False,
+) -> dict[Any, Scores]:
+    """Return each depth's mean PSNR and SSIM on a data set.
+
+    Args:
+        net: On `device`: RGB floats (1, 3, h, w) in 0..1 -> (1, 3, scale h, scale w). Any module;
+            one that is no `ElasticWrapper` has the one depth "full".
+        pairs: Images at the net's scale.
+        depths: Of an `ElasticWrapper`; default: all that carry a prediction.
+        device: Where the net is.
+        protocol: As in `elasticnet.sr.metrics`.
+        ssim: Whether SSIM is computed; it takes most of the time. Without it, it is nan.
+        self_ensemble: Take the mean over the eight symmetries of each image.
+        progress: Whether a bar is shown.
+
+    Returns:
+        The means by depth, shallowest first.
+
+    Raises:
+        ValueError: A depth that the net lacks.
+    """
+    by_depth: dict[Any, list[Scores]] = {}
+    indices = tqdm(
+        range(len(pairs)), desc="evaluating", unit="image", disable=not progress, leave=False
+    )
+    for index in indices:
+        predicted = predict_depths(net, pairs.lr(index), depths, device, self_ensemble)
+        hr = pairs.hr(index)
+        for depth, image in predicted.items():
+            score = score_image(image, hr, pairs.scale, protocol=protocol, ssim=ssim)
+            by_depth.setdefault(depth, []).append(score)
+    return {depth: mean_scores(scores) for depth, scores in by_depth.items()}
+
+
+def evaluate_bicubic(
+    pairs: PairSet, *, protocol: str = "matlab-y", border: str = "symmetric"
+) -> Scores:
+    """Return the mean scores of bicubic interpolation, what every network is shown beside.
+
+    Args:
+        pairs: A data set.
+        protocol: As in `elasticnet.sr.metrics`.
+        border: What lies outside an image: "symmetric" or "replicate".
+    """
+    scores: list[Scores] = []
+    for index in range(len(pairs)):
+        image = bicubic(pairs.lr(index), pairs.scale, border)
+        scores.append(score_image(image, pairs.hr(index), pairs.scale, protocol=protocol))
+    return mean_scores(scores)
+
+
+def benchmark(
+    nets: Sequence[tuple[str, nn.Module]],
+    sets: Sequence[tuple[str, PairSet]],
+    *,
+    depths: Sequence[int] | None = None,
+    protocol: str = "matlab-y",
+    self_ensemble: bool = False,
+    border: str = "symmetric",
+    device: torch.device | str = "cpu",
+    costs: bool = True,
+    images_dir: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Benchmark:
+    """Score bicubic interpolation and every depth of several networks on several data sets.
+
+    Each net is scored on the sets of its own scale. What does not fit is refused before anything
+    is scored.
+
+    Args:
+        nets: (label, net) each, on `device`, as in `evaluate`; elastic or not.
+        sets: (name, pairs) each, as `load_sets` gives them.
+        depths: Of the elastic nets; default: all that carry a prediction.
+        protocol: As in `elasticnet.sr.metrics`.
+        self_ensemble: Take the mean over the eight symmetries of each image.
+        border: What lies outside an image that is enlarged bicubically.
+        device: Where the nets are.
+        costs: Whether MACs and time are measured, too.
+        images_dir: Where every scored image is saved, as `<set>/<image>_x<scale>_d<depth>.png`,
+            `..._full.png`, `..._bicubic.png` or, at scale 1, `..._input.png`; in a folder for each
+            label where nets share a scale. Default: nowhere.
+        progress: Whether bars are shown.
+
+    Returns:
+        Means, the scores of each image, what was left out, and the settings.
+
+    Raises:
+        ValueError: A depth that a net lacks, a net without a set of its scale, or two nets or two
+            sets of the same name at one scale.
+    """
+    entries = [_entry(label, net, depths) for label, net in nets]
+    _check(entries, sets)
+    costs_of = _measure_costs(entries, device, measured=costs, progress=progress)
+
+    images: list[ImageScore] = []
+    for name, pairs in sets:
+        taking_part = [entry for entry in entries if entry.scale == pairs.scale]
+        bar = tqdm(range(len(pairs)), f"{name} x{pairs.scale}", unit="image", disable=not progress)
+        for index in bar:
+            hr = pairs.hr(index)
+            for made in _make_images(pairs, index, taking_part, border, device, self_ensemble):
+                scores = score_image(made.image, hr, pairs.scale, protocol=protocol)
+                images.append(
+                    ImageScore(
+                        data=name,
+                        scale=pairs.scale,
+                        network=made.label,
+                        depth=made.depth,
+                        image=pairs.names[index],
+                        psnr=scores.psnr,
+                        ssim=scores.ssim,
+                    )
+                )
+                if images_dir is not None:
+                    folder = Path(images_dir, name)
+                    if made.depth is not None and len(taking_part) > 1:
+                        folder = folder / made.label
+                    _save(made, folder, f"{pairs.names[index]}_x{pairs.scale}")
+
+    settings = {
+        "protocol": protocol,
+        "self_ensemble": self_ensemble,
+        "border": border,
+        "device": str(device),
+        "output_size": list(OUTPUT_SIZE),
+        "torch": torch.__version__,
+    }
+    return Benchmark(
+        rows=_means(images, costs_of), images=images, skipped=_skipped(sets), settings=settings
+    )
+
+
+def scale_of(net: nn.Module) -> int:
+    """Return by how much a net enlarges its input, found by running it on 16x16 pixels.
+
+    Args:
+        net: As in `evaluate`; an `ElasticWrapper` runs at its shallowest depth.
+
+    Raises:
+        ValueError: It makes something else than an image a whole number larger.
+    """
+    image = torch.zeros(1, 3, 16, 16).to(next(net.parameters(), torch.zeros(())))
+    with evaluating(net), torch.inference_mode():
+        if isinstance(net, ElasticWrapper):
+            shape = tuple(net(image, depth=net.taps[0]).shape)
+        else:
+            shape = tuple(net(image).shape)
+    scale = shape[-1] // 16
+    if shape != (1, 3, 16 * scale, 16 * scale):
+        raise ValueError(
+            f"a network that makes {shape} of (1, 3, 16, 16): "
+            "expected an image a whole number larger"
+        )
+    return scale
+
+
+# --- what takes part
+
+
+def _entry(label: str, net: nn.Module, depths: Sequence[int] | None) -> _Entry:
+    requested = depths if isinstance(net, ElasticWrapper) else None
+    return _Entry(
+        label=label,
+        net=net,
+        scale=scale_of(net),
+        requested=requested,
+        depths=scored_depths(net, requested),
+    )
+
+
+def _check(entries: Sequence[_Entry], sets: Sequence[tuple[str, PairSet]]) -> None:
+    """Refuse a net without a data set, and names that stand twice."""
+    scales = sorted({pairs.scale for _, pairs in sets})
+    for entry in entries:
+        if entry.scale not in scales:
+            listed = ", ".join(str(scale) for scale in scales)
+            raise ValueError(
+                f"network {entry.label!r} enlarges by {entry.scale}, and the data sets are loaded "
+                f"at scale {listed}"
+            )
+    networks = [(baseline_name(scale), scale) for scale in scales]
+    networks += [(entry.label, entry.scale) for entry in entries]
+    _check_distinct("network", networks)
+    _check_distinct("data set", [(name, pairs.scale) for name, pairs in sets])
+
+
+def _check_distinct(kind: str, named: Sequence[tuple[str, int]]) -> None:
+    for name, scale in named:
+        if named.count((name, scale)) > 1:
+            raise ValueError(
+                f"{kind} {name!r} stands twice at scale {scale}: give each its own name"
+            )
+
+
+# --- what it costs
+
+
+def _measure_costs(
+    entries: Sequence[_Entry], device: torch.device | str, *, measured: bool, progress: bool
+) -> dict[tuple[str, int, Depth], _Cost]:
+    """The cost by label, scale and depth; without `measured`, parameters alone."""
+    costs: dict[tuple[str, int, Depth], _Cost] = {}
+    shows_bar = progress and measured and bool(entries)
+    for entry in tqdm(entries, "measuring", disable=not shows_bar):
+        elastic = _as_elastic(entry.net)
+        by_depth = _measured(elastic, entry, device) if measured else _counted(elastic, entry)
+        for depth, cost in by_depth.items():
+            costs[entry.label, entry.scale, depth] = cost
+    return costs
+
+
+def _as_elastic(net: nn.Module) -> ElasticWrapper:
+    """The net itself, or around any other module one that has it as its only block."""
+    if isinstance(net, ElasticWrapper):
+        return net
+    return ElasticWrapper([net], nn.Identity())
+
+
+def _measured(net: ElasticWrapper, entry: _Entry, device: torch.device | str) -> dict[Depth, _Cost]:
+    width, height = (side // entry.scale for side in OUTPUT_SIZE)
+    example = torch.rand(1, 3, height, width, device=device)
+    deepest = net.truncate(_block_count(entry.depths[-1]))  # what lies deeper is not measured
+    by_count = {cost.depth: cost for cost in depth_costs(deepest, example)}
+    costs: dict[Depth, _Cost] = {}
+    for depth in entry.depths:
+        cost = by_count[_block_count(depth)]
+        costs[depth] = _Cost(parameters=cost.parameters, macs=cost.macs, ms=cost.ms)
+    return costs
+
+
+def _counted(net: ElasticWrapper, entry: _Entry) -> dict[Depth, _Cost]:
+    costs: dict[Depth, _Cost] = {}
+    for depth in entry.depths:
+        cut = net.truncate(_block_count(depth))
+        costs[depth] = _Cost(parameters=sum(each.numel() for each in cut.parameters()))
+    return costs
+
+
+def _block_count(depth: Depth) -> int:
+    """The depth in `_as_elastic` of the net."""
+    return 1 if depth == FULL else depth
+
+
+# --- images and their means
+
+
+def _make_images(
+    pairs: PairSet,
+    index: int,
+    entries: Sequence[_Entry],
+    border: str,
+    device: torch.device | str,
+    self_ensemble: bool,
+) -> list[_MadeImage]:
+    """What bicubic interpolation and every depth of the nets make of one LR image."""
+    lr = pairs.lr(index)
+    baseline = bicubic(lr, pairs.scale, border)
+    made = [_MadeImage(baseline_name(pairs.scale), None, baseline)]
+    for entry in entries:
+        predicted = predict_depths(entry.net, lr, entry.requested, device, self_ensemble)
+        made += [_MadeImage(entry.label, depth, image) for depth, image in predicted.items()]
+    return made
+
+
+def _save(made: _MadeImage, folder: Path, stem: str) -> None:
+    if made.depth is None:
+        ending = made.label
+    elif made.depth == FULL:
+        ending = FULL
+    else:
+        ending = f"d{made.depth}"
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(made.image).save(folder / f"{stem}_{ending}.png")
+
+
+def _means(
+    images: Sequence[ImageScore], costs: Mapping[tuple[str, int, Depth], _Cost]
+) -> list[Row]:
+    """One row for each data set, scale, network and depth, in the order of the images."""
+    grouped: dict[tuple[str, int, str, Depth | None], list[Scores]] = {}
+    for each in images:
+        key = (each.data, each.scale, each.network, each.depth)
+        grouped.setdefault(key, []).append(Scores(each.psnr, each.ssim))
+    rows: list[Row] = []
+    for (data, scale, network, depth), scores in grouped.items():
+        mean = mean_scores(scores)
+        cost = _Cost() if depth is None else costs[network, scale, depth]
+        rows.append(
+            Row(
+                data=data,
+                scale=scale,
+                network=network,
+                depth=depth,
+                psnr=mean.psnr,
+                ssim=mean.ssim,
+                parameters=cost.parameters,
+                macs=cost.macs,
+                ms=cost.ms,
+            )
+        )
+    return rows
+
+
+def _skipped(sets: Sequence[tuple[str, PairSet]]) -> list[Skipped]:
+    found: list[Skipped] = []
+    for name, pairs in sets:
+        found += [Skipped(name, pairs.scale, image, reason) for image, reason in pairs.skipped]
+    return found

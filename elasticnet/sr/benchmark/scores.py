@@ -1,0 +1,182 @@
+"""PSNR and SSIM of one image: what each depth of a network makes of it, and how good that is.
+
+Scores are those of the uint8 images that would be saved, never of floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from elasticnet.sr.inference.tiling import self_ensembled
+from elasticnet.sr.metrics import psnr_y, shave_for, ssim_y
+from elasticnet.sr.pixels import tensor_to_uint8, to_uint8
+from elasticnet.sr.resize import imresize
+from elasticnet.taps import resolve_depths
+from elasticnet.wrapper import ElasticWrapper, evaluating
+
+FULL: Literal["full"] = "full"  # stands for the depth of a network that is no ElasticWrapper
+BICUBIC = "bicubic"
+INPUT = "input"  # what bicubic interpolation is at scale 1
+BASELINES = (BICUBIC, INPUT)
+
+Image = NDArray[np.uint8]
+Depth = int | Literal["full"]
+
+
+class Scores(NamedTuple):
+    """How near an image, or the mean of a set of images, comes to the true one.
+
+    Attributes:
+        psnr: In dB; infinite where both are equal.
+        ssim: At most 1; nan where it was not asked for.
+    """
+
+    psnr: float
+    ssim: float
+
+
+def to_tensor(image: Image, device: torch.device | str = "cpu") -> Tensor:
+    """Return an image as a network takes it: float32 (1, 3, h, w) in 0..1.
+
+    Args:
+        image: RGB, uint8 (h, w, 3).
+        device: Where the tensor goes.
+    """
+    copied = np.array(image)  # torch does not take a read-only array
+    pixels = torch.from_numpy(copied).to(device)
+    return pixels.permute(2, 0, 1)[None].float() / 255  # (1, 3, h, w)
+
+
+def to_image(prediction: Tensor) -> Image:
+    """Return what saving a network's output would give: uint8 (h, w, 3).
+
+    Args:
+        prediction: RGB floats (1, 3, h, w) in 0..1; what lies outside is clipped.
+    """
+    pixels = tensor_to_uint8(prediction[0].float() * 255)  # (3, h, w)
+    return pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def scored_depths(net: nn.Module, depths: Sequence[int] | None = None) -> tuple[Depth, ...]:
+    """Return the depths at which a network is scored.
+
+    Args:
+        net: An `ElasticWrapper`, or any other module, which has one depth, "full".
+        depths: Depths of an `ElasticWrapper`; default: all that carry a prediction.
+
+    Raises:
+        ValueError: The net lacks one of the depths, or depths are given for another module.
+    """
+    if isinstance(net, ElasticWrapper):
+        return resolve_depths(depths, net.taps)
+    if depths is not None:
+        listed = ", ".join(str(depth) for depth in depths)
+        raise ValueError(
+            f"depths {listed} of a {type(net).__name__}: only an ElasticWrapper has depths; leave "
+            "them out"
+        )
+    return (FULL,)
+
+
+def predict_depths(
+    net: nn.Module,
+    lr: Image,
+    depths: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+    self_ensemble: bool = False,
+) -> dict[Any, Image]:
+    """Return the image that each depth makes of a low-resolution one.
+
+    It runs in eval mode, without gradients, in the net's own precision. One pass serves all depths.
+
+    Args:
+        net: On `device`: RGB floats (1, 3, h, w) in 0..1 -> (1, 3, scale h, scale w).
+        lr: RGB, uint8 (h, w, 3).
+        depths: As in `scored_depths`.
+        device: Where the net is.
+        self_ensemble: Take the mean over the eight symmetries of the input, rounded once, in eight
+            passes.
+
+    Returns:
+        For each depth ("full" for a net that is no `ElasticWrapper`), uint8 (scale h, scale w, 3).
+
+    Raises:
+        ValueError: As `scored_depths` does.
+    """
+    chosen = scored_depths(net, depths)
+
+    def predict(x: Tensor) -> Sequence[Tensor]:
+        if isinstance(net, ElasticWrapper):
+            return net.forward_taps(x, depths=depths).predictions
+        return [net(x)]
+
+    parameter = next(net.parameters(), None)
+    dtype = torch.float32 if parameter is None else parameter.dtype
+    with evaluating(net), torch.inference_mode():
+        x = to_tensor(lr, device).to(dtype)
+        predictions = self_ensembled(predict, x) if self_ensemble else predict(x)
+    images: dict[Any, Image] = {}
+    for depth, prediction in zip(chosen, predictions, strict=True):
+        images[depth] = to_image(prediction)
+    return images
+
+
+def bicubic(lr: Image, scale: int, border: str = "symmetric") -> Image:
+    """Return an image enlarged by the exact `imresize`, rounded once as a network's output is.
+
+    Args:
+        lr: uint8 (h, w, 3).
+        scale: How many times as long each side becomes.
+        border: What lies outside the image: "symmetric" or "replicate".
+
+    Returns:
+        uint8 (scale h, scale w, 3).
+    """
+    return to_uint8(imresize(lr.astype(np.float64), scale, border=border))
+
+
+def baseline_name(scale: int) -> str:
+    """Return the name of what networks are shown beside.
+
+    Args:
+        scale: Of the data set.
+
+    Returns:
+        "bicubic", or "input" at scale 1, where bicubic interpolation changes nothing.
+    """
+    return INPUT if scale == 1 else BICUBIC
+
+
+def score_image(
+    image: Image, hr: Image, scale: int, *, protocol: str = "matlab-y", ssim: bool = True
+) -> Scores:
+    """Return the scores of one image.
+
+    Args:
+        image: The prediction, uint8 (h, w, 3).
+        hr: The true image, of the same shape.
+        scale: By how much the image was enlarged: it decides how much of the border is left out.
+        protocol: As in `elasticnet.sr.metrics`.
+        ssim: Whether SSIM is computed; it takes most of the time.
+    """
+    shave = shave_for(scale, protocol)
+    similarity = ssim_y(image, hr, shave, protocol) if ssim else float("nan")
+    return Scores(psnr=psnr_y(image, hr, shave, protocol), ssim=similarity)
+
+
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """Return the mean PSNR and the mean SSIM of several images.
+
+    Args:
+        scores: Of at least one image.
+    """
+    return Scores(
+        psnr=float(np.mean([each.psnr for each in scores])),
+        ssim=float(np.mean([each.ssim for each in scores])),
+    )
