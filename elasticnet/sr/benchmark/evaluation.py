@@ -26,7 +26,7 @@ from elasticnet.sr.benchmark.scores import (
     score_image,
     scored_depths,
 )
-from elasticnet.sr.data import PairSet
+from elasticnet.sr.data.pair_set import PairSet
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
 # Width and height of the output for which MACs and latency are given, as the field does.

@@ -23,7 +23,7 @@ from elasticnet.sr.benchmark.scores import (
     bicubic,
     predict_depths,
 )
-from elasticnet.sr.data import PairSet
+from elasticnet.sr.data.pair_set import PairSet
 from elasticnet.wrapper import ElasticWrapper
 
 Nets = Sequence[tuple[str, nn.Module]]

@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from elasticnet.sr.data import PairSet, load_pairs
 from elasticnet.sr.data.folder_layouts import find_layout
+from elasticnet.sr.data.loading import load_pairs
+from elasticnet.sr.data.pair_set import PairSet
 from elasticnet.sr.metrics import shave_for
 
 SSIM_WINDOW = 11  # pixels a side, which have to be left of an image after shaving

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from elasticnet.sr.benchmark import predict_depths
+from elasticnet.sr.benchmark.scores import predict_depths
 from elasticnet.sr.data.pair_set import PairSet
 from elasticnet.wrapper import ElasticWrapper
 
