@@ -1,5 +1,6 @@
-"""Weights of the loss terms, as pure functions of (step, total): exact on resume, the same on every
-rank.
+"""Weights of the loss terms: of every tap's loss, and of a term that changes with the step.
+
+Pure functions, so that a run that is resumed, and every process of it, uses the same weights.
 """
 
 from __future__ import annotations
@@ -7,8 +8,88 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-TAP_WEIGHTS = ("paper", "normalised", "deepest")
-TapWeights = str | float | Sequence[float] | Mapping[int, float]
+
+def equal(taps: Sequence[int]) -> dict[int, float]:
+    """Weigh every tap's loss by 1, as the paper does.
+
+    Args:
+        taps: The depths that carry a tap, shallowest first.
+
+    Returns:
+        The weight of each depth's loss. They sum to the number of taps.
+
+    Example:
+        `equal((1, 3)) == {1: 1.0, 3: 1.0}`
+    """
+    return dict.fromkeys(taps, 1.0)
+
+
+def normalised(taps: Sequence[int]) -> dict[int, float]:
+    """Weigh every tap's loss alike, with a sum of 1.
+
+    The learning rate of a network with one exit then fits.
+
+    Args:
+        taps: The depths that carry a tap, shallowest first.
+
+    Returns:
+        The weight of each depth's loss: 1 / number of taps.
+
+    Example:
+        `normalised((1, 3)) == {1: 0.5, 3: 0.5}`
+    """
+    return dict.fromkeys(taps, 1 / len(taps))
+
+
+def deepest_share(taps: Sequence[int], share: float) -> dict[int, float]:
+    """Give the deepest tap a share of the weight and the rest to the others, alike.
+
+    Args:
+        taps: The depths that carry a tap, shallowest first.
+        share: The deepest tap's weight, from 0 to 1. A single tap gets 1 whatever its share is.
+
+    Returns:
+        The weight of each depth's loss, with a sum of 1.
+
+    Raises:
+        ValueError: The share is not between 0 and 1.
+
+    Example:
+        `deepest_share((1, 3, 5), share=0.5) == {1: 0.25, 3: 0.25, 5: 0.5}`
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share {share}: expected the deepest tap's weight, from 0 to 1")
+    *others, deepest = taps
+    if not others:
+        return {deepest: 1.0}
+    weights = {depth: (1 - share) / len(others) for depth in others}
+    weights[deepest] = share
+    return weights
+
+
+def rising_deepest_share(
+    taps: Sequence[int], step: int, total: int, start: float, end: float = 1.0
+) -> dict[int, float]:
+    """Let the deepest tap's share rise in a straight line over the training.
+
+    Args:
+        taps: The depths that carry a tap, shallowest first.
+        step: The training step, from 0.
+        total: The number of steps after which the share is `end`, at least 1.
+        start: The deepest tap's share at step 0, from 0 to 1.
+        end: The deepest tap's share from step `total` on, from 0 to 1.
+
+    Returns:
+        The weight of each depth's loss at this step, with a sum of 1.
+
+    Raises:
+        ValueError: A share is not between 0 and 1, or `total` is below 1.
+
+    Example:
+        `ElasticObjective(..., tap_weights=lambda step: rising_deepest_share(net.taps, step,
+        total=1000, start=0.2))`
+    """
+    return deepest_share(taps, share=ramp(step, total=total, start=start, end=end))
 
 
 def ramp(
@@ -20,65 +101,70 @@ def ramp(
     finish: float = 1.0,
     shape: str = "linear",
 ) -> float:
-    """Return a value that goes from `start` to `end` while step/total goes from `begin` to
-    `finish`, constant outside.
+    """Return a value that goes from one number to another while the training goes on.
 
-    shape: "linear", or "cosine" (half a cosine wave: flat at both ends). Use it for the PSD weight:
-    `ElasticObjective(..., psd_weight=lambda step: ramp(step, 100_000, 0.0, 0.1, finish=0.2))`.
+    Args:
+        step: The training step, from 0.
+        total: The number of steps of the training, at least 1.
+        start: The value until step / total reaches `begin`.
+        end: The value from step / total = `finish` on.
+        begin: Where the way begins, as a part of the training from 0 to 1.
+        finish: Where the way ends, as a part of the training from `begin` to 1.
+        shape: "linear", or "cosine" (half a cosine wave: flat at both ends).
+
+    Returns:
+        The value at this step.
+
+    Raises:
+        ValueError: `total`, `begin`, `finish` or `shape` is not one of the above.
+
+    Example:
+        `ElasticObjective(..., psd_weight=lambda step: ramp(step, 100_000, 0.0, 0.1, finish=0.2))`
     """
     if total < 1 or not 0 <= begin <= finish <= 1:
         raise ValueError(
-            f"total={total}, begin={begin}, finish={finish}: expected total >= 1, 0 <= begin <= finish <= 1"
+            f"total={total}, begin={begin}, finish={finish}: "
+            "expected total >= 1, 0 <= begin <= finish <= 1"
         )
     if shape not in ("linear", "cosine"):
         raise ValueError(f"shape {shape!r}: expected linear or cosine")
     progress = step / total
     if progress >= finish:
         return end
-    fraction = (progress - begin) / (finish - begin) if progress > begin else 0.0
+    if progress <= begin:
+        return start
+    fraction = (progress - begin) / (finish - begin)
     if shape == "cosine":
         fraction = 0.5 - 0.5 * math.cos(math.pi * fraction)
     return start + (end - start) * fraction
 
 
-def tap_weights(kind: TapWeights, taps: Sequence[int]) -> dict[int, float]:
-    """Return the weight of every tap's loss by depth.
+def check_tap_weights(weights: Mapping[int, float], taps: Sequence[int]) -> dict[int, float]:
+    """Check that there is a usable weight for every tap, and for nothing else.
 
-    "paper": 1 each (L_routine + sum of L_n); "normalised": 1/len(taps) each, so that the sum of the
-    weights is 1 and the learning rate of a single-exit network fits; a number from 0 to 1: so much
-    for the deepest tap, the rest shared by the others; "deepest": 1/2 for it; a sequence: one
-    weight a tap, shallowest first; a mapping: by depth.
+    Args:
+        weights: The weight of each depth's loss.
+        taps: The depths that carry a tap.
+
+    Returns:
+        The weights as floats, in the order of the taps.
+
+    Raises:
+        TypeError: The weights are not a mapping by depth.
+        ValueError: Depths are missing or carry no tap, or a weight is negative or not finite.
     """
-    if isinstance(kind, str):
-        if kind not in TAP_WEIGHTS:
-            raise ValueError(
-                f"tap weights {kind!r}: expected {', '.join(TAP_WEIGHTS)}, a number, a sequence or a mapping by depth"
-            )
-        if kind != "deepest":
-            return dict.fromkeys(taps, 1.0 if kind == "paper" else 1 / len(taps))
-        kind = 0.5
-    if isinstance(kind, (int, float)):
-        if isinstance(kind, bool) or not 0 <= kind <= 1:
-            raise ValueError(f"tap weights {kind}: expected the deepest tap's share, from 0 to 1")
-        *others, deepest = taps
-        return {
-            **dict.fromkeys(others, (1 - kind) / max(1, len(others))),
-            deepest: kind if others else 1.0,
-        }
-    if not isinstance(kind, Mapping):
-        if len(kind) != len(taps):
-            raise ValueError(
-                f"{len(kind)} tap weights for {len(taps)} taps: give one for each of {list(taps)}"
-            )
-        kind = dict(zip(taps, kind, strict=True))
-    if set(kind) != set(taps):
-        raise ValueError(
-            f"tap weights name depths {sorted(kind)}: this net has taps at {list(taps)}"
+    if not isinstance(weights, Mapping):
+        raise TypeError(
+            f"tap weights {weights!r}: expected a mapping by depth; elasticnet.loss_weights has "
+            "functions that make one, such as normalised(net.taps)"
         )
-    weights = {depth: float(kind[depth]) for depth in taps}
+    if set(weights) != set(taps):
+        raise ValueError(
+            f"tap weights name depths {sorted(weights)}: this net has taps at {list(taps)}"
+        )
     for depth, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(
                 f"tap weight {weight} at depth {depth}: expected a finite number, at least 0"
             )
-    return weights
+    return {depth: float(weights[depth]) for depth in taps}

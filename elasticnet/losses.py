@@ -7,7 +7,7 @@ so that they add up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elasticnet.distillation import DISTANCES, attention_distance, attention_map, position_axes
-from elasticnet.loss_weights import TapWeights
-from elasticnet.loss_weights import tap_weights as resolve_weights
+from elasticnet.loss_weights import check_tap_weights, equal
 from elasticnet.taps import inclusion_probability, sample_depths
 
 TaskLoss = Callable[[Any, Any], Tensor]
 Weight = float | Callable[[int], float]
+TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
 
 
 class LossTerms(NamedTuple):
@@ -89,7 +89,8 @@ def deep_supervision(
     for loss in losses:
         if loss.ndim:
             raise ValueError(
-                f"the task loss returned a tensor of shape {tuple(loss.shape)}: expected a scalar (reduce it)"
+                f"the task loss returned a tensor of shape {tuple(loss.shape)}: "
+                "expected a scalar (reduce it)"
             )
     return losses
 
@@ -110,9 +111,8 @@ class ElasticObjective(nn.Module):
     psd_weight: lambda, a number or a function of the step; no default, since its meaning hangs on
         the image scale and the task loss (a weight published for 0..255 images weighs 255 times
         more against an L1 loss on 0..1). 0 skips the term.
-    tap_weights: "paper" (1 each), "normalised" (sum 1), the deepest tap's share, a sequence or a
-        mapping by depth; see `schedule.tap_weights`. Or a function of the step that returns one of
-        these.
+    tap_weights: the weight of each depth's loss, or a function of the step that returns such a
+        mapping; `elasticnet.loss_weights` has both. None weighs every tap by 1, as the paper does.
     sampled_taps: compute the deepest tap and this many others a step, a pure function of (seed,
         step). A sampled tap's loss is divided by its probability, so that the expected loss stays
         the same. PSD sees all taps in any case.
@@ -131,7 +131,7 @@ class ElasticObjective(nn.Module):
         task_loss: TaskLoss,
         psd_weight: Weight,
         *,
-        tap_weights: TapWeights | Callable[[int], TapWeights] = "paper",
+        tap_weights: TapWeights | None = None,
         sampled_taps: int | None = None,
         seed: int = 0,
         distance: str = "norm",
@@ -155,8 +155,14 @@ class ElasticObjective(nn.Module):
         self.net = net
         self.task_loss = task_loss
         self.psd_weight = psd_weight
-        self.tap_weights = tap_weights
-        self.weights_at(0)  # refuses a wrong kind here, too
+        self.tap_weights: TapWeights
+        if tap_weights is None:
+            self.tap_weights = equal(net.taps)
+        elif callable(tap_weights):
+            self.tap_weights = tap_weights
+            self.weights_at(0)  # refuses wrong weights here rather than at the first step
+        else:
+            self.tap_weights = check_tap_weights(tap_weights, net.taps)
         self.sampled_taps = sampled_taps
         self.seed = seed
         self.distance = distance
@@ -189,10 +195,10 @@ class ElasticObjective(nn.Module):
         """Return the weight of every tap's loss in the given step, by depth, without what sampling
         divides it by.
         """
-        weights = self.tap_weights
-        if callable(weights):
-            weights = weights(self._checked(step, "a tap_weights schedule"))
-        return resolve_weights(weights, self.net.taps)
+        if not callable(self.tap_weights):
+            return dict(self.tap_weights)
+        weights = self.tap_weights(self._checked(step, "a tap_weights schedule"))
+        return check_tap_weights(weights, self.net.taps)
 
     def forward(self, x: Any, target: Any, step: int | None = None, **context: Any) -> LossTerms:
         """Return the LossTerms of one batch; `context` goes to the network, `step` drives sampling

@@ -20,7 +20,7 @@ import faulthandler
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.card.measuring import machine_key
-from elasticnet.loss_weights import ramp
+from elasticnet.loss_weights import deepest_share, equal, normalised, rising_deepest_share
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr import asrn
@@ -342,6 +342,23 @@ def build(options: Options, processes: Processes) -> ElasticWrapper:
     return net.to(processes.device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
+def tap_weights(
+    options: Options, taps: Sequence[int]
+) -> Mapping[int, float] | Callable[[int], Mapping[int, float]]:
+    """Return what `--tap-weights` names: a weight for every depth, or a function of the step."""
+    if options.tap_weights == "paper":
+        return equal(taps)
+    if options.tap_weights == "normalised":
+        return normalised(taps)
+    if options.tap_weights == "deepest":
+        return deepest_share(taps, share=0.5)
+    if options.tap_weights == "rising":
+        return partial(
+            rising_deepest_share, taps, total=options.steps, start=options.rising_from, end=1.0
+        )
+    return deepest_share(taps, share=options.tap_weights)
+
+
 def train(
     options: Options,
     run: Run,
@@ -355,13 +372,11 @@ def train(
     """
     loss, power = LOSSES[options.loss]
     factor = options.image_scale**power
-    # the deepest tap's share
-    rising = partial(ramp, total=options.steps, start=options.rising_from, end=1.0)
     objective = ElasticObjective(
         net,
         task_loss=lambda prediction, target: factor * loss(prediction, target),
         psd_weight=options.psd_weight if options.variant == "full" else 0.0,
-        tap_weights=rising if options.tap_weights == "rising" else options.tap_weights,
+        tap_weights=tap_weights(options, net.taps),
         sampled_taps=options.sampled_taps if options.variant != "ss" else None,
         seed=options.seed,
         output_weight=factor * options.output_weight,

@@ -35,6 +35,7 @@ import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import aligned, table
+from elasticnet.loss_weights import equal, normalised
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr.benchmark import benchmark, evaluate, load_sets, scale_of
 from elasticnet.sr.benchmark.figures import elastic_curve
@@ -379,7 +380,7 @@ def train(
                 net,
                 task_loss=F.l1_loss,
                 psd_weight=options.psd_weight if elastic else 0.0,
-                tap_weights="normalised" if elastic else "paper",
+                tap_weights=normalised(net.taps) if elastic else equal(net.taps),
                 # 0: by the deepest exit alone
                 sampled_taps=sampled_taps(options) if elastic else 0,
                 seed=options.seed,

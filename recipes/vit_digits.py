@@ -37,6 +37,7 @@ import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import table
+from elasticnet.loss_weights import normalised
 from elasticnet.losses import LossMeter, progressive_distillation
 from elasticnet.memory import keep_freed_memory
 from elasticnet.retrofit.timm import split
@@ -106,7 +107,8 @@ class Options:
         if not NUM_CLASSES <= self.num_test <= NUM_IMAGES - NUM_CLASSES:
             most = NUM_IMAGES - NUM_CLASSES
             raise ValueError(
-                f"--num-test {self.num_test}: expected {NUM_CLASSES} to {most} of the {NUM_IMAGES} images"
+                f"--num-test {self.num_test}: "
+                f"expected {NUM_CLASSES} to {most} of the {NUM_IMAGES} images"
             )
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate {self.learning_rate}: expected a number above 0")
@@ -141,7 +143,8 @@ def main(options: Options) -> None:
         options.out or Path("runs", time.strftime("vit-digits-%Y%m%d-%H%M%S")), as_json(options)
     ) as run:
         print(
-            f"{options.seeds} x {len(trainings)} trainings of {options.steps} steps; run folder {run.folder}"
+            f"{options.seeds} x {len(trainings)} trainings of {options.steps} steps; "
+            f"run folder {run.folder}"
         )
         with (
             StopSignal() as stop,
@@ -185,7 +188,8 @@ def main(options: Options) -> None:
                 report = write_report(options, run.folder, scores, distances)
         if net is None:
             print(
-                f"stopped at step {bar.n} of {total}; what was measured so far is in {run.folder / 'log.jsonl'}"
+                f"stopped at step {bar.n} of {total}; "
+                f"what was measured so far is in {run.folder / 'log.jsonl'}"
             )
         else:
             print(f"\n{report}\nwritten to {run.folder}: elastic.safetensors, table and figure")
@@ -239,7 +243,7 @@ def train(
     # with its one tap, an ordinary network
     net = parts.wrap(None if variant in ("dsl", "psd") else (-1,)).train()
     psd_weight = options.psd_weight if variant == "psd" else 0.0
-    objective = ElasticObjective(net, F.cross_entropy, psd_weight, tap_weights="normalised")
+    objective = ElasticObjective(net, F.cross_entropy, psd_weight, tap_weights=normalised(net.taps))
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05, fused=True)
     generator, meter = torch.Generator().manual_seed(seed), LossMeter()
     for step in range(options.steps):
@@ -251,7 +255,8 @@ def train(
         terms = objective(digits.x[chosen], digits.y[chosen])
         if not terms.total.isfinite():
             raise FloatingPointError(
-                f"{LABELS[variant]}, seed {seed}: the loss became {terms.total.item()} at step {step}; try less than "
+                f"{LABELS[variant]}, seed {seed}: the loss became {terms.total.item()} "
+                f"at step {step}; try less than "
                 f"--learning-rate {options.learning_rate:g}"
             )
         optimizer.zero_grad(set_to_none=True)
@@ -322,10 +327,13 @@ def write_report(
     neighbours = {LABELS[variant]: spread(each.values()) for variant, each in distances.items()}
     maps = ", ".join(f"{label} {each['mean']:.3f}" for label, each in neighbours.items())
     text = (
-        f"Test accuracy in percent on {options.num_test} digits, mean ± standard deviation over the seeds; seeds "
-        f"{', '.join(map(str, seeds))}, {options.steps} steps each, PSD weight {options.psd_weight:g}\n\n"
+        f"Test accuracy in percent on {options.num_test} digits, "
+        "mean ± standard deviation over the seeds; seeds "
+        f"{', '.join(map(str, seeds))}, {options.steps} steps each, "
+        f"PSD weight {options.psd_weight:g}\n\n"
         f"{depth_table({LABELS[variant]: accuracy[variant] for variant in LABELS}, '.1f')}\n"
-        "Differences in points within a seed, mean ± standard deviation; in brackets where the mean is not larger than "
+        "Differences in points within a seed, mean ± standard deviation; "
+        "in brackets where the mean is not larger than "
         f"the deviation\n\n{depth_table(differences, '+.1f')}\n"
         f"Distance between neighbouring blocks' attention maps on the test images: {maps}\n"
     )

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elasticnet.loss_weights import ramp, tap_weights
+from elasticnet.loss_weights import (
+    check_tap_weights,
+    deepest_share,
+    equal,
+    normalised,
+    ramp,
+    rising_deepest_share,
+)
 from elasticnet.training.learning_rate import cosine, halving
 
 
@@ -72,46 +79,89 @@ def test_misuse_of_ramp(options: dict[str, Any], message: str, step: int) -> Non
         ramp(**{"step": step, "total": 100, "start": 0.0, "end": 1.0, **options})
 
 
-def test_tap_weights() -> None:
-    assert tap_weights("paper", (1, 3, 5)) == {1: 1.0, 3: 1.0, 5: 1.0}
-    assert tap_weights("normalised", (1, 3, 5, 6)) == {1: 0.25, 3: 0.25, 5: 0.25, 6: 0.25}
-    assert tap_weights("deepest", (1, 3, 5)) == {1: 0.25, 3: 0.25, 5: 0.5}
-    assert tap_weights(0.75, (1, 3, 5)) == {1: 0.125, 3: 0.125, 5: 0.75}
-    assert tap_weights(1, (1, 3, 5)) == {1: 0.0, 3: 0.0, 5: 1.0}
-    assert tap_weights(0.25, (5,)) == {5: 1.0}
-    assert tap_weights([0, 0.5, 2], (1, 3, 5)) == {1: 0.0, 3: 0.5, 5: 2.0}
-    assert tap_weights({5: 2, 1: 0.25}, (1, 5)) == {1: 0.25, 5: 2.0}
-    assert list(tap_weights({5: 2, 1: 0.25}, (1, 5))) == [1, 5]
+def test_equal_is_one_each() -> None:
+    assert equal((1, 3, 5)) == {1: 1.0, 3: 1.0, 5: 1.0}
 
 
-@given(st.integers(1, 30), st.sampled_from(["normalised", "deepest"]) | st.floats(0, 1))
-def test_normalised_weights_sum_to_one(num_taps: int, kind: str | float) -> None:
-    assert math.fsum(tap_weights(kind, range(1, num_taps + 1)).values()) == pytest.approx(1)
+def test_normalised_is_the_same_for_each_and_sums_to_one() -> None:
+    assert normalised((1, 3, 5, 6)) == {1: 0.25, 3: 0.25, 5: 0.25, 6: 0.25}
+
+
+def test_deepest_share_leaves_the_rest_to_the_others() -> None:
+    assert deepest_share((1, 3, 5), share=0.5) == {1: 0.25, 3: 0.25, 5: 0.5}
+    assert deepest_share((1, 3, 5), share=0.75) == {1: 0.125, 3: 0.125, 5: 0.75}
+    assert deepest_share((1, 3, 5), share=1) == {1: 0.0, 3: 0.0, 5: 1.0}
+    assert deepest_share((1, 3, 5), share=0) == {1: 0.5, 3: 0.5, 5: 0.0}
+
+
+def test_a_single_tap_has_the_whole_weight() -> None:
+    assert deepest_share((5,), share=0.25) == {5: 1.0}
+
+
+def test_rising_deepest_share_goes_from_start_to_end() -> None:
+    by_step = [rising_deepest_share((1, 3, 5), step, total=4, start=0.5) for step in (0, 2, 4, 9)]
+    assert by_step == [
+        {1: 0.25, 3: 0.25, 5: 0.5},
+        {1: 0.125, 3: 0.125, 5: 0.75},
+        {1: 0.0, 3: 0.0, 5: 1.0},
+        {1: 0.0, 3: 0.0, 5: 1.0},
+    ]
+    assert rising_deepest_share((1, 2), 1, total=2, start=0.25, end=0.75) == {1: 0.5, 2: 0.5}
+
+
+@given(st.integers(1, 30), st.floats(0, 1), st.integers(0, 99))
+def test_shares_sum_to_one(num_taps: int, share: float, step: int) -> None:
+    taps = range(1, num_taps + 1)
+    by_name = {
+        "normalised": normalised(taps),
+        "deepest_share": deepest_share(taps, share),
+        "rising_deepest_share": rising_deepest_share(taps, step, total=50, start=share),
+    }
+    for name, weights in by_name.items():
+        assert list(weights) == list(taps), name
+        assert math.fsum(weights.values()) == pytest.approx(1), name
+        assert min(weights.values()) >= 0, name
+
+
+@pytest.mark.parametrize("share", [1.5, -0.1, math.nan])
+def test_a_wrong_share_is_named(share: float) -> None:
+    message = f"share {share}: expected the deepest tap's weight, from 0 to 1"
+    with pytest.raises(ValueError, match=message):
+        deepest_share((1, 3, 5), share)
+    with pytest.raises(ValueError, match=message):
+        rising_deepest_share((1, 3, 5), step=0, total=10, start=share)
+
+
+def test_checked_weights_stand_in_the_order_of_the_taps() -> None:
+    checked = check_tap_weights({5: 2, 1: 0.25}, taps=(1, 5))
+    assert list(checked.items()) == [(1, 0.25), (5, 2.0)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("weights", "message"),
     [
-        (
-            "equal",
-            "tap weights 'equal': expected paper, normalised, deepest, a number, a sequence or a mapping",
-        ),
-        (1.5, "tap weights 1.5: expected the deepest tap's share, from 0 to 1"),
-        (math.nan, "tap weights nan: expected the deepest tap's share"),
-        (True, "tap weights True: expected the deepest tap's share"),
-        ([1.0, 1.0], r"2 tap weights for 3 taps: give one for each of \[1, 3, 5\]"),
         (
             {1: 1.0, 2: 1.0, 5: 1.0},
             r"tap weights name depths \[1, 2, 5\]: this net has taps at \[1, 3, 5\]",
         ),
-        ([1.0, -0.5, 1.0], "tap weight -0.5 at depth 3: expected a finite number, at least 0"),
-        ([1.0, 1.0, math.nan], "tap weight nan at depth 5"),
+        ({1: 1.0, 5: 1.0}, r"tap weights name depths \[1, 5\]: this net has taps at"),
+        (
+            {1: 1.0, 3: -0.5, 5: 1.0},
+            "tap weight -0.5 at depth 3: expected a finite number, at least 0",
+        ),
+        ({1: 1.0, 3: 1.0, 5: math.nan}, "tap weight nan at depth 5"),
         ({1: math.inf, 3: 1.0, 5: 1.0}, "tap weight inf at depth 1"),
     ],
 )
-def test_misuse_of_tap_weights(kind: Any, message: str) -> None:
+def test_wrong_weights_are_named(weights: dict[int, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tap_weights(kind, (1, 3, 5))
+        check_tap_weights(weights, taps=(1, 3, 5))
+
+
+@pytest.mark.parametrize("weights", ["paper", 0.5, [1.0, 1.0]])
+def test_weights_that_are_no_mapping_are_refused(weights: Any) -> None:
+    with pytest.raises(TypeError, match=r"expected a mapping by depth.*normalised\(net\.taps\)"):
+        check_tap_weights(weights, taps=(1, 3))
 
 
 def test_halving() -> None:

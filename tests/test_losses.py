@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from contract import projection
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
-from elasticnet.loss_weights import ramp
+from elasticnet.loss_weights import deepest_share, normalised, rising_deepest_share
 from elasticnet.losses import LossMeter, charbonnier, deep_supervision, progressive_distillation
 from elasticnet.taps import sample_depths
 from tiny_nets import (
@@ -66,23 +67,26 @@ def naive_terms(
     return {"total": routine + supervision + distillation, **terms}
 
 
+def rising_to_one(step: int) -> dict[int, float]:
+    return rising_deepest_share((1, 2, 3, 4), step, total=10, start=0.25)
+
+
 @pytest.mark.parametrize(
-    ("kind", "weights"),
+    ("tap_weights", "weights"),
     [
-        ("paper", {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}),
-        ("normalised", {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}),
-        ([0.1, 0.2, 0.0, 2.0], {1: 0.1, 2: 0.2, 3: 0.0, 4: 2.0}),
+        (None, {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}),
+        (normalised((1, 2, 3, 4)), {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}),
         ({4: 1, 1: 0, 3: 3, 2: 0.5}, {1: 0.0, 2: 0.5, 3: 3.0, 4: 1.0}),
-        (0.7, {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.7}),
-        (lambda step: ramp(step, 10, 0.25, 1.0), {1: 0.2, 2: 0.2, 3: 0.2, 4: 0.4}),
+        (deepest_share((1, 2, 3, 4), share=0.7), {1: 0.1, 2: 0.1, 3: 0.1, 4: 0.7}),
+        (rising_to_one, {1: 0.2, 2: 0.2, 3: 0.2, 4: 0.4}),
     ],
 )
 @pytest.mark.parametrize("psd_weight", [0.0, 0.1])
 def test_objective_and_its_gradient_against_a_loop(
-    kind: Any, weights: dict[int, float], psd_weight: float
+    tap_weights: Any, weights: dict[int, float], psd_weight: float
 ) -> None:
     net = conv_net(4)
-    terms = ElasticObjective(net, nn.L1Loss(), psd_weight, tap_weights=kind)(X, Y, step=2)
+    terms = ElasticObjective(net, nn.L1Loss(), psd_weight, tap_weights=tap_weights)(X, Y, step=2)
     expected = naive_terms(net, X, Y, psd_weight, weights)
     for name, value in expected.items():
         torch.testing.assert_close(
@@ -152,7 +156,7 @@ def test_terms_add_up_for_any_network(case: Case, distance: str, power: float) -
         net,
         lambda p, t: projection(p) ** 2,
         0.3,
-        tap_weights="normalised",
+        tap_weights=normalised(net.taps),
         distance=distance,
         power=power,
     )
@@ -249,7 +253,7 @@ def test_sampled_taps_keep_the_expected_loss() -> None:
     full objective.
     """
     net = conv_net(5).double()
-    x, y, weights = X.double(), Y.double(), [0.3, 0.5, 0.7, 1.1, 1.3]
+    x, y, weights = X.double(), Y.double(), {1: 0.3, 2: 0.5, 3: 0.7, 4: 1.1, 5: 1.3}
     full = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.2)(x, y)
     objective = ElasticObjective(
         net, nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.2, sampled_taps=2, seed=3
@@ -315,7 +319,10 @@ def test_psd_weight_as_a_function_of_the_step() -> None:
     [
         ({"psd_weight": lambda step: 0.1}, "a psd_weight schedule"),
         ({"psd_weight": 0, "sampled_taps": 1}, "sampled taps"),
-        ({"psd_weight": 0, "tap_weights": lambda step: 0.5}, "a tap_weights schedule"),
+        (
+            {"psd_weight": 0, "tap_weights": lambda step: normalised((1, 2, 3))},
+            "a tap_weights schedule",
+        ),
     ],
 )
 def test_a_schedule_or_sampling_without_the_step_is_an_error(
@@ -384,11 +391,9 @@ def test_psd_weight_has_no_default() -> None:
         ({"distance": "l1"}, "distance 'l1': expected one of norm, squared"),
         ({"sampled_taps": -1}, "sampled taps -1: expected a whole number from 0 to 2"),
         ({"sampled_taps": True}, "sampled taps True: expected a whole number"),
-        ({"tap_weights": "mean"}, "tap weights 'mean': expected paper, normalised"),
-        ({"tap_weights": [1.0, 2.0]}, "2 tap weights for 3 taps"),
         (
-            {"tap_weights": lambda step: 1.5 - step},
-            "tap weights 1.5: expected the deepest tap's share, from 0 to 1",
+            {"tap_weights": lambda step: {1: 1.0, 2: 1.0, 3: step - 1.5}},
+            "tap weight -1.5 at depth 3: expected a finite number, at least 0",
         ),
         (
             {"tap_weights": {1: 1.0, 3: 1.0}},
@@ -399,6 +404,14 @@ def test_psd_weight_has_no_default() -> None:
 def test_misuse_of_the_objective(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ElasticObjective(conv_net(3), nn.L1Loss(), **{"psd_weight": 0.1, **options})
+
+
+@pytest.mark.parametrize("weights", ["normalised", 0.5, [1.0, 1.0, 1.0]])
+def test_tap_weights_are_a_mapping_or_a_function_that_returns_one(weights: Any) -> None:
+    message = re.escape(f"tap weights {weights!r}: expected a mapping by depth")
+    for tap_weights in (weights, lambda step: weights):
+        with pytest.raises(TypeError, match=message):
+            ElasticObjective(conv_net(3), nn.L1Loss(), 0.1, tap_weights=tap_weights)
 
 
 def test_a_wrong_layout_is_refused_before_training() -> None:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 import elasticnet.losses
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
-from elasticnet.loss_weights import ramp
+from elasticnet.loss_weights import ramp, rising_deepest_share
 from tiny_nets import MASK, TOKENS, PreparedHead, conv_blocks, conv_net, rotary_net
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+THIRDS = {1: 1 / 3, 2: 1 / 3, 3: 1 / 3}
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
@@ -170,7 +171,7 @@ def test_blocks_are_recomputed_in_training_alone(checkpoint_blocks: bool) -> Non
 
 @pytest.mark.parametrize(
     "options",
-    [{"psd_weight": 0.1}, {"psd_weight": 0.1, "tap_weights": "normalised", "output_weight": 0.5}],
+    [{"psd_weight": 0.1}, {"psd_weight": 0.1, "tap_weights": THIRDS, "output_weight": 0.5}],
     ids=["plain", "every option"],
 )
 def test_compiled_objective_is_eager_in_one_graph(options: dict[str, Any]) -> None:
@@ -188,10 +189,10 @@ def test_compiled_objective_is_eager_in_one_graph(options: dict[str, Any]) -> No
         {"psd_weight": lambda step: ramp(step, 10, 0.0, 0.1)},
         {
             "psd_weight": 0.1,
-            "tap_weights": lambda step: ramp(step, 10, 0.25, 1.0),
+            "tap_weights": lambda step: rising_deepest_share((1, 2, 3), step, 10, start=0.25),
             "output_weight": 0.5,
         },
-        {"psd_weight": 0, "tap_weights": lambda step: [1.0, 0.5, 1.0 + step]},
+        {"psd_weight": 0, "tap_weights": lambda step: {1: 1.0, 2: 0.5, 3: 1.0 + step}},
     ],
     ids=["psd", "taps", "taps alone"],
 )
@@ -235,13 +236,13 @@ def test_compiled_objective_with_context_and_recomputed_blocks() -> None:
 
 @pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),
-    reason="the compiler of torch 2.6 makes a graph for every step, and runs eagerly once it has made eight",
+    reason="torch 2.6 compiles a graph for every step, and runs eagerly once it has made eight",
 )
 def test_compiled_objective_with_sampled_taps_compiles_a_subset_once() -> None:
     """And not every step, which would reach dynamo's limit of 8 graphs and go on in eager."""
     torch._dynamo.reset()
     objective = ElasticObjective(
-        conv_net(3), nn.L1Loss(), 0.1, sampled_taps=1, tap_weights=[0.5, 1.0, 2.0]
+        conv_net(3), nn.L1Loss(), 0.1, sampled_taps=1, tap_weights={1: 0.5, 2: 1.0, 3: 2.0}
     )
     compiled = torch.compile(objective, backend="eager")
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
@@ -262,7 +263,7 @@ def test_compiled_objective_with_sampled_taps_compiles_a_subset_once() -> None:
         (1, {"psd_weight": 0}),
         (3, {"psd_weight": 0}),
         (3, {"psd_weight": 0.1}),
-        (3, {"psd_weight": 0.1, "tap_weights": "normalised", "output_weight": 0.5}),
+        (3, {"psd_weight": 0.1, "tap_weights": THIRDS, "output_weight": 0.5}),
         (3, {"psd_weight": 0.1, "sampled_taps": 1}),
     ],
 )

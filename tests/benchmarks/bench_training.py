@@ -45,6 +45,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from elasticnet import ElasticObjective
+from elasticnet.loss_weights import normalised
 from elasticnet.losses import LossMeter
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr.data import PairSet, find_pairs, pairs_from_arrays, scikit_image_photos
@@ -109,7 +110,8 @@ def main() -> None:
     }
     print(", ".join(f"{name} {value}" for name, value in {**machine, **settings}.items() if value))
     print(
-        f"{pairs}, on average {pairs.lr_sizes.prod(1).mean() * pairs.scale**2 / 1e6:.2f} HR megapixels"
+        f"{pairs}, on average "
+        f"{pairs.lr_sizes.prod(1).mean() * pairs.scale**2 / 1e6:.2f} HR megapixels"
     )
     skipped = missing(options)
     servers = {
@@ -255,7 +257,7 @@ def training(
         net,
         F.l1_loss,
         psd_weight=4e-4,
-        tap_weights="normalised",
+        tap_weights=normalised(net.taps),
         sampled_taps=features.sampled_taps,
     )
     call: Callable[..., Any] = objective
@@ -420,9 +422,11 @@ def print_table(seconds: dict[str, list[float]], losses: dict[str, float]) -> No
     before = PLAIN
     for name, times in seconds.items():
         median = statistics.median(times)
-        row = f"{name if name in STEPS else '  on top: ' + name:30}{1 / median:8.2f}{1000 * median:9.1f}"
+        label = name if name in STEPS else f"  on top: {name}"
+        row = f"{label:30}{1 / median:8.2f}{1000 * median:9.1f}"
         print(
-            f"{row}{ratio(seconds[PLAIN], times):9.2f}{ratio(seconds[before], times):10.2f}{losses[name]:9.4f}"
+            f"{row}{ratio(seconds[PLAIN], times):9.2f}{ratio(seconds[before], times):10.2f}"
+            f"{losses[name]:9.4f}"
         )
         before = name if name in STEPS else LAST
 

@@ -15,7 +15,7 @@ from elasticnet.training.step import Batch, TrainingStep
 from tiny_nets import conv_net
 
 NUM_BLOCKS = 4
-LOSS = {"psd_weight": 0.1, "tap_weights": "normalised"}
+LOSS: dict[str, Any] = {"psd_weight": 0.1, "tap_weights": {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}}
 
 
 def make_net(

@@ -28,7 +28,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "sampled taps with adapters": {
         "psd_weight": 0.1,
         "sampled_taps": 1,
-        "tap_weights": "normalised",
+        "tap_weights": {1: 1 / 3, 2: 1 / 3, 3: 1 / 3},
         "seed": 5,
     },
 }

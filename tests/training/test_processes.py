@@ -19,6 +19,7 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from elasticnet import ElasticObjective
+from elasticnet.loss_weights import normalised
 from elasticnet.losses import LossMeter
 from elasticnet.training.log import TrainingLog, show_messages
 from elasticnet.training.processes import Processes, join_processes
@@ -57,7 +58,8 @@ def train(scenario: dict[str, Any], processes: Processes) -> dict[str, Any]:
     net = make_net((1, 3, 4))
     if processes.count > 1 and "limit" in scenario:
         limit_memory(net, "head", scenario["limit"][processes.rank])
-    objective = ElasticObjective(net, nn.MSELoss(), **LOSS, **scenario.get("loss", {}))
+    loss = {"psd_weight": 0.1, "tap_weights": normalised(net.taps), **scenario.get("loss", {})}
+    objective = ElasticObjective(net, nn.MSELoss(), **loss)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     step_, meter = (
         TrainingStep(objective, net, optimizer, processes=processes, **options),

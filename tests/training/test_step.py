@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
+from elasticnet.loss_weights import normalised
 from elasticnet.training.step import Batch, TrainingStep
 from step_cases import (
     LOSS,
@@ -41,11 +42,17 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def test_parts_give_the_gradients_of_the_joined_batch(
     parts: int, share: int, taps: set[int], sampled: int | None, distance: str
 ) -> None:
-    loss = {**LOSS, "sampled_taps": sampled, "distance": distance, "seed": 3}
     net, joined = (
         make_net((*sorted(taps - {NUM_BLOCKS}), NUM_BLOCKS)),
         make_net((*sorted(taps - {NUM_BLOCKS}), -1)),
     )
+    loss = {
+        "psd_weight": 0.1,
+        "tap_weights": normalised(net.taps),
+        "sampled_taps": sampled,
+        "distance": distance,
+        "seed": 3,
+    }
     step_, objective = (
         make_step(net, loss, parts=parts),
         ElasticObjective(joined, nn.MSELoss(), **loss),

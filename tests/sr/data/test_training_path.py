@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
+from elasticnet.loss_weights import normalised
 from elasticnet.losses import LossMeter
 from elasticnet.sr.data import PairSet, pairs_from_arrays, scikit_image_photos
 from elasticnet.sr.data.patches import PatchDataset, PatchSampler
@@ -92,7 +93,7 @@ def plain_curve(pairs: PngPairs, steps: int, dtype: torch.dtype) -> Curve:
     at every step.
     """
     net = build(False, dtype)
-    objective = ElasticObjective(net, F.l1_loss, psd_weight=4e-4, tap_weights="normalised")
+    objective = ElasticObjective(net, F.l1_loss, psd_weight=4e-4, tap_weights=normalised(net.taps))
     optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
     curve = []
     for lr, hr in DataLoader(
@@ -116,7 +117,7 @@ def fast_curve(
 ) -> tuple[Curve, list[dict[str, Any]]]:
     """Train the fast way; return the curve and the meter's line of every LINE steps."""
     net = build(True, dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    objective = ElasticObjective(net, F.l1_loss, psd_weight=4e-4, tap_weights="normalised")
+    objective = ElasticObjective(net, F.l1_loss, psd_weight=4e-4, tap_weights=normalised(net.taps))
     optimizer = torch.optim.Adam(net.parameters(), **{"lr": LEARNING_RATE, "fused": True, **adam})
     sampler = PatchSampler(
         pairs, PATCH, BATCH, seed=SEED, augment=augment, memory_format=torch.channels_last

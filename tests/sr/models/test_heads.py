@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from elasticnet import ElasticObjective
-from elasticnet.loss_weights import ramp
+from elasticnet.loss_weights import rising_deepest_share
 from elasticnet.sr.models.asrn import asrn
 from elasticnet.sr.models.heads import DeconvHead, SubpixelHead, add_to, bicubic_upsample
 from elasticnet.sr.resize import imresize
@@ -250,7 +250,8 @@ def test_on_cuda_the_kernels_are_as_exact_as_on_the_cpu() -> None:
 
 @needs_gpu
 @pytest.mark.parametrize(
-    ("scale", "tap_weights"), [(3, "paper"), (4, lambda step: ramp(step, 10, 0.5, 1.0))]
+    ("scale", "tap_weights"),
+    [(3, None), (4, lambda step: rising_deepest_share((1, 2), step, total=10, start=0.5))],
 )
 def test_a_step_becomes_a_cuda_graph_with_the_same_losses(scale: int, tap_weights: Any) -> None:
     """Channels-last, as the recipe trains: nothing of the step may lie on the CPU, or there is no
