@@ -20,15 +20,15 @@ from tqdm import tqdm
 
 from elasticnet.checkpoint import load
 from elasticnet.cli.arguments import check_device
-from elasticnet.wrapper import ElasticWrapper
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from elasticnet.cli.upscale_jobs import Job
+    from elasticnet.sr.inference.plan import UpscalePlan
 
 # of an image of (height, width); and a word about it
-ChooseDepth = Callable[[tuple[int, int]], tuple[int, str]]
+ChooseDepth = Callable[[tuple[int, int]], "tuple[UpscalePlan, str]"]
 Number = TypeVar("Number", int, float)
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
 
@@ -141,26 +141,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from elasticnet.cli.upscale_jobs import make_folder, plan
+    from elasticnet.cli.upscale_jobs import make_folder, plan_jobs
 
-    jobs = plan(options.inputs, options.out, options.format, force=options.force)
+    jobs = plan_jobs(options.inputs, options.out, options.format, force=options.force)
     _check_options(options, jobs)
-    net, weights, scale = _network(options)
+    plan, weights = _plan(options)
     make_folder(jobs, options.out)
-    choose: ChooseDepth = lambda size: (net.default_depth, "")  # noqa: E731
+    choose: ChooseDepth = lambda size: (plan, "")  # noqa: E731
     if options.max_ms or options.max_memory:
         from elasticnet.cli.upscale_depth import DepthChooser
 
-        budgets = {"max_ms": options.max_ms, "max_memory": options.max_memory}
-        choose = DepthChooser(
-            net, weights, tile=options.tile, self_ensemble=options.self_ensemble, **budgets
-        )
+        choose = DepthChooser(plan, weights, max_ms=options.max_ms, max_memory=options.max_memory)
     several = len(jobs) > 1
     failed: list[str] = []
     # disable=None: no bars where standard error is not a terminal
     for job in tqdm(jobs, "images", unit="image", disable=options.quiet or not several or None):
         try:
-            for note in _upscale(job, net, scale, choose, options):
+            for note in _upscale(job, choose, options):
                 if not options.quiet:
                     tqdm.write(note, file=sys.stderr)
         except (OSError, ValueError) as error:
@@ -180,9 +177,7 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _upscale(
-    job: Job, net: ElasticWrapper, scale: int, choose: ChooseDepth, options: argparse.Namespace
-) -> list[str]:
+def _upscale(job: Job, choose: ChooseDepth, options: argparse.Namespace) -> list[str]:
     """Enlarge one image and write it; returns what there is to say about it."""
     from elasticnet.sr.data.images import ImageError
     from elasticnet.sr.photo import read_photo
@@ -195,15 +190,10 @@ def _upscale(
     format = job.format or (photo.format if photo.format in FORMATS.values() else "PNG")
     folder = job.target.parent if job.target else None
     try:
-        check_fits(photo, format, scale)
-        depth, reason = choose(photo.size)
+        plan, reason = choose(photo.size)
+        check_fits(photo, format, plan.scale)
         with _output(job, options.force) as file, _tile_bar(job, options.quiet) as progress:
-            choices = {
-                "tile": options.tile,
-                "self_ensemble": options.self_ensemble,
-                "progress": progress,
-            }
-            large = upscale_photo(net, photo, scale, depth=depth, folder=folder, **choices)
+            large = upscale_photo(photo, plan, progress=progress, folder=folder)
             del photo  # its memory goes before a large result is encoded
             lost = write_photo(
                 large,
@@ -218,7 +208,7 @@ def _upscale(
     except MemoryError as error:
         raise OSError(f"{job.name}: {error or 'out of memory'}") from error
     height, width = large.size
-    summary = f"{job.target or 'standard output'}: {width}x{height}, depth {depth}{reason}"
+    summary = f"{job.target or 'standard output'}: {width}x{height}, depth {plan.depth}{reason}"
     return [*(f"{job.name}: {note}" for note in (*large.notes, *lost)), summary]
 
 
@@ -270,9 +260,9 @@ def _tile_bar(job: Job, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield progress
 
 
-def _network(options: argparse.Namespace) -> tuple[ElasticWrapper, str | Path, int]:
-    """The network, on its device, its file, and by how much it enlarges."""
-    from elasticnet.sr.inference.receptive_field import footprint
+def _plan(options: argparse.Namespace) -> tuple[UpscalePlan, str | Path]:
+    """What the network will do with images, and its file."""
+    from elasticnet.sr.inference.plan import plan_upscale
     from elasticnet.sr.models.pretrained import packaged, weights_file
 
     if options.weights is None and options.scale is None:
@@ -280,12 +270,12 @@ def _network(options: argparse.Namespace) -> tuple[ElasticWrapper, str | Path, i
     weights = options.weights or weights_file(options.scale)
     check_device(options.device)
     net = load(weights, options.depth, device=options.device)
-    scale = footprint(net).scale
-    if options.scale not in (None, scale):
+    plan = plan_upscale(net, tile=options.tile, self_ensemble=options.self_ensemble)
+    if options.scale not in (None, plan.scale):
         raise ValueError(
-            f"--scale {options.scale}: {weights} enlarges {scale} times; leave --scale out"
+            f"--scale {options.scale}: {weights} enlarges {plan.scale} times; leave --scale out"
         )
-    return net, weights, scale
+    return plan, weights
 
 
 def _check_options(options: argparse.Namespace, jobs: Sequence[Job]) -> None:

@@ -8,76 +8,109 @@ from dataclasses import replace
 import torch
 
 from elasticnet.card import DepthCard, DepthRow, card_of, measure
-from elasticnet.sr.inference.tiling import plan_tiles
-from elasticnet.wrapper import ElasticWrapper
+from elasticnet.memory import MB
+from elasticnet.sr.inference.plan import UpscalePlan, first_tiling
 
-SYMMETRIES = 8  # passes of a self-ensemble
+SELF_ENSEMBLE_PASSES = 8
+REPEATS = 5  # passes that are timed at each depth
+MAX_SECONDS = 20  # that measuring may take
 
 
 class DepthChooser:
-    """Chooses a depth for each image, by the card of this machine in the file of weights, else by
-    measuring.
+    """Chooses a depth for each image, by the weights' card of this machine or by measuring.
 
-    max_ms: of the network, for an image. max_memory: megabytes of a pass: weights, input and all
-    that it adds, beside the image and the result. What is measured is one tile as large as those of
-    the image; images with tiles of the same size share the measurement.
+    What is measured is one tile as large as those of the image; images with tiles of the same size
+    share the measurement.
+
+    Args:
+        plan: Of the deepest depth that may be chosen.
+        weights: The file of the network, which may hold a card of this machine.
+        max_ms: Milliseconds that the network may take for an image. Default: no limit.
+        max_memory: Megabytes (10**6 bytes) that a pass may take: weights, input and all that it
+            adds, beside the image and the result. Default: no limit.
     """
 
     def __init__(
         self,
-        net: ElasticWrapper,
+        plan: UpscalePlan,
         weights: str | os.PathLike[str],
         *,
         max_ms: float | None = None,
         max_memory: float | None = None,
-        tile: int | str | None = "auto",
-        self_ensemble: bool = False,
     ) -> None:
-        self.net, self.tile, self.passes = net, tile, SYMMETRIES if self_ensemble else 1
-        self.budgets = {"latency_ms": max_ms, "memory_mb": max_memory}
-        self.parameter = next(net.parameters())
-        self._measured: dict[tuple[int, int], DepthCard] = {}
-        try:
-            self._card = card_of(weights, device=self.parameter.device, dtype=self.parameter.dtype)
-            if max_memory is not None and any(row.memory_mb is None for row in self._card.rows):
-                self._card = None
-        except ValueError:  # none of this machine
-            self._card = None
+        self._plan = plan
+        self._max_ms = max_ms
+        self._max_memory = max_memory
+        self._stored_card = self._card_of(weights)
+        self._measured: dict[tuple[int, int], DepthCard] = {}  # by the size of a window
 
-    def __call__(self, size: tuple[int, int]) -> tuple[int, str]:
-        """Return the depth for an image of `size` (height, width) and what it is expected to cost,
-        in words.
+    def __call__(self, size: tuple[int, int]) -> tuple[UpscalePlan, str]:
+        """Return the plan for an image and what it is expected to cost, in words.
 
-        Raises ValueError, with the nearest depth and by how much it misses, when none fits.
+        Args:
+            size: Height and width of the image in LR pixels.
+
+        Raises:
+            ValueError: No depth fits; the message names the nearest one and by how much it misses.
         """
-        rows, columns = plan_tiles(self.net, size, tile=self.tile)
-        height, width = rows[0].stop - rows[0].start, columns[0].stop - columns[0].start
-        if self._card is not None:
-            card, source = self._card, "by the file's card of this machine"
+        tiling = first_tiling(self._plan, size)
+        height, width = tiling.window
+        if self._stored_card is not None:
+            card = self._stored_card
+            source = "by the file's card of this machine"
         else:
-            card, source = self._measure(height, width), f"measured now on {width}x{height}"
-        pixels = card.input_shape[0] * card.input_shape[2] * card.input_shape[3]
-        tile = height * width / pixels
-        image = tile * len(rows) * len(columns) * self.passes
-        scaled = replace(card, rows=tuple(self._scaled(row, tile, image) for row in card.rows))
-        depth = scaled.depth_for(**self.budgets)
-        row = scaled.row(depth)
-        memory = "" if row.memory_mb is None else f" and {row.memory_mb:.0f} MB"
-        return depth, f" (about {row.latency_ms:.0f} ms{memory} expected, {source})"
+            card = self._measure(height, width)
+            source = f"measured now on {width}x{height}"
+
+        # The card's numbers hold for its own example; the image has other tiles.
+        batch, _, card_height, card_width = card.input_shape
+        tile_share = height * width / (batch * card_height * card_width)
+        passes = SELF_ENSEMBLE_PASSES if self._plan.self_ensemble else 1
+        image_share = tile_share * tiling.num_tiles * passes
+        rows = [self._scaled(row, tile_share, image_share) for row in card.rows]
+        scaled = replace(card, rows=tuple(rows))
+
+        depth = scaled.depth_for(latency_ms=self._max_ms, memory_mb=self._max_memory)
+        cost = _cost_in_words(scaled.row(depth))
+        return self._plan.at_depth(depth), f" (about {cost} expected, {source})"
+
+    def _card_of(self, weights: str | os.PathLike[str]) -> DepthCard | None:
+        """The card in the file, if it is of this machine and holds what the budgets need."""
+        try:
+            card = card_of(weights, device=self._plan.device, dtype=self._plan.dtype)
+        except ValueError:  # the file has no card of this machine
+            return None
+        if self._max_memory is not None and any(row.memory_mb is None for row in card.rows):
+            return None
+        return card
 
     def _measure(self, height: int, width: int) -> DepthCard:
+        """The card of a window, measured once for each size."""
         if (height, width) not in self._measured:
-            example = torch.rand(1, 3, height, width).to(self.parameter)
-            memory = self.budgets["memory_mb"] is not None
+            example = torch.rand(1, 3, height, width).to(self._plan.device, self._plan.dtype)
             self._measured[height, width] = measure(
-                self.net, example, repeats=5, seconds=20, memory=memory
+                self._plan.net,
+                example,
+                repeats=REPEATS,
+                seconds=MAX_SECONDS,
+                memory=self._max_memory is not None,
             )
         return self._measured[height, width]
 
-    def _scaled(self, row: DepthRow, tile: float, image: float) -> DepthRow:
-        """A row for another number of pixels: weights stay as they are, all the rest grows with the
-        pixels.
+    def _scaled(self, row: DepthRow, tile_share: float, image_share: float) -> DepthRow:
+        """A row for another number of pixels: weights stay, all the rest grows with the pixels.
+
+        tile_share is the number of pixels of a window, image_share of all windows of the image, as
+        parts of the pixels that the row was measured on.
         """
-        weights = row.parameters * self.parameter.element_size() / 2**20
-        memory = row.memory_mb and weights + max(0.0, row.memory_mb - weights) * tile
-        return replace(row, latency_ms=row.latency_ms * image, memory_mb=memory)
+        memory = row.memory_mb
+        if memory is not None:
+            weights = row.parameters * self._plan.dtype.itemsize / MB
+            memory = weights + max(0.0, memory - weights) * tile_share
+        return replace(row, latency_ms=row.latency_ms * image_share, memory_mb=memory)
+
+
+def _cost_in_words(row: DepthRow) -> str:
+    if row.memory_mb is None:
+        return f"{row.latency_ms:.0f} ms"
+    return f"{row.latency_ms:.0f} ms and {row.memory_mb:.0f} MB"

@@ -32,7 +32,7 @@ class Job(NamedTuple):
         return "standard input" if self.source is None else str(self.source)
 
 
-def plan(
+def plan_jobs(
     inputs: Sequence[str], out: str, extension: str | None = None, *, force: bool = False
 ) -> list[Job]:
     """Return a job for each image that `inputs` names: files, folders (their images, not those of

@@ -34,6 +34,7 @@ from elasticnet.card.measuring import count_macs, this_machine
 from elasticnet.export import export, plain_copy, require, runner
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr import asrn
+from elasticnet.sr.inference.plan import plan_upscale
 from elasticnet.sr.inference.tiling import upscale_array
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -162,9 +163,8 @@ def prepare(net: Any, lr: torch.Tensor) -> tuple[dict[Case, Callable[[], Any]], 
                 run = plain_copy(cut, fold=False)
             elif way.startswith("tiles"):
                 image, tile = lr[0].permute(1, 2, 0).numpy(), int(way.split()[-1])
-                cases[way, precision, depth] = partial(
-                    upscale_array, cut, image, depth=depth, tile=tile
-                )
+                plan = plan_upscale(cut, depth=depth, tile=tile)
+                cases[way, precision, depth] = partial(upscale_array, image, plan)
                 run = None
             else:
                 run = plain_copy(cut, fold=True)

@@ -19,8 +19,8 @@ import torch
 
 from elasticnet import ElasticWrapper, load
 from elasticnet.sr import asrn, edsr
-from elasticnet.sr.inference.receptive_field import footprint
-from elasticnet.sr.inference.tiling import plan_tiles, upscale_array
+from elasticnet.sr.inference.plan import first_tiling, plan_upscale
+from elasticnet.sr.inference.tiling import upscale_array
 
 
 def smooth_noise(height: int, width: int) -> np.ndarray:
@@ -51,26 +51,27 @@ def measure(
         *(tile if tile == "auto" else int(tile) for tile in options.tiles),
     ]
     clock = time.process_time if options.cpu_time else time.perf_counter
+    plans = {tile: plan_upscale(net, depth=depth, tile=tile) for tile in tiles}
     seconds: dict[int | str | None, list[float]] = {tile: [] for tile in tiles}
     results: dict[int | str | None, np.ndarray] = {}
     for repeat in range(options.repeats + 1):  # the first one warms up
         for tile in tiles:
             start = clock()
-            results[tile] = upscale_array(net, image, depth=depth, tile=tile)
+            results[tile] = upscale_array(image, plans[tile])
             if repeat:
                 seconds[tile].append(clock() - start)
     rows, whole = [], results[None]
     for tile in tiles:
-        lines, columns = plan_tiles(net, image.shape[:2], depth=depth, tile=tile)
+        tiling = first_tiling(plans[tile], image.shape[:2])
         difference = np.abs(results[tile] - whole)
         levels = [np.floor(result.clip(0, 1) * 255 + 0.5) for result in (results[tile], whole)]
         rows.append(
             {
                 "depth": depth,
-                "reach": footprint(net, depth).reach,
+                "reach": plans[tile].reach,
                 "tile": "whole" if tile is None else tile,
-                "window": [lines[0].stop, columns[0].stop],
-                "tiles": len(lines) * len(columns),
+                "window": list(tiling.window),
+                "tiles": tiling.num_tiles,
                 "seconds": statistics.median(seconds[tile]),
                 "ratio": statistics.median(seconds[tile]) / statistics.median(seconds[None]),
                 "bit_for_bit": bool((difference == 0).all()),

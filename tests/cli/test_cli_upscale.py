@@ -12,18 +12,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from elasticnet import save
+from elasticnet import ElasticWrapper, save
 from elasticnet.card import measure, store_card
 from elasticnet.cli import main
 from elasticnet.cli.upscale_depth import DepthChooser
-from elasticnet.cli.upscale_jobs import plan
+from elasticnet.cli.upscale_jobs import plan_jobs
 from elasticnet.sr import asrn
+from elasticnet.sr.inference.plan import plan_upscale
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.photo import read_photo
 from elasticnet.sr.photo import upscale as photo_upscale
@@ -31,6 +33,12 @@ from elasticnet.sr.photo import upscale as photo_upscale
 RGB = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
 torch.manual_seed(0)
 NET = asrn(2, num_blocks=3, channels=8).eval()
+
+
+def enlarge(net: ElasticWrapper, image: np.ndarray, **options: Any) -> np.ndarray:
+    """`upscale_array` with a plan of its own; `out` and `progress` go to the loop."""
+    for_the_loop = {name: options.pop(name) for name in ("out", "progress") if name in options}
+    return upscale_array(image, plan_upscale(net, **options), **for_the_loop)
 
 
 @pytest.fixture
@@ -73,9 +81,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize("depth", [None, 1, 2])
 def test_one_file(folder: Path, capsys: pytest.CaptureFixture[str], depth: int | None) -> None:
     assert upscale("in/a.png", "-o", "out.png", *(["--depth", str(depth)] if depth else [])) == 0
-    np.testing.assert_array_equal(
-        read_photo("out.png").pixels, upscale_array(NET, RGB, depth=depth)
-    )
+    np.testing.assert_array_equal(read_photo("out.png").pixels, enlarge(NET, RGB, depth=depth))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == f"out.png: 34x24, depth {depth or 3}\n"
@@ -97,12 +103,10 @@ def test_options_reach_the_network(folder: Path) -> None:
         )
         == 0
     )
-    expected = upscale_array(NET, RGB, self_ensemble=True, tile=16)
+    expected = enlarge(NET, RGB, self_ensemble=True, tile=16)
     np.testing.assert_array_equal(read_photo("out.png").pixels, expected)
     assert upscale("in/a.png", "-o", "whole.png", "--tile", "whole", "--quiet") == 0
-    np.testing.assert_array_equal(
-        read_photo("whole.png").pixels, upscale_array(NET, RGB, tile=None)
-    )
+    np.testing.assert_array_equal(read_photo("whole.png").pixels, enlarge(NET, RGB, tile=None))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_several_images_go_into_a_folder(
 def test_one_format_for_a_folder(folder: Path) -> None:
     assert upscale("in", "-o", "out", "--format", "webp", "--lossless", "--quiet") == 0
     assert files(folder / "out") == ["a.webp", "b.webp", "c.webp"]
-    np.testing.assert_array_equal(read_photo("out/a.webp").pixels, upscale_array(NET, RGB))
+    np.testing.assert_array_equal(read_photo("out/a.webp").pixels, enlarge(NET, RGB))
     assert upscale("in", "-o", "out", "--format", "jpg", "--quality", "70", "--quiet") == 0
 
 
@@ -148,9 +152,7 @@ def test_pipes(
     feed((folder / "in" / "a.png").read_bytes())
     assert upscale("-", "-o", "-") == 0
     captured = capfdbinary.readouterr()
-    np.testing.assert_array_equal(
-        read_photo(io.BytesIO(captured.out)).pixels, upscale_array(NET, RGB)
-    )
+    np.testing.assert_array_equal(read_photo(io.BytesIO(captured.out)).pixels, enlarge(NET, RGB))
     assert captured.err == b"standard output: 34x24, depth 3\n"
     feed((folder / "in" / "c.gif").read_bytes())
     assert upscale("-", "-o", "-", "--quiet") == 0
@@ -469,8 +471,10 @@ def test_tiles_count_in_a_budget(folder: Path) -> None:
     card = measure(NET, torch.rand(1, 3, 40, 40), repeats=1, memory=False)
     rows = [{**row, "latency_ms": 1600.0, "memory_mb": 100.0} for row in card.to_json()["rows"]]
     store_card("net.safetensors", type(card).from_json({**card.to_json(), "rows": rows}))
-    whole = DepthChooser(NET, "net.safetensors", max_ms=1e9, tile=None)((400, 400))[1]
-    tiled = DepthChooser(NET, "net.safetensors", max_ms=1e9, tile=20)((400, 400))[1]
+    whole_plan = plan_upscale(NET, tile=None)
+    tiled_plan = plan_upscale(NET, tile=20)
+    _, whole = DepthChooser(whole_plan, "net.safetensors", max_ms=1e9)((400, 400))
+    _, tiled = DepthChooser(tiled_plan, "net.safetensors", max_ms=1e9)((400, 400))
     expected = [float(words.split()[1]) for words in (whole, tiled)]
     assert expected[0] == 160_000
     assert expected[1] > 1.5 * expected[0]  # what the tiles see around them is computed twice
@@ -478,7 +482,7 @@ def test_tiles_count_in_a_budget(folder: Path) -> None:
 
 def test_plan_finds_images_whatever_the_case_of_their_extension(folder: Path) -> None:
     Image.fromarray(RGB).save(folder / "in" / "D.JPG", "JPEG")
-    assert [str(job.target) for job in plan(["in"], "out")] == [
+    assert [str(job.target) for job in plan_jobs(["in"], "out")] == [
         "out/D.JPG",
         "out/a.png",
         "out/b.jpg",

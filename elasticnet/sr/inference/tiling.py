@@ -1,277 +1,303 @@
-"""Enlarge an image of any size tile by tile: the same pixels as in one pass, in memory bounded by
-the tile.
+"""Enlarge an image of any size tile by tile: the pixels of one pass over the whole, in less memory.
+
+How much memory it takes is bounded by the tile.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from elasticnet.memory import free_memory, is_out_of_memory
-from elasticnet.sr.inference.receptive_field import Footprint, footprint
-from elasticnet.taps import resolve_depth
-from elasticnet.wrapper import ElasticWrapper, evaluating
+from elasticnet.sr.inference.plan import Span, Tiling, UpscalePlan, first_tiling, smaller_tiling
+from elasticnet.sr.pixels import tensor_to_integers
+from elasticnet.wrapper import evaluating
 
-MIN_TILE = 16
-# LR pixels a side of what "auto" gives a network at a time. On the CPU, tensors of 96 channels stay
-# below 32 MB, up to which the C library keeps memory for the next tensor: larger windows take 1.6
-# times as long for each pixel.
-WINDOW = {"cpu": 288, "cuda": 1024}
-MOST = {"cpu": 640 * 2**20}  # bytes that "auto" plans for a pass
-# what a pass takes beside its tensors: kernels' scratch memory; measured: up to 1.17
-SCRATCH = 1.25
-SEAM_OVERLAP = 32  # of tiles that cannot equal the whole image
-LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L
-
-
-class Span(NamedTuple):
-    """Along one axis: a network is given [start, stop), of which [core_start, core_stop) is
-    kept.
-    """
-
-    start: int
-    stop: int
-    core_start: int
-    core_stop: int
-
-
-def spans(length: int, tile: int, reach: int) -> list[Span]:
-    """Cover `length` pixels by windows of one common size, whose cores follow each other without
-    gap or overlap.
-
-    No window is longer than tile + 2 reach. A core ends at an end of the image, or at least `reach`
-    pixels inside its window. The windows are equal so that one choice of kernels serves all of
-    them, and evenly spread, so that the last one repeats as little as possible.
-    """
-    count = max(1, -(-(length - 2 * reach) // tile))
-    if count == 1:
-        return [Span(0, length, 0, length)]
-    step = -(-(length - 2 * reach) // count)
-    window = step + 2 * reach
-    starts = [min(index * step, length - window) for index in range(count)]
-    edges = [0, *(start + reach for start in starts[1:]), length]
-    return [
-        Span(start, start + window, *edges[index : index + 2]) for index, start in enumerate(starts)
-    ]
+LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L has it (ITU-R 601)
 
 
 def self_ensembled(predict: Callable[[Tensor], Sequence[Tensor]], image: Tensor) -> list[Tensor]:
-    """Return the mean of `predict` over the eight symmetries of `image` (..., H, W), each output
-    turned back.
+    """Return the mean of `predict` over the eight symmetries of an image, each output turned back.
 
     Source: EDSR's geometric self-ensemble (x8). Nothing is clipped or rounded before the mean.
+
+    Args:
+        predict: From an image to any number of images, the same number each time.
+        image: (..., h, w).
     """
     totals: list[Tensor] = []
-    for flipped in (False, True):
-        for turns in range(4):
-            turned = torch.rot90(image.flip(-1) if flipped else image, turns, (-2, -1))
-            outputs = [torch.rot90(output, -turns, (-2, -1)) for output in predict(turned)]
-            outputs = [output.flip(-1) if flipped else output for output in outputs]
-            totals = [a + b for a, b in zip(totals, outputs, strict=True)] if totals else outputs
+    for is_flipped in (False, True):
+        for quarter_turns in range(4):
+            turned = image.flip(-1) if is_flipped else image
+            turned = torch.rot90(turned, quarter_turns, (-2, -1))
+            outputs = [torch.rot90(output, -quarter_turns, (-2, -1)) for output in predict(turned)]
+            if is_flipped:
+                outputs = [output.flip(-1) for output in outputs]
+            if totals:
+                outputs = [total + output for total, output in zip(totals, outputs, strict=True)]
+            totals = outputs
     return [total / 8 for total in totals]
 
 
-def plan_tiles(
-    net: ElasticWrapper,
-    size: Sequence[int],
-    *,
-    depth: int | None = None,
-    tile: int | str | None = "auto",
-) -> tuple[list[Span], list[Span]]:
-    """Return the rows and columns of tiles in which `upscale_array` begins to enlarge an image of
-    (height, width).
-
-    Out of memory later means smaller ones. "auto" depends on the memory that is free on the net's
-    device.
-    """
-    depth = net.default_depth if depth is None else resolve_depth(depth, net.taps)
-    side, overlap = _tile_and_overlap(net, depth, size, tile)
-    return spans(size[0], side, overlap), spans(size[1], side, overlap)
-
-
 def upscale_array(
-    net: ElasticWrapper,
-    image: np.ndarray,
+    image: NDArray[Any],
+    plan: UpscalePlan,
     *,
-    depth: int | None = None,
-    tile: int | str | None = "auto",
-    self_ensemble: bool = False,
-    device: torch.device | str | None = None,
-    out: np.ndarray | None = None,
+    out: NDArray[Any] | None = None,
     progress: Callable[[int, int], object] | None = None,
-) -> np.ndarray:
-    """Enlarge an image (h, w, 3), or gray (h, w), of uint8, uint16 or floats in 0..1; the same kind
-    comes back.
+) -> NDArray[Any]:
+    """Enlarge an image of uint8, uint16 or floats in 0..1; the same kind comes back.
 
-    Integers are rounded half up and clipped; floats are what the network gives, computed in its own
-    precision. Gray runs as RGB and comes back as luma (ITU-R 601).
+    Integers are rounded half away from zero and clipped; floats are what the network gives,
+    computed in its own precision. Gray runs as RGB and comes back as luma (ITU-R 601). A pass that
+    runs out of memory is repeated in tiles of half the side, down to 16. The network runs in eval
+    mode; one that threads share has to be in eval mode before.
 
-    depth: default that of the net. tile: LR pixels a side of what one pass contributes; each pass
-    sees as much around it as the network reaches, so that the tiles are the whole image up to the
-    rounding of floats; None runs the image whole; "auto" takes what is fastest within the free
-    memory. Out of memory halves the tile, down to 16. A network without a bounded reach (global
-    pooling) runs whole; a number makes tiles of it, with a warning. self_ensemble: the mean over
-    the eight symmetries, before rounding. device: moves the net there; default its own. out: an
-    array of the result's shape and dtype to write into, such as a `np.memmap`; `image` may be one
-    too. Each is touched a tile at a time. progress: called with (tiles done, all tiles), at first
-    with 0 done.
+    Args:
+        image: (h, w, 3), or gray (h, w). It may be mapped to a file, such as a `np.memmap`.
+        plan: The network and how it is run, as `plan_upscale` makes it.
+        out: (scale h, scale w, 3) or (scale h, scale w), of the image's dtype: takes the result.
+            Like `image`, it is touched a tile at a time. Default: a new array.
+        progress: Called with (tiles done, all tiles), at first with 0 done.
 
-    Runs in eval mode, which a net that threads share has to be in before. Raises TypeError or
-    ValueError for images, tiles and outputs that do not fit, and MemoryError where even the
-    smallest tile, or the whole, takes too much.
+    Returns:
+        `out`, or the new array.
+
+    Raises:
+        TypeError: `image` is no array.
+        ValueError: `image` or `out` does not fit, or the network gives NaN or infinity.
+        MemoryError: Even the smallest tile, or the whole image, takes more than there is.
+
+    Example:
+        >>> plan = plan_upscale(asrn(2, pretrained=True), depth=1)
+        >>> upscale_array(np.zeros((20, 30, 3), np.uint8), plan).shape
+        (40, 60, 3)
     """
-    depth = net.default_depth if depth is None else resolve_depth(depth, net.taps)
     white = _white_of(image)
-    if device is not None:
-        net.to(device)
-    parameter = next(net.parameters(), torch.zeros(()))
-    found = footprint(net, depth)
-    side, overlap = _tile_and_overlap(net, depth, image.shape[:2], tile)
-    whole = not isinstance(tile, int) and (tile is None or found.reach is None)
-    free, needed = (
-        free_memory(parameter.device),
-        found.memory * SCRATCH * image.shape[0] * image.shape[1],
-    )
-    if whole and free is not None and needed > free:
-        reason = f"it takes about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on {parameter.device}"
-        raise _too_large(found, depth, whole, side, reason)
-    shape = (image.shape[0] * found.scale, image.shape[1] * found.scale, *image.shape[2:])
-    if out is None:
-        out = np.empty(shape, image.dtype)
-    elif out.shape != shape or out.dtype != image.dtype:
-        raise ValueError(f"out is {out.dtype} {out.shape}: expected {image.dtype} {shape}")
-    if found.reach is None and not whole and max(image.shape[:2]) > side + 2 * overlap:
-        warnings.warn(
-            f"tile {side}: depth {depth} of this net has no bounded reach, so that tiles give another image than the "
-            "whole and may show seams; tile=None runs the image whole",
-            stacklevel=2,
-        )
-
-    def predict(x: Tensor) -> list[Tensor]:
-        return [net(x, depth=depth)]
-
-    finished = 0  # LR rows whose output is written
-    with evaluating(net), torch.inference_mode():
+    size = image.shape[:2]
+    tiling = first_tiling(plan, size)
+    _refuse_a_whole_that_cannot_fit(plan, tiling, size)
+    _warn_of_seams(plan, tiling)
+    out = _checked_output(out, image, plan.scale)
+    work = _TileWork(image, out, plan, white, progress)
+    with evaluating(plan.net), torch.inference_mode():
         while True:
-            rows, columns = (spans(length, side, overlap) for length in image.shape[:2])
-            count = len(rows) * len(columns)
-            try:
-                for index, (row, column) in enumerate(itertools.product(rows, columns)):
-                    if progress is not None:
-                        progress(index, count)
-                    if row.core_stop > finished:
-                        x = _read(image, row, column, white).to(parameter)
-                        (y,) = self_ensembled(predict, x) if self_ensemble else predict(x)
-                        _write(out, y, row, column, found.scale, white, depth)
-                    if column is columns[-1]:
-                        finished = max(finished, row.core_stop)
-                if progress is not None:
-                    progress(count, count)
+            shortage = _run_until_out_of_memory(work, tiling)
+            if shortage is None:
                 return out
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                reason = str(error).partition("\n")[0]
-            x = y = None  # what the failed pass held; its traceback is gone behind the handler
-            if parameter.device.type == "cuda":
+            if plan.device.type == "cuda":
                 torch.cuda.empty_cache()
-            if whole or side <= MIN_TILE:
-                raise _too_large(found, depth, whole, side, reason)
-            side = max(min(side, max(image.shape[:2])) // 2, MIN_TILE)
+            smaller = smaller_tiling(tiling, size)
+            if smaller is None:
+                raise _does_not_fit(plan, tiling, shortage)
+            tiling = smaller
 
 
-def _white_of(image: np.ndarray) -> int:
-    """Return the value of white in an image that can be enlarged."""
+class _TileWork:
+    """An image that is being enlarged; it remembers what is done between one tiling and the next.
+
+    `rows_written` counts the LR rows from the top whose output is written over the whole width. A
+    run with smaller tiles skips rows of tiles that lie within these, and redoes a row of tiles that
+    was half finished.
+    """
+
+    def __init__(
+        self,
+        image: NDArray[Any],
+        out: NDArray[Any],
+        plan: UpscalePlan,
+        white: int,
+        progress: Callable[[int, int], object] | None,
+    ) -> None:
+        self.image = image
+        self.out = out
+        self.plan = plan
+        self.white = white
+        self.progress = progress
+        self.rows_written = 0
+
+    def run(self, tiling: Tiling) -> None:
+        """Enlarge tile by tile, row after row, what is not written yet."""
+        tiles_done = 0
+        self._report(tiles_done, tiling.num_tiles)
+        for row in tiling.rows:
+            for column in tiling.columns:
+                if row.core_stop > self.rows_written:
+                    self._enlarge(row, column)
+                tiles_done += 1
+                self._report(tiles_done, tiling.num_tiles)
+            self.rows_written = max(self.rows_written, row.core_stop)
+
+    def _enlarge(self, row: Span, column: Span) -> None:
+        """One tile: read its window, run the network, write its core."""
+        window = self.image[row.start : row.stop, column.start : column.stop]
+        x = _to_tensor(window, self.white, self.plan)  # (1, 3, h, w)
+        if self.plan.self_ensemble:
+            (y,) = self_ensembled(self._predict, x)
+        else:
+            (y,) = self._predict(x)  # (1, 3, scale h, scale w)
+        core = _core_of(y, row, column, self.plan.scale)
+        scale = self.plan.scale
+        rows = slice(row.core_start * scale, row.core_stop * scale)
+        columns = slice(column.core_start * scale, column.core_stop * scale)
+        is_gray = self.out.ndim == 2
+        self.out[rows, columns] = _to_pixels(core, self.white, is_gray, self.plan)
+
+    def _predict(self, x: Tensor) -> list[Tensor]:
+        return [self.plan.net(x, depth=self.plan.depth)]
+
+    def _report(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(done, total)
+
+
+def _run_until_out_of_memory(work: _TileWork, tiling: Tiling) -> str | None:
+    """Run the tiles; return what the allocator said if memory ran out, None if all are done.
+
+    What the failed pass held is free when this returns: the error's traceback, and with it the
+    tensors of the functions that it passed through, ends with the handler.
+    """
+    try:
+        work.run(tiling)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return str(error).partition("\n")[0]
+    return None
+
+
+# --- what is checked before the first tile
+
+
+def _white_of(image: NDArray[Any]) -> int:
+    """The value of white in an image that can be enlarged."""
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"image is a {type(image).__name__}: expected a NumPy array; Upscaler takes other kinds"
         )
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or 0 in image.shape:
         raise ValueError(
-            f"image of shape {image.shape}: expected (h, w, 3), or (h, w) for gray, without an empty side"
+            f"image of shape {image.shape}: expected (h, w, 3), or (h, w) for gray, "
+            "without an empty side"
         )
     if image.dtype.kind == "f":
-        low, high = float(image.min()), float(image.max())
-        if not (low >= -1 and high <= 2):
-            raise ValueError(
-                f"float image with values from {low:g} to {high:g}: expected 0..1: divide it by its white"
-            )
+        _check_float_range(image)
         return 1
-    white = {"u1": 255, "u2": 65535}.get(image.dtype.str[1:])
-    if white is None:
-        raise ValueError(f"image of {image.dtype}: expected uint8, uint16, or floats in 0..1")
-    return white
+    if image.dtype.kind == "u" and image.dtype.itemsize <= 2:
+        return int(np.iinfo(image.dtype).max)
+    raise ValueError(f"image of {image.dtype}: expected uint8, uint16, or floats in 0..1")
 
 
-def _tile_and_overlap(
-    net: ElasticWrapper, depth: int, size: Sequence[int], tile: int | str | None
-) -> tuple[int, int]:
-    """Return the side of a tile and what it sees beyond each side; the whole image is one tile
-    without overlap.
-    """
-    if tile not in ("auto", None) and (type(tile) is not int or tile < 1):
+def _check_float_range(image: NDArray[Any]) -> None:
+    """Refuse floats that are not meant to lie in 0..1; a little beyond, as after resizing, is."""
+    low = float(image.min())
+    high = float(image.max())
+    if not (low >= -1 and high <= 2):  # written so that NaN is refused
         raise ValueError(
-            f"tile {tile!r}: expected 'auto', None for the whole image, or LR pixels a side, at least 1"
+            f"float image with values from {low:g} to {high:g}: expected 0..1: "
+            "divide it by its white"
         )
-    found = footprint(net, depth)
-    if isinstance(tile, int):
-        return tile, SEAM_OVERLAP if found.reach is None else found.reach
-    if tile is None or found.reach is None:
-        return max(size), 0
-    device = next(net.parameters(), torch.zeros(())).device
-    free, most = free_memory(device), MOST.get(device.type, math.inf)
-    memory = most if free is None else min(most, free / 2)
-    window = max(WINDOW.get(device.type, WINDOW["cpu"]), 8 * found.reach)
-    if memory < math.inf:
-        window = min(window, math.isqrt(int(memory / (found.memory * SCRATCH))))
-    return max(window - 2 * found.reach, MIN_TILE), found.reach
 
 
-def _too_large(found: Footprint, depth: int, whole: bool, side: int, reason: str) -> MemoryError:
-    if not whole:
-        what, remedy = (
-            f"a tile of {side} pixels",
-            "free some, or take a smaller depth or another device",
+def _checked_output(out: NDArray[Any] | None, image: NDArray[Any], scale: int) -> NDArray[Any]:
+    height, width = image.shape[:2]
+    shape = (height * scale, width * scale, *image.shape[2:])
+    if out is None:
+        return np.empty(shape, image.dtype)
+    if out.shape != shape or out.dtype != image.dtype:
+        raise ValueError(f"out is {out.dtype} {out.shape}: expected {image.dtype} {shape}")
+    return out
+
+
+def _refuse_a_whole_that_cannot_fit(
+    plan: UpscalePlan, tiling: Tiling, size: tuple[int, ...]
+) -> None:
+    """Stop before the work if the image must run whole and takes more memory than is free."""
+    free = free_memory(plan.device)
+    if not tiling.is_whole or free is None:
+        return
+    height, width = size
+    needed = plan.memory * height * width
+    if needed > free:
+        shortage = (
+            f"it takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
+            f"on {plan.device}"
         )
-    elif found.reach is not None:
-        what, remedy = "the whole image", "take tile='auto' or a smaller depth"
+        raise _does_not_fit(plan, tiling, shortage)
+
+
+def _warn_of_seams(plan: UpscalePlan, tiling: Tiling) -> None:
+    if plan.reach is None and tiling.num_tiles > 1:
+        warnings.warn(
+            f"tile {tiling.side}: depth {plan.depth} of this net has no bounded reach, so that "
+            "tiles give another image than the whole and may show seams; tile=None runs the "
+            "image whole",
+            stacklevel=3,  # names the line that called upscale_array
+        )
+
+
+def _does_not_fit(plan: UpscalePlan, tiling: Tiling, shortage: str) -> MemoryError:
+    if not tiling.is_whole:
+        what = f"a tile of {tiling.side} pixels"
+        remedy = "free some, or take a smaller depth or another device"
+    elif plan.reach is not None:
+        what = "the whole image"
+        remedy = "take tile='auto' or a smaller depth"
     else:
         what = "the whole image"
-        remedy = "take another device, or a number as tile: this net sees all of an image, and tiles may show seams"
-    return MemoryError(f"{what} does not fit into the memory at depth {depth}: {remedy} ({reason})")
+        remedy = (
+            "take another device, or a number as tile: this net sees all of an image, "
+            "and tiles may show seams"
+        )
+    return MemoryError(
+        f"{what} does not fit into the memory at depth {plan.depth}: {remedy} ({shortage})"
+    )
 
 
-def _read(image: np.ndarray, row: Span, column: Span, white: int) -> Tensor:
-    """A window of the image as float32 (1, 3, h, w), 0..1, channels last as the image is."""
-    window = image[row.start : row.stop, column.start : column.stop]
+# --- between the image and the network
+
+
+def _to_tensor(window: NDArray[Any], white: int, plan: UpscalePlan) -> Tensor:
+    """A window of the image as a network takes it (1, 3, h, w), channels last as the image is."""
     if window.ndim == 2:
-        window = np.repeat(window[..., None], 3, axis=2)
+        window = np.repeat(window[..., None], 3, axis=2)  # (h, w, 3)
     pixels = window.astype(np.float32, order="C")
     pixels /= np.float32(white)
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, h, w)
+    if plan.value_range != (0.0, 1.0):
+        black_value, white_value = plan.value_range
+        x = black_value + x * (white_value - black_value)
+    return x.to(plan.device, plan.dtype)
 
 
-def _write(
-    out: np.ndarray, y: Tensor, row: Span, column: Span, scale: int, white: int, depth: int
-) -> None:
-    """Put the core of a window's prediction (1, 3, scale h, scale w) in its place."""
-    top, left = (row.core_start - row.start) * scale, (column.core_start - column.start) * scale
-    height, width = (span.core_stop - span.core_start for span in (row, column))
-    core = y[0, :, top : top + height * scale, left : left + width * scale].permute(1, 2, 0).float()
-    if out.ndim == 2:
-        core = core @ core.new_tensor(LUMA)
+def _core_of(y: Tensor, row: Span, column: Span, scale: int) -> Tensor:
+    """The part of a window's prediction that is kept, (core height, core width, 3)."""
+    top = (row.core_start - row.start) * scale
+    bottom = (row.core_stop - row.start) * scale
+    left = (column.core_start - column.start) * scale
+    right = (column.core_stop - column.start) * scale
+    return y[0, :, top:bottom, left:right].permute(1, 2, 0)
+
+
+def _to_pixels(core: Tensor, white: int, is_gray: bool, plan: UpscalePlan) -> NDArray[Any]:
+    """What a network gives (h, w, 3) as values of the image: (h, w, 3), or (h, w) for gray."""
+    core = core.float()
+    if plan.value_range != (0.0, 1.0):
+        black_value, white_value = plan.value_range
+        core = (core - black_value) / (white_value - black_value)
+    if is_gray:
+        core = core @ core.new_tensor(LUMA)  # (h, w)
     if white > 1:
         if not core.isfinite().all():
             raise ValueError(
-                f"depth {depth} of this net gives NaN or infinity: run it in float32, or check its weights"
+                f"depth {plan.depth} of this net gives NaN or infinity: run it in float32, or "
+                "check its weights"
             )
-        core = core.clamp(0, 1).mul(white).add(0.5).to(torch.int32)
-    place = [slice(span.core_start * scale, span.core_stop * scale) for span in (row, column)]
-    out[place[0], place[1]] = core.cpu().numpy()
+        core = tensor_to_integers(core * white, white)
+    return core.cpu().numpy()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from elasticnet.checkpoint import load
-from elasticnet.sr.inference.receptive_field import footprint
+from elasticnet.sr.inference.plan import UpscalePlan, plan_upscale
+from elasticnet.sr.inference.scale import scale_of
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper
@@ -18,20 +20,36 @@ from elasticnet.wrapper import ElasticWrapper
 if TYPE_CHECKING:
     from PIL import Image
 
-    Picture = TypeVar("Picture", Image.Image, np.ndarray, Tensor)
+    Picture = TypeVar("Picture", Image.Image, NDArray[Any], Tensor)
 
 MODES = ("RGB", "RGBA", "L", "LA", "I;16")
-KEPT = ("icc_profile", "dpi", "exif")  # of what a PIL image knows beside its pixels
+MODES_WITH_ALPHA = ("RGBA", "LA")
+METADATA = ("icc_profile", "dpi", "exif")  # of what a PIL image holds beside its pixels
 
 
 class Upscaler:
     """Enlarges images by one network, at any depth; what comes in comes out, `scale` times larger.
 
-    weights: a file that `elasticnet.save` wrote, of which only what `depth` needs is read; or a
-    net, which is kept, not copied, and put into eval mode once. depth: the default of a call, and
-    with a file the deepest there is; None means the net's. device: None means the CPU for a file,
-    and where it is for a net. tile, self_ensemble: see `tiling.upscale_array`. Several threads may
-    call one Upscaler at once, with different depths: a call changes nothing in it.
+    Several threads may call one Upscaler at once, with different depths: a call changes nothing in
+    it.
+
+    Args:
+        weights: A file that `elasticnet.save` wrote, of which only what `depth` needs is read; or
+            a net, which is kept, not copied, and put into eval mode once.
+        depth: The default of a call, and of a file the deepest depth that is read. Default: the
+            net's own.
+        device: Where the network runs. Default: the CPU for a file, and where it is for a net.
+        tile: As in `plan_upscale`.
+        self_ensemble: As in `plan_upscale`.
+
+    Attributes:
+        net: The network.
+        depth: The default depth of a call.
+        scale: How many times as long each side of an image becomes.
+
+    Raises:
+        ValueError: Unknown depth, or a network that makes no larger image.
+        OSError: The file cannot be read.
     """
 
     def __init__(
@@ -44,84 +62,114 @@ class Upscaler:
         self_ensemble: bool = False,
     ) -> None:
         if isinstance(weights, ElasticWrapper):
-            self.net = weights.eval() if device is None else weights.eval().to(device)
+            self.net = weights.eval()
         else:
-            self.net = load(weights, depth, device="cpu" if device is None else device)
-        self.depth = (
-            self.net.default_depth if depth is None else resolve_depth(depth, self.net.taps)
-        )
-        self.tile = tile
-        self.self_ensemble = self_ensemble
-        self.scale = footprint(self.net, self.net.taps[0]).scale
+            self.net = load(weights, depth)
+        if device is not None:
+            self.net.to(device)
+        if depth is None:
+            self.depth = self.net.default_depth
+        else:
+            self.depth = resolve_depth(depth, self.net.taps)
+        self.scale = scale_of(self.net)
+        self._tile = tile
+        self._self_ensemble = self_ensemble
 
     @property
     def depths(self) -> tuple[int, ...]:
         """What `depth` may be."""
         return self.net.taps
 
-    def __call__(self, image: Picture, depth: int | None = None) -> Picture:
-        """Return an image enlarged, of the same kind, dtype and device, `scale` times as high and
-        wide.
+    def plan(self, depth: int | None = None) -> UpscalePlan:
+        """Return what a call at this depth does, for `upscale_array` and `upscale_photo`.
 
-        PIL images: modes RGB, L, RGBA, LA (alpha is resized on its own) and I;16, with colour
-        profile, DPI and EXIF. Arrays: (h, w, 3), or gray (h, w), of uint8, uint16 or floats in
-        0..1. Tensors: floats in 0..1, (3, h, w) or (b, 3, h, w), one image after another, without
-        gradient. Integers are rounded and clipped, floats are not clipped. Raises TypeError for
-        other kinds, ValueError for other modes, shapes and ranges.
+        The first plan of a depth measures the network; later ones cost nothing.
+
+        Args:
+            depth: One of `depths`. Default: that of the Upscaler.
+
+        Raises:
+            ValueError: Unknown depth, or a tile that is none.
         """
+        return plan_upscale(
+            self.net,
+            depth=self.depth if depth is None else depth,
+            tile=self._tile,
+            self_ensemble=self._self_ensemble,
+        )
+
+    def __call__(self, image: Picture, depth: int | None = None) -> Picture:
+        """Return an image enlarged, of the same kind, dtype and device.
+
+        Args:
+            image: A PIL image of mode RGB, L, RGBA, LA (alpha is resized on its own) or I;16, which
+                keeps its colour profile, DPI and EXIF. An array (h, w, 3), or gray (h, w), of
+                uint8, uint16 or floats in 0..1. A tensor of floats in 0..1, (3, h, w) or
+                (b, 3, h, w), whose images run one after another, without gradient.
+            depth: One of `depths`. Default: that of the Upscaler.
+
+        Returns:
+            The same kind of image, `scale` times as high and wide. Integers are rounded and
+            clipped, floats are not clipped.
+
+        Raises:
+            TypeError: Another kind of image.
+            ValueError: Another mode, shape or range of values, or an unknown depth.
+        """
+        plan = self.plan(depth)
         if isinstance(image, np.ndarray):
-            return self._array(image, depth)
+            return upscale_array(image, plan)
         if isinstance(image, Tensor):
-            return self._tensor(image, depth)
+            return _upscale_tensor(image, plan)
         from PIL import Image  # here, as arrays and tensors need none
 
         if not isinstance(image, Image.Image):
             raise TypeError(
-                f"image is a {type(image).__name__}: expected a PIL image, a NumPy array or a tensor"
+                f"image is a {type(image).__name__}: expected a PIL image, a NumPy array or a "
+                "tensor"
             )
-        return self._picture(image, depth)
+        return _upscale_picture(image, plan)
 
-    def _array(self, image: np.ndarray, depth: int | None) -> np.ndarray:
-        depth = self.depth if depth is None else depth
-        return upscale_array(
-            self.net, image, depth=depth, tile=self.tile, self_ensemble=self.self_ensemble
+
+def _upscale_tensor(image: Tensor, plan: UpscalePlan) -> Tensor:
+    """Images (3, h, w) or (b, 3, h, w), one after another."""
+    if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point():
+        raise ValueError(
+            f"image is a tensor {image.dtype} of shape {tuple(image.shape)}: "
+            "expected floats in 0..1, (3, h, w) or (b, 3, h, w)"
         )
+    height, width = image.shape[-2:]
+    result = image.new_empty((*image.shape[:-2], height * plan.scale, width * plan.scale))
+    sources = image.detach().reshape(-1, 3, height, width)
+    targets = result.view(-1, 3, height * plan.scale, width * plan.scale)
+    for source, target in zip(sources, targets, strict=True):
+        array = source.permute(1, 2, 0).float().cpu().numpy()  # (h, w, 3)
+        large = upscale_array(array, plan)
+        target.copy_(torch.from_numpy(large).permute(2, 0, 1))
+    return result
 
-    def _tensor(self, image: Tensor, depth: int | None) -> Tensor:
-        if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point():
-            kind = f"{image.dtype} of shape {tuple(image.shape)}"
-            raise ValueError(
-                f"image is a tensor {kind}: expected floats in 0..1, (3, h, w) or (b, 3, h, w)"
-            )
-        height, width = (side * self.scale for side in image.shape[-2:])
-        result = image.new_empty((*image.shape[:-2], height, width))
-        sources, targets = (
-            image.detach().reshape(-1, *image.shape[-3:]),
-            result.view(-1, 3, height, width),
+
+def _upscale_picture(image: Image.Image, plan: UpscalePlan) -> Image.Image:
+    from PIL import Image
+
+    from elasticnet.sr.photo import Photo
+    from elasticnet.sr.photo.upscale import upscale_photo
+
+    if image.mode not in MODES:
+        raise ValueError(
+            f"image of mode {image.mode}: expected {', '.join(MODES)}; use image.convert('RGB')"
         )
-        for source, target in zip(sources, targets, strict=True):
-            array = self._array(source.permute(1, 2, 0).float().cpu().numpy(), depth)
-            target.copy_(torch.from_numpy(array).permute(2, 0, 1))
-        return result
-
-    def _picture(self, image: Image.Image, depth: int | None) -> Image.Image:
-        from PIL import Image
-
-        from elasticnet.sr.photo import Photo
-        from elasticnet.sr.photo.upscale import upscale_photo
-
-        if image.mode not in MODES:
-            raise ValueError(
-                f"image of mode {image.mode}: expected {', '.join(MODES)}; use image.convert('RGB')"
-            )
-        pixels, alpha = np.asarray(image), None
-        if image.mode in ("RGBA", "LA"):
-            pixels, alpha = pixels[..., :-1], pixels[..., -1]
-            pixels = pixels[..., 0] if image.mode == "LA" else pixels
-        depth = self.depth if depth is None else depth
-        options = {"depth": depth, "tile": self.tile, "self_ensemble": self.self_ensemble}
-        large = upscale_photo(self.net, Photo(pixels, alpha), self.scale, **options)
-        planes = large.pixels if large.alpha is None else np.dstack([large.pixels, large.alpha])
-        result = Image.fromarray(planes)
-        result.info.update({name: image.info[name] for name in KEPT if name in image.info})
-        return result
+    samples = np.asarray(image)
+    if image.mode in MODES_WITH_ALPHA:
+        colors = samples[..., 0] if image.mode == "LA" else samples[..., :3]
+        photo = Photo(pixels=colors, alpha=samples[..., -1])
+    else:
+        photo = Photo(pixels=samples)
+    large = upscale_photo(photo, plan)
+    if large.alpha is None:
+        result = Image.fromarray(large.pixels)
+    else:
+        result = Image.fromarray(np.dstack([large.pixels, large.alpha]))
+    kept = {name: image.info[name] for name in METADATA if name in image.info}
+    result.info.update(kept)
+    return result

@@ -1,6 +1,4 @@
-"""Enlarge a whole photograph: colours by a network, alpha by bicubic interpolation, large results
-in a file.
-"""
+"""Enlarge a whole photograph: colours by a network, alpha by bicubic interpolation."""
 
 from __future__ import annotations
 
@@ -10,106 +8,129 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
+from elasticnet.sr.inference.plan import UpscalePlan
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.photo import Photo
 from elasticnet.sr.photo.large_array import large_array
+from elasticnet.sr.pixels import to_integers
 from elasticnet.sr.resize import imresize
-from elasticnet.wrapper import ElasticWrapper
 
-_BAND, _MARGIN = 512, 64  # rows that are filled at a time, and rows around them that take part
+_BAND = 512  # rows that are filled at a time
+_MARGIN = 64  # rows above and below a band whose colours may fill it
+_SMALLEST_WEIGHT = 1e-6  # so that a mean over pixels without weight divides by something
 
 
 def upscale_photo(
-    net: ElasticWrapper,
     photo: Photo,
-    scale: int,
+    plan: UpscalePlan,
     *,
-    depth: int | None = None,
-    tile: int | str | None = "auto",
-    self_ensemble: bool = False,
-    device: torch.device | str | None = None,
     progress: Callable[[int, int], object] | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> Photo:
-    """Return the photograph `scale` times as large, `scale` being that of the net, with the same
-    metadata.
+    """Return a photograph enlarged, with the same metadata.
 
-    Colours go through `upscale_array`, which explains depth, tile, self_ensemble, device and
-    progress. Alpha is resized by `imresize` on its own; colours that it hides are first replaced by
-    `fill_hidden`, so that they cannot reach what is seen. A result of more than 512 MB is mapped to
-    a file in `folder` (default: where temporary files go) that nobody else sees and that is gone
-    with the array.
+    Colours go through `upscale_array`. Alpha is resized by `imresize` on its own; colours that it
+    hides are first replaced by `fill_hidden`, so that they cannot reach what is seen.
+
+    Args:
+        photo: What `read_photo` returns.
+        plan: The network and how it is run, as `plan_upscale` makes it.
+        progress: Called with (tiles done, all tiles).
+        folder: Where the file lies that a result of more than 512 MB is mapped to. Nobody else
+            sees it, and it is gone with the array. Default: where temporary files go.
+
+    Raises:
+        ValueError: The network gives NaN or infinity.
+        MemoryError: Even the smallest tile takes more than there is.
+        OSError: There is no room for the result in `folder`.
     """
     height, width = photo.size
-    source = photo.pixels if photo.alpha is None else fill_hidden(photo.pixels, photo.alpha)
-    out = large_array((height * scale, width * scale, *source.shape[2:]), source.dtype, folder)
-    options: dict[str, Any] = {
-        "depth": depth,
-        "tile": tile,
-        "self_ensemble": self_ensemble,
-        "device": device,
-    }
-    upscale_array(net, source, out=out, progress=progress, **options)
-    alpha = None if photo.alpha is None else imresize(photo.alpha, scale)
-    return replace(photo, pixels=out, alpha=alpha)
+    source = photo.pixels
+    if photo.alpha is not None:
+        source = fill_hidden(photo.pixels, photo.alpha)
+    shape = (height * plan.scale, width * plan.scale, *source.shape[2:])
+    pixels = large_array(shape, source.dtype, folder)
+    upscale_array(source, plan, out=pixels, progress=progress)
+    alpha = None if photo.alpha is None else imresize(photo.alpha, plan.scale)
+    return replace(photo, pixels=pixels, alpha=alpha)
 
 
-def fill_hidden(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def fill_hidden(pixels: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
     """Return pixels whose hidden colours are replaced by the colours that are seen next to them.
 
-    pixels (h, w) or (h, w, 3), alpha (h, w), integers of one dtype. How far a pixel keeps its own
-    colour is its alpha as a fraction of the largest alpha among the nine pixels around it: opaque
-    or evenly transparent regions stay as they are, and the soft edge of a shape takes on the colour
-    of the shape. The rest is a mean over growing neighbourhoods, weighted by that fraction. An
-    enlarged edge then has no halo, whatever colour hides behind it; multiplying by alpha instead
-    would make the network sharpen an edge that bicubic alpha leaves soft, and darken it.
+    How far a pixel keeps its own colour is its alpha as a fraction of the largest alpha among the
+    nine pixels around it: opaque or evenly transparent regions stay as they are, and the soft edge
+    of a shape takes on the colour of the shape. The rest is a mean over growing neighbourhoods,
+    weighted by that fraction. An enlarged edge then has no halo, whatever colour hides behind it.
+    Multiplying by alpha instead would make the network sharpen an edge that bicubic alpha leaves
+    soft, and darken it.
+
+    Args:
+        pixels: (h, w) or (h, w, 3), uint8 or uint16.
+        alpha: (h, w), of the same dtype.
     """
     if alpha.min() == alpha.max():
         return pixels
     filled = np.empty(pixels.shape, pixels.dtype)
     for top in range(0, len(pixels), _BAND):
-        start, stop = max(0, top - _MARGIN), top + _BAND + _MARGIN
-        band = pixels[start:stop].reshape(*pixels[start:stop].shape[:2], -1).astype(np.float32)
-        part = _weights(alpha[start:stop])[..., None]
-        colors = band * part + (1 - part) * _neighbours(band * part, part)
-        colors = np.where(part == 1, band, colors)[top - start : top - start + _BAND]
-        filled[top : top + _BAND] = np.rint(colors).reshape(filled[top : top + _BAND].shape)
+        band_rows = slice(top, top + _BAND)
+        first = max(0, top - _MARGIN)
+        rows_with_margin = slice(first, top + _BAND + _MARGIN)
+        colors = _filled(pixels[rows_with_margin], alpha[rows_with_margin])
+        in_band = colors[top - first : top - first + _BAND]
+        filled[band_rows] = to_integers(in_band, pixels.dtype)
     return filled
 
 
-def _weights(alpha: np.ndarray) -> np.ndarray:
-    largest = alpha
-    for axis in (0, 1):
-        padded = np.pad(
-            largest, [(1, 1) if each == axis else (0, 0) for each in (0, 1)], mode="edge"
-        )
-        length = alpha.shape[axis]
-        shifted = [padded.take(range(first, first + length), axis) for first in range(3)]
-        largest = np.maximum(np.maximum(shifted[0], shifted[1]), shifted[2])
+def _filled(pixels: NDArray[Any], alpha: NDArray[Any]) -> NDArray[np.float32]:
+    """Colours of a band of rows as floats, in the shape of its pixels."""
+    height, width = alpha.shape
+    own = pixels.reshape(height, width, -1).astype(np.float32)  # (h, w, c), c is 1 or 3
+    weight = _weights(alpha)[..., None]  # (h, w, 1)
+    blended = own * weight + (1 - weight) * _neighbours(own * weight, weight)
+    # Where a pixel keeps all of its colour it keeps it exactly, without the rounding of the blend.
+    return np.where(weight == 1, own, blended).reshape(pixels.shape)
+
+
+def _weights(alpha: NDArray[Any]) -> NDArray[Any]:
+    """Alpha as a fraction of the largest alpha among the nine pixels around, (h, w)."""
+    height, width = alpha.shape
+    padded = np.pad(alpha, 1, mode="edge")  # (h + 2, w + 2)
+    over_rows = np.maximum(np.maximum(padded[:height], padded[1:-1]), padded[2:])  # (h, w + 2)
+    largest = np.maximum(
+        np.maximum(over_rows[:, :width], over_rows[:, 1:-1]), over_rows[:, 2:]
+    )  # (h, w)
     return alpha.astype(np.float32) / np.maximum(largest, 1)
 
 
-def _neighbours(colors: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Weighted means (h, w, c) over 2x2 blocks, and where those weigh nothing over 4x4 blocks, and
-    so on.
+def _neighbours(colors: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
+    """Weighted means over 2x2 blocks, over 4x4 blocks if those weigh nothing, and so on.
 
-    colors are already multiplied by weight (h, w, 1).
+    Args:
+        colors: (h, w, c), already multiplied by their weight.
+        weight: (h, w, 1).
+
+    Returns:
+        (h, w, c): for each pixel the mean of the smallest block around it that has weight; a block
+        that weighs less than one pixel takes the rest from the next larger one.
     """
     height, width = weight.shape[:2]
     if (height, width) == (1, 1):
-        return colors / np.maximum(weight, 1e-6)
-    sums, total = _blocks(colors), _blocks(weight)
+        return colors / np.maximum(weight, _SMALLEST_WEIGHT)
+    sums = _sums_of_blocks(colors)  # (h / 2, w / 2, c), rounded up
+    total = _sums_of_blocks(weight)
+    means = sums / np.maximum(total, _SMALLEST_WEIGHT)
     trust = np.minimum(total, 1)
-    means = sums / np.maximum(total, 1e-6)
     if trust.min() < 1:
         means = trust * means + (1 - trust) * _neighbours(sums, total)
     return means.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
 
 
-def _blocks(array: np.ndarray) -> np.ndarray:
+def _sums_of_blocks(array: NDArray[Any]) -> NDArray[Any]:
     """Sums over 2x2 blocks; an odd last row or column is a block of its own."""
     height, width = array.shape[:2]
     padded = np.pad(array, [(0, height % 2), (0, width % 2), (0, 0)])
-    return padded[0::2, 0::2] + padded[1::2, 0::2] + padded[0::2, 1::2] + padded[1::2, 1::2]
+    left = padded[0::2, 0::2] + padded[1::2, 0::2]
+    return left + padded[0::2, 1::2] + padded[1::2, 1::2]

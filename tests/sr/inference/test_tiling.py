@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import itertools
 import platform
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 
 from elasticnet.memory import free_memory
 from elasticnet.sr import asrn, edsr, rcan
-from elasticnet.sr.inference import receptive_field as reach
-from elasticnet.sr.inference.tiling import plan_tiles, spans, upscale_array
+from elasticnet.sr.inference.plan import first_tiling, plan_upscale, spans
+from elasticnet.sr.inference.receptive_field import footprint
+from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.wrapper import ElasticWrapper
 
 PEAKS = {"uint8": 255, "uint16": 65535}
@@ -31,6 +34,12 @@ def photo(
         (height, width, *channels), dtype=np.float32
     )
     return (image * PEAKS[dtype]).astype(dtype) if dtype in PEAKS else image.astype(dtype)
+
+
+def enlarge(net: ElasticWrapper, image: np.ndarray, **options: Any) -> np.ndarray:
+    """`upscale_array` with a plan of its own; `out` and `progress` go to the loop."""
+    for_the_loop = {name: options.pop(name) for name in ("out", "progress") if name in options}
+    return upscale_array(image, plan_upscale(net, **options), **for_the_loop)
 
 
 def lively(net: ElasticWrapper) -> ElasticWrapper:
@@ -97,15 +106,13 @@ def test_spans_cover_the_length_by_equal_windows(length: int, tile: int, overlap
 
 
 def test_auto_keeps_to_the_memory_and_to_the_image() -> None:
-    rows, columns = plan_tiles(asrn(2, 1, 8), (4000, 280))
-    assert len(columns) == 1
-    assert 144 < rows[0].stop <= 288
+    tiling = first_tiling(plan_upscale(asrn(2, 1, 8)), (4000, 280))
+    assert len(tiling.columns) == 1
+    assert 144 < tiling.window[0] <= 288
     huge = edsr(4, 1, 64, fold=False)  # 1,024 floats a pixel in front of its last layer
-    rows, columns = plan_tiles(huge, (4000, 4000))
-    side = rows[0].stop
-    assert side == columns[0].stop
-    assert side * side * reach.footprint(huge).memory < 640 * 2**20
-    assert all(isinstance(row, tuple) for row in rows)
+    height, width = first_tiling(plan_upscale(huge), (4000, 4000)).window
+    assert height == width
+    assert height * width * footprint(huge).memory < 640 * 10**6
 
 
 # --- tiles and the whole
@@ -115,8 +122,8 @@ def differing(net: ElasticWrapper, image: np.ndarray, tile: int, **options: obje
     """Compare tiles with the whole image; return the fraction of samples that differ, by at most
     one level.
     """
-    whole = upscale_array(net, image, tile=None, **options)  # pyright: ignore[reportArgumentType]
-    tiled = upscale_array(net, image, tile=tile, **options)  # pyright: ignore[reportArgumentType]
+    whole = enlarge(net, image, tile=None, **options)
+    tiled = enlarge(net, image, tile=tile, **options)
     assert np.abs(whole.astype(int) - tiled).max() <= 1
     return float((whole != tiled).mean())
 
@@ -139,26 +146,23 @@ def test_tiles_are_the_whole(
     net = NETS[name]
     depth = min(depth, net.taps[-1])
     image = photo(height, width, "float32")
-    whole = upscale_array(net, image, depth=depth, tile=None, self_ensemble=self_ensemble)
-    tiled = upscale_array(net, image, depth=depth, tile=tile, self_ensemble=self_ensemble)
+    whole = enlarge(net, image, depth=depth, tile=None, self_ensemble=self_ensemble)
+    tiled = enlarge(net, image, depth=depth, tile=tile, self_ensemble=self_ensemble)
     assert np.abs(whole - tiled).max() <= 2e-6 * np.abs(whole).max()
     event("bit for bit" if np.array_equal(whole, tiled) else "up to rounding")
     fraction = differing(net, photo(height, width), tile, depth=depth, self_ensemble=self_ensemble)
     assert fraction <= max(1e-3, 2 / whole.size)
 
 
-def test_no_pixel_less_of_overlap_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pixel_less_of_overlap_would_do() -> None:
     image = photo(40, 50)
     net = shifting(5)
-    expected = upscale_array(net, image, tile=None)
+    expected = enlarge(net, image, tile=None)
     np.testing.assert_array_equal(expected[:35, :45], image[5:, 5:])
-    np.testing.assert_array_equal(upscale_array(net, image, tile=8), expected)
-    found = reach.footprint(net)
-    monkeypatch.setattr(
-        "elasticnet.sr.inference.tiling.footprint", lambda *_: found._replace(reach=4)
-    )
+    np.testing.assert_array_equal(enlarge(net, image, tile=8), expected)
+    one_pixel_less = replace(plan_upscale(net, tile=8), reach=4)
     assert differing(shifting(4), image, tile=8) == 0
-    assert (upscale_array(net, image, tile=8) != expected).any()
+    assert (upscale_array(image, one_pixel_less) != expected).any()
 
 
 @pytest.mark.skipif(
@@ -169,15 +173,15 @@ def test_no_pixel_less_of_overlap_would_do(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_bit_for_bit_where_every_window_takes_the_same_kernels(net: ElasticWrapper) -> None:
     image = photo(301, 305, "float32")
-    rows, columns = plan_tiles(net, (301, 305), tile=150)
-    assert len(rows) * len(columns) == 4
-    smallest, _ = plan_tiles(net, (289, 289))
-    assert len(smallest) == 2
-    for window in (rows[0].stop * columns[0].stop, smallest[0].stop ** 2):
-        assert window > 20480  # up to here PyTorch runs a plain kernel over one channel
-    whole = upscale_array(net, image, tile=None)
+    tiling = first_tiling(plan_upscale(net, tile=150), (301, 305))
+    assert tiling.num_tiles == 4
+    smallest = first_tiling(plan_upscale(net), (289, 289))
+    assert smallest.num_tiles == 4
+    for height, width in (tiling.window, smallest.window):
+        assert height * width > 20480  # up to here PyTorch runs a plain kernel over one channel
+    whole = enlarge(net, image, tile=None)
     for tile in (150, "auto"):
-        np.testing.assert_array_equal(upscale_array(net, image, tile=tile), whole)
+        np.testing.assert_array_equal(enlarge(net, image, tile=tile), whole)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 1), (2, 3), (30, 41)])
@@ -189,7 +193,7 @@ def test_the_whole_is_what_the_network_makes(size: tuple[int, int]) -> None:
             expected = net(x, depth=depth)[0].permute(1, 2, 0).numpy()
         expected = np.floor(expected.clip(0, 1) * 255 + 0.5)
         for tile in (None, "auto"):
-            result = upscale_array(net, image, depth=depth, tile=tile)
+            result = enlarge(net, image, depth=depth, tile=tile)
             assert result.dtype == np.uint8
             assert (result != expected).mean() <= 0.01
             assert np.abs(result - expected).max() <= 1
@@ -210,7 +214,7 @@ def test_every_value_comes_back(dtype: str, channels: tuple[int, ...]) -> None:
         else image.astype(dtype)
     )
     net = ElasticWrapper([nn.Identity()], Nearest(2))
-    result = upscale_array(net, image, tile=100)
+    result = enlarge(net, image, tile=100)
     assert result.dtype == kind
     expected = image.repeat(2, 0).repeat(2, 1)
     if kind.kind == "u" or channels:
@@ -226,38 +230,34 @@ def test_integers_are_rounded_half_up_and_clipped() -> None:
     half = ElasticWrapper([nn.Identity()], Nearest(1, factor=0.5))
     # what float32 makes of the halves
     exact = image.astype(np.float32) / np.float32(255) / 2 * np.float32(255)
-    result = upscale_array(half, image)
+    result = enlarge(half, image)
     np.testing.assert_array_equal(result, np.floor(exact + 0.5))
     assert (exact % 2 == 0.5).any()
     assert (result == np.rint(exact)).mean() < 1
     wide = ElasticWrapper([nn.Identity()], Nearest(1, factor=3, shift=-1))
-    np.testing.assert_array_equal(
-        upscale_array(wide, image)[[0, -1], [0, -1]], [[0] * 3, [255] * 3]
-    )
-    floats = upscale_array(wide, image / np.float32(255))
+    np.testing.assert_array_equal(enlarge(wide, image)[[0, -1], [0, -1]], [[0] * 3, [255] * 3])
+    floats = enlarge(wide, image / np.float32(255))
     assert (floats.min(), floats.max()) == (-1, 2)
 
 
 def test_gray_is_the_luma_of_what_the_network_makes_of_gray() -> None:
     gray = photo(40, 30, "float32", ())
-    colour = upscale_array(NETS["asrn x2"], np.stack([gray] * 3, axis=-1), tile=None)
+    colour = enlarge(NETS["asrn x2"], np.stack([gray] * 3, axis=-1), tile=None)
     expected = colour @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    np.testing.assert_allclose(
-        upscale_array(NETS["asrn x2"], gray, tile=16), expected, rtol=0, atol=1e-6
-    )
+    np.testing.assert_allclose(enlarge(NETS["asrn x2"], gray, tile=16), expected, rtol=0, atol=1e-6)
 
 
 def test_a_net_in_bfloat16_keeps_to_its_precision() -> None:
     image = photo(50, 60, "float32")
-    expected = upscale_array(NETS["asrn x2"], image)
+    expected = enlarge(NETS["asrn x2"], image)
     net = lively(asrn(2, 3, 8)).to(torch.bfloat16)
-    assert np.abs(upscale_array(net, image) - expected).max() < 0.1 * np.abs(expected).max()
+    assert np.abs(enlarge(net, image) - expected).max() < 0.1 * np.abs(expected).max()
 
 
 def test_a_net_in_training_runs_in_eval_mode_and_goes_on() -> None:
     net = ElasticWrapper([nn.Dropout(0.9)], Nearest(1)).train()
     image = photo(8, 9)
-    np.testing.assert_array_equal(upscale_array(net, image), image)
+    np.testing.assert_array_equal(enlarge(net, image), image)
     assert net.training
     assert net.blocks[0].training
 
@@ -267,24 +267,23 @@ def test_arrays_can_be_given_and_mapped(tmp_path: Path) -> None:
     np.save(tmp_path / "image.npy", image)
     mapped = np.load(tmp_path / "image.npy", mmap_mode="r")
     out = np.memmap(tmp_path / "out", np.uint8, "w+", shape=(120, 140, 3))
-    assert upscale_array(NETS["asrn x2"], mapped, tile=24, out=out) is out
-    np.testing.assert_array_equal(out, upscale_array(NETS["asrn x2"], image, tile=24))
+    assert enlarge(NETS["asrn x2"], mapped, tile=24, out=out) is out
+    np.testing.assert_array_equal(out, enlarge(NETS["asrn x2"], image, tile=24))
     np.testing.assert_array_equal(
-        upscale_array(NETS["asrn x2"], image[::-1, ::-1][::-1, ::-1], tile=24), out
+        enlarge(NETS["asrn x2"], image[::-1, ::-1][::-1, ::-1], tile=24), out
     )
 
 
 def test_progress_counts_the_tiles() -> None:
     seen: list[tuple[int, int]] = []
-    upscale_array(
+    enlarge(
         NETS["asrn x2"],
         photo(60, 40),
         depth=1,
         tile=20,
         progress=lambda *counts: seen.append(counts),
     )
-    rows, columns = plan_tiles(NETS["asrn x2"], (60, 40), depth=1, tile=20)
-    total = len(rows) * len(columns)
+    total = first_tiling(plan_upscale(NETS["asrn x2"], depth=1, tile=20), (60, 40)).num_tiles
     assert total == 6
     assert seen == [(done, total) for done in range(total + 1)]
 
@@ -305,28 +304,28 @@ def test_progress_counts_the_tiles() -> None:
 )
 def test_images_that_do_not_fit(image: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        upscale_array(NETS["asrn x2"], image)
+        enlarge(NETS["asrn x2"], image)
 
 
 @pytest.mark.parametrize("tile", [0, -3, True, 2.5, "Auto"])
 def test_tiles_that_do_not_fit(tile: int) -> None:
     with pytest.raises(ValueError, match=f"tile {tile!r}: expected 'auto', None"):
-        upscale_array(NETS["asrn x2"], photo(8, 8), tile=tile)
+        enlarge(NETS["asrn x2"], photo(8, 8), tile=tile)
 
 
 def test_other_refusals() -> None:
     net, image = NETS["asrn x2"], photo(8, 9)
     with pytest.raises(TypeError, match="image is a list: expected a NumPy array"):
-        upscale_array(net, [[1]])  # pyright: ignore[reportArgumentType]
+        enlarge(net, [[1]])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="depth 7: this net has taps at depths 1, 2, 3"):
-        upscale_array(net, image, depth=7)
+        enlarge(net, image, depth=7)
     with pytest.raises(ValueError, match=r"out is uint8 \(8, 9, 3\): expected uint8 \(16, 18, 3\)"):
-        upscale_array(net, image, out=image)
+        enlarge(net, image, out=image)
     with pytest.raises(ValueError, match=r"out is float32 \(16, 18, 3\): expected uint8"):
-        upscale_array(net, image, out=np.zeros((16, 18, 3), np.float32))
+        enlarge(net, image, out=np.zeros((16, 18, 3), np.float32))
     broken = ElasticWrapper([nn.Identity()], Nearest(1, factor=float("inf")))
     with pytest.raises(ValueError, match="depth 1 of this net gives NaN or infinity"):
-        upscale_array(broken, image + 1)
+        enlarge(broken, image + 1)
 
 
 # --- networks that see the whole image
@@ -335,12 +334,12 @@ def test_other_refusals() -> None:
 def test_global_pooling_runs_whole_or_warns(recwarn: pytest.WarningsRecorder) -> None:
     net = lively(rcan(2, 1, 16, group_size=1, reduction=1))
     image = photo(130, 40, "float32")
-    whole = upscale_array(net, image, tile=None)
-    np.testing.assert_array_equal(upscale_array(net, image), whole)
-    upscale_array(net, image[:40], tile=64)  # one tile: nothing to warn of
+    whole = enlarge(net, image, tile=None)
+    np.testing.assert_array_equal(enlarge(net, image), whole)
+    enlarge(net, image[:40], tile=64)  # one tile: nothing to warn of
     assert not recwarn.list
     with pytest.warns(UserWarning, match="tile 16: depth 1 of this net has no bounded reach"):
-        tiled = upscale_array(net, image, tile=16)
+        tiled = enlarge(net, image, tile=16)
     assert tiled.shape == whole.shape
     assert not np.array_equal(tiled, whole)
 
@@ -350,10 +349,10 @@ def test_a_whole_that_cannot_fit_is_refused_before_it_starts() -> None:
     if free_memory("cpu") is None:
         pytest.skip("the free memory is not known on this system")
     with pytest.raises(
-        MemoryError, match=r"the whole image does not fit .* take tile='auto' .* GiB are free"
+        MemoryError, match=r"the whole image does not fit .* take tile='auto' .* GB are free"
     ):
-        upscale_array(NETS["asrn x2"], endless, tile=None)
+        enlarge(NETS["asrn x2"], endless, tile=None)
     with pytest.raises(
         MemoryError, match="this net sees all of an image, and tiles may show seams"
     ):
-        upscale_array(rcan(2, 1, 8, group_size=1, reduction=4), endless)
+        enlarge(rcan(2, 1, 8, group_size=1, reduction=4), endless)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet.memory import is_out_of_memory
+from elasticnet.sr.inference.plan import MIN_TILE, first_tiling, plan_upscale
 from elasticnet.sr.inference.receptive_field import footprint
-from elasticnet.sr.inference.tiling import MIN_TILE, plan_tiles, upscale_array
+from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.wrapper import ElasticWrapper
 
 
@@ -24,6 +26,12 @@ def photo(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * 1000 + width).integers(
         0, 256, (height, width, 3), dtype=np.uint8
     )
+
+
+def enlarge(net: ElasticWrapper, image: np.ndarray, **options: Any) -> np.ndarray:
+    """`upscale_array` with a plan of its own; `out` and `progress` go to the loop."""
+    for_the_loop = {name: options.pop(name) for name in ("out", "progress") if name in options}
+    return upscale_array(image, plan_upscale(net, **options), **for_the_loop)
 
 
 # --- out of memory
@@ -71,10 +79,10 @@ def hungry(kind: str, limit: int, in_head: bool = False) -> tuple[ElasticWrapper
 def test_out_of_memory_halves_the_tile(kind: str, in_head: bool, tile: int | str) -> None:
     image = photo(200, 150)
     net, layer = hungry(kind, 10**9, in_head)
-    expected = upscale_array(net, image)
+    expected = enlarge(net, image)
     layer.limit, layer.sizes = 60 * 60, []
     seen: list[tuple[int, int]] = []
-    result = upscale_array(net, image, tile=tile, progress=lambda *counts: seen.append(counts))
+    result = enlarge(net, image, tile=tile, progress=lambda *counts: seen.append(counts))
     assert np.abs(result.astype(int) - expected).max() <= 1
     assert layer.sizes[0] == (200, 150), "the first try is the whole"
     assert layer.sizes[1][0] <= 102
@@ -85,14 +93,16 @@ def test_out_of_memory_halves_the_tile(kind: str, in_head: bool, tile: int | str
 def test_out_of_memory_on_the_way_keeps_the_rows_that_are_done() -> None:
     image = photo(200, 40)
     net, layer = hungry("torch", 10**9)
-    expected = upscale_array(net, image, tile=40)
+    expected = enlarge(net, image, tile=40)
     layer.sizes, layer.at_call = [], 4
-    np.testing.assert_array_equal(upscale_array(net, image, tile=40), expected)
+    np.testing.assert_array_equal(enlarge(net, image, tile=40), expected)
     remaining = len(layer.sizes) - 4
-    rows, columns = plan_tiles(net, (200, 40), tile=20)
-    assert 0 < remaining < len(rows) * len(columns)
-    done = plan_tiles(net, (200, 40), tile=40)[0][2].core_stop
-    assert remaining == sum(row.core_stop > done for row in rows) * len(columns)
+    smaller = first_tiling(plan_upscale(net, tile=20), (200, 40))
+    assert 0 < remaining < smaller.num_tiles
+    larger = first_tiling(plan_upscale(net, tile=40), (200, 40))
+    done = larger.rows[2].core_stop
+    rows_left = [row for row in smaller.rows if row.core_stop > done]
+    assert remaining == len(rows_left) * len(smaller.columns)
 
 
 def test_out_of_memory_at_the_smallest_tile_is_an_error() -> None:
@@ -101,10 +111,10 @@ def test_out_of_memory_at_the_smallest_tile_is_an_error() -> None:
         MemoryError,
         match=r"a tile of 16 pixels does not fit .* depth 1: free some.*allocate memory",
     ):
-        upscale_array(net, photo(100, 100))
+        enlarge(net, photo(100, 100))
     assert layer.sizes == [(100, 100), (51, 51), (27, 27), (16, 16)]
     with pytest.raises(MemoryError, match=r"the whole image does not fit .* take tile='auto'"):
-        upscale_array(net, photo(100, 100), tile=None)
+        enlarge(net, photo(100, 100), tile=None)
     assert MIN_TILE == 16
 
 
@@ -112,7 +122,7 @@ def test_other_errors_pass() -> None:
     net, _ = hungry("torch", 10**9)
     net.blocks[0] = nn.Conv2d(4, 3, 1)
     with pytest.raises(RuntimeError, match="expected input"):
-        upscale_array(net, photo(20, 20))
+        enlarge(net, photo(20, 20))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert is_out_of_memory(RuntimeError("std::bad_alloc"))
     assert not is_out_of_memory(ValueError("out of memory"))
@@ -126,6 +136,7 @@ import sys
 import numpy as np
 import torch
 from elasticnet.sr import asrn
+from elasticnet.sr.inference.plan import plan_upscale
 from elasticnet.sr.inference.tiling import upscale_array
 
 def status(key):
@@ -142,7 +153,8 @@ if limit:
     allowed = int(status("VmSize") + limit) * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
 counts = []
-upscale_array(net, image, tile=tile or "auto", out=out, progress=lambda *seen: counts.append(seen))
+plan = plan_upscale(net, tile=tile or "auto")
+upscale_array(image, plan, out=out, progress=lambda *seen: counts.append(seen))
 print(before - out.nbytes / 2**20, status("VmHWM") - before, counts[0][1], counts[-1][1])
 """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,17 @@ from torch import nn
 import elasticnet
 from elasticnet import ElasticWrapper
 from elasticnet.sr import Upscaler, asrn, edsr
+from elasticnet.sr.inference.plan import plan_upscale
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.resize import imresize
 
 NET = asrn(2, 3, 8, init="default").eval()
+
+
+def enlarge(net: ElasticWrapper, image: np.ndarray, **options: Any) -> np.ndarray:
+    """`upscale_array` with a plan of its own; `out` and `progress` go to the loop."""
+    for_the_loop = {name: options.pop(name) for name in ("out", "progress") if name in options}
+    return upscale_array(image, plan_upscale(net, **options), **for_the_loop)
 
 
 def pixels(*shape: int, dtype: str = "uint8") -> np.ndarray:
@@ -45,9 +53,7 @@ def test_arrays(depth: int | None, dtype: str, channels: tuple[int, ...]) -> Non
     result = Upscaler(NET, 2)(image, depth)
     assert result.dtype == image.dtype
     assert result.shape == (40, 60, *channels)
-    np.testing.assert_array_equal(
-        result, upscale_array(NET, image, depth=2 if depth is None else depth)
-    )
+    np.testing.assert_array_equal(result, enlarge(NET, image, depth=2 if depth is None else depth))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -82,7 +88,7 @@ def test_pictures(mode: str) -> None:
     assert result.info == {"dpi": (300, 300), "icc_profile": b"profile"}
     large = np.asarray(result).reshape(24, 34, channels)
     colours = planes[..., : channels - alpha]
-    expected = upscale_array(NET, colours if colours.shape[-1] == 3 else colours[..., 0], depth=1)
+    expected = enlarge(NET, colours if colours.shape[-1] == 3 else colours[..., 0], depth=1)
     difference = np.abs(large[..., : channels - alpha].astype(int) - expected.reshape(24, 34, -1))
     assert difference.max() <= (2 if alpha else 0)
     if alpha:
@@ -93,7 +99,7 @@ def test_a_picture_of_16_bits() -> None:
     image = pixels(9, 8, dtype="uint16")
     result = Upscaler(NET)(Image.fromarray(image))
     assert result.mode == "I;16"
-    np.testing.assert_array_equal(np.asarray(result), upscale_array(NET, image))
+    np.testing.assert_array_equal(np.asarray(result), enlarge(NET, image))
 
 
 @pytest.mark.parametrize("mode", ["P", "CMYK", "1", "F", "I", "YCbCr"])
@@ -156,7 +162,7 @@ def test_a_net_is_kept_and_runs_in_eval_mode() -> None:
 
 def test_settings_reach_every_call() -> None:
     image = pixels(40, 50, 3, dtype="float32")
-    expected = upscale_array(NET, image, self_ensemble=True)
+    expected = enlarge(NET, image, self_ensemble=True)
     result = Upscaler(NET, tile=16, self_ensemble=True)(image)
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
     assert np.abs(result - Upscaler(NET)(image)).max() > 1e-3
@@ -176,7 +182,7 @@ def test_threads_at_different_depths_do_not_meet(fresh: bool) -> None:
     jobs = list(itertools.product(range(3), range(len(images)), (1, 2, 3, 4)))
     net = edsr(2, 4, 8).eval()
     reference = {
-        job: upscale_array(net, images[job[0]], depth=job[1], tile=30)
+        job: enlarge(net, images[job[0]], depth=job[1], tile=30)
         for job in {job[1:] for job in jobs}
     }
     upscaler = Upscaler(edsr(2, 4, 8) if fresh else net, tile=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 
 from elasticnet import ElasticWrapper
 from elasticnet.sr import asrn
+from elasticnet.sr.inference.plan import plan_upscale
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.photo import Photo
 from elasticnet.sr.photo.large_array import large_array
@@ -28,6 +30,13 @@ def tiny(scale: int = 2) -> ElasticWrapper:
 
 
 NET = tiny()
+PLAN = plan_upscale(NET)
+
+
+def enlarge(net: ElasticWrapper, image: np.ndarray, **options: Any) -> np.ndarray:
+    """`upscale_array` with a plan of its own; `out` and `progress` go to the loop."""
+    for_the_loop = {name: options.pop(name) for name in ("out", "progress") if name in options}
+    return upscale_array(image, plan_upscale(net, **options), **for_the_loop)
 
 
 def scene(height: int = 40, width: int = 48, dtype: type = np.uint8) -> np.ndarray:
@@ -61,8 +70,8 @@ def test_no_halo_whatever_color_hides(dtype: type) -> None:
     for garish in (GREEN, (255, 0, 255), (0, 0, 0)):
         hidden = colors.copy()
         hidden[alpha == 0] = np.array(garish) * (largest // 255)
-        results.append(upscale_photo(NET, Photo(hidden, alpha), 2))
-    whole = upscale_array(NET, colors)
+        results.append(upscale_photo(Photo(hidden, alpha), PLAN))
+    whole = enlarge(NET, colors)
     # Laid over its own continuation, the disc has to vanish: an edge that shows is a halo.
     alphas = imresize(alpha, 2)
     np.testing.assert_array_equal(results[0].alpha, alphas)
@@ -71,7 +80,7 @@ def test_no_halo_whatever_color_hides(dtype: type) -> None:
         np.testing.assert_array_equal(result.pixels, results[0].pixels)
         seen = np.abs(result.pixels.astype(float) - whole) / largest * (alphas[..., None] / largest)
         assert seen.max() < 0.06
-    naive = upscale_array(
+    naive = enlarge(
         NET, np.where(alpha[..., None] == 0, np.array(GREEN, dtype) * (largest // 255), colors)
     )
     assert (
@@ -83,18 +92,18 @@ def test_faint_colors_beside_opaque_ones_do_not_reach_them() -> None:
     colors, alpha = scene(), np.full((40, 48), 255, np.uint8)
     alpha[:, 20:] = 1
     colors[:, 20:] = GREEN
-    result = upscale_photo(NET, Photo(colors, alpha), 2)
+    result = upscale_photo(Photo(colors, alpha), PLAN)
     clean = colors.copy()
     clean[:, 20:] = clean[:, 19:20]
-    expected = upscale_array(NET, clean)
+    expected = enlarge(NET, clean)
     assert np.abs(result.pixels[:, :40].astype(int) - expected[:, :40]).max() < 16
 
 
 @pytest.mark.parametrize("level", [0, 1, 128, 255])
 def test_even_alpha_changes_nothing(level: int) -> None:
     alpha = np.full((40, 48), level, np.uint8)
-    result = upscale_photo(NET, Photo(scene(), alpha), 2)
-    np.testing.assert_array_equal(result.pixels, upscale_array(NET, scene()))
+    result = upscale_photo(Photo(scene(), alpha), PLAN)
+    np.testing.assert_array_equal(result.pixels, enlarge(NET, scene()))
     np.testing.assert_array_equal(result.alpha, np.full((80, 96), level))
 
 
@@ -135,9 +144,9 @@ def test_filling_takes_the_nearest_colors_also_across_bands() -> None:
 
 def test_gray_and_16_bits() -> None:
     gray = scene()[..., 0]
-    result = upscale_photo(NET, Photo(gray), 2)
+    result = upscale_photo(Photo(gray), PLAN)
     assert (result.pixels.shape, result.pixels.dtype) == ((80, 96), np.uint8)
-    deep = upscale_photo(NET, Photo(gray.astype(np.uint16) * 257), 2)
+    deep = upscale_photo(Photo(gray.astype(np.uint16) * 257), PLAN)
     assert deep.pixels.dtype == np.uint16
     assert len(np.unique(deep.pixels % 257)) > 100  # more than 8 bits
     assert np.abs(deep.pixels / 257 - result.pixels).max() <= 0.51
@@ -146,15 +155,8 @@ def test_gray_and_16_bits() -> None:
 def test_metadata_stays_and_options_reach_the_network() -> None:
     photo = Photo(scene(), None, b"Exif\0\0", b"xmp", b"icc", (3.0, 4.0), "WEBP", ("note",))
     seen: list[tuple[int, int]] = []
-    result = upscale_photo(
-        NET,
-        photo,
-        2,
-        depth=1,
-        tile=16,
-        self_ensemble=True,
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    plan = plan_upscale(NET, depth=1, tile=16, self_ensemble=True)
+    result = upscale_photo(photo, plan, progress=lambda done, total: seen.append((done, total)))
     assert (result.exif, result.xmp, result.icc, result.dpi) == (
         b"Exif\0\0",
         b"xmp",
@@ -163,7 +165,7 @@ def test_metadata_stays_and_options_reach_the_network() -> None:
     )
     assert (result.format, result.notes) == ("WEBP", ("note",))
     np.testing.assert_array_equal(
-        result.pixels, upscale_array(NET, photo.pixels, depth=1, tile=16, self_ensemble=True)
+        result.pixels, enlarge(NET, photo.pixels, depth=1, tile=16, self_ensemble=True)
     )
     assert seen[0][0] == 0
     assert seen[-1][0] == seen[-1][1] > 1
