@@ -1,6 +1,4 @@
-"""`elasticnet upscale`: enlarge photographs, at a chosen depth or the deepest that fits a
-budget.
-"""
+"""`elasticnet upscale`: enlarge photographs, at a chosen depth or the deepest within a budget."""
 
 from __future__ import annotations
 
@@ -11,187 +9,223 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
-import torch
 from tqdm import tqdm
 
-from elasticnet.checkpoint import load
-from elasticnet.cli.arguments import check_device
+from elasticnet.cli.arguments import add_debug, add_device, positive_count, resolve_device
+from elasticnet.cli.printable import printable
+from elasticnet.sr.models.pretrained import packaged, weights_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from elasticnet.cli.arguments import Commands
     from elasticnet.cli.upscale_jobs import Job
     from elasticnet.sr.inference.plan import UpscalePlan
 
-# of an image of (height, width); and a word about it
-ChooseDepth = Callable[[tuple[int, int]], "tuple[UpscalePlan, str]"]
-Number = TypeVar("Number", int, float)
+    # from (height, width) of an image to the plan for it, and what there is to say about it
+    ChoosePlan = Callable[[tuple[int, int]], tuple[UpscalePlan, str]]
+
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
+SOME_FAILED = 1  # exit status
+INTERRUPTED = 130  # exit status: what a shell reports after Ctrl-C
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from elasticnet.sr.models.pretrained import packaged
+def add_parser(commands: Commands) -> None:
+    """Add the subcommand to the command line.
 
+    Args:
+        commands: What `ArgumentParser.add_subparsers` returned.
+    """
     parser = commands.add_parser(
         "upscale", help="enlarge photographs: files, folders, globs, standard input"
     )
     parser.description = (
-        "Enlarge photographs with everything that belongs to them: alpha, 16 bits, EXIF, colour profile, DPI. "
-        "Several images, a folder or a glob go into the folder OUT under their own names. The exit status is 0, "
-        "1 when some of several images could not be used, 2 for bad input, 130 after Ctrl-C."
+        "Enlarge photographs with everything that belongs to them: alpha, 16 bits, EXIF, colour "
+        "profile, DPI. Several images, a folder or a glob go into the folder OUT under their own "
+        "names. The exit status is 0, 1 when some of several images could not be used, 2 for bad "
+        "input, 130 after Ctrl-C."
     )
-    add = parser.add_argument
-    add(
+    _add_images(parser)
+    _add_network(parser)
+    _add_depth(parser)
+    _add_running(parser)
+    _add_format(parser)
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress and no notes, only errors"
+    )
+    add_debug(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("images")
+    group.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
         help="images, folders of images, globs, or - for standard input",
     )
-    add(
+    group.add_argument(
         "-o",
         "--out",
         required=True,
         metavar="OUT",
         help="a file, a folder for several images, or - (standard output)",
     )
-    add(
+    group.add_argument("--force", action="store_true", help="overwrite outputs that exist")
+    group.add_argument(
+        "--max-pixels",
+        type=positive_count,
+        metavar="N",
+        help="read images of up to N pixels; default: Pillow's limit",
+    )
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network")
+    group.add_argument(
         "--scale",
         type=int,
         help=f"how many times as long each side becomes; {packaged()}; default: that of --weights",
     )
-    add(
+    group.add_argument(
         "--weights",
         metavar="FILE",
-        help="a checkpoint that elasticnet.save wrote, instead of the package's",
+        help="a checkpoint of any registered architecture that enlarges images, instead of the "
+        "package's",
     )
-    budget = parser.add_argument_group("depth", "how much of the network runs; default: all of it")
-    budget.add_argument(
+
+
+def _add_depth(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("depth", "how much of the network runs; default: all of it")
+    group.add_argument(
         "--depth", type=int, metavar="N", help="the first N blocks, of five in the package"
     )
-    budget.add_argument(
+    group.add_argument(
         "--max-ms",
-        type=_positive(float),
+        type=_positive_number,
         metavar="T",
         help="the deepest that takes at most T ms an image",
     )
-    budget.add_argument(
+    group.add_argument(
         "--max-memory",
-        type=_positive(float),
+        type=_positive_number,
         metavar="MB",
-        help="the deepest that takes at most MB megabytes",
+        help="the deepest that takes at most MB megabytes (10^6 bytes)",
     )
-    add(
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how it runs")
+    group.add_argument(
         "--tile",
         type=_tile,
         default="auto",
-        help="LR pixels a side of what runs at a time, 'whole', or 'auto' (default)",
+        help="LR pixels a side of what runs at a time, 'whole', or 'auto' (default): what is "
+        "fastest within the free memory",
     )
-    add(
+    group.add_argument(
         "--self-ensemble",
         action="store_true",
         help="mean over the eight symmetries of the input; eight times slower",
     )
-    add(
+    add_device(group)
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output format")
+    group.add_argument(
         "--format",
         choices=EXTENSIONS,
         metavar="EXT",
-        help=f"of images in a folder or on a pipe: {', '.join(EXTENSIONS)}",
+        help=f"of images in a folder or on a pipe: {', '.join(EXTENSIONS)}; default: that of the "
+        "input, and of a file its extension",
     )
-    add(
-        "--quality", type=_percent, metavar="Q", help="of JPEG and lossy WebP, 1 to 100; default 95"
+    group.add_argument(
+        "--quality",
+        type=_percent,
+        metavar="Q",
+        help="of JPEG and lossy WebP, 1 to 100; default: 95",
     )
-    add("--lossless", action="store_true", help="write WebP without loss")
-    add("--force", action="store_true", help="overwrite outputs that exist")
-    add(
-        "--max-pixels",
-        type=_positive(int),
-        metavar="N",
-        help="read images of up to N pixels; default: Pillow's limit",
-    )
-    add(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default here: %(default)s",
-    )
-    add("--quiet", action="store_true", help="no progress and no notes, only errors")
-    add(
-        "--debug",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="show the traceback of an error",
-    )
-    parser.set_defaults(run=run)
+    group.add_argument("--lossless", action="store_true", help="write WebP without loss")
 
 
 def run(options: argparse.Namespace) -> int:
+    """Upscale what the command line names.
+
+    Args:
+        options: The parsed command line.
+
+    Returns:
+        The exit status: 0, or 1 when some of several images could not be upscaled, or 130 after
+        Ctrl-C.
+    """
     try:
-        return _run(options)
+        return _upscale_all(options)
     except KeyboardInterrupt:
         if options.debug:
             raise
-        print(
-            "elasticnet: interrupted; images that were not finished have left nothing behind",
-            file=sys.stderr,
-        )
-        return 130  # what a shell reports after Ctrl-C
+        _say("elasticnet: interrupted; images that were not finished have left nothing behind")
+        return INTERRUPTED
 
 
-def _run(options: argparse.Namespace) -> int:
+def _upscale_all(options: argparse.Namespace) -> int:
     from elasticnet.cli.upscale_jobs import make_folder, plan_jobs
 
     jobs = plan_jobs(options.inputs, options.out, options.format, force=options.force)
     _check_options(options, jobs)
-    plan, weights = _plan(options)
+    weights = _weights(options)
+    plan = _plan(weights, options)
     make_folder(jobs, options.out)
-    choose: ChooseDepth = lambda size: (plan, "")  # noqa: E731
-    if options.max_ms or options.max_memory:
-        from elasticnet.cli.upscale_depth import DepthChooser
+    choose_plan = _plan_chooser(plan, weights, options)
 
-        choose = DepthChooser(plan, weights, max_ms=options.max_ms, max_memory=options.max_memory)
-    several = len(jobs) > 1
-    failed: list[str] = []
-    # disable=None: no bars where standard error is not a terminal
-    for job in tqdm(jobs, "images", unit="image", disable=options.quiet or not several or None):
+    is_single = len(jobs) == 1
+    hide_bar = True if options.quiet or is_single else None  # None: not where it is no terminal
+    failures: list[str] = []
+    for job in tqdm(jobs, "images", unit="image", disable=hide_bar):
         try:
-            for note in _upscale(job, choose, options):
-                if not options.quiet:
-                    tqdm.write(note, file=sys.stderr)
+            notes = _upscale_one(job, plan.scale, choose_plan, options)
         except (OSError, ValueError) as error:
-            if not several:
+            if is_single:
                 raise
             if options.debug:
                 traceback.print_exc()
-            failed.append(str(error) if job.name in str(error) else f"{job.name}: {error}")
-            tqdm.write(f"elasticnet: {failed[-1]}", file=sys.stderr)
-    if failed:
-        print(
-            f"elasticnet: {len(failed)} of {len(jobs)} images could not be upscaled:",
-            file=sys.stderr,
-        )
-        for message in failed:
-            print(f"  {message}", file=sys.stderr)
-    return 1 if failed else 0
+            message = str(error) if job.name in str(error) else f"{job.name}: {error}"
+            failures.append(message)
+            _say(f"elasticnet: {message}")
+        else:
+            if not options.quiet:
+                for note in notes:
+                    _say(note)
+    if not failures:
+        return 0
+    _say(f"elasticnet: {len(failures)} of {len(jobs)} images could not be upscaled:")
+    for message in failures:
+        _say(f"  {message}")
+    return SOME_FAILED
 
 
-def _upscale(job: Job, choose: ChooseDepth, options: argparse.Namespace) -> list[str]:
+def _upscale_one(
+    job: Job, scale: int, choose_plan: ChoosePlan, options: argparse.Namespace
+) -> list[str]:
     """Enlarge one image and write it; returns what there is to say about it."""
-    from elasticnet.sr.data.images import ImageError
-    from elasticnet.sr.photo import read_photo
+    from elasticnet.sr.photo import ImageError, read_photo
     from elasticnet.sr.photo.upscale import upscale_photo
     from elasticnet.sr.photo.write import FORMATS, check_fits, write_photo
 
     source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
-    with _without_chatter():
+    with _silenced_c_libraries():
         photo = read_photo(source, max_pixels=options.max_pixels)
-    format = job.format or (photo.format if photo.format in FORMATS.values() else "PNG")
+    format = job.format
+    if format is None:  # a pipe gets the format of the input, if that can be written
+        format = photo.format if photo.format in FORMATS.values() else "PNG"
     folder = job.target.parent if job.target else None
     try:
-        plan, reason = choose(photo.size)
-        check_fits(photo, format, plan.scale)
+        check_fits(photo, format, scale)  # before a budget measures anything
+        plan, cost = choose_plan(photo.size)
         with _output(job, options.force) as file, _tile_bar(job, options.quiet) as progress:
             large = upscale_photo(photo, plan, progress=progress, folder=folder)
             del photo  # its memory goes before a large result is encoded
@@ -207,16 +241,60 @@ def _upscale(job: Job, choose: ChooseDepth, options: argparse.Namespace) -> list
         raise ImageError(f"{job.name}: {error}") from error
     except MemoryError as error:
         raise OSError(f"{job.name}: {error or 'out of memory'}") from error
+    notes = [f"{job.name}: {note}" for note in (*large.notes, *lost)]
     height, width = large.size
-    summary = f"{job.target or 'standard output'}: {width}x{height}, depth {plan.depth}{reason}"
-    return [*(f"{job.name}: {note}" for note in (*large.notes, *lost)), summary]
+    target = job.target or "standard output"
+    return [*notes, f"{target}: {width}x{height}, depth {plan.depth}{cost}"]
+
+
+# --- the network
+
+
+def _weights(options: argparse.Namespace) -> str | Path:
+    """The file of the network."""
+    if options.weights is not None:
+        return options.weights
+    if options.scale is None:
+        raise ValueError(f"no --scale: give it ({packaged()}), or the --weights of a network")
+    return weights_file(options.scale)
+
+
+def _plan(weights: str | Path, options: argparse.Namespace) -> UpscalePlan:
+    """The plan for the whole network, or for --depth blocks of it."""
+    from elasticnet.checkpoint import load
+    from elasticnet.sr.inference.plan import plan_upscale
+
+    device = resolve_device(options.device)
+    net = load(weights, options.depth, device=device)
+    plan = plan_upscale(net, tile=options.tile, self_ensemble=options.self_ensemble)
+    if options.scale not in (None, plan.scale):
+        raise ValueError(
+            f"--scale {options.scale}: {weights} enlarges {plan.scale} times; leave --scale out"
+        )
+    return plan
+
+
+def _plan_chooser(
+    plan: UpscalePlan, weights: str | Path, options: argparse.Namespace
+) -> ChoosePlan:
+    """What chooses the plan for each image: a budget, or nothing at all."""
+    if options.max_ms is None and options.max_memory is None:
+
+        def same_for_all(_size: tuple[int, int]) -> tuple[UpscalePlan, str]:
+            return plan, ""
+
+        return same_for_all
+    from elasticnet.cli.upscale_depth import DepthChooser
+
+    return DepthChooser(plan, weights, max_ms=options.max_ms, max_memory=options.max_memory)
+
+
+# --- input and output
 
 
 @contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Drop what C libraries print: libtiff comments on damaged files before the error that is
-    raised.
-    """
+def _silenced_c_libraries() -> Generator[None, None, None]:
+    """Drop what C libraries print: libtiff comments on damaged files before the error is raised."""
     sys.stderr.flush()
     try:
         kept = os.dup(2)
@@ -233,9 +311,9 @@ def _without_chatter() -> Iterator[None]:
 
 
 @contextmanager
-def _output(job: Job, force: bool) -> Iterator[BinaryIO]:
+def _output(job: Job, force: bool) -> Generator[BinaryIO, None, None]:
     """A seekable file that becomes the target, or goes to standard output, when all went well."""
-    from elasticnet.sr.photo.write import replacing
+    from elasticnet._files import replacing
 
     if job.target is not None:
         with replacing(job.target, overwrite=force) as file:
@@ -249,60 +327,66 @@ def _output(job: Job, force: bool) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _tile_bar(job: Job, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+def _tile_bar(job: Job, quiet: bool) -> Generator[Callable[[int, int], None], None, None]:
+    """A bar over the tiles of one image, and the function that moves it."""
     name = job.source.name if job.source else job.name
     with tqdm(desc=name, unit="tile", leave=False, disable=quiet or None) as bar:
 
         def progress(done: int, total: int) -> None:
-            bar.total, bar.n = total, done
+            bar.total = total
+            bar.n = done
             bar.refresh()
 
         yield progress
 
 
-def _plan(options: argparse.Namespace) -> tuple[UpscalePlan, str | Path]:
-    """What the network will do with images, and its file."""
-    from elasticnet.sr.inference.plan import plan_upscale
-    from elasticnet.sr.models.pretrained import packaged, weights_file
+def _say(message: str) -> None:
+    """Print one line on standard error, above the progress bars."""
+    tqdm.write(printable(message), file=sys.stderr)
 
-    if options.weights is None and options.scale is None:
-        raise ValueError(f"no --scale: give it ({packaged()}), or the --weights of a network")
-    weights = options.weights or weights_file(options.scale)
-    check_device(options.device)
-    net = load(weights, options.depth, device=options.device)
-    plan = plan_upscale(net, tile=options.tile, self_ensemble=options.self_ensemble)
-    if options.scale not in (None, plan.scale):
-        raise ValueError(
-            f"--scale {options.scale}: {weights} enlarges {plan.scale} times; leave --scale out"
-        )
-    return plan, weights
+
+# --- what is checked
 
 
 def _check_options(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
-    formats = {job.format for job in jobs}
+    """Refuse options that contradict each other or fit no output."""
     if options.depth is not None and (options.max_ms or options.max_memory):
         raise ValueError(
-            f"--depth {options.depth} beside a budget: give either a depth, or --max-ms and --max-memory"
+            f"--depth {options.depth} beside a budget: give either a depth, or --max-ms and "
+            "--max-memory"
         )
-    if options.lossless and not formats & {"WEBP", None}:
+    formats = {job.format for job in jobs}
+    format_is_open = None in formats  # that of the input, which is not read yet
+    if options.lossless and not format_is_open and "WEBP" not in formats:
         raise ValueError(
             f"--lossless: no output is WebP, and the others have no such choice ({options.out})"
         )
-    if options.quality is not None and (options.lossless or not formats & {"JPEG", "WEBP", None}):
+    has_quality = format_is_open or "JPEG" in formats or "WEBP" in formats
+    if options.quality is not None and (options.lossless or not has_quality):
         raise ValueError(
             f"--quality {options.quality}: no output is JPEG or lossy WebP; leave it out"
         )
-    if None in (job.source for job in jobs) and sys.stdin is None:
+    _check_pipes(jobs)
+
+
+def _check_pipes(jobs: Sequence[Job]) -> None:
+    """Refuse standard input and output that are closed, and images that would go to a terminal."""
+    if any(job.source is None for job in jobs) and sys.stdin is None:
         raise ValueError("-: standard input is closed; name a file")
-    if None in (job.target for job in jobs) and sys.stdout is None:
+    if all(job.target is not None for job in jobs):
+        return
+    if sys.stdout is None:
         raise ValueError("-o -: standard output is closed; name a file")
-    if None in (job.target for job in jobs) and sys.stdout.isatty():
+    if sys.stdout.isatty():
         raise ValueError("-o -: an image would go to the terminal; pipe it on, or name a file")
 
 
 def _tile(text: str) -> int | str | None:
-    if text in ("auto", "whole"):
-        return None if text == "whole" else "auto"
+    """The value of --tile as a plan takes it."""
+    if text == "auto":
+        return "auto"
+    if text == "whole":
+        return None
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected auto, whole, or LR pixels a side")
     return int(text)
@@ -314,12 +398,11 @@ def _percent(text: str) -> int:
     return int(text)
 
 
-def _positive(kind: Callable[[str], Number]) -> Callable[[str], Number]:
-    def positive(text: str) -> Number:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-        return value
-
-    positive.__name__ = kind.__name__  # what argparse calls it when the text is no number
-    return positive
+def _positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0  # refused below with what came
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return value

@@ -93,7 +93,8 @@ def main() -> None:
 
     rows = []
     print(
-        f"\n{'':36}{'depth':>6}{'ms':>9}{'GMAC/s':>9}{'of peak':>9}{'of deepest':>12}{'difference':>12}"
+        f"\n{'':36}{'depth':>6}{'ms':>9}{'GMAC/s':>9}{'of peak':>9}"
+        f"{'of deepest':>12}{'difference':>12}"
     )
     for way, precision, depth in differences:
         case, deepest = seconds[way, precision, depth], seconds[way, precision, net.taps[-1]]
@@ -110,7 +111,8 @@ def main() -> None:
         }
         rows.append(row)
         print(
-            f"{way + ', ' + precision:36}{depth:6}{row['ms']:9.1f}{row['gmacs_per_second']:9.0f}{row['of_peak']:9.1%}"
+            f"{way + ', ' + precision:36}{depth:6}{row['ms']:9.1f}"
+            f"{row['gmacs_per_second']:9.0f}{row['of_peak']:9.1%}"
             f"{row['of_deepest']:12.1%}{row['difference']:12.1e}"
         )
     if options.json:

@@ -113,10 +113,12 @@ def main() -> None:
     image = smooth_noise(height, width)
     rows = []
     print(
-        f"{options.weights or options.model} on {options.size}, {options.threads} threads, {options.device}"
+        f"{options.weights or options.model} on {options.size}, {options.threads} threads, "
+        f"{options.device}"
     )
     print(
-        "| depth | reach | tile | window | tiles | s | time over whole | difference | 8-bit pixels that differ |"
+        "| depth | reach | tile | window | tiles | s | time over whole | difference "
+        "| 8-bit pixels that differ |"
     )
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for depth in options.depths or [net.taps[0], net.taps[-1]]:
@@ -127,7 +129,8 @@ def main() -> None:
                 "0 (bit for bit)" if row["bit_for_bit"] else f"{row['largest_difference']:.1e}"
             )
             print(
-                f"| {depth} | {row['reach']} | {row['tile']} | {window} | {row['tiles']} | {row['seconds']:.3f} | "
+                f"| {depth} | {row['reach']} | {row['tile']} | {window} | {row['tiles']} "
+                f"| {row['seconds']:.3f} | "
                 f"{row['ratio']:.2f} | {difference} | {row['pixels_that_differ_in_8_bits']:.1e} |"
             )
     if options.json:

@@ -220,7 +220,7 @@ def test_notes_name_their_image(folder: Path, capsys: pytest.CaptureFixture[str]
         (["in/a.png", "-o", "out.png", "--format", "jpg"], "--format jpg: the output is out.png"),
         (
             ["in/a.png", "-o", "absent/out.png"],
-            "-o absent/out.png: there is no folder absent; make it first",
+            "absent/out.png: there is no folder absent; make it first",
         ),
         (
             ["in/a.png", "twin/a.png", "-o", "out"],
@@ -228,7 +228,7 @@ def test_notes_name_their_image(folder: Path, capsys: pytest.CaptureFixture[str]
         ),
         (
             ["in", "-o", "net.safetensors/out"],
-            "-o net.safetensors/out: cannot make this folder (Not a directory)",
+            "net.safetensors/out: cannot make this folder (Not a directory)",
         ),
         (
             ["in/a.png", "-o", "out.png", "--depth", "4"],
@@ -303,9 +303,18 @@ def test_refusals_of_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--max-ms", "0"), ("--max-memory", "-3"), ("--tile", "tall"), ("--tile", "0"), ("--quality", "101"),
-     ("--format", "gif"), ("--max-pixels", "many"), ("--max-ms", "nan")],
-)  # fmt: skip
+    [
+        ("--max-ms", "0"),
+        ("--max-ms", "nan"),
+        ("--max-ms", "soon"),
+        ("--max-memory", "-3"),
+        ("--tile", "tall"),
+        ("--tile", "0"),
+        ("--quality", "101"),
+        ("--format", "gif"),
+        ("--max-pixels", "many"),
+    ],
+)
 def test_values_out_of_range_are_refused_by_name(
     folder: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
 ) -> None:
@@ -315,6 +324,24 @@ def test_values_out_of_range_are_refused_by_name(
     last = capsys.readouterr().err.splitlines()[-1]
     assert option in last
     assert value in last
+
+
+def test_help_and_wrong_arguments_load_no_torch() -> None:
+    program = (
+        "import sys; from elasticnet.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for arguments, status in [(["--help"], 0), (["a.png", "-o", "b.png", "--tile", "tall"], 2)]:
+        run = subprocess.run(
+            [sys.executable, "-c", program, "upscale", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == status
+        assert run.stderr.splitlines()[-1] == "False"
 
 
 def test_debug_shows_the_traceback(folder: Path) -> None:
@@ -335,8 +362,9 @@ def test_force_overwrites(folder: Path) -> None:
 )
 def test_a_read_only_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "locked").mkdir(mode=0o500)
-    assert "could not write" in refused(capsys, "in/a.png", "-o", "locked/out.png")
-    assert "-o locked: this folder cannot be written to" in refused(capsys, "in", "-o", "locked")
+    refusal = refused(capsys, "in/a.png", "-o", "locked/out.png")
+    assert "locked/out.png: the folder locked cannot be written to" in refusal
+    assert "locked: this folder cannot be written to" in refused(capsys, "in", "-o", "locked")
 
 
 def test_a_target_that_cannot_be_written_stops_before_the_work(
@@ -463,7 +491,10 @@ def test_a_budget_by_the_card_in_the_file(folder: Path, capsys: pytest.CaptureFi
         "depth 2 (about 100 ms and 10 MB expected, by the file's card of this machine)"
         in capsys.readouterr().err
     )
-    message = "in/a.png: no depth fits latency_ms <= 49 ms: depth 1 comes nearest, with latency_ms 50 ms, 1 ms too much"
+    message = (
+        "in/a.png: no depth fits latency_ms <= 49 ms: depth 1 comes nearest, "
+        "with latency_ms 50 ms, 1 ms too much"
+    )
     assert message in refused(capsys, "in/a.png", "-o", "other.png", "--max-ms", "49")
 
 

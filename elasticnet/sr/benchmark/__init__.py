@@ -13,7 +13,6 @@ from elasticnet.sr.benchmark.evaluation import (
     benchmark,
     evaluate,
     evaluate_bicubic,
-    scale_of,
 )
 from elasticnet.sr.benchmark.scores import (
     BASELINES,
@@ -26,6 +25,7 @@ from elasticnet.sr.benchmark.scores import (
     to_tensor,
 )
 from elasticnet.sr.benchmark.sets import distinct_names, load_sets
+from elasticnet.sr.inference.scale import scale_of
 
 __all__ = [
     "BASELINES",

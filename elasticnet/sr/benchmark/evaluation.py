@@ -27,7 +27,8 @@ from elasticnet.sr.benchmark.scores import (
     scored_depths,
 )
 from elasticnet.sr.data.pair_set import PairSet
-from elasticnet.wrapper import ElasticWrapper, evaluating
+from elasticnet.sr.inference.scale import scale_of
+from elasticnet.wrapper import ElasticWrapper
 
 # Width and height of the output for which MACs and latency are given, as the field does.
 OUTPUT_SIZE = (1280, 720)
@@ -278,30 +279,6 @@ def benchmark(
     return Benchmark(
         rows=_means(images, costs_of), images=images, skipped=_skipped(sets), settings=settings
     )
-
-
-def scale_of(net: nn.Module) -> int:
-    """Return by how much a net enlarges its input, found by running it on 16x16 pixels.
-
-    Args:
-        net: As in `evaluate`; an `ElasticWrapper` runs at its shallowest depth.
-
-    Raises:
-        ValueError: It makes something else than an image a whole number larger.
-    """
-    image = torch.zeros(1, 3, 16, 16).to(next(net.parameters(), torch.zeros(())))
-    with evaluating(net), torch.inference_mode():
-        if isinstance(net, ElasticWrapper):
-            shape = tuple(net(image, depth=net.taps[0]).shape)
-        else:
-            shape = tuple(net(image).shape)
-    scale = shape[-1] // 16
-    if shape != (1, 3, 16 * scale, 16 * scale):
-        raise ValueError(
-            f"a network that makes {shape} of (1, 3, 16, 16): "
-            "expected an image a whole number larger"
-        )
-    return scale
 
 
 # --- what takes part

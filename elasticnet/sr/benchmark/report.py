@@ -15,7 +15,7 @@ from torch import nn
 
 from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import table
-from elasticnet.sr.benchmark.evaluation import Benchmark, ImageScore, Row, benchmark, scale_of
+from elasticnet.sr.benchmark.evaluation import Benchmark, ImageScore, Row, benchmark
 from elasticnet.sr.benchmark.scores import (
     BASELINES,
     Depth,
@@ -24,6 +24,7 @@ from elasticnet.sr.benchmark.scores import (
     predict_depths,
 )
 from elasticnet.sr.data.pair_set import PairSet
+from elasticnet.sr.inference.scale import scale_of
 from elasticnet.wrapper import ElasticWrapper
 
 Nets = Sequence[tuple[str, nn.Module]]
