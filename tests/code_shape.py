@@ -163,13 +163,13 @@ def _public(tree: ast.Module) -> Iterator[tuple[Function | ast.ClassDef, str]]:
 
 
 def _lacks(node: Function | ast.ClassDef) -> list[str]:
+    if not isinstance(node, ast.ClassDef) and _decorated(node, "overload", "override"):
+        return []  # the function that they stand for has the docstring
     text = ast.get_docstring(node)
     if text is None:
         return ["no docstring"]
     if isinstance(node, ast.ClassDef):
         return _class_lacks(node, text)
-    if _decorated(node, "overload", "override"):
-        return []
     problems = _arguments_lacking(node, text)
     says = re.search(r"^(Returns|Yields):$|^(Return|Yield)s? ", text, re.MULTILINE)
     is_property = _decorated(node, "property", "cached_property")

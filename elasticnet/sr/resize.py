@@ -1,7 +1,12 @@
 """MATLAB's bicubic imresize for NumPy arrays and torch tensors, bit-exact for uint8.
 
-Two separable passes over sparse taps: an output pixel is a weighted sum of the few pixels under the
-kernel.
+The cubic kernel is that of Keys, "Cubic convolution interpolation for digital image processing",
+IEEE Transactions on Acoustics, Speech and Signal Processing 29 (6), 1981, with a = -0.5. Sizes,
+positions, weights and their order of evaluation are those of imresize.m and its function
+`contributions`.
+
+The image is resized in two passes, one along each axis. An output pixel of a pass is a weighted sum
+of the few input pixels under the kernel, its taps.
 """
 
 from __future__ import annotations
@@ -10,81 +15,92 @@ import math
 import operator
 from functools import lru_cache
 from numbers import Real
-from typing import overload
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-Image = np.ndarray | torch.Tensor
-Passes = list[tuple[int, np.ndarray, np.ndarray]]  # axis, positions, weights
+from elasticnet.sr.pixels import tensor_to_uint8, to_integers
+
+AnyImage = TypeVar("AnyImage", np.ndarray, Tensor)
 
 BORDERS = ("symmetric", "replicate")
-_NUMPY_DTYPES = ("uint8", "uint16", "float32", "float64")
-# The largest double below one half: adding 0.5 itself and truncating would round
-# 0.49999999999999994 up.
-_HALF = math.nextafter(0.5, 0.0)
-# Elements of one accumulator block; with its input window it stays inside a core's cache.
-_BLOCK_ROWS, _BLOCK_COLUMNS = 16, 2048
+NUMPY_DTYPES = ("uint8", "uint16", "float32", "float64")
+KERNEL_WIDTH = 4.0  # input pixels, when the image is not made smaller
+# One block of the result; with its input window it stays inside a core's cache.
+BLOCK_ROWS = 16
+BLOCK_COLUMNS = 2048
 
 
-@overload
+class _Pass(NamedTuple):
+    """One pass: along which axis, and the taps of each output position."""
+
+    axis: int  # 0 for the height, 1 for the width
+    positions: np.ndarray  # int64 (taps, out_length)
+    weights: np.ndarray  # float64 (taps, out_length)
+
+
 def imresize(
-    image: np.ndarray,
+    image: AnyImage,
     scale: float | None = None,
     size: tuple[int, int] | None = None,
     border: str = "symmetric",
     antialias: bool = True,
-) -> np.ndarray: ...
-@overload
-def imresize(
-    image: torch.Tensor,
-    scale: float | None = None,
-    size: tuple[int, int] | None = None,
-    border: str = "symmetric",
-    antialias: bool = True,
-) -> torch.Tensor: ...
-def imresize(
-    image: Image,
-    scale: float | None = None,
-    size: tuple[int, int] | None = None,
-    border: str = "symmetric",
-    antialias: bool = True,
-) -> Image:
-    """Resize by the cubic kernel (a = -0.5), widened by 1/scale when shrinking, as MATLAB's
-    `imresize` does.
+) -> AnyImage:
+    """Resize an image by the cubic kernel, as MATLAB's `imresize` does.
 
-    `image` is a NumPy array (H, W) or (H, W, C) of uint8, uint16, float32 or float64, or a torch
-    tensor (..., H, W) of uint8 or any floating dtype, on any device that has float64 where it is
-    uint8. The result has the same kind, dtype and device; floats keep their value range, may
-    overshoot it, and carry gradients in torch.
+    When the image is made smaller, the kernel is widened by 1 / scale. The dimension with the
+    smaller factor goes first, the height if they are equal.
 
-    Give either `scale`, a positive factor (output size ceil(scale * n), as in MATLAB), or `size` =
-    (height, width). The dimension with the smaller factor goes first, height when they are equal.
     NumPy images are summed in float64 and brought back to their own dtype after each pass; integers
-    round half away from zero and saturate. Torch floats are summed in their own dtype, float16 and
-    bfloat16 in float32.
+    round half away from zero and saturate. So do uint8 tensors. Torch floats are summed in their
+    own dtype, float16 and bfloat16 in float32.
 
-    `border` says what lies outside the image: "symmetric" (mirrored with the edge pixel repeated,
-    newer MATLAB) or "replicate" (the edge pixel, older MATLAB and many copied test sets). They
-    differ only near the edge. `antialias=False` keeps the kernel four input pixels wide when
-    shrinking. Raises TypeError for an unsupported kind or dtype and ValueError for a wrong shape,
-    scale, size or border.
+    Args:
+        image: A NumPy array of shape (h, w) or (h, w, c) of uint8, uint16, float32 or float64, or a
+            torch tensor of shape (..., h, w) of uint8 or any floating dtype, on any device (uint8
+            needs one that has float64). Floats may have any range; the result may overshoot it.
+        scale: A positive factor; the result has ceil(scale * n) pixels where the image has n.
+        size: Height and width of the result. Give either `scale` or `size`.
+        border: What lies outside the image: "symmetric" (mirrored with the edge pixel repeated,
+            newer MATLAB) or "replicate" (the edge pixel, older MATLAB and many copied test sets).
+            They differ only near the edge.
+        antialias: False keeps the kernel four input pixels wide when the image is made smaller.
+
+    Returns:
+        The resized image, of the same kind, dtype and device. Torch floats carry gradients.
+
+    Raises:
+        TypeError: The image's kind or dtype is none of these.
+        ValueError: The image's shape, the scale, the size or the border is wrong.
+
+    Example:
+        >>> import numpy as np
+        >>> imresize(np.zeros((30, 41, 3), dtype=np.uint8), scale=1 / 3).shape
+        (10, 14, 3)
     """
     if border not in BORDERS:
         raise ValueError(f"border {border!r}: expected one of {', '.join(BORDERS)}")
-    if isinstance(image, torch.Tensor):
-        if image.dtype != torch.uint8 and not image.dtype.is_floating_point:
-            raise TypeError(
-                f"torch image of {image.dtype}: expected uint8 or a floating dtype; convert it first"
-            )
-        if image.ndim < 2 or 0 in image.shape:
-            raise ValueError(
-                f"torch image of shape {tuple(image.shape)}: expected a non-empty (..., H, W)"
-            )
-        lengths = (image.shape[-2], image.shape[-1])
-    elif isinstance(image, np.ndarray):
-        if image.dtype.name not in _NUMPY_DTYPES:
-            expected = ", ".join(_NUMPY_DTYPES)
+    lengths = _height_and_width(image)
+    targets, scales = _targets(lengths, scale, size)
+    width_first = scales[1] < scales[0]
+    passes: list[_Pass] = []
+    for axis in (1, 0) if width_first else (0, 1):
+        positions, weights = resize_taps(
+            lengths[axis], targets[axis], scales[axis], border, antialias
+        )
+        passes.append(_Pass(axis, positions, weights))
+    if isinstance(image, np.ndarray):
+        return _resize_numpy(image, passes)
+    return _resize_torch(image, passes)
+
+
+def _height_and_width(image: np.ndarray | Tensor) -> tuple[int, int]:
+    """Return an image's height and width, after a check of its kind, dtype and shape."""
+    if isinstance(image, np.ndarray):
+        if image.dtype.name not in NUMPY_DTYPES:
+            expected = ", ".join(NUMPY_DTYPES)
             raise TypeError(
                 f"NumPy image of {image.dtype.name}: expected one of {expected}; convert it first"
             )
@@ -92,46 +108,100 @@ def imresize(
             raise ValueError(
                 f"NumPy image of shape {image.shape}: expected a non-empty (H, W) or (H, W, C)"
             )
-        lengths = (image.shape[0], image.shape[1])
-    else:
+        return image.shape[0], image.shape[1]
+    if not isinstance(image, Tensor):
         raise TypeError(
             f"image of type {type(image).__name__}: expected a NumPy array or a torch tensor"
         )
-
-    targets, scales = _targets(lengths, scale, size)
-    passes = [
-        (axis, *resize_taps(lengths[axis], targets[axis], scales[axis], border, antialias))
-        for axis in sorted((0, 1), key=lambda axis: scales[axis])
-    ]
-    if isinstance(image, torch.Tensor):
-        return _resize_torch(image, passes)
-    return _resize_numpy(image, passes)
+    if image.dtype != torch.uint8 and not image.dtype.is_floating_point:
+        raise TypeError(
+            f"torch image of {image.dtype}: expected uint8 or a floating dtype; convert it first"
+        )
+    if image.ndim < 2 or 0 in image.shape:
+        raise ValueError(
+            f"torch image of shape {tuple(image.shape)}: expected a non-empty (..., H, W)"
+        )
+    return image.shape[-2], image.shape[-1]
 
 
 def _targets(
     lengths: tuple[int, int], scale: float | None, size: tuple[int, int] | None
 ) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Return the output (height, width) and the factor of each dimension."""
-    if (scale is None) == (size is None):
-        raise ValueError(f"scale={scale!r}, size={size!r}: give exactly one of the two")
-    if scale is not None:
+    """Return the output's height and width, and the factor of each."""
+    if scale is not None and size is None:
         if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < math.inf:
             raise ValueError(
-                f"scale {scale!r}: expected one positive finite number; use size=(height, width) for two"
+                f"scale {scale!r}: expected one positive finite number; "
+                "use size=(height, width) for two"
             )
         factor = float(scale)
-        return (math.ceil(factor * lengths[0]), math.ceil(factor * lengths[1])), (factor, factor)
+        height = math.ceil(factor * lengths[0])
+        width = math.ceil(factor * lengths[1])
+        return (height, width), (factor, factor)
+    if size is not None and scale is None:
+        height, width = _checked_size(size)
+        return (height, width), (height / lengths[0], width / lengths[1])
+    raise ValueError(f"scale={scale!r}, size={size!r}: give exactly one of the two")
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    wrong = f"size {size!r}: expected two positive integers (height, width)"
     try:
-        height, width = (operator.index(length) for length in size or ())
-    except (TypeError, ValueError):
-        raise ValueError(f"size {size!r}: expected two positive integers (height, width)") from None
+        height, width = (operator.index(length) for length in size)
+    except (TypeError, ValueError):  # no integers, no sequence, or not two of them
+        raise ValueError(wrong) from None
     if height < 1 or width < 1:
-        raise ValueError(f"size {size!r}: expected two positive integers (height, width)")
-    return (height, width), (height / lengths[0], width / lengths[1])
+        raise ValueError(wrong)
+    return height, width
+
+
+# --- taps
+
+
+@lru_cache(maxsize=128)
+def resize_taps(
+    in_length: int, out_length: int, scale: float, border: str, antialias: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which input pixels each output pixel of a pass is made of, and with which weights.
+
+    With 1-based positions as in MATLAB, output pixel x has its center in the input at
+    u = x / s + (1 - 1 / s) / 2. An input pixel p has the weight cubic(u - p), or
+    s * cubic(s * (u - p)) when the image is made smaller, s < 1, with antialias. The weights of
+    each output pixel are divided by their sum.
+
+    Args:
+        in_length: Of the input's axis, in pixels.
+        out_length: Of the output's axis, in pixels.
+        scale: The factor s, which need not be out_length / in_length.
+        border: One of `BORDERS`.
+        antialias: Whether the kernel is widened when the image is made smaller.
+
+    Returns:
+        Positions, int64, from 0 and inside the input, and weights, float64, both of shape (taps,
+        out_length). The arrays are cached and read-only.
+    """
+    # shrink is the s of the widened kernel, 1 if it is not widened.
+    shrink = scale if scale < 1 and antialias else 1.0
+    width = KERNEL_WIDTH / shrink
+    outputs = np.arange(1, out_length + 1, dtype=np.float64)
+    centers = outputs / scale + 0.5 * (1 - 1 / scale)  # (out_length,)
+    leftmost = np.floor(centers - width / 2)
+    # Two more taps than the kernel is wide are sure to hold all that is not zero.
+    taps = np.arange(math.ceil(width) + 2, dtype=np.float64)[:, None]  # (taps, 1)
+    positions = leftmost + taps  # (taps, out_length)
+    weights = shrink * _cubic(shrink * (centers - positions))
+    weights /= weights.sum(axis=0)
+
+    is_used = weights.any(axis=1)  # taps that are zero for every output pixel are left out
+    weights = np.ascontiguousarray(weights[is_used])
+    indices = _inside(positions[is_used].astype(np.int64) - 1, in_length, border)
+    indices.flags.writeable = False
+    weights.flags.writeable = False
+    return indices, weights
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic kernel with a = -0.5."""
+    """Keys' cubic kernel with a = -0.5; it is 0 for |x| > 2."""
     x = np.abs(x)
     square = x * x
     cube = square * x
@@ -140,108 +210,91 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return inner + outer
 
 
-@lru_cache(maxsize=128)
-def resize_taps(
-    in_length: int, out_length: int, scale: float, border: str, antialias: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return input positions (int64) and weights (float64) of each output position, both (taps,
-    out_length).
-
-    Positions are 0-based and already folded at the border; every column of weights sums to one. The
-    formulas and their order of evaluation are those of MATLAB's `contributions`. The arrays are
-    cached and read-only.
-    """
-    shrink = scale if scale < 1 and antialias else 1.0
-    width = 4.0 / shrink
-    centers = np.arange(1, out_length + 1, dtype=np.float64) / scale + 0.5 * (1 - 1 / scale)
-    left = np.floor(centers - width / 2)
-    positions = left + np.arange(math.ceil(width) + 2, dtype=np.float64)[:, None]
-    weights = shrink * _cubic(shrink * (centers - positions))
-    weights /= weights.sum(axis=0)
-    used = weights.any(axis=1)
-    weights = np.ascontiguousarray(weights[used])
-    indices = positions[used].astype(np.int64) - 1
-    if border == "symmetric":
-        indices %= 2 * in_length
-        indices = np.minimum(indices, 2 * in_length - 1 - indices)
-    else:
-        indices = indices.clip(0, in_length - 1)
-    indices.flags.writeable = weights.flags.writeable = False
-    return indices, weights
+def _inside(indices: np.ndarray, length: int, border: str) -> np.ndarray:
+    """Return the pixels inside 0..length - 1 that stand for pixels outside."""
+    if border == "replicate":
+        return np.clip(indices, 0, length - 1)
+    # Symmetric: the image and its mirror image take turns, with a period of 2 * length.
+    folded = indices % (2 * length)
+    return np.minimum(folded, 2 * length - 1 - folded)
 
 
-def _resize_numpy(image: np.ndarray, passes: Passes) -> np.ndarray:
-    for axis, indices, weights in passes:
-        if axis == 1:
-            # The width becomes the leading axis, so that every tap reads whole contiguous rows.
-            image = image.swapaxes(0, 1)
-        rows = np.ascontiguousarray(image).reshape(image.shape[0], -1)
-        image = _resize_rows(rows, indices, weights).reshape(indices.shape[1], *image.shape[1:])
-        if axis == 1:
-            image = image.swapaxes(0, 1)
+# --- the passes in NumPy
+
+
+def _resize_numpy(image: np.ndarray, passes: list[_Pass]) -> np.ndarray:
+    for axis, positions, weights in passes:
+        # The axis becomes the leading one, so that every tap reads whole contiguous rows.
+        turned = np.swapaxes(image, 0, axis)  # (in_length, ...)
+        rows = np.ascontiguousarray(turned).reshape(turned.shape[0], -1)
+        resized = _resize_rows(rows, positions, weights)
+        turned = resized.reshape(len(resized), *turned.shape[1:])  # (out_length, ...)
+        image = np.swapaxes(turned, 0, axis)
     return np.ascontiguousarray(image)
 
 
-def _resize_rows(rows: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Resize (n, m) to (out_length, m) along the first axis, block by block, taps added from left
-    to right.
+def _resize_rows(rows: np.ndarray, positions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Resize (in_length, columns) to (out_length, columns), block by block.
 
-    Products and sums are rounded one by one in a fixed order, so every processor gives the same
-    bytes. At the factors 2, 3 and 4 no order could change a byte; at some others a sum that is one
-    half but for its last bits could fall either way.
+    Products and sums are rounded one by one, the taps from left to right, so that every processor
+    gives the same bytes. At the factors 2, 3 and 4 no order could change a byte; at some others a
+    sum that is one half but for its last bits could fall either way.
     """
-    out_length, columns = indices.shape[1], rows.shape[1]
+    out_length = positions.shape[1]
+    columns = rows.shape[1]
     result = np.empty((out_length, columns), rows.dtype)
-    for top in range(0, out_length, _BLOCK_ROWS):
-        block = slice(top, min(top + _BLOCK_ROWS, out_length))
-        first = indices[:, block].min()
-        last = indices[:, block].max() + 1
-        taps = [_strided(tap) for tap in indices[:, block] - first]
-        factors = weights[:, block, None]
-        for start in range(0, columns, _BLOCK_COLUMNS):
-            window = rows[first:last, start : start + _BLOCK_COLUMNS].astype(np.float64)
+    for top in range(0, out_length, BLOCK_ROWS):
+        block = slice(top, top + BLOCK_ROWS)
+        # The block's taps lie in this window of the input.
+        first = positions[:, block].min()
+        last = positions[:, block].max()
+        taps = [_as_slice(tap) for tap in positions[:, block] - first]
+        factors = weights[:, block, None]  # (taps, block, 1)
+        for left in range(0, columns, BLOCK_COLUMNS):
+            strip = slice(left, left + BLOCK_COLUMNS)
+            window = rows[first : last + 1, strip].astype(np.float64)
             total = window[taps[0]] * factors[0]
             product = np.empty_like(total)
             for tap, factor in zip(taps[1:], factors[1:], strict=True):
                 np.multiply(window[tap], factor, out=product)
                 total += product
-            result[block, start : start + _BLOCK_COLUMNS] = _saturate(total, rows.dtype)
+            result[block, strip] = _in_dtype(total, rows.dtype)
     return result
 
 
-def _strided(tap: np.ndarray) -> slice | np.ndarray:
-    """Return evenly spaced positions as a slice, which is read without a copy, and others as they
-    are.
-    """
+def _as_slice(tap: np.ndarray) -> slice | np.ndarray:
+    """Return evenly spaced positions as a slice, which is read without a copy."""
     step = int(tap[1] - tap[0]) if len(tap) > 1 else 1
-    if step > 0 and (np.diff(tap) == step).all():
-        return slice(int(tap[0]), int(tap[-1]) + 1, step)
-    return tap
+    is_even = step > 0 and bool((np.diff(tap) == step).all())
+    if not is_even:
+        return tap
+    return slice(int(tap[0]), int(tap[-1]) + 1, step)
 
 
-def _saturate(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "u":
-        values += _HALF
-        np.clip(values, 0, np.iinfo(dtype).max, out=values)
+        return to_integers(values, dtype)
     return values.astype(dtype, copy=False)
 
 
-def _resize_torch(image: torch.Tensor, passes: Passes) -> torch.Tensor:
-    if image.dtype == torch.uint8:
-        compute = torch.float64
-    else:
-        compute = torch.promote_types(image.dtype, torch.float32)
+# --- the passes in torch
+
+
+def _resize_torch(image: Tensor, passes: list[_Pass]) -> Tensor:
+    is_uint8 = image.dtype == torch.uint8
+    # float16 and bfloat16 are summed in float32
+    compute = torch.float64 if is_uint8 else torch.promote_types(image.dtype, torch.float32)
     values = image.to(compute)
-    for axis, indices, weights in passes:
-        dim = axis - 2
-        positions = torch.tensor(indices, device=image.device)
+    for axis, positions, weights in passes:
+        dim = axis - 2  # height and width are the last two dimensions
+        indices = torch.tensor(positions, device=image.device)  # (taps, out_length)
         factors = torch.tensor(weights, dtype=compute, device=image.device)
         if axis == 0:
-            factors = factors[..., None]
+            factors = factors.unsqueeze(-1)  # (taps, out_length, 1)
         # Product and sum stay two steps: fused, a tie at one half could fall otherwise than in
         # NumPy.
-        total = values.index_select(dim, positions[0]).mul_(factors[0])
-        for tap, factor in zip(positions[1:], factors[1:], strict=True):
+        total = values.index_select(dim, indices[0]).mul_(factors[0])
+        for tap, factor in zip(indices[1:], factors[1:], strict=True):
             total.add_(values.index_select(dim, tap).mul_(factor))
-        values = total.add_(_HALF).clamp_(0, 255).floor_() if image.dtype == torch.uint8 else total
+        values = tensor_to_uint8(total).to(compute) if is_uint8 else total
     return values.to(image.dtype)
