@@ -1,102 +1,261 @@
-"""What a net costs at each depth on this machine: multiply-accumulates, time, peak memory, and what
-machine it is.
-"""
+"""Measure what each depth of a net costs on this machine: parameters, MACs, time, memory."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
-import sys
-import tempfile
+import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
+from elasticnet.card.depth_card import DepthCard, DepthRow, Metric, not_rising
+from elasticnet.card.machine import this_machine
+from elasticnet.card.peak_memory import NotMeasured, peak_memory
+from elasticnet.checkpoint.header import shallowest_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
-MB = 2**20
-LEAST_ROUNDS = 3  # timed whatever the time limit says
+MIN_ROUNDS = 3  # timed whatever the time limit says
+MIN_PASSES_FOR_P95 = 20  # with fewer the 95th percentile is the slowest of them
 Context = Mapping[str, Any]  # keyword arguments of the net's call
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What measured times and memory hang on; `key` is one line of it. threads is None on an
-    accelerator.
+class DepthCost(NamedTuple):
+    """What one depth costs.
+
+    Attributes:
+        depth: The depth.
+        parameters: Of the truncated net.
+        macs: Multiply-accumulates of one pass, by torch's own counter.
+        ms: Milliseconds of one pass; the median.
     """
 
-    processor: str
-    threads: int | None
-    system: str
-    torch: str
-    dtype: str
-
-    @property
-    def key(self) -> str:
-        threads = (
-            "" if self.threads is None else f", {self.threads} thread{'s' * (self.threads != 1)}"
-        )
-        return f"{self.processor}{threads}, {self.system}, torch {self.torch}, {self.dtype}"
+    depth: int
+    parameters: int
+    macs: int
+    ms: float
 
 
-class NotMeasured(RuntimeError):
-    """Peak memory cannot be measured here; the message says why."""
-
-
-def this_machine(
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+def measure(
+    net: ElasticWrapper,
+    example: Tensor,
+    *,
+    repeats: int = 40,
+    seconds: float = 60.0,
     threads: int | None = None,
-) -> Machine:
-    """Describe the machine as it computes on `device` in `dtype`; threads: default torch's present
-    number.
+    memory: bool = True,
+    quality: Mapping[int, Mapping[str, float]] | None = None,
+    metrics: Iterable[Metric] = (),
+    data: str | None = None,
+    per_pass: Mapping[str, float] | None = None,
+    progress: bool = False,
+    **context: Any,
+) -> DepthCard:
+    """Measure every depth of a net on this machine, in eval mode without gradients.
+
+    Args:
+        net: The net.
+        example: An input of it, with its batch, on the device that shall be measured.
+        repeats: Passes timed at each depth, the depths taking turns.
+        seconds: After this time no new round of passes begins; at least three are made.
+        threads: Of the CPU; by default torch's present number.
+        memory: Whether peak memory is measured; on a CPU it takes a fresh process, some seconds.
+        quality: How good every depth is, measured by the caller: `{1: {"accuracy": 0.52}, ...}`.
+        metrics: How metrics of `quality` are shown, and which are better when lower; one that is
+            not listed has its name for a title, and higher is better.
+        data: On what the quality was measured.
+        per_pass: What one pass takes in, by unit, for the throughput; by default the length of the
+            example's first axis, `{"samples": 16}`.
+        progress: Whether a bar shows how far it is.
+        **context: Keyword arguments of the net's call.
+
+    Returns:
+        The card; what could not be measured stands in its warnings.
+
+    Raises:
+        ValueError: An argument is out of range, or `quality` is not of every depth.
+
+    Example:
+        `measure(net, images, quality={1: {"accuracy": 0.5}, 2: {"accuracy": 0.6}})`
     """
-    device = torch.device(device)
-    if device.type == "cuda":
-        processor, threads = torch.cuda.get_device_name(device), None
-    else:
-        # Cloud machines of different generations share a model name; the instruction set tells some
-        # of them apart.
-        processor = f"{_cpu_model()} {torch.backends.cpu.get_cpu_capability()}"
-        threads = threads or torch.get_num_threads()
-    if device.type not in ("cpu", "cuda"):
-        processor, threads = f"{device.type} of {processor}", None
-    system = f"{platform.system()} {platform.machine()}"
-    return Machine(
-        processor, threads, system, str(torch.__version__), str(dtype).removeprefix("torch.")
+    _check_options(repeats, seconds, threads)
+    used_metrics = _metrics_of(quality, metrics, net.taps)
+    warnings: list[str] = []
+    num_passes = len(net.taps) * (1 + repeats)
+    bar = tqdm(total=num_passes, unit="pass", disable=not progress, leave=False)
+    with limited_threads(threads), bar:
+        machine = this_machine(example.device, dtype_of(net, example))
+        macs: dict[int, int] = {}
+        bar.set_description("counting")
+        for depth in net.taps:
+            macs[depth] = count_macs(net, example, depth, context)
+            bar.update()
+        bar.set_description("timing")
+        times = time_depths(net, example, repeats, seconds, context, on_pass=bar.update)
+        bar.set_description("memory")
+        peaks: dict[int, float] = {}
+        if memory:
+            try:
+                peaks = peak_memory(net, example, context)
+            except NotMeasured as error:
+                warnings.append(f"peak memory was not measured: {error}")
+
+    rows: list[DepthRow] = []
+    for depth in net.taps:
+        row = DepthRow(
+            depth=depth,
+            parameters=count_parameters(net, depth),
+            macs=macs[depth],
+            latency_ms=statistics.median(times[depth]),
+            latency_p95_ms=_percentile_95(times[depth]),
+            memory_mb=peaks.get(depth),
+            quality=_as_floats(quality[depth]) if quality else {},
+        )
+        rows.append(row)
+    made_repeats = len(times[net.taps[0]])
+    if made_repeats < MIN_PASSES_FOR_P95:
+        warnings.append(
+            f"p95 is of only {made_repeats} passes: give more repeats, and more seconds for them"
+        )
+    return DepthCard(
+        machine=machine,
+        input_shape=tuple(example.shape),
+        repeats=made_repeats,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        rows=tuple(rows),
+        per_pass=dict(per_pass or {"samples": example.shape[0]}),
+        metrics=used_metrics,
+        data=data,
+        warnings=(*warnings, *not_rising(rows, used_metrics)),
     )
 
 
-def machine_key(
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    threads: int | None = None,
-) -> str:
-    """Return the line under which a card of this machine stands in a file; equal from one run to
-    the next.
+def depth_costs(net: ElasticWrapper, example: Tensor, repeats: int = 5) -> list[DepthCost]:
+    """Return what every depth of a net costs, shallowest first, in eval mode without gradients.
+
+    The depths take turns, so that a busy moment of the machine does not fall on one depth alone.
+
+    Args:
+        net: The net.
+        example: An input of it.
+        repeats: Passes timed at each depth, after one to warm up.
     """
-    return this_machine(device, dtype, threads).key
+    macs = {depth: count_macs(net, example, depth) for depth in net.taps}  # also the warm-up
+    times = time_depths(net, example, repeats, warm_up=0)
+    costs: list[DepthCost] = []
+    for depth in net.taps:
+        cost = DepthCost(
+            depth=depth,
+            parameters=count_parameters(net, depth),
+            macs=macs[depth],
+            ms=statistics.median(times[depth]),
+        )
+        costs.append(cost)
+    return costs
+
+
+def count_parameters(net: ElasticWrapper, depth: int) -> int:
+    """Return how many parameters the net cut to a depth has; a shared tensor counts once.
+
+    Args:
+        net: The whole net. Nothing of it is copied.
+        depth: A depth that carries a tap.
+    """
+    sizes: dict[int, int] = {}  # by identity
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        if shallowest_depth(name) <= depth:
+            sizes[id(parameter)] = parameter.numel()
+    return sum(sizes.values())
+
+
+def count_macs(
+    net: ElasticWrapper, example: Tensor, depth: int, context: Context | None = None
+) -> int:
+    """Return the multiply-accumulates of one pass, by torch's own counter.
+
+    Args:
+        net: The net.
+        example: An input of it.
+        depth: Where the pass ends.
+        context: Keyword arguments of the net's call.
+    """
+    with evaluating(net), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        net(example, depth=depth, **(context or {}))
+    return counter.get_total_flops() // 2  # one multiplication and one addition each
+
+
+def time_depths(
+    net: ElasticWrapper,
+    example: Tensor,
+    repeats: int,
+    seconds: float = math.inf,
+    context: Context | None = None,
+    warm_up: int = 1,
+    on_pass: Callable[[], Any] | None = None,
+) -> dict[int, list[float]]:
+    """Return the times of single passes to every depth, in milliseconds.
+
+    The depths take turns, so that a busy moment of the machine does not fall on one depth alone.
+
+    Args:
+        net: The net.
+        example: An input of it.
+        repeats: Passes timed at each depth.
+        seconds: After this time no new round begins; at least three (or `repeats`) are made.
+        context: Keyword arguments of the net's call.
+        warm_up: Passes to every depth before.
+        on_pass: Called after every pass that is timed.
+
+    Returns:
+        The times by depth, in the order in which they were taken.
+    """
+    keywords = dict(context or {})
+    times: dict[int, list[float]] = {depth: [] for depth in net.taps}
+    with evaluating(net), torch.inference_mode():
+        for _ in range(warm_up):
+            for depth in net.taps:
+                _milliseconds(net, example, depth, keywords)
+        start = time.perf_counter()
+        for made_rounds in range(repeats):
+            is_late = time.perf_counter() - start > seconds
+            if is_late and made_rounds >= MIN_ROUNDS:
+                break
+            for depth in net.taps:
+                times[depth].append(_milliseconds(net, example, depth, keywords))
+                if on_pass is not None:
+                    on_pass()
+    return times
 
 
 def dtype_of(net: nn.Module, example: Tensor) -> torch.dtype:
-    """Return the type in which a net computes: that of its first floating parameter, or else of the
-    example.
+    """Return the type in which a net computes: that of its first floating parameter.
+
+    Args:
+        net: Any module.
+        example: An input of it, whose type it is for a net without such a parameter.
     """
-    return next((p.dtype for p in net.parameters() if p.is_floating_point()), example.dtype)
+    for parameter in net.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return example.dtype
 
 
 @contextmanager
-def limited_threads(threads: int | None) -> Iterator[None]:
-    """Let torch use this many CPU threads inside a `with` block (None: as many as before)."""
+def limited_threads(threads: int | None) -> Generator[None, None, None]:
+    """Let torch use a number of CPU threads inside a `with` block.
+
+    Args:
+        threads: The number; None leaves it as it is.
+
+    Yields:
+        Nothing.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -105,191 +264,59 @@ def limited_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def count_macs(
-    net: ElasticWrapper, example: Tensor, depth: int, context: Context | None = None
-) -> int:
-    """Return the multiply-accumulates of one pass to `depth`, by PyTorch's own counter."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with evaluating(net), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        net(example, depth=depth, **(context or {}))
-    return counter.get_total_flops() // 2
-
-
-def time_depths(
-    net: ElasticWrapper,
-    example: Tensor,
-    repeats: int,
-    seconds: float = float("inf"),
-    context: Context | None = None,
-    warm_up: int = 1,
-    on_pass: Callable[[], Any] | None = None,
-) -> dict[int, list[float]]:
-    """Return the times in milliseconds of `repeats` passes to every depth, warmed up by `warm_up`
-    passes before.
-
-    The depths take turns, so that a busy moment of the machine does not fall on one depth alone.
-    After `seconds` no new round begins, but there are at least three (or `repeats`). on_pass is
-    called after every pass that is timed.
-    """
-    times: dict[int, list[float]] = {depth: [] for depth in net.taps}
-    with evaluating(net), torch.inference_mode():
-        for _ in range(warm_up):
-            for depth in net.taps:
-                _timed(net, example, depth, context or {})
-        start = time.perf_counter()
-        for done in range(repeats):
-            if done >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
-                break
-            for depth in net.taps:
-                times[depth].append(1e3 * _timed(net, example, depth, context or {}))
-                if on_pass:
-                    on_pass()
-    return times
-
-
-def peak_memory(
-    net: ElasticWrapper, example: Tensor, context: Context | None = None
-) -> dict[int, float]:
-    """Return the megabytes (2**20 bytes) of one pass to each depth: its weights, the input, the
-    most the pass adds.
-
-    On CUDA from torch's allocator; on the CPU of Linux and macOS from the resident memory of a
-    fresh process, to which the net is sent by pickle. What the first pass of a process adds once
-    (compiled kernels, the code of libraries) is not counted. Raises NotMeasured where that cannot
-    be done.
-    """
-    if example.device.type == "cuda":
-        added = _added_on_cuda(net, example, context or {})
-    elif example.device.type == "cpu" and sys.platform in ("linux", "darwin"):
-        added = _added_on_cpu(net, example, context or {})
-    else:
-        raise NotMeasured(
-            f"there is no way to read it on {example.device.type} under {sys.platform}"
-        )
-    held = {}
-    for depth in net.taps:
-        small = net.truncate(depth)
-        tensors = [*small.parameters(), *small.buffers(), example]
-        held[depth] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return {depth: (held[depth] + added[depth]) / MB for depth in net.taps}
-
-
-def _timed(net: ElasticWrapper, example: Tensor, depth: int, context: Context) -> float:
+def _milliseconds(
+    net: ElasticWrapper, example: Tensor, depth: int, context: dict[str, Any]
+) -> float:
+    """Return how long one pass takes."""
     _synchronize(example)
     start = time.perf_counter()
     net(example, depth=depth, **context)
     _synchronize(example)
-    return time.perf_counter() - start
+    return 1e3 * (time.perf_counter() - start)
 
 
 def _synchronize(example: Tensor) -> None:
+    """Wait until the device has done what it was given."""
     if example.device.type != "cpu":
         torch.accelerator.synchronize(example.device.index)
 
 
-def _added_on_cuda(net: ElasticWrapper, example: Tensor, context: Context) -> dict[int, int]:
-    added = {}
-    with evaluating(net), torch.inference_mode():
-        for depth in net.taps:
-            net(example, depth=depth, **context)  # warms up
-            torch.cuda.synchronize(example.device)
-            torch.cuda.reset_peak_memory_stats(example.device)
-            before = torch.cuda.memory_allocated(example.device)
-            net(example, depth=depth, **context)
-            torch.cuda.synchronize(example.device)
-            added[depth] = torch.cuda.max_memory_allocated(example.device) - before
-    return added
+def _percentile_95(times: list[float]) -> float:
+    """Return the smallest time that 95 % of all do not exceed."""
+    rank = math.ceil(0.95 * len(times))  # counted from 1
+    return sorted(times)[rank - 1]
 
 
-# Why not torch's profiler: equal in float32, but in bfloat16 it counts buffers that are never
-# touched (+27 to +43 %). malloc gets a fixed threshold above which each block is mapped: repeatable
-# to 3 %, where 147 or 173 MB came before.
-_CHILD_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
-_CHILD = "import sys; sys.path[:] = {path!r}; from elasticnet.card.measuring import _measure_here; _measure_here({folder!r})"
+def _check_options(repeats: Any, seconds: float, threads: Any) -> None:
+    """Refuse numbers that `measure` cannot use."""
+    for name, value in (("repeats", repeats), ("threads", threads)):
+        if name == "threads" and value is None:
+            continue
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} {value!r}: expected a whole number above 0")
+    if not seconds > 0:
+        raise ValueError(f"seconds {seconds!r}: expected a number above 0")
 
 
-def _added_on_cpu(net: ElasticWrapper, example: Tensor, context: Context) -> dict[int, int]:
-    with tempfile.TemporaryDirectory(prefix="elasticnet-") as folder:
-        try:
-            torch.save(
-                (net, example, dict(context), torch.get_num_threads()), Path(folder, "pass.pt")
-            )
-        except Exception as error:  # pickle raises whatever the user's classes raise
-            raise NotMeasured(
-                f"the network cannot be sent to a process of its own ({error})"
-            ) from error
-        code = _CHILD.format(path=[os.path.abspath(entry) for entry in sys.path], folder=folder)
-        environment = {**os.environ, **_CHILD_ENVIRONMENT}
-        child = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+def _metrics_of(
+    quality: Mapping[int, Mapping[str, float]] | None,
+    metrics: Iterable[Metric],
+    taps: tuple[int, ...],
+) -> tuple[Metric, ...]:
+    """Return the metrics that `quality` holds, the listed ones first, in their order."""
+    if quality is None:
+        return ()
+    if sorted(quality) != list(taps):
+        raise ValueError(
+            f"quality at depths {sorted(quality)}: expected one at each of {list(taps)}"
         )
-        if child.returncode:
-            said = child.stderr.strip().splitlines()[-1:] or [
-                f"it ended with status {child.returncode}"
-            ]
-            raise NotMeasured(
-                f"the pass failed in a process of its own ({said[0]}); the network's classes must stand in a module"
-            )
-        added = json.loads(Path(folder, "added.json").read_text())
-    return dict(zip(net.taps, added, strict=True))
+    measured = quality[taps[0]]
+    listed = [metric for metric in metrics if metric.name in measured]
+    names = [metric.name for metric in listed]
+    others = [Metric(name) for name in measured if name not in names]
+    return (*listed, *others)
 
 
-def _measure_here(folder: str) -> None:
-    """The fresh process: run every depth of the net that lies in `folder`; write by how many bytes
-    memory grew.
-    """
-    # Our own file, written a moment before by the process that started this one.
-    net, example, context, threads = torch.load(Path(folder, "pass.pt"), weights_only=False)
-    torch.set_num_threads(threads)
-    net.eval()
-    added = []
-    with torch.inference_mode():
-        restarts = _restart_peak()
-        if restarts:
-            net(example, depth=-1, **context)  # warms up
-        before = _peak()
-        for depth in net.taps:
-            if restarts:
-                net(example, depth=depth, **context)
-                _restart_peak()
-                before = _peak()
-            net(example, depth=depth, **context)
-            added.append(_peak() - before)  # where it does not restart, the peak up to this depth
-    Path(folder, "added.json").write_text(json.dumps(added))
-
-
-def _restart_peak() -> bool:
-    """Let `_peak` begin anew from what is resident now; whether this system can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _peak() -> int:
-    """The most memory that this process has had resident, in bytes."""
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Not ru_maxrss: on Linux it starts at what the parent process had.
-    (line,) = (
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM:")
-    )
-    return int(line.split()[1]) * 1024
-
-
-@cache
-def _cpu_model() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].split())
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return platform.processor() or platform.machine()
+def _as_floats(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return numbers as plain floats, which JSON can hold; they may be NumPy's or torch's."""
+    return {name: float(number) for name, number in numbers.items()}
