@@ -14,9 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-import numpy as np
-import torch
-
 AnyPath = str | os.PathLike[str]
 
 # A temporary file's name begins with that of its target, cut so that a long one still fits.
@@ -171,7 +168,8 @@ def strict_json(value: Any, place: str) -> Any:
     Raises:
         TypeError: Some part is of another kind; the message says where.
     """
-    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)):
+    # Arrays and tensors are told by their method, so that neither NumPy nor torch is imported here.
+    if hasattr(value, "tolist"):
         return strict_json(value.tolist(), place)
     if isinstance(value, float):
         return _strict_float(value)

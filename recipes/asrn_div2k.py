@@ -30,7 +30,7 @@ import torch.nn.functional as F
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet.card.measuring import machine_key
+from elasticnet.card.machine import machine_key
 from elasticnet.loss_weights import deepest_share, equal, normalised, rising_deepest_share
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory

@@ -84,9 +84,10 @@ def _card_lines(stored: dict[str, Any]) -> list[str]:
     from elasticnet._tables import aligned
     from elasticnet.card import DepthCard
     from elasticnet.card.report import caption, markdown_table
+    from elasticnet.sr.depth_cards import with_titles
 
     try:
-        card = DepthCard.from_json(stored)
+        card = with_titles(DepthCard.from_json(stored))
     except ValueError as error:
         return [f"not readable by this version ({error}):", json.dumps(stored)]
     lines = [caption(card)]

@@ -153,6 +153,7 @@ def run(options: argparse.Namespace) -> int:
     from elasticnet.card import measure, store_card
     from elasticnet.card.measuring import limited_threads
     from elasticnet.checkpoint import load
+    from elasticnet.sr.depth_cards import METRICS, as_quality, images_per_pass
 
     _check_architecture(options)
     if not options.no_store:
@@ -175,8 +176,10 @@ def run(options: argparse.Namespace) -> int:
             repeats=options.repeats,
             seconds=options.seconds,
             memory=not options.no_memory,
-            quality=None if quality is None else quality.by_depth,
+            quality=None if quality is None else as_quality(quality.by_depth),
+            metrics=METRICS,
             data=None if quality is None else quality.data,
+            per_pass=images_per_pass(example.shape) if example.ndim == 4 else None,
             progress=True,
         )
 
@@ -242,10 +245,8 @@ def _example(options: argparse.Namespace, net: ElasticWrapper) -> torch.Tensor:
     from elasticnet.registry import architecture_of, recorded
 
     architecture = architecture_of(net)
-    built_by = recorded(net)
     if (
         architecture is not None
-        and built_by is not None
         and architecture.example is not None
         and "channels" not in architecture.extras  # what a network of images says of itself
     ):
@@ -255,7 +256,7 @@ def _example(options: argparse.Namespace, net: ElasticWrapper) -> torch.Tensor:
                 f"--size {width}x{height}: this network takes no images; leave it out, and the "
                 "architecture's own example is measured"
             )
-        _, arguments = built_by
+        _, arguments = recorded(net)
         return architecture.example(arguments)
     width, height = options.size or DEFAULT_SIZE
     return torch.rand(1, 3, height, width)

@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from torch._inductor import config as inductor
 from tqdm import tqdm
 
-from elasticnet.card.measuring import count_macs, this_machine
+from elasticnet.card.machine import this_machine
+from elasticnet.card.measuring import count_macs
 from elasticnet.export import export, plain_copy, require, runner
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr import asrn

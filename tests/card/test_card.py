@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, replace
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,39 +14,66 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import elasticnet
-from elasticnet.card import DepthCard, DepthRow, card_of, not_rising, store_card
-from elasticnet.card.measuring import Machine, machine_key, this_machine
+from elasticnet.card import DepthCard, DepthRow, Metric, card_of, not_rising, store_card
+from elasticnet.card.machine import Machine, machine_key, this_machine
 from elasticnet.card.report import caption, draw, markdown, markdown_table, write_report
 from elasticnet.checkpoint import read_header, write_header
 from elasticnet.sr import asrn
+from elasticnet.sr.depth_cards import with_titles
 
-MACHINE = Machine("A Processor", 2, "Linux x86_64", "2.6.0", "float32")
+MACHINE = Machine(
+    processor="A Processor", threads=2, system="Linux x86_64", torch="2.6.0", dtype="float32"
+)
+ACCURACY = Metric("accuracy", unit="%", decimals=1)
+PERPLEXITY = Metric("perplexity", lower_is_better=True)
 DATE = "2026-01-31T12:00:00+00:00"
+MIB = 2**20 / 10**6  # of the first format's MB in MB
+OLD_FILE = Path(__file__).parent.parent / "checkpoint" / "old" / "edsr_x2_with_card.safetensors"
+# What the version that wrote OLD_FILE made of its card, but for the memory in 2**20 bytes.
+OLD_PAGE = """# Depth card
+
+A Processor AVX2, 2 threads, Linux x86_64, torch 2.6.0, float32; input 1x3x12x10; 20 passes at \
+each depth; 2026-01-31T12:00:00+00:00; PSNR and SSIM on Set5 x2, 5 images, protocol matlab-y
+
+| depth | parameters | GMACs | ms | p95 ms | peak MB | images/s | input MPix/s | PSNR (dB) | SSIM |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| 1 | 4,555 | 0.0006188 | 0.1250 | 0.1875 | 25.17 | 8,000 | 0.960 | 30.25 | 0.8000 |
+| 2 | 5,723 | 0.0007571 | 0.1562 | 0.1719 | 23.59 | 6,400 | 0.768 | 30.50 | 0.8500 |
+| 3 | 6,891 | 0.0008953 | 0.1875 | 0.2500 | 33.55 | 5,333 | 0.640 | 31.12 | 0.8750 |
+
+Warnings:
+
+- memory_mb falls with depth: 24 at depth 1, 22.5 at 2 (in 2**20 bytes)
+"""
 
 
-def row(depth: int, latency_ms: float = 10.0, macs: int = 0, **numbers) -> DepthRow:
+def row(depth: int, latency_ms: float = 10.0, macs: int = 0, **numbers: Any) -> DepthRow:
+    """Return a row; what is no cost is a metric."""
+    memory_mb = numbers.pop("memory_mb", None)
     return DepthRow(
-        depth,
-        100 * depth,
-        macs or 1000 * depth,
-        latency_ms,
-        latency_ms,
-        1e3 / latency_ms,
-        **numbers,
+        depth=depth,
+        parameters=100 * depth,
+        macs=macs or 1000 * depth,
+        latency_ms=latency_ms,
+        latency_p95_ms=latency_ms,
+        memory_mb=memory_mb,
+        quality=numbers,
     )
 
 
-def card(*rows: DepthRow, **changes) -> DepthCard:
-    return DepthCard(
-        **{
-            "machine": MACHINE,
-            "input_shape": (1, 3, 4, 5),
-            "repeats": 40,
-            "date": DATE,
-            "rows": rows,
-            **changes,
-        }
-    )
+def card(*rows: DepthRow, **changes: Any) -> DepthCard:
+    """Return a card of these rows, with the metrics that they hold."""
+    known = {"accuracy": ACCURACY, "perplexity": PERPLEXITY}
+    content: dict[str, Any] = {
+        "machine": MACHINE,
+        "input_shape": (1, 3, 4, 5),
+        "repeats": 40,
+        "date": DATE,
+        "rows": rows,
+        "per_pass": {"samples": 1},
+        "metrics": tuple(known[name] for name in rows[0].quality) if rows else (),
+    }
+    return DepthCard(**{**content, **changes})
 
 
 @st.composite
@@ -53,11 +84,8 @@ def cards(draw: st.DrawFn) -> DepthCard:
     rows = []
     for depth in depths:
         more = {"memory_mb": draw(number)} if with_memory else {}
-        more |= (
-            {"psnr": draw(st.floats(10, 60)), "ssim": draw(st.floats(-1, 1))}
-            if with_quality
-            else {}
-        )
+        if with_quality:
+            more |= {"accuracy": draw(number), "perplexity": draw(st.floats(-1, 1))}
         rows.append(row(depth, draw(number), draw(st.integers(1, 10**12)), **more))
     threads = draw(st.sampled_from([None, 1, 16]))
     return card(
@@ -72,22 +100,21 @@ def cards(draw: st.DrawFn) -> DepthCard:
 
 @given(cards(), st.data())
 def test_depth_for_is_the_deepest_that_a_loop_finds(card, data):
-    names = ["latency_ms", "macs"]
-    names += ["memory_mb"] * (card.rows[0].memory_mb is not None) + ["psnr"] * (
-        card.rows[0].psnr is not None
-    )
+    names = ["latency_ms", "macs", *card.rows[0].quality]
+    if card.rows[0].memory_mb is not None:
+        names.append("memory_mb")
     chosen = data.draw(st.sets(st.sampled_from(names), min_size=1))
     budgets = {}
     for name in sorted(chosen):
-        values = st.sampled_from([getattr(each, name) for each in card.rows])
+        values = st.sampled_from([each.value_of(name) for each in card.rows])
         # exactly what a depth takes, too
         budgets[name] = data.draw(values) * data.draw(st.sampled_from([0.9, 1, 1.1]))
     deepest = None
     for each in card.rows:
         fits = True
         for name, value in budgets.items():
-            taken = getattr(each, name)
-            if name == "psnr":
+            taken = each.value_of(name)
+            if name == "accuracy":
                 fits = fits and taken >= value
             else:
                 fits = fits and taken <= value
@@ -95,74 +122,101 @@ def test_depth_for_is_the_deepest_that_a_loop_finds(card, data):
             deepest = each.depth
     if deepest is not None:
         assert card.depth_for(**budgets) == deepest
-    else:
-        with pytest.raises(
-            ValueError, match=r"no depth fits .*: depth \d+ comes nearest, with "
-        ) as refused:
-            card.depth_for(**budgets)
-        nearest = card.row(int(str(refused.value).partition(": depth ")[2].split()[0]))
-        missed = str(refused.value).partition("with ")[2]
-        for name, value in budgets.items():
-            over = getattr(nearest, name) - value
-            assert (name in missed) == ((-over if name == "psnr" else over) > 0)
+        return
+    with pytest.raises(
+        ValueError, match=r"no depth fits .*: depth \d+ comes nearest, with "
+    ) as refused:
+        card.depth_for(**budgets)
+    nearest = card.row(int(str(refused.value).partition(": depth ")[2].split()[0]))
+    missed = str(refused.value).partition("with ")[2]
+    for name, value in budgets.items():
+        over = nearest.value_of(name) - value
+        misses = over < 0 if name == "accuracy" else over > 0
+        assert (name in missed) == misses
 
 
-def test_no_fit_says_which_budget_which_depth_and_by_how_much():
-    three = card(
-        row(1, 20.0, memory_mb=50.0, psnr=30.0),
-        row(2, 30.0, memory_mb=60.0, psnr=30.5),
-        row(3, 40.0, memory_mb=70.0, psnr=31.0),
+def test_a_classifier_chooses_by_accuracy():
+    two = card(row(1, 20.0, accuracy=52.0), row(2, 30.0, accuracy=61.0))
+    assert two.depth_for(accuracy=50) == 2
+    assert two.depth_for(accuracy=50, latency_ms=25) == 1
+    assert two.depth_for(accuracy=0) == 2
+
+
+def test_where_lower_is_better_a_budget_is_a_limit_from_above():
+    three = card(row(1, perplexity=30.0), row(2, perplexity=20.0), row(3, perplexity=22.0))
+    assert three.depth_for(perplexity=25) == 3
+    assert three.depth_for(perplexity=20) == 2
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 (the whole message is compared)
+        three.depth_for(perplexity=16)
+    assert str(refused.value) == (
+        "no depth fits perplexity <= 16: depth 2 comes nearest, with perplexity 20, 4 too high"
     )
-    assert three.depth_for(latency_ms=35, psnr=30.2) == 2
-    for budgets, message in (
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [
         (
             {"latency_ms": 15},
-            "no depth fits latency_ms <= 15 ms: depth 1 comes nearest, with latency_ms 20 ms, 5 ms too much",
+            "no depth fits latency_ms <= 15 ms: depth 1 comes nearest, "
+            "with latency_ms 20 ms, 5 ms too much",
         ),
         (
-            {"psnr": 31.5},
-            "no depth fits psnr >= 31.5 dB: depth 3 comes nearest, with psnr 31 dB, 0.5 dB too low",
+            {"accuracy": 31.5},
+            "no depth fits accuracy >= 31.5 %: depth 3 comes nearest, "
+            "with accuracy 31 %, 0.5 % too low",
         ),
         (
             {"macs": 400},
-            "no depth fits macs <= 400 MACs: depth 1 comes nearest, with macs 1000 MACs, 600 MACs too much",
+            "no depth fits macs <= 400 MACs: depth 1 comes nearest, "
+            "with macs 1000 MACs, 600 MACs too much",
         ),
         (
             {"memory_mb": 40, "latency_ms": 12},
             "no depth fits latency_ms <= 12 ms and memory_mb <= 40 MB: depth 1 comes nearest, "
             "with latency_ms 20 ms, 8 ms too much and memory_mb 50 MB, 10 MB too much",
         ),
-        # Each of the two fits somewhere, both nowhere: depth 2 is 0.2 dB short, depth 3 takes a
-        # third too long.
+        # Each of the two fits somewhere, both nowhere: depth 2 is 0.2 short, depth 3 takes a third
+        # too long.
         (
-            {"latency_ms": 30, "psnr": 30.7},
-            "no depth fits latency_ms <= 30 ms and psnr >= 30.7 dB: depth 2 comes nearest, "
-            "with psnr 30.5 dB, 0.2 dB too low",
+            {"latency_ms": 30, "accuracy": 30.7},
+            "no depth fits latency_ms <= 30 ms and accuracy >= 30.7 %: depth 2 comes nearest, "
+            "with accuracy 30.5 %, 0.2 % too low",
         ),
-    ):
-        with pytest.raises(ValueError) as refused:  # noqa: PT011 (the whole message is compared)
-            three.depth_for(**budgets)
-        assert str(refused.value) == message
-    # Misses are compared as parts of their budgets: 0.2 % of the time here, 2.5 % of the PSNR at
-    # depth 1.
-    slow = card(row(1, 900.0, psnr=39.0), row(2, 1002.0, psnr=41.0))
+    ],
+)
+def test_no_fit_says_which_budget_which_depth_and_by_how_much(budgets, message):
+    three = card(
+        row(1, 20.0, memory_mb=50.0, accuracy=30.0),
+        row(2, 30.0, memory_mb=60.0, accuracy=30.5),
+        row(3, 40.0, memory_mb=70.0, accuracy=31.0),
+    )
+    assert three.depth_for(latency_ms=35, accuracy=30.2) == 2
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 (the whole message is compared)
+        three.depth_for(**budgets)
+    assert str(refused.value) == message
+
+
+def test_misses_are_compared_as_parts_of_their_budgets():
+    """0.2 % of the time at depth 2, 2.5 % of the accuracy at depth 1."""
+    slow = card(row(1, 900.0, accuracy=39.0), row(2, 1002.0, accuracy=41.0))
     with pytest.raises(
         ValueError, match="depth 2 comes nearest, with latency_ms 1002 ms, 2 ms too much"
     ):
-        slow.depth_for(latency_ms=1000, psnr=40)
+        slow.depth_for(latency_ms=1000, accuracy=40)
 
 
 def test_budgets_that_make_no_sense_are_refused():
     plain = card(row(1), row(2))
     with pytest.raises(
-        ValueError,
-        match="no budget given: expected at least one of latency_ms, memory_mb, macs, psnr",
+        ValueError, match="no budget given: expected at least one of latency_ms, memory_mb, macs"
     ):
         plain.depth_for()
     with pytest.raises(
-        ValueError, match=r"psnr 30: the card holds no psnr; .*`elasticnet profile FILE --data DIR`"
+        ValueError,
+        match=r"accuracy 30: the card holds no accuracy; .*`elasticnet profile FILE --data DIR`",
     ):
-        plain.depth_for(latency_ms=50, psnr=30)
+        plain.depth_for(latency_ms=50, accuracy=30)
     with pytest.raises(
         ValueError, match=r"memory_mb 99: the card holds no memory_mb; .*memory=True"
     ):
@@ -170,10 +224,23 @@ def test_budgets_that_make_no_sense_are_refused():
     for wrong in (0, -1.5, math.nan, math.inf, True, "5"):
         with pytest.raises(ValueError, match=f"latency_ms {wrong!r}: expected a number above 0"):
             plain.depth_for(latency_ms=wrong)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="milliseconds"):
-        plain.depth_for(milliseconds=5)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ValueError, match="accuracy nan: expected a finite number"):
+        card(row(1, accuracy=1.0)).depth_for(accuracy=math.nan)
+    with pytest.raises(ValueError, match="milliseconds 5: the card holds no milliseconds"):
+        plain.depth_for(milliseconds=5)
     with pytest.raises(ValueError, match="depth 7: this card has depths 1, 2"):
         plain.row(7)
+
+
+@pytest.mark.parametrize("name", ["", "top 1", "class", "latency_ms", "quality", "depth"])
+def test_names_that_no_metric_can_have(name):
+    with pytest.raises(ValueError, match=f"metric {name!r}: expected an identifier"):
+        Metric(name)
+
+
+def test_every_row_has_every_metric():
+    with pytest.raises(ValueError, match=r"quality at depth 2 by \[\]: expected \['accuracy'\]"):
+        card(row(1, accuracy=50.0), row(2))
 
 
 # --- the card as JSON
@@ -225,6 +292,12 @@ def test_json_round_trip(card):
         (("rows", 1, "parameters"), 99, "99 parameters at depth 2, fewer than the 100 of depth 1"),
         (("warnings",), [1], "warnings 1: expected str"),
         (("extra",), 1, "'extra' is unknown: it has data, date"),
+        (("format",), 3, "format 3, and this version reads up to 2: update elasticnet"),
+        (("per_pass",), 7, "per_pass 7: expected a dict"),
+        (("per_pass", "samples"), 0, "per_pass 'samples' 0: expected a number above 0"),
+        (("metrics",), {}, r"metrics \{\}: expected a list"),
+        (("rows", 0, "quality"), 5, "quality 5: expected a dict"),
+        (("rows", 0, "quality"), {"x": "1"}, "x '1' at depth 1: expected a finite number"),
     ],
 )
 def test_wrong_json_is_refused_by_name_and_value(path, value, message):
@@ -244,7 +317,8 @@ def test_wrong_json_is_refused_by_name_and_value(path, value, message):
 def test_every_key_is_needed(data):
     content = card(row(1), row(2)).to_json()
     place = data.draw(st.sampled_from([content, content["machine"], content["rows"][1]]))
-    gone = data.draw(st.sampled_from(sorted(place)))
+    # without a format it is a card of the first one
+    gone = data.draw(st.sampled_from(sorted(place.keys() - {"format"})))
     del place[gone]
     with pytest.raises(ValueError, match=f"depth card: '{gone}' is missing"):
         DepthCard.from_json(content)
@@ -306,17 +380,18 @@ def test_a_file_keeps_a_card_for_each_machine(tmp_path):
 
 def test_what_does_not_rise_is_named():
     rows = [
-        row(1, 10, memory_mb=50.0, psnr=30.0),
-        row(2, 9, memory_mb=49.5, psnr=29.9),
-        row(3, 8.9, 2000, memory_mb=40.0),
+        row(1, 10, memory_mb=50.0, accuracy=30.0, perplexity=5.0),
+        row(2, 9, memory_mb=49.5, accuracy=29.9, perplexity=4.0),
+        row(3, 8.9, 2000, memory_mb=40.0, accuracy=29.9, perplexity=4.5),
     ]
     rows[1] = replace(rows[1], parameters=100)
-    assert not_rising(rows) == [
+    assert not_rising(rows, [ACCURACY, PERPLEXITY]) == [
         "parameters does not rise with depth: 100 at depth 1, 100 at 2",
         "latency_ms falls with depth: 10 at depth 1, 9 at 2",
-        "psnr falls with depth: 30 at depth 1, 29.9 at 2",
+        "accuracy falls with depth: 30 at depth 1, 29.9 at 2",
         "macs does not rise with depth: 2000 at depth 2, 2000 at 3",
         "memory_mb falls with depth: 49.5 at depth 2, 40 at 3",
+        "perplexity rises with depth: 4 at depth 2, 4.5 at 3",
     ]
     assert not_rising([row(1), row(2)]) == []
 
@@ -325,23 +400,31 @@ def test_what_does_not_rise_is_named():
 
 
 def full() -> DepthCard:
-    numbers = {"mpix_per_second": 1.5, "memory_mb": 33.3, "ssim": 0.9}
     rows = (
-        row(1, 10, 2_500_000_000, psnr=30.0, **numbers),
-        row(2, 12_345.6, 3_500_000_000, psnr=31.25, **numbers),
+        row(1, 10, 2_500_000_000, memory_mb=33.3, accuracy=30.0, perplexity=0.0),
+        row(2, 12_345.6, 3_500_000_000, memory_mb=33.3, accuracy=31.25, perplexity=-0.91234),
     )
-    return card(*rows, data="Set5 x4", warnings=("something falls",))
+    return card(
+        *rows,
+        data="the test set",
+        per_pass={"samples": 1, "input MB": 0.015},
+        warnings=("something falls",),
+    )
 
 
-def test_the_table_and_the_caption():
+def test_the_table():
     assert markdown_table(full()).splitlines() == [
-        "| depth | parameters | GMACs | ms | p95 ms | peak MB | images/s | input MPix/s | PSNR (dB) | SSIM |",
+        "| depth | parameters | GMACs | ms | p95 ms | peak MB | samples/s | input MB/s "
+        "| accuracy (%) | perplexity |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| 1 | 100 | 2.500 | 10.00 | 10.00 | 33.30 | 100 | 1.50 | 30.00 | 0.9000 |",
-        "| 2 | 200 | 3.500 | 12,346 | 12,346 | 33.30 | 0.0810 | 1.50 | 31.25 | 0.9000 |",
+        "| 1 | 100 | 2.500 | 10.00 | 10.00 | 33.30 | 100 | 1.50 | 30.0 | 0 |",
+        "| 2 | 200 | 3.500 | 12,346 | 12,346 | 33.30 | 0.0810 | 0.00122 | 31.2 | -0.9123 |",
     ]
+
+
+def test_the_caption_and_the_page():
     said = f"{MACHINE.key}; input 1x3x4x5; 40 passes at each depth; {DATE}"
-    assert caption(full()) == f"{said}; PSNR and SSIM on Set5 x4"
+    assert caption(full()) == f"{said}; accuracy and perplexity on the test set"
     assert caption(card(row(1))) == said
     assert markdown(full(), "net").startswith(f"# net\n\n{said}")
     assert markdown(full()).endswith("\nWarnings:\n\n- something falls\n")
@@ -366,4 +449,73 @@ def test_report_files(tmp_path):
         drawn.append((tmp_path / f"{index}.png").read_bytes())
     assert all(content.startswith(b"\x89PNG") for content in drawn)
     assert len(set(drawn)) == 3
-    assert asdict(full())["rows"][0]["depth"] == 1
+
+
+# --- cards of the first format
+
+
+def test_an_old_card_loads_and_shows_as_before_with_memory_in_millions_of_bytes():
+    (stored,) = read_header(OLD_FILE)["cards"].values()
+    old = with_titles(DepthCard.from_json(stored))
+    assert [each.memory_mb for each in old.rows] == [24 * MIB, 22.5 * MIB, 32 * MIB]
+    assert markdown(old) == OLD_PAGE
+    assert old.depth_for(psnr=30.4, memory_mb=25) == 2
+    assert DepthCard.from_json(old.to_json()) == old
+
+
+def test_an_old_card_keeps_what_was_measured_at_every_depth():
+    (stored,) = read_header(OLD_FILE)["cards"].values()
+    for each in stored["rows"]:
+        each["psnr"] = each["memory_mb"] = None
+    stored["rows"][1]["ssim"] = None
+    old = DepthCard.from_json(stored)
+    assert old.metrics == ()
+    assert old.per_pass == {"images": 1, "mpix": 0.00012}
+    assert [each.memory_mb for each in old.rows] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("rows",), 5, "rows 5: expected a list"),
+        (("rows", 0, "latency_ms"), "1", "latency_ms '1' at depth 1: expected a finite number"),
+        (("rows", 0, "memory_mb"), "1", "memory_mb '1' at depth 1: expected a finite number"),
+        (("rows", 0, "psnr"), "1", "psnr '1' at depth 1: expected a finite number"),
+        (("warnings",), 5, "warnings 5: expected a list"),
+        (("extra",), 5, "'extra' is unknown"),
+    ],
+)
+def test_a_damaged_old_card_is_refused(path, value, message):
+    (stored,) = read_header(OLD_FILE)["cards"].values()
+    place = stored
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    with pytest.raises(ValueError, match=f"depth card: {message}"):
+        DepthCard.from_json(stored)
+
+
+# --- without torch
+
+SHOWN_WITHOUT_TORCH = """
+import sys
+from elasticnet.card import DepthCard, DepthRow, store_card
+from elasticnet.card.report import caption, markdown_table
+from elasticnet.checkpoint import read_header, read_sizes
+header = read_header(sys.argv[1])
+read_sizes(sys.argv[1])
+for stored in header["cards"].values():
+    card = DepthCard.from_json(stored)
+    print(caption(card), markdown_table(card))
+    store_card(sys.argv[1], card)
+sys.exit("torch was imported" if "torch" in sys.modules else 0)
+"""
+
+
+def test_a_card_is_read_shown_and_stored_without_torch(tmp_path):
+    file = tmp_path / "net.safetensors"
+    file.write_bytes(OLD_FILE.read_bytes())
+    command = [sys.executable, "-c", SHOWN_WITHOUT_TORCH, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "A Processor AVX2" in done.stdout

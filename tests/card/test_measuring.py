@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from elasticnet import ElasticWrapper
-from elasticnet.card import depth_costs, measure
-from elasticnet.card.measuring import this_machine
+from elasticnet.card import Metric, count_parameters, depth_costs, measure
+from elasticnet.card.machine import this_machine
 from elasticnet.card.report import markdown_table
 from elasticnet.sr import asrn
 from tiny_nets import conv_net, rotary_net
@@ -16,7 +16,11 @@ from tiny_nets import conv_net, rotary_net
 
 def test_a_measured_card_holds_what_was_asked_for():
     net = asrn(2, num_blocks=3, channels=16, fold=False, taps=(1, 3))
-    quality = {1: (30.5, 0.9), 3: (30.25, 0.91)}
+    quality = {
+        1: {"accuracy": torch.tensor(0.5), "perplexity": 20},
+        3: {"accuracy": 0.25, "perplexity": 30},
+    }
+    perplexity = Metric("perplexity", lower_is_better=True)
     threads, training = torch.get_num_threads(), net.training
     measured = measure(
         net,
@@ -24,12 +28,17 @@ def test_a_measured_card_holds_what_was_asked_for():
         repeats=21,
         threads=1,
         memory=False,
-        quality=quality,
-        data="Set5 x2",
+        quality=quality,  # pyright: ignore[reportArgumentType] - a tensor is a number, too
+        metrics=[perplexity, Metric("not_measured")],
+        data="the test set",
     )
     assert (torch.get_num_threads(), net.training) == (threads, training)
     assert measured.machine == this_machine(threads=1)
-    assert (measured.input_shape, measured.repeats, measured.data) == ((2, 3, 5, 7), 21, "Set5 x2")
+    assert (measured.input_shape, measured.repeats, measured.data) == (
+        (2, 3, 5, 7),
+        21,
+        "the test set",
+    )
     # By hand: MAB of 16 channels in four groups of 4; the head reduces to 64, deconvolves, and
     # makes RGB.
     block = 16 * 16 + 4 * 4 * 4 * 9 + 16 * 16
@@ -40,10 +49,13 @@ def test_a_measured_card_holds_what_was_asked_for():
         )
         assert each.macs == (outside + block * each.depth) * 2 * 5 * 7
         assert 0 < each.latency_ms <= each.latency_p95_ms
-        assert each.images_per_second == pytest.approx(2e3 / each.latency_ms)
-        assert each.mpix_per_second == pytest.approx(2 * 5 * 7 / 1e3 / each.latency_ms)
-        assert (each.memory_mb, each.psnr, each.ssim) == (None, *quality[each.depth])
-    assert "psnr falls with depth: 30.5 at depth 1, 30.25 at 3" in measured.warnings
+        assert each.memory_mb is None
+        assert each.quality == quality[each.depth]
+        assert {type(number) for number in each.quality.values()} == {float}
+    assert measured.metrics == (perplexity, Metric("accuracy"))
+    assert measured.per_pass == {"samples": 2}
+    assert "accuracy falls with depth: 0.5 at depth 1, 0.25 at 3" in measured.warnings
+    assert "perplexity rises with depth: 20 at depth 1, 30 at 3" in measured.warnings
     assert not any("p95" in warning for warning in measured.warnings)
 
 
@@ -78,9 +90,31 @@ def test_inputs_that_are_no_images_and_arguments_of_the_call():
     measured = measure(
         rotary_net(), torch.ones(2, 5, dtype=torch.long), repeats=2, memory=False, mask=mask
     )
-    assert [each.mpix_per_second for each in measured.rows] == [None] * 3
     assert measured.machine.dtype == "float32"  # of the weights, not of the tokens
-    assert "MPix" not in markdown_table(measured)
+    assert " samples/s |" in markdown_table(measured)
+
+
+def test_the_throughput_is_counted_in_the_callers_units():
+    measured = measure(
+        conv_net(2), torch.rand(1, 4, 3, 3), repeats=1, memory=False, per_pass={"pixels": 9}
+    )
+    assert " pixels/s |" in markdown_table(measured)
+    assert " samples/s |" not in markdown_table(measured)
+
+
+def test_parameters_are_those_of_the_truncated_net_without_a_copy(monkeypatch):
+    """One block at two depths, a head tied to the stem, and an adapter of one tap."""
+    block, stem = nn.Linear(4, 4), nn.Linear(4, 4)
+    head = nn.Linear(4, 4)
+    head.weight = stem.weight
+    adapters = {2: nn.Linear(4, 4)}
+    net = ElasticWrapper([block, nn.Linear(4, 4), block], head, stem, adapters=adapters)
+    expected = [
+        sum(parameter.numel() for parameter in net.truncate(depth).parameters())
+        for depth in net.taps
+    ]
+    monkeypatch.setattr("copy.deepcopy", None)
+    assert [count_parameters(net, depth) for depth in net.taps] == expected == [44, 84, 84]
 
 
 def test_wrong_arguments_of_measure_are_refused():
@@ -93,7 +127,9 @@ def test_wrong_arguments_of_measure_are_refused():
     with pytest.raises(
         ValueError, match=r"quality at depths \[2\]: expected one at each of \[1, 2\]"
     ):
-        measure(net, x, quality={2: (30, 0.9)})
+        measure(net, x, quality={2: {"accuracy": 0.9}})
+    with pytest.raises(ValueError, match="metric 'macs': expected an identifier"):
+        measure(net, x, quality={1: {"macs": 1}, 2: {"macs": 2}})
     with pytest.raises(TypeError, match="unexpected keyword argument 'repeat'"):
         measure(net, x, repeat=3)
 
@@ -102,7 +138,7 @@ def test_wrong_arguments_of_measure_are_refused():
 
 
 class Wide(nn.Module):
-    """A block of 4 MB of weights that holds `copies` of its input at once, touched."""
+    """A block of 4.2 MB of weights that holds `copies` of its input at once, touched."""
 
     def __init__(self, copies: int) -> None:
         super().__init__()
@@ -119,7 +155,7 @@ def test_peak_memory_is_what_the_pass_holds_and_rises_with_depth_and_size():
     and the input.
     """
     net = ElasticWrapper([Wide(1), Wide(4), Wide(10)], nn.Identity())
-    size = {side: 4 * side * side / 2**20 for side in (512, 1024)}  # MB of an input
+    size = {side: 4 * side * side / 1e6 for side in (512, 1024)}  # MB of an input
     peaks = {}
     for side in size:
         measured = measure(net, torch.rand(1, 1, side, side), repeats=1)
@@ -128,7 +164,7 @@ def test_peak_memory_is_what_the_pass_holds_and_rises_with_depth_and_size():
         for depth, (copies, peak) in enumerate(zip((1, 4, 10), peaks[side], strict=True), start=1):
             # Input, block's input (of the depths behind the first), copies, their stack and sum,
             # with 1 MB of the rest.
-            expected = (2 * copies + 1 + 1) * size[side] + 4 * depth
+            expected = (2 * copies + 1 + 1) * size[side] + 4.2 * depth
             assert peak == pytest.approx(expected, abs=1.5 * size[side] + 1)
     assert peaks[512] == sorted(peaks[512])
     assert all(large > 2 * small for small, large in zip(peaks[512], peaks[1024], strict=True))

@@ -73,14 +73,16 @@ def test_the_whole_command(file, photos):
     ((_, pairs),) = load_sets([photos], [2])
     scores = evaluate(elasticnet.load(file), pairs)
     for row in card.rows:
-        assert (row.psnr, row.ssim) == pytest.approx(tuple(scores[row.depth]))
+        assert tuple(row.quality.values()) == pytest.approx(tuple(scores[row.depth]))
         assert row.memory_mb is not None
-        assert row.memory_mb > 4 * row.parameters / 2**20
+        assert row.memory_mb > 4 * row.parameters / 10**6
     net = elasticnet.load(file)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 2
+    titles = [title.strip() for title in lines[0].split("|")[6:-1]]
+    assert titles == ["peak MB", "images/s", "input MPix/s", "PSNR (dB)", "SSIM"]
     assert [line.split("|")[1].strip() for line in lines] == ["depth", "----:", "1", "2"]
     assert f"stored in {file}" in done.stdout
     assert "warning: p95 is of only 3 passes" in done.stdout

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import elasticnet
-from elasticnet.card.measuring import machine_key
+from elasticnet.card.machine import machine_key
 from elasticnet.checkpoint import read_header
 from elasticnet.sr.data import scikit_image_photos
 from elasticnet.training.run_folder import Run
