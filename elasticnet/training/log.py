@@ -68,7 +68,7 @@ class TrainingLog:
         score_unit: Their unit, for the line of progress. Default: none.
         tensorboard: Whether to write TensorBoard's files, into the folder `tensorboard` of the
             run.
-        machine: What trains, as `machine_key` of `elasticnet.card.measuring` says it. Lines with
+        machine: What trains, as `machine_key` of `elasticnet.card.machine` says it. Lines with
             scores name it, since a resumed training may go on elsewhere.
 
     Raises:
