@@ -97,6 +97,16 @@ def register_all(architectures: Mapping[str, Architecture]) -> None:
     _registered.update(architectures)
 
 
+def unregister(name: str) -> None:
+    """Forget a name that a call registered, for example to register a changed version of it.
+
+    Args:
+        name: The name. One that is not registered changes nothing; one that an installed package
+            declares is found again.
+    """
+    _registered.pop(name, None)
+
+
 def find(name: str) -> Architecture:
     """Return the architecture that was registered as `name`, by a call or by an entry point.
 
@@ -128,7 +138,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({*_registered, *_entry_points()}))
 
 
-def build(name: str, **arguments: Any) -> ElasticWrapper:
+def build(name: str, /, **arguments: Any) -> ElasticWrapper:
     """Build a network of a registered architecture and record in it how it was built.
 
     `save` then stores name and arguments, and `load` needs nothing but the file.

@@ -1,0 +1,306 @@
+"""Architectures by name: registered by a call or declared by a package, found by files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import elasticnet
+from contract import same
+from elasticnet import ElasticWrapper
+from elasticnet.checkpoint import read_header
+from elasticnet.registry import (
+    Architecture,
+    architecture_of,
+    build,
+    find,
+    names,
+    recorded,
+    register,
+    register_all,
+    unregister,
+)
+from elasticnet.sr import asrn
+
+ROOT = Path(__file__).parent.parent
+
+
+def linear_net(
+    num_blocks: int = 2, width: int = 4, taps: list[int] | None = None, **others: Any
+) -> ElasticWrapper:
+    """Build a small net; `others` are recorded, too."""
+    blocks = [nn.Linear(width, width) for _ in range(num_blocks)]
+    return ElasticWrapper(blocks, nn.Linear(width, 1), taps=taps, layout="b c")
+
+
+LINEAR = Architecture(build=linear_net)
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """Take away what a test registers."""
+    before = names()
+    yield
+    for name in set(names()) - set(before):
+        unregister(name)
+
+
+# --- register
+
+
+def test_a_registered_architecture_is_found() -> None:
+    register("linear", LINEAR)
+    assert find("linear") is LINEAR
+    assert "linear" in names()
+    assert list(names()) == sorted(names())
+
+
+def test_the_same_object_may_be_registered_twice() -> None:
+    register("linear", LINEAR)
+    register("linear", LINEAR)
+    assert find("linear") is LINEAR
+
+
+@pytest.mark.parametrize("name", ["linear", "asrn"])
+def test_a_taken_name_is_refused_and_stays(name: str) -> None:
+    register("linear", LINEAR)
+    before = find(name)
+    with pytest.raises(ValueError, match=f"architecture name '{name}' is taken by another"):
+        register(name, Architecture(build=linear_net))
+    assert find(name) is before
+
+
+def test_of_several_all_are_registered_or_none() -> None:
+    with pytest.raises(ValueError, match="architecture name 'asrn' is taken"):
+        register_all({"linear": LINEAR, "asrn": LINEAR})
+    assert "linear" not in names()
+    register_all({"linear": LINEAR, "line": LINEAR})
+    assert {"line", "linear"} <= set(names())
+
+
+def test_a_forgotten_name_can_be_registered_anew() -> None:
+    register("linear", LINEAR)
+    unregister("linear")
+    changed = Architecture(build=linear_net, depth_argument="depth")
+    register("linear", changed)
+    assert find("linear") is changed
+
+
+@pytest.mark.parametrize("name", ["", "my net", "9lives", "../net", "nét", "a\n"])
+def test_names_that_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="expected letters, digits"):
+        register(name, LINEAR)
+
+
+def test_a_function_is_no_architecture() -> None:
+    with pytest.raises(
+        TypeError, match="architecture 'linear' is a function: expected an Architecture"
+    ):
+        register("linear", linear_net)  # pyright: ignore[reportArgumentType]
+    assert "linear" not in names()
+
+
+# --- find
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones_and_the_remedies() -> None:
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 (the message is compared below)
+        find("nothing")
+    said = str(refused.value)
+    assert "architecture 'nothing' is not registered (known: asrn, edsr, rcan)" in said
+    assert "--import MODULE" in said
+    assert "import elasticnet.sr" in said
+
+
+# --- build, and what is recorded
+
+
+def test_a_built_net_comes_back_by_its_name(tmp_path: Path) -> None:
+    register("linear", LINEAR)
+    net = build("linear", width=6, taps=[1, 2]).eval()
+    elasticnet.save(net, tmp_path / "net.safetensors")
+    header = read_header(tmp_path / "net.safetensors")
+    assert header["architecture"] == "linear"
+    assert header["arguments"] == {"num_blocks": 2, "width": 6}
+    loaded = elasticnet.load(tmp_path / "net.safetensors", depth=1)
+    assert (len(loaded.blocks), loaded.origin) == (1, ("linear", {"num_blocks": 1, "width": 6}))
+    x = torch.rand(3, 6)
+    same(loaded(x), net(x, depth=1), "prediction at depth 1")
+
+
+def test_other_keyword_arguments_are_recorded_by_their_own_names() -> None:
+    register("linear", LINEAR)
+    net = build("linear", flavour="plain")
+    assert net.origin == ("linear", {"num_blocks": 2, "width": 4, "flavour": "plain"})
+
+
+def test_a_builder_must_return_an_elastic_net() -> None:
+    register("linear", Architecture(build=nn.Linear))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="builder of 'linear' returned a Linear"):
+        build("linear", in_features=1, out_features=1)
+
+
+def test_the_arguments_are_cut_to_the_depth() -> None:
+    arguments = {"layers": 9, "width": 4}
+    by_layers = Architecture(build=linear_net, depth_argument="layers")
+    assert by_layers.arguments_at(arguments, depth=2) == {"layers": 2, "width": 4}
+    assert arguments["layers"] == 9
+
+
+def test_a_cut_and_a_grown_net_are_recorded_by_their_own_size() -> None:
+    net = asrn(2, num_blocks=3, channels=8)
+    name, arguments = recorded(net.truncate(2))
+    assert (name, arguments["num_blocks"]) == ("asrn", 2)
+    grown = net.grow([net.blocks[0]], torch.rand(1, 3, 4, 4))
+    name, arguments = recorded(grown)
+    assert (name, arguments["num_blocks"]) == ("asrn", 4)
+
+
+def test_a_users_own_net_has_no_architecture() -> None:
+    own = linear_net()
+    assert recorded(own) == (None, {})
+    assert architecture_of(own) is None
+    assert architecture_of(nn.Linear(1, 1)) is None
+    assert architecture_of(asrn(2, num_blocks=1, channels=8)) is find("asrn")
+
+
+def test_a_forged_file_cannot_ask_for_more_modules_than_it_has_tensors(tmp_path: Path) -> None:
+    """The product of all count_arguments is compared, before anything is built."""
+    built: list[int] = []
+
+    def build_counted(groups: int = 1, num_blocks: int = 1, **others: Any) -> ElasticWrapper:
+        built.append(groups)
+        return linear_net(num_blocks)
+
+    counted = Architecture(build=build_counted, count_arguments=("num_blocks", "groups"))
+    register("counted", counted)
+    net = build("counted", num_blocks=2)
+    net.origin = ("counted", {"num_blocks": 2, "groups": 1000})
+    elasticnet.save(net, tmp_path / "net.safetensors")
+    built.clear()
+    with pytest.raises(
+        ValueError, match=r"counted cannot be built .*: 2000 blocks cannot lie in 6"
+    ):
+        elasticnet.load(tmp_path / "net.safetensors")
+    assert built == []
+
+
+# --- packages that declare architectures
+
+
+def declare(folder: Path, line: str, code: str) -> None:
+    """Put a package into a folder as an installer would, with one entry point."""
+    (folder / "tenlines.py").write_text(code)
+    info = folder / "ten_lines-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ten-lines\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[elasticnet_architectures]\n{line}\n")
+
+
+GOOD = """
+from torch import nn
+from elasticnet import ElasticWrapper
+from elasticnet.registry import Architecture
+def build(num_blocks=2, taps=None):
+    return ElasticWrapper([nn.Linear(4, 4) for _ in range(num_blocks)], nn.Linear(4, 1), taps=taps)
+ARCHITECTURE = Architecture(build=build)
+"""
+REGISTERS_ITSELF = f"""{GOOD}
+from elasticnet.registry import register
+register("tenlines", ARCHITECTURE)
+"""
+
+
+def run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process that finds the package in a folder."""
+    start = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(folder)!r}]\n"
+    return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("code", [GOOD, REGISTERS_ITSELF])
+def test_a_declared_architecture_is_found_without_an_import(tmp_path: Path, code: str) -> None:
+    declare(tmp_path, "tenlines = tenlines:ARCHITECTURE", code)
+    script = """
+from elasticnet.registry import build, find, names
+assert "tenlines" in names() and "tenlines" not in sys.modules
+import elasticnet
+elasticnet.save(build("tenlines", num_blocks=3), sys.argv[0] + "net")
+"""
+    script = script.replace("sys.argv[0] + ", f"{str(tmp_path)!r} + '/' + ")
+    done = run(tmp_path, script)
+    assert done.returncode == 0, done.stderr
+    done = run(tmp_path, f"import elasticnet; print(elasticnet.load({str(tmp_path / 'net')!r}, 2))")
+    assert done.returncode == 0, done.stderr
+    assert "taps=(1, 2)" in done.stdout
+
+
+def test_a_declared_name_is_taken(tmp_path: Path) -> None:
+    declare(tmp_path, "tenlines = tenlines:ARCHITECTURE", GOOD)
+    done = run(
+        tmp_path,
+        "from elasticnet.registry import Architecture, register\n"
+        "register('tenlines', Architecture(build=print))",
+    )
+    assert "ValueError: architecture name 'tenlines' is taken by another" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"),
+    [
+        (
+            "tenlines = tenlines:ARCHITECTURE",
+            "import no_such_module",
+            "ImportError: architecture 'tenlines': ten-lines declares it as "
+            "'tenlines:ARCHITECTURE', which cannot be imported (ModuleNotFoundError: "
+            "No module named 'no_such_module')",
+        ),
+        (
+            "tenlines = tenlines:MISSING",
+            GOOD,
+            "ImportError: architecture 'tenlines': ten-lines declares it as 'tenlines:MISSING', "
+            "which cannot be imported (AttributeError: ",
+        ),
+        (
+            "tenlines = tenlines:build",
+            GOOD,
+            "TypeError: architecture 'tenlines' is a function: expected an Architecture",
+        ),
+    ],
+)
+def test_a_broken_package_is_named(tmp_path: Path, line: str, code: str, message: str) -> None:
+    declare(tmp_path, line, code)
+    done = run(tmp_path, "from elasticnet.registry import find; find('tenlines')")
+    assert message in done.stderr
+    done = run(
+        tmp_path, "from elasticnet.registry import find, names; find('asrn'); print(names())"
+    )
+    assert "'tenlines'" in done.stdout
+
+
+def test_a_source_tree_that_is_not_installed_registers_by_an_import(tmp_path: Path) -> None:
+    """No package declares anything here, as without an installation."""
+    script = """
+import importlib.metadata
+importlib.metadata.entry_points = lambda **options: []
+from elasticnet.registry import find, names
+assert names() == ()
+try:
+    find("asrn")
+except ValueError as error:
+    print(error)
+import elasticnet.sr
+assert names() == ("asrn", "edsr", "rcan")
+assert "torch" not in sys.modules
+find("asrn")
+"""
+    done = run(tmp_path, script)
+    assert done.returncode == 0, done.stderr
+    assert "'asrn' is not registered (known: none)" in done.stdout
+    assert "`import elasticnet.sr` registers the library's own" in done.stdout
