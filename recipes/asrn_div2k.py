@@ -1,12 +1,11 @@
 """Train ASRN, the elastic super-resolution network: one training, every depth a good network.
 
-    python recipes/asrn_div2k.py                      demo: five minutes on the photographs that
-    scikit-image carries python recipes/asrn_div2k.py --download           DIV2K into datasets/,
-    then the paper's training python recipes/asrn_div2k.py --data DIR           the paper's training
-    on DIV2K or on any flat folder of images python recipes/asrn_div2k.py --task denoise       the
-    same network at equal size: Gaussian noise, or --task deblur python recipes/asrn_div2k.py
-    --resume runs/NAME   go on exactly where a run stopped torchrun --nproc-per-node 4
-    recipes/asrn_div2k.py --data DIR     four processes share the batch
+    python recipes/asrn_div2k.py                    demo: five minutes on scikit-image's photographs
+    python recipes/asrn_div2k.py --download         DIV2K into datasets/, then the paper's training
+    python recipes/asrn_div2k.py --data DIR         the same on DIV2K or any flat folder of images
+    python recipes/asrn_div2k.py --task denoise     the same network at equal size, or --task deblur
+    python recipes/asrn_div2k.py --resume RUN       go on exactly where the run in a folder stopped
+    torchrun --nproc-per-node 4 recipes/asrn_div2k.py --data DIR    four processes share the batch
 
 --preset and --resume choose the defaults, and every other option below changes one of them. The run
 folder receives options.json, log.jsonl, states to resume from, last and best.safetensors (for
@@ -15,18 +14,22 @@ elasticnet.load), tables and figures.
 
 from __future__ import annotations
 
-import dataclasses
+import elasticnet.before_torch  # sets what must be set before torch is imported
+
+# isort: split
 import faulthandler
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
@@ -41,9 +44,27 @@ from elasticnet.sr.data import PairSet
 from elasticnet.sr.data.download import download_div2k
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs, validation_crops
+from elasticnet.sr.options import DataOptions, DegradationOptions
 from elasticnet.training.learning_rate import cosine, halving
-from elasticnet.training.log import TrainingLog, show_messages, tensorboard_installed
-from elasticnet.training.options import at_least_one, from_0_to_1, open_run, parse_options
+from elasticnet.training.log import TrainingLog, show_messages
+from elasticnet.training.options import (
+    CUDA,
+    NOT_STORED,
+    Above,
+    AtLeast,
+    ComputeOptions,
+    FromTo,
+    LossOptions,
+    OptimiserOptions,
+    OptionGroup,
+    RunOptions,
+    flag,
+    flat_values,
+    given_options,
+    open_run,
+    parse_options,
+    with_values,
+)
 from elasticnet.training.processes import Processes, join_processes
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import random_state, seed_all, set_random_state
@@ -52,63 +73,74 @@ from elasticnet.training.stop_signal import StopSignal
 from elasticnet.training.warm_start import warm_start
 
 DOWNLOADS = Path("datasets/DIV2K")
-# power of the image scale
-LOSSES = {"l1": (F.l1_loss, 1), "mse": (F.mse_loss, 2), "charbonnier": (charbonnier, 1)}
-TASKS = {  # at scale 1 DN is the noisy photograph and BD the blurred one
+# arguments of a network that may differ in a warm start: they leave its head what it is
+SAME_HEAD = ("num_blocks", "fold", "tap_affine")
+TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
+
+# what a task fixes; at scale 1 DN is the noisy photograph and BD the blurred one
+TASKS: dict[str, dict[str, Any]] = {
     "sr": {},
     "denoise": {"scale": 1, "degradation": "DN", "noise_sigma": 25.0},
     "deblur": {"scale": 1, "degradation": "BD", "blur_sigma": 1.6},
 }
-# arguments of a network that may differ in a warm start: they leave its head what it is
-SAME_HEAD = ("num_blocks", "fold", "tap_affine")
-CUDA = torch.cuda.is_available()
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Train ASRN, the elastic super-resolution network."""
+class ImageLoss(NamedTuple):
+    """A loss between images, and the power of the image scale that it grows with."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    power: int
+
+
+LOSSES = {
+    "l1": ImageLoss(F.l1_loss, power=1),
+    "mse": ImageLoss(F.mse_loss, power=2),
+    "charbonnier": ImageLoss(charbonnier, power=1),
+}
+
+
+# --- options: in groups for --help and for the code below; options.json holds them without groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup(OptionGroup):
+    """What is trained, and what it starts from."""
 
     preset: Literal["demo", "paper", "best"] = "paper"
-    """Set of defaults: demo (five minutes, no data set needed), paper (the published training) or
-    best (ours).
+    """Set of defaults: demo (five minutes), paper (the published training) or best (ours). Without
+    it, paper where there is a data set, and otherwise demo.
     """
     task: Literal["sr", "denoise", "deblur"] = "sr"
     """Super-resolution, or restoration at equal size (scale 1) of noise (sigma 25) or blur (sigma
     1.6).
     """
-    out: Path | None = None
-    """Run folder, new or empty. Default: runs/PRESET-xSCALE-TIME, or runs/PRESET-TASK-TIME."""
-    resume: Path | None = None
-    """Run folder to go on with, exactly where it stopped and with the options it was started
-    with.
-    """
     init: Path | None = None
     """Start from the weights of this file (best.safetensors of a run): of another scale or depth,
     too.
     """
-    download: bool = False
+    download: bool = field(default=False, metadata=NOT_STORED)
     """Download DIV2K (7 GB with one scale of LR images) into datasets/ and train on it."""
 
-    data: Path | None = None
-    """Training images: DIV2K or any flat folder of HR images. Default: scikit-image's
-    photographs.
-    """
+
+@dataclass(frozen=True, kw_only=True)
+class Images(DataOptions):
+    """The images, of which patches are cut."""
+
     valid: Path | None = None
     """Images for validation and the final table, in any known layout. Default: held out of the
     training images.
     """
-    num_valid: int = 10
-    """How many training images are held out when --valid is not given."""
     scale: Literal[1, 2, 3, 4] = 2
     """Enlargement; 1 for the tasks that keep the size."""
-    degradation: Literal["BI", "BD", "DN"] = "BI"
-    """How LR is made: bicubic, blur and downscale, or downscale and noise."""
-    blur_sigma: float | None = None
-    """Of the Gaussian blur of BD and deblur, in HR pixels. Default: 1.6."""
-    noise_sigma: float | None = None
-    """Of the Gaussian noise of DN and denoise, on the 0..255 scale. Default: 30; denoise 25."""
+    augment: Literal["flips", "flips+rotations", "none"] = "flips"
+    """Random symmetries of the patches."""
 
-    num_blocks: int = 5
+
+@dataclass(frozen=True, kw_only=True)
+class Network(OptionGroup):
+    """The network."""
+
+    num_blocks: Annotated[int, AtLeast(1)] = 5
     """Blocks of the network; every one carries a prediction."""
     channels: int = 96
     """Width of the body."""
@@ -121,6 +153,11 @@ class Options:
     tap_affine: bool = False
     """A scale and a bias per channel and tap in front of the shared head; not in the paper."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class Loss(LossOptions):
+    """The loss. A weight of the self-distillation belongs to a loss and an image scale."""
+
     variant: Literal["full", "dsl", "ss"] = "full"
     """full: deep supervision and self-distillation; dsl: deep supervision only; ss: the deepest
     exit alone.
@@ -129,234 +166,189 @@ class Options:
     """Task loss of every tap."""
     image_scale: float = 255.0
     """Largest image value in the loss. The paper does not give its own; 255 is our assumption."""
-    psd_weight: float = 0.1
-    """Weight of the self-distillation; it only means something together with --loss and
-    --image-scale.
-    """
-    tap_weights: Literal["paper", "normalised", "deepest", "rising"] | float = "paper"
+    tap_weights: Annotated[
+        Literal["paper", "normalised", "deepest", "rising"] | float, FromTo(0, 1)
+    ] = "paper"
     """Each tap's weight: 1, 1/taps, or for the deepest 1/2, a rising one or a number (the others
     share the rest).
     """
-    rising_from: float = 0.2
+    rising_from: Annotated[float, FromTo(0, 1)] = 0.2
     """The deepest tap's weight at the start, with --tap-weights rising; in the end it is 1."""
     output_weight: float = 0.0
     """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in
     the paper.
     """
-    sampled_taps: int | None = None
-    """Compute the deepest tap and this many others a step. Default: all."""
 
-    batch_size: int = 16
-    """Patches a step, over all processes."""
-    patch_size: int = 48
-    """Side of an LR patch in pixels. The paper does not give its own; 48 is the field's habit."""
-    augment: Literal["flips", "flips+rotations", "none"] = "flips"
-    """Random symmetries of the patches."""
-    steps: int = 1_000_000
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser(OptimiserOptions):
+    """Adam, its learning rate, and what happens to gradients and weights."""
+
+    steps: Annotated[int, AtLeast(1)] = 1_000_000
     """Training steps."""
-    learning_rate: float = 1e-4
-    """Adam's learning rate at the start."""
     schedule: Literal["halving", "cosine"] = "halving"
     """Learning rate over the steps."""
-    halve_every: int = 200_000
+    halve_every: Annotated[int, AtLeast(1)] = 200_000
     """Steps between halvings."""
-    warmup: int = 0
-    """Steps of linear warm-up before the cosine."""
-    ema: float = 0.0
-    """Decay of a moving average of the weights, which is then what is validated and shipped; 0 for
-    none.
+    ema: Annotated[float, FromTo(0, 1, below_high=True)] = 0.0
+    """Decay of a moving average of the weights, such as 0.999; it is then what is validated and
+    shipped. 0 for none.
     """
-    clip_norm: float | None = None
+    clip_norm: Annotated[float | None, Above(0, finite=False)] = None
     """Largest norm of all gradients together."""
-    clip_value: float | None = None
+    clip_value: Annotated[float | None, Above(0, finite=False)] = None
     """Largest absolute value of each gradient."""
 
-    eval_every: int = 5_000
-    """Steps between validations; each is followed by a save."""
-    save_every: int = 1_000
-    """Steps between states to resume from."""
-    log_every: int = 100
-    """Steps between lines of the log."""
-    keep: int = 3
-    """How many states to resume from are kept."""
-    tensorboard: bool = tensorboard_installed()
-    """Log to TensorBoard too, with validation crops of every depth."""
-    device: str = "cuda" if CUDA else "cpu"
-    """Where to train."""
-    precision: Literal["float32", "bfloat16", "float16", "float64"] = (
-        "bfloat16" if CUDA else "float32"
-    )
-    """Precision of the training step (by autocast; float64: of the weights); validation is in the
-    weights' own.
-    """
+
+@dataclass(frozen=True, kw_only=True)
+class Compute(ComputeOptions):
+    """The device, and how it computes."""
+
     compile: bool = False
     """Compile the step, on CUDA into a graph; on a CPU it does not pay."""
-    accumulate: int = 1
+    accumulate: Annotated[int, AtLeast(1)] = 1
     """Compute each process's share of the batch in this many parts, one after the other."""
     auto_batch: bool = False
     """When the GPU's memory runs out, double --accumulate and go on."""
-    seed: int = 0
-    """Seed of weights, patches, noise and tap sampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionGroup):
+    """All options. These defaults are the published training, the preset paper."""
+
+    setup: Setup = Setup()
+    run: RunOptions = RunOptions()
+    images: Images = Images()
+    degradation: DegradationOptions = DegradationOptions()
+    network: Network = Network()
+    loss: Loss = Loss(psd_weight=0.1)
+    optimiser: Optimiser = Optimiser()
+    compute: Compute = Compute()
 
     def __post_init__(self) -> None:
-        at_least_one(
-            self, "num_blocks", "batch_size", "patch_size", "steps", "halve_every", "accumulate"
-        )
-        at_least_one(self, "eval_every", "save_every", "log_every", "keep")
-        if not 0 <= self.ema < 1:
+        accumulate = self.compute.accumulate
+        batch_size = self.optimiser.batch_size
+        if batch_size % accumulate != 0:
             raise ValueError(
-                f"--ema {self.ema}: expected a decay from 0 (none) to below 1, such as 0.999"
+                f"--accumulate {accumulate}: expected a divisor of --batch-size {batch_size}"
             )
-        if not all(clip is None or clip > 0 for clip in (self.clip_norm, self.clip_value)):
+        task = self.setup.task
+        if task == "sr" and self.images.scale == 1:
             raise ValueError(
-                f"--clip-norm {self.clip_norm}, --clip-value {self.clip_value}: "
-                "expected numbers above 0"
+                "--scale 1: expected 2, 3 or 4, or --task denoise or deblur, which keep the "
+                "image's size"
             )
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"--accumulate {self.accumulate}: expected a divisor of "
-                f"--batch-size {self.batch_size}"
-            )
-        if self.task == "sr" and self.scale == 1:
-            raise ValueError(
-                "--scale 1: expected 2, 3 or 4, or --task denoise or deblur, "
-                "which keep the image's size"
-            )
-        from_0_to_1(self, "rising_from", "tap_weights")
-        fixed = TASKS[self.task]
-        for name in fixed.keys() & {"scale", "degradation"}:
-            if (value := getattr(self, name)) != fixed[name]:
+        values = flat_values(self)
+        for name in ("scale", "degradation"):
+            needed = TASKS[task].get(name, values[name])
+            if values[name] != needed:
                 raise ValueError(
-                    f"--{name} {value}: --task {self.task} has {name} {fixed[name]}; leave it out"
+                    f"{flag(name)} {values[name]}: --task {task} has {name} {needed}; leave it out"
                 )
 
 
-PRESETS = {
-    "demo": Options(
-        preset="demo",
-        skip="bicubic",
-        loss="l1",
-        image_scale=1.0,
-        psd_weight=8e-5,
-        tap_weights="normalised",
-        patch_size=32,
-        augment="flips+rotations",
-        steps=900,
-        learning_rate=4e-3,
-        schedule="cosine",
-        warmup=50,
-        eval_every=150,
-        save_every=150,
-        log_every=10,
-    ),
-    "paper": Options(),
-    "best": Options(
-        preset="best",
-        skip="bicubic",
-        loss="l1",
-        image_scale=1.0,
-        psd_weight=8e-5,
-        tap_weights="deepest",
-        augment="flips+rotations",
-        steps=60_000,
-        learning_rate=2e-3,
-        schedule="cosine",
-        warmup=200,
-        ema=0.999,
-        clip_norm=0.02,
-        eval_every=2_000,
-    ),
+# what a preset changes of the published training
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "preset": "demo",
+        "skip": "bicubic",
+        "loss": "l1",
+        "image_scale": 1.0,
+        "psd_weight": 8e-5,
+        "tap_weights": "normalised",
+        "patch_size": 32,
+        "augment": "flips+rotations",
+        "steps": 900,
+        "learning_rate": 4e-3,
+        "schedule": "cosine",
+        "warmup": 50,
+        "eval_every": 150,
+        "save_every": 150,
+        "log_every": 10,
+    },
+    "paper": {},
+    "best": {
+        "preset": "best",
+        "skip": "bicubic",
+        "loss": "l1",
+        "image_scale": 1.0,
+        "psd_weight": 8e-5,
+        "tap_weights": "deepest",
+        "augment": "flips+rotations",
+        "steps": 60_000,
+        "learning_rate": 2e-3,
+        "schedule": "cosine",
+        "warmup": 200,
+        "ema": 0.999,
+        "clip_norm": 0.02,
+        "eval_every": 2_000,
+    },
 }
 
 
-def defaults(given: Mapping[str, Any]) -> Options:
-    """Return the defaults that every other option changes: --preset or whether there is data, and
-    --task.
+@dataclass(frozen=True)
+class Choice:
+    """The options that choose the defaults of all others, and are therefore read before them.
+
+    Their values are not checked here but with all the others.
     """
-    data = given["data"] or (DOWNLOADS if given["download"] or DOWNLOADS.is_dir() else None)
-    preset = given["preset"] if given["preset"] in PRESETS else "paper" if data else "demo"
-    task = given["task"] if given["task"] in TASKS else "sr"
-    return dataclasses.replace(PRESETS[preset], data=data, task=task, **TASKS[task])
+
+    preset: str | None = None
+    task: str = "sr"
+    data: Path | None = None
+    download: bool = False
 
 
 def parse(arguments: list[str]) -> Options:
-    return parse_options(Options, arguments, defaults, __doc__)
+    """Return the options of a command line."""
+    choice = given_options(Choice, arguments)
+    return parse_options(Options, arguments, default=defaults(choice), description=__doc__)
+
+
+def defaults(choice: Choice) -> Options:
+    """Return the options where nothing else is given: those of the preset and of the task."""
+    data = choice.data
+    if data is None and (choice.download or DOWNLOADS.is_dir()):
+        data = DOWNLOADS
+    preset = choice.preset
+    if preset not in PRESETS:
+        preset = "demo" if data is None else "paper"
+    changes = dict(PRESETS[preset])
+    if choice.task in TASKS:
+        changes.update(TASKS[choice.task], task=choice.task)
+    return with_values(Options(), {**changes, "data": data})
+
+
+# --- the training
 
 
 def main(options: Options) -> None:
+    """Train a network, and write what came out into the run folder."""
     show_messages()
-    with join_processes(options.device) as processes:
-        if options.download:
-            download_div2k(DOWNLOADS, scale=options.scale if options.degradation == "BI" else None)
-        if options.data is None:
-            processes.say(
-                f"DIV2K was not found in {DOWNLOADS}. To train on it, pass --download, "
-                "which fetches it there, or --data DIR for a copy of it or for any other folder "
-                "of HR images.\nTraining on the photographs that "
-                f"scikit-image carries instead; held out: {', '.join(HELD_OUT_PHOTOS)}."
-            )
-        training, validation = training_pairs(
-            *(options.data, options.valid, options.scale, options.degradation),
-            seed=options.seed,
-            num_valid=options.num_valid,
-            min_size=options.patch_size,
-            blur_sigma=options.blur_sigma,
-            noise_sigma=options.noise_sigma,
-        )
-        seed_all(options.seed)
+    with join_processes(options.compute.device) as processes:
+        training, validation = image_pairs(options, processes)
+
+        # All processes make the same weights; what they draw later is each one's own.
+        seed_all(options.run.seed)
         net = build(options, processes)
-        seed_all(options.seed, processes.rank)
-        kind = f"x{options.scale}" if options.task == "sr" else options.task
-        folder = options.out or Path(
-            "runs", time.strftime(f"{options.preset}-{kind}-%Y%m%d-%H%M%S")
-        )
-        with open_run(options, folder, processes) as run:
+        seed_all(options.run.seed, processes.rank)
+
+        folder = options.run.out or default_folder(options)
+        with open_run(options, options.run, folder, processes) as run:
             processes.say(
                 f"training on {training}, validating on {validation}; run folder {run.folder}"
             )
             finished = train(options, run, net, training, validation, processes)
             if finished is not None and processes.first:
-                title = f"ASRN {kind}, {options.steps} steps"
-                net = finished.float()
-                print(f"\n{write_report(run.folder, net, validation, title, processes.device)}")
+                title = f"ASRN {kind_of(options)}, {options.optimiser.steps} steps"
+                report = write_report(
+                    run.folder, finished.float(), validation, title, processes.device
+                )
+                print(f"\n{report}")
                 print(
                     f"written to {run.folder}: best.safetensors, last.safetensors, "
                     "table and figures"
                 )
-
-
-def build(options: Options, processes: Processes) -> ElasticWrapper:
-    """Return the network; the variant ss has its one tap at the deepest block."""
-    net = asrn(
-        *(options.scale, options.num_blocks, options.channels),
-        upsampler=options.upsampler,
-        init=options.start,
-        skip=None if options.skip == "none" else options.skip,
-        tap_affine=options.tap_affine,
-        taps=(-1,) if options.variant == "ss" else None,
-    )
-    if options.init is not None and options.resume is None:
-        taken = warm_start(net, elasticnet.load(options.init), may_differ=SAME_HEAD)
-        processes.say(f"warm start from {options.init}: {'; '.join(taken)}")
-    dtype = torch.float64 if options.precision == "float64" else torch.float32
-    return net.to(processes.device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def tap_weights(
-    options: Options, taps: Sequence[int]
-) -> Mapping[int, float] | Callable[[int], Mapping[int, float]]:
-    """Return what `--tap-weights` names: a weight for every depth, or a function of the step."""
-    if options.tap_weights == "paper":
-        return equal(taps)
-    if options.tap_weights == "normalised":
-        return normalised(taps)
-    if options.tap_weights == "deepest":
-        return deepest_share(taps, share=0.5)
-    if options.tap_weights == "rising":
-        return partial(
-            rising_deepest_share, taps, total=options.steps, start=options.rising_from, end=1.0
-        )
-    return deepest_share(taps, share=options.tap_weights)
 
 
 def train(
@@ -367,133 +359,341 @@ def train(
     validation: PairSet,
     processes: Processes,
 ) -> ElasticWrapper | None:
-    """Train until options.steps and return the network to ship; None when it was stopped before
-    (and saved).
-    """
-    loss, power = LOSSES[options.loss]
-    factor = options.image_scale**power
-    objective = ElasticObjective(
+    """Train to the last step; return the network to ship, or None if a signal stopped it before."""
+    objective = make_objective(options, net)
+    training_step = make_training_step(options, net, objective, processes)
+    sampler = make_sampler(options, training, processes)
+    log = make_log(options, run, processes)
+    shipped = training_step.averaged_net  # the network itself where there is no moving average
+    steps = options.optimiser.steps
+
+    # Go on behind the newest state that the run has saved; a new run begins at step 0.
+    done, best, log_state = resume(run, steps, training_step, processes)
+    stopping = False
+
+    with StopSignal() as stop, log.start(done, log_state):
+        log_start(options, log, done, shipped, validation, processes)
+
+        while done < steps and not stopping:
+            # One step: the losses at all taps, gradients, clipping, update, moving average. Patches
+            # and learning rate are functions of the step, so that a resumed run sees the same ones.
+            learning_rate = learning_rate_at(done, options.optimiser)
+            terms = training_step(partial(sampler.batch, done), done, learning_rate)
+            log.add(terms)
+            done += 1
+
+            # A validation is followed by a save, and a line of the log comes before each save.
+            due = due_after(done, options)
+            stopping = stop_is_requested(stop, processes, all_look=due.line)
+
+            # The first process scores every depth of the network that would be shipped.
+            scores = None
+            if due.validation and processes.first:
+                scores = psnr_per_depth(shipped, validation, processes.device)
+            if due.line or stopping:
+                log.write(done, scores, learning_rate=learning_rate)
+
+            # The best network so far, by the mean over its depths, is kept in a file of its own.
+            if scores is not None:
+                best = keep_best(run, shipped, done, scores, best)
+                log.pictures(done, validation_crops(shipped, validation, processes.device))
+
+            # A state to resume from comes behind all that the log says about its step.
+            if due.save or stopping:
+                save(run, done, training_step, log, best, processes)
+
+    if done < steps:
+        processes.say(
+            f"stopped and saved at step {done}; go on with: "
+            f"python {sys.argv[0]} --resume {run.folder}"
+        )
+        return None
+    return shipped
+
+
+# --- what the training is made of
+
+
+def image_pairs(options: Options, processes: Processes) -> tuple[PairSet, PairSet]:
+    """Return the training and the validation images, downloaded if --download says so."""
+    images = options.images
+    degradation = options.degradation
+    if options.setup.download:
+        # DIV2K has LR images of bicubic degradation alone; others are made of the HR images.
+        lr_scale = images.scale if degradation.degradation == "BI" else None
+        download_div2k(DOWNLOADS, scale=lr_scale)
+    if images.data is None:
+        processes.say(
+            f"DIV2K was not found in {DOWNLOADS}. To train on it, pass --download, which fetches "
+            "it there, or --data DIR for a copy of it or for any other folder of HR images.\n"
+            "Training on the photographs that scikit-image carries instead; held out: "
+            f"{', '.join(HELD_OUT_PHOTOS)}."
+        )
+    return training_pairs(
+        images.data,
+        images.valid,
+        images.scale,
+        degradation.degradation,
+        seed=options.run.seed,
+        num_valid=images.num_valid,
+        min_size=images.patch_size,
+        blur_sigma=degradation.blur_sigma,
+        noise_sigma=degradation.noise_sigma,
+    )
+
+
+def build(options: Options, processes: Processes) -> ElasticWrapper:
+    """Return the network on its device, from the weights of --init if it is given."""
+    # The ordinary network of the variant ss has one tap, at its deepest block.
+    taps = (-1,) if options.loss.variant == "ss" else None
+    skip = None if options.network.skip == "none" else options.network.skip
+    net = asrn(
+        scale=options.images.scale,
+        num_blocks=options.network.num_blocks,
+        channels=options.network.channels,
+        upsampler=options.network.upsampler,
+        init=options.network.start,
+        skip=skip,
+        tap_affine=options.network.tap_affine,
+        taps=taps,
+    )
+    if options.setup.init is not None and options.run.resume is None:
+        taken = warm_start(net, elasticnet.load(options.setup.init), may_differ=SAME_HEAD)
+        processes.say(f"warm start from {options.setup.init}: {'; '.join(taken)}")
+    net = net.to(processes.device, weight_dtype(options))
+    return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
+    """Return the network and its loss in one: deep supervision and self-distillation."""
+    image_loss = LOSSES[options.loss.loss]
+    # An L1 loss of images in 0..255 is 255 times that of images in 0..1, an MSE loss 255**2 times.
+    factor = options.loss.image_scale**image_loss.power
+
+    def task_loss(prediction: Tensor, target: Tensor) -> Tensor:
+        return factor * image_loss.function(prediction, target)
+
+    psd_weight = options.loss.psd_weight if options.loss.variant == "full" else 0.0
+    sampled_taps = None if options.loss.variant == "ss" else options.loss.sampled_taps
+    return ElasticObjective(
         net,
-        task_loss=lambda prediction, target: factor * loss(prediction, target),
-        psd_weight=options.psd_weight if options.variant == "full" else 0.0,
+        task_loss=task_loss,
+        psd_weight=psd_weight,
         tap_weights=tap_weights(options, net.taps),
-        sampled_taps=options.sampled_taps if options.variant != "ss" else None,
-        seed=options.seed,
-        output_weight=factor * options.output_weight,
+        sampled_taps=sampled_taps,
+        seed=options.run.seed,
+        output_weight=factor * options.loss.output_weight,
     )
-    training_step = TrainingStep(
-        torch.compile(objective, mode="reduce-overhead" if CUDA else None)
-        if options.compile
-        else objective,
+
+
+def tap_weights(options: Options, taps: Sequence[int]) -> TapWeights:
+    """Return the weight of every tap's loss by depth, or a function of the step that returns it."""
+    chosen = options.loss.tap_weights
+    if chosen == "paper":
+        return equal(taps)
+    if chosen == "normalised":
+        return normalised(taps)
+    if chosen == "deepest":
+        return deepest_share(taps, share=0.5)
+    if chosen == "rising":
+        return partial(
+            rising_deepest_share,
+            taps,
+            total=options.optimiser.steps,
+            start=options.loss.rising_from,
+            end=1.0,
+        )
+    return deepest_share(taps, share=chosen)
+
+
+def make_training_step(
+    options: Options, net: ElasticWrapper, objective: ElasticObjective, processes: Processes
+) -> TrainingStep:
+    """Return what does one step of training, with its optimiser."""
+    compiled: Any = objective
+    if options.compute.compile:
+        mode = "reduce-overhead" if CUDA else None
+        compiled = torch.compile(objective, mode=mode)
+    optimiser = torch.optim.Adam(net.parameters(), lr=options.optimiser.learning_rate, fused=True)
+    return TrainingStep(
+        compiled,
         net,
-        torch.optim.Adam(net.parameters(), lr=options.learning_rate, fused=True),
+        optimiser,
         processes=processes,
-        precision=options.precision,
-        ema=options.ema,
-        clip_norm=options.clip_norm,
-        clip_value=options.clip_value,
-        parts=options.accumulate,
-        auto_batch=options.auto_batch,
+        precision=options.compute.precision,
+        ema=options.optimiser.ema,
+        clip_norm=options.optimiser.clip_norm,
+        clip_value=options.optimiser.clip_value,
+        parts=options.compute.accumulate,
+        auto_batch=options.compute.auto_batch,
     )
-    sampler = PatchSampler(
-        *(training, options.patch_size, options.batch_size),
-        seed=options.seed,
-        augment=options.augment,
+
+
+def make_sampler(options: Options, training: PairSet, processes: Processes) -> PatchSampler:
+    """Return what cuts the patches of every step."""
+    return PatchSampler(
+        training,
+        patch_size=options.images.patch_size,
+        batch_size=options.optimiser.batch_size,
+        seed=options.run.seed,
+        augment=options.images.augment,
         device=processes.device,
-        dtype=torch.float64 if options.precision == "float64" else torch.float32,
+        dtype=weight_dtype(options),
         memory_format=torch.channels_last,
     )
-    machine = machine_key(processes.device, getattr(torch, options.precision))
-    log = TrainingLog(
+
+
+def make_log(options: Options, run: Run, processes: Processes) -> TrainingLog:
+    """Return the log of the run; it names the machine, as a resumed run may go on elsewhere."""
+    precision = getattr(torch, options.compute.precision)
+    return TrainingLog(
         run,
-        options.steps,
+        options.optimiser.steps,
         processes,
         score_name="psnr",
         score_unit="dB",
-        tensorboard=options.tensorboard,
-        machine=machine,
+        tensorboard=options.run.tensorboard,
+        machine=machine_key(processes.device, precision),
     )
-    shipped, done, best, state, stopping = training_step.averaged_net, 0, -math.inf, None, False
-    if latest := run.load_latest():
-        done, state = latest
-        if done > options.steps:
-            raise ValueError(
-                f"--steps {options.steps}: the run in {run.folder} is already at step {done}"
-            )
-        training_step.load_state_dict(state["training"])
-        if processes.rank < len(state["random"]):
-            set_random_state(state["random"][processes.rank])
-        best = state["best"]
-        processes.say(f"resumed {run.folder} at step {done}")
 
-    with StopSignal() as stop, log.start(done, state and state["log"]):
-        if done == 0 and options.init is not None and processes.first:
-            # what the file was worth
-            log.write(0, psnr_per_depth(shipped, validation, processes.device))
-        while done < options.steps and not stopping:
-            rate = halving(done, options.halve_every)
-            if options.schedule == "cosine":
-                rate = cosine(done, options.steps, options.warmup)
-            learning_rate = options.learning_rate * rate
-            log.add(
-                training_step(
-                    lambda part, parts, step=done: sampler.batch(step, part, parts),
-                    done,
-                    learning_rate,
-                )
-            )
-            done += 1
-            evaluating = done % options.eval_every == 0 or done == options.steps
-            saving = evaluating or done % options.save_every == 0
-            writing = saving or done % options.log_every == 0
-            # Several processes look together, and seldom, as it makes them wait for each other.
-            stopping = (
-                processes.any(stop.requested)
-                if writing
-                else processes.count == 1 and stop.requested
-            )
-            scores = (
-                psnr_per_depth(shipped, validation, processes.device)
-                if evaluating and processes.first
-                else None
-            )
-            if writing or stopping:
-                log.write(done, scores, learning_rate=learning_rate)
-            if scores is not None:
-                if (mean := sum(scores.values()) / len(scores)) > best:
-                    best = mean
-                    elasticnet.save(
-                        shipped, run.folder / "best.safetensors", {"step": done, "psnr": scores}
-                    )
-                log.pictures(done, validation_crops(shipped, validation, processes.device))
-            if saving or stopping:
-                state = {
-                    "training": training_step.state_dict(),
-                    "log": log.state_dict(),
-                    "best": best,
-                }
-                run.save(done, {**state, "random": processes.gather(random_state())})
-                if processes.first:
-                    elasticnet.save(shipped, run.folder / "last.safetensors", {"step": done})
-    if done < options.steps:
-        processes.say(
-            f"stopped and saved at step {done}; "
-            f"go on with: python {sys.argv[0]} --resume {run.folder}"
-        )
-    return shipped if done == options.steps else None
+
+def learning_rate_at(step: int, options: Optimiser) -> float:
+    """Return the learning rate of a step."""
+    if options.schedule == "cosine":
+        return options.learning_rate * cosine(step, options.steps, options.warmup)
+    return options.learning_rate * halving(step, options.halve_every)
+
+
+def weight_dtype(options: Options) -> torch.dtype:
+    """Return the data type of weights and patches; lower precisions are autocast's."""
+    return torch.float64 if options.compute.precision == "float64" else torch.float32
+
+
+# --- resume, validate, save
+
+
+class Standing(NamedTuple):
+    """Where a run stands: steps done, best mean PSNR, state of its log."""
+
+    done: int
+    best: float
+    log_state: Mapping[str, Any] | None
+
+
+def resume(run: Run, steps: int, training_step: TrainingStep, processes: Processes) -> Standing:
+    """Load the newest state that the run has saved, if it has one; return where the run stands."""
+    latest = run.load_latest()
+    if latest is None:
+        return Standing(done=0, best=-math.inf, log_state=None)
+    done, state = latest
+    if done > steps:
+        raise ValueError(f"--steps {steps}: the run in {run.folder} is already at step {done}")
+    training_step.load_state_dict(state["training"])
+    # Of more processes than saved their generators, the others keep those of their seed.
+    if processes.rank < len(state["random"]):
+        set_random_state(state["random"][processes.rank])
+    processes.say(f"resumed {run.folder} at step {done}")
+    return Standing(done, state["best"], state["log"])
+
+
+def log_start(
+    options: Options,
+    log: TrainingLog,
+    done: int,
+    net: ElasticWrapper,
+    validation: PairSet,
+    processes: Processes,
+) -> None:
+    """Write what the file of --init was worth before it is trained further."""
+    if done == 0 and options.setup.init is not None and processes.first:
+        log.write(0, psnr_per_depth(net, validation, processes.device))
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    validation: bool
+    save: bool
+    line: bool
+
+
+def due_after(done: int, options: Options) -> Due:
+    """Return what is to be done after so many steps."""
+    at_the_end = done == options.optimiser.steps
+    validation = at_the_end or done % options.run.eval_every == 0
+    save = validation or done % options.run.save_every == 0
+    line = save or done % options.run.log_every == 0
+    return Due(validation, save, line)
+
+
+def stop_is_requested(stop: StopSignal, processes: Processes, *, all_look: bool) -> bool:
+    """Return whether to stop; all processes decide it together, and not at every step.
+
+    Deciding together makes the processes wait for each other.
+    """
+    if all_look:
+        return processes.any(stop.requested)
+    return processes.count == 1 and stop.requested
 
 
 def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) -> dict[int, float]:
-    return {
-        depth: score.psnr
-        for depth, score in evaluate(net, pairs, device=device, ssim=False).items()
+    """Return the PSNR of every depth on the validation images, in dB."""
+    scores = evaluate(net, pairs, device=device, ssim=False)
+    return {depth: score.psnr for depth, score in scores.items()}
+
+
+def keep_best(
+    run: Run, net: ElasticWrapper, step: int, scores: dict[int, float], best: float
+) -> float:
+    """Write best.safetensors if the mean of the scores beats the best so far; return the best."""
+    mean = sum(scores.values()) / len(scores)
+    if mean <= best:
+        return best
+    elasticnet.save(net, run.folder / "best.safetensors", {"step": step, "psnr": scores})
+    return mean
+
+
+def save(
+    run: Run,
+    step: int,
+    training_step: TrainingStep,
+    log: TrainingLog,
+    best: float,
+    processes: Processes,
+) -> None:
+    """Write the state to resume from, and the network that would be shipped now."""
+    state = {
+        "training": training_step.state_dict(),
+        "log": log.state_dict(),
+        "best": best,
+        "random": processes.gather(random_state()),
     }
+    run.save(step, state)
+    if processes.first:
+        last = run.folder / "last.safetensors"
+        elasticnet.save(training_step.averaged_net, last, {"step": step})
+
+
+# --- names
+
+
+def kind_of(options: Options) -> str:
+    """Return what is trained in a word, such as x4 or denoise."""
+    if options.setup.task == "sr":
+        return f"x{options.images.scale}"
+    return options.setup.task
+
+
+def default_folder(options: Options) -> Path:
+    """Return the run folder where --out is not given."""
+    now = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs", f"{options.setup.preset}-{kind_of(options)}-{now}")
 
 
 if __name__ == "__main__":
     keep_freed_memory()
     torch.backends.cudnn.benchmark = True  # the patches of a training are all of one size
-    # where it was when the system ended it, say for a disk that is gone from under its cache
+    # says where it was when the system ended it, say for a disk that is gone from under its cache
     faulthandler.enable()
     try:
         main(parse(sys.argv[1:]))

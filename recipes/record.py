@@ -1,17 +1,24 @@
-"""Keep the measurements of a finished run: docs/results/NAME.json, from which recipes/results.py
-makes the pages.
+"""Keep the measurements of a finished run in docs/results/, from which results.py makes the pages.
 
-python recipes/record.py NAME RUN                            options, final table and validations on
-the way python recipes/record.py NAME RUN --data Set5 Set14 B100     and every depth of its best
-network on these sets
+python recipes/record.py NAME RUN                            docs/results/NAME.json: options,
+                                                             final table, validations on the way
+python recipes/record.py NAME RUN --data Set5 Set14 B100     and every depth of its best network
+                                                             on these sets
+python recipes/record.py --presets                           docs/results/presets.json: what the
+                                                             presets of asrn_div2k.py mean
 """
 
 from __future__ import annotations
 
+import elasticnet.before_torch  # sets what must be set before torch is imported
+
+# isort: split
 import argparse
 import json
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,86 +28,133 @@ from elasticnet import ElasticWrapper
 from elasticnet._files import write_json
 from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+RECIPES = Path(__file__).parent
+RESULTS = RECIPES.parent / "docs" / "results"
 KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total", "psnr")
+KEPT_OF_ROW = ("data", "depth", "parameters", "psnr", "ssim")
+DEGRADATION = ("degradation", "blur_sigma", "noise_sigma")
 
 
 def record_of(
     run: Path, folders: Sequence[Path] = (), machine: str | None = None
 ) -> dict[str, Any]:
-    """What is kept of a run: options (of paths the last name), final table, and the validations on
-    the way.
+    """Return what is kept of a run: options, final table, and the validations on the way.
 
-    folders: data sets on which every depth is scored, too: of the best network, where the table is
-    of the last one. machine: in words, what trained it; by default what the log says. Raises
-    ValueError where it says nothing.
+    Of paths that lead elsewhere the last name is kept.
+
+    Args:
+        run: The run folder.
+        folders: Data sets on which every depth is scored, too: of the best network, where the table
+            is of the last one.
+        machine: What trained it, in words; by default what the log says.
+
+    Raises:
+        ValueError: The log does not say what trained it.
     """
     options = json.loads((run / "options.json").read_text())
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    scores = [
-        {name: line[name] for name in KEPT_OF_LOG if name in line}
-        for line in lines
-        if "psnr" in line
-    ]
     table = json.loads((run / "table.json").read_text())
     table.pop("options", None)
-    record = {"options": options, "table": table, "scores": scores}
+    record = {"options": options, "table": table, "scores": validations(lines)}
     if folders:
-        named = (line["machine"] for line in lines if "machine" in line)
-        machine = machine or ", then ".join(key for key, _ in groupby(named))
+        if machine is None:
+            machine = machines_of(lines)
         if not machine:
             raise ValueError(
                 f"{run / 'log.jsonl'} names no machine: say with --machine what trained it"
             )
-        record |= {"machine": machine, "sets": scored(run, options, folders)}
+        record["machine"] = machine
+        record["sets"] = scored(run, options, folders)
     return without_folders(record)
 
 
+def validations(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what is kept of the log's lines that have scores."""
+    kept: list[dict[str, Any]] = []
+    for line in lines:
+        if "psnr" in line:
+            kept.append({name: line[name] for name in KEPT_OF_LOG if name in line})
+    return kept
+
+
+def machines_of(lines: Iterable[dict[str, Any]]) -> str:
+    """Return the machines that the log names in their order, once for each stay; empty for none."""
+    named = [line["machine"] for line in lines if "machine" in line]
+    stays = [machine for machine, _ in groupby(named)]
+    return ", then ".join(stays)
+
+
 def scored(run: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Every depth of a run's best network on data sets, beside bicubic; of one with a single exit,
-    cut short, too.
+    """Return the scores of every depth of a run's best network on data sets, beside bicubic.
+
+    A network with a single exit is cut short, too.
     """
-    net = elasticnet.load(run / "best.safetensors")
-    adapters = {int(depth): adapter for depth, adapter in net.adapters.items()}
-    # with all taps
-    net = ElasticWrapper(net.blocks, net.head, net.stem, None, adapters, net.head_skip).eval()
-    degradation: dict[str, Any] = {
-        name: options.get(name) for name in ("degradation", "blur_sigma", "noise_sigma")
-    }
+    net = with_all_taps(elasticnet.load(run / "best.safetensors"))
+    degradation: dict[str, Any] = {name: options.get(name) for name in DEGRADATION}
     sets = load_sets(folders, [scale_of(net)], **degradation)
     rows = benchmark([("net", net)], sets, costs=False, progress=True).rows
-    return [
-        {name: row._asdict()[name] for name in ("data", "depth", "parameters", "psnr", "ssim")}
-        for row in rows
-    ]
+    return [{name: getattr(row, name) for name in KEPT_OF_ROW} for row in rows]
+
+
+def with_all_taps(net: ElasticWrapper) -> ElasticWrapper:
+    """Return the network, in eval mode, with a prediction at every depth."""
+    adapters = {int(depth): adapter for depth, adapter in net.adapters.items()}
+    every = ElasticWrapper(
+        net.blocks, net.head, net.stem, taps=None, adapters=adapters, head_skip=net.head_skip
+    )
+    return every.eval()
 
 
 def without_folders(value: Any) -> Any:
-    """The value with every path in it that leads out of the working folder cut to its last name."""
+    """Return the value with every path in it that leads elsewhere cut to its last name."""
     if isinstance(value, dict):
         return {key: without_folders(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [without_folders(entry) for entry in value]
-    outside = isinstance(value, str) and (
-        Path(value).is_absolute() or Path(value).parts[:1] == ("..",)
-    )
-    return Path(value).name if outside else value
+    if isinstance(value, str) and leads_elsewhere(Path(value)):
+        return Path(value).name
+    return value
+
+
+def leads_elsewhere(path: Path) -> bool:
+    """Return whether a path leads out of the working folder."""
+    return path.is_absolute() or path.parts[:1] == ("..",)
+
+
+def presets_of_asrn() -> dict[str, Any]:
+    """Return the options of every preset of asrn_div2k.py on a CPU, where there is no data set."""
+    presets: dict[str, Any] = {}
+    for preset in ("demo", "paper", "best"):
+        command = [sys.executable, str((RECIPES / "asrn_div2k.py").resolve()), "--print-options"]
+        command += ["--preset", preset, "--device", "cpu", "--precision", "float32"]
+        with tempfile.TemporaryDirectory() as without_data:
+            said = subprocess.run(command, cwd=without_data, stdout=subprocess.PIPE, check=True)
+        presets[preset] = json.loads(said.stdout)
+    return presets
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Write one record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", help="of the JSON file")
-    parser.add_argument("run", type=Path, help="folder of a finished run of a recipe")
+    parser.add_argument("name", nargs="?", help="of the JSON file")
+    parser.add_argument("run", nargs="?", type=Path, help="folder of a finished run of a recipe")
     parser.add_argument(
         "--data", nargs="+", type=Path, default=[], metavar="SET", help="data sets to score it on"
     )
     parser.add_argument("--machine", help="what trained it; default: what its log says")
-    options = parser.parse_args(arguments)
-    write_json(
-        RESULTS / f"{options.name}.json", record_of(options.run, options.data, options.machine)
+    parser.add_argument(
+        "--presets", action="store_true", help="write what the presets mean, and nothing else"
     )
+    options = parser.parse_args(arguments)
+    if options.presets:
+        write_json(RESULTS / "presets.json", presets_of_asrn())
+        return
+    if options.run is None:
+        parser.error("expected NAME and RUN, or --presets")
+    record = record_of(options.run, options.data, options.machine)
+    write_json(RESULTS / f"{options.name}.json", record)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,11 @@ folders, and of what tests/benchmarks/bench_cpu.py writes; a test runs --check.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import re
-import runpy
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 from types import FunctionType
@@ -39,6 +36,7 @@ SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "a
 DSL_PSD = "DSL + PSD"
 WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")  # on what is trained
 Records = dict[str, dict[str, Any]]
+Presets = dict[str, dict[str, Any]]  # preset -> option -> value; records["presets"]
 
 
 def decibels(scores: Iterable[float]) -> list[str]:
@@ -147,28 +145,18 @@ def score(record: dict[str, Any], data: str, depth: int | None, what: str = "psn
     return next(row[what] for row in record["sets"] if (row["data"], row["depth"]) == (data, depth))
 
 
-@cache
-def presets() -> dict[str, dict[str, Any]]:
-    """The options of every preset, as they are on a machine without a GPU."""
-    recipe, on_cpu = (
-        runpy.run_path(str(RECIPES / "asrn_div2k.py")),
-        {"device": "cpu", "precision": "float32"},
-    )
-    return {
-        name: dataclasses.asdict(options) | on_cpu for name, options in recipe["PRESETS"].items()
-    }
+def changed(options: dict[str, Any], presets: Presets, usual: dict[str, Any] | None = None) -> str:
+    """Return what a run's options change of the usual ones, as a command line has it.
 
-
-def changed(options: dict[str, Any], usual: dict[str, Any] | None = None) -> str:
-    """What a run's options change of the usual ones, by default its preset's, as a command line has
-    it.
+    The usual ones are by default those of the run's preset; it is then named, too.
     """
-    base = usual or presets()[options["preset"]]
-    # what older records lack
-    off = {name: value for name, value in presets()["paper"].items() if name in base}
-    unused = ("psd_weight",) if options["variant"] != "full" else ()
-    words = as_command(options | off | options, base, (*WITHOUT_EFFECT, *unused))
-    return words if usual else f"--preset {options['preset']} {words}"
+    base = presets[options["preset"]] if usual is None else usual
+    # older records lack the options that were added since
+    complete = {**options, **presets["paper"], **options}
+    compared = {name: complete[name] for name in complete if name in base}
+    unused = [] if options["variant"] == "full" else ["psd_weight"]
+    words = as_command(compared, base, [*WITHOUT_EFFECT, *unused])
+    return words if usual is not None else f"--preset {options['preset']} {words}"
 
 
 def choices(records: Records) -> str:
@@ -180,14 +168,15 @@ def choices(records: Records) -> str:
         key=lambda name: int(name.split("-")[1]),
     )
     tried = [records[name] for name in names]
-    every = [presets()["paper"] | record["options"] for record in tried]
+    presets = records["presets"]
+    every = [presets["paper"] | record["options"] for record in tried]
     usual = {
         key: Counter(of[key] for of in every).most_common(1)[0][0]
         for key in sorted(set().union(*every))
     }
     rows = []
     for record in tried:
-        held_out, label = record["scores"][-1]["psnr"], changed(record["options"], usual)
+        held_out, label = record["scores"][-1]["psnr"], changed(record["options"], presets, usual)
         ends = [
             score(record, "Set5", int(depth)) for depth in sorted({min(held_out), max(held_out)})
         ]
@@ -205,7 +194,7 @@ def choices(records: Records) -> str:
         "Set5, deepest",
     ]
     made = "PSNR-Y in dB, depths on the held-out photographs. What a row does not name:"
-    return f"{table([header, *rows])}\n{made} `{changed(usual)}`."
+    return f"{table([header, *rows])}\n{made} `{changed(usual, presets)}`."
 
 
 def seeds_of(records: Records, name: str) -> list[dict[str, Any]]:
@@ -329,7 +318,7 @@ def cards(records: Records) -> str:
             ],
             ["hardware", record["machine"]],
             ["seed", options["seed"]],
-            ["command", f"`python recipes/asrn_div2k.py {changed(options)}`"],
+            ["command", f"`python recipes/asrn_div2k.py {changed(options, records['presets'])}`"],
             ["log", f"[{name}.json](results/{name}.json)"],
         ]
         parts.append(f"## `{weights}.safetensors`\n\n{table([['', ''], *rows], left=2)}")

@@ -1,11 +1,11 @@
-"""Make an ordinary super-resolution network elastic: EDSR or RCAN, before and after, at every
-depth.
+"""Make an ordinary super-resolution network elastic: EDSR or RCAN, before and after.
 
-    python recipes/sr_retrofit.py --model edsr                  minutes, on the photographs that
-    scikit-image carries python recipes/sr_retrofit.py --model rcan --data DIR --valid DIR DIR
-    your images, scored on benchmark sets python recipes/sr_retrofit.py --model edsr --weights FILE
-    --data DIR      from the authors' checkpoint, or ours python recipes/sr_retrofit.py --resume
-    runs/NAME            go on exactly where a run stopped
+    python recipes/sr_retrofit.py --model edsr      minutes, on scikit-image's photographs
+    python recipes/sr_retrofit.py --model rcan --data DIR --valid DIR DIR     your images, scored on
+                                                    benchmark sets
+    python recipes/sr_retrofit.py --model edsr --weights FILE --data DIR      from the authors'
+                                                    checkpoint, or ours
+    python recipes/sr_retrofit.py --resume RUN      go on exactly where the run in a folder stopped
 
 Three trainings on the same images: the ordinary network by its deepest exit alone (read instead
 with --weights), an SRCNN to compare with, and the elastic network, which starts from the ordinary
@@ -17,15 +17,18 @@ for each set of images.
 
 from __future__ import annotations
 
+import elasticnet.before_torch  # sets what must be set before torch is imported
+
+# isort: split
 import copy
 import faulthandler
-import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +40,7 @@ from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import aligned, table
 from elasticnet.loss_weights import equal, normalised
 from elasticnet.memory import keep_freed_memory
-from elasticnet.sr.benchmark import benchmark, evaluate, load_sets, scale_of
+from elasticnet.sr.benchmark import Row, benchmark, evaluate, load_sets, scale_of
 from elasticnet.sr.benchmark.figures import elastic_curve
 from elasticnet.sr.data import PairSet
 from elasticnet.sr.data.patches import PatchSampler
@@ -45,31 +48,66 @@ from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.models.convert import BUILDERS, load_official, read_official
 from elasticnet.sr.models.edsr import tap_macs
 from elasticnet.sr.models.heads import bicubic_upsample
+from elasticnet.sr.options import DataOptions
 from elasticnet.training.learning_rate import cosine
-from elasticnet.training.log import TrainingLog, show_messages, tensorboard_installed
-from elasticnet.training.options import as_json, at_least_one, open_run, parse_options
+from elasticnet.training.log import TrainingLog, show_messages
+from elasticnet.training.options import (
+    Above,
+    AtLeast,
+    ComputeOptions,
+    LossOptions,
+    OptimiserOptions,
+    OptionGroup,
+    RunOptions,
+    as_json,
+    changed_options,
+    flag,
+    open_run,
+    parse_options,
+)
 from elasticnet.training.processes import Processes
-from elasticnet.training.run_folder import Run, differing_options
+from elasticnet.training.run_folder import Run
 from elasticnet.training.state import seed_all
 from elasticnet.training.step import TrainingStep
 from elasticnet.training.stop_signal import StopSignal
 
-PHASES = ("ordinary", "srcnn", "elastic")
-LABELS = ("ordinary, cut short", "SRCNN", "elastic")
-# The options of size, each with the builder's own argument and what it is where no weights tell it
-EDSR_SIZES = {"scale": ("scale", 2), "num_blocks": ("num_blocks", 8), "channels": ("channels", 32)}
-RCAN_SIZES = EDSR_SIZES | {"num_groups": ("num_blocks", 4), "num_blocks": ("group_size", 4)}
-SIZES: dict[str, dict[str, tuple[str, int]]] = {"edsr": EDSR_SIZES, "rcan": RCAN_SIZES}
-# a resumed run cannot change them
-FIXED = ("model", "weights", "scale", "num_blocks", "num_groups", "channels")
-# EDSR's heads at all taps cost more than its blocks: see tap_macs
-SAMPLED_TAPS = {"edsr": 2, "rcan": None}
-CUDA = torch.cuda.is_available()
+# the labels of the networks in tables and figures
+CUT = "ordinary, cut short"
+SRCNN_LABEL = "SRCNN"
+ELASTIC = "elastic"
 
 
-@dataclass(frozen=True)
-class Options:
-    """Make an ordinary super-resolution network elastic."""
+class Size(NamedTuple):
+    """An option of size, the builder's argument that it is, and its default without --weights."""
+
+    option: str
+    argument: str
+    default: int
+
+
+EDSR_SIZES = (
+    Size("scale", "scale", default=2),
+    Size("num_blocks", "num_blocks", default=8),
+    Size("channels", "channels", default=32),
+)
+# A block of the wrapped RCAN, which is a depth, is a residual group.
+RCAN_SIZES = (
+    Size("scale", "scale", default=2),
+    Size("num_groups", "num_blocks", default=4),
+    Size("group_size", "group_size", default=4),
+    Size("channels", "channels", default=32),
+)
+SIZES = {"edsr": EDSR_SIZES, "rcan": RCAN_SIZES}
+# what a resumed run cannot change
+FIXED = ("model", "weights", "scale", "num_blocks", "num_groups", "group_size", "channels")
+
+
+# --- options: in groups for --help and for the code below; options.json holds them without groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(OptionGroup):
+    """The network."""
 
     model: Literal["edsr", "rcan"] = "edsr"
     """The network. A depth is a residual block of EDSR or a residual group of RCAN."""
@@ -77,211 +115,446 @@ class Options:
     """The ordinary network: an authors' .pth or .pt, or a .safetensors file. Default: a short
     training.
     """
-    out: Path | None = None
-    """Run folder, new or empty. Default: runs/retrofit-MODEL-xSCALE-TIME."""
-    resume: Path | None = None
-    """Run folder to go on with, exactly where it stopped and with the options it was started
-    with.
-    """
+    scale: Literal[2, 3, 4] | None = None
+    """Enlargement. Default: that of --weights, or 2."""
+    num_blocks: Annotated[int | None, AtLeast(1)] = None
+    """Residual blocks of EDSR. Default: those of --weights, or 8."""
+    num_groups: Annotated[int | None, AtLeast(1)] = None
+    """Residual groups of RCAN. Default: those of --weights, or 4."""
+    group_size: Annotated[int | None, AtLeast(1)] = None
+    """Residual blocks in each of RCAN's groups. Default: those of --weights, or 4."""
+    channels: Annotated[int | None, AtLeast(1)] = None
+    """Width of the body. Default: that of --weights, or 32."""
 
-    data: Path | None = None
-    """Training images: DIV2K or any flat folder of HR images. Default: scikit-image's
-    photographs.
-    """
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model == "rcan" and self.num_blocks is not None:
+            raise ValueError(
+                f"--num-blocks {self.num_blocks}: RCAN has groups of blocks; give --num-groups and "
+                "--group-size, or --model edsr"
+            )
+        for name in ("num_groups", "group_size"):
+            value = getattr(self, name)
+            if self.model == "edsr" and value is not None:
+                raise ValueError(
+                    f"{flag(name)} {value}: EDSR has no groups; give --num-blocks, or --model rcan"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(DataOptions):
+    """The images, of which patches are cut."""
+
     valid: list[str] = field(default_factory=list)
     """Images to score, one or more folders in any known layout. Default: held out of the training
     images.
     """
-    num_valid: int = 10
-    """How many images of --data are held out when --valid is not given."""
 
-    scale: Literal[2, 3, 4] | None = None
-    """Enlargement. Default: that of --weights, or 2."""
-    num_blocks: int | None = None
-    """Residual blocks of EDSR, or of each of RCAN's groups. Default: those of --weights, or 8 and
-    4.
-    """
-    num_groups: int | None = None
-    """Residual groups of RCAN. Default: those of --weights, or 4."""
-    channels: int | None = None
-    """Width of the body. Default: that of --weights, or 32."""
 
-    train_steps: int = 800
-    """Steps of the ordinary network's training; none with --weights."""
-    srcnn_steps: int = 800
-    """Steps of SRCNN's training."""
-    tune_steps: int = 800
-    """Steps that make the network elastic."""
-    learning_rate: float = 1e-3
-    """Adam's learning rate for the ordinary network, before its cosine."""
-    srcnn_learning_rate: float = 1e-3
-    """Adam's learning rate for SRCNN."""
-    tune_learning_rate: float = 1e-3
-    """Adam's learning rate for the elastic network."""
-    warmup: int = 50
-    """Steps of linear warm-up before each cosine."""
-    psd_weight: float = 4e-4
-    """Weight of the self-distillation, beside an L1 loss on images in 0..1 whose taps weigh 1
-    together.
-    """
-    sampled_taps: int | None = None
+@dataclass(frozen=True, kw_only=True)
+class Loss(LossOptions):
+    """The loss of the elastic network: L1 on images in 0..1, whose taps weigh 1 together."""
+
+    sampled_taps: Annotated[int | None, AtLeast(0)] = None
     """Train the deepest tap and this many others a step. Default: 2 for EDSR; all for RCAN, whose
     heads cost little.
     """
-    batch_size: int = 16
-    """Patches a step."""
-    patch_size: int = 32
-    """Side of an LR patch in pixels."""
 
-    eval_every: int = 200
-    """Steps between validations, on the first set of images; each is followed by a save."""
-    save_every: int = 100
-    """Steps between states to resume from."""
-    log_every: int = 20
-    """Steps between lines of the log."""
-    keep: int = 2
-    """How many states to resume from are kept."""
-    tensorboard: bool = tensorboard_installed()
-    """Log to TensorBoard too."""
-    device: str = "cuda" if CUDA else "cpu"
-    """Where to train."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the training steps, by autocast; validation is in float32."""
-    seed: int = 0
-    """Seed of weights, patches and tap sampling."""
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser(OptimiserOptions):
+    """Adam and its learning rates, a cosine in each of the three trainings."""
+
+    train_steps: Annotated[int, AtLeast(1)] = 800
+    """Steps of the ordinary network's training; none with --weights."""
+    srcnn_steps: Annotated[int, AtLeast(1)] = 800
+    """Steps of SRCNN's training."""
+    tune_steps: Annotated[int, AtLeast(1)] = 800
+    """Steps that make the network elastic."""
+    srcnn_learning_rate: Annotated[float, Above(0)] = 1e-3
+    """Adam's learning rate for SRCNN."""
+    tune_learning_rate: Annotated[float, Above(0)] = 1e-3
+    """Adam's learning rate for the elastic network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionGroup):
+    """All options."""
+
+    network: Network = Network()
+    run: RunOptions = RunOptions(eval_every=200, save_every=100, log_every=20, keep=2)
+    images: Images = Images(patch_size=32)
+    loss: Loss = Loss(psd_weight=4e-4)
+    optimiser: Optimiser = Optimiser(learning_rate=1e-3, warmup=50)
+    compute: ComputeOptions = ComputeOptions(precision="float32")
 
     def __post_init__(self) -> None:
-        at_least_one(
-            self,
-            "num_valid",
-            "train_steps",
-            "srcnn_steps",
-            "tune_steps",
-            "batch_size",
-            "patch_size",
+        if self.compute.precision == "float64":
+            raise ValueError("--precision float64: expected float32, bfloat16 or float16")
+
+    @classmethod
+    def with_new_names(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """Return stored options by today's names: RCAN's --group-size was --num-blocks once."""
+        if stored.get("model") == "rcan" and "group_size" not in stored:
+            return {**stored, "num_blocks": None, "group_size": stored.get("num_blocks")}
+        return stored
+
+
+def parse(arguments: list[str]) -> Options:
+    """Return the options of a command line."""
+    return parse_options(Options, arguments, default=Options(), description=__doc__)
+
+
+# --- the training
+
+
+class Phase(NamedTuple):
+    """One of the three trainings.
+
+    name: also of the file that its network is saved in, and what it is called in the log.
+    steps_option: the option that says how many steps it has.
+    """
+
+    name: Literal["ordinary", "srcnn", "elastic"]
+    number: int
+    steps_option: str
+    steps: int
+    learning_rate: float
+
+
+class Standing(NamedTuple):
+    """Where a run stands.
+
+    phase: its number. begun: at which step of the run it began. done: steps done, of all phases.
+    state: what was saved within the phase; None at its beginning.
+    """
+
+    phase: int
+    begun: int
+    done: int
+    state: Mapping[str, Any] | None
+
+
+class Training(NamedTuple):
+    """What all phases share."""
+
+    options: Options
+    run: Run
+    sampler: PatchSampler
+    validation: PairSet
+    processes: Processes
+    log: TrainingLog
+    stop: StopSignal
+
+
+def main(options: Options) -> None:
+    """Train the three networks, score them, and write what came out into the run folder."""
+    show_messages()
+    processes = Processes(device=torch.device(options.compute.device))
+    ordinary = ordinary_network(options).to(processes.device)
+    scale = scale_of(ordinary)
+    training_images, sets = image_pairs(options, scale, processes)
+    sampler = PatchSampler(
+        training_images,
+        patch_size=options.images.patch_size,
+        batch_size=options.optimiser.batch_size,
+        seed=options.run.seed,
+        device=processes.device,
+        memory_format=torch.channels_last,
+    )
+    folder = options.run.out or default_folder(options, scale)
+    with open_run(options, options.run, folder, processes) as run:
+        refuse_another_network(run, options)
+        scored = ", ".join(name for name, _ in sets)
+        processes.say(
+            f"training on {training_images}, scoring on {scored}; run folder {run.folder}"
         )
-        at_least_one(self, "eval_every", "save_every", "log_every", "keep")
-        at_least_one(self, *(name for name in FIXED[3:] if getattr(self, name) is not None))
-        if self.model == "edsr" and self.num_groups is not None:
-            raise ValueError(
-                f"--num-groups {self.num_groups}: EDSR has no groups; "
-                "give --num-blocks, or --model rcan"
-            )
-        if self.sampled_taps is not None and self.sampled_taps < 0:
-            raise ValueError(f"--sampled-taps {self.sampled_taps}: expected at least 0")
-        for name in ("learning_rate", "srcnn_learning_rate", "tune_learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0"
+        processes.say(tap_cost(ordinary, options))
+        _, validation = sets[0]
+        nets = train(options, run, ordinary, sampler, validation, processes)
+        if nets is not None:
+            print(f"\n{write_report(options, run.folder, nets, sets)}")
+            files = ", ".join(f"{name}.safetensors" for name in nets)
+            print(f"written to {run.folder}: {files}, tables and figures")
+
+
+def train(
+    options: Options,
+    run: Run,
+    ordinary: ElasticWrapper,
+    sampler: PatchSampler,
+    validation: PairSet,
+    processes: Processes,
+) -> dict[str, ElasticWrapper] | None:
+    """Go through the phases from where the run stands.
+
+    Returns the networks by the names of their phases; None if a signal stopped it (it has saved).
+    """
+    seed_all(options.run.seed)
+    srcnn = ElasticWrapper([SRCNN(scale_of(ordinary))], nn.Identity())
+    nets = {"ordinary": ordinary, "srcnn": srcnn}
+
+    # Go on behind the newest state that the run has saved; a new run begins with the first phase.
+    phases = phases_of(options)
+    standing = where_it_stands(run, phases, processes)
+    steps_left = sum(phase.steps for phase in phases[standing.phase :])
+    log = TrainingLog(
+        run,
+        total=standing.begun + steps_left,
+        processes=processes,
+        score_name="psnr",
+        score_unit="dB",
+        tensorboard=options.run.tensorboard,
+    )
+
+    with StopSignal() as stop:
+        training = Training(options, run, sampler, validation, processes, log, stop)
+        for phase in phases:
+            # The elastic network starts as a copy of the ordinary one, which is trained by now.
+            if phase.name == "elastic":
+                nets["elastic"] = copy.deepcopy(nets["ordinary"])
+            net = nets[phase.name].to(processes.device)
+            net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            nets[phase.name] = net
+            file = run.folder / f"{phase.name}.safetensors"
+
+            # The network of a phase that is done stands in its file.
+            if phase.number < standing.phase:
+                elasticnet.load_into(net, file)
+                continue
+
+            done = train_phase(training, phase, net, standing)
+            if done < standing.begun + phase.steps:
+                processes.say(
+                    f"stopped and saved at step {done}; go on with: "
+                    f"python {sys.argv[0]} --resume {run.folder}"
                 )
-        if not 0 <= self.psd_weight < math.inf:
-            raise ValueError(f"--psd-weight {self.psd_weight}: expected a number from 0 up")
+                return None
+            elasticnet.save(net, file, {"step": done, "phase": phase.name})
+            standing = Standing(phase.number + 1, begun=done, done=done, state=None)
+    return nets
+
+
+def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing: Standing) -> int:
+    """Train one network, to the phase's end or until a signal; return the steps done so far."""
+    options, log = training.options, training.log
+    done = standing.done
+    end = standing.begun + phase.steps
+    stopping = training.stop.requested
+    announce(training, phase, done, end)
+
+    # A resumed phase goes on with its optimiser's moments and with what the log showed last.
+    training_step = make_training_step(options, phase, net)
+    log_state: Mapping[str, Any] = {"scores": {}, "seconds": log.seconds}
+    if standing.state is not None:
+        training_step.load_state_dict(standing.state["training"])
+        log_state = standing.state["log"]
+
+    with log.start(done, log_state):
+        while done < end and not stopping:
+            # Patches, taps and learning rate are functions of the step: no generator's state has to
+            # be kept.
+            learning_rate = learning_rate_at(done - standing.begun, phase, options)
+            terms = training_step(partial(training.sampler.batch, done), done, learning_rate)
+            log.add(terms)
+            done += 1
+
+            # A validation is followed by a save, and a line of the log comes before each save.
+            stopping = training.stop.requested
+            validating = done == end or done % options.run.eval_every == 0
+            saving = validating or stopping or done % options.run.save_every == 0
+            scores = psnr_per_depth(training, phase, net) if validating else None
+            if saving or done % options.run.log_every == 0:
+                log.write(done, scores, learning_rate=learning_rate, phase=phase.number + 1)
+            if saving:
+                save(training, phase, standing.begun, done, training_step)
+    return done
+
+
+# --- what the training is made of
+
+
+def phases_of(options: Options) -> tuple[Phase, Phase, Phase]:
+    """Return the three trainings in their order."""
+    optimiser = options.optimiser
+    # With --weights the first one has no step: its network is read.
+    train_steps = optimiser.train_steps if options.network.weights is None else 0
+    return (
+        Phase("ordinary", 0, "train_steps", train_steps, optimiser.learning_rate),
+        Phase("srcnn", 1, "srcnn_steps", optimiser.srcnn_steps, optimiser.srcnn_learning_rate),
+        Phase("elastic", 2, "tune_steps", optimiser.tune_steps, optimiser.tune_learning_rate),
+    )
+
+
+def where_it_stands(run: Run, phases: Sequence[Phase], processes: Processes) -> Standing:
+    """Return where the newest state of the run stands, or the beginning."""
+    latest = run.load_latest()
+    if latest is None:
+        return Standing(phase=0, begun=0, done=0, state=None)
+    done, state = latest
+    processes.say(f"resumed {run.folder} at step {done}, in the phase {state['phase']}")
+    names = [phase.name for phase in phases]
+    return Standing(names.index(state["phase"]), begun=state["begun"], done=done, state=state)
+
+
+def announce(training: Training, phase: Phase, done: int, end: int) -> None:
+    """Say which phase begins or goes on; ValueError if more of it is done than it shall have."""
+    if done > end:
+        begun = end - phase.steps
+        raise ValueError(
+            f"{flag(phase.steps_option)} {phase.steps}: the run in {training.run.folder} has done "
+            f"{done - begun} of them already"
+        )
+    if done < end and not training.stop.requested:
+        training.processes.say(f"phase {phase.number + 1} of 3: {phase.name}, {phase.steps} steps")
+
+
+def make_training_step(options: Options, phase: Phase, net: ElasticWrapper) -> TrainingStep:
+    """Return what does one step of a phase, with its loss and its optimiser."""
+    if phase.name == "elastic":
+        objective = ElasticObjective(
+            net,
+            task_loss=F.l1_loss,
+            psd_weight=options.loss.psd_weight,
+            tap_weights=normalised(net.taps),
+            sampled_taps=sampled_taps(options),
+            seed=options.run.seed,
+        )
+    else:
+        # by the deepest exit alone
+        objective = ElasticObjective(
+            net,
+            task_loss=F.l1_loss,
+            psd_weight=0.0,
+            tap_weights=equal(net.taps),
+            sampled_taps=0,
+            seed=options.run.seed,
+        )
+    optimiser = torch.optim.Adam(net.parameters(), lr=phase.learning_rate, fused=True)
+    return TrainingStep(objective, net, optimiser, precision=options.compute.precision)
+
+
+def sampled_taps(options: Options) -> int | None:
+    """Return how many taps beside the deepest a step of the elastic training takes (None: all)."""
+    if options.loss.sampled_taps is not None:
+        return options.loss.sampled_taps
+    # EDSR's heads at all taps cost more than its blocks: see tap_macs.
+    return 2 if options.network.model == "edsr" else None
+
+
+def learning_rate_at(step: int, phase: Phase, options: Options) -> float:
+    """Return the learning rate of a step, counted from the beginning of its phase."""
+    warmup = min(options.optimiser.warmup, phase.steps // 4)
+    return phase.learning_rate * cosine(step, phase.steps, warmup)
+
+
+def psnr_per_depth(training: Training, phase: Phase, net: ElasticWrapper) -> dict[int, float]:
+    """Return the PSNR in dB of the depths that the phase trains, on the validation images."""
+    depths = net.taps if phase.name == "elastic" else net.taps[-1:]
+    results = evaluate(
+        net, training.validation, depths=depths, device=training.processes.device, ssim=False
+    )
+    return {depth: score.psnr for depth, score in results.items()}
+
+
+def save(
+    training: Training, phase: Phase, begun: int, done: int, training_step: TrainingStep
+) -> None:
+    """Write the state to resume from."""
+    state = {
+        "phase": phase.name,
+        "begun": begun,
+        "training": training_step.state_dict(),
+        "log": training.log.state_dict(),
+    }
+    training.run.save(done, state)
+
+
+# --- the networks
 
 
 class SRCNN(nn.Module):
-    """SRCNN 9-1-5 on RGB: three convolutions on the bicubic-enlarged input; (b, 3, h, w) -> (b, 3,
-    scale h, scale w).
+    """SRCNN 9-1-5 on RGB: three convolutions on the bicubic-enlarged input.
 
-    Source: "Image Super-Resolution Using Deep Convolutional Networks", which works on Y alone. It
-    starts as the enlarged input, which three of its channels carry; from PyTorch's own start a
-    short training leaves it far below bicubic, and nothing could be measured by it.
+    It maps (b, 3, h, w) to (b, 3, scale h, scale w). Source: "Image Super-Resolution Using Deep
+    Convolutional Networks", which works on Y alone. It starts as the enlarged input, which three of
+    its channels carry; from PyTorch's own start a short training leaves it far below bicubic, and
+    nothing could be measured by it.
     """
 
     def __init__(self, scale: int) -> None:
         super().__init__()
         self.scale = scale
-        convs = [
-            nn.Conv2d(3, 64, 9, padding=4),
-            nn.Conv2d(64, 32, 1),
-            nn.Conv2d(32, 3, 5, padding=2),
-        ]
-        self.layers = nn.Sequential(convs[0], nn.ReLU(), convs[1], nn.ReLU(), convs[2])
-        with torch.no_grad():
-            for conv in convs:
-                middle = conv.kernel_size[0] // 2
-                conv.weight[:3], conv.bias[:3] = 0, 0  # pyright: ignore[reportOptionalSubscript]
-                conv.weight[range(3), range(3), middle, middle] = 1
+        first = nn.Conv2d(3, 64, kernel_size=9, padding=4)
+        second = nn.Conv2d(64, 32, kernel_size=1)
+        third = nn.Conv2d(32, 3, kernel_size=5, padding=2)
+        self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+        for conv in (first, second, third):
+            _pass_three_channels(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(bicubic_upsample(x, self.scale))
 
 
-def parse(arguments: list[str]) -> Options:
-    return parse_options(Options, arguments, lambda given: Options(data=given["data"]), __doc__)
-
-
-def main(options: Options) -> None:
-    show_messages()
-    processes = Processes(device=torch.device(options.device))
-    ordinary = ordinary_network(options).to(processes.device)
-    scale = scale_of(ordinary)
-    training, sets = image_pairs(options, scale, processes)
-    sampler = PatchSampler(
-        *(training, options.patch_size, options.batch_size),
-        seed=options.seed,
-        device=processes.device,
-        memory_format=torch.channels_last,
-    )
-    folder = options.out or Path(
-        "runs", time.strftime(f"retrofit-{options.model}-x{scale}-%Y%m%d-%H%M%S")
-    )
-    with open_run(options, folder, processes) as run:
-        for name, (before, now) in differing_options(run.options, as_json(options)).items():
-            if name in FIXED:
-                option = f"--{name.replace('_', '-')} {now}"
-                raise ValueError(
-                    f"{option}: the run in {run.folder} was started with {before}; "
-                    "start another one"
-                )
-        scored = ", ".join(name for name, _ in sets)
-        processes.say(f"training on {training}, scoring on {scored}; run folder {run.folder}")
-        processes.say(tap_cost(ordinary, options))
-        nets = train(options, run, ordinary, sampler, sets[0][1], processes)
-        if nets is not None:
-            print(f"\n{write_report(options, run.folder, nets, sets)}")
-            files = ", ".join(f"{phase}.safetensors" for phase in PHASES)
-            print(f"written to {run.folder}: {files}, tables and figures")
+@torch.no_grad()
+def _pass_three_channels(conv: nn.Conv2d) -> None:
+    """Make a convolution's first three outputs its first three inputs."""
+    assert conv.bias is not None
+    middle = conv.kernel_size[0] // 2
+    conv.weight[:3] = 0
+    conv.bias[:3] = 0
+    for channel in range(3):
+        conv.weight[channel, channel, middle, middle] = 1
 
 
 def ordinary_network(options: Options) -> ElasticWrapper:
-    """Return the network of --weights, or a new one of the sizes asked for; with a tap at every
-    depth.
-    """
-    sizes = SIZES[options.model]
-    given = {name: getattr(options, name) for name in sizes}
-    if options.weights is None:
-        arguments = {
-            key: default if given[name] is None else given[name]
-            for name, (key, default) in sizes.items()
-        }
-        if options.model == "rcan":  # four channels inside the attention, as the published 64 / 16
-            arguments["reduction"] = max(1, arguments["channels"] // 4)
-        seed_all(options.seed)
-        return BUILDERS[options.model](**arguments)
+    """Return the network of --weights, or a new one, with a tap at every depth."""
+    weights = options.network.weights
+    if weights is None:
+        return new_network(options)
     # A resumed run has its own copy, so that the file may be gone.
-    own = options.resume / "ordinary.safetensors" if options.resume else options.weights
-    net = read_weights(own if own.exists() else options.weights)
+    file = weights
+    if options.run.resume is not None:
+        own = options.run.resume / "ordinary.safetensors"
+        file = own if own.exists() else weights
+    net = read_weights(file)
     assert net.origin is not None
     architecture, arguments = net.origin
-    if architecture != options.model:
-        raise ValueError(
-            f"--weights {options.weights}: holds {architecture}, and --model is {options.model}"
-        )
-    for name, (key, _) in sizes.items():
-        if given[name] not in (None, arguments[key]):
-            option = f"--{name.replace('_', '-')} {given[name]}"
+    model = options.network.model
+    if architecture != model:
+        raise ValueError(f"--weights {weights}: holds {architecture}, and --model is {model}")
+    for size in SIZES[model]:
+        given = getattr(options.network, size.option)
+        held = arguments[size.argument]
+        if given is not None and given != held:
             raise ValueError(
-                f"{option}: --weights {options.weights} has {arguments[key]}; leave the option out"
+                f"{flag(size.option)} {given}: --weights {weights} has {held}; leave the option out"
             )
     return net
 
 
+def new_network(options: Options) -> ElasticWrapper:
+    """Return a new network of the sizes that are asked for."""
+    model = options.network.model
+    arguments: dict[str, int] = {}
+    for size in SIZES[model]:
+        given = getattr(options.network, size.option)
+        arguments[size.argument] = size.default if given is None else given
+    if model == "rcan":
+        # four channels inside the attention, as the published 64 / 16
+        arguments["reduction"] = max(1, arguments["channels"] // 4)
+    seed_all(options.run.seed)
+    return BUILDERS[model](**arguments)
+
+
 def read_weights(path: Path) -> ElasticWrapper:
-    """Return the EDSR or RCAN of an official checkpoint, or of a file of `elasticnet.save`, with a
-    tap everywhere.
+    """Return the EDSR or RCAN of a file, with a tap everywhere.
+
+    The file is an official checkpoint or one of `elasticnet.save`.
     """
     state = read_official(path)
-    if not any(name.startswith("blocks.") for name in state):
+    ours = any(name.startswith("blocks.") for name in state)
+    if not ours:
         try:
             return load_official(state)
         except ValueError as error:
@@ -296,181 +569,128 @@ def read_weights(path: Path) -> ElasticWrapper:
     return net
 
 
-def image_pairs(
-    options: Options, scale: int, processes: Processes
-) -> tuple[PairSet, list[tuple[str, PairSet]]]:
-    """Return the training images and the sets to score."""
-    if options.data is None:
-        held_out = "" if options.valid else f"; held out: {', '.join(HELD_OUT_PHOTOS)}"
-        processes.say(f"no --data: training on the photographs that scikit-image carries{held_out}")
-    training, validation = training_pairs(
-        *(options.data, options.valid[0] if options.valid else None, scale),
-        num_valid=options.num_valid,
-        min_size=options.patch_size,
-    )
-    return training, load_sets(options.valid, [scale]) if options.valid else [
-        ("validation", validation)
-    ]
-
-
-def sampled_taps(options: Options) -> int | None:
-    return SAMPLED_TAPS[options.model] if options.sampled_taps is None else options.sampled_taps
+def refuse_another_network(run: Run, options: Options) -> None:
+    """Raise a ValueError if a resumed run was started with another network."""
+    for name, (before, now) in changed_options(run, options).items():
+        if name in FIXED:
+            raise ValueError(
+                f"{flag(name)} {now}: the run in {run.folder} was started with {before}; start "
+                "another one"
+            )
 
 
 def tap_cost(net: ElasticWrapper, options: Options) -> str:
-    """Return a line that says what a prediction at every tap costs, and how many taps a step
-    trains.
-    """
-    side, count, sampled = options.patch_size, len(net.taps), sampled_taps(options)
-    ratio = tap_macs(net, torch.zeros(1, 3, side, side, device=options.device)).ratio
-    heads = f"heads at all {count} taps cost {ratio:.2f} times the multiply-adds of stem and blocks"
-    taken = count if sampled is None else min(count, 1 + sampled)
-    return f"{heads}; a step of the elastic training takes {taken}"
-
-
-def train(
-    options: Options,
-    run: Run,
-    ordinary: ElasticWrapper,
-    sampler: PatchSampler,
-    pairs: PairSet,
-    processes: Processes,
-) -> dict[str, ElasticWrapper] | None:
-    """Go through the phases from where the run stands; return the nets, or None when it was stopped
-    (and saved).
-    """
-    steps = (0 if options.weights else options.train_steps, options.srcnn_steps, options.tune_steps)
-    rates = (options.learning_rate, options.srcnn_learning_rate, options.tune_learning_rate)
-    seed_all(options.seed)
-    nets = {
-        "ordinary": ordinary,
-        "srcnn": ElasticWrapper([SRCNN(scale_of(ordinary))], nn.Identity()),
-    }
-    done, state = run.load_latest() or (0, None)
-    begun, reached = (0, 0) if state is None else (state["begun"], PHASES.index(state["phase"]))
-    if state is not None:
-        processes.say(f"resumed {run.folder} at step {done}, in the phase {state['phase']}")
-    log = TrainingLog(
-        run,
-        begun + sum(steps[reached:]),
-        processes,
-        score_name="psnr",
-        score_unit="dB",
-        tensorboard=options.tensorboard,
+    """Return a line on what a prediction at every tap costs, and how many taps a step trains."""
+    side = options.images.patch_size
+    example = torch.zeros(1, 3, side, side, device=options.compute.device)
+    ratio = tap_macs(net, example).ratio
+    num_taps = len(net.taps)
+    sampled = sampled_taps(options)
+    trained = num_taps if sampled is None else min(num_taps, 1 + sampled)
+    return (
+        f"heads at all {num_taps} taps cost {ratio:.2f} times the multiply-adds of stem and "
+        f"blocks; a step of the elastic training takes {trained}"
     )
-    with StopSignal() as stop:
-        for number, phase in enumerate(PHASES):
-            net = nets[phase] if phase in nets else copy.deepcopy(nets["ordinary"])
-            nets[phase] = net = net.to(processes.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-            file = run.folder / f"{phase}.safetensors"
-            if number < reached:
-                net.load_state_dict(elasticnet.load(file, build=lambda net=net: net).state_dict())
-                continue
-            end, elastic = begun + steps[number], phase == "elastic"
-            if done > end:
-                option = f"--{('train', 'srcnn', 'tune')[number]}-steps {steps[number]}"
-                raise ValueError(
-                    f"{option}: the run in {run.folder} has done {done - begun} of them already"
-                )
-            if done < end and not stop.requested:
-                processes.say(
-                    f"phase {number + 1} of {len(PHASES)}: {phase}, {steps[number]} steps"
-                )
-            objective = ElasticObjective(
-                net,
-                task_loss=F.l1_loss,
-                psd_weight=options.psd_weight if elastic else 0.0,
-                tap_weights=normalised(net.taps) if elastic else equal(net.taps),
-                # 0: by the deepest exit alone
-                sampled_taps=sampled_taps(options) if elastic else 0,
-                seed=options.seed,
-            )
-            optimizer = torch.optim.Adam(net.parameters(), lr=rates[number], fused=True)
-            training_step = TrainingStep(objective, net, optimizer, precision=options.precision)
-            if state is not None:
-                training_step.load_state_dict(state["training"])
-            with log.start(done, state["log"] if state else {"scores": {}, "seconds": log.seconds}):
-                while done < end and not stop.requested:
-                    # Patches, taps and rate are functions of the step: no generator's state has to
-                    # be kept.
-                    rate = rates[number] * cosine(
-                        done - begun, steps[number], min(options.warmup, steps[number] // 4)
-                    )
-                    log.add(
-                        training_step(
-                            lambda part, parts, step=done: sampler.batch(step, part, parts),
-                            done,
-                            rate,
-                        )
-                    )
-                    done += 1
 
-                    evaluating = done % options.eval_every == 0 or done == end
-                    saving = evaluating or done % options.save_every == 0 or stop.requested
-                    scores = None
-                    if evaluating:
-                        depths = net.taps if elastic else net.taps[-1:]
-                        results = evaluate(
-                            net, pairs, depths=depths, device=processes.device, ssim=False
-                        )
-                        scores = {depth: score.psnr for depth, score in results.items()}
-                    if saving or done % options.log_every == 0:
-                        log.write(done, scores, learning_rate=rate, phase=number + 1)
-                    if saving:
-                        kept = {"training": training_step.state_dict(), "log": log.state_dict()}
-                        run.save(done, {"phase": phase, "begun": begun, **kept})
-            if done < end:
-                again = f"python {sys.argv[0]} --resume {run.folder}"
-                processes.say(f"stopped and saved at step {done}; go on with: {again}")
-                return None
-            elasticnet.save(net, file, {"step": done, "phase": phase})
-            begun, state = done, None
-    return nets
+
+# --- the images and the report
+
+
+def image_pairs(
+    options: Options, scale: int, processes: Processes
+) -> tuple[PairSet, list[tuple[str, PairSet]]]:
+    """Return the training images, and the sets to score by their names."""
+    images = options.images
+    if images.data is None:
+        held_out = "" if images.valid else f"; held out: {', '.join(HELD_OUT_PHOTOS)}"
+        processes.say(f"no --data: training on the photographs that scikit-image carries{held_out}")
+    training, validation = training_pairs(
+        images.data,
+        images.valid[0] if images.valid else None,
+        scale,
+        num_valid=images.num_valid,
+        min_size=images.patch_size,
+    )
+    if images.valid:
+        return training, load_sets(images.valid, [scale])
+    return training, [("validation", validation)]
+
+
+def default_folder(options: Options, scale: int) -> Path:
+    """Return the run folder where --out is not given."""
+    now = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs", f"retrofit-{options.network.model}-x{scale}-{now}")
 
 
 def write_report(
     options: Options, folder: Path, nets: dict[str, ElasticWrapper], sets: Sequence[Any]
 ) -> str:
-    """Score every depth of `nets` on the sets; return the tables, and write them and the figures
-    into `folder`.
-    """
-    cut, srcnn, elastic = LABELS
-    named = [(label, nets[phase]) for phase, label in zip(PHASES, LABELS, strict=True)]
-    result = benchmark(named, sets, costs=False, device=options.device, progress=True)
+    """Score every depth of the networks; write tables and figures, and return the tables."""
+    named = [(CUT, nets["ordinary"]), (SRCNN_LABEL, nets["srcnn"]), (ELASTIC, nets["elastic"])]
+    result = benchmark(named, sets, costs=False, device=options.compute.device, progress=True)
+
     origin = nets["ordinary"].origin or ("", {})
-    sizes = ", ".join(f"{name}={value}" for name, value in origin[1].items() if name != "fold")
-    text = f"{options.model}({sizes}); PSNR-Y in dB, protocol {result.settings['protocol']}\n"
+    _, arguments = origin
+    sizes = ", ".join(f"{name}={value}" for name, value in arguments.items() if name != "fold")
+    protocol = result.settings["protocol"]
+    text = f"{options.network.model}({sizes}); PSNR-Y in dB, protocol {protocol}\n"
     for name, pairs in sets:
-        rows = {(row.network, row.depth): row for row in result.rows if row.data == name}
-        curves = {
-            label: {depth: rows[label, depth].psnr for depth in nets["elastic"].taps}
-            for label in (elastic, cut)
-        }
-        lines = {"bicubic": rows["bicubic", None].psnr, srcnn: rows[srcnn, 1].psnr}
-        title = f"{options.model.upper()}, {name} x{pairs.scale}"
-        elastic_curve(folder / f"{name}_curve.png", curves, lines, title, "PSNR-Y (dB)")
-        baselines = ", ".join(f"{label} {psnr:.2f}" for label, psnr in lines.items())
-        shown = [["depth", "parameters", cut, elastic, f"over {srcnn}"]]
-        for depth, psnr in curves[elastic].items():
-            cells = [
-                f"{depth}",
-                f"{rows[elastic, depth].parameters:,}",
-                f"{curves[cut][depth]:.2f}",
-                f"{psnr:.2f}",
-            ]
-            shown.append([*cells, f"{psnr - lines[srcnn]:+.2f}"])
-        text += (
-            f"\n{name} x{pairs.scale} ({len(pairs)} images): {baselines}\n\n{aligned(table(shown))}"
-        )
+        rows = [row for row in result.rows if row.data == name]
+        text += report_set(options, folder, name, pairs, rows, nets["elastic"].taps)
+
     write_atomic(folder / "table.md", text)
-    about = {"options": as_json(options), "network": origin, "settings": result.settings}
-    write_json(folder / "table.json", {**about, "rows": [row._asdict() for row in result.rows]})
+    values = {
+        "options": as_json(options),
+        "network": origin,
+        "settings": result.settings,
+        "rows": [row._asdict() for row in result.rows],
+    }
+    write_json(folder / "table.json", values)
     return text
+
+
+def report_set(
+    options: Options,
+    folder: Path,
+    name: str,
+    pairs: PairSet,
+    rows: Sequence[Row],
+    depths: Sequence[int],
+) -> str:
+    """Draw the figure of one set of images; return its table."""
+    found = {(row.network, row.depth): row for row in rows}
+    cut = {depth: found[CUT, depth].psnr for depth in depths}
+    elastic = {depth: found[ELASTIC, depth].psnr for depth in depths}
+    bicubic = found["bicubic", None].psnr
+    srcnn = found[SRCNN_LABEL, 1].psnr
+
+    elastic_curve(
+        folder / f"{name}_curve.png",
+        {ELASTIC: elastic, CUT: cut},
+        {"bicubic": bicubic, SRCNN_LABEL: srcnn},
+        f"{options.network.model.upper()}, {name} x{pairs.scale}",
+        "PSNR-Y (dB)",
+    )
+    shown = [["depth", "parameters", CUT, ELASTIC, f"over {SRCNN_LABEL}"]]
+    for depth in depths:
+        parameters = found[ELASTIC, depth].parameters
+        over_srcnn = elastic[depth] - srcnn
+        shown.append(
+            [
+                f"{depth}",
+                f"{parameters:,}",
+                f"{cut[depth]:.2f}",
+                f"{elastic[depth]:.2f}",
+                f"{over_srcnn:+.2f}",
+            ]
+        )
+    baselines = f"bicubic {bicubic:.2f}, {SRCNN_LABEL} {srcnn:.2f}"
+    return f"\n{name} x{pairs.scale} ({len(pairs)} images): {baselines}\n\n{aligned(table(shown))}"
 
 
 if __name__ == "__main__":
     keep_freed_memory()
-    # where it was when the system ended it, say for a disk that is gone from under its cache
+    # says where it was when the system ended it, say for a disk that is gone from under its cache
     faulthandler.enable()
     try:
         main(parse(sys.argv[1:]))

@@ -1,29 +1,31 @@
-"""Elastic depth outside super-resolution: a small vision transformer of timm on scikit-learn's
-handwritten digits.
+"""Elastic depth outside super-resolution: a small vision transformer on handwritten digits.
 
-    python recipes/vit_digits.py                  about two minutes on two CPU cores; the images
-    come with scikit-learn python recipes/vit_digits.py --seeds 1        a fifth of it python
-    recipes/vit_digits.py --psd-weight 0.1 with a stronger self-distillation
+    python recipes/vit_digits.py                     about two minutes on two CPU cores
+    python recipes/vit_digits.py --seeds 1           a fifth of it
+    python recipes/vit_digits.py --psd-weight 0.1    with a stronger self-distillation
 
-Four ways to a network of every depth are compared by their accuracy on images that none of them was
-trained on: the ordinary network, trained by its deepest exit and then cut short; deep supervision
-(DSL); deep supervision and progressive self-distillation (DSL + PSD); and a network of each depth
-trained alone. All see the same split, start and batches and take the same number of steps; each
-seed has a split, a start and batches of its own. The run folder receives options.json, log.jsonl,
-elastic.safetensors (the DSL + PSD network of the first seed, for elasticnet.load with build=), and
-after every seed the table (table.md, table.json) and the figure (accuracy.png).
+The images come with scikit-learn, the network with timm. Four ways to a network of every depth are
+compared by their accuracy on images that none of them was trained on: the ordinary network, trained
+by its deepest exit and then cut short; deep supervision (DSL); deep supervision and progressive
+self-distillation (DSL + PSD); and a network of each depth trained alone. All see the same split,
+start and batches and take the same number of steps; each seed has a split, a start and batches of
+its own. The run folder receives options.json, log.jsonl, elastic.safetensors (the DSL + PSD network
+of the first seed, for elasticnet.load with build=), and after every seed the table (table.md,
+table.json) and the figure (accuracy.png).
 """
 
 from __future__ import annotations
 
+import elasticnet.before_torch  # sets what must be set before torch is imported
+
+# isort: split
 import statistics
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,10 +44,23 @@ from elasticnet.losses import LossMeter, progressive_distillation
 from elasticnet.memory import keep_freed_memory
 from elasticnet.retrofit.timm import split
 from elasticnet.training.learning_rate import cosine
-from elasticnet.training.options import as_json, at_least_one, parse_options
+from elasticnet.training.options import (
+    Above,
+    AtLeast,
+    FromTo,
+    OptionGroup,
+    as_json,
+    parse_options,
+)
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import seed_all
 from elasticnet.training.stop_signal import StopSignal
+
+NUM_IMAGES = 1797
+NUM_CLASSES = 10
+SIDE = 8  # of an image, in pixels
+NUM_HEADS = 4
+WARMUP = 20  # steps
 
 LABELS = {
     "cut": "ordinary, cut short",
@@ -53,70 +68,257 @@ LABELS = {
     "psd": "DSL + PSD",
     "alone": "each depth alone",
 }
+# the first of each pair minus the second
 COMPARED = (("dsl", "cut"), ("dsl", "alone"), ("psd", "alone"), ("psd", "dsl"))
-NUM_IMAGES, SIDE, NUM_CLASSES, NUM_HEADS = 1797, 8, 10, 4
-
-Scores = dict[str, dict[int, dict[int, float]]]  # variant -> seed -> depth -> accuracy in percent
 
 
-@dataclass(frozen=True)
-class Options:
-    """Compare four ways to a vision transformer of every depth, on scikit-learn's digits."""
+# --- options: in groups for --help and for the code below; options.json holds them without groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(OptionGroup):
+    """The experiment: what is repeated, and where it is written."""
 
     out: Path | None = None
     """Run folder, new or empty. Default: runs/vit-digits-TIME."""
-    seeds: int = 5
+    seeds: Annotated[int, AtLeast(1)] = 5
     """How many times everything is repeated, each with its own split, start and batches."""
-    seed: int = 0
+    seed: Annotated[int, AtLeast(0)] = 0
     """The first of these seeds."""
-    num_test: int = 600
+    num_test: Annotated[int, FromTo(NUM_CLASSES, NUM_IMAGES - NUM_CLASSES)] = 600
     """Images of the test split, of the 1797; the same share of every digit."""
+    log_every: Annotated[int, AtLeast(1)] = 50
+    """Steps between lines of the log."""
 
-    num_blocks: int = 6
+
+@dataclass(frozen=True, kw_only=True)
+class Network(OptionGroup):
+    """The vision transformer."""
+
+    num_blocks: Annotated[int, AtLeast(2)] = 6
     """Blocks of the network; every one carries a prediction."""
-    width: int = 32
+    width: Annotated[int, AtLeast(1)] = 32
     """Numbers a token, a multiple of the 4 attention heads."""
     patch_size: Literal[1, 2, 4] = 4
     """Side of a token's patch in pixels, of images of 8x8: 4 makes four tokens, 2 sixteen, which
     take more steps.
     """
 
-    psd_weight: float = 0.03
-    """Weight of the self-distillation beside the cross-entropy, whose weights over the exits sum to
-    1.
-    """
-    steps: int = 300
-    """Training steps of every network."""
-    batch_size: int = 64
-    """Images a step."""
-    learning_rate: float = 5e-3
-    """AdamW's learning rate after 20 steps of warm-up; then a cosine to 0."""
-    log_every: int = 50
-    """Steps between lines of the log."""
-
     def __post_init__(self) -> None:
-        at_least_one(self, "seeds", "width", "steps", "batch_size", "log_every")
-        if self.num_blocks < 2:
-            raise ValueError(
-                f"--num-blocks {self.num_blocks}: expected at least 2, or there is nothing to cut"
-            )
-        if self.width % NUM_HEADS:
+        super().__post_init__()
+        if self.width % NUM_HEADS != 0:
             raise ValueError(
                 f"--width {self.width}: expected a multiple of the {NUM_HEADS} attention heads"
             )
-        if not NUM_CLASSES <= self.num_test <= NUM_IMAGES - NUM_CLASSES:
-            most = NUM_IMAGES - NUM_CLASSES
-            raise ValueError(
-                f"--num-test {self.num_test}: "
-                f"expected {NUM_CLASSES} to {most} of the {NUM_IMAGES} images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(OptionGroup):
+    """The training of every network."""
+
+    psd_weight: Annotated[float, AtLeast(0)] = 0.03
+    """Weight of the self-distillation beside the cross-entropy, whose weights over the exits sum to
+    1.
+    """
+    steps: Annotated[int, AtLeast(1)] = 300
+    """Training steps of every network."""
+    batch_size: Annotated[int, AtLeast(1)] = 64
+    """Images a step."""
+    learning_rate: Annotated[float, Above(0)] = 5e-3
+    """AdamW's learning rate after 20 steps of warm-up; then a cosine to 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionGroup):
+    """All options."""
+
+    experiment: Experiment = Experiment()
+    network: Network = Network()
+    training: Training = Training()
+
+
+def parse(arguments: list[str]) -> Options:
+    """Return the options of a command line."""
+    return parse_options(Options, arguments, default=Options(), description=__doc__)
+
+
+# --- the experiment
+
+
+class Case(NamedTuple):
+    """One training: how (a key of LABELS), with how many blocks, and from which seed."""
+
+    variant: str
+    depth: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{LABELS[self.variant]}, seed {self.seed}"
+
+
+def cases_of(num_blocks: int, seed: int) -> list[Case]:
+    """Return the trainings of one seed.
+
+    Alone at the deepest exit is the ordinary network, to the bit: it is trained once and counted
+    twice.
+    """
+    cases = [Case(variant, num_blocks, seed) for variant in ("cut", "dsl", "psd")]
+    cases += [Case("alone", depth, seed) for depth in range(1, num_blocks)]
+    return cases
+
+
+class Session(NamedTuple):
+    """What all trainings share."""
+
+    options: Options
+    run: Run
+    bar: tqdm
+    stop: StopSignal
+
+
+# variant -> seed -> depth -> accuracy in percent
+Accuracies = dict[str, dict[int, dict[int, float]]]
+
+
+class Results:
+    """What was measured so far, by variant and seed."""
+
+    def __init__(self) -> None:
+        self.accuracies: Accuracies = {variant: {} for variant in LABELS}
+        # the mean distance of neighbouring blocks' attention maps
+        self.distances: dict[str, dict[int, float]] = {"cut": {}, "dsl": {}, "psd": {}}
+
+    def add(self, case: Case, accuracy: dict[int, float], distance: float) -> None:
+        """Add what one network came to; `accuracy` by depth, in percent."""
+        if case.variant == "alone":
+            self._add_alone(case, accuracy)
+            return
+        self.accuracies[case.variant][case.seed] = accuracy
+        self.distances[case.variant][case.seed] = distance
+        if case.variant == "cut":
+            self._add_alone(case, accuracy)
+
+    def _add_alone(self, case: Case, accuracy: dict[int, float]) -> None:
+        """Add the accuracy of the deepest exit alone."""
+        of_seed = self.accuracies["alone"].setdefault(case.seed, {})
+        of_seed[case.depth] = accuracy[case.depth]
+
+
+def main(options: Options) -> None:
+    """Train and measure everything, once for each seed, and write what came out."""
+    experiment = options.experiment
+    seeds = range(experiment.seed, experiment.seed + experiment.seeds)
+    trainings = len(cases_of(options.network.num_blocks, experiment.seed))
+    total = len(seeds) * trainings * options.training.steps
+    folder = experiment.out or Path("runs", time.strftime("vit-digits-%Y%m%d-%H%M%S"))
+    results = Results()
+    report = ""
+    finished = True
+
+    with Run.create(folder, as_json(options)) as run:
+        print(
+            f"{len(seeds)} x {trainings} trainings of {options.training.steps} steps; "
+            f"run folder {run.folder}"
+        )
+        with StopSignal() as stop, progress_bar(total) as bar:
+            session = Session(options, run, bar, stop)
+            for seed in seeds:
+                finished = compare(session, seed, results)
+                if not finished:
+                    break
+                report = write_report(options, run.folder, results)
+    if finished:
+        print(f"\n{report}\nwritten to {run.folder}: elastic.safetensors, table and figure")
+    else:
+        print(
+            f"stopped at step {bar.n} of {total}; what was measured so far is in "
+            f"{run.folder / 'log.jsonl'}"
+        )
+
+
+def compare(session: Session, seed: int, results: Results) -> bool:
+    """Train and measure all networks of one seed; return False if a signal stopped it before."""
+    options, run = session.options, session.run
+    digits = read_digits(options.experiment.num_test, seed)
+    for case in cases_of(options.network.num_blocks, seed):
+        session.bar.set_postfix_str(f"seed {seed}, {LABELS[case.variant]}, depth {case.depth}")
+        net = train(session, case, digits)
+        if net is None:
+            return False
+        accuracy, distance = evaluate(net, digits)
+        measured = {"accuracy": accuracy, "attention_distance": distance}
+        run.log({"step": session.bar.n, **names_of(case), **measured})
+        results.add(case, accuracy, distance)
+
+        # The elastic network of the first seed is kept.
+        if case.variant == "psd" and seed == options.experiment.seed:
+            notes = {"seed": seed, "accuracy": accuracy, "options": as_json(options)}
+            elasticnet.save(net, run.folder / "elastic.safetensors", notes)
+    return True
+
+
+def train(session: Session, case: Case, digits: Digits) -> ElasticWrapper | None:
+    """Train one network; return it in eval mode, with a tap at each depth, or None if stopped."""
+    options = session.options.training
+
+    # A network of the first blocks. By its one tap, at the deepest block, it is an ordinary one.
+    seed_all(case.seed)
+    parts = split(build(session.options))
+    parts = parts._replace(blocks=parts.blocks[: case.depth])
+    elastic = case.variant in ("dsl", "psd")
+    net = parts.wrap(None if elastic else (-1,)).train()
+
+    psd_weight = options.psd_weight if case.variant == "psd" else 0.0
+    objective = ElasticObjective(
+        net,
+        task_loss=F.cross_entropy,
+        psd_weight=psd_weight,
+        tap_weights=normalised(net.taps),
+    )
+    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05, fused=True)
+    generator = torch.Generator().manual_seed(case.seed)
+    meter = LossMeter()
+
+    for step in range(options.steps):
+        if session.stop.requested:
+            return None
+
+        # The learning rate is a function of the step: a warm-up, then a cosine to 0.
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * cosine(step, options.steps, warmup=WARMUP)
+
+        # A batch, drawn with the case's own generator, goes through every tap of the network.
+        chosen = torch.randint(len(digits.x), (options.batch_size,), generator=generator)
+        terms = objective(digits.x[chosen], digits.y[chosen])
+        if not terms.total.isfinite():
+            raise FloatingPointError(
+                f"{case}: the loss became {terms.total.item()} at step {step}; try less than "
+                f"--learning-rate {options.learning_rate:g}"
             )
-        if not self.learning_rate > 0:
-            raise ValueError(f"--learning-rate {self.learning_rate}: expected a number above 0")
-        for name in ("seed", "psd_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number from 0 up"
-                )
+
+        optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        optimizer.step()
+
+        meter.add(terms)
+        session.bar.update()
+        if (step + 1) % session.options.experiment.log_every == 0 or step + 1 == options.steps:
+            session.run.log({"step": session.bar.n, **names_of(case), **meter.means()})
+    return parts.wrap().eval()  # the same modules, trained, now with every tap
+
+
+def names_of(case: Case) -> dict[str, Any]:
+    """Return what a line of the log calls a training."""
+    return {"seed": case.seed, "variant": case.variant, "depth": case.depth}
+
+
+def progress_bar(total: int) -> tqdm:
+    """Return the line of progress; in a file, where each refresh is a line, it is seldom shown."""
+    seconds = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(total=total, unit="it", dynamic_ncols=True, mininterval=seconds)
+
+
+# --- data, network and measurements
 
 
 class Digits(NamedTuple):
@@ -128,95 +330,35 @@ class Digits(NamedTuple):
     test_y: Tensor
 
 
-def main(options: Options) -> None:
-    num_blocks, variants = options.num_blocks, ("cut", "dsl", "psd")
-    # Alone at the deepest exit is the ordinary network, to the bit: it is trained once and counted
-    # twice.
-    trainings = [(variant, num_blocks) for variant in variants] + [
-        ("alone", depth) for depth in range(1, num_blocks)
-    ]
-    total = options.seeds * len(trainings) * options.steps
-    scores: Scores = {variant: defaultdict(dict) for variant in LABELS}
-    distances: dict[str, dict[int, float]] = {variant: {} for variant in variants}
-    net, report = None, ""
-    with Run.create(
-        options.out or Path("runs", time.strftime("vit-digits-%Y%m%d-%H%M%S")), as_json(options)
-    ) as run:
-        print(
-            f"{options.seeds} x {len(trainings)} trainings of {options.steps} steps; "
-            f"run folder {run.folder}"
-        )
-        with (
-            StopSignal() as stop,
-            tqdm(
-                total=total,
-                unit="it",
-                dynamic_ncols=True,
-                mininterval=0.1 if sys.stderr.isatty() else 30,
-            ) as bar,
-        ):
-            for seed in range(options.seed, options.seed + options.seeds):
-                digits = read_digits(options.num_test, seed)
-                for variant, depth in trainings:
-                    bar.set_postfix_str(f"seed {seed}, {LABELS[variant]}, depth {depth}")
-                    net = train(options, variant, depth, seed, digits, run, bar, stop)
-                    if net is None:
-                        break
-                    accuracy, distance = evaluate(net, digits)
-                    measured = {"accuracy": accuracy, "attention_distance": distance}
-                    run.log(
-                        {
-                            "step": bar.n,
-                            "seed": seed,
-                            "variant": variant,
-                            "depth": depth,
-                            **measured,
-                        }
-                    )
-                    scores[variant][seed] |= (
-                        {depth: accuracy[depth]} if variant == "alone" else accuracy
-                    )
-                    if variant == "cut":
-                        scores["alone"][seed][depth] = accuracy[depth]
-                    if variant in variants:
-                        distances[variant][seed] = distance
-                    if variant == "psd" and seed == options.seed:
-                        notes = {"seed": seed, "accuracy": accuracy, "options": as_json(options)}
-                        elasticnet.save(net, run.folder / "elastic.safetensors", notes)
-                if net is None:
-                    break
-                report = write_report(options, run.folder, scores, distances)
-        if net is None:
-            print(
-                f"stopped at step {bar.n} of {total}; "
-                f"what was measured so far is in {run.folder / 'log.jsonl'}"
-            )
-        else:
-            print(f"\n{report}\nwritten to {run.folder}: elastic.safetensors, table and figure")
-
-
 def read_digits(num_test: int, seed: int) -> Digits:
     """Return scikit-learn's digits, split at random with the same share of every digit."""
-    images, digits = load_digits(return_X_y=True)  # values 0..16
+    images, digits = load_digits(return_X_y=True)  # (n, 64) values 0..16; (n,)
     parts: Any = train_test_split(
         images, digits, test_size=num_test, stratify=digits, random_state=seed
     )
-    x, test_x = (
-        torch.tensor(part / 8 - 1, dtype=torch.float32).view(-1, 1, SIDE, SIDE)
-        for part in parts[:2]
+    images, test_images, digits, test_digits = parts
+    return Digits(
+        x=as_images(images),
+        y=torch.tensor(digits),
+        test_x=as_images(test_images),
+        test_y=torch.tensor(test_digits),
     )
-    return Digits(x, torch.tensor(parts[2]), test_x, torch.tensor(parts[3]))
+
+
+def as_images(rows: Any) -> Tensor:
+    """Return images (n, 1, 8, 8) in -1..1 of rows (n, 64) in 0..16."""
+    return torch.tensor(rows / 8 - 1, dtype=torch.float32).view(-1, 1, SIDE, SIDE)
 
 
 def build(options: Options) -> VisionTransformer:
     """Return the network as timm makes it, class token and all."""
     return VisionTransformer(
         img_size=SIDE,
-        patch_size=options.patch_size,
+        patch_size=options.network.patch_size,
         in_chans=1,
         num_classes=NUM_CLASSES,
-        embed_dim=options.width,
-        depth=options.num_blocks,
+        embed_dim=options.network.width,
+        depth=options.network.num_blocks,
         num_heads=NUM_HEADS,
         mlp_ratio=2,
         # PyTorch's own: timm's default starts small, and 300 steps are too few for it
@@ -224,159 +366,145 @@ def build(options: Options) -> VisionTransformer:
     )
 
 
-def train(
-    options: Options,
-    variant: str,
-    depth: int,
-    seed: int,
-    digits: Digits,
-    run: Run,
-    bar: tqdm,
-    stop: StopSignal,
-) -> ElasticWrapper | None:
-    """Train a network of `depth` blocks and return it with a tap at each, in eval mode; None when
-    it was stopped.
-    """
-    seed_all(seed)
-    parts = split(build(options))
-    parts = parts._replace(blocks=parts.blocks[:depth])
-    # with its one tap, an ordinary network
-    net = parts.wrap(None if variant in ("dsl", "psd") else (-1,)).train()
-    psd_weight = options.psd_weight if variant == "psd" else 0.0
-    objective = ElasticObjective(net, F.cross_entropy, psd_weight, tap_weights=normalised(net.taps))
-    optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05, fused=True)
-    generator, meter = torch.Generator().manual_seed(seed), LossMeter()
-    for step in range(options.steps):
-        if stop.requested:
-            return None
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * cosine(step, options.steps, warmup=20)
-        chosen = torch.randint(len(digits.x), (options.batch_size,), generator=generator)
-        terms = objective(digits.x[chosen], digits.y[chosen])
-        if not terms.total.isfinite():
-            raise FloatingPointError(
-                f"{LABELS[variant]}, seed {seed}: the loss became {terms.total.item()} "
-                f"at step {step}; try less than "
-                f"--learning-rate {options.learning_rate:g}"
-            )
-        optimizer.zero_grad(set_to_none=True)
-        terms.total.backward()
-        optimizer.step()
-        meter.add(terms)
-        bar.update()
-        if (step + 1) % options.log_every == 0 or step + 1 == options.steps:
-            run.log(
-                {"step": bar.n, "seed": seed, "variant": variant, "depth": depth, **meter.means()}
-            )
-    return parts.wrap().eval()  # the same modules, trained, now with every tap
-
-
 @torch.no_grad()
 def evaluate(net: ElasticWrapper, digits: Digits) -> tuple[dict[int, float], float]:
-    """Return the test accuracy in percent of every depth, and the mean distance of neighbours'
-    attention maps.
+    """Return the test accuracy of every depth in percent, and how far attention maps are apart.
+
+    That is the mean distance between the maps of neighbouring blocks.
     """
     taps = net.forward_taps(digits.test_x)
-    right = [
-        (prediction.argmax(1) == digits.test_y).sum().item() for prediction in taps.predictions
-    ]
-    distance = progressive_distillation(taps.features, net.layout, net.prefix_tokens) / max(
-        1, len(taps.features) - 1
-    )
-    percent = {
-        depth: 100 * each / len(digits.test_y)
-        for depth, each in zip(taps.depths, right, strict=True)
-    }
-    return percent, distance.item()
+    accuracy: dict[int, float] = {}
+    for depth, prediction in zip(taps.depths, taps.predictions, strict=True):
+        right = (prediction.argmax(1) == digits.test_y).sum().item()
+        accuracy[depth] = 100 * right / len(digits.test_y)
+    distances = progressive_distillation(taps.features, net.layout, net.prefix_tokens)
+    num_pairs = max(1, len(taps.features) - 1)
+    return accuracy, (distances / num_pairs).item()
 
 
-def spread(values: Iterable[float]) -> dict[str, Any]:
-    """Return the mean and the standard deviation (None of a single value) of one number a seed, and
-    the numbers.
-    """
+# --- the report
+
+
+class Spread(NamedTuple):
+    """One number a seed: the mean, the standard deviation (None of one seed), and the numbers."""
+
+    mean: float
+    spread: float | None
+    seeds: list[float]
+
+
+# a column of a table: what is said of each depth
+Column = dict[int, Spread]
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Return the mean and the standard deviation of one number a seed, and the numbers."""
     seeds = list(values)
-    return {
-        "mean": statistics.mean(seeds),
-        "spread": statistics.stdev(seeds) if seeds[1:] else None,
-        "seeds": seeds,
-    }
+    deviation = statistics.stdev(seeds) if len(seeds) > 1 else None
+    return Spread(statistics.mean(seeds), deviation, seeds)
 
 
-def write_report(
-    options: Options, folder: Path, scores: Scores, distances: dict[str, dict[int, float]]
-) -> str:
-    """Write table.md, table.json and accuracy.png of the seeds so far into `folder`; return
-    table.md's text.
-    """
+def write_report(options: Options, folder: Path, results: Results) -> str:
+    """Write table.md, table.json and accuracy.png of the seeds so far; return table.md's text."""
     from elasticnet.sr.benchmark.figures import elastic_curve
 
-    seeds, depths = list(scores["alone"]), range(1, options.num_blocks + 1)
-    accuracy = {
-        variant: {
-            depth: spread(each[depth] for each in scores[variant].values()) for depth in depths
-        }
-        for variant in LABELS
-    }
+    depths = range(1, options.network.num_blocks + 1)
+    seeds = list(results.accuracies["alone"])
+    accuracy = {variant: accuracy_column(results, variant, depths) for variant in LABELS}
     differences = {
-        f"{LABELS[ours]} − {LABELS[theirs]}": {
-            depth: spread(scores[ours][seed][depth] - scores[theirs][seed][depth] for seed in seeds)
-            for depth in depths
-        }
+        f"{LABELS[ours]} − {LABELS[theirs]}": difference_column(results, ours, theirs, depths)
         for ours, theirs in COMPARED
     }
-    neighbours = {LABELS[variant]: spread(each.values()) for variant, each in distances.items()}
-    maps = ", ".join(f"{label} {each['mean']:.3f}" for label, each in neighbours.items())
-    text = (
-        f"Test accuracy in percent on {options.num_test} digits, "
-        "mean ± standard deviation over the seeds; seeds "
-        f"{', '.join(map(str, seeds))}, {options.steps} steps each, "
-        f"PSD weight {options.psd_weight:g}\n\n"
-        f"{depth_table({LABELS[variant]: accuracy[variant] for variant in LABELS}, '.1f')}\n"
-        "Differences in points within a seed, mean ± standard deviation; "
-        "in brackets where the mean is not larger than "
-        f"the deviation\n\n{depth_table(differences, '+.1f')}\n"
-        f"Distance between neighbouring blocks' attention maps on the test images: {maps}\n"
-    )
+    distances = {
+        LABELS[variant]: spread(by_seed.values()) for variant, by_seed in results.distances.items()
+    }
+
+    text = report_text(options, seeds, accuracy, differences, distances)
     write_atomic(folder / "table.md", text)
     values = {
-        "accuracy": accuracy,
-        "differences": differences,
-        "attention_distance": neighbours,
+        "accuracy": {variant: as_numbers(column) for variant, column in accuracy.items()},
+        "differences": {label: as_numbers(column) for label, column in differences.items()},
+        "attention_distance": {label: each._asdict() for label, each in distances.items()},
         "seeds": seeds,
+        "options": as_json(options),
+        "threads": torch.get_num_threads(),
     }
-    write_json(
-        folder / "table.json",
-        {**values, "options": as_json(options), "threads": torch.get_num_threads()},
-    )
-    means = {
-        variant: {depth: each["mean"] for depth, each in accuracy[variant].items()}
-        for variant in LABELS
+    write_json(folder / "table.json", values)
+
+    curves = {
+        LABELS[variant]: {depth: each.mean for depth, each in column.items()}
+        for variant, column in accuracy.items()
     }
-    title = f"ViT on digits, {options.steps} steps, seeds {', '.join(map(str, seeds))}"
-    curves = {LABELS[variant]: means[variant] for variant in LABELS}
+    title = f"ViT on digits, {options.training.steps} steps, seeds {', '.join(map(str, seeds))}"
     elastic_curve(folder / "accuracy.png", curves, title=title, ylabel="test accuracy (%)")
     return text
 
 
-def depth_table(columns: dict[str, dict[int, dict[str, Any]]], form: str) -> str:
-    """Return a Markdown table, a line for each depth; a signed `form` puts what is within its
-    spread in brackets.
+def accuracy_column(results: Results, variant: str, depths: Iterable[int]) -> Column:
+    """Return the accuracy of one variant at every depth."""
+    by_seed = results.accuracies[variant].values()
+    return {depth: spread(accuracy[depth] for accuracy in by_seed) for depth in depths}
+
+
+def difference_column(results: Results, ours: str, theirs: str, depths: Iterable[int]) -> Column:
+    """Return by how much one variant is better than another, seed by seed, at every depth."""
+    column: Column = {}
+    for depth in depths:
+        gains: list[float] = []
+        for seed, accuracy in results.accuracies[ours].items():
+            gains.append(accuracy[depth] - results.accuracies[theirs][seed][depth])
+        column[depth] = spread(gains)
+    return column
+
+
+def as_numbers(column: Column) -> dict[int, dict[str, Any]]:
+    """Return a column for table.json."""
+    return {depth: each._asdict() for depth, each in column.items()}
+
+
+def report_text(
+    options: Options,
+    seeds: list[int],
+    accuracy: dict[str, Column],
+    differences: dict[str, Column],
+    distances: dict[str, Spread],
+) -> str:
+    """Return the text of table.md."""
+    labelled = {LABELS[variant]: column for variant, column in accuracy.items()}
+    maps = ", ".join(f"{label} {each.mean:.3f}" for label, each in distances.items())
+    return (
+        f"Test accuracy in percent on {options.experiment.num_test} digits, mean ± standard "
+        f"deviation over the seeds; seeds {', '.join(map(str, seeds))}, {options.training.steps} "
+        f"steps each, PSD weight {options.training.psd_weight:g}\n\n"
+        f"{depth_table(labelled, '.1f')}\n"
+        "Differences in points within a seed, mean ± standard deviation; in brackets where the "
+        f"mean is not larger than the deviation\n\n{depth_table(differences, '+.1f')}\n"
+        f"Distance between neighbouring blocks' attention maps on the test images: {maps}\n"
+    )
+
+
+def depth_table(columns: dict[str, Column], form: str) -> str:
+    """Return a Markdown table with a line for each depth; `form` is the format of the means.
+
+    A signed form, which is for differences, puts what is within its spread in brackets.
     """
-    depths = next(iter(columns.values()))
+    depths = list(next(iter(columns.values())))
     lines = [["depth", *columns]]
     for depth in depths:
-        cells = []
-        for column in columns.values():
-            mean, deviation = column[depth]["mean"], column[depth]["spread"]
-            cell = f"{mean:{form}}" if deviation is None else f"{mean:{form}} ± {deviation:.1f}"
-            within = form.startswith("+") and deviation is not None and abs(mean) <= deviation
-            cells.append(f"({cell})" if within else cell)
+        cells = [cell_of(column[depth], form) for column in columns.values()]
         lines.append([str(depth), *cells])
     return table(lines)
 
 
-def parse(arguments: list[str]) -> Options:
-    return parse_options(Options, arguments, lambda given: Options(), __doc__)
+def cell_of(value: Spread, form: str) -> str:
+    """Return one cell of a table."""
+    if value.spread is None:
+        return f"{value.mean:{form}}"
+    cell = f"{value.mean:{form}} ± {value.spread:.1f}"
+    is_difference = form.startswith("+")
+    if is_difference and abs(value.mean) <= value.spread:
+        return f"({cell})"
+    return cell
 
 
 if __name__ == "__main__":

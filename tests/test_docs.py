@@ -4,14 +4,16 @@ the code's.
 
 from __future__ import annotations
 
-import ast
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+from elasticnet.training.options import flag, flat_values
+from loading import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -196,35 +198,19 @@ def test_drawings_are_whole_and_used() -> None:
 # --- options of the recipe
 
 
-def recipe_options() -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return the recipe's options with their plain defaults, and what each preset changes; read,
-    not imported.
+@pytest.fixture
+def parse_asrn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function from a command line of recipes/asrn_div2k.py to the values of its options.
+
+    It is called in a folder without data sets.
     """
-    tree = ast.parse((ROOT / "recipes" / "asrn_div2k.py").read_text(encoding="utf-8"))
-    options, presets = {}, {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and node.name == "Options":
-            for field in node.body:
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    options[field.target.id] = literal(field.value)
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PRESETS":
-            assert isinstance(node.value, ast.Dict)
-            for key, call in zip(node.value.keys, node.value.values, strict=True):
-                assert isinstance(call, ast.Call)
-                presets[literal(key)] = {word.arg: literal(word.value) for word in call.keywords}
-    return options, presets
+    recipe = load_recipe("asrn_div2k")
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: flat_values(recipe.parse(list(arguments)))
 
 
-def literal(node: ast.expr | None) -> Any:
-    try:
-        return ast.literal_eval(node) if node else None
-    except ValueError:
-        return "(worked out)"
-
-
-def test_options_named_in_the_pages_exist() -> None:
-    options, _ = recipe_options()
-    known = {f"--{name.replace('_', '-')}" for name in options} | {"--help"}
+def test_options_named_in_the_pages_exist(parse_asrn: Callable[..., dict[str, Any]]) -> None:
+    known = {flag(name) for name in parse_asrn()} | {"--help"}
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     # A launcher's options are its own, and --no-x switches --x off.
     text = re.sub(r"<!--.*?-->|(torchrun|accelerate launch) .*?(?=recipes/)", "", text).replace(
@@ -233,21 +219,20 @@ def test_options_named_in_the_pages_exist() -> None:
     assert sorted(set(re.findall(r"--[a-z][a-z-]+", text)) - known) == []
 
 
-def test_preset_table_holds_the_recipes_values() -> None:
+def test_preset_table_holds_the_recipes_values(parse_asrn: Callable[..., dict[str, Any]]) -> None:
     """When a preset was tuned: write its new values into the table of docs/training.md."""
-    options, presets = recipe_options()
-    text = (
-        (ROOT / "docs" / "training.md")
-        .read_text(encoding="utf-8")
-        .partition("<!-- checked: options -->\n")[2]
-    )
-    lines = text.partition("\n\n")[0].splitlines()
-    head, _, *rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
-    assert head == ["option", *presets]
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    table, _, _ = page.partition("<!-- checked: options -->\n")[2].partition("\n\n")
+    head, _, *rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines()
+    ]
+    assert head == ["option", "demo", "paper", "best"]
+    presets = [parse_asrn("--preset", name) for name in head[1:]]
+    shown: set[str] = set()
     for option, *values in rows:
         name = option.removeprefix("--").replace("-", "_")
-        assert values == [str(presets[preset].get(name, options[name])) for preset in head[1:]], (
-            option
-        )
-    changed = {name for preset in presets.values() for name in preset} - {"preset"}
-    assert sorted(changed - {row[0].removeprefix("--").replace("-", "_") for row in rows}) == []
+        assert values == [str(preset[name]) for preset in presets], option
+        shown.add(name)
+    first, *others = presets
+    differing = {name for name in first if any(other[name] != first[name] for other in others)}
+    assert sorted(differing - shown - {"preset"}) == []

@@ -1,139 +1,531 @@
-"""A recipe's dataclass of options as a run folder keeps it: checked, stored, read back to
-resume.
+"""Options of a training: groups of them, their ranges, the command line, and the run folder.
+
+A recipe's options are a dataclass whose fields are groups, each a dataclass too:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(OptionGroup):
+        run: RunOptions = RunOptions()
+        optimiser: OptimiserOptions = OptimiserOptions(learning_rate=1e-3)
+
+On the command line and in options.json the groups disappear: `--learning-rate`, `learning_rate`.
+So no two groups of one recipe may have an option of the same name.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import json
+import math
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
+import torch
+
+from elasticnet.training.log import tensorboard_installed
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run, differing_options
 
-Options = TypeVar("Options")
-# they say how a process was started, and do not belong to the run
-NOT_STORED = ("resume", "download")
+CUDA = torch.cuda.is_available()
+# how JSON files of ours write the numbers that JSON does not have
+JSON_NUMBERS = ("NaN", "Infinity", "-Infinity")
 
 
-def at_least_one(options: Any, *names: str) -> None:
-    """Raise a ValueError for the first of these options that is below 1, as the command line names
-    it.
+# --- ranges: metadata of an annotation, as in `steps: Annotated[int, AtLeast(1)] = 1000`
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """Finite numbers from `minimum` up.
+
+    Attributes:
+        minimum: The smallest number that is allowed.
     """
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(
-                f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1"
-            )
+
+    minimum: float
+
+    def accepts(self, value: float) -> bool:
+        """Return whether `value` lies in the range.
+
+        Args:
+            value: The option's value.
+        """
+        return self.minimum <= value < math.inf
+
+    def __str__(self) -> str:
+        return f"at least {self.minimum}"
 
 
-def from_0_to_1(options: Any, *names: str) -> None:
-    """Raise a ValueError for the first of these options that is a number outside of 0 to 1."""
-    for name in names:
+@dataclass(frozen=True)
+class Above:
+    """Numbers above `limit`.
+
+    Attributes:
+        limit: The largest number that is not allowed.
+        finite: Whether infinity is refused.
+    """
+
+    limit: float
+    finite: bool = True
+
+    def accepts(self, value: float) -> bool:
+        """Return whether `value` lies in the range.
+
+        Args:
+            value: The option's value.
+        """
+        if self.finite and value == math.inf:
+            return False
+        return value > self.limit
+
+    def __str__(self) -> str:
+        return f"a number above {self.limit}"
+
+
+@dataclass(frozen=True)
+class FromTo:
+    """Numbers from `low` to `high`.
+
+    Attributes:
+        low: The smallest number that is allowed.
+        high: The largest number that is allowed.
+        below_high: Whether `high` itself is refused.
+    """
+
+    low: float
+    high: float
+    below_high: bool = False
+
+    def accepts(self, value: float) -> bool:
+        """Return whether `value` lies in the range.
+
+        Args:
+            value: The option's value.
+        """
+        if self.below_high and value == self.high:
+            return False
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        below = "below " if self.below_high else ""
+        return f"a number from {self.low} to {below}{self.high}"
+
+
+def check_ranges(group: OptionGroup) -> None:
+    """Check the options of one group, but not of groups within it, against their ranges.
+
+    What is no number passes: an option that is off is None, and some have words beside numbers.
+
+    Args:
+        group: The options.
+
+    Raises:
+        ValueError: An option is out of its range; the message names it as the command line does.
+    """
+    for name, hint in get_type_hints(type(group), include_extras=True).items():
+        value = getattr(group, name)
+        if not isinstance(value, (int, float)):
+            continue
+        for allowed in getattr(hint, "__metadata__", ()):
+            if isinstance(allowed, (AtLeast, Above, FromTo)) and not allowed.accepts(value):
+                raise ValueError(f"{flag(name)} {value}: expected {allowed}")
+
+
+# --- groups of options
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionGroup:
+    """Base of a group of options, and of a recipe's options, which are groups.
+
+    It checks the ranges that the annotations give.
+    """
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @classmethod
+    def with_new_names(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of a stored run by the names that they have today.
+
+        A recipe that renamed an option overrides this.
+
+        Args:
+            stored: The options of a run, by the names that they had when it started.
+        """
+        return stored
+
+
+# Metadata of a field, as in `resume: Path | None = field(default=None, metadata=NOT_STORED)`.
+# The option says how a process is started: it does not belong to the run.
+NOT_STORED = {"stored": False}
+
+
+def old_runs(value: Any) -> dict[str, Any]:
+    """Return the metadata of an option that was added after trainings had been started without it.
+
+    Such an option needs this if its default is not what those trainings did. A stored run that
+    lacks an option takes this value, or else the option's default.
+
+    Args:
+        value: What reproduces what those trainings did.
+    """
+    return {"old_runs": value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(OptionGroup):
+    """The run: its folder, and how often something is written there."""
+
+    out: Path | None = None
+    """Run folder, new or empty. Default: runs/ and a name of what is trained and the time."""
+    resume: Path | None = field(default=None, metadata=NOT_STORED)
+    """Run folder to go on with, exactly where it stopped, with the options it was started with."""
+    print_options: bool = field(default=False, metadata=NOT_STORED)
+    """Print what options.json would hold, and do nothing else."""
+    eval_every: Annotated[int, AtLeast(1)] = 5_000
+    """Steps between validations; each is followed by a save."""
+    save_every: Annotated[int, AtLeast(1)] = 1_000
+    """Steps between states to resume from."""
+    log_every: Annotated[int, AtLeast(1)] = 100
+    """Steps between lines of the log."""
+    keep: Annotated[int, AtLeast(1)] = 3
+    """How many states to resume from are kept."""
+    tensorboard: bool = tensorboard_installed()
+    """Log to TensorBoard too."""
+    seed: int = 0
+    """Seed of all that is drawn: weights, samples, noise, taps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(OptionGroup):
+    """The loss of every exit."""
+
+    psd_weight: Annotated[float, AtLeast(0)]
+    """Weight of the self-distillation. It depends on the task loss and on the scale of its values.
+    """
+    sampled_taps: Annotated[int | None, AtLeast(0)] = None
+    """Compute the deepest tap and this many others a step. Default: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserOptions(OptionGroup):
+    """Adam and its learning rate."""
+
+    batch_size: Annotated[int, AtLeast(1)] = 16
+    """Samples a step, over all processes."""
+    learning_rate: Annotated[float, Above(0)] = 1e-4
+    """The largest learning rate."""
+    warmup: Annotated[int, AtLeast(0)] = 0
+    """Steps of linear warm-up before a cosine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions(OptionGroup):
+    """The device, and how it computes."""
+
+    device: str = "cuda" if CUDA else "cpu"
+    """Where to train."""
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = (
+        "bfloat16" if CUDA else "float32"
+    )
+    """Precision of the training steps, by autocast (float64: of the weights). Validation is in the
+    precision of the weights.
+    """
+
+
+@dataclass(frozen=True)
+class _Resumed:
+    """The run whose options are the defaults; read from the command line before the others."""
+
+    resume: Path | None = None
+
+
+Given = TypeVar("Given")
+Options = TypeVar("Options", bound=OptionGroup)
+
+
+# --- groups and flat values
+
+
+def flag(name: str) -> str:
+    """Return how the command line names an option.
+
+    Args:
+        name: The option's name in its dataclass.
+    """
+    return f"--{name.replace('_', '-')}"
+
+
+def flat_values(options: OptionGroup) -> dict[str, Any]:
+    """Return every option's value by its name, without the groups.
+
+    Args:
+        options: A group, or groups of options.
+    """
+    values: dict[str, Any] = {}
+    for each in dataclasses.fields(options):
+        value = getattr(options, each.name)
+        if isinstance(value, OptionGroup):
+            values.update(flat_values(value))
+        else:
+            values[each.name] = value
+    return values
+
+
+def with_values(options: Options, values: Mapping[str, Any]) -> Options:
+    """Return the options with some values changed.
+
+    Args:
+        options: A group, or groups of options.
+        values: The new values by the options' names, without the groups.
+
+    Raises:
+        ValueError: There is no such option, or its value is out of range.
+    """
+    unknown = values.keys() - flat_values(options).keys()
+    if unknown:
+        raise ValueError(f"no such option: {', '.join(map(flag, sorted(unknown)))}")
+    return _changed(options, values)
+
+
+def _changed(options: Options, values: Mapping[str, Any]) -> Options:
+    """Return the options with the values that they have a field for."""
+    changes: dict[str, Any] = {}
+    for each in dataclasses.fields(options):
+        value = getattr(options, each.name)
+        if isinstance(value, OptionGroup):
+            changes[each.name] = _changed(value, values)
+        elif each.name in values:
+            changes[each.name] = values[each.name]
+    return dataclasses.replace(options, **changes)
+
+
+# --- as JSON
+
+
+def as_json(options: OptionGroup) -> dict[str, Any]:
+    """Return the options that belong to the run, by name and without groups; paths as strings.
+
+    Args:
+        options: A recipe's options.
+    """
+    declared = _declarations(options)
+    stored: dict[str, Any] = {}
+    for name, value in flat_values(options).items():
+        if not declared[name].metadata.get("stored", True):
+            continue
+        stored[name] = os.fspath(value) if isinstance(value, Path) else value
+    return stored
+
+
+def from_json(kind: type[Options], stored: Mapping[str, Any]) -> Options:
+    """Return the options that `as_json` stored, also those of an older version of the recipe.
+
+    An option that is not stored was added later. It takes the value for old runs that it declares
+    (see `old_runs`), or else its default.
+
+    Args:
+        kind: The recipe's dataclass of options; every option has a default.
+        stored: Values by name.
+
+    Raises:
+        ValueError: A stored option is unknown to this version, or its value is out of range.
+    """
+    values = kind.with_new_names(dict(stored))
+    default = kind()
+    declared = _declarations(default)
+    unknown = values.keys() - declared.keys()
+    if unknown:
+        raise ValueError(
+            f"options that this version of the recipe does not know: {', '.join(sorted(unknown))}"
+        )
+
+    restored: dict[str, Any] = {}
+    hints = _hints(default)
+    for name, option in declared.items():
+        if name in values:
+            restored[name] = _restored(values[name], hints[name])
+        elif "old_runs" in option.metadata:
+            restored[name] = option.metadata["old_runs"]
+    return with_values(default, restored)
+
+
+def _declarations(options: OptionGroup) -> dict[str, dataclasses.Field[Any]]:
+    """Return the field of every option by its name, without the groups."""
+    declared: dict[str, dataclasses.Field[Any]] = {}
+    for each in dataclasses.fields(options):
+        value = getattr(options, each.name)
+        if isinstance(value, OptionGroup):
+            declared.update(_declarations(value))
+        else:
+            declared[each.name] = each
+    return declared
+
+
+def _hints(options: OptionGroup) -> dict[str, Any]:
+    """Return the type of every option by its name, without the groups and the ranges."""
+    hints: dict[str, Any] = {}
+    for name, hint in get_type_hints(type(options)).items():
         value = getattr(options, name)
-        if isinstance(value, (int, float)) and not 0 <= value <= 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number from 0 to 1")
+        if isinstance(value, OptionGroup):
+            hints.update(_hints(value))
+        else:
+            hints[name] = hint
+    return hints
 
 
-def as_json(options: Any) -> dict[str, Any]:
-    """Return the options that belong to the run, paths as strings: all but `resume` and
-    `download`.
-    """
-    values = {
-        name: value for name, value in dataclasses.asdict(options).items() if name not in NOT_STORED
-    }
-    return {
-        name: os.fspath(value) if isinstance(value, Path) else value
-        for name, value in values.items()
-    }
+def _restored(value: Any, hint: Any) -> Any:
+    """Return a value of JSON as its option has it: JSON holds paths and infinities as strings."""
+    if not isinstance(value, str):
+        return value
+    alternatives = get_args(hint) or (hint,)
+    if Path in alternatives:
+        return Path(value)
+    if float in alternatives and value in JSON_NUMBERS:
+        return float(value)
+    return value
 
 
-def as_command(
-    values: Mapping[str, Any], usual: Mapping[str, Any], skipped: Sequence[str] = ()
-) -> str:
-    """Return the options that differ from the usual ones, but for those skipped, as a command line
-    has them.
-    """
-    words = []
-    for name, value in values.items():
-        if name not in skipped and value != usual[name]:
-            option = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{option}" if value else f"--no-{option}")
-            else:
-                words.append(f"--{option} {shlex.quote(str(value))}")
-    return " ".join(words)
+# --- the command line
 
 
-def parse_options(
-    kind: type[Options],
-    arguments: Sequence[str],
-    defaults: Callable[[Mapping[str, Any]], Options],
-    description: str | None,
-) -> Options:
-    """Read a command line into the dataclass `kind`; some options choose the defaults of all the
-    others.
+def given_options(kind: type[Given], arguments: Sequence[str]) -> Given:
+    """Return some options from a command line that has others, too.
 
-    With --resume the defaults are those of that run; otherwise `defaults` makes them of what is
-    given for preset, task, data and download (None and False where absent). Needs tyro, whose
-    --help shows the fields' docstrings.
+    Args:
+        kind: A dataclass of these options. What is not given has its default.
+        arguments: The command line, without the program's name.
     """
     import tyro
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset")
-    first.add_argument("--task")
-    first.add_argument("--data", type=Path)
-    first.add_argument("--download", action="store_true")
-    first.add_argument("--resume", type=Path)
-    given = vars(first.parse_known_args(arguments)[0])
-    chosen = stored_options(kind, given["resume"]) if given["resume"] else defaults(given)
-    return tyro.cli(kind, default=chosen, args=arguments, description=description)
+    given, _others = tyro.cli(
+        kind,
+        args=arguments,
+        return_unknown_args=True,
+        add_help=False,  # --help is for all options
+    )
+    return given
+
+
+def parse_options(
+    kind: type[Options], arguments: Sequence[str], *, default: Options, description: str | None
+) -> Options:
+    """Read a command line into a recipe's options; ends the process after --help or an error.
+
+    With --resume, if the recipe has that option, the options of that run are the defaults. With
+    --print-options the options are printed as JSON, and the process ends. This function needs tyro,
+    which shows the docstrings of groups and options in --help.
+
+    Args:
+        kind: The recipe's dataclass of options.
+        arguments: The command line, without the program's name.
+        default: The options where nothing is given.
+        description: The first paragraphs of --help.
+
+    Returns:
+        The options.
+    """
+    import tyro
+
+    if "resume" in flat_values(default):
+        folder = given_options(_Resumed, arguments).resume
+        if folder is not None:
+            default = stored_options(kind, folder)
+    options = tyro.cli(
+        kind,
+        default=default,
+        args=arguments,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    if flat_values(options).get("print_options"):
+        print(json.dumps(as_json(options), indent=2))
+        sys.exit()
+    return options
+
+
+def as_command(
+    values: Mapping[str, Any], usual: Mapping[str, Any], skipped: Collection[str] = ()
+) -> str:
+    """Return the options that differ from the usual ones as a command line has them.
+
+    Args:
+        values: Every option's value by its name, as `as_json` returns them.
+        usual: The values to compare with; they have every name that `values` has.
+        skipped: Names that are left out.
+    """
+    words: list[str] = []
+    for name, value in values.items():
+        if name in skipped or value == usual[name]:
+            continue
+        if value is True:
+            words.append(flag(name))
+        elif value is False:
+            words.append(flag(f"no_{name}"))
+        else:
+            words += [flag(name), shlex.quote(str(value))]
+    return " ".join(words)
+
+
+# --- the run folder
 
 
 def stored_options(kind: type[Options], folder: str | os.PathLike[str]) -> Options:
-    """Return the options that the run in `folder` was started with; ValueError when they are not
-    those of `kind`.
+    """Return the options that a run was started with.
+
+    Args:
+        kind: The dataclass of options of the recipe that started it.
+        folder: The run folder.
+
+    Raises:
+        ValueError: The run has options that are unknown to this version of the recipe.
     """
     with Run.resume(folder, writer=False) as run:
         stored = run.options
-    fields = {
-        field.name: str(field.type)
-        for field in dataclasses.fields(kind)
-        if field.name not in NOT_STORED
-    }  # pyright: ignore[reportArgumentType]
-    if differing := fields.keys() ^ stored.keys():
+    try:
+        return from_json(kind, stored)
+    except ValueError as error:
         raise ValueError(
-            f"{folder}: its options differ from this recipe's in {', '.join(sorted(differing))}; resume it with the "
-            "recipe, and the version of it, that started it"
-        )
-    return kind(
-        **{name: _restored(annotation, stored[name]) for name, annotation in fields.items()}
-    )
+            f"{folder}: {error}; resume it with the recipe, and the version of it, that started it"
+        ) from error
 
 
-def open_run(options: Any, folder: Path, processes: Processes) -> Run:
-    """Open the run of a recipe: `options.resume`, saying which options have changed, or else a new
-    one in `folder`.
+def changed_options(run: Run, options: OptionGroup) -> dict[str, tuple[Any, Any]]:
+    """Return the options that are not as they were when the run started.
 
-    `options.keep` checkpoints are kept. Of several processes the first one writes.
+    Args:
+        run: The run.
+        options: The options of its recipe, as they are now.
+
+    Returns:
+        (before, now) by the option's name.
     """
-    if options.resume is None:
-        return Run.create(folder, as_json(options), keep=options.keep, writer=processes.first)
-    run = Run.resume(options.resume, keep=options.keep, writer=processes.first)
-    for name, (before, now) in differing_options(run.options, as_json(options)).items():
-        processes.say(
-            f"note: --{name.replace('_', '-')} was {before} when this run started and is {now} now"
-        )
-    return run
+    before = from_json(type(options), run.options)
+    return differing_options(as_json(before), as_json(options))
 
 
-def _restored(annotation: str, value: Any) -> Any:
-    if "Path" in annotation and value is not None:
-        return Path(value)
-    # "Infinity"
-    return float(value) if annotation.startswith("float") and isinstance(value, str) else value
+def open_run(options: OptionGroup, run: RunOptions, folder: Path, processes: Processes) -> Run:
+    """Open the run of a recipe: the one of --resume, or else a new one.
+
+    Says which options have changed since the run to resume was started.
+
+    Args:
+        options: The recipe's options.
+        run: The group among them that says how the run is kept.
+        folder: The folder of a new run.
+        processes: Of several processes the first one writes.
+
+    Returns:
+        The run, to be used in a `with` statement.
+    """
+    if run.resume is None:
+        return Run.create(folder, as_json(options), keep=run.keep, writer=processes.first)
+    resumed = Run.resume(run.resume, keep=run.keep, writer=processes.first)
+    for name, (before, now) in changed_options(resumed, options).items():
+        processes.say(f"note: {flag(name)} was {before} when this run started and is {now} now")
+    return resumed

@@ -95,7 +95,7 @@ def start(*command: object, **options: Any) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),  # also for this file
         "GLOO_SOCKET_IFNAME": "lo",
     }
     command = (sys.executable, *command)

@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -56,9 +57,27 @@ def test_a_lost_marker_is_an_error_that_names_its_section(results, tmp_path):
         results.main([])
 
 
-def test_a_command_names_what_differs_from_its_preset(results):
+def presets() -> dict[str, dict[str, Any]]:
+    """The kept values of the recipe's presets."""
+    return json.loads((ROOT / "docs" / "results" / "presets.json").read_text())
+
+
+def parsed(*arguments: str) -> dict[str, Any]:
+    """The recipe's options as options.json holds them, on a CPU, where there is no data set."""
     recipe = load_recipe("asrn_div2k")
-    given = [
+    return as_json(recipe.parse([*arguments, "--device", "cpu", "--precision", "float32"]))
+
+
+@pytest.mark.parametrize("preset", ["demo", "paper", "best"])
+def test_the_kept_presets_are_the_recipes(preset, tmp_path, monkeypatch):
+    """If a preset was changed: python recipes/record.py --presets."""
+    monkeypatch.chdir(tmp_path)
+    machine = {"tensorboard": None}  # by default, whether it is installed
+    assert presets()[preset] | machine == parsed("--preset", preset) | machine
+
+
+def test_a_command_names_what_differs_from_its_preset(results):
+    options = parsed(
         "--preset",
         "paper",
         "--scale",
@@ -71,14 +90,16 @@ def test_a_command_names_what_differs_from_its_preset(results):
         "train",
         "--keep",
         "2",
-    ]
-    options = as_json(recipe.parse(given))
-    assert (
-        results.changed(options)
-        == "--preset paper --data train --scale 4 --loss l1 --psd-weight 8e-05"
     )
-    assert results.changed(options, {**options, "scale": 2, "keep": 3}) == "--scale 4"
-    assert results.changed({**options, "variant": "ss"}, options) == "--variant ss"
+    command = results.changed(options, presets())
+    given = {"--data train", "--scale 4", "--loss l1", "--psd-weight 8e-05"}
+    assert command.startswith("--preset paper --")
+    words = command.split()[2:]
+    assert {f"{flag} {value}" for flag, value in zip(words[::2], words[1::2])} == given
+    usual = {**options, "scale": 2, "keep": 3}
+    assert results.changed(options, presets(), usual) == "--scale 4"
+    without_psd = {**options, "variant": "ss"}
+    assert results.changed(without_psd, presets(), options) == "--variant ss"
 
 
 def test_nothing_kept_names_a_path_of_a_machine():
@@ -103,9 +124,7 @@ def a_record(seed: int = 0, **options: object) -> dict:
     ]
     for row in sets:
         row["psnr"] += (row["depth"] or 0) / 100 + seed * (row["depth"] is not None) / 5
-    given = as_json(
-        load_recipe("asrn_div2k").parse(["--preset", "best", "--data", "train", "--scale", "4"])
-    )
+    given = parsed("--preset", "best", "--data", "train", "--scale", "4")
     scores = [
         {"step": 4, "seconds": 3600.0, "psnr": {"1": 27.2, "5": 27.4}},
         {"step": 5, "seconds": 7200.0, "psnr": {"1": 27.1, "5": 27.45}},
@@ -160,7 +179,7 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
     assert "x2 only" not in page
     assert re.findall("patches of 48(.*); GMACs", page) == ["", ", started from asrn_x2"]
     assert page.endswith("A paper (x4 alone). Another.")
-    card, other = results.cards(records).split("\n\n## ")
+    card, other = results.cards({**records, "presets": presets()}).split("\n\n## ")
     assert other.startswith("`asrn_x4_published.safetensors`")
     assert "| network | ASRN x4, 5 blocks of 96 |" in other
     assert card.startswith("## `asrn_x4.safetensors`")
@@ -180,7 +199,7 @@ def test_a_choice_is_named_by_what_it_changes_also_beside_records_from_before_th
         "choice-10-affine": a_record(tap_affine=True)
     }
     del records["choice-1"]["options"]["tap_affine"]
-    header, _, *rows = results.choices(records).splitlines()
+    header, _, *rows = results.choices({**records, "presets": presets()}).splitlines()
     assert header.startswith("| options | depth 1 |")
     assert [row.split(" | ")[0] for row in rows[:3]] == [
         *["| the usual options (below)"] * 2,

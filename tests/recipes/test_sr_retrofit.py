@@ -27,9 +27,13 @@ import elasticnet
 from elasticnet.sr import asrn, edsr, rcan
 from elasticnet.sr.benchmark import evaluate
 from elasticnet.sr.data import load_pairs, scikit_image_photos
+from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.models.convert import official_state_dict
 from elasticnet.sr.models.edsr import EDSR
 from elasticnet.sr.models.heads import bicubic_upsample
+from elasticnet.training.learning_rate import cosine
+from elasticnet.training.options import with_values
+from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import pack_state
 from loading import load_recipe
@@ -40,7 +44,9 @@ SIZES = ["--num-blocks", "3", "--channels", "8"]
 TINY = ["--patch-size", "8", "--batch-size", "2", "--num-valid", "1", "--no-tensorboard"]
 TINY += ["--train-steps", "40", "--srcnn-steps", "40", "--tune-steps", "40", "--eval-every", "15"]
 TINY += ["--log-every", "1", "--save-every", "6"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+# for processes, of which one runs this file
+IMPORTED = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": IMPORTED}
 FILES = ("ordinary.safetensors", "srcnn.safetensors", "elastic.safetensors", "table.md")
 
 
@@ -90,7 +96,7 @@ def assert_ended_alike(folder: Path, other: Path) -> None:
     assert packed_state(folder) == packed_state(other)
 
 
-def packed_state(folder: Path) -> bytearray:
+def packed_state(folder: Path) -> bytes:
     with Run.resume(folder, writer=False) as stored:
         step, state = stored.load_latest() or (0, {"log": {"seconds": 0}})
     del state["log"]["seconds"]
@@ -120,12 +126,15 @@ def test_both_curves_are_those_of_the_saved_networks(recipe, photos, tmp_path):
     few = ["--train-steps", 2, "--srcnn-steps", 2, "--tune-steps", 2]
     run(
         recipe,
-        *SIZES,
         *few,
         "--model",
         "rcan",
         "--num-groups",
         2,
+        "--group-size",
+        3,
+        "--channels",
+        8,
         "--valid",
         photos,
         "--data",
@@ -176,14 +185,14 @@ def test_phases_train_what_they_say(whole):
 def test_the_ordinary_network_is_that_of_a_plain_loop(recipe, photos, whole):
     """The first phase written out, with the plain network and the authors' keys."""
     options = recipe.parse([*TINY, *SIZES, "--data", str(photos)])
-    training, _ = recipe.image_pairs(options, 2, recipe.Processes())
-    sampler = recipe.PatchSampler(training, 8, 2, seed=0)
+    training, _ = recipe.image_pairs(options, 2, Processes())
+    sampler = PatchSampler(training, 8, 2, seed=0)
     plain = EDSR(2, 3, 8)
     plain.load_state_dict(official_state_dict(recipe.ordinary_network(options)))
     optimizer = torch.optim.Adam(plain.parameters())
     losses = []
     for step in range(40):
-        optimizer.param_groups[0]["lr"] = options.learning_rate * recipe.cosine(step, 40, 10)
+        optimizer.param_groups[0]["lr"] = options.optimiser.learning_rate * cosine(step, 40, 10)
         lr, hr = sampler.batch(step)
         loss = F.l1_loss(plain(lr * 255) / 255, hr)
         optimizer.zero_grad()
@@ -208,7 +217,7 @@ def test_srcnn_starts_as_the_enlarged_input_and_all_of_it_learns(recipe):
 
 @pytest.mark.parametrize(("model", "taps"), [("edsr", 2), ("rcan", None)])
 def test_taps_are_sampled_where_heads_cost_more_than_blocks(recipe, model, taps):
-    options = recipe.Options(model=model)
+    options = with_values(recipe.Options(), {"model": model})
     net, line = (
         recipe.ordinary_network(options),
         recipe.tap_cost(recipe.ordinary_network(options), options),
@@ -216,7 +225,7 @@ def test_taps_are_sampled_where_heads_cost_more_than_blocks(recipe, model, taps)
     assert recipe.sampled_taps(options) == taps
     assert (float(line.partition("cost ")[2].split()[0]) > 1) == (taps is not None)
     assert line.endswith(f"takes {len(net.taps) if taps is None else 1 + taps}")
-    assert recipe.sampled_taps(recipe.Options(model=model, sampled_taps=1)) == 1
+    assert recipe.sampled_taps(with_values(options, {"sampled_taps": 1})) == 1
 
 
 @pytest.mark.slow
@@ -268,7 +277,7 @@ def test_our_weights_of_a_net_with_one_tap_get_all(recipe, tmp_path):
     net = rcan(2, 3, 8, group_size=2, reduction=4, taps=(-1,))
     elasticnet.save(net, tmp_path / "ours.safetensors")
     read = recipe.ordinary_network(
-        recipe.Options(model="rcan", weights=tmp_path / "ours.safetensors")
+        with_values(recipe.Options(), {"model": "rcan", "weights": tmp_path / "ours.safetensors"})
     )
     assert (read.taps, read.origin) == ((1, 2, 3), net.origin)
     assert all(
@@ -392,6 +401,8 @@ BAD = {
     "tune_steps": 0,
     "sampled_taps": -1,
     "num_groups": 2,
+    "group_size": 2,
+    "precision": "float64",
     "learning_rate": 0.0,
     "psd_weight": -1.0,
 }
@@ -400,9 +411,36 @@ BAD = {
 @pytest.mark.parametrize(("name", "value"), BAD.items())
 def test_options_out_of_range_are_refused(recipe, name, value):
     with pytest.raises(
-        ValueError, match=f"--{name.replace('_', '-')} {value}: (expected a|EDSR has no groups)"
+        ValueError, match=f"--{name.replace('_', '-')} {value}: (expected |EDSR has no groups)"
     ):
-        recipe.Options(**{name: value})
+        with_values(recipe.Options(), {name: value})
+
+
+def test_blocks_of_rcan_are_given_by_groups(recipe):
+    with pytest.raises(ValueError, match=r"--num-blocks 3: RCAN has groups .*--group-size"):
+        with_values(recipe.Options(), {"model": "rcan", "num_blocks": 3})
+
+
+def test_an_old_run_of_rcan_whose_group_size_was_called_num_blocks_goes_on(
+    recipe, photos, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    sizes = ["--model", "rcan", "--num-groups", 2, "--group-size", 3, "--channels", 8]
+    few = ["--train-steps", 2, "--srcnn-steps", 2, "--tune-steps", 2]
+    run(recipe, *sizes, *few, "--data", photos, "--out", out)
+    stored = json.loads((out / "options.json").read_text())
+    stored["num_blocks"] = stored.pop("group_size")
+    (out / "options.json").write_text(json.dumps(stored))
+    capsys.readouterr()
+
+    recipe.main(recipe.parse(["--resume", str(out), "--tune-steps", "4"]))
+
+    said = capsys.readouterr().out
+    assert "note: --tune-steps was 2" in said
+    assert said.count("note: ") == 1
+    assert log_of(out)[-1]["step"] == 8
+    with pytest.raises(ValueError, match=r"--group-size 4: the run in .* was started with 3;"):
+        recipe.main(recipe.parse(["--resume", str(out), "--group-size", "4"]))
 
 
 @pytest.mark.parametrize(
@@ -450,7 +488,7 @@ def test_help_and_errors_on_the_command_line(tmp_path):
     assert shown.returncode == 0
     assert all(
         word in shown.stdout
-        for word in ("--model", "--weights", "--tune-steps", "--resume", "residual group")
+        for word in ("--model", "--weights", "--tune-steps", "--resume", "--group-size")
     )
     missing = command("--data", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert missing.returncode == 1

@@ -24,6 +24,7 @@ from elasticnet.checkpoint import read_header
 from elasticnet.distillation import attention_map
 from elasticnet.retrofit.timm import split
 from elasticnet.training.learning_rate import cosine
+from elasticnet.training.options import with_values
 from elasticnet.training.run_folder import Run
 from elasticnet.training.stop_signal import StopSignal
 from loading import load_recipe
@@ -70,23 +71,26 @@ def accuracies(folder: Path) -> dict[tuple[int, str, int], dict[str, float]]:
     }
 
 
+def tiny(recipe: ModuleType, **options: Any) -> Any:
+    """The recipe's options at tiny size, or at that of `options`."""
+    size = {"num_blocks": 3, "width": 8, "batch_size": 16, "steps": 6, **options}
+    return with_values(recipe.Options(), size)
+
+
 def trained(
     recipe: ModuleType, folder: Path, variant: str, depth: int, **options: Any
 ) -> elasticnet.ElasticWrapper:
     """Train one network of the recipe, of tiny size."""
-    chosen = recipe.Options(
-        **{"num_blocks": 3, "width": 8, "batch_size": 16, "steps": 6, **options}
-    )
-    digits = recipe.read_digits(chosen.num_test, chosen.seed)
+    chosen = tiny(recipe, **options)
+    digits = recipe.read_digits(chosen.experiment.num_test, seed=0)
     with Run.create(folder, {}) as run:
-        return recipe.train(
-            chosen, variant, depth, chosen.seed, digits, run, tqdm(disable=True), StopSignal()
-        )
+        session = recipe.Session(chosen, run, tqdm(disable=True), StopSignal())
+        return recipe.train(session, recipe.Case(variant, depth, seed=0), digits)
 
 
 def loaded(recipe: ModuleType, folder: Path, depth: int | None = None) -> elasticnet.ElasticWrapper:
     """Load the elastic network of a tiny run."""
-    options = recipe.Options(num_blocks=3, width=8)
+    options = tiny(recipe)
     return elasticnet.load(
         folder / "elastic.safetensors", depth, build=lambda: split(recipe.build(options)).wrap()
     )
@@ -184,14 +188,14 @@ def test_the_same_seed_gives_the_same_bits_whatever_else_runs(recipe, done, tmp_
 
 def test_the_ordinary_network_is_timms_own_trained_by_a_plain_loop(recipe, tmp_path):
     net = trained(recipe, tmp_path / "cut", "cut", 3)
-    options = recipe.Options(num_blocks=3, width=8)
-    digits = recipe.read_digits(options.num_test, 0)
+    options = tiny(recipe)
+    digits = recipe.read_digits(options.experiment.num_test, 0)
     torch.manual_seed(0)
     model = recipe.build(options).train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05, fused=True)
     generator = torch.Generator().manual_seed(0)
     for step in range(6):
-        optimizer.param_groups[0]["lr"] = options.learning_rate * cosine(step, 6, 20)
+        optimizer.param_groups[0]["lr"] = options.training.learning_rate * cosine(step, 6, 20)
         chosen = torch.randint(len(digits.x), (16,), generator=generator)
         loss = F.cross_entropy(model(digits.x[chosen]), digits.y[chosen])
         optimizer.zero_grad()
@@ -314,15 +318,15 @@ def test_ctrl_c_ends_with_one_line_and_keeps_what_was_measured(recipe, tmp_path,
         ("seeds", 0, "at least 1"),
         ("num_blocks", 1, "at least 2"),
         ("width", 30, "multiple of the 4 attention heads"),
-        ("num_test", 1790, "10 to 1787 of the 1797"),
+        ("num_test", 1790, "from 10 to 1787"),
         ("learning_rate", float("nan"), "above 0"),
-        ("psd_weight", -0.5, "from 0 up"),
-        ("seed", -1, "from 0 up"),
+        ("psd_weight", -0.5, "at least 0"),
+        ("seed", -1, "at least 0"),
     ],
 )
 def test_options_out_of_range_are_refused(recipe, name, value, expected):
     with pytest.raises(ValueError, match=rf"--{name.replace('_', '-')} {value}: .*{expected}"):
-        recipe.Options(**{name: value})
+        with_values(recipe.Options(), {name: value})
 
 
 def test_a_loss_that_is_not_finite_names_the_training(recipe, tmp_path):

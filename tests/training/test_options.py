@@ -1,6 +1,4 @@
-"""A recipe's options: stored and read back, chosen by preset or by an earlier run, and their
-changes said.
-"""
+"""Options: their ranges and groups, stored and read back, of old runs too, and the command line."""
 
 from __future__ import annotations
 
@@ -8,79 +6,154 @@ import dataclasses
 import json
 import math
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elasticnet.training.options import (
+    NOT_STORED,
+    Above,
+    AtLeast,
+    FromTo,
+    OptionGroup,
+    RunOptions,
     as_command,
     as_json,
-    at_least_one,
+    changed_options,
+    flat_values,
+    from_json,
+    given_options,
+    old_runs,
     open_run,
     parse_options,
     stored_options,
+    with_values,
 )
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 
 
-@dataclass(frozen=True)
-class Options:
-    """Options of every kind that a recipe has."""
+@dataclass(frozen=True, kw_only=True)
+class Setup(OptionGroup):
+    """What is trained."""
 
     preset: Literal["demo", "paper"] = "paper"
     """Set of defaults."""
-    resume: Path | None = None
-    """Run to go on with."""
-    download: bool = False
-    """Download the data."""
     data: Path | None = None
     """Training images."""
-    out: Path = Path("runs")
-    """Run folder."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision."""
-    num_blocks: int = 5
+    download: bool = field(default=False, metadata=NOT_STORED)
+    """Download the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(OptionGroup):
+    """The network."""
+
+    num_blocks: Annotated[int, AtLeast(1)] = 5
     """Blocks."""
-    sampled_taps: int | None = None
+    sampled_taps: Annotated[int | None, AtLeast(0)] = None
     """Taps a step."""
-    learning_rate: float = 1e-4
+    tap_weights: Annotated[Literal["paper", "rising"] | float, FromTo(0, 1)] = "paper"
+    """Weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser(OptionGroup):
+    """The optimiser."""
+
+    learning_rate: Annotated[float, Above(0)] = 1e-4
     """Learning rate."""
-    clip_norm: float | None = None
+    clip_norm: Annotated[float | None, Above(0, finite=False)] = None
     """Largest norm of the gradients."""
-    tensorboard: bool = True
-    """Log to TensorBoard."""
-    keep: int = 3
-    """How many states are kept."""
-
-
-@dataclass(frozen=True)
-class NewerOptions(Options):
-    """A later version of the recipe."""
-
-    ema: float = 0.0
+    ema: Annotated[float, FromTo(0, 1, below_high=True)] = 0.0
     """Decay."""
 
 
-floats = st.floats(allow_nan=False)
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionGroup):
+    """Options of every kind that a recipe has."""
+
+    setup: Setup = Setup()
+    run: RunOptions = RunOptions(keep=2, tensorboard=True)
+    network: Network = Network()
+    optimiser: Optimiser = Optimiser()
+
+
+def options_of(**values: object) -> Options:
+    return with_values(Options(), values)
+
+
+# --- ranges
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_blocks", 0, "--num-blocks 0: expected at least 1"),
+        ("sampled_taps", -1, "--sampled-taps -1: expected at least 0"),
+        ("learning_rate", 0.0, "--learning-rate 0.0: expected a number above 0"),
+        ("learning_rate", math.inf, "--learning-rate inf: expected a number above 0"),
+        ("learning_rate", math.nan, "--learning-rate nan: expected a number above 0"),
+        ("clip_norm", -2.0, "--clip-norm -2.0: expected a number above 0"),
+        ("ema", 1.0, "--ema 1.0: expected a number from 0 to below 1"),
+        ("ema", math.nan, "--ema nan: expected a number from 0 to below 1"),
+        ("tap_weights", 1.5, "--tap-weights 1.5: expected a number from 0 to 1"),
+        ("keep", 0, "--keep 0: expected at least 1"),
+        ("save_every", -5, "--save-every -5: expected at least 1"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named_as_the_command_line_names_it(
+    name: str, value: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        options_of(**{name: value})
+
+
+def test_numbers_at_the_ends_of_their_ranges_words_and_none_are_taken() -> None:
+    values = {"num_blocks": 1, "sampled_taps": 0, "ema": 0.0, "tap_weights": 1.0}
+    assert flat_values(options_of(**values)).items() >= values.items()
+    assert options_of(tap_weights="rising").network.tap_weights == "rising"
+    assert options_of(sampled_taps=None).network.sampled_taps is None
+    assert options_of(clip_norm=math.inf).optimiser.clip_norm == math.inf
+
+
+# --- groups
+
+
+def test_values_have_no_groups_and_change_in_theirs() -> None:
+    options = options_of(num_blocks=7, ema=0.5, keep=9)
+    assert options.network == Network(num_blocks=7)
+    assert options.optimiser == Optimiser(ema=0.5)
+    assert options.run == RunOptions(keep=9, tensorboard=True)
+    assert list(flat_values(options))[:4] == ["preset", "data", "download", "out"]
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="no such option: --blocks, --width"):
+        options_of(width=3, blocks=2, ema=0.5)
+
+
+# --- stored and read back
+
+
 paths = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(
     Path
 )
 all_options = st.builds(
-    Options,
+    options_of,
     preset=st.sampled_from(["demo", "paper"]),
     data=st.none() | paths,
-    out=paths,
-    precision=st.sampled_from(["float32", "bfloat16"]),
-    num_blocks=st.integers(),
-    sampled_taps=st.none() | st.integers(),
-    learning_rate=floats,
-    clip_norm=st.none() | floats,
+    out=st.none() | paths,
+    num_blocks=st.integers(1),
+    sampled_taps=st.none() | st.integers(0),
+    tap_weights=st.sampled_from(["paper", "rising"]) | st.floats(0, 1),
+    learning_rate=st.floats(0, exclude_min=True, allow_infinity=False),
+    clip_norm=st.none() | st.floats(0, exclude_min=True),
     tensorboard=st.booleans(),
     keep=st.integers(1, 9),
 )
@@ -92,61 +165,66 @@ def test_a_run_gives_its_options_back(
 ) -> None:
     """All but those that say how the process was started."""
     folder = tmp_path_factory.mktemp("run")
-    started = dataclasses.replace(options, download=download)
-    with open_run(started, folder, Processes()):
+    started = with_values(options, {"download": download})
+    with open_run(started, started.run, folder, Processes()):
         pass
-    assert not {"resume", "download"} & json.loads((folder / "options.json").read_text()).keys()
+    stored = json.loads((folder / "options.json").read_text())
+    expected = flat_values(Options()).keys() - {"resume", "download", "print_options"}
+    assert stored.keys() == expected
     assert stored_options(Options, folder) == options
-    assert as_json(dataclasses.replace(options, resume=resume)) == as_json(options)
+    assert as_json(with_values(options, {"resume": resume})) == as_json(options)
 
 
-names = st.from_regex(r"[a-z][a-z .']{0,8}[a-z]", fullmatch=True).map(Path)
-on_a_command_line = st.builds(
-    Options,
-    preset=st.sampled_from(["demo", "paper"]),
-    data=st.none() | names,
-    out=names,
-    num_blocks=st.integers(0),
-    sampled_taps=st.none() | st.integers(0),
-    clip_norm=st.none() | st.floats(0, allow_infinity=False),
-    tensorboard=st.booleans(),
-)
+def test_infinite_options_come_back_as_numbers() -> None:
+    stored = json.loads('{"clip_norm": "Infinity", "tap_weights": "paper"}')
+    assert from_json(Options, stored).optimiser.clip_norm == math.inf
 
 
-@settings(max_examples=30, deadline=None)
-@given(on_a_command_line, on_a_command_line)
-def test_a_command_says_what_differs(options: Options, usual: Options) -> None:
-    words = shlex.split(as_command(as_json(options), as_json(usual)))
-    assert parse_options(Options, words, lambda _: usual, None) == options
-    shown = {
-        word.removeprefix("--").removeprefix("no-").replace("-", "_")
-        for word in words
-        if word.startswith("--")
-    }
-    assert shown == {
-        name for name, value in as_json(options).items() if value != as_json(usual)[name]
-    }
-    assert "--out" not in shlex.split(as_command(as_json(options), as_json(usual), ["out"]))
+@dataclass(frozen=True, kw_only=True)
+class NewerNetwork(Network):
+    """The network of a later version: it has more options, and new runs draw taps."""
+
+    width: int = 64
+    """Was always 64."""
+    stem: Literal["plain", "deep"] = field(default="deep", metadata=old_runs("plain"))
+    """Was always plain."""
 
 
-def test_infinite_options_come_back_as_numbers(tmp_path: Path) -> None:
-    with open_run(Options(clip_norm=math.inf), tmp_path, Processes()):
+@dataclass(frozen=True, kw_only=True)
+class NewerOptions(Options):
+    """Options of a later version, in which --rate is called --learning-rate."""
+
+    network: NewerNetwork = NewerNetwork()
+
+    @classmethod
+    def with_new_names(cls, stored: dict[str, object]) -> dict[str, object]:
+        if "rate" in stored:
+            stored["learning_rate"] = stored.pop("rate")
+        return stored
+
+
+def test_an_option_that_an_old_run_does_not_have_takes_the_value_for_old_runs() -> None:
+    stored = as_json(options_of(num_blocks=3))
+    read = from_json(NewerOptions, stored)
+    assert read.network == NewerNetwork(num_blocks=3, width=64, stem="plain")
+    assert NewerOptions().network.stem == "deep"
+
+
+def test_a_new_run_keeps_what_it_was_given_of_options_that_old_runs_lack() -> None:
+    options = with_values(NewerOptions(), {"stem": "deep", "width": 8})
+    assert from_json(NewerOptions, as_json(options)) == options
+
+
+def test_an_option_that_was_renamed_is_read_by_its_old_name() -> None:
+    assert from_json(NewerOptions, {"rate": 0.25}).optimiser.learning_rate == 0.25
+
+
+def test_a_stored_option_that_is_unknown_is_named(tmp_path: Path) -> None:
+    with Run.create(tmp_path / "other", {**as_json(Options()), "width": 3, "deep": 1}):
         pass
-    assert stored_options(Options, tmp_path).clip_norm == math.inf
-
-
-def test_options_of_another_recipe_are_named(tmp_path: Path) -> None:
-    with open_run(Options(), tmp_path, Processes()):
-        pass
-    with pytest.raises(
-        ValueError, match=f"{tmp_path}: its options differ .* in ema; resume it with the recipe"
-    ):
-        stored_options(NewerOptions, tmp_path)
-    other = tmp_path / "other"
-    with Run.create(other, {**as_json(Options()), "width": 3, "depth": 1}):
-        pass
-    with pytest.raises(ValueError, match="its options differ from this recipe's in depth, width; "):
-        stored_options(Options, other)
+    message = f"{tmp_path / 'other'}: options that this version .* know: deep, width; resume it"
+    with pytest.raises(ValueError, match=message):
+        stored_options(Options, tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="none holds no run"):
         stored_options(Options, tmp_path / "none")
 
@@ -156,72 +234,102 @@ def test_options_of_another_recipe_are_named(tmp_path: Path) -> None:
 
 def test_changed_options_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="elasticnet")
-    with open_run(Options(data=Path("images")), tmp_path, Processes()) as run:
+    first = options_of(data=Path("images"))
+    with open_run(first, first.run, tmp_path, Processes()) as run:
         assert run.folder == tmp_path
         assert run.writer
-    changed = Options(resume=tmp_path, download=True, data=Path("others"), sampled_taps=2, keep=1)
-    with open_run(changed, Path("not used"), Processes()) as run:
+    changed = options_of(
+        resume=tmp_path, download=True, data=Path("others"), sampled_taps=2, keep=1
+    )
+    with open_run(changed, changed.run, Path("not used"), Processes()) as run:
         assert run.folder == tmp_path
         assert run.writer
+        assert changed_options(run, changed)["sampled_taps"] == (None, 2)
         run.load_latest()
         for step in (1, 2):
             run.save(step, {})
         assert list(run.checkpoints()) == [2], "the new keep counts"
     assert caplog.messages == [
         "note: --data was images when this run started and is others now",
-        "note: --keep was 3 when this run started and is 1 now",
+        "note: --keep was 2 when this run started and is 1 now",
         "note: --sampled-taps was None when this run started and is 2 now",
     ]
-    caplog.clear()
-    with open_run(changed, Path("not used"), Processes(1, 2)) as run:
-        assert not run.writer, "of several processes only the first one writes"
-    with open_run(stored_options(Options, tmp_path), tmp_path / "new", Processes(1, 2)) as run:
-        assert not run.writer
+
+
+def test_of_several_processes_only_the_first_one_writes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="elasticnet")
+    first = Options()
+    with open_run(first, first.run, tmp_path, Processes()):
+        pass
+    resumed = options_of(resume=tmp_path, ema=0.5)
+    for options, folder in ((resumed, tmp_path), (first, tmp_path / "new")):
+        with open_run(options, options.run, folder, Processes(1, 2)) as run:
+            assert not run.writer
     assert not (tmp_path / "new").exists()
+    assert caplog.messages == []
+
+
+def test_options_that_were_added_are_no_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="elasticnet")
+    with open_run(Options(), Options().run, tmp_path, Processes()):
+        pass
+    resumed = with_values(stored_options(NewerOptions, tmp_path), {"resume": tmp_path})
+    with open_run(resumed, resumed.run, tmp_path, Processes()):
+        pass
     assert caplog.messages == []
 
 
 def test_a_used_folder_is_not_opened_as_a_new_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match=r"is not empty \(file\): use --resume"):
-        open_run(Options(), tmp_path, Processes())
+        open_run(Options(), Options().run, tmp_path, Processes())
 
 
 # --- the command line
 
 
-PRESETS = {"demo": Options("demo", learning_rate=2e-3, num_blocks=2), "paper": Options()}
+DEMO = options_of(preset="demo", learning_rate=2e-3, num_blocks=2)
 
 
-def defaults(given: Mapping[str, Any]) -> Options:
-    """(A preset that is unknown is left for tyro to refuse.)"""
-    preset = given["preset"] if given["preset"] in PRESETS else "paper" if given["data"] else "demo"
-    return dataclasses.replace(PRESETS[preset], data=given["data"])
+@dataclass(frozen=True)
+class Choice:
+    """What chooses the defaults."""
+
+    preset: str | None = None
+    data: Path | None = None
 
 
 def parse(*arguments: object) -> Options:
     pytest.importorskip("tyro", reason="needs tyro, of the extra train")
-    return parse_options(Options, list(map(str, arguments)), defaults, "A recipe.")
+    words = [str(argument) for argument in arguments]
+    choice = given_options(Choice, words)
+    default = DEMO if choice.preset == "demo" else Options()
+    return parse_options(Options, words, default=default, description="A recipe.")
 
 
 def test_what_is_given_chooses_the_defaults_and_every_option_changes_one() -> None:
-    assert parse() == PRESETS["demo"]
-    assert parse("--data", "images") == Options(data=Path("images"))
-    assert parse("--data=images", "--preset=demo", "--num-blocks", 7) == Options(
-        "demo", data=Path("images"), learning_rate=2e-3, num_blocks=7
+    assert parse() == Options()
+    assert parse("--preset", "demo") == DEMO
+    assert parse("--data=images", "--preset=demo", "--num-blocks", 7) == with_values(
+        DEMO, {"data": Path("images"), "num_blocks": 7}
     )
-    assert parse("--preset", "paper", "--clip-norm", 0.5, "--no-tensorboard") == Options(
-        clip_norm=0.5, tensorboard=False
+    assert parse("--clip-norm", 0.5, "--no-tensorboard", "--tap-weights", 0.9) == options_of(
+        clip_norm=0.5, tensorboard=False, tap_weights=0.9
     )
 
 
 def test_a_resumed_run_s_options_are_the_defaults(tmp_path: Path) -> None:
-    stored = Options("demo", data=Path("images"), learning_rate=0.25, sampled_taps=1)
-    with open_run(stored, tmp_path, Processes()):
+    stored = options_of(preset="demo", data=Path("images"), learning_rate=0.25, sampled_taps=1)
+    with open_run(stored, stored.run, tmp_path, Processes()):
         pass
-    assert parse("--resume", tmp_path) == dataclasses.replace(stored, resume=tmp_path)
+    assert parse("--resume", tmp_path) == with_values(stored, {"resume": tmp_path})
     changed = parse("--resume", tmp_path, "--sampled-taps", "None", "--keep", 9)
-    assert changed == dataclasses.replace(stored, resume=tmp_path, sampled_taps=None, keep=9)
+    expected = {"resume": tmp_path, "sampled_taps": None, "keep": 9}
+    assert changed == with_values(stored, expected)
 
 
 @pytest.mark.parametrize(
@@ -230,17 +338,89 @@ def test_a_resumed_run_s_options_are_the_defaults(tmp_path: Path) -> None:
         (["--num-blocks", "many"], "many"),
         (["--num-block", "3"], "num-block"),
         (["--preset", "long"], "long"),
+        (["--keep", "0"], "--keep 0: expected at least 1"),
     ],
 )
 def test_unknown_options_and_values_are_refused(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         parse(*arguments)
+    assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_counts_below_one_are_named_as_the_command_line_names_them() -> None:
-    at_least_one(Options(num_blocks=1), "num_blocks", "keep")
-    with pytest.raises(ValueError, match="--num-blocks 0: expected at least 1"):
-        at_least_one(Options(num_blocks=0), "keep", "num_blocks")
+def test_help_shows_every_option_with_its_meaning_in_its_group(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--preset", "demo", "--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "A recipe." in shown
+    _, network, optimiser = shown.partition("network options")
+    assert "optimiser options" in optimiser
+    network, _, _ = optimiser.partition("optimiser options")
+    for words in ("The network.", "--num-blocks INT", "Blocks. (default: 2)", "--sampled-taps"):
+        assert words in network
+    for name in flat_values(DEMO):
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_printed_options_are_those_of_options_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--preset", "demo", "--keep", 4, "--out", tmp_path / "run", "--print-options")
+    assert ended.value.code is None
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == as_json(with_values(DEMO, {"keep": 4, "out": tmp_path / "run"}))
+    assert not (tmp_path / "run").exists()
+
+
+names = st.from_regex(r"[a-z][a-z .']{0,8}[a-z]", fullmatch=True).map(Path)
+on_a_command_line = st.builds(
+    options_of,
+    preset=st.sampled_from(["demo", "paper"]),
+    data=st.none() | names,
+    out=st.none() | names,
+    num_blocks=st.integers(1),
+    sampled_taps=st.none() | st.integers(0),
+    clip_norm=st.none() | st.floats(0, exclude_min=True, allow_infinity=False),
+    tensorboard=st.booleans(),
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(on_a_command_line, on_a_command_line)
+def test_a_command_says_what_differs(options: Options, usual: Options) -> None:
+    pytest.importorskip("tyro", reason="needs tyro, of the extra train")
+    words = shlex.split(as_command(as_json(options), as_json(usual)))
+    assert parse_options(Options, words, default=usual, description=None) == options
+    shown = {
+        word.removeprefix("--").removeprefix("no-").replace("-", "_")
+        for word in words
+        if word.startswith("--")
+    }
+    assert shown == {
+        name for name, value in as_json(options).items() if value != as_json(usual)[name]
+    }
+    skipped = shlex.split(as_command(as_json(options), as_json(usual), ["out"]))
+    assert "--out" not in skipped
+
+
+# --- an old run of a recipe
+
+
+def test_the_options_of_a_run_of_an_old_version_are_read(tmp_path: Path) -> None:
+    """Its recipe's groups were one flat dataclass; here stand those of its options that we have."""
+    shutil.copytree(Path(__file__).parent / "old_run", tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "options.json").read_text())
+    kept = {name: stored[name] for name in stored.keys() & flat_values(Options()).keys()}
+    options = from_json(Options, kept)
+    assert options.network.num_blocks == stored["num_blocks"]
+    assert dataclasses.asdict(options.optimiser) == {
+        "learning_rate": 0.004,
+        "clip_norm": 0.5,
+        "ema": 0.9,
+    }

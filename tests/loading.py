@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def load_recipe(name: str) -> ModuleType:

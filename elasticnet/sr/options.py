@@ -1,0 +1,37 @@
+"""Groups of options that trainings on images have: the data, and how LR images are made of HR ones.
+
+What they stand beside, and how they are used, is in `elasticnet.training.options`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from elasticnet.training.options import AtLeast, OptionGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(OptionGroup):
+    """The images, of which patches are cut."""
+
+    data: Path | None = None
+    """Training images: DIV2K or any flat folder of HR images. Default: scikit-image's photographs.
+    """
+    num_valid: Annotated[int, AtLeast(0)] = 10
+    """How many training images are held out when --valid is not given."""
+    patch_size: Annotated[int, AtLeast(1)] = 48
+    """Side of an LR patch in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradationOptions(OptionGroup):
+    """How LR images are made, where the data set has none."""
+
+    degradation: Literal["BI", "BD", "DN"] = "BI"
+    """Bicubic (BI), blur and downscale (BD), or downscale and noise (DN)."""
+    blur_sigma: float | None = None
+    """Of the Gaussian blur of BD, in HR pixels. Default: 1.6."""
+    noise_sigma: float | None = None
+    """Of the Gaussian noise of DN, on the 0..255 scale. Default: 30."""
