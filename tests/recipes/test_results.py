@@ -95,7 +95,7 @@ def test_a_command_names_what_differs_from_its_preset(results):
     given = {"--data train", "--scale 4", "--loss l1", "--psd-weight 8e-05"}
     assert command.startswith("--preset paper --")
     words = command.split()[2:]
-    assert {f"{flag} {value}" for flag, value in zip(words[::2], words[1::2])} == given
+    assert {f"{flag} {value}" for flag, value in zip(words[::2], words[1::2], strict=True)} == given
     usual = {**options, "scale": 2, "keep": 3}
     assert results.changed(options, presets(), usual) == "--scale 4"
     without_psd = {**options, "variant": "ss"}
@@ -161,8 +161,8 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
     page = results.shipped({**records, "published": published})
     empty = "not measured | not measured |"
     assert (
-        f"| bicubic |  |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 (26.10) | 30.20 / 0.5000 (26.00) | {empty}"
-        in page
+        "| bicubic |  |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 (26.10) | "
+        f"30.20 / 0.5000 (26.00) | {empty}" in page
     )
     assert (
         f"| 5 | 5,000 | 2.50 | 30.05 / 0.5000 (31.50) | 30.15 / 0.5000 | 30.25 / 0.5000 | {empty}"
@@ -260,6 +260,6 @@ def test_regret_is_elastic_minus_alone_by_the_means_of_the_seeds(results):
     assert "| DSL + PSD, no bicubic skip: regret |" in page
     assert "cut short: regret" not in page
     assert (
-        "60,000 steps, batch 16, patches of 48 or 9 steps, batch 16, patches of 48 for each network."
-        in page
+        "60,000 steps, batch 16, patches of 48 or 9 steps, batch 16, patches of 48 "
+        "for each network." in page
     )
