@@ -1,0 +1,1 @@
+"""Networks for super-resolution: ASRN, EDSR, RCAN, and the weights that come with the package."""

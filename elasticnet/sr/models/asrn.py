@@ -3,170 +3,88 @@
 Source: Li et al., "Adjustable Super-Resolution Network via Deep Supervised Learning and Progressive
 Self-Distillation", Neurocomputing 500, 2022. The paper prints neither code nor activations; ReLU,
 kernel = stride in the deconvolutions and two of them at scale 4 are our reading of its counts.
+
+Stem: conv3x3 3 -> 8, conv3x3 8 -> channels. Body: the blocks of `asrn_blocks`. Shared head: those
+of `heads`.
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from elasticnet.sr.models.heads import SKIPS, DeconvHead, SubpixelHead, add_to
-from elasticnet.sr.models.pretrained import pretrained_asrn
+from elasticnet.sr.models.asrn_blocks import (
+    NUM_GROUPS,
+    ChannelAffine,
+    MultiScaleBlock,
+    Res2NetBlock,
+    ShuffleNetBlock,
+)
+from elasticnet.sr.models.asrn_start import STEM_CHANNELS, init_interpolating
+from elasticnet.sr.models.heads import SKIPS, DeconvHead, SubpixelHead
+from elasticnet.sr.models.pretrained import DEFAULT_NAME, load_pretrained
 from elasticnet.taps import resolve_taps
 from elasticnet.wrapper import ElasticWrapper
 
 SCALES = (1, 2, 3, 4)
-NUM_GROUPS = 4
 BLOCKS = ("mab", "shufflenet", "res2net")
 UPSAMPLERS = ("deconv", "subpixel")
 INITS = ("interpolate", "default")
-STEM_CHANNELS = 8
-SMALL = 0.1  # what the paths that the interpolating start does not use are scaled by
+
+Block = MultiScaleBlock | ShuffleNetBlock | Res2NetBlock
+Head = DeconvHead | SubpixelHead
 
 
-class MultiScaleBlock(nn.Module):
-    """ASRN's multi-scale aggregation block (MAB), (b, channels, h, w) -> the same shape; 39,168
-    weights at 96 channels, no biases.
+@dataclass(frozen=True)
+class AsrnDesign:
+    """The arguments of `asrn` that say which network is built; they are described there.
 
-    conv1x1; split into four groups; y_1 = K_1(x_1), y_i = K_i(x_i + y_(i-1)), each K a conv3x3 and
-    ReLU; concatenate; shuffle the channels across the groups; conv1x1 (fusion); add the block's
-    input. `residual_links` are the y_(i-1) terms; each part can be switched off. fold: the shuffle
-    becomes a permutation of the last conv's input channels.
+    Attributes:
+        scale: How many times as long each side becomes.
+        num_blocks: The number of blocks.
+        channels: Of the features.
+        upsampler: "deconv" or "subpixel".
+        block: "mab", "shufflenet" or "res2net".
+        fusion: A part of the MAB.
+        residual_links: A part of the MAB.
+        shuffle: A part of the MAB.
+        residual: A part of the MAB.
+        init: "interpolate" or "default".
+        skip: None or "bicubic".
+        fold: Whether head and shuffle run folded.
+        tap_affine: Whether there is an affine map before the head.
+        taps: The depths that carry a prediction; None is all.
+        checkpoint_blocks: Whether blocks are computed again in the backward pass.
     """
 
-    def __init__(
-        self,
-        channels: int = 96,
-        fusion: bool = True,
-        residual_links: bool = True,
-        shuffle: bool = True,
-        residual: bool = True,
-        fold: bool = True,
-    ) -> None:
-        super().__init__()
-        width = channels // NUM_GROUPS
-        self.expand = nn.Conv2d(channels, channels, 1, bias=False)
-        self.groups = nn.ModuleList(
-            nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(NUM_GROUPS)
-        )
-        self.fusion = nn.Conv2d(channels, channels, 1, bias=False) if fusion else None
-        self.residual_links = residual_links
-        self.shuffle = shuffle
-        self.residual = residual
-        self.fold = fold
+    scale: int
+    num_blocks: int = 5
+    channels: int = 96
+    upsampler: str = "deconv"
+    block: str = "mab"
+    fusion: bool = True
+    residual_links: bool = True
+    shuffle: bool = True
+    residual: bool = True
+    init: str = "interpolate"
+    skip: str | None = None
+    fold: bool = True
+    tap_affine: bool = False
+    taps: Iterable[int] | None = None
+    checkpoint_blocks: bool = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        previous, outputs = None, []
-        for conv, group in zip(self.groups, self.expand(x).chunk(NUM_GROUPS, dim=1), strict=True):
-            # dense: adding to a slice of the channels takes longer, copy included
-            group = group.clone()
-            if previous is not None and self.residual_links:
-                group += previous
-            previous = F.relu(conv(group), inplace=True)
-            outputs.append(previous)
-        y = _concatenate(outputs)
-        if self.fusion is None:
-            y = F.channel_shuffle(y, NUM_GROUPS) if self.shuffle else y
-        elif self.shuffle and self.fold:
-            y = F.conv2d(y, _unshuffled(self.fusion.weight))
-        else:
-            y = self.fusion(F.channel_shuffle(y, NUM_GROUPS) if self.shuffle else y)
-        return add_to(y, x) if self.residual else y
-
-    def folded(self) -> MultiScaleBlock:
-        """Return a copy whose last conv holds the shuffle, for inference and export."""
-        block = copy.deepcopy(self)
-        if block.fusion is not None and block.shuffle:
-            block.fusion.weight = nn.Parameter(
-                _unshuffled(block.fusion.weight).detach().contiguous()
-            )
-            block.shuffle = False
-        return block
-
-    def init_identity(self) -> None:
-        """Make the block the identity: the residual path starts at zero."""
-        if self.fusion is None or not self.residual:
-            raise ValueError(
-                "a MultiScaleBlock without fusion or without residual cannot be made the identity"
-            )
-        nn.init.zeros_(self.fusion.weight)
-
-    def init_small(self) -> None:
-        """Make the residual path start small beside the input."""
-        if self.fusion is not None and self.residual:
-            _scale(self.fusion.weight)
-
-
-class ShuffleNetBlock(nn.Module):
-    """A ShuffleNet unit of like size (ablation): grouped conv1x1, shuffle, depthwise conv3x3,
-    grouped conv1x1, residual.
-    """
-
-    def __init__(self, channels: int = 96) -> None:
-        super().__init__()
-        hidden = channels * 43 // 6 // NUM_GROUPS * NUM_GROUPS  # 688 at 96 channels: 39,216 weights
-        self.expand = nn.Conv2d(channels, hidden, 1, groups=NUM_GROUPS, bias=False)
-        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False)
-        self.fusion = nn.Conv2d(hidden, channels, 1, groups=NUM_GROUPS, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.channel_shuffle(F.relu(self.expand(x)), NUM_GROUPS)
-        return add_to(self.fusion(self.depthwise(y)), x)
-
-    def init_identity(self) -> None:
-        nn.init.zeros_(self.fusion.weight)
-
-    def init_small(self) -> None:
-        _scale(self.fusion.weight)
-
-
-class Res2NetBlock(nn.Module):
-    """A Res2Net unit of like size (ablation): as the MAB, but its first group passes through and
-    nothing is shuffled.
-    """
-
-    def __init__(self, channels: int = 96) -> None:
-        super().__init__()
-        width = channels * 13 // 12 // NUM_GROUPS  # 26 at 96 channels: 38,220 weights
-        self.expand = nn.Conv2d(channels, width * NUM_GROUPS, 1, bias=False)
-        self.groups = nn.ModuleList(
-            nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(NUM_GROUPS - 1)
-        )
-        self.fusion = nn.Conv2d(width * NUM_GROUPS, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, *rest = F.relu(self.expand(x)).chunk(NUM_GROUPS, dim=1)
-        outputs, previous = [first], torch.zeros_like(first)
-        for conv, group in zip(self.groups, rest, strict=True):
-            previous = F.relu(conv(group + previous))
-            outputs.append(previous)
-        return add_to(self.fusion(torch.cat(outputs, dim=1)), x)
-
-    def init_identity(self) -> None:
-        nn.init.zeros_(self.fusion.weight)
-
-    def init_small(self) -> None:
-        _scale(self.fusion.weight)
-
-
-class ChannelAffine(nn.Module):
-    """A scale and a bias for each channel, (b, channels, h, w) -> the same shape; 2 channels
-    parameters, at first the identity.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
+    def changed(self) -> dict[str, Any]:
+        """Return the arguments that are not the default ones, without the scale."""
+        default = AsrnDesign(self.scale)
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != getattr(default, field.name):
+                values[field.name] = value
+        return values
 
 
 def asrn(
@@ -189,222 +107,184 @@ def asrn(
     pretrained: bool | str | None = False,
     depth: int | None = None,
 ) -> ElasticWrapper:
-    """Build an elastic ASRN: RGB floats in 0..1, (b, 3, h, w) -> (b, 3, scale h, scale w), at any
-    depth from 1 to `num_blocks`.
+    """Build an elastic ASRN, or load one that comes with the package.
 
-    scale: 2, 3 or 4 (1 for restoration at equal size). upsampler: "deconv", the published head
-    (227,459 / 247,939 / 243,907 parameters at 5 blocks), or "subpixel", the paper's module A.
-    block: "mab", or "shufflenet" / "res2net" for the ablation; fusion, residual_links, shuffle,
-    residual: parts of the MAB to switch off. init: "interpolate" starts near an interpolator of the
-    input, "default" is PyTorch's own. skip: "bicubic" adds the enlarged input to the output (no
-    parameters; not in the paper). fold: run head and shuffle folded into single convs (exact up to
-    rounding); False runs every layer as written. tap_affine: a scale and a bias per channel and tap
-    in front of the shared head, 2 channels parameters a tap (not in the paper). taps: the depths
-    that carry a prediction, default all; `(num_blocks,)` is the ordinary, single-exit network.
+    It takes RGB floats (b, 3, h, w) in 0..1 and gives (b, 3, scale h, scale w), at any depth from
+    1 to `num_blocks`.
 
-    pretrained: True for the weights that come with the package, or their name in
-    `pretrained.NAMES`; ValueError where there are none for the scale. The file decides on the
-    architecture, so that of the other arguments only depth may be given: how many blocks are loaded
-    (default all). The net comes in eval mode.
+    Args:
+        scale: 2, 3 or 4; 1 is for restoration at equal size.
+        num_blocks: The number of blocks; each is a depth.
+        channels: Of the features; a multiple of 4, at least 8.
+        upsampler: "deconv", the published head (227,459 / 247,939 / 243,907 parameters at x2 / x3 /
+            x4 with 5 blocks), or "subpixel", the paper's module A.
+        block: "mab", the published block, or "shufflenet" or "res2net" for the ablation.
+        fusion: False leaves the MAB's last conv1x1 out.
+        residual_links: False leaves the links between the MAB's groups out.
+        shuffle: False leaves the MAB's channel shuffle out.
+        residual: False leaves the MAB's skip out.
+        init: "interpolate" starts near an interpolator of the input, "default" is PyTorch's own.
+        skip: "bicubic" adds the enlarged input to the output: no parameters; not in the paper.
+        fold: Run head and shuffle folded into single convs, exact up to rounding; False runs every
+            layer as written.
+        tap_affine: A scale and a bias per channel and tap in front of the shared head, 2 channels
+            parameters a tap; not in the paper.
+        taps: The depths that carry a prediction, default all; `(num_blocks,)` is the ordinary
+            network with a single exit.
+        checkpoint_blocks: Compute the blocks again in the backward pass instead of keeping their
+            insides: less memory, more time.
+        pretrained: True loads the weights that come with the package, a string those of this name
+            in `pretrained.NAMES`. The file decides on the architecture, so that of the other
+            arguments only `depth` may be given.
+        depth: With pretrained weights: how many blocks are loaded; default all.
+
+    Returns:
+        The network; in eval mode where it is pretrained.
+
+    Raises:
+        ValueError: An argument out of range, or one that does not fit the others; no weights are
+            packaged for the scale.
+
+    Example:
+        >>> net = asrn(scale=2, num_blocks=3)
+        >>> net(torch.rand(1, 3, 20, 30), depth=1).shape
+        torch.Size([1, 3, 40, 60])
     """
-    given = dict(locals())
+    design = AsrnDesign(
+        scale=scale,
+        num_blocks=num_blocks,
+        channels=channels,
+        upsampler=upsampler,
+        block=block,
+        fusion=fusion,
+        residual_links=residual_links,
+        shuffle=shuffle,
+        residual=residual,
+        init=init,
+        skip=skip,
+        fold=fold,
+        tap_affine=tap_affine,
+        taps=taps,
+        checkpoint_blocks=checkpoint_blocks,
+    )
     if pretrained:
-        return pretrained_asrn(**_not_default(given))
+        _refuse_changes(design, pretrained)
+        name = pretrained if isinstance(pretrained, str) else DEFAULT_NAME
+        return load_pretrained(scale, name=name, depth=depth)
     if depth is not None:
         raise ValueError(
-            f"depth {depth}: only with pretrained=True; a net that is built runs at any depth by net(x, depth={depth})"
+            f"depth {depth}: only with pretrained=True; a net that is built runs at any depth by "
+            f"net(x, depth={depth})"
         )
-    for name, value, valid in (
-        ("scale", scale, SCALES),
-        ("upsampler", upsampler, UPSAMPLERS),
-        ("block", block, BLOCKS),
-        ("init", init, INITS),
-        ("skip", skip, SKIPS),
-    ):
-        if value not in valid or isinstance(value, float):
-            raise ValueError(f"{name} {value!r}: expected one of {', '.join(map(str, valid))}")
-    if channels % NUM_GROUPS or channels < STEM_CHANNELS:
+    _check(design)
+    return _build(design)
+
+
+def _refuse_changes(design: AsrnDesign, pretrained: bool | str) -> None:
+    """Refuse arguments that the file of packaged weights decides."""
+    changed = design.changed()
+    if changed:
+        named = ", ".join(f"{name}={value!r}" for name, value in changed.items())
         raise ValueError(
-            f"channels {channels}: expected a multiple of {NUM_GROUPS}, at least {STEM_CHANNELS}"
-        )
-    switches = {
-        "fusion": fusion,
-        "residual_links": residual_links,
-        "shuffle": shuffle,
-        "residual": residual,
-    }
-    if block != "mab" and not all(switches.values()):
-        raise ValueError(
-            f"block {block!r}: the switches {', '.join(switches)} belong to block 'mab'"
+            f"asrn(pretrained={pretrained!r}, {named}): leave out what the file decides on"
         )
 
-    if block == "mab":
-        blocks = [MultiScaleBlock(channels, **switches, fold=fold) for _ in range(num_blocks)]
-    else:
-        blocks = [
-            {"shufflenet": ShuffleNetBlock, "res2net": Res2NetBlock}[block](channels)
-            for _ in range(num_blocks)
-        ]
+
+def _check(design: AsrnDesign) -> None:
+    _check_choice("scale", design.scale, SCALES)
+    _check_choice("upsampler", design.upsampler, UPSAMPLERS)
+    _check_choice("block", design.block, BLOCKS)
+    _check_choice("init", design.init, INITS)
+    _check_choice("skip", design.skip, SKIPS)
+    if design.channels % NUM_GROUPS or design.channels < STEM_CHANNELS:
+        raise ValueError(
+            f"channels {design.channels}: expected a multiple of {NUM_GROUPS}, at least "
+            f"{STEM_CHANNELS}"
+        )
+    switches = _switches(design)
+    if design.block != "mab" and not all(switches.values()):
+        raise ValueError(
+            f"block {design.block!r}: the switches {', '.join(switches)} belong to block 'mab'"
+        )
+
+
+def _check_choice(name: str, value: Any, valid: tuple[Any, ...]) -> None:
+    # 2.0 == 2, but layers take no floats
+    if value not in valid or isinstance(value, float):
+        raise ValueError(
+            f"{name} {value!r}: expected one of {', '.join(str(each) for each in valid)}"
+        )
+
+
+def _build(design: AsrnDesign) -> ElasticWrapper:
+    # the order of these three decides which random numbers each layer draws
+    blocks = _build_blocks(design)
     stem = nn.Sequential(
-        nn.Conv2d(3, STEM_CHANNELS, 3, padding=1), nn.Conv2d(STEM_CHANNELS, channels, 3, padding=1)
+        nn.Conv2d(3, STEM_CHANNELS, 3, padding=1),
+        nn.Conv2d(STEM_CHANNELS, design.channels, 3, padding=1),
     )
-    if upsampler == "deconv":
-        head = DeconvHead(channels, scale, fold=fold, skip=skip)
-    else:
-        head = SubpixelHead(channels, scale, skip=skip)
-    if init == "interpolate":
+    head = _build_head(design)
+    if design.init == "interpolate":
         init_interpolating(stem, blocks, head)
-    depths = resolve_taps(taps, num_blocks)
-    affines = {depth: ChannelAffine(channels) for depth in depths} if tap_affine else None
-    head_skip = "input" if skip else None
+
+    taps = resolve_taps(design.taps, design.num_blocks)
+    affines = None
+    if design.tap_affine:
+        affines = {tap: ChannelAffine(design.channels) for tap in taps}
     net = ElasticWrapper(
-        blocks, head, stem, depths, affines, head_skip, checkpoint_blocks=checkpoint_blocks
+        blocks,
+        head,
+        stem=stem,
+        taps=taps,
+        adapters=affines,
+        head_skip=None if design.skip is None else "input",
+        checkpoint_blocks=design.checkpoint_blocks,
     )
-    arguments = {
-        "scale": scale,
-        "num_blocks": num_blocks,
-        "channels": channels,
-        "upsampler": upsampler,
-        "block": block,
-    }
-    arguments |= {**switches, "skip": skip, "fold": fold}
-    # older files do not have it
-    net.origin = ("asrn", arguments | {"tap_affine": True} if tap_affine else arguments)
+    net.origin = ("asrn", _recorded(design))
     return net
 
 
-def _not_default(arguments: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(asrn).parameters
-    return {name: value for name, value in arguments.items() if value != parameters[name].default}
+def _build_blocks(design: AsrnDesign) -> list[Block]:
+    blocks: list[Block] = []
+    for _ in range(design.num_blocks):
+        if design.block == "mab":
+            switches = _switches(design)
+            blocks.append(MultiScaleBlock(design.channels, **switches, fold=design.fold))
+        elif design.block == "shufflenet":
+            blocks.append(ShuffleNetBlock(design.channels))
+        else:
+            blocks.append(Res2NetBlock(design.channels))
+    return blocks
 
 
-@torch.no_grad()
-def init_interpolating(
-    stem: nn.Sequential, blocks: Iterable[nn.Module], head: DeconvHead | SubpixelHead
-) -> None:
-    """Make the network start near an interpolator of its input; every other path starts small or at
-    PyTorch's default.
-
-    Stem and head are linear and the blocks residual. The stem's eight inner channels carry R, G, B
-    and five central differences of the luma (x, y, xx, yy, xy), unchanged through stem and blocks;
-    each deconvolution then evaluates their second-order Taylor polynomial at the centres of its
-    sub-pixels, so that two in a row compose exactly. With a bicubic skip the output takes nothing
-    of them at first; that they are there spares the training a plateau.
-    """
-    for block in blocks:
-        block.init_small()  # pyright: ignore[reportCallIssue]
-    first, second = (layer for layer in stem if isinstance(layer, nn.Conv2d))
-    _zero(first.bias)
-    first.weight.copy_(_taylor_filters())
-    second.weight[:STEM_CHANNELS] = 0
-    second.weight[range(STEM_CHANNELS), range(STEM_CHANNELS), 1, 1] = 1
-    _zero(second.bias)
-
-    carried = slice(None, STEM_CHANNELS)
-    if isinstance(head, DeconvHead):
-        head.reduce.weight[carried] = 0
-        head.reduce.weight[range(STEM_CHANNELS), range(STEM_CHANNELS)] = 1
-        _zero(head.reduce.bias)
-        pixel = 1.0
-        for deconv in head.deconv_layers():  # weight: (in, out, row, column)
-            step = deconv.kernel_size[0]
-            deconv.weight[:, carried] = 0
-            deconv.weight[carried, carried] = _taylor_shifts(step, pixel).permute(3, 2, 0, 1)
-            _zero(deconv.bias)
-            pixel /= step
-    else:  # weight: (out row column, in, 3, 3)
-        size = head.scale
-        expand = head.expand.weight.unflatten(0, (-1, size, size))
-        expand[carried] = 0
-        expand[carried, :, :, carried, 1, 1] = _taylor_shifts(size, 1.0).permute(2, 0, 1, 3)
-        _zero(head.expand.bias)
-    _scale(head.output.weight)
-    head.output.weight[:, :STEM_CHANNELS] = 0
-    if head.skip is None:
-        head.output.weight[range(3), range(3), 1, 1] = 1
-    _zero(head.output.bias)
+def _build_head(design: AsrnDesign) -> Head:
+    if design.upsampler == "deconv":
+        return DeconvHead(design.channels, design.scale, fold=design.fold, skip=design.skip)
+    return SubpixelHead(design.channels, design.scale, skip=design.skip)
 
 
-def _taylor_filters() -> Tensor:
-    """(8, 3, 3, 3): R, G, B, and the luma's differences x, y, xx, yy, xy, one unit being one LR
-    pixel.
-    """
-    identity, difference, second = torch.tensor([[0, 1, 0], [-0.5, 0, 0.5], [1, -2, 1]])
-    luma = torch.tensor([65.481, 128.553, 24.966]) / 219
-    filters = torch.zeros(STEM_CHANNELS, 3, 3, 3)
-    filters[range(3), range(3)] = torch.outer(identity, identity)
-    pairs = (
-        (identity, difference),
-        (difference, identity),
-        (identity, second),
-        (second, identity),
-        (difference, difference),
-    )
-    for index, (vertical, horizontal) in enumerate(pairs, start=3):
-        filters[index] = luma[:, None, None] * torch.outer(vertical, horizontal)
-    return filters
+def _switches(design: AsrnDesign) -> dict[str, bool]:
+    """The parts of the MAB that can be left out."""
+    return {
+        "fusion": design.fusion,
+        "residual_links": design.residual_links,
+        "shuffle": design.shuffle,
+        "residual": design.residual,
+    }
 
 
-def _taylor_shifts(step: int, pixel: float) -> Tensor:
-    """(step, step, 8, 8): the matrix that moves the carried channels to each sub-pixel's centre.
-
-    `pixel` is the side of the pixel before, in LR pixels.
-    """
-    shifts = torch.eye(STEM_CHANNELS).repeat(step, step, 1, 1)
-    offsets = [pixel * ((i + 0.5) / step - 0.5) for i in range(step)]
-    for row, dy in enumerate(offsets):
-        for column, dx in enumerate(offsets):
-            matrix = shifts[row, column]
-            matrix[:3, 3:] = torch.tensor([dx, dy, dx * dx / 2, dy * dy / 2, dx * dy])
-            matrix[3, [5, 7]] = torch.tensor([dx, dy])
-            matrix[4, [6, 7]] = torch.tensor([dy, dx])
-    return shifts
-
-
-class _DenseConcatenation(torch.autograd.Function):
-    """Concatenation of NUM_GROUPS tensors along the channels, whose gradients are dense instead of
-    slices.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*groups: Tensor) -> Tensor:
-        return torch.cat(groups, dim=1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Nothing of the forward is needed."""
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return tuple(part.clone() for part in gradient.chunk(NUM_GROUPS, dim=1))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return torch.cat(tangents, dim=1)
-
-
-def _concatenate(groups: list[Tensor]) -> Tensor:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        # what follows in the backward pass, the ReLU's and a sum, is slow on slices
-        return _DenseConcatenation.apply(*groups)  # pyright: ignore[reportReturnType]
-    return torch.cat(groups, dim=1)
-
-
-def _unshuffled(weight: Tensor) -> Tensor:
-    """The 1x1 weight (out, in, 1, 1) that takes unshuffled channels: channel_shuffle moved into its
-    input axis.
-    """
-    return weight.unflatten(1, (-1, NUM_GROUPS)).transpose(1, 2).flatten(1, 2)
-
-
-@torch.no_grad()
-def _zero(weight: Tensor | None) -> None:
-    if weight is not None:
-        weight.zero_()
-
-
-@torch.no_grad()
-def _scale(weight: Tensor) -> None:
-    weight.mul_(SMALL)
+def _recorded(design: AsrnDesign) -> dict[str, Any]:
+    """The arguments that a file stores; how the weights began is not among them."""
+    arguments = {
+        "scale": design.scale,
+        "num_blocks": design.num_blocks,
+        "channels": design.channels,
+        "upsampler": design.upsampler,
+        "block": design.block,
+        **_switches(design),
+        "skip": design.skip,
+        "fold": design.fold,
+    }
+    if design.tap_affine:
+        arguments["tap_affine"] = True  # files of networks without it do not name it
+    return arguments

@@ -1,18 +1,16 @@
-"""The authors' checkpoints of EDSR and RCAN: read with their wrappers removed, loaded strictly,
-written back.
-"""
+"""The authors' checkpoints of EDSR and RCAN: read, loaded strictly, and written back."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import safetensors.torch
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from elasticnet.sr.models.edsr import ShiftStem, edsr
@@ -20,10 +18,12 @@ from elasticnet.sr.models.rcan import rcan
 from elasticnet.wrapper import ElasticWrapper
 
 BUILDERS: dict[str, Callable[..., ElasticWrapper]] = {"edsr": edsr, "rcan": rcan}
-CONTAINERS = ("state_dict", "params_ema", "params")  # the average of the weights before the weights
-PREFIXES = ("module.", "model.")
-MOST_NAMED = 4  # keys in an error message
-MOST_NESTED = 10  # wrappers around a state dict
+
+# Under which keys checkpoints hold their state dict; the average of the weights is preferred.
+CONTAINERS = ("state_dict", "params_ema", "params")
+PREFIXES = ("module.", "model.")  # of all keys, from wrappers around the network
+MAX_NESTING = 10  # wrappers around a state dict; a mapping can hold itself
+MAX_NAMED_KEYS = 4  # in an error message
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -31,42 +31,43 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 def load_official(source: Source, **arguments: Any) -> ElasticWrapper:
     """Return an elastic EDSR or RCAN with the weights of an official checkpoint, in eval mode.
 
-    source: a .pth/.pt or .safetensors file, or a state dict; see `read_official`. Architecture and
-    sizes are told from keys and shapes; `arguments` of `edsr` or `rcan` replace or complete them
-    (res_scale, which no tensor tells, is 0.1 at the full size and 1 elsewhere unless given). Raises
-    ValueError that names the keys that are missing, unexpected or of another shape.
+    Architecture and sizes are told from keys and shapes.
+
+    Args:
+        source: A .pth, .pt or .safetensors file, or a state dict; see `read_official`.
+        **arguments: Those of `edsr` or `rcan`, in place of what was told. No tensor tells
+            `res_scale`: it is 0.1 at the full size and 1 elsewhere unless it is given.
+
+    Raises:
+        ValueError: Keys are missing, unexpected or of another shape; the message names them. Or
+            the file is damaged.
+        OSError: The file cannot be read.
     """
     state = read_official(source)
     architecture, told = infer(state)
     net = BUILDERS[architecture](**{**told, **arguments})
-    expected = official_state_dict(net)
-    wrong = {
-        "missing": [name for name in expected if name not in state],
-        "unexpected": [name for name in state if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
-        ],
-    }
-    problems = [f"{kind}: {_listed(names)}" for kind, names in wrong.items() if names]
+    problems = _misfits(state, official_state_dict(net))
     if problems:
-        assert net.origin is not None
-        sizes = ", ".join(
-            f"{name}={value}" for name, value in net.origin[1].items() if name != "fold"
-        )
         raise ValueError(
-            f"the checkpoint does not fit {architecture}({sizes}); {'; '.join(problems)}"
+            f"the checkpoint does not fit {architecture}({_sizes(net)}); {'; '.join(problems)}"
         )
     net.load_state_dict(_renamed(state, len(net.blocks), to_official=False))
     return net.eval()
 
 
 def official_state_dict(net: ElasticWrapper) -> dict[str, Tensor]:
-    """Return the state dict of an elastic EDSR or RCAN, truncated ones too, under the authors'
-    keys.
+    """Return the state dict of an elastic EDSR or RCAN under the authors' keys.
 
-    The tensors are the net's own. The plain `EDSR` or `RCAN` of as many blocks loads it strictly.
+    The plain `EDSR` or `RCAN` of as many blocks loads it strictly.
+
+    Args:
+        net: What `edsr`, `rcan` or `load_official` made; it may be truncated.
+
+    Returns:
+        The net's own tensors by their official names.
+
+    Raises:
+        ValueError: Another net.
     """
     if not isinstance(getattr(net, "stem", None), ShiftStem):
         raise ValueError(
@@ -79,52 +80,51 @@ def read_official(source: Source) -> dict[str, Tensor]:
     """Return the state dict in a file, or in a mapping, without what is wrapped around it.
 
     Unpacks {"state_dict": ...}, {"params_ema": ...} and {"params": ...} and strips "module." and
-    "model." from keys, in any nesting. A file is read as safetensors where its name ends so;
-    otherwise with weights_only=True, so that nothing in it is executed. Raises ValueError for a
-    damaged file and for entries that are not tensors.
+    "model." from keys, in any nesting.
+
+    Args:
+        source: A mapping or a file. A file is read as safetensors where its name ends so, otherwise
+            with weights_only=True, so that nothing in it is executed.
+
+    Raises:
+        ValueError: The file is damaged, or an entry is not a tensor.
+        OSError: The file cannot be read.
     """
-    state: Any = source if isinstance(source, Mapping) else _read(Path(source))
-    place = "the mapping" if isinstance(source, Mapping) else str(source)
-    for _ in range(MOST_NESTED):  # a mapping can hold itself
-        if not isinstance(state, Mapping):
-            break
-        inside = next(
-            (state[key] for key in CONTAINERS if isinstance(state.get(key), Mapping)), None
-        )
-        prefix = next(
-            (
-                each
-                for each in PREFIXES
-                if state and all(str(key).startswith(each) for key in state)
-            ),
-            None,
-        )
-        if inside is not None:
-            state = inside
-        elif prefix is not None:
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    if isinstance(source, Mapping):
+        place = "the mapping"
+        content: Any = source
+    else:
+        place = str(source)
+        content = _read(Path(source))
+    state = _unwrapped(content)
+    kind = type(state).__name__
     if not isinstance(state, Mapping) or not state:
-        raise ValueError(
-            f"{place}: holds {type(state).__name__}: expected a state dict with at least one tensor"
-        )
-    for name, value in state.items():
+        raise ValueError(f"{place}: holds {kind}: expected a state dict with at least one tensor")
+    tensors: dict[str, Tensor] = {}
+    for name, value in cast(Mapping[Any, Any], state).items():
         if not isinstance(value, Tensor) or not isinstance(name, str):
             raise ValueError(
-                f"{place}: entry {name!r} is of type {type(value).__name__}: expected tensors under names, "
-                f"or a state dict of them under one of {', '.join(CONTAINERS)}"
+                f"{place}: entry {name!r} is of type {type(value).__name__}: expected tensors "
+                f"under names, or a state dict of them under one of {', '.join(CONTAINERS)}"
             )
-    return dict(state)
+        tensors[name] = value
+    return tensors
 
 
 def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
-    """Return the architecture, "edsr" or "rcan", and its sizes, as keys and shapes of an official
-    state dict tell.
+    """Return what the keys and shapes of an official state dict tell of its network.
+
+    Args:
+        state: As `read_official` returns it.
+
+    Returns:
+        The architecture, "edsr" or "rcan", and the builder's arguments.
     """
     channels = _width(state, "head.0.weight")
     factor = math.isqrt(_width(state, "tail.0.0.weight") // channels)
-    steps = sum(re.fullmatch(r"tail\.0\.\d+\.weight", name) is not None for name in state)
+    step_weights = [name for name in state if re.fullmatch(r"tail\.0\.\d+\.weight", name)]
     sizes = {
-        "scale": factor**steps,
+        "scale": factor ** len(step_weights),
         "num_blocks": _members(state, r"body\.(\d+)\.") - 1,
         "channels": channels,
     }
@@ -135,24 +135,85 @@ def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
     return "rcan", sizes
 
 
+def _unwrapped(content: Any) -> Any:
+    """The content without containers and prefixes around it; it may be no state dict at all."""
+    for _ in range(MAX_NESTING):
+        if not isinstance(content, Mapping):
+            return content
+        mapping = cast(Mapping[Any, Any], content)
+        inside = _contained(mapping)
+        prefix = _common_prefix(mapping)
+        if inside is not None:
+            content = inside
+        elif prefix is not None:
+            content = {name.removeprefix(prefix): value for name, value in mapping.items()}
+        else:
+            return mapping
+    return content
+
+
+def _contained(mapping: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """The mapping that a container of this kind holds, or None."""
+    for key in CONTAINERS:
+        if isinstance(mapping.get(key), Mapping):
+            return mapping[key]
+    return None
+
+
+def _common_prefix(mapping: Mapping[Any, Any]) -> str | None:
+    """The wrapper's prefix that all keys begin with, or None."""
+    if not mapping:
+        return None
+    for prefix in PREFIXES:
+        if all(isinstance(key, str) and key.startswith(prefix) for key in mapping):
+            return prefix
+    return None
+
+
+def _misfits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a state dict from being loaded, in words; empty where it fits."""
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    other_shape: list[str] = []
+    for name, tensor in expected.items():
+        if name in state and state[name].shape != tensor.shape:
+            found = tuple(state[name].shape)
+            other_shape.append(f"{name} {found} instead of {tuple(tensor.shape)}")
+    problems: list[str] = []
+    if missing:
+        problems.append(f"missing: {_listed(missing)}")
+    if unexpected:
+        problems.append(f"unexpected: {_listed(unexpected)}")
+    if other_shape:
+        problems.append(f"of another shape: {_listed(other_shape)}")
+    return problems
+
+
+def _sizes(net: ElasticWrapper) -> str:
+    """The arguments that decide on shapes."""
+    assert net.origin is not None  # `edsr` and `rcan` set it
+    _, arguments = net.origin
+    return ", ".join(f"{name}={value}" for name, value in arguments.items() if name != "fold")
+
+
 def _read(path: Path) -> Any:
     # so that an absent or unreadable file is an OSError, and all else is about content
     with open(path, "rb") as file:
         try:
             if path.suffix == ".safetensors":
-                return load_file(path)
+                return safetensors.torch.load_file(path)
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can end in an error of almost any kind
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise ValueError(
-                f"{path}: damaged, or not a checkpoint of plain tensors ({reason}); objects of other kinds are never "
-                "loaded: save the state dict alone"
+                f"{path}: damaged, or not a checkpoint of plain tensors ({reason}); objects of "
+                "other kinds are never loaded: save the state dict alone"
             ) from error
 
 
 def _renamed(state: Mapping[str, Tensor], num_blocks: int, to_official: bool) -> dict[str, Tensor]:
     """The same tensors under the other names; the first prefix that fits counts."""
-    prefixes = [
+    ours_and_official = [
         ("stem.sub_mean.", "sub_mean."),
         ("stem.conv.", "head.0."),
         ("head.conv.", f"body.{num_blocks}."),
@@ -160,19 +221,25 @@ def _renamed(state: Mapping[str, Tensor], num_blocks: int, to_official: bool) ->
         ("head.tail.", "tail."),
         ("head.add_mean.", "add_mean."),
     ]
-    pairs = prefixes if to_official else [(official, ours) for ours, official in prefixes]
-    renamed = {}
-    for name, tensor in state.items():
-        before, after = next(pair for pair in pairs if name.startswith(pair[0]))
-        renamed[after + name.removeprefix(before)] = tensor
-    return renamed
+    pairs = ours_and_official
+    if not to_official:
+        pairs = [(official, ours) for ours, official in ours_and_official]
+    return {_renamed_key(name, pairs): tensor for name, tensor in state.items()}
+
+
+def _renamed_key(name: str, pairs: Sequence[tuple[str, str]]) -> str:
+    for before, after in pairs:
+        if name.startswith(before):
+            return after + name.removeprefix(before)
+    raise ValueError(f"tensor {name!r} has no counterpart in the authors' network")
 
 
 def _width(state: Mapping[str, Tensor], name: str) -> int:
     """The number of output channels of the conv of this name."""
     if name not in state:
         raise ValueError(
-            f"missing: {name}; expected the official keys of EDSR or RCAN, found {_listed(list(state))}"
+            f"missing: {name}; expected the official keys of EDSR or RCAN, found "
+            f"{_listed(list(state))}"
         )
     if state[name].ndim != 4 or not state[name].numel():
         raise ValueError(
@@ -182,12 +249,19 @@ def _width(state: Mapping[str, Tensor], name: str) -> int:
 
 
 def _members(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many members of a sequence the keys name; counted, so that one large number in a key
-    builds no large net.
+    """How many members of a sequence the keys name.
+
+    They are counted, so that one large number in a key builds no large net.
     """
-    return len({match[1] for match in map(re.compile(pattern).match, state) if match})
+    found: set[str] = set()
+    for name in state:
+        match = re.match(pattern, name)
+        if match:
+            found.add(match[1])
+    return len(found)
 
 
 def _listed(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    listed = ", ".join(names[:MAX_NAMED_KEYS])
+    more = len(names) - MAX_NAMED_KEYS
+    return f"{listed} and {more} more" if more > 0 else listed

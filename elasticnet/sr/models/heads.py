@@ -1,10 +1,11 @@
-"""Shared heads that turn LR features into an HR image, and their exact folding into one
-convolution.
+"""Shared heads that turn LR features into an HR image, and their exact folding into one conv.
 
 Images are RGB floats in 0..1, NCHW. ASRN's head is linear, so that it equals one 3x3 convolution on
 the LR grid and a pixel shuffle. The kernel is the head's impulse response, computed from the
 canonical parameters once a pass, with autograd through it: state dict and function stay what they
 are, and only the cost changes.
+
+A head's `prepare()` is called once a pass; what it returns serves every tap of that pass.
 """
 
 from __future__ import annotations
@@ -17,18 +18,30 @@ from einops import rearrange
 from torch import Tensor, nn
 
 SKIPS = (None, "bicubic")
+# kernel = stride of each deconvolution, by scale; two of 2 at x4, as the published counts need
+DECONV_STEPS = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}
 
 
 def bicubic_upsample(image: Tensor | None, scale: int) -> Tensor:
-    """Return `image` (b, c, h, w) enlarged by `scale` with the cubic kernel of a = -0.5, in the
-    image's own dtype.
+    """Return an image enlarged with the cubic kernel of a = -0.5.
 
-    The same kernel as `resize.imresize` away from the border, where weights outside the image are
+    It is the kernel of `resize.imresize` away from the border, where weights outside the image are
     renormalised instead of mirrored. (Without antialias=True PyTorch takes a = -0.75.)
+
+    Args:
+        image: (b, c, h, w), of any range.
+        scale: How many times as long each side becomes.
+
+    Returns:
+        (b, c, scale h, scale w), in the image's own dtype; computed in at least float32.
+
+    Raises:
+        ValueError: The image is None: the head was called without it.
     """
     if image is None:
         raise ValueError(
-            "a head with skip='bicubic' is called as head(features, image): the input image is missing"
+            "a head with skip='bicubic' is called as head(features, image): the input image is "
+            "missing"
         )
     enlarged = F.interpolate(_wide(image), scale_factor=scale, mode="bicubic", antialias=True)
     return enlarged.to(image.dtype)
@@ -37,20 +50,30 @@ def bicubic_upsample(image: Tensor | None, scale: int) -> Tensor:
 def add_to(fresh: Tensor, x: Tensor) -> Tensor:
     """Return `fresh` + `x`, of any dtypes; in place where the dtypes allow it.
 
-    fresh: what a convolution or a concatenation has just made and nobody else holds: a new tensor
-    of an image's size costs more than the addition.
+    A new tensor of an image's size costs more than the addition.
+
+    Args:
+        fresh: What a convolution or a concatenation has just made and nobody else holds.
+        x: Of a shape that broadcasts to that of `fresh`.
     """
-    return fresh.add_(x) if torch.promote_types(fresh.dtype, x.dtype) == fresh.dtype else fresh + x
+    if torch.promote_types(fresh.dtype, x.dtype) == fresh.dtype:
+        return fresh.add_(x)
+    return fresh + x
 
 
 class DeconvHead(nn.Module):
-    """ASRN's shared head: conv1x1 `channels` -> `hidden`, deconvolution with kernel = stride =
-    scale, conv3x3 -> 3.
+    """ASRN's published head: conv1x1, deconvolution with kernel = stride = scale, conv3x3.
 
-    scale 4 takes two deconvolutions of 2, scale 1 none. (b, channels, h, w) -> (b, 3, scale h,
-    scale w); all layers have biases and there is no activation. skip="bicubic" adds the enlarged
-    input image: call head(features, image). fold: compute by the folded kernel; False runs the
-    layers one by one.
+    All layers have biases, and there is no activation between them. Scale 4 takes two
+    deconvolutions of 2, scale 1 none. At x2, with 96 channels, it has 24,387 parameters.
+
+    Args:
+        channels: Of the features.
+        scale: 1, 2, 3 or 4.
+        hidden: Channels between the convolutions.
+        fold: Whether it runs as the folded kernel; False runs the layers one by one.
+        skip: "bicubic" adds the enlarged input image, which the head is then called with; None
+            adds nothing.
     """
 
     def __init__(
@@ -66,101 +89,121 @@ class DeconvHead(nn.Module):
         self.fold = fold
         self.skip = skip
         self.reduce = nn.Conv2d(channels, hidden, 1)
-        steps = {1: [], 2: [2], 3: [3], 4: [2, 2]}[scale]
-        self.deconvs = nn.Sequential(
-            *(nn.ConvTranspose2d(hidden, hidden, step, stride=step) for step in steps)
-        )
+        self.deconvs = nn.Sequential()
+        for step in DECONV_STEPS[scale]:
+            self.deconvs.append(nn.ConvTranspose2d(hidden, hidden, step, stride=step))
         self.output = nn.Conv2d(hidden, 3, 3, padding=1)
 
     def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
+        """Return the prediction (b, 3, scale h, scale w).
+
+        Args:
+            features: (b, channels, h, w).
+            image: The network's input (b, 3, h, w); needed with a skip.
+        """
         return self.prepare()(features, image)
 
     def prepare(self) -> Callable[..., Tensor]:
-        """Return a callable that serves every tap of one pass: the folded head, or the plain one
-        with fold=False.
-        """
+        """Return a callable, with `forward`'s arguments, that serves every tap of one pass."""
         add_skip = _shared_skip(self.skip, self.scale)
-        if not self.fold:
-            return lambda features, image=None: add_skip(
-                self.output(self.deconvs(self.reduce(features))), image
-            )
-        kernel, bias_kernel = self.folded_kernels()
-        planes: list[Tensor] = []  # the last size's bias plane: the taps of one pass share it
+        if self.fold:
+            return self._prepare_folded(add_skip)
 
-        def head(features: Tensor, image: Tensor | None = None) -> Tensor:
+        def run_layers(features: Tensor, image: Tensor | None = None) -> Tensor:
+            output = self.output(self.deconvs(self.reduce(features)))
+            return add_skip(output, image)
+
+        return run_layers
+
+    def _prepare_folded(
+        self, add_skip: Callable[[Tensor, Tensor | None], Tensor]
+    ) -> Callable[..., Tensor]:
+        kernel, bias_kernel = self.folded_kernels()
+        # The bias plane of the features' size: the taps of one pass share it.
+        planes: list[Tensor] = []
+
+        def run_folded(features: Tensor, image: Tensor | None = None) -> Tensor:
+            # (b, 3 scale^2, h, w)
             folded = F.conv2d(features, kernel.to(features.dtype), padding=1)
             if not planes or planes[0].shape[1:] != folded.shape[1:]:
                 planes[:] = [self._bias_plane(bias_kernel, folded)]
             folded = add_to(folded, planes[0].to(folded.dtype))
             return add_skip(F.pixel_shuffle(folded, self.scale), image)
 
-        return head
+        return run_folded
 
     def folded_kernels(self) -> tuple[Tensor, Tensor]:
-        """Return the kernels (3 scale^2, channels, 3, 3) of the features and (3 scale^2, 1, 3, 3)
-        of a plane of ones.
+        """Return the head's kernels on the LR grid, in at least float32, outside autocast.
 
-        The second one carries the inner biases: at a border it adds nothing for a position in the
-        padding, just as the last conv of the plain head sees zeros there. The last conv's own bias
-        is not in it. In at least float32, outside autocast.
+        Returns:
+            The kernel of the features (3 scale^2, channels, 3, 3), and that of a plane of ones
+            (3 scale^2, 1, 3, 3). The second one carries the inner biases: at a border it adds
+            nothing for a position in the padding, just as the last conv of the plain head sees
+            zeros there. The last conv's own bias is not in it.
         """
         channels = self.reduce.in_channels
         with torch.autocast(self.reduce.weight.device.type, enabled=False):
-            # One image of 1x1 for each input channel, holding that channel's response; the last
-            # carries the biases. Matrix products, channels last: for convolutions of such a size
-            # CUDA would round to TF32, and torch.compile would expect their gradients in another
-            # memory format than they come in.
-            response = torch.cat(
-                [_wide(self.reduce.weight).flatten(1).t(), _wide(self.reduce.bias)[None]]
-            )
-            response = response[:, None, None]  # (channels + 1, height, width, hidden)
-            for deconv in self.deconv_layers():
-                pieces = (response @ _wide(deconv.weight).flatten(1)).unflatten(
-                    3, deconv.weight.shape[1:]
-                )
-                response = rearrange(pieces, "i h w o kh kw -> i (h kh) (w kw) o")
-                response = (
-                    response + F.pad(_wide(deconv.bias)[None], (0, 0, channels, 0))[:, None, None]
-                )
+            response = self._response_before_output()  # (channels + 1, scale, scale, hidden)
             # Each pixel adds what the last conv makes of it to the 3x3 pixels around it.
             weight = rearrange(_wide(self.output.weight).flip(2, 3), "o c kh kw -> c (o kh kw)")
-            pieces = response.flatten(1, 2) @ weight
-            response = F.fold(pieces.mT, response.shape[1] + 2, kernel_size=3)
+            pieces = response.flatten(1, 2) @ weight  # (channels + 1, scale^2, 3 * 9)
+            side = response.shape[1] + 2
+            response = F.fold(pieces.mT, side, kernel_size=3)  # (channels + 1, 3, side, side)
+            # Padded to 3 scale pixels a side: the LR pixel itself and its eight neighbours.
             response = F.pad(response, (self.scale - 1,) * 4)
             kernel = rearrange(
                 response, "i o (kh sh) (kw sw) -> (o sh sw) i kh kw", kh=3, kw=3
-            ).flip(2, 3)
+            ).flip(2, 3)  # a convolution's kernel is the response turned round
         return kernel[:, :channels], kernel[:, channels:]
 
     def folded(self) -> FoldedHead:
-        """Return this head as plain layers that hold the folded kernel, for inference and
-        export.
-        """
+        """Return this head as plain layers that hold the folded kernel, for inference, export."""
         return FoldedHead(self)
 
     def deconv_layers(self) -> list[nn.ConvTranspose2d]:
         """Return the deconvolutions, in order."""
         return [layer for layer in self.deconvs if isinstance(layer, nn.ConvTranspose2d)]
 
+    def _response_before_output(self) -> Tensor:
+        """What comes before the last conv of one LR pixel: (channels + 1, scale, scale, hidden).
+
+        One image of 1x1 for each input channel, holding that channel's response; the last one
+        carries the biases. Matrix products, channels last: for convolutions of such a size CUDA
+        would round to TF32, and torch.compile would expect their gradients in another memory
+        format than they come in.
+        """
+        of_channels = _wide(self.reduce.weight).flatten(1).t()  # (channels, hidden)
+        of_biases = _wide(self.reduce.bias)[None]  # (1, hidden)
+        response = torch.cat([of_channels, of_biases])[:, None, None]
+        for deconv in self.deconv_layers():
+            weight = _wide(deconv.weight)  # (hidden, hidden, step, step)
+            _, _, step, _ = weight.shape
+            pieces = response @ weight.flatten(1)  # (channels + 1, h, w, hidden step^2)
+            response = rearrange(pieces, "i h w (o kh kw) -> i (h kh) (w kw) o", kh=step, kw=step)
+            # a row of zeros for each channel, and the bias for the image of the biases
+            bias = F.pad(_wide(deconv.bias)[None], (0, 0, self.reduce.in_channels, 0))
+            response = response + bias[:, None, None]
+        return response
+
     def _bias_plane(self, bias_kernel: Tensor, folded: Tensor) -> Tensor:
+        """What all biases add up to, (1, 3 scale^2, h, w), for the taps of one pass."""
         # In the memory format of `folded`: an addition across formats takes five times as long.
         plane = torch.zeros_like(folded[:1], dtype=bias_kernel.dtype)
         with torch.autocast(bias_kernel.device.type, enabled=False):
             inner = F.conv2d(torch.ones_like(plane[:, :1]), bias_kernel, padding=1)
-            return (
-                plane
-                + inner
-                + _wide(self.output.bias).repeat_interleave(self.scale**2)[:, None, None]
-            )
+            last = _wide(self.output.bias).repeat_interleave(self.scale**2)
+            return plane + inner + last[:, None, None]
 
 
 class FoldedHead(nn.Module):
-    """A DeconvHead as plain layers: one conv3x3 on the LR grid, with the last conv's bias, and a
-    pixel shuffle.
+    """A DeconvHead as plain layers: one conv3x3 on the LR grid and a pixel shuffle.
 
     Shapes and skip are the DeconvHead's. The inner biases come from a second conv, over a plane of
-    ones whose zero padding gets the border right; where they are all zero there is none. Its
-    weights no longer follow the head's.
+    ones whose zero padding gets the border right; where they are all zero there is none. The
+    weights do not follow the head's any more.
+
+    Args:
+        head: The head to fold; it is not changed.
     """
 
     def __init__(self, head: DeconvHead) -> None:
@@ -172,20 +215,35 @@ class FoldedHead(nn.Module):
             last_bias = _wide(head.output.bias).repeat_interleave(head.scale**2)
             dtype = head.reduce.weight.dtype
             self.conv = _conv3x3(kernel.to(dtype), last_bias.to(dtype))
-            self.inner = _conv3x3(bias_kernel.to(dtype)) if bias_kernel.any() else None
+            self.inner = None
+            if bias_kernel.any():
+                self.inner = _conv3x3(bias_kernel.to(dtype))
 
     def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
-        output = self.conv(features)
+        """Return the prediction (b, 3, scale h, scale w).
+
+        Args:
+            features: (b, channels, h, w).
+            image: The network's input (b, 3, h, w); needed with a skip.
+        """
+        output = self.conv(features)  # (b, 3 scale^2, h, w)
         if self.inner is not None:
-            output = add_to(output, self.inner(features.new_ones((1, 1, *features.shape[-2:]))))
-        return _shared_skip(self.skip, self.scale)(F.pixel_shuffle(output, self.scale), image)
+            height, width = features.shape[-2:]
+            ones = features.new_ones((1, 1, height, width))
+            output = add_to(output, self.inner(ones))
+        add_skip = _shared_skip(self.skip, self.scale)
+        return add_skip(F.pixel_shuffle(output, self.scale), image)
 
 
 class SubpixelHead(nn.Module):
-    """The paper's module A: conv3x3 `channels` -> channels scale^2, pixel shuffle, conv3x3 -> 3.
+    """The paper's module A: conv3x3 to channels scale^2, pixel shuffle, conv3x3 to 3.
 
-    (b, channels, h, w) -> (b, 3, scale h, scale w). Two padded convs in a row fold exactly only
-    inside, so this head runs as it is.
+    Two padded convolutions in a row fold exactly only inside an image, so this head runs as it is.
+
+    Args:
+        channels: Of the features.
+        scale: How many times as long each side becomes.
+        skip: As in `DeconvHead`.
     """
 
     def __init__(self, channels: int, scale: int, skip: str | None = None) -> None:
@@ -196,32 +254,48 @@ class SubpixelHead(nn.Module):
         self.output = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
+        """Return the prediction (b, 3, scale h, scale w).
+
+        Args:
+            features: (b, channels, h, w).
+            image: The network's input (b, 3, h, w); needed with a skip.
+        """
         return self.prepare()(features, image)
 
     def prepare(self) -> Callable[..., Tensor]:
-        """Return a callable that serves every tap of one pass, which enlarges the image for the
-        skip once.
+        """Return a callable, with `forward`'s arguments, that serves every tap of one pass.
+
+        It enlarges the image for the skip once.
         """
         add_skip = _shared_skip(self.skip, self.scale)
-        return lambda features, image=None: add_skip(
-            self.output(F.pixel_shuffle(self.expand(features), self.scale)), image
-        )
+
+        def run_layers(features: Tensor, image: Tensor | None = None) -> Tensor:
+            enlarged = F.pixel_shuffle(self.expand(features), self.scale)
+            return add_skip(self.output(enlarged), image)
+
+        return run_layers
 
 
 def _shared_skip(skip: str | None, scale: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """Return a function that adds the enlarged image to an output; for the same image it enlarges
-    only once.
+    """Return a function that adds the enlarged image to an output.
+
+    It keeps the last image that it enlarged, because the taps of one pass share their image.
     """
     if skip is None:
-        return lambda output, image: output
-    last: list[tuple[Tensor | None, Tensor]] = []
+        return _add_nothing
+    last: list[tuple[Tensor | None, Tensor]] = []  # at most one pair: image, enlarged
 
     def add(output: Tensor, image: Tensor | None) -> Tensor:
         if not last or last[0][0] is not image:
             last[:] = [(image, bicubic_upsample(image, scale))]
-        return add_to(output, last[0][1])
+        _, enlarged = last[0]
+        return add_to(output, enlarged)
 
     return add
+
+
+def _add_nothing(output: Tensor, _image: Tensor | None) -> Tensor:
+    return output
 
 
 def _conv3x3(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:

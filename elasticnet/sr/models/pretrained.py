@@ -1,58 +1,71 @@
-"""The trained weights that come with the package."""
+"""The trained weights that come with the package; torch is imported when they are loaded."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from elasticnet.wrapper import ElasticWrapper
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-# of the architecture: the end of the file's name
-NAMES = {"default": "", "published": "_published"}
+DEFAULT_NAME = "default"
+# What the files of each kind end with, before .safetensors: the better network, and the paper's.
+NAMES = {DEFAULT_NAME: "", "published": "_published"}
 
 
-def weights_file(scale: int, folder: Path | None = None, name: str = "default") -> Path:
-    """Return the packaged checkpoint of ASRN that enlarges each side `scale` times;
-    `elasticnet.load` reads it.
+def weights_file(scale: int, folder: Path | None = None, name: str = DEFAULT_NAME) -> Path:
+    """Return the packaged checkpoint of ASRN for a scale; `elasticnet.load` reads it.
 
-    name: "default", the better network, or "published", the paper's architecture. Raises
-    ValueError, with what is packaged, for any other.
+    Args:
+        scale: How many times as long each side becomes.
+        folder: Where the checkpoints are; default: in the package.
+        name: "default", the better network, or "published", the paper's architecture.
+
+    Raises:
+        ValueError: There is none; the message says for which scales there are some.
     """
     if name not in NAMES:
         raise ValueError(f"pretrained weights {name!r}: expected one of {', '.join(NAMES)}")
     folder = folder or WEIGHTS
     path = folder / f"asrn_x{scale}{NAMES[name]}.safetensors"
     if not path.is_file():
-        kind = "" if name == "default" else f" ({name})"
+        which = "" if name == DEFAULT_NAME else f" ({name})"
         raise ValueError(
-            f"scale {scale}{kind}: {packaged(folder, name)}; take a checkpoint of your own (--weights FILE, "
-            "elasticnet.load(FILE))"
+            f"scale {scale}{which}: {packaged(folder, name)}; take a checkpoint of your own "
+            "(--weights FILE, elasticnet.load(FILE))"
         )
     return path
 
 
-def packaged(folder: Path = WEIGHTS, name: str = "default") -> str:
-    """Say for which scales there are weights, for messages."""
-    found = sorted(folder.glob(f"asrn_x?{NAMES[name]}.safetensors"))
-    scales = ", ".join(file.stem.removeprefix("asrn_x")[:1] for file in found)
-    return f"weights are packaged for {scales}" if scales else "no weights are packaged"
+def packaged(folder: Path = WEIGHTS, name: str = DEFAULT_NAME) -> str:
+    """Return a phrase for messages that says for which scales there are weights.
+
+    Args:
+        folder: Where the checkpoints are; default: in the package.
+        name: As in `weights_file`.
+    """
+    scales: list[str] = []
+    for file in sorted(folder.glob(f"asrn_x?{NAMES[name]}.safetensors")):
+        scales.append(file.stem.removeprefix("asrn_x")[:1])
+    if not scales:
+        return "no weights are packaged"
+    return f"weights are packaged for {', '.join(scales)}"
 
 
-def pretrained_asrn(
-    scale: int, pretrained: bool | str, depth: int | None = None, **architecture: Any
+def load_pretrained(
+    scale: int, *, name: str = DEFAULT_NAME, depth: int | None = None
 ) -> ElasticWrapper:
-    """Load a packaged ASRN in eval mode; see `asrn`. Raises ValueError for arguments that the file
-    decides.
+    """Return a packaged ASRN in eval mode.
+
+    Args:
+        scale: How many times as long each side becomes.
+        name: As in `weights_file`.
+        depth: How many blocks are loaded; default: all.
+
+    Raises:
+        ValueError: There are no such weights, or no tap at this depth.
     """
     from elasticnet.checkpoint import load
 
-    if architecture:
-        named = ", ".join(f"{name}={value!r}" for name, value in architecture.items())
-        raise ValueError(
-            f"asrn(pretrained={pretrained!r}, {named}): leave out what the file decides on"
-        )
-    return load(
-        weights_file(scale, name=pretrained if isinstance(pretrained, str) else "default"), depth
-    ).eval()
+    return load(weights_file(scale, name=name), depth).eval()

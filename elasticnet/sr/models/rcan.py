@@ -16,10 +16,11 @@ from elasticnet.wrapper import ElasticWrapper
 
 
 class ChannelAttention(nn.Module):
-    """x * sigmoid(conv1x1(relu(conv1x1(mean of x over the image)))); (b, channels, h, w) -> the
-    same shape.
+    """x * sigmoid(conv1x1(relu(conv1x1(mean of x over the image)))).
 
-    reduction: by how much fewer channels lie between the two convs.
+    Args:
+        channels: Of the features.
+        reduction: By how much fewer channels lie between the two convs.
     """
 
     def __init__(self, channels: int, reduction: int) -> None:
@@ -33,12 +34,21 @@ class ChannelAttention(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.conv_du(self.pool(x))
+        """Return the weighted features (b, channels, h, w).
+
+        Args:
+            x: (b, channels, h, w).
+        """
+        weights = self.conv_du(self.pool(x))  # (b, channels, 1, 1)
+        return x * weights
 
 
 class AttentionBlock(nn.Module):
-    """RCAN's block (RCAB), x + attention(conv(relu(conv(x)))); (b, channels, h, w) -> the same
-    shape.
+    """RCAN's block (RCAB), x + attention(conv(relu(conv(x)))).
+
+    Args:
+        channels: Of the features.
+        reduction: Of the attention.
     """
 
     def __init__(self, channels: int, reduction: int) -> None:
@@ -51,6 +61,11 @@ class AttentionBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output (b, channels, h, w).
+
+        Args:
+            x: (b, channels, h, w).
+        """
         return self.body(x) + x
 
     def init_identity(self) -> None:
@@ -59,7 +74,13 @@ class AttentionBlock(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    """`group_size` RCABs and a conv, with a skip around them: one depth of `rcan`."""
+    """Some RCABs and a conv, with a skip around them: one depth of `rcan`.
+
+    Args:
+        channels: Of the features.
+        group_size: The number of RCABs.
+        reduction: Of their attention.
+    """
 
     def __init__(self, channels: int, group_size: int, reduction: int) -> None:
         super().__init__()
@@ -67,6 +88,11 @@ class ResidualGroup(nn.Module):
         self.body = nn.Sequential(*blocks, conv3x3(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the group's output (b, channels, h, w).
+
+        Args:
+            x: (b, channels, h, w).
+        """
         return self.body(x) + x
 
     def init_identity(self) -> None:
@@ -75,12 +101,20 @@ class ResidualGroup(nn.Module):
 
 
 class RCAN(GlobalSkipNetwork):
-    """The plain RCAN: RGB in 0..255, (b, 3, h, w) -> (b, 3, scale h, scale w), with the authors'
-    state dict keys.
+    """The plain RCAN, with the authors' state dict keys: RGB in 0..255, in and out.
 
-    num_blocks counts the residual groups, group_size the RCABs in each. The default is the
-    published network: 15,444,667 / 15,629,307 / 15,592,379 parameters at x2 / x3 / x4. Its mean
-    shifts learn, as the authors' did.
+    The default is the published network: 15,444,667 / 15,629,307 / 15,592,379 parameters at x2 /
+    x3 / x4. Its mean shifts learn, as the authors' did.
+
+    Args:
+        scale: 2, 3, 4 or 8.
+        num_blocks: The number of residual groups.
+        channels: Of the features.
+        group_size: The number of RCABs in each group.
+        reduction: By how much fewer channels the attention has inside.
+
+    Raises:
+        ValueError: A reduction that leaves no channel, or a scale that there is not.
     """
 
     def __init__(
@@ -97,7 +131,8 @@ class RCAN(GlobalSkipNetwork):
             )
         groups = [ResidualGroup(channels, group_size, reduction) for _ in range(num_blocks)]
         super().__init__(scale, channels, groups, trained_shift=True)
-        self.arguments |= {"group_size": group_size, "reduction": reduction}
+        self.arguments["group_size"] = group_size
+        self.arguments["reduction"] = reduction
 
 
 def rcan(
@@ -111,12 +146,29 @@ def rcan(
     taps: Iterable[int] | None = None,
     checkpoint_blocks: bool = False,
 ) -> ElasticWrapper:
-    """Build an elastic RCAN: RGB floats in 0..1, (b, 3, h, w) -> (b, 3, scale h, scale w), at any
-    depth from 1 to `num_blocks`.
+    """Build an elastic RCAN.
 
-    scale: 2, 3, 4 or 8. A depth is a residual group: num_blocks counts the groups, group_size the
-    RCABs in each. Its attention averages over the whole image, so that tiles of an image do not
-    give what the image gives. fold, taps, checkpoint_blocks: as in `edsr.wrap`.
+    It takes RGB floats (b, 3, h, w) in 0..1 and gives (b, 3, scale h, scale w), at any depth from
+    1 to `num_blocks`. Its attention averages over the whole image, so that tiles of an image do
+    not give what the image gives.
+
+    Args:
+        scale: 2, 3, 4 or 8.
+        num_blocks: The number of residual groups; each is a depth.
+        channels: Of the features.
+        group_size: The number of RCABs in each group.
+        reduction: By how much fewer channels the attention has inside.
+        fold: As in `edsr.wrap`.
+        taps: As in `edsr.wrap`.
+        checkpoint_blocks: As in `edsr.wrap`.
+
+    Returns:
+        The network.
+
+    Example:
+        >>> net = rcan(scale=2, num_blocks=2, channels=8, group_size=2, reduction=4)
+        >>> net(torch.rand(1, 3, 20, 30), depth=1).shape
+        torch.Size([1, 3, 40, 60])
     """
     plain = RCAN(scale, num_blocks, channels, group_size, reduction)
     return wrap(plain, "rcan", fold=fold, taps=taps, checkpoint_blocks=checkpoint_blocks)

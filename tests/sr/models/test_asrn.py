@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contract import check_contract
-from elasticnet.sr.models import asrn as asrn_module
-from elasticnet.sr.models.asrn import MultiScaleBlock, Res2NetBlock, ShuffleNetBlock, asrn
+from elasticnet.sr.models import asrn_blocks
+from elasticnet.sr.models.asrn import asrn
+from elasticnet.sr.models.asrn_blocks import MultiScaleBlock, Res2NetBlock, ShuffleNetBlock
 
 LUMA = torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64) / 219
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # these come with scikit-image itself
@@ -151,7 +152,7 @@ def test_dense_gradients_are_those_of_the_plain_concatenation(monkeypatch, layou
         return list(torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()]))
 
     found = gradients()
-    monkeypatch.setattr(asrn_module, "_concatenate", lambda groups: torch.cat(groups, dim=1))
+    monkeypatch.setattr(asrn_blocks, "concatenate", lambda groups: torch.cat(groups, dim=1))
     assert all(map(torch.equal, found, gradients()))
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet.sr.models import heads as upsample
-from elasticnet.sr.models.asrn import MultiScaleBlock, asrn
+from elasticnet.sr.models.asrn import asrn
+from elasticnet.sr.models.asrn_blocks import MultiScaleBlock
 from elasticnet.sr.models.heads import DeconvHead, SubpixelHead, bicubic_upsample
 from elasticnet.sr.resize import imresize
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from elasticnet.sr.models.asrn import MultiScaleBlock
+from elasticnet.sr.models.asrn_blocks import MultiScaleBlock
 from elasticnet.sr.models.heads import DeconvHead
 
 

@@ -1,0 +1,251 @@
+"""ASRN's block, the two that it is compared with, and the affine map before the shared head.
+
+All take and give (b, channels, h, w), have no biases, and add their input to their output.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elasticnet.sr.models.asrn_start import make_small
+from elasticnet.sr.models.heads import add_to
+
+NUM_GROUPS = 4
+
+
+class MultiScaleBlock(nn.Module):
+    """ASRN's multi-scale aggregation block (MAB); 39,168 weights at 96 channels.
+
+    conv1x1; split into four groups x_1 .. x_4; y_1 = K_1(x_1), y_i = K_i(x_i + y_(i-1)), each K a
+    conv3x3 and ReLU; concatenate; shuffle the channels across the groups; conv1x1 (fusion); add
+    the block's input. That K ends in a ReLU is our reading: the paper prints no activations.
+
+    Args:
+        channels: A multiple of 4.
+        fusion: Whether there is the last conv1x1.
+        residual_links: Whether there are the terms y_(i-1).
+        shuffle: Whether the channels are shuffled.
+        residual: Whether the block's input is added.
+        fold: Whether the shuffle is done as a permutation of the last conv's input channels, which
+            is exact up to rounding and saves a copy.
+    """
+
+    def __init__(
+        self,
+        channels: int = 96,
+        fusion: bool = True,
+        residual_links: bool = True,
+        shuffle: bool = True,
+        residual: bool = True,
+        fold: bool = True,
+    ) -> None:
+        super().__init__()
+        width = channels // NUM_GROUPS
+        self.expand = nn.Conv2d(channels, channels, 1, bias=False)
+        self.groups = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(NUM_GROUPS)
+        )
+        self.fusion = nn.Conv2d(channels, channels, 1, bias=False) if fusion else None
+        self.residual_links = residual_links
+        self.shuffle = shuffle
+        self.residual = residual
+        self.fold = fold
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output (b, channels, h, w).
+
+        Args:
+            x: (b, channels, h, w).
+        """
+        outputs: list[Tensor] = []
+        groups = self.expand(x).chunk(NUM_GROUPS, dim=1)  # each (b, channels / 4, h, w)
+        for conv, group in zip(self.groups, groups, strict=True):
+            # dense: adding to a slice of the channels takes longer, copy included
+            group = group.clone()
+            if outputs and self.residual_links:
+                group += outputs[-1]
+            outputs.append(F.relu(conv(group), inplace=True))
+        y = self._fuse(concatenate(outputs))
+        return add_to(y, x) if self.residual else y
+
+    def _fuse(self, y: Tensor) -> Tensor:
+        """Shuffle the channels across the groups and mix them, as far as both are switched on."""
+        if self.fusion is not None and self.shuffle and self.fold:
+            return F.conv2d(y, _unshuffled(self.fusion.weight))
+        if self.shuffle:
+            y = F.channel_shuffle(y, NUM_GROUPS)
+        return y if self.fusion is None else self.fusion(y)
+
+    def folded(self) -> MultiScaleBlock:
+        """Return a copy whose last conv holds the shuffle, for inference and export."""
+        block = copy.deepcopy(self)
+        if block.fusion is not None and block.shuffle:
+            weight = _unshuffled(block.fusion.weight).detach().contiguous()
+            block.fusion.weight = nn.Parameter(weight)
+            block.shuffle = False
+        return block
+
+    def init_identity(self) -> None:
+        """Make the block the identity: the residual path starts at zero.
+
+        Raises:
+            ValueError: It has no fusion or no residual, and cannot be the identity.
+        """
+        if self.fusion is None or not self.residual:
+            raise ValueError(
+                "a MultiScaleBlock without fusion or without residual cannot be made the identity"
+            )
+        nn.init.zeros_(self.fusion.weight)
+
+    def init_small(self) -> None:
+        """Make the residual path start small beside the input, where there are both."""
+        if self.fusion is not None and self.residual:
+            make_small(self.fusion.weight)
+
+
+class ShuffleNetBlock(nn.Module):
+    """A ShuffleNet unit of like size, for the ablation; 39,216 weights at 96 channels.
+
+    Grouped conv1x1 and ReLU, shuffle, depthwise conv3x3, grouped conv1x1; add the block's input.
+
+    Args:
+        channels: A multiple of 4.
+    """
+
+    def __init__(self, channels: int = 96) -> None:
+        super().__init__()
+        # 43/6 of the channels (688 of 96) give as many weights as a MAB; whole groups
+        hidden = channels * 43 // 6 // NUM_GROUPS * NUM_GROUPS
+        self.expand = nn.Conv2d(channels, hidden, 1, groups=NUM_GROUPS, bias=False)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False)
+        self.fusion = nn.Conv2d(hidden, channels, 1, groups=NUM_GROUPS, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output (b, channels, h, w).
+
+        Args:
+            x: (b, channels, h, w).
+        """
+        y = F.relu(self.expand(x))  # (b, hidden, h, w)
+        y = F.channel_shuffle(y, NUM_GROUPS)
+        return add_to(self.fusion(self.depthwise(y)), x)
+
+    def init_identity(self) -> None:
+        """Make the block the identity: the residual path starts at zero."""
+        nn.init.zeros_(self.fusion.weight)
+
+    def init_small(self) -> None:
+        """Make the residual path start small beside the input."""
+        make_small(self.fusion.weight)
+
+
+class Res2NetBlock(nn.Module):
+    """A Res2Net unit of like size, for the ablation; 38,220 weights at 96 channels.
+
+    As the MAB, but its first group passes through, a ReLU follows the first conv, and nothing is
+    shuffled.
+
+    Args:
+        channels: A multiple of 4.
+    """
+
+    def __init__(self, channels: int = 96) -> None:
+        super().__init__()
+        # 13/12 of the channels (4 x 26 of 96) give nearly as many weights as a MAB
+        width = channels * 13 // 12 // NUM_GROUPS
+        self.expand = nn.Conv2d(channels, width * NUM_GROUPS, 1, bias=False)
+        self.groups = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(NUM_GROUPS - 1)
+        )
+        self.fusion = nn.Conv2d(width * NUM_GROUPS, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output (b, channels, h, w).
+
+        Args:
+            x: (b, channels, h, w).
+        """
+        first, *rest = F.relu(self.expand(x)).chunk(NUM_GROUPS, dim=1)  # each (b, width, h, w)
+        outputs = [first]
+        previous = torch.zeros_like(first)
+        for conv, group in zip(self.groups, rest, strict=True):
+            previous = F.relu(conv(group + previous))
+            outputs.append(previous)
+        return add_to(self.fusion(torch.cat(outputs, dim=1)), x)
+
+    def init_identity(self) -> None:
+        """Make the block the identity: the residual path starts at zero."""
+        nn.init.zeros_(self.fusion.weight)
+
+    def init_small(self) -> None:
+        """Make the residual path start small beside the input."""
+        make_small(self.fusion.weight)
+
+
+class ChannelAffine(nn.Module):
+    """A scale and a bias for each channel, at first the identity; 2 channels parameters.
+
+    Args:
+        channels: Of the features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x * weight + bias, (b, channels, h, w), in the dtype of x.
+
+        Args:
+            x: (b, channels, h, w).
+        """
+        return torch.addcmul(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
+
+
+class _DenseConcatenation(torch.autograd.Function):
+    """Concatenation of NUM_GROUPS tensors along the channels with dense gradients, not slices."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*groups: Tensor) -> Tensor:
+        return torch.cat(groups, dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Nothing of the forward is needed."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return tuple(part.clone() for part in gradient.chunk(NUM_GROUPS, dim=1))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return torch.cat(tangents, dim=1)
+
+
+def concatenate(groups: list[Tensor]) -> Tensor:
+    """Return the groups as one tensor (b, channels, h, w), by a way that is fast in training.
+
+    Args:
+        groups: `NUM_GROUPS` tensors (b, channels / 4, h, w).
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # what follows in the backward pass, the ReLU's and a sum, is slow on slices
+        return _DenseConcatenation.apply(*groups)  # pyright: ignore[reportReturnType]
+    return torch.cat(groups, dim=1)
+
+
+def _unshuffled(weight: Tensor) -> Tensor:
+    """The 1x1 weight (out, in, 1, 1) that takes channels which were not shuffled.
+
+    The channel shuffle is moved into its input axis.
+    """
+    grouped = weight.reshape(weight.shape[0], -1, NUM_GROUPS, 1, 1)  # (out, in / 4, 4, 1, 1)
+    return grouped.transpose(1, 2).flatten(1, 2)
