@@ -202,7 +202,8 @@ def _unpack_format_1(data: bytes, text: str, tensors: Mapping[str, Tensor]) -> t
     try:
         description = json.loads(text)
         checksum = description["sha256"]
-        step, tree = description["step"], description["tree"]
+        step = description["step"]
+        tree = description["tree"]
     except (ValueError, KeyError) as error:
         raise ValueError(f"it is not a whole state file: {error}") from error
     before = data.replace(f"{checksum}".encode(), b"0" * 64, 1)

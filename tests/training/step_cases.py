@@ -1,6 +1,4 @@
-"""What the tests of TrainingStep share: a net and a step in float64, batches that can be cut, the
-naive loop.
-"""
+"""What the tests of TrainingStep share: a net in float64, batches to cut, and the naive loop."""
 
 from __future__ import annotations
 
@@ -62,7 +60,8 @@ def naive_training(
     """The plain loop on whole batches; returns every step's terms and the weights after it."""
     objective = ElasticObjective(net, nn.MSELoss(), **loss)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    all_terms, weights = [], []
+    all_terms: list[LossTerms] = []
+    weights: list[dict[str, Tensor]] = []
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
         terms = objective(*images(step), step=step)

@@ -1,6 +1,4 @@
-"""Two gloo processes on loopback give the gradients, and the training, of one process on the joined
-batch.
-"""
+"""DistributedDataParallel: two processes train like one process on the joined batch."""
 
 from __future__ import annotations
 
@@ -53,11 +51,10 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def train(objective: ElasticObjective, call: Callable[..., Any], rows: slice) -> dict[str, Any]:
-    """Train with momentum on these rows of every batch; return each step's depths and gradients,
-    and the weights.
-    """
+    """Train on these rows of every batch; return each step's depths, gradients, and the weights."""
     optimiser = torch.optim.SGD(objective.parameters(), lr=0.05, momentum=0.9)
-    depths, gradients = [], []
+    depths: list[tuple[int, ...]] = []
+    gradients: list[dict[str, Tensor]] = []
     for step in range(NUM_STEPS):
         x, y = batch(step)
         optimiser.zero_grad(set_to_none=True)
@@ -65,9 +62,8 @@ def train(objective: ElasticObjective, call: Callable[..., Any], rows: slice) ->
         terms.total.backward()
         depths.append(tuple(terms.per_depth))
         gradients.append(
-            {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+            {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
         )
-        gradients[-1] = {name: gradient.clone() for name, gradient in gradients[-1].items()}
         optimiser.step()
     return {"depths": depths, "gradients": gradients, "weights": objective.state_dict()}
 
@@ -91,9 +87,7 @@ def run_rank(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what every rank and scenario gave; one start of two processes serves all
-    tests.
-    """
+    """What every rank gave, as files; one start of two processes serves all tests."""
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this build of torch has no gloo")
     folder = tmp_path_factory.mktemp("ddp")
@@ -123,9 +117,7 @@ def test_two_processes_train_like_one_on_the_joined_batch(folder: Path, name: st
 
 
 def test_sampling_leaves_adapters_without_gradient(folder: Path) -> None:
-    """What makes find_unused_parameters necessary really happens in these steps, for one adapter
-    and the other.
-    """
+    """This is what makes find_unused_parameters necessary; here each adapter is left out once."""
     result = torch.load(folder / "sampled taps with adapters 0.pt")
     assert {*result["depths"]} == {(1, 3), (2, 3)}
     for depths, gradients in zip(result["depths"], result["gradients"], strict=True):

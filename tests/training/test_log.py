@@ -1,6 +1,4 @@
-"""TrainingLog: its lines, the line of progress, losses that are not finite, TensorBoard files read
-back, resumes.
-"""
+"""TrainingLog: its lines, progress, losses that are not finite, TensorBoard, resumes."""
 
 from __future__ import annotations
 
@@ -38,8 +36,10 @@ needs_tensorboard = pytest.mark.skipif(
 
 
 def terms(step: int, total: float | None = None) -> LossTerms:
-    """The losses of step `step`: total 6 step = 3 step + 2 step + step; odd steps compute depths 1,
-    3, even 2, 3.
+    """The losses of a step, all multiples of its number.
+
+    The total is 6 step = 3 step + 2 step + step. Odd steps compute the depths 1 and 3, even ones
+    the depths 2 and 3.
     """
     parts = [6.0 * step if total is None else total, 3.0 * step, 2.0 * step, 1.0 * step]
     routine: tuple[Tensor, ...] = tuple(torch.tensor(part) for part in parts)
@@ -187,7 +187,7 @@ def test_a_resumed_line_starts_from_its_step_and_its_scores(
 def test_other_processes_draw_nothing_and_write_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """(Their means are made with the first one's: see the tests of two real processes.)"""
+    """That their losses enter the means is tested with two real processes, in test_processes."""
     processes = Processes(1, 1)
     run = Run(tmp_path / "run", {}, keep=1, writer=False)
     with TrainingLog(run, TOTAL, processes, tensorboard=True) as log:
@@ -205,7 +205,8 @@ def test_other_processes_draw_nothing_and_write_nothing(
 def shown() -> Iterator[logging.Logger]:
     """The library's logger after show_messages; it is put back."""
     library = logging.getLogger("elasticnet")
-    handlers, level = library.handlers, library.level
+    handlers = library.handlers
+    level = library.level
     library.handlers = []
     show_messages()
     yield library
@@ -278,9 +279,7 @@ def test_tensorboard_holds_the_lines_by_depth_and_the_images(run: Run) -> None:
 
 
 def log_and_die(folder: Path) -> None:
-    """A process that dies between two steps, as by SIGKILL: nothing is closed, nothing runs at
-    exit.
-    """
+    """A process that dies between two steps, as by SIGKILL: nothing is closed."""
     with Run.create(folder, {}) as run, TrainingLog(run, TOTAL, **PSNR, tensorboard=True) as log:
         for step in range(1, 8):
             log.add(terms(step))

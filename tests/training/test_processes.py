@@ -1,6 +1,4 @@
-"""Processes on gloo: means, decisions and whole training steps of two are those of one, and alone
-nothing starts.
-"""
+"""Processes: two of them on gloo decide and train as one does, and alone nothing starts."""
 
 from __future__ import annotations
 
@@ -27,7 +25,9 @@ from elasticnet.training.run_folder import Run
 from elasticnet.training.step import TrainingStep
 from step_cases import LOSS, assert_close, cutter, images, limit_memory, make_net
 
-NUM_RANKS, NUM_STEPS, SIZE = 2, 5, 8
+NUM_RANKS = 2
+NUM_STEPS = 5
+SIZE = 8  # of a batch, over both processes
 # For each scenario the options of both processes; "limit" is how many images fit into the memory of
 # each.
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -61,10 +61,8 @@ def train(scenario: dict[str, Any], processes: Processes) -> dict[str, Any]:
     loss = {"psd_weight": 0.1, "tap_weights": normalised(net.taps), **scenario.get("loss", {})}
     objective = ElasticObjective(net, nn.MSELoss(), **loss)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    step_, meter = (
-        TrainingStep(objective, net, optimizer, processes=processes, **options),
-        LossMeter(processes.average),
-    )
+    step_ = TrainingStep(objective, net, optimizer, processes=processes, **options)
+    meter = LossMeter(processes.average)
     for step in range(NUM_STEPS):
         meter.add(step_(cutter(*images(step, SIZE)), step))
     result = {
@@ -94,7 +92,8 @@ def collect(processes: Processes) -> dict[str, Any]:
     """What every function gives in this process."""
     result: dict[str, Any] = {"processes": processes, "first": processes.first}
     values = torch.tensor([1.0, 5.0], dtype=torch.float64) * (processes.rank + 1)
-    result["average"], result["kept"] = processes.average(values), values
+    result["average"] = processes.average(values)
+    result["given"] = values
     parameters = own_gradients(processes.rank)
     processes.average_gradients(parameters)
     result["gradients"] = [parameter.grad for parameter in parameters]
@@ -109,8 +108,9 @@ def collect(processes: Processes) -> dict[str, Any]:
 
 
 def overflow_in_one(processes: Processes) -> list[tuple[float, bool]]:
-    """Float16 steps whose targets are huge in the second process alone: the scale, and whether the
-    weights changed.
+    """Do float16 steps whose targets are huge in the second process alone.
+
+    Returns, for each step, the scaler's scale and whether the weights changed.
     """
     net = make_net().float()
     objective = ElasticObjective(net, nn.MSELoss(), **LOSS)
@@ -128,9 +128,7 @@ def overflow_in_one(processes: Processes) -> list[tuple[float, bool]]:
 
 
 def log_of_two(processes: Processes, folder: Path) -> dict[str, Any]:
-    """What this process draws, and its error when the third loss after the line is NaN in the
-    second process.
-    """
+    """What this process draws, and its error when one loss is NaN in the second process."""
     net = make_net()
     objective = ElasticObjective(net, nn.MSELoss(), **LOSS)
     run = (
@@ -198,7 +196,7 @@ def test_who_they_are(results: list[dict[str, Any]]) -> None:
 def test_means_decisions_and_objects(results: list[dict[str, Any]]) -> None:
     for rank, result in enumerate(results):
         assert torch.equal(result["average"], torch.tensor([1.5, 7.5], dtype=torch.float64))
-        assert torch.equal(result["kept"], torch.tensor([1.0, 5.0]) * (rank + 1)), (
+        assert torch.equal(result["given"], torch.tensor([1.0, 5.0]) * (rank + 1)), (
             "the tensor given is not changed"
         )
         assert result["any"] == [False, True, True, True]
@@ -250,9 +248,7 @@ def test_an_overflow_in_one_process_skips_the_step_in_both(results: list[dict[st
 
 
 def test_the_first_process_writes_the_means_of_both(results: list[dict[str, Any]]) -> None:
-    """And the second one draws nothing, but fails at the same step as the first when one loss is
-    NaN.
-    """
+    """The second one draws nothing; when its loss is NaN, both fail at the same step."""
     objective = ElasticObjective(make_net(), nn.MSELoss(), **LOSS)
     totals = [
         objective(*images(step + 10 * rank)).total.item() for step in (0, 1) for rank in (0, 1)

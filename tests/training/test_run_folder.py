@@ -1,6 +1,4 @@
-"""A run's folder: options, log, checkpoints and their fall-back, atomic files, readers, stop
-signals.
-"""
+"""A run's folder: options, log, checkpoints and what replaces a corrupt one, atomic files."""
 
 from __future__ import annotations
 
@@ -196,7 +194,8 @@ def test_reading_ranks_see_the_state_and_change_nothing(tmp_path: Path) -> None:
 
 
 def test_a_second_rival_start_never_wins_twice(tmp_path: Path) -> None:
-    winners, losers = [], []
+    winners: list[Run] = []
+    losers: list[Exception] = []
 
     def start() -> None:
         try:
@@ -329,8 +328,9 @@ def test_the_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let the kernel refuse to make any file larger, as a full disk does in mid-write (but with
-    EFBIG).
+    """Let the kernel refuse to make any file larger, as a full disk does in the middle of a write.
+
+    The error is EFBIG instead of ENOSPC.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

@@ -29,9 +29,7 @@ STEPS = 150
 
 
 def train(folder: Path, steps: int = STEPS) -> None:
-    """A small real training in which every kind of generator, optimiser state and schedule
-    matters.
-    """
+    """A small real training that depends on every generator, on the optimiser and a schedule."""
     # a kill must not leave a broken checkpoint
     warnings.filterwarnings("error", message=".* is corrupt")
     generator = torch.Generator()
@@ -49,8 +47,9 @@ def train(folder: Path, steps: int = STEPS) -> None:
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.9)
         data = torch.linspace(-1, 1, 60).reshape(10, 6)
         done = 0
-        if (found := run.load_latest()) is not None:
-            done, state = found
+        latest = run.load_latest()
+        if latest is not None:
+            done, state = latest
             net.load_state_dict(state["net"])
             optimizer.load_state_dict(state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
@@ -77,16 +76,15 @@ def train(folder: Path, steps: int = STEPS) -> None:
 
 
 def train_with_kills(folder: Path, kills: int, seed: int) -> None:
-    """Train in child processes, each killed at a random moment, and let the last one finish; then
-    train without a kill.
+    """Train in child processes that are killed, let the last one finish; then train without a kill.
 
     A quarter are killed while they start, the others as soon as they have come a few steps further
     than any before (on a machine of any speed), and up to 8 ms later: in a step, in a save, between
     the two.
     """
     draw = random.Random(seed)
-    context = multiprocessing.get_context("fork")  # torch is imported once,
-    # with the slow imports that wait until the first optimiser is made
+    # Forked children have torch already, and with the first optimiser its slow lazy imports.
+    context = multiprocessing.get_context("fork")
     torch.optim.Adam([torch.zeros(1)])
     log = folder / "log.jsonl"
     for index in range(kills):
@@ -115,9 +113,7 @@ def lines_in(log: Path) -> int:
 
 
 def hold(folder: Path) -> None:
-    """Hold the lock of a run for ever, with a forked child (as a data loader's worker) that lives
-    on.
-    """
+    """Hold the lock of a run, with a forked child that lives on as a data loader's worker may."""
     with Run.create(folder, {}):
         child = os.fork()
         if child:
@@ -163,7 +159,8 @@ def script(*arguments: object) -> subprocess.Popen[str]:
 
 
 def check_kills(tmp_path: Path, kills: int, seed: int = 0) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
     output, _ = script("train_with_kills", killed, kills, seed).communicate(timeout=250)
     *killings, end, whole_end = (line.split() for line in output.splitlines())
     assert [word for word, _ in killings] == ["killed"] * kills, output
@@ -171,7 +168,8 @@ def check_kills(tmp_path: Path, kills: int, seed: int = 0) -> None:
     # spread over the training
     assert len({length for _, length in killings} - {"0"}) >= kills // 2, output
     with Run.resume(whole) as run, Run.resume(killed) as other:
-        expected, found = run.load_latest(), other.load_latest()
+        expected = run.load_latest()
+        found = other.load_latest()
     assert expected is not None
     assert found is not None
     assert found[0] == expected[0] == STEPS

@@ -1,6 +1,4 @@
-"""Exact state in a checkpoint's bytes: any tree, optimisers, random generators; every changed byte
-is detected.
-"""
+"""Exact states as bytes: any tree, optimisers, random generators; any damage is detected."""
 
 from __future__ import annotations
 

@@ -42,21 +42,18 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def test_parts_give_the_gradients_of_the_joined_batch(
     parts: int, share: int, taps: set[int], sampled: int | None, distance: str
 ) -> None:
-    net, joined = (
-        make_net((*sorted(taps - {NUM_BLOCKS}), NUM_BLOCKS)),
-        make_net((*sorted(taps - {NUM_BLOCKS}), -1)),
-    )
+    depths = (*sorted(taps | {NUM_BLOCKS}),)
     loss = {
         "psd_weight": 0.1,
-        "tap_weights": normalised(net.taps),
+        "tap_weights": normalised(depths),
         "sampled_taps": sampled,
         "distance": distance,
         "seed": 3,
     }
-    step_, objective = (
-        make_step(net, loss, parts=parts),
-        ElasticObjective(joined, nn.MSELoss(), **loss),
-    )
+    net = make_net(depths)
+    step_ = make_step(net, loss, parts=parts)
+    joined = make_net(depths)
+    objective = ElasticObjective(joined, nn.MSELoss(), **loss)
     optimizer = torch.optim.SGD(joined.parameters(), lr=0.1, momentum=0.9)
     for step in range(3):
         x, y = images(step, share * parts)
@@ -85,7 +82,8 @@ def test_the_learning_rate_of_a_step_reaches_every_group() -> None:
 
 def test_terms_of_a_part_outlive_memory_that_the_next_part_overwrites() -> None:
     """As a CUDA graph does it: every call writes its losses into the same tensors."""
-    net, shared = make_net(), torch.zeros(4 + NUM_BLOCKS, dtype=torch.float64)
+    net = make_net()
+    shared = torch.zeros(4 + NUM_BLOCKS, dtype=torch.float64)
     objective = ElasticObjective(net, nn.MSELoss(), 0.1)
 
     def overwriting(x: Tensor, y: Tensor, step: int) -> LossTerms:
@@ -96,9 +94,8 @@ def test_terms_of_a_part_outlive_memory_that_the_next_part_overwrites() -> None:
 
     x, y = images(0)
     expected = objective(x, y)
-    terms = TrainingStep(overwriting, net, torch.optim.SGD(net.parameters()), parts=4)(
-        cutter(x, y), 0
-    )
+    step_ = TrainingStep(overwriting, net, torch.optim.SGD(net.parameters()), parts=4)
+    terms = step_(cutter(x, y), 0)
     assert_close([*terms[:4]], [*expected[:4]])
     assert_close(terms.per_depth, expected.per_depth)
 
@@ -107,7 +104,8 @@ def test_terms_of_a_part_outlive_memory_that_the_next_part_overwrites() -> None:
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_parts_of_a_cuda_graph(parts: int) -> None:
     """A captured backward pass writes every part's gradients into the same memory."""
-    joined, net = make_net().cuda(), make_net().cuda()
+    joined = make_net().cuda()
+    net = make_net().cuda()
     compiled = torch.compile(ElasticObjective(net, nn.MSELoss(), **LOSS), mode="reduce-overhead")
     step_ = TrainingStep(compiled, net, torch.optim.SGD(net.parameters(), lr=0.1), parts=parts)
     plain = TrainingStep(
@@ -115,7 +113,8 @@ def test_parts_of_a_cuda_graph(parts: int) -> None:
     )
     for step in range(6):
         x, y = (tensor.cuda() for tensor in images(step))
-        terms, expected = step_(cutter(x, y), step), plain(cutter(x, y), step, learning_rate=0.1)
+        terms = step_(cutter(x, y), step)
+        expected = plain(cutter(x, y), step, learning_rate=0.1)
         torch.testing.assert_close([*terms[:4]], [*expected[:4]], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(
             dict(net.state_dict()), dict(joined.state_dict()), rtol=1e-9, atol=1e-9
@@ -192,7 +191,8 @@ def test_a_small_gpu_gets_its_batch_in_parts() -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     train(expected)
-    peak, total = torch.cuda.max_memory_reserved(), torch.cuda.get_device_properties(0).total_memory
+    peak = torch.cuda.max_memory_reserved()
+    total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.empty_cache()
     net = make_net(channels=16).cuda()
     try:

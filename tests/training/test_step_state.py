@@ -1,6 +1,4 @@
-"""TrainingStep: the moving average, float16 with its scaler, and states from which a run goes on to
-the same bits.
-"""
+"""TrainingStep: the moving average, float16 with its scaler, and exact states."""
 
 from __future__ import annotations
 
@@ -26,7 +24,8 @@ from step_cases import LOSS, assert_close, cutter, images, make_net, make_step, 
 def test_the_average_follows_timm_s_warm_up(decay: float) -> None:
     _, weights = naive_training(make_net(), 6, LOSS)
     net = make_net()
-    step_, average = make_step(net, ema=decay), weights[0]
+    step_ = make_step(net, ema=decay)
+    average = weights[0]
     for step in range(6):
         step_(cutter(*images(step)), step)
         # 0 at the first step: the average starts from its weights
@@ -47,8 +46,9 @@ def test_without_an_average_the_net_itself_is_shipped() -> None:
 
 
 def make_half(loss_factor: float, fused: bool, seed: int = 0, **options: Any) -> TrainingStep:
-    """Float32 weights in channels-last and Adam, as a recipe has them; a large factor makes float16
-    overflow.
+    """Float32 weights in channels-last and Adam, as a recipe has them.
+
+    A large `loss_factor` makes float16 overflow.
     """
     net = make_net(seed=seed).float().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     objective = ElasticObjective(
@@ -85,9 +85,7 @@ def test_a_float16_step_that_overflows_is_skipped_and_the_scale_halved(
 
 @pytest.mark.parametrize("name", ["clip_norm", "clip_value"])
 def test_float16_gradients_are_clipped_without_their_scale(name: str) -> None:
-    """With SGD at a rate of 1 the first step that is not skipped moves the weights by the clipped
-    gradient itself.
-    """
+    """With SGD at a rate of 1 a step moves the weights by the clipped gradient itself."""
     net = make_net().float()
     options: dict[str, Any] = {"precision": "float16", name: 1e-3}
     step_ = TrainingStep(
@@ -96,9 +94,10 @@ def test_float16_gradients_are_clipped_without_their_scale(name: str) -> None:
         torch.optim.SGD(net.parameters(), 1),
         **options,
     )
-    before, moved = nn.utils.parameters_to_vector(net.parameters()).detach(), torch.zeros(1)
+    before = nn.utils.parameters_to_vector(net.parameters()).detach()
+    moved = torch.zeros(1)
     for step in range(8):
-        if not moved.any():
+        if not moved.any():  # the first steps overflow and are skipped
             step_(floats(step), step)
             moved = nn.utils.parameters_to_vector(net.parameters()).detach() - before
     size = moved.norm() if name == "clip_norm" else moved.abs().max()
@@ -107,7 +106,8 @@ def test_float16_gradients_are_clipped_without_their_scale(name: str) -> None:
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_autocast_computes_in_the_precision_and_keeps_the_weights(precision: str) -> None:
-    step_, dtypes = make_half(1.0, True, precision=precision), []
+    step_ = make_half(1.0, True, precision=precision)
+    dtypes: list[torch.dtype] = []
     step_.net.blocks[0].first.register_forward_hook(lambda *hook: dtypes.append(hook[2].dtype))  # pyright: ignore
     step_(floats(0), 0)
     assert dtypes == [AUTOCAST_DTYPES[precision]]
@@ -118,7 +118,7 @@ def test_autocast_computes_in_the_precision_and_keeps_the_weights(precision: str
 
 
 def bits(step_: TrainingStep) -> bytes:
-    return bytes(pack_state(0, step_.state_dict()))
+    return pack_state(0, step_.state_dict())
 
 
 @given(
@@ -149,16 +149,16 @@ def test_a_run_cut_at_any_step_goes_on_to_the_same_bits(
 
     def train(step_: TrainingStep, first: int, last: int) -> None:
         for step in range(first, last):
-            step_(
-                cutter(*images(step)) if precision == "float64" else floats(step),
-                step,
-                learning_rate=0.1 / (step + 1),
-            )
+            batch = cutter(*images(step)) if precision == "float64" else floats(step)
+            step_(batch, step, learning_rate=0.1 / (step + 1))
 
-    whole, before, after = make(0), make(0), make(1)
+    whole = make(seed=0)
     train(whole, 0, 6)
+    before = make(seed=0)
     train(before, 0, cut)
-    _, state = unpack_state(bytes(pack_state(cut, before.state_dict())))
+
+    after = make(seed=1)
+    _, state = unpack_state(pack_state(cut, before.state_dict()))
     after.load_state_dict(state)
     assert bits(after) == bits(before)
     train(after, cut, 6)
@@ -169,7 +169,8 @@ def test_a_new_average_starts_from_the_loaded_weights_and_a_new_scaler_afresh() 
     old = make_half(1.0, True)
     old(floats(0), 0)
     new = make_half(1.0, True, seed=1, ema=0.9, precision="float16")
-    new.load_state_dict(unpack_state(bytes(pack_state(1, old.state_dict())))[1])
+    _, state = unpack_state(pack_state(1, old.state_dict()))
+    new.load_state_dict(state)
     assert_close(dict(new.averaged_net.state_dict()), dict(old.net.state_dict()))
     assert new.scaler.get_scale() == 2**16
 
@@ -187,9 +188,7 @@ def test_a_resumed_process_takes_its_share_of_the_parts(count: int, parts: int) 
 
 
 def test_weights_that_are_not_finite_are_never_saved() -> None:
-    """The loss of a step is finite, and only its update is not: no log line would have shown it
-    before the save.
-    """
+    """A finite loss with an update that is not: no line of the log shows it before the save."""
     net = make_net()
     step = make_step(net)
     terms = step(cutter(*images(0)), 0, learning_rate=float("inf"))

@@ -1,6 +1,4 @@
-"""Warm starts: what is taken is equal bit for bit, what is not is said, and what cannot be taken is
-refused.
-"""
+"""Warm starts: what is taken is equal bit for bit, what is not is said, and misfits are refused."""
 
 from __future__ import annotations
 
@@ -59,11 +57,13 @@ def predictions(net: ElasticWrapper, x: Tensor = X) -> tuple[Tensor, ...]:
 def test_another_depth(
     here: int, there: int, scale: int, upsampler: str, block: str, skip: str | None
 ) -> None:
-    """Exits that both have are equal; deeper ones start as the source's deepest; a shallower net is
-    a truncated one.
+    """Exits that both have are equal; deeper ones start as the source's deepest.
+
+    A shallower net is the truncated source.
     """
     options: dict[str, Any] = {"upsampler": upsampler, "block": block, "skip": skip}
-    source, net = trained(asrn(scale, there, 24, **options)), asrn(scale, here, 24, **options)
+    source = trained(asrn(scale, there, 24, **options))
+    net = asrn(scale, here, 24, **options)
     before = state(source)
     said = warm_start(net, source, may_differ=MAY_DIFFER)
     expected = predictions(source)
@@ -103,21 +103,24 @@ def test_another_head_is_made_anew_and_this_is_said(here: dict[str, Any], reason
 
 
 def test_an_argument_that_may_not_differ_means_another_head() -> None:
-    source, net = trained(asrn(2, 2, 24)), asrn(2, 3, 24)
+    source = trained(asrn(2, 2, 24))
+    net = asrn(2, 3, 24)
     as_made = state(net.head)
     assert warm_start(net, source)[-1] == "the head is made anew (num_blocks 2 there, 3 here)"
     assert_same(state(net.head), as_made)
 
 
 def test_a_folded_and_a_plain_net_are_built_alike() -> None:
-    source, net = trained(asrn(2, 2, 24, fold=True)), asrn(2, 2, 24, fold=False)
+    source = trained(asrn(2, 2, 24, fold=True))
+    net = asrn(2, 2, 24, fold=False)
     assert warm_start(net, source, may_differ=MAY_DIFFER)[-1] == "the head taken"
     assert_same(state(net), state(source))
 
 
 @pytest.mark.parametrize("here", [True, False])
 def test_affines_in_front_of_the_head_leave_it_the_same(here: bool) -> None:
-    source, net = trained(asrn(2, 2, 24, tap_affine=not here)), asrn(2, 2, 24, tap_affine=here)
+    source = trained(asrn(2, 2, 24, tap_affine=not here))
+    net = asrn(2, 2, 24, tap_affine=here)
     kept = state(net.adapters)
     adapters = "made anew (bias is absent there, (24, 1, 1) here)" if here else "left out"
     expected = [
@@ -130,7 +133,8 @@ def test_affines_in_front_of_the_head_leave_it_the_same(here: bool) -> None:
 
 
 def test_weights_arrive_in_the_net_s_own_dtype() -> None:
-    source, net = trained(asrn(2, 2, 24)).double(), asrn(2, 2, 24)
+    source = trained(asrn(2, 2, 24)).double()
+    net = asrn(2, 2, 24)
     warm_start(net, source)
     assert_same(state(net), state(source.float()))
 
@@ -164,7 +168,8 @@ def test_another_body_is_refused_with_its_shapes_and_nothing_is_copied(
 
 
 def test_a_difference_in_a_late_block_copies_nothing() -> None:
-    net, source = conv_net(3), trained(conv_net(3))
+    net = conv_net(3)
+    source = trained(conv_net(3))
     source.blocks[2] = nn.Conv2d(4, 4, 1)
     before = state(net)
     with pytest.raises(ValueError, match=r"blocks\.2 differs: bias is"):
@@ -184,11 +189,21 @@ def test_a_new_block_that_cannot_be_an_identity_is_refused() -> None:
     assert_same(state(net), before)
 
 
+def test_a_late_new_block_that_is_refused_leaves_the_earlier_ones_as_they_were() -> None:
+    net = conv_net(4)
+    net.blocks[3] = nn.Conv2d(4, 4, 1)
+    before = state(net)
+    with pytest.raises(ValueError, match=r"blocks\.3 is new, and Conv2d has no init_identity"):
+        warm_start(net, trained(conv_net(2)))
+    assert_same(state(net), before)
+
+
 # --- nets that no builder made
 
 
 def test_nets_without_an_origin_are_compared_by_shapes() -> None:
-    source, net = trained(conv_net(2)), conv_net(4)
+    source = trained(conv_net(2))
+    net = conv_net(4)
     assert warm_start(net, source) == [
         TAKEN.format(2, 2),
         "2 new blocks start as identities",
@@ -207,10 +222,12 @@ def test_nets_without_an_origin_are_compared_by_shapes() -> None:
 
 
 def test_an_origin_on_one_side_alone_does_not_count() -> None:
-    source, net = trained(asrn(2, 2, 24)), asrn(2, 2, 24)
+    source = trained(asrn(2, 2, 24))
+    net = asrn(2, 2, 24)
     source.origin = None
     assert warm_start(net, source)[-1] == "the head taken"
-    net.origin, source.origin = ("asrn", {"scale": 2}), ("other", {"scale": 2})
+    net.origin = ("asrn", {"scale": 2})
+    source.origin = ("other", {"scale": 2})
     assert warm_start(net, source)[-1] == "the head is made anew (other there, asrn here)"
 
 
