@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +99,32 @@ def test_terms_of_a_part_outlive_memory_that_the_next_part_overwrites() -> None:
     terms = step_(cutter(x, y), 0)
     assert_close([*terms[:4]], [*expected[:4]])
     assert_close(terms.per_depth, expected.per_depth)
+
+
+def test_gradients_of_the_first_part_outlive_memory_that_the_next_part_overwrites() -> None:
+    """As a CUDA graph does it: its gradients lie where its next call writes."""
+    net = make_net()
+    plain = ElasticObjective(net, nn.MSELoss(), **LOSS)
+    memory: dict[Tensor, Tensor] = {}
+
+    def overwriting(x: Tensor, y: Tensor, step: int) -> LossTerms:
+        for gradient in memory.values():
+            gradient.fill_(math.nan)
+        return plain(x, y)
+
+    def keep_in_memory(parameter: Tensor) -> None:
+        if parameter not in memory and parameter.grad is not None:
+            memory[parameter] = parameter.grad
+            parameter.grad = memory[parameter].view_as(parameter)
+
+    for parameter in net.parameters():
+        parameter.register_post_accumulate_grad_hook(keep_in_memory)
+    step_ = TrainingStep(overwriting, net, torch.optim.SGD(net.parameters(), lr=0.1), parts=4)
+    step_(cutter(*images(0)), 0)
+
+    joined = make_net()
+    make_step(joined, LOSS)(cutter(*images(0)), 0)
+    assert_close(dict(net.state_dict()), dict(joined.state_dict()))
 
 
 @needs_gpu
