@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from code_shape import count_branches, findings
+from elasticnet.cli.recipes import find_recipes
 from import_arrows import (
     ALLOWED,
     PACKAGE,
@@ -330,7 +331,7 @@ def test_changelog_names_the_version_of_the_package() -> None:
     assert newest[1] == version
 
 
-def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+def test_wheel_holds_the_package_and_the_recipes_and_nothing_else(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     run = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -342,7 +343,9 @@ def test_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         )
     folder = ROOT / PACKAGE
     files = {path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".pyc"}
-    assert held == {path.relative_to(ROOT).as_posix() for path in files}
+    expected = {path.relative_to(ROOT).as_posix() for path in files}
+    recipes = {f"{PACKAGE}/_recipes/{path.name}" for path in find_recipes().values()}
+    assert held == expected | recipes
     assert f"{PACKAGE}/py.typed" in held
     assert "elasticnet = elasticnet.cli:main" in metadata
 

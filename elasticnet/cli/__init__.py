@@ -14,14 +14,14 @@ from collections.abc import Sequence
 
 # It sets what torch reads when it is imported; no module below imports torch before it runs.
 import elasticnet.before_torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
-from elasticnet.cli import benchmark, export, info, profile, upscale
+from elasticnet.cli import benchmark, export, info, profile, recipes, upscale
 from elasticnet.cli.printable import printable
 from elasticnet.cli.signals import ended_by_signals
 from elasticnet.cli.version import ShowVersion
 from elasticnet.memory import is_out_of_memory, keep_freed_memory
 from elasticnet.sr.architectures import register_all
 
-COMMANDS = (info, benchmark, profile, export, upscale)
+COMMANDS = (info, benchmark, profile, export, upscale, recipes)
 BAD_INPUT = 2  # exit status, as argparse's own for wrong arguments
 INTERRUPTED = 130  # exit status: what a shell reports after Ctrl-C
 
