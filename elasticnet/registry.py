@@ -155,7 +155,7 @@ def build(name: str, /, **arguments: Any) -> ElasticWrapper:
         ValueError: Unknown name, or the builder refused an argument.
         TypeError: The builder returned something else than an ElasticWrapper.
     """
-    from elasticnet.wrapper import ElasticWrapper
+    from elasticnet.wrapper import ElasticWrapper, Origin
 
     architecture = find(name)
     net = architecture.build(**arguments)
@@ -166,7 +166,7 @@ def build(name: str, /, **arguments: Any) -> ElasticWrapper:
     if net.origin is None:
         recorded = _with_defaults(architecture.build, arguments)
         recorded.pop("taps", None)
-        net.origin = (name, recorded)
+        net.origin = Origin(name, recorded)
     return net
 
 

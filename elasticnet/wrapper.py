@@ -1,32 +1,33 @@
-"""ElasticWrapper: the block loop that turns a sequential-block network into one that runs at any
-depth.
-"""
+"""ElasticWrapper: the block loop that turns a sequential-block network into an elastic one."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
+from elasticnet._compare import largest_difference, same_bits
 from elasticnet.taps import resolve_depth, resolve_depths, resolve_taps
 
 HEAD_SKIPS = (None, "stem", "input")
 
+CallBlock = Callable[[nn.Module, Any, Any, int], tuple[Any, Any]]
+
 
 class Taps(NamedTuple):
-    """What one pass over all blocks gives: predictions at `depths`, and the features of every tap
-    of the net.
+    """What one pass over all blocks gives.
 
-    depths: where the predictions are. predictions: one a depth, the head's output. features: one
-    for each of the net's taps (not only for `depths`), as the blocks returned them, before any
-    adapter; shallowest first.
+    Attributes:
+        depths: The depths of the predictions, shallowest first.
+        predictions: The head's output at each of `depths`.
+        features: The features at every tap of the net, not only at `depths`, shallowest first: as
+            the blocks returned them, before any adapter.
     """
 
     depths: tuple[int, ...]
@@ -35,7 +36,16 @@ class Taps(NamedTuple):
 
 
 class TapReport(NamedTuple):
-    """What `ElasticWrapper.check` saw at one tap; `problem` is None where the head takes it."""
+    """What `ElasticWrapper.check` saw at one tap.
+
+    Attributes:
+        depth: The tap's depth.
+        shape: The shape of its features.
+        output_shape: The shape of the head's output; None if there is none, or if it is no tensor.
+        finite: Whether all features are finite.
+        problem: Why the head rejects the tap, or that its features are not finite; None if all is
+            well.
+    """
 
     depth: int
     shape: tuple[int, ...]
@@ -44,28 +54,61 @@ class TapReport(NamedTuple):
     problem: str | None
 
 
+class Origin(NamedTuple):
+    """How a network was built.
+
+    Attributes:
+        architecture: The name under which its builder is registered, see `elasticnet.registry`.
+        arguments: The builder's keyword arguments. A network that was cut or grown keeps those of
+            the network that it was made of.
+    """
+
+    architecture: str
+    arguments: dict[str, Any]
+
+
 class ElasticWrapper(nn.Module):
     """A stem, blocks and one shared head, with a prediction at every tap: run it at any depth.
 
-    body_blocks: any iterable of modules, each x -> x (or a tuple whose first entry is the tensor).
-    shared_head: features -> prediction; one module for all taps. If it offers `prepare() ->
-    callable`, that is called
-        once a pass and what it returns serves every tap of the pass. stem: what runs before the
-    first block; may return `(x, context)` for `call_block`. taps: the depths that carry a
-    prediction; None means all. adapters: `{depth: module}` maps a tap to what the head takes.
-    head_skip: "stem" calls head(features, stem_output), "input" calls head(features, x). layout,
-    prefix_tokens: what the axes of the features mean, for attention maps (see `attention`).
-    call_block: `call_block(block, x, context, index) -> (x, context)` replaces the plain call;
-    index counts from 0. checkpoint_blocks: recompute each block in the backward pass instead of
-    keeping its activations (training only).
+    Depths count blocks and start at 1; -1 is the deepest. A tap is a depth that carries a
+    prediction. In eval mode `net(x, depth=d)`, prediction d of `net.forward_taps(x)` and
+    `net.truncate(d)(x)` are equal bit for bit.
 
-    Keyword arguments of `net(x, **kwargs)` go to the stem as far as its forward names them; the
-    context is what the stem returns beside x, or else these keyword arguments as a dict.
+    Keyword arguments of `net(x, **keywords)` go to the stem if its forward names them. The context,
+    which `call_block` hands from block to block, is what the stem returns beside its features, or
+    else these keyword arguments as a dict.
 
-    Depths count blocks and start at 1; -1 is the deepest. State dict keys: `stem.*`, `blocks.{index
-    from 0}.*`, `head.*`, `adapters.{depth}.*`. `origin` is (architecture, arguments) where a
-    built-in builder made the net. In eval mode `net(x, depth=d)`, prediction d of
-    `net.forward_taps(x)` and `net.truncate(d)(x)` are equal bit for bit.
+    State dict keys: `stem.*`, `blocks.{index from 0}.*`, `head.*`, `adapters.{depth}.*`.
+
+    Args:
+        body_blocks: The blocks, each x -> x, or a tuple whose first entry is the features.
+        shared_head: Features -> prediction; one module for all taps. If it has a method `prepare`,
+            this is called once a pass, and what it returns serves every tap of the pass.
+        stem: What runs before the first block; may return `(features, context)`, which needs
+            `call_block`. None: the first block takes the input.
+        taps: The depths that carry a prediction; the deepest must be among them. None: every depth.
+        adapters: `{depth: module}` maps the features of that tap to what the head takes.
+        head_skip: "stem" calls `head(features, stem_output)`, "input" calls `head(features, x)`,
+            None calls `head(features)`.
+        layout: What the axes of the features mean, for attention maps; see
+            `elasticnet.distillation`.
+        prefix_tokens: How many leading positions attention maps leave out (class and register
+            tokens); needs a layout with one position axis.
+        call_block: `call_block(block, features, context, index) -> (features, context)` replaces
+            the plain call of a block; `index` counts from 0.
+        checkpoint_blocks: Whether training recomputes each block in the backward pass instead of
+            keeping its activations.
+
+    Attributes:
+        taps: The depths that carry a prediction, sorted, the deepest last.
+        origin: How a registered builder made this network; None for a network of one's own.
+
+    Raises:
+        TypeError: A part is not a module, or `call_block` is one.
+        ValueError: There is no block, a tap or an adapter's depth is wrong, or `head_skip` is.
+
+    Example:
+        `net = ElasticWrapper([Block() for _ in range(5)], head, stem)`
     """
 
     def __init__(
@@ -78,85 +121,112 @@ class ElasticWrapper(nn.Module):
         head_skip: str | None = None,
         layout: str = "b c h w",
         prefix_tokens: int = 0,
-        call_block: Callable[[nn.Module, Any, Any, int], tuple[Any, Any]] | None = None,
+        call_block: CallBlock | None = None,
         checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
         blocks = list(body_blocks)
-        if not blocks:
-            raise ValueError("body_blocks is empty: an elastic network needs at least one block")
-        parts = {f"body_blocks[{index}]": block for index, block in enumerate(blocks)}
-        parts |= {"shared_head": shared_head, "stem": nn.Identity() if stem is None else stem}
-        for name, part in parts.items():
-            if not isinstance(part, nn.Module):
-                raise TypeError(f"{name} is a {type(part).__name__}: expected a torch.nn.Module")
+        adapters = dict(adapters or {})
+        _check_modules(blocks, shared_head, stem)
         if head_skip not in HEAD_SKIPS:
             raise ValueError(f"head_skip {head_skip!r}: expected None, 'stem' or 'input'")
         if isinstance(call_block, nn.Module):
             raise TypeError(
-                "call_block is a module: expected a function; keep parameters in the stem or the blocks"
+                "call_block is a module: expected a function; "
+                "keep parameters in the stem or the blocks"
             )
-        self.taps = resolve_taps(taps, len(blocks))
-        for depth in adapters or {}:
-            if type(depth) is not int or depth not in self.taps:
-                listed = ", ".join(map(str, self.taps))
-                raise ValueError(
-                    f"adapter at depth {depth!r}: this net has taps at depths {listed}"
-                )
-        if stem is not None:
-            self.stem = stem
+        self.taps = resolve_taps(taps, num_blocks=len(blocks))
+        _check_adapter_depths(adapters, self.taps)
+
+        self.stem = stem
         self.blocks = nn.ModuleList(blocks)
         self.head = shared_head
-        self.adapters = nn.ModuleDict(
-            {str(depth): module for depth, module in sorted((adapters or {}).items())}
-        )
+        self.adapters = nn.ModuleDict({str(depth): adapters[depth] for depth in sorted(adapters)})
         self.head_skip = head_skip
         self.layout = layout
         self.prefix_tokens = prefix_tokens
         self.call_block = call_block
         self.checkpoint_blocks = checkpoint_blocks
         self.default_depth = self.taps[-1]
-        self.origin: tuple[str, dict[str, Any]] | None = None
-        self._stem_keywords = _keywords(stem)
-        self._tuple_blocks = False
+        self.origin: Origin | None = None
+        self._stem_keywords = _accepted_keywords(stem)
+        self._blocks_return_tuples = False  # not known before a block ran
 
     def extra_repr(self) -> str:
+        """Return what `repr` shows in front of the modules."""
         return f"taps={self.taps}"
 
-    def forward(self, x: Any, depth: int | None = None, **context: Any) -> Any:
-        """Return the prediction at `depth` (default: the deepest, or that of `at_depth`); blocks
-        behind it do not run.
+    def forward(self, x: Any, depth: int | None = None, **keywords: Any) -> Any:
+        """Return the prediction at one depth; blocks behind it do not run.
+
+        Args:
+            x: The input of the stem, or of the first block if there is no stem.
+            depth: A tap of the net. None: the deepest, or the one of `at_depth`.
+            **keywords: For the stem and `call_block`.
+
+        Returns:
+            What the head returns.
+
+        Raises:
+            ValueError: The depth carries no tap.
+            TypeError: Neither the stem nor `call_block` takes a keyword argument.
+            RuntimeError: The head rejects the features; the message names the depth.
         """
         depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
-        start, run_context, skip = self._enter(x, context)
-        features = start
-        for features in self._run_blocks(start, run_context, depth):  # noqa: B007 (the last one counts)
-            pass
-        return self._predict(self._head(), depth, features, skip)
+        features, context = self._run_stem(x, keywords)
+        skip = features if self.head_skip == "stem" else x
+        for index, block in enumerate(self.blocks):  # no slice: that would make a new ModuleList
+            if index == depth:
+                break
+            features, context = self._run_block(block, features, context, index)
+        return self._predict(self._head_for_one_pass(), features, skip, depth)
 
-    def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **context: Any) -> Taps:
-        """Run all blocks once; return the predictions at `depths` (None: every tap) and the
-        features of all taps.
+    def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **keywords: Any) -> Taps:
+        """Run all blocks once, with a prediction at several depths.
+
+        Args:
+            x: The input of the stem, or of the first block if there is no stem.
+            depths: Taps of the net. None: all of them.
+            **keywords: For the stem and `call_block`.
+
+        Returns:
+            The predictions at `depths` and the features of all taps.
+
+        Raises:
+            ValueError: A depth carries no tap or is named twice, or none is given.
+            TypeError: Neither the stem nor `call_block` takes a keyword argument.
+            RuntimeError: The head rejects the features; the message names the depth.
         """
         depths = resolve_depths(depths, self.taps)
-        start, run_context, skip = self._enter(x, context)
-        head = self._head()
-        predictions, kept = [], []
-        for depth, features in enumerate(
-            self._run_blocks(start, run_context, self.taps[-1]), start=1
-        ):
+        features, context = self._run_stem(x, keywords)
+        skip = features if self.head_skip == "stem" else x
+        head = self._head_for_one_pass()
+        predictions: list[Any] = []
+        tap_features: list[Any] = []
+        for depth, block in enumerate(self.blocks, start=1):
+            features, context = self._run_block(block, features, context, index=depth - 1)
             if depth in self.taps:
-                kept.append(features)
-                if depth in depths:
-                    predictions.append(self._predict(head, depth, features, skip))
-        return Taps(depths, tuple(predictions), tuple(kept))
+                tap_features.append(features)
+            if depth in depths:
+                # Now and not after the loop, because the next block may work in place.
+                predictions.append(self._predict(head, features, skip, depth))
+        return Taps(depths, tuple(predictions), tuple(tap_features))
 
     @contextmanager
-    def at_depth(self, depth: int) -> Iterator[ElasticWrapper]:
-        """Make `depth` this net's default inside a `with` block; put back on the way out, also
-        after an exception.
+    def at_depth(self, depth: int) -> Generator[ElasticWrapper, None, None]:
+        """Make a depth this net's default inside a `with` block.
 
-        It changes the net's state: threads that share a net pass `depth=` instead.
+        It is put back on the way out, also after an exception. It is a state of the net: threads
+        that share a net pass `depth=` to the call instead.
+
+        Args:
+            depth: A tap of the net.
+
+        Yields:
+            The net itself.
+
+        Raises:
+            ValueError: The depth carries no tap.
         """
         before = self.default_depth
         self.default_depth = resolve_depth(depth, self.taps)
@@ -166,43 +236,74 @@ class ElasticWrapper(nn.Module):
             self.default_depth = before
 
     def truncate(self, depth: int) -> ElasticWrapper:
-        """Return an independent network (copied weights) of what `depth` uses; elastic below it,
-        with the same keys.
+        """Return an independent network that holds only what a depth uses.
+
+        Args:
+            depth: A tap of the net.
+
+        Returns:
+            A copy of stem, head, and the blocks and adapters up to `depth`, under the same keys.
+            It is elastic below `depth`.
+
+        Raises:
+            ValueError: The depth carries no tap.
         """
         depth = resolve_depth(depth, self.taps)
-        taps = self.taps[: self.taps.index(depth) + 1]
-        adapters = {tap: self.adapters[str(tap)] for tap in taps if str(tap) in self.adapters}
-        return copy.deepcopy(self._rebuilt(self.blocks[:depth], taps, adapters))
+        taps = [tap for tap in self.taps if tap <= depth]
+        return copy.deepcopy(self._rebuilt(self.blocks[:depth], taps, self._adapters_by_depth()))
+
+    def with_taps(self, taps: Iterable[int] | None) -> ElasticWrapper:
+        """Return a network of the same modules with predictions at other depths.
+
+        The modules are shared, not copied: who trains one of the two nets trains both.
+
+        Args:
+            taps: The depths that carry a prediction; the deepest block must be among them. None:
+                every depth.
+
+        Returns:
+            The new net, with the adapters of those taps that it has in common with this one.
+
+        Raises:
+            ValueError: A tap is outside the net or named twice, or the deepest is missing.
+        """
+        resolved = resolve_taps(taps, num_blocks=len(self.blocks))
+        return self._rebuilt(self.blocks, resolved, self._adapters_by_depth())
 
     def to_sequential(self) -> nn.Sequential:
-        """Return an independent `nn.Sequential(stem, blocks, head)` with the same function and keys
-        at full depth.
+        """Return an ordinary `nn.Sequential` with the same function at full depth.
 
-        Raises ValueError for a net that is not a plain sequence: with head_skip, with call_block,
-        or with blocks that were seen to return tuples. `elasticnet.export` makes a plain module of
-        those.
+        Returns:
+            An independent copy of the parts `stem`, `blocks`, `adapter` (of the deepest tap) and
+            `head`, as far as the net has them; the keys stay, but for the adapter's.
+
+        Raises:
+            ValueError: The net is not a plain sequence: it has `head_skip` or `call_block`, or its
+                blocks were seen to return tuples. `elasticnet.export` makes a plain module of it.
         """
         reasons = {
             "head_skip": self.head_skip is not None,
             "call_block": self.call_block is not None,
-            "blocks that return tuples": self._tuple_blocks,
+            "blocks that return tuples": self._blocks_return_tuples,
         }
         for name, present in reasons.items():
             if present:
                 raise ValueError(
-                    f"a net with {name} is not a plain sequence: elasticnet.export makes a plain module of it"
+                    f"a net with {name} is not a plain sequence: "
+                    "elasticnet.export makes a plain module of it"
                 )
-        parts = {"stem": getattr(self, "stem", None), "blocks": nn.Sequential(*self.blocks)}
-        parts["adapter"] = (
-            self.adapters[str(self.taps[-1])] if str(self.taps[-1]) in self.adapters else None
-        )
-        parts["head"] = self.head
+        blocks = nn.Sequential(*self.blocks)
         sequence = nn.Sequential()
-        for name, part in parts.items():
-            if part is not None:
-                sequence.add_module(name, part)
-        # every other module keeps its own mode
-        sequence.training = parts["blocks"].training = self.training
+        if self.stem is not None:
+            sequence.add_module("stem", self.stem)
+        sequence.add_module("blocks", blocks)
+        deepest = str(self.taps[-1])
+        if deepest in self.adapters:
+            sequence.add_module("adapter", self.adapters[deepest])
+        sequence.add_module("head", self.head)
+        # Only the two containers are new; every other module keeps its own mode.
+        sequence.training = self.training
+        blocks.training = self.training
         return copy.deepcopy(sequence)
 
     def grow(
@@ -210,199 +311,252 @@ class ElasticWrapper(nn.Module):
         blocks: Iterable[nn.Module],
         example: Any,
         init: Callable[[nn.Module], Any] | None = None,
-        **context: Any,
+        **keywords: Any,
     ) -> ElasticWrapper:
-        """Return an independent, deeper network that is exactly the same function until it is
-        trained further.
+        """Return a deeper network that is exactly the same function until it is trained further.
 
-        Every new block is copied and made the identity by `init(block)`, or by its own
-        `init_identity()`; this is proved on `example` (an input of the network) in eval mode:
-        ValueError names the block that is not an identity. Every new depth gets a tap; where the
-        deepest tap has an adapter, the new taps get copies of it.
+        Every new block is copied and made the identity. That all of them are is then proved on
+        `example`, in eval mode.
+
+        Args:
+            blocks: The new blocks, in order. They stay as they are.
+            example: An input of the network.
+            init: Makes a block the identity, in place. None: the block's own `init_identity()`.
+            **keywords: For the stem and `call_block`, with `example`.
+
+        Returns:
+            An independent network with a tap at every new depth. If the deepest tap has an
+            adapter, each new tap gets a copy of it.
+
+        Raises:
+            ValueError: No blocks are given, or a block is not the identity; the message names the
+                block and the difference.
         """
-        new_blocks = [copy.deepcopy(block) for block in blocks]
+        new_blocks = [
+            self._identity_block(block, init, name=_new_block_name(index, block))
+            for index, block in enumerate(blocks)
+        ]
         if not new_blocks:
             raise ValueError("grow: no blocks given")
-        for index, block in enumerate(new_blocks):
-            make_identity = partial(init, block) if init else getattr(block, "init_identity", None)
-            if make_identity is None:
-                raise ValueError(
-                    f"grow: new block {index} ({type(block).__name__}) has no init_identity(); pass init=, a function "
-                    "that makes a block the identity (for a residual block: zero its last layer)"
-                )
-            make_identity()
-            block.train(self.training)
-            for reference in self.parameters():
-                block.to(reference)  # the net's device and dtype
-                break
-        deepest = self.taps[-1]
+        deepest = len(self.blocks)
         new_taps = range(deepest + 1, deepest + len(new_blocks) + 1)
-        adapters = {int(depth): module for depth, module in self.adapters.items()}
+        adapters = self._adapters_by_depth()
         if deepest in adapters:
-            adapters |= {depth: copy.deepcopy(adapters[deepest]) for depth in new_taps}
+            for depth in new_taps:
+                adapters[depth] = copy.deepcopy(adapters[deepest])
         grown = copy.deepcopy(
-            self._rebuilt([*self.blocks, *new_blocks], (*self.taps, *new_taps), adapters)
+            self._rebuilt([*self.blocks, *new_blocks], [*self.taps, *new_taps], adapters)
         )
         with evaluating(grown), torch.no_grad():
-            start, run_context, skip = grown._enter(example, context)
-            head = grown._head()
-            features = expected = outcome = None
-            for depth, after in enumerate(
-                grown._run_blocks(start, run_context, grown.taps[-1]), start=1
-            ):
-                if depth > deepest and not _equal(features, after):
-                    index = depth - deepest - 1
-                    raise ValueError(
-                        f"grow: new block {index} ({type(new_blocks[index]).__name__}) is not the identity: "
-                        f"{_difference(features, after)}. A block that normalises its own sum (post-norm) or ends in "
-                        "an activation cannot be one; otherwise make `init` zero the last layer of its residual path"
-                    )
-                # or a block that works in place would be compared with itself
-                features = after.clone()
-                if depth in (deepest, grown.taps[-1]):
-                    expected, outcome = outcome, grown._predict(head, depth, features, skip)
-            if not _equal(expected, outcome):
-                raise ValueError(
-                    "grow: the adapters of the new taps change the prediction: make them equal to the deepest tap's"
-                )
+            grown._prove_identity(first_new=deepest, example=example, keywords=keywords)
         return grown
 
-    def check(self, example: Any, strict: bool = False, **context: Any) -> list[TapReport]:
-        """Run the net once on `example`, in eval mode without gradients, and report every tap
-        (modes are put back).
+    def check(self, example: Any, strict: bool = False, **keywords: Any) -> list[TapReport]:
+        """Run the net once on an example and report what comes out at every tap.
 
-        Each TapReport holds the features' shape, the head's output shape, whether the features are
-        finite, and `problem`: why the head rejects this tap and which adapter it needs, or that its
-        features are not finite. `strict` raises the first.
+        It runs in eval mode without gradients; every module's mode is put back.
+
+        Args:
+            example: An input of the network.
+            strict: Whether the first problem is raised.
+            **keywords: For the stem and `call_block`.
+
+        Returns:
+            A report for each tap, shallowest first. A report's `problem` says why the head rejects
+            the tap and which adapter it needs, or that its features are not finite.
+
+        Raises:
+            ValueError: With `strict`, the first problem.
         """
+        reports: list[TapReport] = []
         with evaluating(self), torch.no_grad():
-            start, run_context, skip = self._enter(example, context)
-            head = self._head()
-            features = list(self._run_blocks(start, run_context, self.taps[-1]))
-            wanted = tuple(features[-1].shape)
-            report = []
-            for depth, features in [(depth, features[depth - 1]) for depth in self.taps]:
-                finite, problem, output = bool(torch.isfinite(features).all()), None, None
-                try:
-                    output = self._predict(head, depth, features, skip)
-                except RuntimeError as error:
-                    problem = str(error)
-                    if tuple(features.shape) != wanted:
-                        problem += f" (the deepest tap has shape {wanted})"
-                if not finite:
-                    count = int((~torch.isfinite(features)).sum())
-                    problem = f"depth {depth}: {count} of {features.numel()} features are not finite (NaN or infinity)"
-                shape = tuple(output.shape) if isinstance(output, Tensor) else None
-                report.append(TapReport(depth, tuple(features.shape), shape, finite, problem))
-        problems = [tap.problem for tap in report if tap.problem]
-        if strict and problems:
-            raise ValueError(problems[0])
-        return report
+            features, context = self._run_stem(example, keywords)
+            skip = features if self.head_skip == "stem" else example
+            head = self._head_for_one_pass()
+            for depth, block in enumerate(self.blocks, start=1):
+                features, context = self._run_block(block, features, context, index=depth - 1)
+                if depth in self.taps:
+                    reports.append(self._report(head, features, skip, depth))
+        reports = [_with_deepest_shape(report, deepest=reports[-1]) for report in reports]
+        for report in reports:
+            if strict and report.problem is not None:
+                raise ValueError(report.problem)
+        return reports
+
+    # --- the parts of a pass
+
+    def _run_stem(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
+        """Return the features and the context for the first block."""
+        stem = self.stem
+        if stem is None:
+            if self.call_block is None:
+                _refuse_keywords(keywords, taken=())
+            return x, keywords
+        # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
+        accepted = keywords if self._stem_keywords is None else self._stem_keywords
+        for_stem = {name: value for name, value in keywords.items() if name in accepted}
+        output = stem(x, **for_stem)
+        if not _is_tuple(output):
+            if self.call_block is None:
+                _refuse_keywords(keywords, taken=for_stem)
+            return output, keywords
+        if self.call_block is None:
+            raise ValueError(
+                "the stem returned (x, context): pass call_block to use the context in the blocks"
+            )
+        # The blocks get the stem's context in place of the keyword arguments.
+        _refuse_keywords(keywords, taken=for_stem)
+        features, context = output
+        return features, context
+
+    def _run_block(
+        self, block: nn.Module, features: Any, context: Any, index: int
+    ) -> tuple[Any, Any]:
+        """Return the features behind a block and the context for the next one."""
+        recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
+        if self.call_block is not None:
+            if recompute:
+                return _recomputed(self.call_block, block, features, context, index)
+            return self.call_block(block, features, context, index)
+        output = _recomputed(block, features) if recompute else block(features)
+        if isinstance(output, tuple):
+            self._blocks_return_tuples = True
+            output = cast(tuple[Any, ...], output)[0]
+        return output, context
+
+    def _head_for_one_pass(self) -> Callable[..., Any]:
+        """Return the head, or what its `prepare` makes for all taps of one pass."""
+        prepare = getattr(self.head, "prepare", None)
+        return self.head if prepare is None else prepare()
+
+    def _predict(self, head: Callable[..., Any], features: Any, skip: Any, depth: int) -> Any:
+        """Return the head's output at a tap, through the tap's adapter if it has one."""
+        name = str(depth)
+        try:
+            adapted = self.adapters[name](features) if name in self.adapters else features
+            if self.head_skip is None:
+                return head(adapted)
+            return head(adapted, skip)
+        except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the tap
+            raise
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            shape = type(features).__name__
+            if isinstance(features, Tensor):
+                shape = tuple(features.shape)
+            raise RuntimeError(
+                f"the head rejects the tap at depth {depth}, whose features have shape {shape}: "
+                f"{error}. If channels or resolution differ there, adapters={{{depth}: module}} "
+                "maps it to what the head takes"
+            ) from error
+
+    # --- truncate, with_taps, grow and check
+
+    def _adapters_by_depth(self) -> dict[int, nn.Module]:
+        return {int(depth): adapter for depth, adapter in self.adapters.items()}
 
     def _rebuilt(
         self, blocks: Iterable[nn.Module], taps: Sequence[int], adapters: Mapping[int, nn.Module]
     ) -> ElasticWrapper:
-        """A wrapper with this one's settings around the very modules given; the caller copies."""
+        """Return a net with this one's settings around the very modules given, without copies."""
         net = ElasticWrapper(
-            blocks,
-            self.head,
-            getattr(self, "stem", None),
-            taps,
-            adapters,
-            self.head_skip,
-            self.layout,
-            self.prefix_tokens,
-            self.call_block,
-            self.checkpoint_blocks,
+            body_blocks=blocks,
+            shared_head=self.head,
+            stem=self.stem,
+            taps=taps,
+            adapters={depth: adapters[depth] for depth in taps if depth in adapters},
+            head_skip=self.head_skip,
+            layout=self.layout,
+            prefix_tokens=self.prefix_tokens,
+            call_block=self.call_block,
+            checkpoint_blocks=self.checkpoint_blocks,
         )
-        net.training = net.blocks.training = net.adapters.training = self.training
-        net._tuple_blocks = self._tuple_blocks
+        # The net and its two containers are new; every other module keeps its own mode.
+        net.training = self.training
+        net.blocks.training = self.training
+        net.adapters.training = self.training
+        net._blocks_return_tuples = self._blocks_return_tuples
         net.origin = self.origin
         return net
 
-    def _enter(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Run the stem; return the features, the context for call_block, and what the head's skip
-        takes.
-        """
-        # Plain comprehensions: torch.compile of torch 2.6 does not trace set arithmetic on the keys
-        # of a dict.
-        accepted = keywords if self._stem_keywords is None else self._stem_keywords
-        stem_takes = {name: value for name, value in keywords.items() if name in accepted}
-        unknown = [name for name in keywords if name not in stem_takes]
-        features, context = x, keywords
-        stem = getattr(self, "stem", None)
-        if stem is not None:
-            features = stem(x, **stem_takes)
-            if isinstance(features, tuple):
-                if self.call_block is None:
-                    raise ValueError(
-                        "the stem returned (x, context): pass call_block to use the context in the blocks"
-                    )
-                features, context = features
-        if unknown and (self.call_block is None or context is not keywords):
-            raise TypeError(
-                f"unexpected keyword argument {unknown[0]!r}: neither the stem nor call_block gets it"
+    def _identity_block(
+        self, block: nn.Module, init: Callable[[nn.Module], Any] | None, name: str
+    ) -> nn.Module:
+        """Return a copy of a new block: the identity, with this net's device, dtype and mode."""
+        block = copy.deepcopy(block)
+        if init is None:
+            init_identity = getattr(block, "init_identity", None)
+            if init_identity is None:
+                raise ValueError(
+                    f"grow: {name} has no init_identity(); pass init=, a function that makes a "
+                    "block the identity (for a residual block: zero its last layer)"
+                )
+            init_identity()
+        else:
+            init(block)
+        block.train(self.training)
+        like = next(self.parameters(), None)
+        return block if like is None else block.to(like)
+
+    def _prove_identity(self, first_new: int, example: Any, keywords: dict[str, Any]) -> None:
+        """Raise unless the blocks from index `first_new` on change neither features nor output."""
+        features, context = self._run_stem(example, keywords)
+        skip = features if self.head_skip == "stem" else example
+        head = self._head_for_one_pass()
+        expected: Any = None
+        for index, block in enumerate(self.blocks):
+            # A copy, or a block that works in place would be compared with itself.
+            before = features.clone()
+            if index == first_new:
+                expected = self._predict(head, before, skip, depth=first_new)
+            features, context = self._run_block(block, features, context, index)
+            if index >= first_new:
+                problem = _not_identity(before, features)
+                if problem is not None:
+                    name = _new_block_name(index - first_new, block)
+                    raise ValueError(f"grow: {name} is not the identity: {problem}")
+        outcome = self._predict(head, features, skip, depth=len(self.blocks))
+        if not same_bits(expected, outcome):
+            raise ValueError(
+                "grow: the adapters of the new taps change the prediction: "
+                "make them equal to the deepest tap's"
             )
-        return features, context, features if self.head_skip == "stem" else x
 
-    def _run_blocks(self, features: Any, context: Any, depth: int) -> Iterator[Any]:
-        """Run the first `depth` blocks and yield each one's features."""
-        recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
-        for index, block in enumerate(self.blocks):  # indexing a ModuleList is slow
-            if index == depth:
-                return
-            if self.call_block is not None:
-                call, inputs = partial(self.call_block, block), (features, context, index)
-                result = (
-                    checkpoint(call, *inputs, use_reentrant=False) if recompute else call(*inputs)
-                )
-                features, context = result  # pyright: ignore[reportGeneralTypeIssues]
-            else:
-                features = (
-                    checkpoint(block, features, use_reentrant=False)
-                    if recompute
-                    else block(features)
-                )
-                if isinstance(features, tuple):
-                    self._tuple_blocks, features = True, features[0]
-            yield features
-
-    def _head(self) -> Callable[..., Any]:
-        return self.head.prepare() if hasattr(self.head, "prepare") else self.head  # pyright: ignore
-
-    def _predict(self, head: Callable[..., Any], depth: int, features: Any, skip: Any) -> Any:
+    def _report(
+        self, head: Callable[..., Any], features: Tensor, skip: Any, depth: int
+    ) -> TapReport:
+        """Return what is to be said of one tap, before its shape is compared with the deepest."""
+        output: Any = None
+        problem = None
         try:
-            name = str(depth)
-            adapted = self.adapters[name](features) if name in self.adapters else features
-            return head(adapted) if self.head_skip is None else head(adapted, skip)
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            shape = (
-                tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            output = self._predict(head, features, skip, depth)
+        except RuntimeError as error:
+            problem = str(error)
+        not_finite = int((~torch.isfinite(features)).sum())
+        if not_finite:
+            problem = (
+                f"depth {depth}: {not_finite} of {features.numel()} features are not finite "
+                "(NaN or infinity)"
             )
-            raise RuntimeError(
-                f"the head rejects the tap at depth {depth}, whose features have shape {shape}: {error}. "
-                f"If channels or resolution differ there, adapters={{{depth}: module}} maps it to what the head takes"
-            ) from error
-
-
-def _keywords(stem: nn.Module | None) -> frozenset[str] | None:
-    """The keyword arguments that the stem's forward names; None where it takes any."""
-    if stem is None:
-        return frozenset()
-    parameters = list(inspect.signature(stem.forward).parameters.values())
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return frozenset(
-        p.name for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    )
+        return TapReport(
+            depth=depth,
+            shape=tuple(features.shape),
+            output_shape=tuple(output.shape) if isinstance(output, Tensor) else None,
+            finite=not_finite == 0,
+            problem=problem,
+        )
 
 
 @contextmanager
-def evaluating(net: nn.Module) -> Iterator[nn.Module]:
-    """Put every module of `net` into eval mode inside a `with` block, and each back into its own
-    mode on the way out.
+def evaluating(net: nn.Module) -> Generator[nn.Module, None, None]:
+    """Put every module of a net into eval mode inside a `with` block.
+
+    On the way out, also after an exception, each module gets its own mode back.
+
+    Args:
+        net: Any module.
+
+    Yields:
+        The net.
     """
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
@@ -413,17 +567,79 @@ def evaluating(net: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def _equal(first: Any, second: Any) -> bool:
-    if isinstance(first, Tensor):
-        return isinstance(second, Tensor) and torch.equal(first, second)
-    if isinstance(first, (tuple, list)):
-        return len(first) == len(second) and all(
-            _equal(a, b) for a, b in zip(first, second, strict=True)
-        )
-    return first == second
+def _check_modules(blocks: Sequence[nn.Module], head: nn.Module, stem: nn.Module | None) -> None:
+    """Raise unless there are blocks and all parts are modules."""
+    if not blocks:
+        raise ValueError("body_blocks is empty: an elastic network needs at least one block")
+    parts: dict[str, Any] = {f"body_blocks[{index}]": block for index, block in enumerate(blocks)}
+    parts["shared_head"] = head
+    if stem is not None:
+        parts["stem"] = stem
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            raise TypeError(f"{name} is a {type(part).__name__}: expected a torch.nn.Module")
 
 
-def _difference(before: Any, after: Any) -> str:
+def _check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int]) -> None:
+    for depth in adapters:
+        if type(depth) is not int or depth not in taps:  # True and 1.0 are equal to 1
+            listed = ", ".join(map(str, taps))
+            raise ValueError(f"adapter at depth {depth!r}: this net has taps at depths {listed}")
+
+
+def _accepted_keywords(stem: nn.Module | None) -> frozenset[str] | None:
+    """The keyword arguments that the stem's forward names; None if it takes any."""
+    if stem is None:
+        return frozenset()
+    _, *parameters = inspect.signature(stem.forward).parameters.values()  # without the input
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return frozenset(parameter.name for parameter in parameters if parameter.kind in by_name)
+
+
+def _refuse_keywords(keywords: Iterable[str], taken: Container[str]) -> None:
+    """Raise for a keyword argument that is not taken: it may be misspelt."""
+    for name in keywords:
+        if name not in taken:
+            raise TypeError(
+                f"unexpected keyword argument {name!r}: neither the stem nor call_block gets it"
+            )
+
+
+def _is_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(output, tuple)
+
+
+def _new_block_name(index: int, block: nn.Module) -> str:
+    return f"new block {index} ({type(block).__name__})"
+
+
+def _recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Call a function whose activations are computed again in the backward pass."""
+    return checkpoint(function, *inputs, use_reentrant=False)
+
+
+def _not_identity(before: Tensor, after: Tensor) -> str | None:
+    """Why a block that turns `before` into `after` is not the identity; None if it is."""
     if before.shape != after.shape:
         return f"it turns shape {tuple(before.shape)} into {tuple(after.shape)}"
-    return f"on the example its output differs from its input by up to {(after - before).abs().max():.3g}"
+    if before.isnan().any():
+        return "its input has NaN on this example, so that nothing can be said of it"
+    if same_bits(before, after):
+        return None
+    difference = largest_difference(before, after)
+    return (
+        f"on the example its output differs from its input by up to {difference:.3g}. A block that "
+        "normalises its own sum (post-norm) or ends in an activation cannot be one; otherwise make "
+        "`init` zero the last layer of its residual path"
+    )
+
+
+def _with_deepest_shape(report: TapReport, deepest: TapReport) -> TapReport:
+    """Name the shape that the head takes, where a tap of another shape is rejected."""
+    rejected = report.finite and report.problem is not None
+    if not rejected or report.shape == deepest.shape:
+        return report
+    problem = f"{report.problem} (the deepest tap has shape {deepest.shape})"
+    return report._replace(problem=problem)

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import elasticnet
-from elasticnet import ElasticWrapper
 from elasticnet._files import write_json
 from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
 
@@ -89,20 +88,11 @@ def scored(run: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[
 
     A network with a single exit is cut short, too.
     """
-    net = with_all_taps(elasticnet.load(run / "best.safetensors"))
+    net = elasticnet.load(run / "best.safetensors").with_taps(None).eval()
     degradation: dict[str, Any] = {name: options.get(name) for name in DEGRADATION}
     sets = load_sets(folders, [scale_of(net)], **degradation)
     rows = benchmark([("net", net)], sets, costs=False, progress=True).rows
     return [{name: getattr(row, name) for name in KEPT_OF_ROW} for row in rows]
-
-
-def with_all_taps(net: ElasticWrapper) -> ElasticWrapper:
-    """Return the network, in eval mode, with a prediction at every depth."""
-    adapters = {int(depth): adapter for depth, adapter in net.adapters.items()}
-    every = ElasticWrapper(
-        net.blocks, net.head, net.stem, taps=None, adapters=adapters, head_skip=net.head_skip
-    )
-    return every.eval()
 
 
 def without_folders(value: Any) -> Any:

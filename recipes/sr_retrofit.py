@@ -561,12 +561,10 @@ def read_weights(path: Path) -> ElasticWrapper:
             raise ValueError(f"--weights {path}: {error}") from error
     saved = elasticnet.load(path)
     assert saved.origin is not None
-    architecture, arguments = saved.origin
+    architecture = saved.origin.architecture
     if architecture not in BUILDERS:
         raise ValueError(f"--weights {path}: holds {architecture}, expected edsr or rcan")
-    net = BUILDERS[architecture](**arguments)
-    net.load_state_dict(saved.state_dict())
-    return net
+    return saved.with_taps(None).train()
 
 
 def refuse_another_network(run: Run, options: Options) -> None:

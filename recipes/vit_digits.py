@@ -304,7 +304,7 @@ def train(session: Session, case: Case, digits: Digits) -> ElasticWrapper | None
         session.bar.update()
         if (step + 1) % session.options.experiment.log_every == 0 or step + 1 == options.steps:
             session.run.log({"step": session.bar.n, **names_of(case), **meter.means()})
-    return parts.wrap().eval()  # the same modules, trained, now with every tap
+    return net.with_taps(None).eval()
 
 
 def names_of(case: Case) -> dict[str, Any]:

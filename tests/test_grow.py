@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from contract import check_contract, same
 from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet.wrapper import Origin
 from tiny_nets import Case, TinyBlock, TinyHead, conv_blocks, conv_net, tiny_cases
 
 IMAGE = "b c h w"
@@ -125,6 +126,24 @@ def test_a_block_that_works_in_place_is_not_compared_with_itself() -> None:
         ValueError, match=r"new block 0 \(AddsOne\) is not the identity: .* by up to 1\b"
     ):
         net.grow([AddsOne()], X)
+
+
+def test_an_example_that_gives_nan_proves_nothing() -> None:
+    net = conv_net(1)
+    nn.init.constant_(net.get_parameter("blocks.0.last.bias"), float("nan"))
+    message = r"new block 0 \(TinyBlock\) is not the identity: its input has NaN on this example"
+    with pytest.raises(ValueError, match=message):
+        net.grow(conv_blocks(1), X)
+
+
+def test_a_grown_or_cut_network_keeps_its_origin() -> None:
+    net = conv_net(2)
+    net.origin = Origin("conv", {"num_blocks": 2})
+    grown = net.grow(conv_blocks(1), X)
+    assert grown.origin == net.truncate(1).origin == Origin("conv", {"num_blocks": 2})
+    assert grown.origin is not None
+    assert grown.origin.architecture == "conv"
+    assert grown.origin.arguments == {"num_blocks": 2}
 
 
 def test_a_call_block_that_is_no_identity_is_found() -> None:

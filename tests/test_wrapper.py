@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from contract import same
 from elasticnet import ElasticWrapper, Taps
-from elasticnet.wrapper import evaluating
+from elasticnet.wrapper import Origin, evaluating
 from tiny_nets import (
     Case,
     GainStem,
@@ -108,6 +108,65 @@ def test_head_skip_hands_the_head_the_stem_output_or_the_input() -> None:
         x,
         "without a stem its output is x",
     )
+
+
+# --- other taps
+
+
+@given(tiny_cases(), st.data())
+def test_other_taps_give_the_same_bits(case: Case, data: st.DataObject) -> None:
+    """At a depth that both nets tap, prediction and features are those of the net itself."""
+    chosen = data.draw(st.sets(st.sampled_from(case.net.taps)), "taps")
+    other = case.net.with_taps([*(chosen - {case.net.taps[-1]}), -1])
+    assert other.taps == tuple(sorted({*chosen, case.net.taps[-1]}))
+    with torch.no_grad():
+        taps = case.net.forward_taps(case.x, **case.context)
+        by_depth = dict(zip(taps.depths, zip(*taps[1:], strict=True), strict=True))
+        for depth, *found in zip(*other.forward_taps(case.x, **case.context), strict=True):
+            same(tuple(found), by_depth[depth], f"depth {depth}")
+            same(other(case.x, depth=depth, **case.context), found[0], f"net(x, depth={depth})")
+
+
+@given(tiny_cases())
+def test_other_taps_share_the_modules_and_keep_the_settings(case: Case) -> None:
+    other = case.net.with_taps([-1])
+    assert other.taps == (other.default_depth,) == case.net.taps[-1:]
+    assert list(other.blocks) == list(case.net.blocks)
+    assert (other.head, other.stem) == (case.net.head, case.net.stem)
+    for name in ("head_skip", "layout", "prefix_tokens", "call_block", "checkpoint_blocks"):
+        assert getattr(other, name) == getattr(case.net, name), name
+    shared = {id(parameter) for parameter in case.net.parameters()}
+    assert {id(parameter) for parameter in other.parameters()} <= shared
+
+
+def test_taps_can_be_added_and_adapters_stay_with_their_depth() -> None:
+    adapters = {1: nn.Conv2d(4, 4, 1), 3: nn.Conv2d(4, 4, 1)}
+    net = conv_net(3, taps=[1, 3], adapters=adapters)
+    more = net.with_taps(None)
+    assert more.taps == (1, 2, 3)
+    assert dict(more.adapters) == {"1": adapters[1], "3": adapters[3]}
+    fewer = net.with_taps([3])
+    assert dict(fewer.adapters) == {"3": adapters[3]}
+    assert net.taps == (1, 3)
+    assert sorted(net.adapters) == ["1", "3"]
+
+
+def test_other_taps_keep_modes_and_origin() -> None:
+    net = conv_net(2)
+    net.origin = Origin("conv", {"num_blocks": 2})
+    net.blocks[0].eval()
+    other = net.with_taps([2])
+    assert other.origin == ("conv", {"num_blocks": 2})
+    assert other.training
+    assert [block.training for block in other.blocks] == [False, True]
+    assert not any(module.training for module in net.eval().with_taps([2]).modules())
+
+
+def test_other_taps_are_checked() -> None:
+    with pytest.raises(ValueError, match="taps 1: the deepest block, 3, needs a tap"):
+        conv_net(3).with_taps([1])
+    with pytest.raises(ValueError, match="tap 4: taps are whole numbers from 1 to 3"):
+        conv_net(3).with_taps([4, 3])
 
 
 # --- to_sequential

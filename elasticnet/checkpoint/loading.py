@@ -17,7 +17,7 @@ from elasticnet.checkpoint.sources import Source, name_of, opened
 from elasticnet.checkpoint.tensors import DTYPES, digest, read_tensors
 from elasticnet.registry import Architecture, find
 from elasticnet.taps import resolve_depth
-from elasticnet.wrapper import ElasticWrapper
+from elasticnet.wrapper import ElasticWrapper, Origin
 
 # what builders raise for arguments that make no sense
 BUILD_ERRORS = (
@@ -157,7 +157,7 @@ def _build_registered(
         raise ValueError(
             f"{file_name}: {name} cannot be built as the file describes it: {lines[0]}"
         ) from error
-    net.origin = (name, arguments)
+    net.origin = Origin(name, arguments)
     return net
 
 

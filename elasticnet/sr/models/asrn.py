@@ -27,7 +27,7 @@ from elasticnet.sr.models.asrn_start import STEM_CHANNELS, init_interpolating
 from elasticnet.sr.models.heads import SKIPS, DeconvHead, SubpixelHead
 from elasticnet.sr.models.pretrained import DEFAULT_NAME, load_pretrained
 from elasticnet.taps import resolve_taps
-from elasticnet.wrapper import ElasticWrapper
+from elasticnet.wrapper import ElasticWrapper, Origin
 
 SCALES = (1, 2, 3, 4)
 BLOCKS = ("mab", "shufflenet", "res2net")
@@ -240,7 +240,7 @@ def _build(design: AsrnDesign) -> ElasticWrapper:
         head_skip=None if design.skip is None else "input",
         checkpoint_blocks=design.checkpoint_blocks,
     )
-    net.origin = ("asrn", _recorded(design))
+    net.origin = Origin("asrn", _recorded(design))
     return net
 
 

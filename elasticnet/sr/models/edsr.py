@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elasticnet.wrapper import ElasticWrapper, evaluating
+from elasticnet.wrapper import ElasticWrapper, Origin, evaluating
 
 STEPS = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}  # the upsampler's factors at each scale
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K, on the scale 0..1
@@ -216,7 +216,7 @@ def wrap(
         head_skip="stem",
         checkpoint_blocks=checkpoint_blocks,
     )
-    net.origin = (architecture, {**plain.arguments, "fold": fold})
+    net.origin = Origin(architecture, {**plain.arguments, "fold": fold})
     return net
 
 
