@@ -3,63 +3,72 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image
+
+from elasticnet.sr.photo.photograph import ImageError as ImageError  # also of this module
+from elasticnet.sr.photo.photograph import Photo
+from elasticnet.sr.photo.reading import READABLE, decode_photo
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+FORMATS = (*READABLE, "PPM")
 
 
-class ImageError(ValueError):
-    """An image file that cannot be used; the message names the file and says why."""
-
-
-def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an image file as a uint8 array of shape (height, width, 3), RGB, 0..255.
+def read_rgb(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """Read an image file as 8-bit RGB, by the same reader as `read_photo`.
 
     - gray and bilevel images repeat their value in the three channels; bilevel is 0 or 255;
     - palette images are looked up in their palette;
     - 16 bits per channel keep the high byte, so that an 8-bit image stored as 16-bit (v -> 257 v)
       comes back exactly;
-    - transparency, in an alpha channel or in a palette, is laid over white;
+    - transparency, in an alpha channel, in a palette or by a key colour, is laid over white;
     - CMYK, YCbCr and HSV are converted by Pillow's formulas; embedded colour profiles are not
-    applied;
-    - an EXIF orientation is applied, so that the array is upright;
+      applied;
+    - an orientation in EXIF, TIFF or XMP is applied, so that the array is upright;
     - of an animation or a multi-page file, the first frame is read.
 
-    Raises `FileNotFoundError` for a missing file and `ImageError`, naming the file, for anything
-    that is not an image, is cut off or damaged, or has no defined 8-bit range (float and 32-bit
-    integer samples).
+    Args:
+        path: The file; its content says what it is, not its name.
+
+    Returns:
+        (h, w, 3), 0..255.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: The file is no image, cut off or damaged, or has no defined 8-bit range (float
+            and 32-bit integer samples); the message names it.
     """
+    name = os.fspath(path)
     try:
-        # The open file, not its name: by name Pillow garbles uncompressed TIFF files that lie on
-        # their side.
-        with open(path, "rb") as file, Image.open(file) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            return np.array(_to_rgb(upright), dtype=np.uint8)
+        with open(path, "rb") as file:
+            photo = decode_photo(
+                file, name, formats=FORMATS, first_frame=True, cmyk_by_profile=False
+            )
     except FileNotFoundError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise nearly every built-in type on damaged files
-        raise ImageError(f"cannot read image {os.fspath(path)}: {error}") from error
+    except OSError as error:
+        raise ImageError(f"cannot read image {name}: {error.strerror or error}") from error
+    return _to_rgb(photo)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError(
-            "float samples have no defined 8-bit range; save it as an 8-bit or 16-bit image"
-        )
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        samples = np.asarray(image)
-        low, high = int(samples.min()), int(samples.max())
-        if low < 0 or high > 65535:
-            raise ValueError(
-                f"samples from {low} to {high} do not fit 16 bits; save it as an 8-bit or 16-bit image"
-            )
-        image = Image.fromarray((samples >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+def _to_rgb(photo: Photo) -> NDArray[Any]:
+    """A photograph as 8-bit RGB over white."""
+    pixels = _high_bytes(photo.pixels)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)  # (h, w, 3)
+    if photo.alpha is None:
+        return pixels
+    alpha = _high_bytes(photo.alpha)
+    layer = Image.fromarray(np.dstack([pixels, alpha]))  # (h, w, 4)
+    white = Image.new("RGBA", layer.size, "white")
+    return np.array(Image.alpha_composite(white, layer).convert("RGB"))
+
+
+def _high_bytes(samples: NDArray[Any]) -> NDArray[Any]:
+    """Samples of 8 bits as they are, of 16 bits their upper 8."""
+    if samples.dtype == np.uint16:
+        samples = samples >> 8
+    return samples.astype(np.uint8)

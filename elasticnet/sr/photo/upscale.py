@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from elasticnet.sr.inference.plan import UpscalePlan
 from elasticnet.sr.inference.tiling import upscale_array
-from elasticnet.sr.photo import Photo
 from elasticnet.sr.photo.large_array import large_array
+from elasticnet.sr.photo.photograph import Photo
 from elasticnet.sr.pixels import to_integers
 from elasticnet.sr.resize import imresize
 

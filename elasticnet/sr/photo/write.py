@@ -15,9 +15,9 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from elasticnet._files import replacing as replacing  # part of this module's interface
-from elasticnet.sr.data.images import ImageError
-from elasticnet.sr.photo import JPEG_XMP, Photo
 from elasticnet.sr.photo.large_array import large_array
+from elasticnet.sr.photo.metadata import JPEG_XMP
+from elasticnet.sr.photo.photograph import ImageError, Photo
 
 FORMATS = {
     ".png": "PNG",

@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from PIL import Image
 
@@ -17,6 +18,24 @@ from elasticnet.sr.data.images import ImageError, read_rgb
 
 GRAY = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
 COLOR = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+
+
+def deep_png(values: np.ndarray, key: bytes = b"") -> bytes:
+    """A 16-bit PNG of (1, w, 1) gray or (1, w, 3) RGB, which Pillow cannot write."""
+    _, width, channels = values.shape
+    color_type = 0 if channels == 1 else 2
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, 1, 16, color_type, 0, 0, 0)),
+        (b"tRNS", key),
+        (b"IDAT", zlib.compress(b"\0" + values.astype(">u2").tobytes())),
+        (b"IEND", b""),
+    ]
+    file = b"\x89PNG\r\n\x1a\n"
+    for kind, body in chunks:
+        if kind != b"tRNS" or key:
+            check = struct.pack(">I", zlib.crc32(kind + body))
+            file += struct.pack(">I", len(body)) + kind + body + check
+    return file
 
 
 def saved(image: Image.Image, path: Path, **options: Any) -> np.ndarray:
@@ -69,23 +88,49 @@ def test_16_bit_copy_of_8_bit_comes_back_exactly(tmp_path: Path) -> None:
 
 
 def test_16_bit_color_keeps_the_high_byte(tmp_path: Path) -> None:
-    # Pillow cannot write 16-bit color, so the file is put together by hand.
-    values = np.array([[[0, 255, 256], [4660, 65279, 65535]]], dtype=">u2")
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"\0" + values.tobytes())),
-        (b"IEND", b""),
-    ]
-    with open(tmp_path / "deep.png", "wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, body in chunks:
-            file.write(
-                struct.pack(">I", len(body))
-                + kind
-                + body
-                + struct.pack(">I", zlib.crc32(kind + body))
-            )
+    values = np.array([[[0, 255, 256], [4660, 65279, 65535]]], dtype=np.uint16)
+    (tmp_path / "deep.png").write_bytes(deep_png(values))
     np.testing.assert_array_equal(read_rgb(tmp_path / "deep.png"), values >> 8)
+
+
+def test_16_bit_gray_in_which_white_is_zero(tmp_path: Path) -> None:
+    values = np.array([[0, 257], [40000, 65535]], dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "negative.tif", values, photometric="miniswhite")
+    read = read_rgb(tmp_path / "negative.tif")
+    np.testing.assert_array_equal(read[..., 0], (65535 - values) >> 8)
+
+
+def test_a_16_bit_key_colour_is_laid_over_white(tmp_path: Path) -> None:
+    values = np.array([[[1000], [40000]]], dtype=np.uint16)
+    key = struct.pack(">H", 1000)
+    (tmp_path / "key.png").write_bytes(deep_png(values, key=key))
+    read = read_rgb(tmp_path / "key.png")
+    np.testing.assert_array_equal(read, [[[255] * 3, [40000 >> 8] * 3]])
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_broken_exif_does_not_stop_an_image(tmp_path: Path, format: str) -> None:
+    options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
+    path = tmp_path / "broken"
+    Image.fromarray(COLOR).save(path, format, exif=b"Exif\0\0no TIFF", **options)
+    np.testing.assert_array_equal(read_rgb(path), COLOR)
+
+
+def test_12_bits_are_refused(tmp_path: Path) -> None:
+    values = np.array([[0, 4095], [2000, 17]], dtype=np.uint16)
+    path = tmp_path / "deep.tif"
+    tifffile.imwrite(path, values, photometric="minisblack")
+    content = bytearray(path.read_bytes())
+    entry = content.index(struct.pack("<HHIH", 258, 3, 1, 16))  # BitsPerSample
+    struct.pack_into("<H", content, entry + 8, 12)
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"deep\.tif: 12 bits per channel; save it with 8 or 16"):
+        read_rgb(path)
+
+
+def test_a_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=rf"cannot read image {tmp_path}: Is a directory"):
+        read_rgb(tmp_path)
 
 
 def test_alpha_is_laid_over_white(tmp_path: Path) -> None:
@@ -157,13 +202,13 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
 
 
 def test_float_samples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"float\.tif: float samples have no defined 8-bit range"):
+    with pytest.raises(ImageError, match=r"float\.tif: 32 bits per channel; save it with 8"):
         saved(Image.fromarray(np.ones((2, 2), dtype=np.float32)), tmp_path / "float.tif")
 
 
 def test_32_bit_samples_are_refused(tmp_path: Path) -> None:
     values = np.array([[0, 70000]], dtype=np.int32)
-    with pytest.raises(ImageError, match=r"wide\.tif: samples from 0 to 70000 do not fit 16 bits"):
+    with pytest.raises(ImageError, match=r"wide\.tif: 32 bits per channel; save it with 8"):
         saved(Image.fromarray(values), tmp_path / "wide.tif")
 
 

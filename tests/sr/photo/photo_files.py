@@ -31,6 +31,18 @@ def png_bytes(samples: np.ndarray, extra: tuple[tuple[bytes, bytes], ...] = ()) 
     return b"\x89PNG\r\n\x1a\n" + b"".join(written)
 
 
+def packed_gray_png(rows: list[bytes], width: int, bits: int, key: int) -> bytes:
+    """A gray PNG of fewer than 8 bits whose pixels of value `key` are transparent."""
+    header = struct.pack(">IIBBBBB", width, len(rows), bits, 0, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = [(b"IHDR", header), (b"tRNS", struct.pack(">H", key)), (b"IDAT", body), (b"IEND", b"")]
+    written = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
 def png_chunks(data: bytes) -> dict[bytes, bytes]:
     """The chunks of a PNG by kind, bodies of one kind joined; checks every CRC."""
     assert data[:8] == b"\x89PNG\r\n\x1a\n"

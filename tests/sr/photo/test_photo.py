@@ -14,9 +14,8 @@ import tifffile
 from hypothesis import given
 from PIL import Image
 
-from elasticnet.sr.data.images import ImageError
-from elasticnet.sr.photo import Photo, read_photo
-from photo_files import exif_bytes, gray_profile, png_bytes, srgb_profile
+from elasticnet.sr.photo import ImageError, Photo, read_photo
+from photo_files import exif_bytes, gray_profile, packed_gray_png, png_bytes, srgb_profile
 
 COLOR = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
 GRAY = COLOR[..., 0]
@@ -113,6 +112,24 @@ def test_a_key_color_becomes_alpha(dtype: type) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("bits", "row", "gray"),
+    [
+        (1, 0b1100_0000, [255, 255, 0, 0]),
+        (2, 0b00_01_10_11, [0, 85, 170, 255]),
+        (4, 0x07_8F, [0, 119, 136, 255]),
+    ],
+)
+def test_a_key_of_few_bits_has_the_units_of_the_file(bits: int, row: int, gray: list[int]) -> None:
+    packed = [row.to_bytes(2 if bits == 4 else 1, "big")]
+    for index, key in enumerate([gray_level * (2**bits - 1) // 255 for gray_level in gray]):
+        photo = read_photo(io.BytesIO(packed_gray_png(packed, width=4, bits=bits, key=key)))
+        assert photo.pixels.tolist() == [gray]
+        assert photo.alpha is not None
+        expected = [0 if level == gray[index] else 255 for level in gray]
+        assert photo.alpha.tolist() == [expected]
+
+
 @given(
     channels=st.integers(1, 4),
     height=st.integers(1, 9),
@@ -187,6 +204,23 @@ def test_what_pillow_would_cut_short_is_refused(
     tmp_path: Path, samples: Any, options: Any, message: str
 ) -> None:
     tifffile.imwrite(tmp_path / "odd.tif", samples, **{"photometric": "rgb", **options})
+    with pytest.raises(ImageError, match=rf"cannot read image .*odd\.tif: {message}"):
+        read_photo(tmp_path / "odd.tif")
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (DEEP[..., :3].astype(np.float32), "32 bits per channel; save it with 8 or 16"),
+        (DEEP[..., :3].astype(np.uint32), "32 bits per channel; save it with 8 or 16"),
+        (DEEP[..., :2], "2 samples a pixel of 16 bits; save it as gray, RGB or RGBA"),
+    ],
+)
+def test_whole_tiff_files_that_pillow_has_no_mode_for(
+    tmp_path: Path, samples: np.ndarray, message: str
+) -> None:
+    photometric = "rgb" if samples.shape[2] == 3 else "minisblack"
+    tifffile.imwrite(tmp_path / "odd.tif", samples, photometric=photometric, planarconfig="contig")
     with pytest.raises(ImageError, match=rf"cannot read image .*odd\.tif: {message}"):
         read_photo(tmp_path / "odd.tif")
 

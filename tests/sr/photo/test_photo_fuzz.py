@@ -23,8 +23,7 @@ from PIL import Image
 from elasticnet import save
 from elasticnet.cli import main
 from elasticnet.sr import asrn
-from elasticnet.sr.data.images import ImageError
-from elasticnet.sr.photo import read_photo
+from elasticnet.sr.photo import ImageError, read_photo
 from photo_files import exif_bytes, png_bytes, srgb_profile
 
 EACH = 75  # damaged files of every kind of image

@@ -22,8 +22,11 @@ from elasticnet.sr import asrn
 
 height, width, alpha = map(int, sys.argv[1:])
 rows, columns = np.mgrid[:height:4, :width:4]
-planes = [rows % 256, columns % 256, (rows + columns) % 256] + [(columns > width // 3) * 255] * alpha
-Image.fromarray(np.dstack(planes).astype(np.uint8)).resize((width, height)).save("in.png", compress_level=1)
+planes = [rows % 256, columns % 256, (rows + columns) % 256]
+if alpha:
+    planes.append((columns > width // 3) * 255)
+image = Image.fromarray(np.dstack(planes).astype(np.uint8))
+image.resize((width, height)).save("in.png", compress_level=1)
 save(asrn(2, num_blocks=1, channels=8), "net.safetensors")
 """
 
@@ -43,7 +46,8 @@ def look():
         time.sleep(0.01)
 
 threading.Thread(target=look, daemon=True).start()
-status = main(["upscale", "in.png", "-o", sys.argv[1], "--weights", "net.safetensors", "--max-pixels", "100000000"])
+files = ["in.png", "-o", sys.argv[1], "--weights", "net.safetensors"]
+status = main(["upscale", *files, "--max-pixels", "100000000"])
 print(status, peak)
 """
 

@@ -1,0 +1,254 @@
+"""Read photographs of 8 and 16 bits, with alpha, EXIF, XMP, colour profile and DPI.
+
+Two functions come here: `read_photo`, for photographs that are enlarged and written again, and
+`elasticnet.sr.data.images.read_rgb`, for training and benchmarks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
+
+from elasticnet.sr.photo.metadata import (
+    UPRIGHT,
+    first_line,
+    orientation_in,
+    read_dpi,
+    read_exif,
+    reset_orientation,
+    take_xmp,
+    tiff_tags,
+)
+from elasticnet.sr.photo.photograph import ImageError, Photo, turned_upright
+from elasticnet.sr.photo.samples import (
+    BITS_PER_SAMPLE,
+    SAMPLES_PER_PIXEL,
+    TIFF_BITS,
+    Samples,
+    read_samples,
+)
+
+READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
+_lock_of_pixel_limit = threading.Lock()
+
+
+def read_photo(
+    source: str | os.PathLike[str] | BinaryIO, *, max_pixels: int | None = None
+) -> Photo:
+    """Read a PNG, JPEG, WebP, TIFF, GIF or BMP file, told by its content.
+
+    - 16 bits per channel stay 16 bits (PNG; TIFF in gray, RGB and RGBA); gray stays gray, bilevel
+      and palettes become 8-bit gray and RGB; transparency in a palette or by a key colour becomes
+      alpha;
+    - CMYK becomes sRGB by its embedded profile, without one by Pillow's plain formula;
+    - an EXIF, TIFF or XMP orientation is applied, and reset in what is kept of the metadata;
+    - animations and multi-page files are refused; of a JPEG with further pictures behind it the
+      first one is read.
+
+    Args:
+        source: A path, or a seekable file opened in binary mode.
+        max_pixels: Takes the place of Pillow's limit against decompression bombs,
+            `PIL.Image.MAX_IMAGE_PIXELS`, which is the default.
+
+    Returns:
+        The photograph, upright. Its notes say what was left out.
+
+    Raises:
+        ImageError: The file cannot be read without loss; one line with its name.
+        OSError: It cannot be opened.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return _read_quietly(source, "standard input", max_pixels)
+    # Pillow is given the open file, not its name: files that it maps to memory by name come out
+    # garbled when they are TIFF, uncompressed, and lie on their side (orientations 5 to 8).
+    with open(source, "rb") as file:
+        return _read_quietly(file, os.fspath(source), max_pixels)
+
+
+def _read_quietly(file: BinaryIO, name: str, max_pixels: int | None) -> Photo:
+    """`decode_photo` under a limit, without Pillow's warnings of what becomes an error or a note.
+
+    Warnings are silenced here and not in `decode_photo`, because filters of warnings belong to the
+    whole process and training reads in several threads.
+    """
+    with warnings.catch_warnings(), _pixel_limit(max_pixels) as limit:
+        warnings.simplefilter("ignore")
+        return decode_photo(file, name, max_pixels=limit)
+
+
+@contextmanager
+def _pixel_limit(max_pixels: int | None) -> Generator[float, None, None]:
+    """Yield the limit that holds; Pillow's own is lifted inside if a higher one was asked for."""
+    pillow_limit = Image.MAX_IMAGE_PIXELS
+    if pillow_limit is None:
+        yield math.inf if max_pixels is None else max_pixels
+        return
+    limit = pillow_limit if max_pixels is None else max_pixels
+    if limit <= pillow_limit:
+        yield limit
+        return
+    with _lock_of_pixel_limit:  # Pillow's limit is a global
+        pillow_limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = limit
+        try:
+            yield limit
+        finally:
+            Image.MAX_IMAGE_PIXELS = pillow_limit
+
+
+def decode_photo(
+    file: BinaryIO,
+    name: str,
+    *,
+    max_pixels: float = math.inf,
+    formats: Sequence[str] = READABLE,
+    first_frame: bool = False,
+    cmyk_by_profile: bool = True,
+) -> Photo:
+    """Decode an open image file; every error becomes an ImageError that names it.
+
+    Args:
+        file: Seekable, in binary mode.
+        name: What errors call the file.
+        max_pixels: Larger images are refused; Pillow's own limit holds beside it.
+        formats: Pillow's names of the formats that are tried.
+        first_frame: Whether the first frame of an animation or a multi-page file is read, which is
+            refused otherwise.
+        cmyk_by_profile: Whether CMYK becomes sRGB by its embedded profile, rather than by Pillow's
+            plain formula.
+
+    Returns:
+        The photograph, upright.
+
+    Raises:
+        ImageError: The file cannot be read; one line with the name and the reason.
+    """
+    try:
+        image = _opened(file, formats)
+        with image:
+            _check_size(image.width * image.height, max_pixels)
+            notes: list[str] = []
+            _check_frames(image, first_frame, notes)
+            return _decode(image, file, notes, cmyk_by_profile)
+    except Image.UnidentifiedImageError:
+        reason = _why_unidentified(file, formats)
+        raise ImageError(f"cannot read image {name}: {reason}") from None
+    except Image.DecompressionBombError as error:  # Pillow's own limit, or twice the one above
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        reason = _too_large(pixels, max_pixels) if max_pixels < math.inf else first_line(error)
+        raise ImageError(f"cannot read image {name}: {reason}") from error
+    except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
+        raise ImageError(f"cannot read image {name}: {first_line(error)}") from error
+
+
+def _opened(file: BinaryIO, formats: Sequence[str]) -> ImageFile.ImageFile:
+    file.seek(0)
+    image = Image.open(file, formats=list(formats))
+    assert isinstance(image, ImageFile.ImageFile)
+    return image
+
+
+def _check_size(pixels: int, max_pixels: float) -> None:
+    if pixels > max_pixels:
+        raise ValueError(_too_large(pixels, max_pixels))
+
+
+def _too_large(pixels: int, limit: float) -> str:
+    return (
+        f"{pixels:,} pixels are more than the limit of {limit:,}; "
+        f"--max-pixels {pixels} (max_pixels=) allows them"
+    )
+
+
+def _check_frames(image: ImageFile.ImageFile, first_frame: bool, notes: list[str]) -> None:
+    """Refuse animations and pages, unless the first is asked for; take a JPEG's main picture."""
+    frames: int = getattr(image, "n_frames", 1)
+    if frames == 1:
+        return
+    if image.format == "MPO":  # a JPEG with previews or a depth map behind it
+        notes.append(f"the first of {frames} pictures was read")
+    elif first_frame:
+        notes.append(f"the first of {frames} frames or pages was read")
+    else:
+        raise ValueError(
+            f"it holds {frames} frames or pages, and only single images are upscaled: "
+            "split it first"
+        )
+
+
+def _decode(
+    image: ImageFile.ImageFile, file: BinaryIO, notes: list[str], cmyk_by_profile: bool
+) -> Photo:
+    """The photograph of one image that fits, upright."""
+    # These three are asked before the image is loaded. Pillow turns TIFF files itself when it loads
+    # them, by their tag, and then forgets it; and it is not to see what XMP says as well.
+    dpi = read_dpi(image)
+    is_turned_by_pillow = tiff_tags(image).get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT
+    xmp = take_xmp(image)
+    samples = read_samples(image, file, notes, cmyk_by_profile=cmyk_by_profile)
+    xmp = xmp or take_xmp(image)  # PNG may have it behind the pixels
+    exif, orientation = read_exif(image, notes)
+    if orientation is None:
+        orientation = orientation_in(xmp)
+    photo = Photo(
+        pixels=samples.pixels,
+        alpha=samples.alpha,
+        exif=exif,
+        xmp=reset_orientation(xmp),
+        icc=_fitting_profile(samples, notes),
+        dpi=dpi,
+        format=image.format or "",
+        notes=tuple(notes),
+    )
+    if is_turned_by_pillow or orientation is None:
+        return photo
+    return turned_upright(photo, orientation)
+
+
+def _fitting_profile(samples: Samples, notes: list[str]) -> bytes:
+    """The colour profile, unless it is one of another kind of colours."""
+    if not samples.icc:
+        return b""
+    color_space = samples.icc[16:20]  # ICC specification, 7.2.6
+    expected = b"GRAY" if samples.pixels.ndim == 2 else b"RGB "
+    if color_space != expected:
+        notes.append(f"a colour profile for {color_space!r} was left out")
+        return b""
+    return samples.icc
+
+
+def _why_unidentified(file: BinaryIO, formats: Sequence[str]) -> str:
+    """What to say of a file that Pillow takes for no image."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return "it is empty"
+    reason = _why_unknown_tiff(file)
+    if reason is not None:
+        return reason
+    names = {"WEBP": "WebP"}
+    *first, last = [names.get(format, format) for format in formats]
+    return f"not a {', '.join(first)} or {last} image, or cut short at its start"
+
+
+def _why_unknown_tiff(file: BinaryIO) -> str | None:
+    """What is unusual about a whole TIFF file that Pillow has no mode for; None for other files."""
+    file.seek(0)
+    header = file.read(8)
+    try:
+        directory = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(directory.next)
+        directory.load(file)
+        bits = max(directory[BITS_PER_SAMPLE])
+        num_samples = directory.get(SAMPLES_PER_PIXEL, 1)
+    except Exception:  # no TIFF, or a damaged one: Pillow raises nearly every built-in type
+        return None
+    if bits not in TIFF_BITS:
+        return f"{bits} bits per channel; save it with 8 or 16"
+    return f"{num_samples} samples a pixel of {bits} bits; save it as gray, RGB or RGBA, or as PNG"
