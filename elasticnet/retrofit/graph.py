@@ -1,36 +1,34 @@
-"""Cuts a model's forward at its blocks: torch.fx writes down the few lines around them, every
-module stays whole.
+"""Cuts a model's forward at its blocks, into a stem, the blocks and a head.
 
-Only the forwards of the modules that contain the blocks (the model itself, a stage) are traced; all
-others are called as they are. So the parts hold the model's own modules, and nothing of the model
-is changed.
+The forward is a graph of the few steps around the blocks (see `tracing`): every module is one node
+in it, so the parts hold the model's own modules, and nothing of the model is changed.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.node import map_arg
-from torch.fx.proxy import TraceError
 
-TRACE_ERRORS = (
-    TraceError,
-    TypeError,
-    RuntimeError,
-    NotImplementedError,
-    AttributeError,
-    AssertionError,
-)
-MODEL = "model."  # where the model stands in the graph
+from elasticnet.retrofit.tracing import MODEL_PREFIX, TracedForward, trace
 
 
 class Cut(NamedTuple):
-    """The parts of a forward, as `ElasticWrapper` takes them."""
+    """The parts of a forward, as `ElasticWrapper` takes them.
+
+    Attributes:
+        stem: input -> x, or (x, context) where the blocks take more than x.
+        blocks: The model's own blocks; where steps lie between two of them, new modules that hold
+            the block and these steps.
+        head: The last block's output -> the model's output; takes a second value with `head_skip`.
+        call_block: How the blocks get the context; None where x is all they take.
+        head_skip: "input" or "stem" where the head takes the model's input or the stem's output
+            besides, otherwise None.
+    """
 
     stem: nn.Module
     blocks: list[nn.Module]
@@ -42,305 +40,391 @@ class Cut(NamedTuple):
 def call_with_arguments(
     block: nn.Module, x: Any, context: Sequence[Any], index: int
 ) -> tuple[Any, Any]:
-    """Call a block with the further arguments that the stem prepared for it: `context[index]` is
-    (args, kwargs).
+    """Call a block with the further arguments that the stem prepared for it.
 
-    A block behind the last one known (in a net that has grown) gets the last one's.
+    Args:
+        block: The block.
+        x: The output of the block before it.
+        context: One pair (args, kwargs) for each block.
+        index: The block's place, from 0. A block behind the last one known, in a network that has
+            grown, gets the last one's arguments.
+
+    Returns:
+        The block's output, of a tuple the first entry, and the context as it was.
     """
     args, kwargs = context[min(index, len(context) - 1)]
-    x = block(x, *args, **kwargs)
-    return (x[0] if isinstance(x, (tuple, list)) else x), context
+    output: Any = block(x, *args, **kwargs)
+    return first_of(output), context
 
 
 def call_with_carry(
     block: nn.Module, x: Any, context: Sequence[Any], index: int
 ) -> tuple[Any, Any]:
-    """Call a block that takes and returns (x, more): what it returns beside x goes to the next
-    block.
+    """Call a block that takes and returns (x, more): its `more` goes to the next block.
+
+    Args:
+        block: The block.
+        x: The output of the block before it.
+        context: What the block before it returned besides.
+        index: The block's place, from 0; of no importance here.
+
+    Returns:
+        The block's output, and what it returned besides as a tuple.
     """
     x, *more = block(x, *context)
     return x, tuple(more)
 
 
+def first_of(output: Any) -> Any:
+    """Return the first entry of a tuple or list, and anything else as it is.
+
+    Args:
+        output: What a module returned.
+    """
+    return output[0] if _is_sequence(output) else output
+
+
+def _is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (tuple, list))
+
+
+# --- the cut, step by step
+
+
 def cut(
     model: nn.Module, blocks: Sequence[str], leaf_functions: Iterable[Callable[..., Any]] = ()
 ) -> Cut:
-    """Cut the forward of `model`, which takes one input, at the modules named `blocks`, in the
-    order in which they run.
+    """Cut the forward of a model, which takes one input, at its blocks.
 
     Where more than a block lies between two of them (a downsampling, say), both together become one
     block. Values that blocks need beside x are the stem's context; those that the head needs beside
-    the features are worked out again from the stem's output or from the input. leaf_functions:
-    functions that are called as they are, as modules are. Raises ValueError, which says why, when
-    the forward is not stem -> blocks -> head.
+    the features are worked out again from the stem's output or from the input.
+
+    Args:
+        model: Any model; it stays as it is.
+        blocks: The paths of the blocks, in the order in which they run.
+        leaf_functions: Functions that are called as they are while tracing, as modules are.
+
+    Returns:
+        Stem, blocks and head, which give the model's own output at full depth.
+
+    Raises:
+        ValueError: The forward is not stem -> blocks -> head; the message says why.
     """
-    flow = _Flow(model, *_trace(model, blocks, leaf_functions))
-    nodes = [flow.block(name) for name in blocks]
-    flow.order(nodes)
-    taps = [_tensor_of(node) for node in nodes]
-    entry = nodes[0].args[0] if nodes[0].args else None
-    if not isinstance(entry, fx.Node) or entry not in flow.fed:
-        raise ValueError(f"{blocks[0]}: its first argument is not made from the input")
-    skip, entry = _head_skip(flow, nodes, taps[-1], entry)
+    flow = _Flow(model, trace(model, blocks, leaf_functions), blocks)
+    first_input = _first_input(flow)
+    start = _choose_start(flow, first_input)
+    # Blocks that hand more than x from one to the next need no context for each, but only if the
+    # first one takes x from the stem as it is.
+    if start.stem_output is first_input and _hand_on_more(flow.calls):
+        pieces = [_Piece(module=flow.block(call)) for call in flow.calls]
+        context: Any = flow.calls[0].node.args[1:]
+        call_block = call_with_carry
+    else:
+        pieces = _pieces(flow, start.stem_output)
+        context = [(piece.args, piece.kwargs) for piece in pieces]
+        takes_more = any(piece.args or piece.kwargs for piece in pieces)
+        call_block = call_with_arguments if takes_more else None
 
-    modules, arguments = [], []
-    carried = _carries(nodes) and entry is nodes[0].args[0]
-    for name, node, tap, start in zip(blocks, nodes, taps, [entry, *taps[:-1]], strict=True):
-        module, more = model.get_submodule(name), (node.args[1:], node.kwargs)
-        if not carried:
-            inside, needs = flow.between(start, tap)
-            if tap is not taps[0] and node.args[0] in flow.before:
-                raise ValueError(f"{name}: its first argument is not made from the block before it")
-            for other in nodes:
-                if other is not node and other in inside:
-                    raise ValueError(
-                        f"{name} takes more than the output of the block before it: {other.target}"
-                    )
-            taken: list[fx.Node] = []
-            map_arg(more, taken.append)
-            if {*inside} - flow.free != {node, tap} or node.args[0] is not start or start in taken:
-                module, more = flow.module([start, *needs], tap), (tuple(needs), {})
-        modules.append(module)
-        arguments.append(more)
-
-    plain = not any(args or kwargs for args, kwargs in arguments)
-    context = arguments[0][0] if carried else arguments
-    stem = flow.module([flow.input], entry if plain else (entry, context))
-    head = flow.module(
-        [taps[-1], *({"input": [flow.input], "stem": [entry]}[skip] if skip else [])], flow.output
+    stem_result = start.stem_output if call_block is None else (start.stem_output, context)
+    stem = flow.module([flow.input], stem_result)
+    head = flow.module([flow.calls[-1].output, *_skip_nodes(flow, start)], flow.result)
+    modules = [piece.module for piece in pieces]
+    _check_called_once([stem, *modules, head])
+    return Cut(
+        stem=stem,
+        blocks=modules,
+        head=head,
+        call_block=call_block,
+        head_skip=start.head_skip,
     )
-    call = None if plain else call_with_carry if carried else call_with_arguments
-    holders = [name for part in (stem, *modules, head) for name in _called(part)]
-    twice = [name for name in holders if holders.count(name) > 1]
-    if twice:
-        raise ValueError(f"more than one part needs what {twice[0]} returns")
-    return Cut(stem, modules, head, call, skip)
+
+
+class _Call(NamedTuple):
+    """A block's call in the graph, and the node of the tensor that it returns."""
+
+    name: str
+    node: fx.Node
+    output: fx.Node
+
+
+class _Start(NamedTuple):
+    """The node that the stem ends with, and what the head takes beside the features."""
+
+    stem_output: fx.Node
+    head_skip: str | None
+
+
+class _Piece(NamedTuple):
+    """A block as the wrapper gets it, and the nodes that it takes beside x."""
+
+    module: nn.Module
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = {}
+
+
+def _first_input(flow: _Flow) -> fx.Node:
+    """The node that the first block takes; it must be made from the input, or there is no stem."""
+    first_call = flow.calls[0]
+    first_input = _first_argument(first_call.node)
+    if first_input is None or first_input not in flow.from_input:
+        raise ValueError(f"{first_call.name}: its first argument is not made from the input")
+    return first_input
+
+
+def _choose_start(flow: _Flow, first_input: fx.Node) -> _Start:
+    """Where the stem ends, so that the head can work out all it needs.
+
+    The first choice is what the first block takes, and a head that takes the features alone. The
+    stem may also end a few steps earlier, where the head can work out from its output what it needs
+    (sizes to reshape to, most often); these steps then belong to the first block.
+    """
+    choices = [_Start(first_input, None), _Start(first_input, "input")]
+    choices += [_Start(node, "stem") for node in _steps_back(flow, first_input)]
+    for start in choices:
+        given = {flow.calls[-1].output, *_skip_nodes(flow, start)}
+        needed = flow.needed(flow.result, stops=given)
+        if flow.call_nodes & set(needed.nodes):
+            raise ValueError(
+                "what comes behind the blocks takes more than the output of the last one"
+            )
+        # The head may repeat cheap steps from before the blocks, but no module of the stem, and
+        # it does not have the input unless it is given.
+        missing = [node for node in needed.nodes if node in flow.before_blocks]
+        if not any(node.op in ("call_module", "placeholder") for node in missing):
+            return start
+    raise ValueError("what comes behind the blocks takes more than one value from before them")
+
+
+def _skip_nodes(flow: _Flow, start: _Start) -> list[fx.Node]:
+    """The nodes that the head takes beside the features: none or one."""
+    if start.head_skip == "input":
+        return [flow.input]
+    if start.head_skip == "stem":
+        return [start.stem_output]
+    return []
+
+
+def _steps_back(flow: _Flow, first_input: fx.Node) -> Iterator[fx.Node]:
+    """Yield where the stem may end: at the first block's input, or at functions' inputs before."""
+    node: fx.Node | None = first_input
+    while node is not None and node in flow.from_input and node is not flow.input:
+        # a node that is only taken apart is a tuple, and the stem's output is one tensor
+        if not all(user.target is operator.getitem for user in node.users):
+            yield node
+        if node.op not in ("call_function", "call_method"):
+            return
+        node = _first_argument(node)
+
+
+def _hand_on_more(calls: Sequence[_Call]) -> bool:
+    """Whether each block takes exactly (x, more) from the one before it, as many values each."""
+    if len(calls) < 2:
+        return False
+    num_arguments = len(calls[0].node.args)
+    for before, call in pairwise(calls):
+        arguments = call.node.args
+        if len(arguments) < 2 or len(arguments) != num_arguments or call.node.kwargs:
+            return False
+        for place, value in enumerate(arguments):
+            if not _is_item(value, of=before.node, place=place):
+                return False
+    return True
+
+
+def _pieces(flow: _Flow, stem_output: fx.Node) -> list[_Piece]:
+    """The blocks, each with what it takes beside the output of the one before it."""
+    pieces: list[_Piece] = []
+    before = stem_output
+    for call in flow.calls:
+        pieces.append(_piece(flow, call, before))
+        before = call.output
+    return pieces
+
+
+def _piece(flow: _Flow, call: _Call, before: fx.Node) -> _Piece:
+    """A block as it stands, or joined with the steps between the block before it and itself."""
+    is_first = call is flow.calls[0]
+    first_argument = _first_argument(call.node)
+    # A block that starts again from before the blocks is no link of a chain.
+    if not is_first and first_argument in flow.before_blocks:
+        raise ValueError(f"{call.name}: its first argument is not made from the block before it")
+    needed = flow.between(before, call.output)
+    for other in flow.calls:
+        # What an earlier block returned goes past the blocks between: a skip, which depth cuts.
+        if other is not call and other.node in needed.nodes:
+            raise ValueError(
+                f"{call.name} takes more than the output of the block before it: "
+                f"{other.node.target}"
+            )
+    steps = set(needed.nodes) - flow.constant
+    further_arguments = _nodes_in((call.node.args[1:], call.node.kwargs))
+    stands_alone = (
+        steps == {call.node, call.output}  # nothing happens between the two blocks
+        and first_argument is before
+        and before not in further_arguments  # x, twice: the context is made before x is known
+    )
+    if stands_alone:
+        return _Piece(flow.block(call), args=call.node.args[1:], kwargs=call.node.kwargs)
+    others = [node for node in needed.stops if node is not before]
+    return _Piece(flow.module([before, *others], call.output), args=tuple(others))
+
+
+def _check_called_once(parts: Sequence[nn.Module]) -> None:
+    """Refuse parts that call one of the model's modules each: it would run more than once."""
+    called: set[str] = set()
+    for part in parts:
+        if not isinstance(part, fx.GraphModule):
+            continue
+        names = {str(node.target) for node in part.graph.find_nodes(op="call_module")}
+        if names & called:
+            twice = sorted(names & called)[0]
+            raise ValueError(f"more than one part needs what {twice} returns")
+        called |= names
+
+
+# --- the graph
+
+
+class _Needed(NamedTuple):
+    """What a value is made of, in the order of the graph.
+
+    Attributes:
+        nodes: The steps, back to the stops.
+        stops: Those of the stops that the steps take.
+    """
+
+    nodes: list[fx.Node]
+    stops: list[fx.Node]
 
 
 class _Flow:
-    """A traced forward: which nodes hang on the input, which on which block, and modules made of
-    pieces of it.
-    """
+    """A traced forward, and which of its nodes depend on the input and on the blocks."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> None:
+    def __init__(self, model: nn.Module, forward: TracedForward, blocks: Sequence[str]) -> None:
         self.model = model
-        self.graph = graph
-        self.constants = constants
-        self.input = next(iter(graph.find_nodes(op="placeholder")))
-        self.output = graph.output_node().args[0]
-        self.fed: set[fx.Node] = set()  # made from the input
-        for node in graph.nodes:
-            if node is self.input or self.fed & {*node.all_input_nodes}:
-                self.fed.add(node)
+        self.additions = forward.additions
+        self.nodes: list[fx.Node] = list(forward.graph.nodes)
+        self.input = next(node for node in self.nodes if node.op == "placeholder")
+        self.result = forward.graph.output_node().args[0]
+        self.calls = [_find_call(forward.graph, name) for name in blocks]
+        self.call_nodes = {call.node for call in self.calls}
+        self.from_input = self.made_from({self.input})
         # parameters, and what is made of them alone: any part may have it
-        self.free = {*graph.nodes} - self.fed
-        self.before: set[fx.Node] = set()  # made from the input, with no block in between
+        self.constant = set(self.nodes) - self.from_input
+        # made from the input, with no block in between
+        self.before_blocks = self.from_input - self.made_from(self.call_nodes)
 
-    def block(self, name: str) -> fx.Node:
-        found = self.graph.find_nodes(op="call_module", target=MODEL + name)
-        if len(found) != 1:
-            raise ValueError(
-                f"{name}: the forward calls this block {len(found)} times, expected once"
-            )
-        return found[0]
+    def block(self, call: _Call) -> nn.Module:
+        """The model's own block."""
+        return self.model.get_submodule(call.name)
 
-    def order(self, blocks: Sequence[fx.Node]) -> None:
-        behind = {*blocks}
-        for node in self.graph.nodes:
-            if behind & {*node.all_input_nodes}:
-                behind.add(node)
-        self.before = self.fed - behind
+    def made_from(self, sources: set[fx.Node]) -> set[fx.Node]:
+        """The sources and every node that depends on one of them."""
+        made = set(sources)
+        for node in self.nodes:  # in the order in which they run, so that one pass is enough
+            if not made.isdisjoint(node.all_input_nodes):
+                made.add(node)
+        return made
 
-    def reach(self, wanted: Any, stops: set[fx.Node]) -> tuple[list[fx.Node], list[fx.Node]]:
-        """The nodes that `wanted` is made of, back to `stops`; and which of the stops it takes;
-        both in order.
-        """
-        waiting: list[fx.Node] = []
-        map_arg(wanted, waiting.append)
-        inside, taken = set(), set()
+    def needed(self, wanted: Any, stops: set[fx.Node]) -> _Needed:
+        """What `wanted`, any nest of nodes, is made of, back to the stops."""
+        inside: set[fx.Node] = set()
+        reached: set[fx.Node] = set()
+        waiting = _nodes_in(wanted)
         while waiting:
             node = waiting.pop()
             if node in stops:
-                taken.add(node)
+                reached.add(node)
             elif node not in inside:
                 inside.add(node)
                 waiting += node.all_input_nodes
-        return [n for n in self.graph.nodes if n in inside], [
-            n for n in self.graph.nodes if n in taken
-        ]
+        return _Needed(
+            nodes=[node for node in self.nodes if node in inside],
+            stops=[node for node in self.nodes if node in reached],
+        )
 
-    def between(self, start: fx.Node, tap: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-        """The nodes that make `tap` from `start`, and what they take from before the blocks."""
-        made = {start}  # from the start on, also what stands before the first block
-        for node in self.graph.nodes:
-            if made & {*node.all_input_nodes}:
-                made.add(node)
-        inside, taken = self.reach(tap, {start} | (self.before - made))
-        return inside, [node for node in taken if node is not start]
+    def between(self, start: fx.Node, end: fx.Node) -> _Needed:
+        """What makes `end` from `start` and from values that are there before the blocks."""
+        # What is made from `start` belongs to the steps, even if it stands before the first block.
+        known = self.before_blocks - self.made_from({start})
+        return self.needed(end, stops={start} | known)
 
     def module(self, inputs: Sequence[fx.Node], wanted: Any) -> fx.GraphModule:
-        """A module that computes `wanted`, any nest of nodes, from `inputs`; it holds the model's
-        own modules.
+        """A module that computes `wanted`, any nest of nodes, from `inputs`.
+
+        It holds the model's own modules and parameters under their own names.
         """
-        inside, _ = self.reach(wanted, {*inputs})
-        if self.input in inside:
+        needed = self.needed(wanted, stops=set(inputs))
+        if self.input in needed.nodes:
             raise ValueError(
                 "the forward takes more from before the blocks than the blocks can hand on"
             )
-        graph, attributes, copies = fx.Graph(), {}, {}
+        graph = fx.Graph()
+        attributes: dict[str, Any] = {}
+        copies: dict[fx.Node, fx.Node] = {}
         for node in inputs:
             copies[node] = graph.placeholder(node.name)
-        for node in inside:
-            copies[node] = copied = graph.node_copy(node, copies.__getitem__)
+        for node in needed.nodes:
+            copied = graph.node_copy(node, copies.__getitem__)
+            copies[node] = copied
             if node.op in ("call_module", "get_attr"):
-                copied.target = str(node.target).removeprefix(MODEL)
-                attributes[copied.target] = self.attribute(str(node.target))
+                name = str(node.target).removeprefix(MODEL_PREFIX)
+                copied.target = name
+                attributes[name] = self.attribute(str(node.target))
         graph.output(map_arg(wanted, copies.__getitem__))
         module = fx.GraphModule(attributes, graph, "Part")
-        for part in {*module.modules()} - {*self.model.modules()}:
+        # the containers that torch.fx makes for dotted names, not the model's own modules
+        for part in set(module.modules()) - set(self.model.modules()):
             part.training = self.model.training
         return module
 
     def attribute(self, target: str) -> Any:
-        if target in self.constants:
-            return self.constants[target]
+        """The module, parameter or constant that a node names."""
+        if target in self.additions:
+            return self.additions[target]
         found: Any = self.model
-        for name in target.removeprefix(MODEL).split("."):
+        for name in target.removeprefix(MODEL_PREFIX).split("."):
             found = getattr(found, name)
         return found
 
 
-def _head_skip(
-    flow: _Flow, blocks: Sequence[fx.Node], tap: fx.Node, entry: fx.Node
-) -> tuple[str | None, fx.Node]:
-    """What the head needs beside the features (as `head_skip` says it), and the node that the stem
-    ends with.
-
-    The stem may end a few steps before the first block, where the head can work out from there what
-    it needs (sizes to reshape to, most often); these steps then belong to the first block.
-    """
-    choices: list[tuple[str | None, fx.Node]] = [(None, entry), ("input", entry)]
-    node: Any = entry
-    while isinstance(node, fx.Node) and node in flow.fed and node is not flow.input:
-        # the stem's output is one tensor
-        if not all(user.target is operator.getitem for user in node.users):
-            choices.append(("stem", node))
-        node = node.args[0] if node.op in ("call_function", "call_method") and node.args else None
-    for skip, end in choices:
-        given = {None: {tap}, "input": {tap, flow.input}, "stem": {tap, end}}[skip]
-        inside, _ = flow.reach(flow.output, given)
-        if {*inside} & {*blocks}:
-            raise ValueError(
-                "what comes behind the blocks takes more than the output of the last one"
-            )
-        if not any(
-            node.op in ("call_module", "placeholder") for node in inside if node in flow.before
-        ):
-            return skip, end
-    raise ValueError("what comes behind the blocks takes more than one value from before them")
-
-
-def _called(part: nn.Module) -> set[str]:
-    nodes = part.graph.find_nodes(op="call_module") if isinstance(part, fx.GraphModule) else ()
-    return {str(node.target) for node in nodes}
+def _find_call(graph: fx.Graph, name: str) -> _Call:
+    """The one call of a block."""
+    nodes = graph.find_nodes(op="call_module", target=MODEL_PREFIX + name)
+    if len(nodes) != 1:
+        raise ValueError(f"{name}: the forward calls this block {len(nodes)} times, expected once")
+    (node,) = nodes
+    return _Call(name=name, node=node, output=_tensor_of(node))
 
 
 def _tensor_of(node: fx.Node) -> fx.Node:
-    """The node itself, or its first item where the forward takes it apart."""
-    items = [
-        user for user in node.users if user.target is operator.getitem and user.args[0] is node
-    ]
-    first = [user for user in items if user.args[1] == 0]
-    return first[0] if first and len(items) == len(node.users) else node
+    """The node itself, or its first item where the forward does nothing but take it apart."""
+    for user in node.users:
+        if not (user.target is operator.getitem and user.args[0] is node):
+            return node
+    for user in node.users:
+        if _is_item(user, of=node, place=0):
+            return user
+    return node
 
 
-def _carries(nodes: Sequence[fx.Node]) -> bool:
-    """Whether each block takes exactly (x, more) from the one before it."""
-    for before, node in pairwise(nodes):
-        if len(node.args) < 2 or node.kwargs or len(node.args) != len(nodes[0].args):
-            return False
-        for place, value in enumerate(node.args):
-            if not (
-                isinstance(value, fx.Node)
-                and value.target is operator.getitem
-                and value.args == (before, place)
-            ):
-                return False
-    return len(nodes) > 1
+def _is_item(value: Any, of: fx.Node, place: int) -> bool:
+    """Whether a value is item `place` of what a node returns."""
+    if not isinstance(value, fx.Node) or value.target is not operator.getitem:
+        return False
+    return value.args == (of, place)
 
 
-class _Entry(nn.Module):
-    """Gives the model's forward one input; all its other arguments keep their defaults."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Any) -> Any:
-        return self.model(x)
+def _first_argument(node: fx.Node) -> fx.Node | None:
+    """The first positional argument, where it is the value of another node."""
+    if node.args and isinstance(node.args[0], fx.Node):
+        return node.args[0]
+    return None
 
 
-class _Tracer(fx.Tracer):
-    """Traces the forwards of `opened` alone; every other module is called as it is."""
-
-    def __init__(
-        self, opened: set[nn.Module], leaf_functions: Iterable[Callable[..., Any]]
-    ) -> None:
-        super().__init__(autowrap_functions=tuple(leaf_functions))
-        self.opened = opened
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m not in self.opened
-
-
-def _trace(
-    model: nn.Module, blocks: Sequence[str], leaf_functions: Any
-) -> tuple[fx.Graph, dict[str, Any]]:
-    """The graph around the blocks, and what it holds that is not the model's; the same in both
-    modes, or refused.
-    """
-    opened = {model}
-    for name in blocks:
-        parts = name.split(".")
-        opened |= {model.get_submodule(".".join(parts[:end])) for end in range(1, len(parts))}
-    traced = []
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for training in (True, False):
-            model.train(training)
-            entry = _Entry(model)
-            graph = _Tracer({entry, *opened}, leaf_functions).trace(entry)
-            constants = {
-                name: value
-                for name, value in vars(entry).items()
-                if name.startswith("_tensor_constant")
-            }
-            traced.append(
-                (graph, constants | dict(entry.named_buffers(recurse=False)) | _dropouts(graph))
-            )
-    except TRACE_ERRORS as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise ValueError(
-            f"torch.fx cannot trace the forward around {blocks[-1]}: {reason}"
-        ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
-    train, evaluate = ([(node.op, str(node.target)) for node in graph.nodes] for graph, _ in traced)
-    if train != evaluate:
-        raise ValueError(
-            "the forward takes other steps in training mode: switch that off in the model first"
-        )
-    return traced[1]
-
-
-def _dropouts(graph: fx.Graph) -> dict[str, nn.Module]:
-    """Make modules of functional dropouts, whose `training` a trace would freeze."""
-    modules = {}
-    for number, node in enumerate(graph.find_nodes(op="call_function", target=F.dropout)):
-        name = f"dropout_{number}"
-        probability: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-        modules[name] = nn.Dropout(probability)
-        x = node.args[0] if node.args else node.kwargs["input"]
-        node.op, node.target, node.args, node.kwargs = "call_module", name, (x,), {}
-    return modules
+def _nodes_in(value: Any) -> list[fx.Node]:
+    """The nodes in any nest of tuples, lists and dicts."""
+    found: list[fx.Node] = []
+    map_arg(value, found.append)
+    return found

@@ -1,0 +1,159 @@
+"""Writes down a model's forward around its blocks, by torch.fx; every other module stays whole.
+
+Only the forwards of the modules that contain the blocks (the model itself, a stage) are traced; all
+others are called as they are, and nothing of the model is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.proxy import TraceError
+
+MODEL_PREFIX = "model."  # the model is a submodule of what is traced
+TRACE_ERRORS = (
+    TraceError,
+    TypeError,
+    RuntimeError,
+    NotImplementedError,
+    AttributeError,
+    AssertionError,
+)
+
+
+class TracedForward(NamedTuple):
+    """A forward, written down.
+
+    Attributes:
+        graph: The calls of modules, functions and methods, in the order in which they run. The
+            model's own modules and parameters have `MODEL_PREFIX` before their names.
+        additions: What the graph uses and the model does not hold, by name: constant tensors, and
+            modules in the place of functional dropouts.
+    """
+
+    graph: fx.Graph
+    additions: dict[str, Any]
+
+
+def trace(
+    model: nn.Module, blocks: Sequence[str], leaf_functions: Iterable[Callable[..., Any]] = ()
+) -> TracedForward:
+    """Return the forward of a model around its blocks.
+
+    Args:
+        model: Any model; its first input is traced, the others keep their defaults. Its modules
+            are switched to training mode and back meanwhile.
+        blocks: The paths of the blocks.
+        leaf_functions: Functions that are called as they are, as modules are.
+
+    Raises:
+        ValueError: torch.fx cannot trace the forward, or it takes other steps in training mode.
+    """
+    opened = _containers(model, blocks)
+    traces: list[TracedForward] = []
+    with _modes_restored(model):
+        for training in (True, False):
+            model.train(training)
+            try:
+                traces.append(_trace_once(model, opened, leaf_functions))
+            except TRACE_ERRORS as error:
+                # torch.fx explains at length from the second sentence on
+                reason = str(error).split("\n")[0].split(". ")[0]
+                raise ValueError(
+                    f"torch.fx cannot trace the forward around {blocks[-1]}: {reason}"
+                ) from error
+    in_training, in_eval = traces
+    if _steps(in_training.graph) != _steps(in_eval.graph):
+        raise ValueError(
+            "the forward takes other steps in training mode: switch that off in the model first"
+        )
+    return in_eval
+
+
+def _containers(model: nn.Module, blocks: Sequence[str]) -> set[nn.Module]:
+    """The model and the modules that lead to the blocks: their forwards are traced."""
+    containers = {model}
+    for path in blocks:
+        parts = path.split(".")
+        for end in range(1, len(parts)):
+            containers.add(model.get_submodule(".".join(parts[:end])))
+    return containers
+
+
+@contextmanager
+def _modes_restored(model: nn.Module) -> Generator[None, None, None]:
+    """Put each module back into its own mode at the end of a `with` block."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _trace_once(
+    model: nn.Module, opened: set[nn.Module], leaf_functions: Iterable[Callable[..., Any]]
+) -> TracedForward:
+    """The forward in the mode that the model is in."""
+    entry = _Entry(model)
+    graph = _Tracer({entry, *opened}, leaf_functions).trace(entry)
+    additions: dict[str, Any] = {}
+    # torch.fx stores tensors that the forward makes as attributes or as buffers of the traced
+    # module, depending on its version
+    for name, value in vars(entry).items():
+        if name.startswith("_tensor_constant"):
+            additions[name] = value
+    additions.update(entry.named_buffers(recurse=False))
+    additions.update(_replace_functional_dropouts(graph))
+    return TracedForward(graph=graph, additions=additions)
+
+
+class _Entry(nn.Module):
+    """Gives the model's forward one input; all its other arguments keep their defaults."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Any) -> Any:
+        return self.model(x)
+
+
+class _Tracer(fx.Tracer):
+    """Traces the forwards of `opened` alone; every other module is called as it is."""
+
+    def __init__(
+        self, opened: set[nn.Module], leaf_functions: Iterable[Callable[..., Any]]
+    ) -> None:
+        super().__init__(autowrap_functions=tuple(leaf_functions))
+        self.opened = opened
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m not in self.opened
+
+
+def _replace_functional_dropouts(graph: fx.Graph) -> dict[str, nn.Module]:
+    """Make modules of functional dropouts, because a trace freezes their `training`.
+
+    Returns the modules by the names that they have in the graph.
+    """
+    modules: dict[str, nn.Module] = {}
+    for number, node in enumerate(graph.find_nodes(op="call_function", target=F.dropout)):
+        probability: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+        x = node.args[0] if node.args else node.kwargs["input"]
+        name = f"dropout_{number}"
+        modules[name] = nn.Dropout(probability)
+        node.op = "call_module"
+        node.target = name
+        node.args = (x,)
+        node.kwargs = {}
+    return modules
+
+
+def _steps(graph: fx.Graph) -> list[tuple[str, str]]:
+    """What a forward does, for comparison with another trace of it."""
+    return [(node.op, str(node.target)) for node in graph.nodes]
