@@ -76,12 +76,14 @@ def call_with_carry(
 
 
 def first_of(output: Any) -> Any:
-    """Return the first entry of a tuple or list, and anything else as it is.
+    """Return the first entry of a tuple or list, and anything else (or an empty one) as it is.
 
     Args:
         output: What a module returned.
     """
-    return output[0] if _is_sequence(output) else output
+    if _is_sequence(output) and len(output) > 0:
+        return output[0]
+    return output
 
 
 def _is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:

@@ -1,6 +1,4 @@
-"""Split: a model taken apart into what ElasticWrapper needs, and the proof that the parts reproduce
-it.
-"""
+"""A model taken apart into what ElasticWrapper needs, and the proof that the parts reproduce it."""
 
 from __future__ import annotations
 
@@ -12,20 +10,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elasticnet._compare import largest_difference, same_bits
 from elasticnet.distillation import position_axes
 from elasticnet.retrofit.graph import cut
 from elasticnet.taps import resolve_taps
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
-LAYOUTS = {3: "b n c", 4: "b c h w", 5: "b c t h w"}
+LAYOUTS = {3: "b n c", 4: "b c h w", 5: "b c t h w"}  # by the number of axes
+POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}  # by the number of position axes
+# what parts raise that were cut at the wrong place
+PART_ERRORS = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+# what a model raises for a batch size that it does not take
+BATCH_ERRORS = (AssertionError, RuntimeError, ValueError)
 
 
 class Split(NamedTuple):
-    """The parts of a model: its own modules with their parameters, so that training the parts
-    trains the model.
+    """The parts of a model: its own modules and parameters, so that training them trains the model.
 
-    adapters: new modules by depth, for taps whose shape the head does not take. The other fields
-    are arguments of `ElasticWrapper`.
+    Attributes:
+        stem: What runs before the first block.
+        blocks: The blocks, in the order in which they run.
+        head: What runs behind the last block.
+        layout: The axes of the features, such as "b c h w" or "b n c".
+        prefix_tokens: How many tokens stand before the grid of positions, such as a class token.
+        adapters: New modules by depth, for taps whose shape the head does not take.
+        call_block: How a block is called that takes more than x; see `ElasticWrapper`.
+        head_skip: What the head takes beside the features: "input", "stem" or nothing.
     """
 
     stem: nn.Module
@@ -40,30 +57,40 @@ class Split(NamedTuple):
     def wrap(
         self, taps: Iterable[int] | None = None, checkpoint_blocks: bool = False
     ) -> ElasticWrapper:
-        """Return the elastic network of these parts; `taps`, `checkpoint_blocks` as
-        `ElasticWrapper` takes them.
+        """Return the elastic network of these parts.
+
+        Args:
+            taps: The depths that carry a prediction; None means every depth.
+            checkpoint_blocks: Recompute each block in the backward pass instead of keeping its
+                activations, which saves memory in training.
         """
-        depths = resolve_taps(taps, len(self.blocks))
+        depths = resolve_taps(taps, num_blocks=len(self.blocks))
+        adapters = {depth: module for depth, module in self.adapters.items() if depth in depths}
         return ElasticWrapper(
             self.blocks,
             self.head,
-            self.stem,
-            depths,
-            {depth: module for depth, module in self.adapters.items() if depth in depths},
-            self.head_skip,
-            self.layout,
-            self.prefix_tokens,
-            self.call_block,
-            checkpoint_blocks,
+            stem=self.stem,
+            taps=depths,
+            adapters=adapters,
+            head_skip=self.head_skip,
+            layout=self.layout,
+            prefix_tokens=self.prefix_tokens,
+            call_block=self.call_block,
+            checkpoint_blocks=checkpoint_blocks,
         )
 
 
 class TapAdapter(nn.Module):
-    """Maps an earlier stage's features to the last stage's shape: mean over windows of `strides`,
-    then a linear map.
+    """Maps an earlier stage's features to the last stage's shape: a mean over windows, then linear.
 
-    layout: as in `attention`; strides: one a position axis. Tokens are pooled along their order,
-    prefix tokens are not.
+    Tokens are pooled along their order; prefix tokens are not.
+
+    Args:
+        channels_in: The channels of the earlier stage.
+        channels_out: The channels of the last stage.
+        layout: The axes of the features, as in `elasticnet.distillation`.
+        strides: The size of the windows, one number for each position axis.
+        prefix_tokens: How many tokens before the grid are left as they are.
     """
 
     def __init__(
@@ -75,19 +102,27 @@ class TapAdapter(nn.Module):
         prefix_tokens: int = 0,
     ) -> None:
         super().__init__()
-        self.axis = layout.split().index("c")
+        self.channel_axis = layout.split().index("c")
         self.strides = tuple(strides)
         self.prefix_tokens = prefix_tokens
         self.linear = nn.Linear(channels_in, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.movedim(self.axis, 1)  # (b, c, positions)
+        """Return the features in the last stage's shape.
+
+        Args:
+            x: The features of the earlier stage, with its axes as in the layout.
+        """
+        x = x.movedim(self.channel_axis, 1)  # (b, c, *positions)
         if max(self.strides) > 1:
-            pool: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(self.strides) - 1]
-            prefix, x = x[:, :, : self.prefix_tokens], x[:, :, self.prefix_tokens :]
-            x = pool(x, self.strides, ceil_mode=True)
-            x = torch.cat([prefix, x], dim=2) if self.prefix_tokens else x
-        return self.linear(x.movedim(1, -1)).movedim(-1, self.axis)
+            prefix = x[:, :, : self.prefix_tokens]
+            grid = x[:, :, self.prefix_tokens :]
+            pool: Any = POOLS[len(self.strides)]
+            x = pool(grid, self.strides, ceil_mode=True)
+            if self.prefix_tokens > 0:
+                x = torch.cat([prefix, x], dim=2)
+        x = self.linear(x.movedim(1, -1))  # (b, *positions, channels_out)
+        return x.movedim(-1, self.channel_axis)
 
 
 def split(
@@ -99,20 +134,34 @@ def split(
     prefix_tokens: int = 0,
     adapters: bool | Mapping[int, nn.Module] = False,
 ) -> Split:
-    """Take apart any model whose forward is stem -> blocks -> head; neither its modules nor its
-    code are changed.
+    """Take apart any model whose forward is stem -> blocks -> head; the model stays as it is.
 
-    blocks: the dotted path of a module that holds the blocks ("encoder.layers"), or the paths of
-    the blocks in the order in which they run. example: an input of the model; the parts are proved
-    to give the model's own output on it, bit for bit in eval mode, and for a batch of another size.
-    layout: axes of the features; None takes tokens "b n c" for three axes, images "b c h w" for
-    four. adapters: True makes a `TapAdapter` for each tap that differs in shape from the last; or a
-    mapping of your own.
+    The parts are proved to give the model's own output on the example, bit for bit in eval mode,
+    and for a batch of another size.
 
     The forward around the blocks is traced by torch.fx: it takes one input, and no branch or loop
     in it may depend on a tensor's values or shape. Do not run models in other threads meanwhile.
-    Raises ValueError, which says why, for a model that is not such a chain, and for one that the
-    parts do not reproduce.
+
+    Args:
+        model: Any module.
+        blocks: The dotted path of a module that holds the blocks ("encoder.layers"), or the paths
+            of the blocks in the order in which they run.
+        example: An input of the model.
+        layout: The axes of the features; None takes tokens "b n c" for three axes, images
+            "b c h w" for four.
+        prefix_tokens: How many tokens stand before the grid of positions, such as a class token.
+        adapters: True makes a `TapAdapter` for each tap that differs in shape from the last one;
+            a mapping {depth: module} brings modules of your own.
+
+    Returns:
+        The parts; `split(...).wrap()` is the elastic network.
+
+    Raises:
+        ValueError: The model is not such a chain, or the parts do not reproduce it; the message
+            says why.
+
+    Example:
+        `net = split(model, "encoder.layers", images).wrap()`
     """
     names = children(model, blocks) if isinstance(blocks, str) else list(blocks)
     return assemble(
@@ -130,38 +179,116 @@ def assemble(
     adapters: bool | Mapping[int, nn.Module],
     leaf_functions: Iterable[Callable[..., Any]] = (),
 ) -> Split:
-    """Cut at the blocks of these names, prove it on `example` and add the adapters."""
+    """Cut a model at the blocks of these names, prove the parts and add what the taps need.
+
+    Args:
+        model: As in `split`.
+        names: The paths of the blocks, in the order in which they run.
+        example: As in `split`.
+        layout: As in `split`.
+        prefix_tokens: As in `split`.
+        adapters: As in `split`.
+        leaf_functions: Functions that tracing calls as they are.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ValueError: As in `split`.
+    """
     parts = cut(model, names, leaf_functions)
-    given = {} if isinstance(adapters, bool) else dict(adapters)
-    found = Split(
-        parts.stem, parts.blocks, parts.head, "b n c", 0, given, parts.call_block, parts.head_skip
+    split_model = Split(
+        stem=parts.stem,
+        blocks=parts.blocks,
+        head=parts.head,
+        layout="b n c",  # any valid one, until the features are known
+        adapters={} if isinstance(adapters, bool) else dict(adapters),
+        call_block=parts.call_block,
+        head_skip=parts.head_skip,
     )
-    verify(found, model, example)
+    verify(split_model, model, example)
+
+    # the axes of the features, and adapters for those that differ
     with evaluating(model), torch.no_grad():
-        features = found.wrap().forward_taps(example, depths=[-1]).features
-    layout = layout or LAYOUTS.get(features[-1].ndim)
-    if layout is None or len(layout.split()) != features[-1].ndim:
-        raise ValueError(
-            f"layout {layout!r}: the features have shape {tuple(features[-1].shape)}, pass layout="
-        )
-    position_axes(layout)
-    found = found._replace(layout=layout, prefix_tokens=prefix_tokens)
+        features = split_model.wrap().forward_taps(example, depths=[-1]).features
+    layout = _checked_layout(layout, features[-1])
+    split_model = split_model._replace(layout=layout, prefix_tokens=prefix_tokens)
     if adapters is True:
-        found = found._replace(adapters=_adapters(features, layout, prefix_tokens))
-    net = found.wrap()
-    problems = [tap for tap in net.check(example) if tap.problem]
-    if problems:
+        made = _adapters(features, layout, prefix_tokens)
+        split_model = split_model._replace(adapters=made)
+
+    net = split_model.wrap()
+    _check_head(net, example, last_shape=tuple(features[-1].shape))
+    _check_in_place(net, example)
+    return split_model
+
+
+def _checked_layout(layout: str | None, features: Tensor) -> str:
+    """The layout given, or the usual one for features of so many axes."""
+    if layout is None:
+        layout = LAYOUTS.get(features.ndim)
+    if layout is None or len(layout.split()) != features.ndim:
         raise ValueError(
-            f"the head does not take the taps at depths {', '.join(str(tap.depth) for tap in problems)}, of shape "
-            f"{problems[0].shape} at the first (the last tap has {tuple(features[-1].shape)}): pass adapters=True, "
-            "modules of your own, or only the blocks behind them"
+            f"layout {layout!r}: the features have shape {tuple(features.shape)}, pass layout="
         )
+    position_axes(layout)  # refuses names that are no layout
+    return layout
+
+
+def _check_head(net: ElasticWrapper, example: Any, last_shape: tuple[int, ...]) -> None:
+    """Refuse taps whose shape the head does not take."""
+    refused = [tap for tap in net.check(example) if tap.problem]
+    if refused:
+        depths = ", ".join(str(tap.depth) for tap in refused)
+        raise ValueError(
+            f"the head does not take the taps at depths {depths}, of shape {refused[0].shape} at "
+            f"the first (the last tap has {last_shape}): pass adapters=True, modules of your own, "
+            "or only the blocks behind them"
+        )
+
+
+def _check_in_place(net: ElasticWrapper, example: Any) -> None:
+    """Refuse a head that changes the features: then the next block gets others than without it."""
     with evaluating(net), torch.no_grad():
-        if not equal(net.forward_taps(example).predictions[-1], net(example)):
+        with_all_taps = net.forward_taps(example).predictions[-1]
+        if not same_bits(with_all_taps, net(example)):
             raise ValueError(
-                "the head changes the features in place: build the model without in-place activations"
+                "the head changes the features in place: "
+                "build the model without in-place activations"
             )
-    return found
+
+
+def _adapters(features: Sequence[Tensor], layout: str, prefix_tokens: int) -> dict[int, nn.Module]:
+    """An adapter for each tap whose features differ in shape from the last one's."""
+    last = features[-1]
+    channel_axis = layout.split().index("c")
+    wanted_sizes = _grid_sizes(last, channel_axis, prefix_tokens)
+    adapters: dict[int, nn.Module] = {}
+    for depth, feature in enumerate(features, start=1):
+        if feature.shape == last.shape:
+            continue
+        sizes = _grid_sizes(feature, channel_axis, prefix_tokens)
+        strides = [
+            math.ceil(size / wanted) for size, wanted in zip(sizes, wanted_sizes, strict=True)
+        ]
+        adapter = TapAdapter(
+            channels_in=feature.shape[channel_axis],
+            channels_out=last.shape[channel_axis],
+            layout=layout,
+            strides=strides,
+            prefix_tokens=prefix_tokens,
+        )
+        adapters[depth] = adapter.to(last)  # its device and dtype
+    return adapters
+
+
+def _grid_sizes(features: Tensor, channel_axis: int, prefix_tokens: int) -> list[int]:
+    """How long the position axes are, without prefix tokens, which only token layouts have."""
+    axes = [axis for axis in range(features.ndim) if axis not in (0, channel_axis)]
+    return [features.shape[axis] - prefix_tokens for axis in axes]
+
+
+# --- the proof
 
 
 def verify(
@@ -171,106 +298,77 @@ def verify(
     call: Callable[..., Any] | None = None,
     **inputs: Any,
 ) -> None:
-    """Raise ValueError unless the parts give the model's own output, bit for bit, in eval mode
-    without gradients.
+    """Prove that the parts give the model's own output, bit for bit, in eval mode.
 
-    call: what runs the model, where its result is more than the parts give.
+    Args:
+        parts: The parts.
+        model: The model that they were taken from.
+        example: An input of the model. A tensor is tried as a batch of another size, too, because
+            a trace may have frozen its size.
+        call: What runs the model, where its result is more than the parts give; None means the
+            model itself.
+        **inputs: Further inputs of the model.
+
+    Raises:
+        ValueError: The parts do not run, or they give something else.
     """
-    run: Any = call or model
+    run: Callable[..., Any] = model if call is None else call
     net = parts.wrap()
+    name = type(model).__name__
     with evaluating(model), evaluating(net), torch.no_grad():
-        _compare(net, model, run, example, inputs)
-        # sizes that a trace froze show in a batch of another size
+        _compare(net, example, run(example, **inputs), inputs, name)
         if isinstance(example, Tensor) and not inputs:
             other = example[:1] if len(example) > 1 else torch.cat([example, example])
             try:
-                run(other)
-            except (AssertionError, RuntimeError, ValueError):
+                expected = run(other)
+            except BATCH_ERRORS:
                 return  # it is the model that takes no other
-            _compare(net, model, run, other, inputs)
+            _compare(net, other, expected, {}, name)
 
 
 def _compare(
-    net: ElasticWrapper, model: nn.Module, run: Any, x: Any, inputs: dict[str, Any]
+    net: ElasticWrapper, x: Any, expected: Any, inputs: Mapping[str, Any], name: str
 ) -> None:
-    expected = run(x, **inputs)
+    """Raise ValueError unless the parts give what the model of this name gave."""
     try:
         actual = net(x, **inputs)
-    except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except PART_ERRORS as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"the parts do not run as {type(model).__name__} does: {reason}"
-        ) from error
-    if not equal(actual, expected):
-        raise ValueError(
-            f"the parts do not reproduce {type(model).__name__}: {_difference(actual, expected)}"
-        )
-
-
-def children(model: nn.Module, path: str) -> list[str]:
-    """The paths of a container's modules; those that hold no parameters count too, for they may be
-    blocks.
-    """
-    try:
-        names = [f"{path}.{name}" for name, _ in model.get_submodule(path).named_children()]
-    except AttributeError as error:
-        raise ValueError(f"blocks {path!r}: {type(model).__name__} has no such module") from error
-    if not names:
-        raise ValueError(
-            f"blocks {path!r}: this {type(model.get_submodule(path)).__name__} holds no modules"
-        )
-    return names
-
-
-def _adapters(features: Sequence[Tensor], layout: str, prefix_tokens: int) -> dict[int, nn.Module]:
-    last, axis = features[-1], layout.split().index("c")
-    adapters: dict[int, nn.Module] = {}
-    for depth, feature in enumerate(features, start=1):
-        if feature.shape != last.shape:
-            sizes, wanted = (
-                [
-                    size - prefix_tokens
-                    for place, size in enumerate(x.shape)
-                    if place not in (0, axis)
-                ]
-                for x in (feature, last)
-            )
-            strides = [math.ceil(size / want) for size, want in zip(sizes, wanted, strict=True)]
-            adapter = TapAdapter(
-                feature.shape[axis], last.shape[axis], layout, strides, prefix_tokens
-            )
-            adapters[depth] = adapter.to(last)
-    return adapters
-
-
-def equal(actual: Any, expected: Any) -> bool:
-    if isinstance(expected, Tensor):
-        return isinstance(actual, Tensor) and torch.equal(actual, expected)
-    if isinstance(expected, Mapping):
-        return isinstance(actual, Mapping) and all(
-            equal(actual.get(name), expected[name]) for name in expected
-        )
-    if isinstance(expected, (tuple, list)):
-        same = isinstance(actual, (tuple, list)) and len(actual) == len(expected)
-        return same and all(map(equal, actual, expected))
-    return actual == expected
+        raise ValueError(f"the parts do not run as {name} does: {reason}") from error
+    if not same_bits(actual, expected):
+        raise ValueError(f"the parts do not reproduce {name}: {_difference(actual, expected)}")
 
 
 def _difference(actual: Any, expected: Any) -> str:
-    if (
-        isinstance(actual, Tensor)
-        and isinstance(expected, Tensor)
-        and actual.shape == expected.shape
-    ):
-        return f"on the example their output differs by up to {(actual - expected).abs().max():.3g}"
-    shapes = [
-        tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in (actual, expected)
-    ]
-    return f"on the example they give {shapes[0]}, the model {shapes[1]}"
+    """How two outputs differ, in words."""
+    try:
+        difference = largest_difference(actual, expected)
+    except ValueError:
+        return f"on the example they give {_described(actual)}, the model {_described(expected)}"
+    return f"on the example their output differs by up to {difference:.3g}"
+
+
+def _described(output: Any) -> str:
+    return str(tuple(output.shape)) if isinstance(output, Tensor) else type(output).__name__
+
+
+def children(model: nn.Module, path: str) -> list[str]:
+    """Return the paths of a container's modules, in their order.
+
+    Those that hold no parameters count, too, for they may be blocks.
+
+    Args:
+        model: The model.
+        path: The dotted path of the container.
+
+    Raises:
+        ValueError: There is no such module, or it holds none.
+    """
+    try:
+        container = model.get_submodule(path)
+    except AttributeError as error:
+        raise ValueError(f"blocks {path!r}: {type(model).__name__} has no such module") from error
+    names = [f"{path}.{name}" for name, _ in container.named_children()]
+    if not names:
+        raise ValueError(f"blocks {path!r}: this {type(container).__name__} holds no modules")
+    return names

@@ -1,6 +1,4 @@
-"""Splits timm models: finds their blocks by running them once, and proves that the parts reproduce
-the model.
-"""
+"""Splits timm models: finds their blocks by running them once, and proves the parts."""
 
 from __future__ import annotations
 
@@ -12,6 +10,8 @@ from torch import Tensor, nn
 from elasticnet.retrofit.find import split_found
 from elasticnet.retrofit.parts import Split
 
+DEFAULT_INPUT_SIZE = (3, 224, 224)  # channels, height, width
+
 
 def split(
     model: nn.Module,
@@ -20,35 +20,62 @@ def split(
     stages: int | None = None,
     blocks: str | None = None,
 ) -> Split:
-    """Take apart a timm model into stem, blocks and head; neither its modules nor its code are
-    changed.
+    """Take apart a timm model into stem, blocks and head; the model stays as it is.
 
     Isotropic models (ViT, MLP-Mixer, ConvMixer, ...): every block is a tap. Staged ones (ResNet,
     ConvNeXt, Swin, ...): the taps are the blocks of the last stage, which means of the last
-    resolution; where these differ in channels, the longest run of one shape. stages=k taps all
-    blocks of the last k stages and adds adapters (new modules, to be trained) for those that differ
-    in shape from the last one.
+    resolution; where these differ in channels, the longest run of one shape. Layout and prefix
+    tokens are read off the features.
 
-    example: an input (b, 3, h, w); None makes one of the model's own size. blocks: the path of the
-    module that holds the blocks, where the ones found are not those wanted. Layout and prefix
-    tokens are read off the features. Raises ValueError, which says why, for a model that is not a
-    chain of blocks and for one that the parts do not reproduce.
+    Args:
+        model: A timm model.
+        example: An input (b, 3, h, w); None makes one of the model's own size.
+        stages: Tap all blocks of the last so many stages. Those that differ in shape from the last
+            one get adapters, which are new modules to be trained. None means the last stage.
+        blocks: The path of the module that holds the blocks, where the ones found are not those
+            wanted.
+
+    Returns:
+        The parts, proved to give the model's own output.
+
+    Raises:
+        ValueError: The model is not a chain of blocks, or the parts do not reproduce it; the
+            message says why.
+
+    Example:
+        `net = split(timm.create_model("vit_tiny_patch16_224")).wrap()`
     """
-    from timm.layers import get_notrace_functions  # pyright: ignore[reportPrivateImportUsage]
+    import timm.layers
 
-    example = example_input(model) if example is None else example
-    prefix_tokens = getattr(model, "num_prefix_tokens", None) or 0
-    return split_found(model, example, stages, blocks, prefix_tokens, get_notrace_functions())
+    if example is None:
+        example = example_input(model)
+    untyped: Any = timm.layers  # timm does not annotate the function
+    return split_found(
+        model,
+        example,
+        stages=stages,
+        blocks=blocks,
+        prefix_tokens=getattr(model, "num_prefix_tokens", None) or 0,
+        leaf_functions=untyped.get_notrace_functions(),
+    )
 
 
 def example_input(model: nn.Module) -> Tensor:
-    """Return an input (2, channels, h, w) of the size that a timm model was made for, from a fixed
-    seed.
+    """Return an input (2, channels, h, w) of the size that a timm model was made for.
+
+    Args:
+        model: A timm model; the input has its device and dtype.
+
+    Returns:
+        Normal random numbers, the same each time.
     """
     config: Any = getattr(model, "pretrained_cfg", None) or {}
-    channels, *size = config.get("input_size", (3, 224, 224))
-    fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    parameter = next(model.parameters())
-    shape = (2, getattr(model, "in_chans", channels), *(fixed or size))
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return x.to(parameter.device, parameter.dtype)
+    channels, height, width = config.get("input_size", DEFAULT_INPUT_SIZE)
+    # a model may have been built for other sizes than its weights were trained on
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if built_for:
+        height, width = built_for
+    channels = getattr(model, "in_chans", channels)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, channels, height, width, generator=generator)
+    return x.to(next(model.parameters()))

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from elasticnet.retrofit.find import split_found
 from elasticnet.retrofit.parts import Split
 
+DEFAULT_SIZE = 224  # pixels; what torchvision's models without an `image_size` were trained on
+
 
 def split(
     model: nn.Module,
@@ -16,17 +18,25 @@ def split(
     stages: int | None = None,
     blocks: str | None = None,
 ) -> Split:
-    """Take apart a torchvision model into stem, blocks and head; neither its modules nor its code
-    are changed.
+    """Take apart a torchvision model into stem, blocks and head; the model stays as it is.
 
-    example: an input (b, 3, h, w); None makes one of the model's `image_size`, or else of 224 x
-    224. stages, blocks, the choice of the taps and the errors are those of
-    `elasticnet.retrofit.timm.split`.
+    Args:
+        model: A model of torchvision's.
+        example: An input (b, 3, h, w); None makes one of the model's `image_size`, or else of
+            224 x 224 pixels.
+        stages: As in `elasticnet.retrofit.timm.split`.
+        blocks: As in `elasticnet.retrofit.timm.split`.
+
+    Returns:
+        The parts, proved to give the model's own output.
+
+    Raises:
+        ValueError: As `elasticnet.retrofit.timm.split` does.
     """
     if example is None:
-        size = getattr(model, "image_size", 224)
-        example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-        example = example.to(next(model.parameters()))
-    return split_found(
-        model, example, stages, blocks, prefix_tokens=int(hasattr(model, "class_token"))
-    )
+        size = getattr(model, "image_size", DEFAULT_SIZE)
+        generator = torch.Generator().manual_seed(0)
+        example = torch.randn(2, 3, size, size, generator=generator)
+        example = example.to(next(model.parameters()))  # its device and dtype
+    prefix_tokens = 1 if hasattr(model, "class_token") else 0
+    return split_found(model, example, stages=stages, blocks=blocks, prefix_tokens=prefix_tokens)

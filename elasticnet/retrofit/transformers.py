@@ -1,40 +1,73 @@
-"""Splits transformers models of one stack of layers: ViT, encoders such as BERT, decoders such as
-GPT-2 and Llama.
+"""Splits transformers models of one stack of layers: ViT, encoders such as BERT, decoders.
 
-Their forwards branch on their inputs, so nothing is traced: the stem runs the base model's own
+Their forwards branch on their inputs, so nothing is traced. The stem runs the base model's own
 forward up to its layers and notes what each layer would have been given (masks, positions, rotary
-embeddings); the head runs the model's own forward with a stand-in where the base model was. Both
+embeddings). The head runs the model's own forward with a stand-in where the base model was. Both
 are shells: new objects around the model's own modules.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from elasticnet._compare import same_bits
 from elasticnet.retrofit.graph import call_with_arguments
-from elasticnet.retrofit.parts import Split, equal, verify
+from elasticnet.retrofit.parts import Split, verify
 from elasticnet.wrapper import evaluating
 
-CALLS: ContextVar[list[tuple[Any, tuple[Any, ...], dict[str, Any]]]] = ContextVar("calls")
-RESULTS = ("logits", "last_hidden_state")
+RESULTS = ("logits", "last_hidden_state")  # what a net returns of a model's result, the first found
+# inputs of a base model that the stem does not take
+REFUSED_INPUTS = ("past_key_values", "use_cache", "kwargs")
+PREFIX_TOKENS = ("cls_token", "distillation_token", "register_tokens")
+
+
+class LayerCall(NamedTuple):
+    """What a layer would have been given.
+
+    Attributes:
+        x: Its first argument, the hidden states.
+        args: Its further positional arguments.
+        kwargs: Its keyword arguments.
+    """
+
+    x: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+# where the probes of the run at hand write; a context variable, so that threads may share a network
+_calls: ContextVar[list[LayerCall]] = ContextVar("calls")
 
 
 def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inputs: Any) -> Split:
-    """Take apart a transformers model into stem, layers and head; neither its modules nor its code
-    are changed.
+    """Take apart a transformers model into stem, layers and head; the model stays as it is.
 
-    example: token ids (b, n) or pixels (b, c, h, w). inputs: more inputs to prove the parts with,
-    such as attention_mask; they are proved without them, too. The wrapped net is called as
-    `net(ids, attention_mask=mask)`, with any inputs of the model but labels and caches, and returns
-    one tensor: `output` of the model's result, which is its logits or else its last hidden state.
-    Raises ValueError, which says why, for a model that is not one stack of layers (an encoder with
-    a decoder, say), and for one that the parts do not reproduce.
+    The wrapped net is called as `net(ids, attention_mask=mask)`, with any inputs of the model but
+    labels and caches, and returns one tensor.
+
+    Args:
+        model: A transformers model.
+        example: Token ids (b, n) or pixels (b, c, h, w).
+        output: Which entry of the model's result the net returns; None means its logits, or else
+            its last hidden state.
+        **inputs: More inputs to prove the parts with, such as attention_mask. The parts are proved
+            without them, too.
+
+    Returns:
+        The parts, proved to give the model's own output.
+
+    Raises:
+        ValueError: The model is not one stack of layers (an encoder with a decoder, say), or the
+            parts do not reproduce it; the message says why.
+
+    Example:
+        `net = split(bert, ids, attention_mask=mask).wrap()`
     """
     base: Any = getattr(model, "base_model", None)
     if base is None or not hasattr(model, "config"):
@@ -42,41 +75,51 @@ def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inp
             f"{type(model).__name__} is not a transformers model: expected one with a base_model"
         )
     anatomy = _anatomy(model, base, example, inputs)
-    stem, head = LayerInputs(base, anatomy), HiddenStateHead(model, base, anatomy, output)
-    skip = "input" if head.takes_embeddings else None
+    head = HiddenStateHead(model, base, anatomy, output)
     parts = Split(
-        stem, anatomy.layers, head, "b n c", _prefix_tokens(base), {}, call_with_arguments, skip
+        stem=LayerInputs(base, anatomy),
+        blocks=anatomy.layers,
+        head=head,
+        layout="b n c",
+        prefix_tokens=_prefix_tokens(base),
+        call_block=call_with_arguments,
+        head_skip="input" if head.takes_embeddings else None,
     )
 
-    def result(*x: Any, **more: Any) -> Any:
-        return head.result(model(*x, **more))
+    def run_model(*args: Any, **kwargs: Any) -> Tensor:
+        return head.chosen(model(*args, **kwargs))
 
-    verify(parts, model, example, call=result)
+    verify(parts, model, example, call=run_model)
     if inputs:
-        verify(parts, model, example, call=result, **inputs)
+        verify(parts, model, example, call=run_model, **inputs)
     return parts
 
 
+# --- stem
+
+
 class LayerInputs(nn.Module):
-    """A base model up to its layers: returns the first layer's x and, as context, each layer's
-    further arguments.
+    """The stem: a base model up to its layers.
+
+    Args:
+        base: The base model.
+        anatomy: Where its layers are.
     """
 
     def __init__(self, base: nn.Module, anatomy: Anatomy) -> None:
         super().__init__()
-        probes = nn.ModuleList(
-            LayerProbe(layer, last=layer is anatomy.layers[-1]) for layer in anatomy.layers
-        )
-        behind = [*anatomy.norms, *([anatomy.pooler] if anatomy.pooler else [])]
-        self.base = shell(base, {anatomy.path: probes, **dict.fromkeys(behind)})
+        last = anatomy.layers[-1]
+        probes = nn.ModuleList(LayerProbe(layer, is_last=layer is last) for layer in anatomy.layers)
+        replaced: dict[str, nn.Module | None] = {anatomy.path: probes}
+        # the head has them, and the stem's forward never gets there
+        for name in anatomy.behind:
+            replaced[name] = None
+        self.base = _shell(base, replaced)
         self.main = str(getattr(base, "main_input_name", "input_ids"))
-        names = [*inspect.signature(base.forward).parameters]
-        self.names = [
-            name
-            for name in names
-            if name not in (self.main, "past_key_values", "use_cache", "kwargs")
-        ]
-        self.caches = "use_cache" in names
+        parameters = list(inspect.signature(base.forward).parameters)
+        not_further = (self.main, *REFUSED_INPUTS)
+        self.names = [name for name in parameters if name not in not_further]
+        self.caches = "use_cache" in parameters
 
     def forward(
         self,
@@ -86,38 +129,54 @@ class LayerInputs(nn.Module):
         position_ids: Tensor | None = None,
         **inputs: Any,
     ) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-        inputs |= {
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "position_ids": position_ids,
-        }
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        unknown = [name for name in inputs if name not in self.names]
-        if unknown:
-            raise TypeError(
-                f"unexpected keyword argument {unknown[0]!r}: expected some of {', '.join(self.names)}"
-            )
-        caching = {"use_cache": False} if self.caches else {}
-        calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = recorded(
-            self.base, {self.main: x, **inputs, **caching}
-        )
-        return calls[0][0], [(args, kwargs) for _, args, kwargs in calls]
+        """Return what the first layer is given, and each layer's further arguments as context.
+
+        Args:
+            x: Token ids (b, n) or pixels (b, c, h, w).
+            attention_mask: As the model takes it.
+            token_type_ids: As the model takes them.
+            position_ids: As the model takes them.
+            **inputs: Any other input of the model. The three above are named, because the wrapper
+                hands on what a stem names.
+
+        Returns:
+            The hidden states (b, n, c), and a pair (args, kwargs) for each layer.
+
+        Raises:
+            TypeError: The model has no such input, or it is one that would make it cache.
+        """
+        inputs["attention_mask"] = attention_mask
+        inputs["token_type_ids"] = token_type_ids
+        inputs["position_ids"] = position_ids
+        given = {name: value for name, value in inputs.items() if value is not None}
+        for name in given:
+            if name not in self.names:
+                raise TypeError(
+                    f"unexpected keyword argument {name!r}: "
+                    f"expected some of {', '.join(self.names)}"
+                )
+        given[self.main] = x
+        if self.caches:
+            given["use_cache"] = False
+        calls: list[LayerCall] = _recorded(self.base, given)
+        return calls[0].x, [(call.args, call.kwargs) for call in calls]
 
 
-def _recorded(base: nn.Module, given: dict[str, Any]) -> Any:
-    """What the probes in `base` noted in one run."""
-    calls = []
-    token = CALLS.set(calls)
+def _record(base: nn.Module, given: Mapping[str, Any]) -> list[LayerCall]:
+    """What the probes in a base model noted in one run."""
+    calls: list[LayerCall] = []
+    token = _calls.set(calls)
     try:
         base(**given)
     except LayersReached:
         pass
     finally:
-        CALLS.reset(token)
+        _calls.reset(token)
     return calls
 
 
-recorded: Any = torch.compiler.disable(_recorded)  # compilers do not trace context variables
+# compilers do not trace context variables
+_recorded: Any = torch.compiler.disable(_record)
 
 
 class LayersReached(Exception):
@@ -125,33 +184,56 @@ class LayersReached(Exception):
 
 
 class LayerProbe(nn.Module):
-    """Stands where a layer stood: notes its arguments and hands x on; it answers for the layer's
-    plain attributes.
+    """Stands where a layer stood: notes its arguments and hands x on.
+
+    It answers for the layer's plain attributes, which some base models read.
+
+    Args:
+        layer: The layer.
+        is_last: Whether the run ends here.
     """
 
-    def __init__(self, layer: nn.Module, last: bool) -> None:
+    def __init__(self, layer: nn.Module, is_last: bool) -> None:
         super().__init__()
-        kept = {
-            name: value
-            for name, value in vars(layer).items()
-            if name[0] != "_" and name != "training"
-        }
-        self.__dict__.update(
-            {name: value for name, value in kept.items() if isinstance(value, (str, int, float))}
-        )
-        self.probe_is_last = last
+        for name, value in vars(layer).items():
+            is_own = name.startswith("_") or name == "training"
+            if not is_own and isinstance(value, (str, int, float)):
+                self.__dict__[name] = value
+        self.probe_is_last = is_last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Note the arguments of a layer.
+
+        Args:
+            *args: The layer's positional arguments.
+            **kwargs: The layer's keyword arguments.
+
+        Returns:
+            The hidden states, as they came.
+
+        Raises:
+            LayersReached: This was the last layer.
+        """
         x = args[0] if args else kwargs.pop("hidden_states")
-        CALLS.get().append((x, args[1:], kwargs))
+        _calls.get().append(LayerCall(x=x, args=args[1:], kwargs=kwargs))
         if self.probe_is_last:
             raise LayersReached
         return x
 
 
+# --- head
+
+
 class HiddenStateHead(nn.Module):
-    """What a model does behind its layers: final norm, pooler and the model's own forward around
-    its base model.
+    """The head: what a model does behind its layers.
+
+    Final norm, pooler, and the model's own forward around its base model.
+
+    Args:
+        model: The model.
+        base: Its base model; may be the model itself.
+        anatomy: What runs behind the layers.
+        output: Which entry of the result is returned; None means the first of `RESULTS`.
     """
 
     def __init__(
@@ -159,77 +241,126 @@ class HiddenStateHead(nn.Module):
     ) -> None:
         super().__init__()
         stand_in = HiddenStateBase(base, anatomy)
-        places = [name for name, module in model.named_modules() if module is base]
-        self.model = shell(model, {places[0]: stand_in}) if places[0] else stand_in
+        if model is base:
+            self.model: nn.Module = stand_in
+        else:
+            self.model = _shell(model, {_path_of(base, model): stand_in})
         self.main = str(getattr(model, "main_input_name", "input_ids"))
-        self.takes_embeddings = (
-            model is not base and "inputs_embeds" in inspect.signature(model.forward).parameters
-        )
+        # Models that look at the ids themselves (for the last token that is no padding, say) get
+        # them, and the features as embeddings, which the stand-in takes.
+        parameters = inspect.signature(model.forward).parameters
+        self.takes_embeddings = model is not base and "inputs_embeds" in parameters
         self.output = output
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Tensor:
-        given = (
-            {self.main: x, "inputs_embeds": features}
-            if self.takes_embeddings
-            else {self.main: features}
-        )
-        return self.result(self.model(**given))
+        """Return the model's output for the features of any layer.
 
-    def result(self, outputs: Any) -> Tensor:
-        names = (
-            [self.output]
-            if self.output
-            else [name for name in RESULTS if outputs.get(name) is not None]
-        )
-        if not names or outputs.get(names[0]) is None:
-            raise ValueError(f"output {self.output!r}: the model's result has {', '.join(outputs)}")
-        return outputs[names[0]]
+        Args:
+            features: Hidden states (b, n, c).
+            x: The model's input, where the head takes it.
+        """
+        if self.takes_embeddings:
+            result = self.model(**{self.main: x, "inputs_embeds": features})
+        else:
+            result = self.model(**{self.main: features})
+        return self.chosen(result)
+
+    def chosen(self, result: Any) -> Tensor:
+        """Return the one tensor of a model's result that the net returns.
+
+        Args:
+            result: What the model returned, a mapping.
+
+        Raises:
+            ValueError: It has no such entry.
+        """
+        candidates = RESULTS if self.output is None else (self.output,)
+        for name in candidates:
+            if result.get(name) is not None:
+                return result[name]
+        raise ValueError(f"output {self.output!r}: the model's result has {', '.join(result)}")
 
 
 class HiddenStateBase(nn.Module):
-    """Stands where a base model stood: its last steps alone, on features instead of the input."""
+    """Stands where a base model stood: its last steps alone, on features instead of the input.
+
+    Args:
+        base: The base model.
+        anatomy: What runs behind the layers.
+    """
 
     def __init__(self, base: nn.Module, anatomy: Anatomy) -> None:
         super().__init__()
         self.result = anatomy.result
-        self.norms, self.pools = [_last(name) for name in anatomy.norms], anatomy.pooler is not None
-        for name in [*anatomy.norms, *([anatomy.pooler] if anatomy.pooler else [])]:
-            self.add_module(_last(name), base.get_submodule(name))
+        self.norms = [_last_name(path) for path in anatomy.norms]
+        self.pools = anatomy.pooler is not None
+        # under the last part of their paths, which are the model's own names
+        for path in anatomy.behind:
+            self.add_module(_last_name(path), base.get_submodule(path))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a result of the base model's class.
+
+        Args:
+            *args: The features as the first one, where they stand for the input.
+            **kwargs: `inputs_embeds` holds the features, if given; else the first one does.
+        """
         x = kwargs.get("inputs_embeds")
-        x = x if x is not None else [*args, *kwargs.values()][0]
+        if x is None:
+            x = [*args, *kwargs.values()][0]
         for name in self.norms:
             x = self.get_submodule(name)(x)
-        pooled = {"pooler_output": self.get_submodule("pooler")(x)} if self.pools else {}
-        return self.result(last_hidden_state=x, **pooled)
+        if self.pools:
+            pooled = self.get_submodule("pooler")(x)
+            return self.result(last_hidden_state=x, pooler_output=pooled)
+        return self.result(last_hidden_state=x)
 
 
-def _last(path: str) -> str:
+def _last_name(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def shell(module: nn.Module, replaced: dict[str, nn.Module | None]) -> nn.Module:
-    """A new object of the module's class around its very parameters and modules, with others in the
-    places named.
+def _path_of(module: nn.Module, model: Any) -> str:
+    """Where a module stands in a model."""
+    for path, each in model.named_modules():
+        if each is module:
+            return path
+    raise ValueError(f"{type(model).__name__} does not hold its base model as a module")
+
+
+def _shell(module: nn.Module, replaced: Mapping[str, nn.Module | None]) -> nn.Module:
+    """A new object of a module's class around its very parameters and modules.
+
+    Others stand in the places that `replaced` names; None leaves a place empty.
     """
-    copied = module.__class__.__new__(module.__class__)
-    copied.__dict__ = {**module.__dict__, "_modules": dict(module._modules)}
+    children: dict[str, nn.Module | None] = dict(module.__dict__["_modules"])
+    # what lies deeper, by the name of the submodule that holds it
     inner: dict[str, dict[str, nn.Module | None]] = {}
     for path, other in replaced.items():
         name, _, rest = path.partition(".")
         if rest:
             inner.setdefault(name, {})[rest] = other
         else:
-            copied._modules[name] = other
+            children[name] = other
     for name, others in inner.items():
-        copied._modules[name] = shell(module.get_submodule(name), others)
+        children[name] = _shell(module.get_submodule(name), others)
+    copied = module.__class__.__new__(module.__class__)
+    copied.__dict__ = {**module.__dict__, "_modules": children}
     return copied
 
 
+# --- anatomy
+
+
 class Anatomy(NamedTuple):
-    """Where a base model's layers are, which of its modules run behind them, and the class of its
-    result.
+    """The parts of a base model.
+
+    Attributes:
+        path: Where the list of its layers is.
+        layers: The layers.
+        norms: The paths of the modules that run behind the layers, one after the other.
+        pooler: The path of the module that makes the pooled output of the last of them, if any.
+        result: The class of what the base model returns.
     """
 
     path: str
@@ -238,10 +369,19 @@ class Anatomy(NamedTuple):
     pooler: str | None
     result: type
 
+    @property
+    def behind(self) -> list[str]:
+        """The paths of all that runs behind the layers."""
+        return [*self.norms] if self.pooler is None else [*self.norms, self.pooler]
+
 
 class Ran(NamedTuple):
-    """A module that ran: its path, its first input, what it returned (of a tuple, the first
-    entry).
+    """A module that ran.
+
+    Attributes:
+        name: Its path.
+        input: Its first input.
+        output: What it returned, of a tuple the first entry.
     """
 
     name: str
@@ -249,86 +389,117 @@ class Ran(NamedTuple):
     output: Any
 
 
-def _anatomy(model: nn.Module, base: nn.Module, example: Tensor, inputs: dict[str, Any]) -> Anatomy:
-    if getattr(base, "config", None) is None or getattr(base.config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{type(model).__name__} is not split: expected one stack of layers, no encoder and decoder"
-        )
-    started, ran, outcome = _run(model, base, example, inputs)
-    stacks = {
-        name: module
-        for name, module in base.named_modules()
-        if isinstance(module, nn.ModuleList) and f"{name}.0" in ran
-    }
-    if not stacks or outcome is None:
-        raise ValueError(
-            f"{type(model).__name__} is not split: its forward calls no base model with a list of layers"
-        )
-    path = max(
-        stacks, key=lambda name: sum(parameter.numel() for parameter in stacks[name].parameters())
-    )
-    names = [f"{path}.{index}" for index in range(len(stacks[path]))]
-    if [name for name in started if name in names] != names:
-        raise ValueError(
-            f"{type(model).__name__} is not split: {path} do not run once each and in order"
-        )
+class BaseRun(NamedTuple):
+    """One run of a base model.
 
-    x, norms, pooler = ran[names[-1]].output, [], None
-    for name in started[started.index(names[-1]) + 1 :]:
-        if ran[name].input is x and not name.startswith(
-            (f"{names[-1]}.", *(f"{norm}." for norm in norms))
-        ):
-            if equal(ran[name].output, outcome.get("pooler_output")) and _last(name) == "pooler":
-                pooler = name
-                break
-            norms.append(name)
-            x = ran[name].output
-    if not equal(x, outcome.get("last_hidden_state")):
-        raise ValueError(
-            f"{type(model).__name__} is not split: what runs behind its {path} is no chain of modules"
-        )
-    return Anatomy(path, [*stacks[path]], norms, pooler, type(outcome))
-
-
-def _run(
-    model: nn.Module, base: nn.Module, example: Tensor, inputs: dict[str, Any]
-) -> tuple[list[str], dict[str, Ran], Any]:
-    """Run the model once: the names of the base model's modules as they started, what each did, and
-    its result.
+    Attributes:
+        started: The paths of its modules, in the order in which they started.
+        ran: What each did, by path; of one that ran more than once, the last time.
+        outcome: What the base model returned; None unless it ran once.
     """
+
+    started: list[str]
+    ran: dict[str, Ran]
+    outcome: Any
+
+
+def _anatomy(model: nn.Module, base: Any, example: Tensor, inputs: Mapping[str, Any]) -> Anatomy:
+    """Find the layers of a base model, and what runs behind them, in one run."""
+    not_split = f"{type(model).__name__} is not split"
+    config: Any = getattr(base, "config", None)
+    if config is None or getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{not_split}: expected one stack of layers, no encoder and decoder")
+    run = _run(model, base, example, inputs)
+    path = _path_of_layers(base, run)
+    if path is None or run.outcome is None:
+        raise ValueError(f"{not_split}: its forward calls no base model with a list of layers")
+    layers = list(base.get_submodule(path))
+    names = [f"{path}.{index}" for index in range(len(layers))]
+    if [name for name in run.started if name in names] != names:
+        raise ValueError(f"{not_split}: {path} do not run once each and in order")
+
+    norms, pooler = _behind(run, last_layer=names[-1])
+    last = run.ran[norms[-1] if norms else names[-1]]
+    if not same_bits(last.output, run.outcome.get("last_hidden_state")):
+        raise ValueError(f"{not_split}: what runs behind its {path} is no chain of modules")
+    return Anatomy(path=path, layers=layers, norms=norms, pooler=pooler, result=type(run.outcome))
+
+
+def _path_of_layers(base: Any, run: BaseRun) -> str | None:
+    """Where the largest list of modules is whose first one ran."""
+    sizes: dict[str, int] = {}
+    for name, module in base.named_modules():
+        if isinstance(module, nn.ModuleList) and f"{name}.0" in run.ran:
+            sizes[name] = sum(parameter.numel() for parameter in module.parameters())
+    return max(sizes, key=sizes.__getitem__) if sizes else None
+
+
+def _behind(run: BaseRun, last_layer: str) -> tuple[list[str], str | None]:
+    """The modules that each take what the one before gave, from the last layer on; the pooler."""
+    norms: list[str] = []
+    x = run.ran[last_layer].output
+    for name in run.started[run.started.index(last_layer) + 1 :]:
+        inside = any(name.startswith(f"{outer}.") for outer in (last_layer, *norms))
+        if inside or run.ran[name].input is not x:
+            continue
+        output = run.ran[name].output
+        is_pooled = same_bits(output, run.outcome.get("pooler_output"))
+        if is_pooled and _last_name(name) == "pooler":
+            return norms, name
+        norms.append(name)
+        x = output
+    return norms, None
+
+
+def _run(model: nn.Module, base: Any, example: Tensor, inputs: Mapping[str, Any]) -> BaseRun:
+    """Run the model once and watch its base model."""
     started: list[str] = []
     ran: dict[str, Ran] = {}
-    outcome = []
+    outcomes: list[Any] = []
 
-    def watch(name: str, module: nn.Module) -> Iterator[Any]:
-        def end(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            ran[name] = Ran(
-                name,
-                [*args, *kwargs.values(), None][0],
-                output[0] if isinstance(output, tuple) else output,
-            )
+    def watch_base(_module: nn.Module, _args: Any, output: Any) -> None:
+        outcomes.append(output)
 
-        yield module.register_forward_pre_hook(lambda _module, _args: started.append(name))
-        yield module.register_forward_hook(end, with_kwargs=True)
-
-    hooks: list[Any] = [
-        base.register_forward_hook(lambda _module, _args, output: outcome.append(output))
-    ]
+    hooks: list[Any] = [base.register_forward_hook(watch_base)]
     for name, module in base.named_modules():
-        hooks += watch(name, module) if name else ()
+        if name:
+            hooks += _watch(name, module, started, ran)
     try:
         with evaluating(model), torch.no_grad():
             model(example, **inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return started, ran, outcome[0] if len(outcome) == 1 else None
+    outcome = outcomes[0] if len(outcomes) == 1 else None
+    return BaseRun(started=started, ran=ran, outcome=outcome)
+
+
+def _watch(name: str, module: nn.Module, started: list[str], ran: dict[str, Ran]) -> list[Any]:
+    """Note when a module starts and what it does; returns the hooks, to be removed."""
+
+    def start(_module: nn.Module, _args: Any) -> None:
+        started.append(name)
+
+    def end(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        values = [*args, *kwargs.values()]
+        ran[name] = Ran(
+            name=name,
+            input=values[0] if values else None,
+            output=output[0] if isinstance(output, tuple) else output,
+        )
+
+    return [
+        module.register_forward_pre_hook(start),
+        module.register_forward_hook(end, with_kwargs=True),
+    ]
 
 
 def _prefix_tokens(base: Any) -> int:
+    """How many tokens the embeddings put before the grid of an image."""
     embeddings = getattr(base, "embeddings", None)
-    tokens = (
-        getattr(embeddings, name, None)
-        for name in ("cls_token", "distillation_token", "register_tokens")
-    )
-    return sum(token.shape[1] for token in tokens if isinstance(token, Tensor) and token.ndim == 3)
+    count = 0
+    for name in PREFIX_TOKENS:
+        token = getattr(embeddings, name, None)
+        if isinstance(token, Tensor) and token.ndim == 3:  # (1, n, c)
+            count += token.shape[1]
+    return count
