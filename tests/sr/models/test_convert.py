@@ -186,6 +186,13 @@ def without(state: Checkpoint, *names: str) -> Checkpoint:
     return {name: tensor for name, tensor in state.items() if name not in names}
 
 
+def test_a_tensor_that_the_authors_do_not_have_is_named() -> None:
+    net = edsr(2, num_blocks=1, channels=8)
+    net.register_parameter("extra", torch.nn.Parameter(torch.zeros(1)))
+    with pytest.raises(ValueError, match="tensor 'extra' has no counterpart in the authors'"):
+        official_state_dict(net)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -232,13 +239,6 @@ def without(state: Checkpoint, *names: str) -> Checkpoint:
         (lambda state: holding_itself(), "the mapping: entry 'params' is of type dict"),
     ],
 )
-def test_a_tensor_that_the_authors_do_not_have_is_named() -> None:
-    net = edsr(2, num_blocks=1, channels=8)
-    net.register_parameter("extra", torch.nn.Parameter(torch.zeros(1)))
-    with pytest.raises(ValueError, match="tensor 'extra' has no counterpart in the authors'"):
-        official_state_dict(net)
-
-
 def test_keys_that_do_not_fit_are_named(change: Callable[[Checkpoint], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_official(change(small_edsr()))
