@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from elasticnet import ElasticWrapper
     from elasticnet.cli.arguments import Commands
     from elasticnet.export import Exported
-    from elasticnet.sr.benchmark import PairSet
+    from elasticnet.sr.data.pair_set import PairSet
 
 # those of elasticnet.export, which cannot be imported here: --help must not load PyTorch
 FORMATS = ("onnx", "torch", "safetensors")

@@ -166,6 +166,7 @@ def run(options: argparse.Namespace) -> int:
     if example.is_floating_point():
         example = example.to(dtype)
 
+    per_pass = images_per_pass(example.shape) if _takes_images(net) else None
     with limited_threads(options.threads):
         quality = None
         if options.data:
@@ -179,7 +180,7 @@ def run(options: argparse.Namespace) -> int:
             quality=None if quality is None else as_quality(quality.by_depth),
             metrics=METRICS,
             data=None if quality is None else quality.data,
-            per_pass=images_per_pass(example.shape) if example.ndim == 4 else None,
+            per_pass=per_pass,
             progress=True,
         )
 
@@ -235,31 +236,38 @@ def _check_writable(folder: Path) -> None:
         raise PermissionError(f"{folder}: cannot be written to: pass --no-store and another --out")
 
 
-def _example(options: argparse.Namespace, net: ElasticWrapper) -> torch.Tensor:
-    """The input that every depth is measured on.
+def _takes_images(net: ElasticWrapper) -> bool:
+    """Whether the architecture says that it takes images, or has no other example to offer."""
+    from elasticnet.registry import architecture_of
 
-    The architecture's own example; an image of `--size` where it has none or takes images.
-    """
+    architecture = architecture_of(net)
+    if architecture is None or architecture.example is None:
+        return True
+    return "channels" in architecture.extras  # what a network of images says of itself
+
+
+def _example(options: argparse.Namespace, net: ElasticWrapper) -> torch.Tensor:
+    """The input that every depth is measured on: an image, or the architecture's own example."""
     import torch
 
     from elasticnet.registry import architecture_of, recorded
 
+    if _takes_images(net):
+        width, height = options.size or DEFAULT_SIZE
+        return torch.rand(1, 3, height, width)
+    if options.size is not None:
+        width, height = options.size
+        raise ValueError(
+            f"--size {width}x{height}: this network takes no images; leave it out, and the "
+            "architecture's own example is measured"
+        )
     architecture = architecture_of(net)
-    if (
-        architecture is not None
-        and architecture.example is not None
-        and "channels" not in architecture.extras  # what a network of images says of itself
-    ):
-        if options.size is not None:
-            width, height = options.size
-            raise ValueError(
-                f"--size {width}x{height}: this network takes no images; leave it out, and the "
-                "architecture's own example is measured"
-            )
-        _, arguments = recorded(net)
-        return architecture.example(arguments)
-    width, height = options.size or DEFAULT_SIZE
-    return torch.rand(1, 3, height, width)
+    built_by = recorded(net)
+    assert architecture is not None
+    assert architecture.example is not None
+    assert built_by is not None
+    _, arguments = built_by
+    return architecture.example(arguments)
 
 
 def _quality(net: ElasticWrapper, folder: str, device: str, dtype: torch.dtype) -> Quality:

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from elasticnet import __version__
+from elasticnet import __version__, save
 from elasticnet.cli import main
 from elasticnet.cli.arguments import resolve_device
 from elasticnet.cli.printable import printable
 from elasticnet.cli.version import version_text
+from elasticnet.sr import asrn
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+HEAVY_MODULES = {"torch", "numpy", "PIL", "timm", "einops", "matplotlib", "onnx", "huggingface_hub"}
 
 # A module of somebody else: a network that doubles the sides of an image, with two depths.
 OTHER_MODULE = """
@@ -49,6 +52,62 @@ def install(folder: Path, name: str, version: str) -> None:
     metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+# --- nothing heavy is imported
+
+
+def modules_after(*arguments: str) -> tuple[set[str], subprocess.CompletedProcess[str]]:
+    """Run the command; return which of the heavy modules it has imported, and how it ended."""
+    code = (
+        "import sys\n"
+        "from elasticnet.cli import main\n"
+        "try:\n"
+        "    status = main(sys.argv[1:])\n"
+        "except SystemExit as stopped:\n"
+        "    status = stopped.code or 0\n"
+        "print('\\nMODULES', *(name for name in sys.modules if '.' not in name))\n"
+        "sys.exit(status)\n"
+    )
+    done = python("-c", code, *arguments)
+    *_, last_line = done.stdout.splitlines()
+    return {name for name in HEAVY_MODULES if name in last_line.split()}, done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["info", "--help"], 0),
+        (["benchmark", "--help"], 0),
+        (["profile", "--help"], 0),
+        (["export", "--help"], 0),
+        (["upscale", "--help"], 0),
+        ([], 2),
+        (["upscal"], 2),
+        (["benchmark", "FILE"], 2),
+        (["profile", "FILE", "--repeats", "0"], 2),
+        (["export", "FILE", "--depth", "deep"], 2),
+        (["upscale", "FILE"], 2),
+    ],
+)
+def test_help_and_wrong_arguments_import_nothing_heavy(arguments: list[str], status: int) -> None:
+    imported, done = modules_after(*arguments)
+    assert done.returncode == status, done.stderr
+    assert imported == set()
+
+
+def test_info_imports_no_torch(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save(asrn(2, num_blocks=2, channels=8), path)
+    quick = ["--size=8x6", "--repeats=1", "--no-memory", "--device=cpu"]
+    assert main(["profile", str(path), *quick]) == 0
+    imported, done = modules_after("info", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "depth 2: " in done.stdout
+    assert "card of " in done.stdout
+    assert imported == set()
 
 
 # --- python -m elasticnet

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from elasticnet.card import depth_costs
+from elasticnet.card.measuring import count_parameters, depth_costs
 from elasticnet.sr.benchmark.scores import (
     FULL,
     Depth,
@@ -358,8 +358,7 @@ def _measured(net: ElasticWrapper, entry: _Entry, device: torch.device | str) ->
 def _counted(net: ElasticWrapper, entry: _Entry) -> dict[Depth, _Cost]:
     costs: dict[Depth, _Cost] = {}
     for depth in entry.depths:
-        cut = net.truncate(_block_count(depth))
-        costs[depth] = _Cost(parameters=sum(each.numel() for each in cut.parameters()))
+        costs[depth] = _Cost(parameters=count_parameters(net, _block_count(depth)))
     return costs
 
 
