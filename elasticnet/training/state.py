@@ -8,8 +8,8 @@ import math
 import random
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 import safetensors.torch
@@ -153,7 +153,9 @@ def unpack_state(data: bytes) -> tuple[int, Any]:
     try:
         text = _run_metadata(data)
         tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise ValueError(f"it is not a whole state file: it has no entry {error}") from error
+    except (SafetensorError, ValueError, TypeError) as error:
         raise ValueError(f"it is not a whole state file: {error}") from error
     if text.startswith("{"):  # only format 1 begins with its JSON
         return _unpack_format_1(data, text, tensors)
@@ -204,7 +206,9 @@ def _unpack_format_1(data: bytes, text: str, tensors: Mapping[str, Tensor]) -> t
         checksum = description["sha256"]
         step = description["step"]
         tree = description["tree"]
-    except (ValueError, KeyError) as error:
+    except KeyError as error:
+        raise ValueError(f"it is not a whole state file: it has no entry {error}") from error
+    except ValueError as error:
         raise ValueError(f"it is not a whole state file: {error}") from error
     before = data.replace(f"{checksum}".encode(), b"0" * 64, 1)
     if hashlib.sha256(before).hexdigest() != checksum:
@@ -212,7 +216,13 @@ def _unpack_format_1(data: bytes, text: str, tensors: Mapping[str, Tensor]) -> t
     return step, _decode(tree, tensors)
 
 
-# --- the tree: JSON in which every value that JSON lacks is a dict with the name of its kind
+# --- the tree
+#
+# It is JSON in which whatever JSON lacks stands as an object with the name of its kind. So
+#     {"weight": torch.zeros(3), "limit": math.inf}
+# is
+#     {"dict": [["weight", {"tensor": "state['weight']", "stride": [1]}],
+#               ["limit", {"float": "inf"}]]}
 
 
 def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
@@ -225,31 +235,42 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         return {"float": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if _is_instance(value, list):
+    if _is_list(value):
         return _encode_entries(value, place, tensors)
-    if _is_instance(value, tuple):
+    if _is_tuple(value):
         return {"tuple": _encode_entries(value, place, tensors)}
-    if _has_plain_keys(value):
-        kind = "counter" if _is_instance(value, Counter) else "dict"
+    if _is_mapping_with_plain_keys(value):
+        kind = "counter" if isinstance(value, Counter) else "dict"
         return {kind: _encode_pairs(value, place, tensors)}
     raise TypeError(f"{place}: cannot save the {type(value).__name__} {value!r:.100}")
-
-
-def _is_instance(value: Any, kind: type) -> bool:
-    """As isinstance, without telling the type checker of a list whose entries it does not know."""
-    return isinstance(value, kind)
 
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.generic | np.ndarray) and value.dtype.kind in _ARRAY_KINDS
 
 
-def _is_dense_tensor(value: Any) -> bool:
+def _is_dense_tensor(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
-def _has_plain_keys(value: Any) -> bool:
-    return _is_instance(value, Mapping) and all(isinstance(key, str | int) for key in value)
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
+
+
+def _is_dict(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _is_mapping_with_plain_keys(value: Any) -> TypeGuard[Mapping[str | int, Any]]:
+    return _is_mapping(value) and all(isinstance(key, str | int) for key in value)
 
 
 def _encode_array(value: Any, place: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -267,20 +288,22 @@ def _encode_tensor(value: Tensor, place: str, tensors: dict[str, Tensor]) -> dic
     return {"tensor": place, "stride": copy.stride()}
 
 
-def _encode_entries(values: Any, place: str, tensors: dict[str, Tensor]) -> list[Any]:
+def _encode_entries(values: Sequence[Any], place: str, tensors: dict[str, Tensor]) -> list[Any]:
     return [_encode(entry, f"{place}[{index}]", tensors) for index, entry in enumerate(values)]
 
 
-def _encode_pairs(mapping: Any, place: str, tensors: dict[str, Tensor]) -> list[Any]:
+def _encode_pairs(
+    mapping: Mapping[str | int, Any], place: str, tensors: dict[str, Tensor]
+) -> list[Any]:
     """Return the mapping as pairs, since a JSON object turns integer keys into strings."""
     return [[key, _encode(entry, f"{place}[{key!a}]", tensors)] for key, entry in mapping.items()]
 
 
 def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Return the value that `_encode` made this JSON of."""
-    if _is_instance(node, list):
+    if _is_list(node):
         return [_decode(entry, tensors) for entry in node]
-    if not _is_instance(node, dict):
+    if not _is_dict(node):
         return node
     if "tensor" in node:
         return _decode_tensor(node, tensors)

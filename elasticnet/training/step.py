@@ -131,12 +131,13 @@ class TrainingStep:
         """
         terms = self._compute_gradients(batch, step)
         self.processes.average_gradients(self.net.parameters())
+        # Without float16 the scaler does nothing but call the optimiser.
+        self.scaler.unscale_(self.optimizer)
         self._clip_gradients()
-
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-        self.scaler.step(self.optimizer)  # skips the update where a float16 gradient overflowed
+        self.scaler.step(self.optimizer)  # skips the update if a float16 gradient overflowed
         self.scaler.update()
         if self._ema is not None:
             self._ema.update(self.net, step + 1)
@@ -204,7 +205,7 @@ class TrainingStep:
         first_part = self.processes.rank * self.parts
         num_parts = self.processes.count * self.parts  # of the whole batch
         dtype = AUTOCAST_DTYPES[self.precision]
-        losses: list[Tensor] = []
+        rows: list[Tensor] = []
         depths: tuple[int, ...] = ()
         for part in range(first_part, first_part + self.parts):
             x, target = batch(part, num_parts)
@@ -214,9 +215,10 @@ class TrainingStep:
             self.scaler.scale(terms.total / self.parts).backward()
             if part == first_part and self.parts > 1:
                 self._copy_gradients()
-            losses.append(_as_row(terms))
+            rows.append(_as_row(terms))
             depths = tuple(terms.per_depth)  # the same ones in every part
-        return _as_terms(torch.stack(losses).mean(dim=0), depths)
+        mean = torch.stack(rows).mean(dim=0)  # (parts, 4 + depths) -> (4 + depths,)
+        return _as_terms(mean, depths)
 
     def _copy_gradients(self) -> None:
         """Move the first part's gradients out of the memory of a CUDA graph.
@@ -229,7 +231,6 @@ class TrainingStep:
                 parameter.grad = parameter.grad.clone()
 
     def _clip_gradients(self) -> None:
-        self.scaler.unscale_(self.optimizer)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         if self.clip_value is not None:

@@ -306,10 +306,18 @@ def test_another_blank_in_the_header_s_filling_is_detected() -> None:
 
 
 @pytest.mark.parametrize(
-    "metadata", [None, {"run": ""}, {"run": "{}"}, {"run": '{"sha256":""}'}, {"other": "text"}]
+    ("metadata", "message"),
+    [
+        (None, "it has no entry '__metadata__'"),
+        ({"other": "text"}, "it has no entry 'run'"),
+        ({"run": ""}, "its checksum does not match its content"),
+        ({"run": "{}"}, "it has no entry 'sha256'"),
+        ({"run": '{"sha256":""}'}, "it has no entry 'step'"),
+        ({"run": "{"}, "it is not a whole state file: Expecting property name"),
+    ],
 )
-def test_other_safetensors_files_are_refused(metadata: dict[str, str] | None) -> None:
-    with pytest.raises(ValueError, match=DAMAGED):
+def test_other_safetensors_files_are_refused(metadata: dict[str, str] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         unpack_state(safetensors.torch.save({"a": torch.ones(3)}, metadata))
 
 
