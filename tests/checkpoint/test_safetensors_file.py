@@ -36,6 +36,8 @@ from elasticnet.checkpoint.tensors import (
     read_tensors,
 )
 
+# versions of the library before 0.6 do not know torch.uint16
+LIBRARY_DTYPES = set(safetensors.torch._TYPES.values())
 SHAPES = st.lists(st.integers(0, 4), max_size=3)
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(
     lambda name: name != "__metadata__"
@@ -44,10 +46,11 @@ NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(
 
 @st.composite
 def tensor_tables(draw: st.DrawFn) -> dict[str, Tensor]:
-    """Tensors of every dtype the format holds, with any bytes in them."""
+    """Tensors of every dtype that the format and the installed library hold, with any bytes."""
     tensors = {}
     for name in draw(st.sets(NAMES, min_size=1, max_size=5)):
-        dtype, shape = draw(st.sampled_from(sorted(CODES, key=str))), draw(SHAPES)
+        dtype = draw(st.sampled_from(sorted(CODES.keys() & LIBRARY_DTYPES, key=str)))
+        shape = draw(SHAPES)
         tensor = torch.empty(shape, dtype=dtype)
         count = tensor.numel() * tensor.element_size()
         filling = torch.randint(0, 2 if dtype == torch.bool else 256, (count,), dtype=torch.uint8)
@@ -186,7 +189,7 @@ def test_the_helper_makes_a_sound_file() -> None:
         (b"{\xff}", "can't decode byte 0xff"),
         (b'{"a":1' + b"[" * 100_000, "Expecting|nested"),
         (b'{"a":' + b"[" * 100_000, "nested too deeply"),
-        (b'{"a":' + b"9" * 5000 + b"}", "4300 digits"),
+        (b'{"a":' + b"9" * 5000 + b"}", "4300"),
         (b'{"a":{"x":1,"y":2,"x":3}}', "key 'x' is given twice"),
         ({"__metadata__": {"a": 1}, "a": entry()}, "__metadata__ is not a table of strings"),
         ({"__metadata__": [], "a": entry()}, "__metadata__ is not a table of strings"),
