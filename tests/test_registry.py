@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,7 @@ from elasticnet.registry import (
     unregister,
 )
 from elasticnet.sr import asrn
-
-ROOT = Path(__file__).parent.parent
+from third_party import install, run_python
 
 
 def linear_net(
@@ -195,15 +192,6 @@ def test_a_forged_file_cannot_ask_for_more_modules_than_it_has_tensors(tmp_path:
 # --- packages that declare architectures
 
 
-def declare(folder: Path, line: str, code: str) -> None:
-    """Put a package into a folder as an installer would, with one entry point."""
-    (folder / "tenlines.py").write_text(code)
-    info = folder / "ten_lines-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ten-lines\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[elasticnet_architectures]\n{line}\n")
-
-
 GOOD = """
 from torch import nn
 from elasticnet import ElasticWrapper
@@ -218,33 +206,27 @@ register("tenlines", ARCHITECTURE)
 """
 
 
-def run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Run code in a process that finds the package in a folder."""
-    start = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(folder)!r}]\n"
-    return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("code", [GOOD, REGISTERS_ITSELF])
 def test_a_declared_architecture_is_found_without_an_import(tmp_path: Path, code: str) -> None:
-    declare(tmp_path, "tenlines = tenlines:ARCHITECTURE", code)
+    install(tmp_path, "tenlines", code, ["tenlines = tenlines:ARCHITECTURE"])
     script = """
-from elasticnet.registry import build, find, names
+import sys
+from elasticnet.registry import build, names
 assert "tenlines" in names() and "tenlines" not in sys.modules
 import elasticnet
-elasticnet.save(build("tenlines", num_blocks=3), sys.argv[0] + "net")
+elasticnet.save(build("tenlines", num_blocks=3), "net.safetensors")
+print(elasticnet.load("net.safetensors", depth=2))
 """
-    script = script.replace("sys.argv[0] + ", f"{str(tmp_path)!r} + '/' + ")
-    done = run(tmp_path, script)
-    assert done.returncode == 0, done.stderr
-    done = run(tmp_path, f"import elasticnet; print(elasticnet.load({str(tmp_path / 'net')!r}, 2))")
+    done = run_python(tmp_path, "-c", script)
     assert done.returncode == 0, done.stderr
     assert "taps=(1, 2)" in done.stdout
 
 
 def test_a_declared_name_is_taken(tmp_path: Path) -> None:
-    declare(tmp_path, "tenlines = tenlines:ARCHITECTURE", GOOD)
-    done = run(
+    install(tmp_path, "tenlines", GOOD, ["tenlines = tenlines:ARCHITECTURE"])
+    done = run_python(
         tmp_path,
+        "-c",
         "from elasticnet.registry import Architecture, register\n"
         "register('tenlines', Architecture(build=print))",
     )
@@ -275,19 +257,18 @@ def test_a_declared_name_is_taken(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_package_is_named(tmp_path: Path, line: str, code: str, message: str) -> None:
-    declare(tmp_path, line, code)
-    done = run(tmp_path, "from elasticnet.registry import find; find('tenlines')")
+    install(tmp_path, "tenlines", code, [line])
+    done = run_python(tmp_path, "-c", "from elasticnet.registry import find; find('tenlines')")
     assert message in done.stderr
-    done = run(
-        tmp_path, "from elasticnet.registry import find, names; find('asrn'); print(names())"
-    )
-    assert "'tenlines'" in done.stdout
+    script = "from elasticnet.registry import find, names; find('asrn'); print(names())"
+    assert "'tenlines'" in run_python(tmp_path, "-c", script).stdout
 
 
 def test_a_source_tree_that_is_not_installed_registers_by_an_import(tmp_path: Path) -> None:
     """No package declares anything here, as without an installation."""
     script = """
 import importlib.metadata
+import sys
 importlib.metadata.entry_points = lambda **options: []
 from elasticnet.registry import find, names
 assert names() == ()
@@ -300,7 +281,7 @@ assert names() == ("asrn", "edsr", "rcan")
 assert "torch" not in sys.modules
 find("asrn")
 """
-    done = run(tmp_path, script)
+    done = run_python(tmp_path, "-c", script)
     assert done.returncode == 0, done.stderr
     assert "'asrn' is not registered (known: none)" in done.stdout
     assert "`import elasticnet.sr` registers the library's own" in done.stdout
