@@ -141,12 +141,13 @@ class TrainingLog:
                 str(self.run.folder / "tensorboard"), purge_step=self._first_step
             )
         on_terminal = sys.stderr.isatty()
+        interval = SECONDS_BETWEEN_REFRESHES if on_terminal else SECONDS_BETWEEN_LINES
         self._progress = tqdm(
             total=self.total,
             initial=done,
             unit="it",
             dynamic_ncols=True,
-            mininterval=SECONDS_BETWEEN_REFRESHES if on_terminal else SECONDS_BETWEEN_LINES,
+            mininterval=interval,
             bar_format=_PROGRESS_FORMAT,
             disable=not self.processes.first,
         )
