@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from elasticnet.registry import Architecture, register
+from elasticnet import registry
+from elasticnet.registry import Architecture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,4 @@ RCAN = Architecture(
 
 def register_all() -> None:
     """Register the three networks, for a source tree that is not installed."""
-    register("asrn", ASRN)
-    register("edsr", EDSR)
-    register("rcan", RCAN)
+    registry.register_all({"asrn": ASRN, "edsr": EDSR, "rcan": RCAN})
