@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+STRIP_BYTES = 2**22  # of the samples of a strip of rows
 
 
 class ImageError(ValueError):
@@ -42,6 +45,21 @@ class Photo:
         """Height and width in pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    @property
+    def num_colors(self) -> int:
+        """1 for gray, 3 for RGB."""
+        return 1 if self.pixels.ndim == 2 else 3
+
+    @property
+    def num_channels(self) -> int:
+        """Colours, and one more where there is alpha."""
+        return self.num_colors if self.alpha is None else self.num_colors + 1
+
+    @property
+    def bits(self) -> int:
+        """8 or 16 bits a channel."""
+        return 8 * self.pixels.dtype.itemsize
+
 
 def turned_upright(photo: Photo, orientation: int) -> Photo:
     """Return a photograph turned and mirrored as its EXIF orientation says.
@@ -70,3 +88,31 @@ def _turned(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation in (2, 3, 6, 7):  # the first column is the right side
         array = array[:, ::-1]
     return np.ascontiguousarray(array)
+
+
+def rows_of_a_strip(photo: Photo) -> int:
+    """Return how many rows of a photograph make a strip of about 4 MB, at least one.
+
+    Args:
+        photo: Of any size.
+    """
+    _, width = photo.size
+    bytes_of_a_row = width * photo.num_channels * photo.pixels.dtype.itemsize
+    return max(1, STRIP_BYTES // bytes_of_a_row)
+
+
+def strips(photo: Photo) -> Iterator[NDArray[Any]]:
+    """Yield strips of rows (rows, w, channels), top to bottom, alpha as the last channel.
+
+    A photograph that is mapped to a file is read a strip at a time.
+
+    Args:
+        photo: Of any size.
+    """
+    height, width = photo.size
+    planes = [photo.pixels.reshape(height, width, photo.num_colors)]
+    if photo.alpha is not None:
+        planes.append(photo.alpha[..., None])  # (h, w, 1)
+    rows = rows_of_a_strip(photo)
+    for top in range(0, height, rows):
+        yield np.concatenate([plane[top : top + rows] for plane in planes], axis=2)

@@ -15,6 +15,7 @@ from hypothesis import given
 from PIL import Image
 
 from elasticnet.sr.photo import ImageError, Photo, read_photo
+from elasticnet.sr.photo import photograph
 from elasticnet.sr.photo import write as photo_write
 from elasticnet.sr.photo.write import check_fits, format_of, write_photo
 from photo_files import exif_bytes, gray_profile, png_chunks, png_samples, srgb_profile
@@ -63,7 +64,7 @@ def noise(height: int, width: int, dtype: type = np.uint8, channels: int = 3) ->
 @given(photo=photos(), strip=st.sampled_from([1, 40, 2**22]))
 def test_png_by_the_words_of_its_specification(photo: Photo, strip: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(photo_write, "_STRIP", strip)
+        patch.setattr(photograph, "STRIP_BYTES", strip)
         data = written(photo, "PNG").getvalue()
     np.testing.assert_array_equal(png_samples(data), samples_of(photo))
     if photo.pixels.dtype == np.uint8:
@@ -76,7 +77,7 @@ def test_png_by_the_words_of_its_specification(photo: Photo, strip: int) -> None
 @given(photo=photos(), strip=st.sampled_from([1, 40, 2**22]))
 def test_tiff_by_tifffile(photo: Photo, strip: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(photo_write, "_STRIP", strip)
+        patch.setattr(photograph, "STRIP_BYTES", strip)
         file = written(photo, "TIFF")
     file.seek(0)
     with tifffile.TiffFile(file) as opened:
@@ -222,7 +223,7 @@ def test_what_a_format_cannot_hold_is_refused() -> None:
 
 
 def test_what_the_encoder_refuses_is_said_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(photo_write._LARGEST_SIDE, "WEBP", 20_000)
+    monkeypatch.setitem(photo_write.LARGEST_SIDE, "WEBP", 20_000)
     with pytest.raises(
         ImageError,
         match=r"WEBP cannot hold these 16384x1 pixels \(encoding error 5.*\): write \.png",
