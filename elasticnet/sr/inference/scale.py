@@ -40,10 +40,7 @@ def _recorded_scale(net: nn.Module) -> int | None:
     architecture = architecture_of(net)
     if architecture is None or "scale_argument" not in architecture.extras:
         return None
-    built_by = recorded(net)
-    if built_by is None:
-        return None
-    _, arguments = built_by
+    _, arguments = recorded(net)
     scale = arguments.get(architecture.extras["scale_argument"])
     return scale if isinstance(scale, int) else None
 

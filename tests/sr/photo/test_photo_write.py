@@ -14,8 +14,7 @@ import tifffile
 from hypothesis import given
 from PIL import Image
 
-from elasticnet.sr.photo import ImageError, Photo, read_photo
-from elasticnet.sr.photo import photograph
+from elasticnet.sr.photo import ImageError, Photo, photograph, read_photo
 from elasticnet.sr.photo import write as photo_write
 from elasticnet.sr.photo.write import check_fits, format_of, write_photo
 from photo_files import exif_bytes, gray_profile, png_chunks, png_samples, srgb_profile
