@@ -248,9 +248,10 @@ def test_damaged_png_is_read_or_named(
     content = bytearray(path.read_bytes())
     content[position % len(content)] = value
     path.write_bytes(content)
+    outcome = ""
     try:
-        read = read_rgb(path)
+        shape = read_rgb(path).shape
+        outcome = f"read with {shape[2]} channels"
     except ImageError as error:
-        assert "hurt.png" in str(error)
-    else:
-        assert read.shape[2] == 3
+        outcome = str(error)
+    assert outcome == "read with 3 channels" or "hurt.png" in outcome
