@@ -262,11 +262,9 @@ def _example(options: argparse.Namespace, net: ElasticWrapper) -> torch.Tensor:
             "architecture's own example is measured"
         )
     architecture = architecture_of(net)
-    built_by = recorded(net)
     assert architecture is not None
     assert architecture.example is not None
-    assert built_by is not None
-    _, arguments = built_by
+    _, arguments = recorded(net)
     return architecture.example(arguments)
 
 

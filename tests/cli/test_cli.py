@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 import elasticnet
+from elasticnet import ElasticWrapper, registry
 from elasticnet.cli import main
+from elasticnet.registry import Architecture
 from elasticnet.sr import asrn, edsr
 from elasticnet.sr.benchmark import bicubic, evaluate, evaluate_bicubic, load_sets
 
@@ -188,6 +193,49 @@ def test_every_built_in_model_is_offered(photos, capsys):
         "1",
         f"{sum(p.numel() for p in edsr(2).truncate(1).parameters()):,}",
     ]
+
+
+def enlarger(factor: int = 2, num_blocks: int = 2, taps: Any = None) -> ElasticWrapper:
+    """Somebody's own network: its argument that decides on the scale has a name of its own."""
+    blocks = [nn.Conv2d(4, 4, 3, padding=1) for _ in range(num_blocks)]
+    head = nn.Sequential(nn.Conv2d(4, 3 * factor**2, 1), nn.PixelShuffle(factor))
+    return ElasticWrapper(blocks, head, stem=nn.Conv2d(3, 4, 1), taps=taps)
+
+
+@pytest.fixture
+def own_architecture() -> Iterator[None]:
+    """Two registered architectures: one names its scale argument, the other has none."""
+    named = Architecture(build=enlarger, extras={"scale_argument": "factor"})
+    registry.register("own-enlarger", named)
+    registry.register("own-doubler", Architecture(build=enlarger))
+    yield
+    registry.unregister("own-enlarger")
+    registry.unregister("own-doubler")
+
+
+@pytest.mark.usefixtures("own_architecture")
+def test_any_registered_architecture_is_built(photos, capsys):
+    common = ["benchmark", "--data", str(photos), "--depths", "1", "--no-cost", "--device", "cpu"]
+    assert main([*common, "--model", "own-enlarger", "--scales", "2", "3"]) == 0
+    lines = lines_of(capsys.readouterr().out)[2:]
+    assert [line[:3] for line in lines] == [
+        ["x2", "bicubic", ""],
+        ["x2", "1", "224"],
+        ["x3", "bicubic", ""],
+        ["x3", "1", "299"],
+    ]
+    assert main([*common, "--model", "own-doubler"]) == 0
+    assert lines_of(capsys.readouterr().out)[-1][:2] == ["1", "224"]
+    assert main([*common, "--model", "own-enlarger"]) == 2
+    assert "--model own-enlarger: give either checkpoints, or" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("own_architecture")
+def test_a_file_of_any_registered_architecture_is_scored(photos, tmp_path, capsys):
+    path = tmp_path / "own.safetensors"
+    elasticnet.save(registry.build("own-enlarger", factor=3), path)
+    assert main(["benchmark", str(path), "--data", str(photos), "--no-cost"]) == 0
+    assert "own, BI; photos (2 images)" in capsys.readouterr().out
 
 
 def test_an_unreadable_image_is_reported_at_the_end_with_exit_code_1(tmp_path, capsys):

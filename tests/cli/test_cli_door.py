@@ -84,6 +84,7 @@ def modules_after(*arguments: str) -> tuple[set[str], subprocess.CompletedProces
         (["profile", "--help"], 0),
         (["export", "--help"], 0),
         (["upscale", "--help"], 0),
+        (["recipes", "--help"], 0),
         ([], 2),
         (["upscal"], 2),
         (["benchmark", "FILE"], 2),

@@ -4,17 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import elasticnet
+from elasticnet import ElasticWrapper, registry
 from elasticnet.card import DepthCard, card_of
 from elasticnet.checkpoint import read_header
 from elasticnet.cli import main
+from elasticnet.registry import Architecture
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate, load_sets
 from elasticnet.sr.models.pretrained import weights_file
@@ -134,6 +139,38 @@ def test_a_custom_net_is_sent_to_python(tmp_path, capsys):
     assert "own.safetensors: holds a network of no registered architecture" in said
     assert "elasticnet.card.measure(net, example)" in said
     assert said.count("\n") == 1
+
+
+def classifier(num_blocks: int = 2, taps: Any = None) -> ElasticWrapper:
+    """Somebody's own network, which takes rows of eight numbers."""
+    blocks = [nn.Linear(8, 8) for _ in range(num_blocks)]
+    return ElasticWrapper(blocks, nn.Linear(8, 3), taps=taps, layout="b n c")
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Iterator[Path]:
+    """A file of a registered architecture with an example of its own, a batch of five."""
+    own = Architecture(build=classifier, example=lambda arguments: torch.ones(5, 4, 8))
+    registry.register("own-classifier", own)
+    path = tmp_path / "own.safetensors"
+    elasticnet.save(registry.build("own-classifier"), path)
+    yield path
+    registry.unregister("own-classifier")
+
+
+def test_a_network_that_takes_no_images_is_measured_on_its_own_example(own_file, capsys):
+    quick = ["--repeats", "2", "--no-memory", "--device", "cpu"]
+    assert main(["profile", str(own_file), *quick]) == 0
+    said = capsys.readouterr().out
+    card = card_of(own_file)
+    assert card.input_shape == (5, 4, 8)
+    assert "samples/s" in said
+    assert "input MPix/s" not in said
+
+
+def test_an_image_size_for_a_network_without_images_is_refused(own_file, capsys):
+    assert main(["profile", str(own_file), "--size", "16x8", "--device", "cpu"]) == 2
+    assert "--size 16x8: this network takes no images; leave it out" in capsys.readouterr().err
 
 
 def test_bad_input_is_refused_before_anything_is_measured(file, tmp_path, capsys):

@@ -55,36 +55,41 @@ def cells(table: str) -> list[list[str]]:
     return [header, *lines]
 
 
-def test_markdown_csv_and_json_agree(wide, tmp_path):
+def test_csv_and_json_agree(wide, tmp_path):
     _, _, result = wide
     write_tables(tmp_path, result, "two nets")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "images.csv",
-        "table.csv",
-        "table.json",
-        "table.md",
-    ]
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert made == ["images.csv", "table.csv", "table.json", "table.md"]
     stored = json.loads((tmp_path / "table.json").read_text())
     assert stored["title"] == "two nets"
     assert stored["settings"]["protocol"] == "matlab-y"
     for name, key in (("table.csv", "rows"), ("images.csv", "images")):
         with open(tmp_path / name, newline="") as file:
             lines = list(csv.DictReader(file))
-        assert len(lines) == len(stored[key]) == len(getattr(result, key))
+        assert len(lines) == len(getattr(result, key))
         for line, entry in zip(lines, stored[key], strict=True):
-            assert line == {
-                field: "" if value is None else str(value) for field, value in entry.items()
-            }
+            as_text = {field: str(value) for field, value in entry.items() if value is not None}
+            assert {field: value for field, value in line.items() if value} == as_text
+
+
+def test_rows_are_means_of_the_images(wide):
+    _, _, result = wide
     for row in result.rows:
         same = [score for score in result.images if score[:4] == row[:4]]
         assert len(same) == 2
         assert row.psnr == pytest.approx(np.mean([score.psnr for score in same]), abs=1e-12)
         assert row.ssim == pytest.approx(np.mean([score.ssim for score in same]), abs=1e-12)
 
+
+def test_the_markdown_table_has_a_column_for_everything_that_differs(wide, tmp_path):
+    _, _, result = wide
+    write_tables(tmp_path, result, "two nets")
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("two nets; A (2 images), B (2 images); protocol matlab-y\n\n|")
-    header, *lines = cells(text.partition("\n\n")[2])
-    assert cells(aligned(text.partition("\n\n")[2])) == [header, *lines]
+    markdown = text.partition("\n\n")[2]
+    assert markdown == markdown_table(result)
+    header, *lines = cells(markdown)
+    assert cells(aligned(markdown)) == [header, *lines]
     rest = ["SSIM-Y", "gain over bicubic (dB)"]
     assert header[:4] == ["scale", "network", "depth", "parameters"]
     assert header[4:] == ["A PSNR-Y (dB)", *rest, "B PSNR-Y (dB)", *rest]
@@ -97,14 +102,22 @@ def test_markdown_csv_and_json_agree(wide, tmp_path):
         ["x3", "deep", "1"],
         ["x3", "deep", "2"],
     ]
-    for scale, network, depth, parameters, *scores in lines:
-        for data, (psnr, ssim, gain) in (("A", scores[:3]), ("B", scores[3:])):
-            key = (data, int(scale[1:]), network, None if depth == "bicubic" else int(depth))
-            (row,) = [row for row in result.rows if row[:4] == key]
-            baseline = next(row for row in result.rows if row[:2] == key[:2])
-            assert parameters == (f"{row.parameters:,}" if row.depth else "")
-            assert (psnr, ssim) == (f"{row.psnr:.2f}", f"{row.ssim:.4f}")
-            assert gain == (f"{row.psnr - baseline.psnr:+.2f}" if row.depth else "")
+
+
+def test_the_cells_of_the_markdown_table_are_the_rows(wide):
+    _, _, result = wide
+    rows = {(row.data, row.scale, row.network, row.depth): row for row in result.rows}
+    for scale, network, depth, parameters, *scores in cells(markdown_table(result))[1:]:
+        for data, shown in (("A", scores[:3]), ("B", scores[3:])):
+            bicubic_row = rows[data, int(scale[1:]), "bicubic", None]
+            if depth == "bicubic":
+                row, gain = bicubic_row, ""
+                assert parameters == ""
+            else:
+                row = rows[data, int(scale[1:]), network, int(depth)]
+                gain = f"{row.psnr - bicubic_row.psnr:+.2f}"
+                assert parameters == f"{row.parameters:,}"
+            assert shown == [f"{row.psnr:.2f}", f"{row.ssim:.4f}", gain]
 
 
 def test_one_net_on_one_set_makes_the_plain_table():
