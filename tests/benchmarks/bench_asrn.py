@@ -1,11 +1,10 @@
-"""What ASRN's folded head, its taps and the wrapper cost: milliseconds per training step and per
-forward.
+"""What ASRN's folded head, its taps and the wrapper cost: ms per training step and per forward.
 
-    python tests/benchmarks/bench_asrn.py [--precision bfloat16] [--device cuda] [--quick] [--json
-    FILE]
+    python tests/benchmarks/bench_asrn.py [--precision bfloat16] [--device cuda] [--quick]
+    [--json FILE]
 
 All variants of a table are timed in turn, round after round, forwards and backwards through the
-list; times are medians over the rounds, ratios medians of the rounds' ratios. A training step is
+list. Times are medians over the rounds, ratios medians of the rounds' ratios. A training step is
 zero_grad, all losses (L1, and distillation where there is more than one tap), backward and fused
 Adam. `prepare()` is the fold itself, paid once a pass. The last table sets the wrapper beside an
 nn.Sequential of the very same modules, also at a size where overhead would show.
@@ -14,17 +13,23 @@ nn.Sequential of the very same modules, also at a size where overhead would show
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from harness import (
+    machine_name,
+    make_parser,
+    median_ratio,
+    require_at_least,
+    settings_of,
+    time_in_turn,
+    write_report,
+)
 from torch import Tensor, nn
 
 from elasticnet import ElasticObjective, ElasticWrapper
@@ -32,14 +37,35 @@ from elasticnet.sr.models.asrn import asrn
 from elasticnet.sr.models.heads import DeconvHead
 
 Cases = dict[str, Callable[[], Any]]
-SMALL = (1, 24)  # batch and patch at which a wrapper's overhead would show
+Times = dict[str, list[float]]
+
+HEADS = ("plain", "folded")
+TAPS = ("1 tap", "all taps")
+SMALL_BATCH, SMALL_PATCH = 1, 24  # at this size a wrapper's overhead would show
+SMALL_CALLS = 5  # for one measurement, as a single call is too short for the clock
 
 
 def main() -> None:
-    """Measure, print the tables, write JSON where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Measure, print the tables, write JSON if asked."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    machine = machine_name(options.device)
+    print(machine)
+    print(", ".join(f"{name} {value}" for name, value in settings_of(options).items()))
+
+    seconds = time_heads(options)
+    print_heads(seconds)
+    fold_seconds = time_fold(options)
+    print_fold(fold_seconds, statistics.median(seconds["training step"]["folded, all taps"]))
+    wrapper = compare_wrapper(options)
+    heads = {"seconds": {**seconds, "prepare()": fold_seconds}}
+    write_report(options, machine, heads=heads, wrapper=wrapper)
+
+
+def parse() -> argparse.Namespace:
+    """Return the options."""
+    parser = make_parser(__doc__)
     parser.add_argument("--scale", type=int, default=4, choices=(1, 2, 3, 4))
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
@@ -65,144 +91,84 @@ def main() -> None:
         help="this process's processor time: steadier where other work runs",
     )
     parser.add_argument("--quick", action="store_true", help="a short run: batch 2, 3 rounds")
-    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     options = parser.parse_args()
     if options.quick:
-        options.batch, options.repeats = min(options.batch, 2), min(options.repeats, 3)
-    for name in ("blocks", "batch", "patch", "threads", "repeats"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} {getattr(options, name)}: expected at least 1")
+        options.batch = min(options.batch, 2)
+        options.repeats = min(options.repeats, 3)
+    require_at_least(parser, options, 1, "blocks", "batch", "patch", "threads", "repeats")
     if options.cpu_time and options.device.type != "cpu":
         parser.error(f"--cpu-time with --device {options.device}: only for the cpu")
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-
-    settings = {
-        name: str(value) for name, value in vars(options).items() if name not in ("json", "quick")
-    }
-    machine = {
-        "torch": torch.__version__,
-        "processor": processor(),
-        "accelerator": accelerator(options.device),
-    }
-    print(", ".join(f"{name} {value}" for name, value in {**machine, **settings}.items() if value))
-    report: dict[str, Any] = {"machine": machine, "settings": settings}
-    report["heads"] = compare_heads(options)
-    report["wrapper"] = compare_wrapper(options)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return options
 
 
-def compare_heads(options: argparse.Namespace) -> dict[str, Any]:
-    """Time steps and forwards with the plain and the folded head, with one and with all taps; and
-    prepare().
-    """
-    lr = batch_of(options, options.batch, options.patch)
-    hr = batch_of(options, options.batch, options.patch * options.scale)
+def timed(options: argparse.Namespace, cases: Cases, repeats: int, calls: int = 1) -> Times:
+    """Return the seconds of each case, round by round."""
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    return time_in_turn(cases, repeats, warm_up=2, calls=calls, clock=clock, device=options.device)
+
+
+# --- the head
+
+
+def time_heads(options: argparse.Namespace) -> dict[str, Times]:
+    """Time steps and forwards with the plain and the folded head, with one and with all taps."""
+    lr = random_batch(options, options.batch, options.patch)
+    hr = random_batch(options, options.batch, options.patch * options.scale)
     steps: Cases = {}
     forwards: Cases = {}
-    nets = {
-        (fold, taps): build(options, fold, taps)
-        for taps in (None, (options.blocks,))
-        for fold in (False, True)
-    }
-    for (fold, taps), net in nets.items():
-        name = f"{'folded' if fold else 'plain'}, {'1 tap' if taps else 'all taps'}"
-        steps[name] = training_step(options, net, lr, hr)
-        forwards[name] = partial(forward, options, net.forward_taps, lr)
-    head = nets[True, None].head
-    assert isinstance(head, DeconvHead)
-    folds: Cases = {"forward": head.prepare, "with backward": lambda: fold_and_back(head)}
+    for taps in TAPS:
+        for head in HEADS:
+            net = build(options, fold=head == "folded", all_taps=taps == "all taps")
+            steps[f"{head}, {taps}"] = training_step(options, net, lr, hr)
+            forwards[f"{head}, {taps}"] = partial(forward, options, net.forward_taps, lr)
+    step_times = timed(options, steps, options.repeats)
+    with torch.inference_mode():
+        forward_times = timed(options, forwards, options.repeats)
+    return {"training step": step_times, "forward": forward_times}
 
-    measured: dict[str, Any] = {}
+
+def print_heads(seconds: dict[str, Times]) -> None:
+    """Print the plain head beside the folded one, and all taps beside one."""
     print(f"\n{'median ms':26}{'plain':>10}{'folded':>10}{'plain / folded':>17}")
-    for title, cases in {"training step": steps, "forward": forwards}.items():
-        with torch.inference_mode(title == "forward"):
-            times = measured[title] = rounds(options, cases, options.repeats)
-        for taps in ("1 tap", "all taps"):
-            plain, folded = times[f"plain, {taps}"], times[f"folded, {taps}"]
-            row = f"{1000 * statistics.median(plain):10.2f}{1000 * statistics.median(folded):10.2f}"
-            print(f"{title + ', ' + taps:26}{row}{ratio(plain, folded):17.2f}")
-        several = [
-            ratio(times[f"{head}, all taps"], times[f"{head}, 1 tap"])
-            for head in ("plain", "folded")
-        ]
-        print(f"{'  all taps / 1 tap':26}{several[0]:10.2f}{several[1]:10.2f}")
-    times = measured["prepare()"] = rounds(options, folds, 5 * options.repeats)
-    whole = statistics.median(measured["training step"]["folded, all taps"])
+    for title, times in seconds.items():
+        for taps in TAPS:
+            plain = times[f"plain, {taps}"]
+            folded = times[f"folded, {taps}"]
+            print(
+                f"{title + ', ' + taps:26}"
+                f"{1000 * statistics.median(plain):10.2f}{1000 * statistics.median(folded):10.2f}"
+                f"{median_ratio(plain, folded):17.2f}"
+            )
+        plain_ratio = median_ratio(times["plain, all taps"], times["plain, 1 tap"])
+        folded_ratio = median_ratio(times["folded, all taps"], times["folded, 1 tap"])
+        print(f"{'  all taps / 1 tap':26}{plain_ratio:10.2f}{folded_ratio:10.2f}")
+
+
+def time_fold(options: argparse.Namespace) -> Times:
+    """Time the fold of the head alone, with and without the way back."""
+    head = head_of(build(options, fold=True, all_taps=True))
+    cases: Cases = {"forward": head.prepare, "with backward": partial(fold_and_back, head)}
+    return timed(options, cases, 5 * options.repeats)
+
+
+def print_fold(times: Times, step_seconds: float) -> None:
+    """Print the fold's time, and its share of a training step with all taps."""
     for name, seconds in times.items():
         median = statistics.median(seconds)
-        print(
-            f"{'prepare(), ' + name:36}{1000 * median:10.2f}   {median / whole:.1%} of the step with all taps"
-        )
-    return {"seconds": measured}
+        share = f"{median / step_seconds:.1%} of the step with all taps"
+        print(f"{'prepare(), ' + name:36}{1000 * median:10.2f}   {share}")
 
 
-def compare_wrapper(options: argparse.Namespace) -> dict[str, Any]:
-    """Time the wrapper beside an nn.Sequential of the same modules, on the given batch and on a
-    very small one.
-    """
-    net = build(options, fold=True, taps=None)
-    bare = nn.Sequential(net.stem, *net.blocks, net.head)
-    measured: dict[str, Any] = {}
-    columns = f"{'ratio':>8}{'lower':>8}{'upper':>8}{'ms':>9}{'us more':>9}"
-    print(f"\n{'wrapper / nn.Sequential':44}{columns}   (lower, upper: quartiles)")
-    for batch, patch in (SMALL, (options.batch, options.patch)):
-        lr = batch_of(options, batch, patch)
-        for title, run in {
-            "forward": forward,
-            "forward and backward": forward_and_backward,
-        }.items():
-            cases: Cases = {
-                "wrapper": partial(run, options, net, lr),
-                "sequential": partial(run, options, bare, lr),
-            }
-            with torch.inference_mode(title == "forward"):
-                # Each measurement runs several times where a single one would be too short for the
-                # clock.
-                inner = 5 if (batch, patch) == SMALL else 1
-                times = rounds(options, cases, options.repeats * (20 if inner > 1 else 3), inner)
-            ratios = [a / b for a, b in zip(times["wrapper"], times["sequential"], strict=True)]
-            lower, middle, upper = statistics.quantiles(ratios, n=4)
-            name = f"batch {batch} of {patch}x{patch}, {title}"
-            median = statistics.median(times["sequential"])
-            row = f"{middle:8.3f}{lower:8.3f}{upper:8.3f}{1000 * median:9.2f}{1e6 * (middle - 1) * median:9.0f}"
-            print(f"{name:44}{row}")
-            measured[name] = {"seconds": times, "ratio": middle, "quartiles": [lower, upper]}
-    return measured
-
-
-def rounds(
-    options: argparse.Namespace, cases: Cases, repeats: int, inner: int = 1
-) -> dict[str, list[float]]:
-    """Return the seconds of each case, round by round; the order turns round every time, the first
-    two warm up.
-    """
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for number in range(2 + repeats):
-        for name in list(cases)[:: 1 if number % 2 else -1]:
-            synchronize(options.device)
-            start = clock()
-            for _ in range(inner):
-                cases[name]()
-            synchronize(options.device)
-            if number > 1:
-                seconds[name].append((clock() - start) / inner)
-    return seconds
-
-
-def build(options: argparse.Namespace, fold: bool, taps: tuple[int, ...] | None) -> ElasticWrapper:
-    """Only the head differs: the blocks' folded shuffle stays on."""
-    net = asrn(options.scale, options.blocks, taps=taps)
-    assert isinstance(net.head, DeconvHead)
-    net.head.fold = fold
-    return net.to(options.device, memory_format=memory_format(options))  # pyright: ignore[reportCallIssue]
+def fold_and_back(head: DeconvHead) -> None:
+    """Fold the head, and follow the gradient back to its parameters."""
+    kernel, bias_kernel = head.folded_kernels()
+    (kernel.sum() + bias_kernel.sum()).backward()
 
 
 def training_step(
     options: argparse.Namespace, net: ElasticWrapper, lr: Tensor, hr: Tensor
 ) -> Callable[[], None]:
+    """Return what does one training step of a network."""
     objective = ElasticObjective(net, F.l1_loss, psd_weight=0.1)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
 
@@ -214,54 +180,93 @@ def training_step(
     return step
 
 
+# --- the wrapper
+
+
+def compare_wrapper(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the wrapper beside an nn.Sequential of the same modules, and print the table."""
+    net = build(options, fold=True, all_taps=True)
+    bare = nn.Sequential(net.stem, *net.blocks, net.head)
+    columns = f"{'ratio':>8}{'lower':>8}{'upper':>8}{'ms':>9}{'us more':>9}"
+    print(f"\n{'wrapper / nn.Sequential':44}{columns}   (lower, upper: quartiles)")
+    measured: dict[str, Any] = {}
+    for batch, patch in ((SMALL_BATCH, SMALL_PATCH), (options.batch, options.patch)):
+        lr = random_batch(options, batch, patch)
+        is_small = (batch, patch) == (SMALL_BATCH, SMALL_PATCH)
+        repeats = options.repeats * (20 if is_small else 3)
+        calls = SMALL_CALLS if is_small else 1
+        size = f"batch {batch} of {patch}x{patch}"
+
+        forwards: Cases = {
+            "wrapper": partial(forward, options, net, lr),
+            "sequential": partial(forward, options, bare, lr),
+        }
+        with torch.inference_mode():
+            times = timed(options, forwards, repeats, calls)
+        measured[f"{size}, forward"] = wrapper_row(f"{size}, forward", times)
+
+        both_ways: Cases = {
+            "wrapper": partial(forward_and_backward, options, net, lr),
+            "sequential": partial(forward_and_backward, options, bare, lr),
+        }
+        times = timed(options, both_ways, repeats, calls)
+        name = f"{size}, forward and backward"
+        measured[name] = wrapper_row(name, times)
+    return measured
+
+
+def wrapper_row(name: str, times: Times) -> dict[str, Any]:
+    """Print one line of the wrapper's table, and return its numbers."""
+    ratios = [a / b for a, b in zip(times["wrapper"], times["sequential"], strict=True)]
+    lower, middle, upper = statistics.quantiles(ratios, n=4)
+    median = statistics.median(times["sequential"])
+    microseconds_more = 1e6 * (middle - 1) * median
+    print(
+        f"{name:44}{middle:8.3f}{lower:8.3f}{upper:8.3f}"
+        f"{1000 * median:9.2f}{microseconds_more:9.0f}"
+    )
+    return {"seconds": times, "ratio": middle, "quartiles": [lower, upper]}
+
+
+# --- networks and batches
+
+
+def build(options: argparse.Namespace, *, fold: bool, all_taps: bool) -> ElasticWrapper:
+    """Return a network; only the head differs, as the blocks' folded shuffle stays on."""
+    taps = None if all_taps else (options.blocks,)
+    net = asrn(options.scale, options.blocks, taps=taps)
+    head_of(net).fold = fold
+    return net.to(options.device, memory_format=memory_format(options))  # pyright: ignore[reportCallIssue]
+
+
+def head_of(net: ElasticWrapper) -> DeconvHead:
+    """Return ASRN's head."""
+    assert isinstance(net.head, DeconvHead)
+    return net.head
+
+
 def forward(options: argparse.Namespace, net: Callable[..., Any], *inputs: Tensor) -> Any:
-    """Autocast begins anew each time: it keeps the weights' casts for as long as it lasts."""
-    with torch.autocast(
-        options.device.type, dtype=torch.bfloat16, enabled=options.precision == "bfloat16"
-    ):
+    """Run a network or an objective."""
+    # Autocast begins anew each time: it keeps the weights' casts as long as it lasts.
+    is_bfloat16 = options.precision == "bfloat16"
+    with torch.autocast(options.device.type, dtype=torch.bfloat16, enabled=is_bfloat16):
         return net(*inputs)
 
 
 def forward_and_backward(options: argparse.Namespace, net: Callable[..., Any], lr: Tensor) -> None:
+    """Run a network and follow the gradient back."""
     forward(options, net, lr).sum().backward()
 
 
-def fold_and_back(head: DeconvHead) -> None:
-    kernel, bias_kernel = head.folded_kernels()
-    (kernel.sum() + bias_kernel.sum()).backward()
-
-
-def batch_of(options: argparse.Namespace, batch: int, side: int) -> Tensor:
-    return torch.rand(batch, 3, side, side, device=options.device).to(
-        memory_format=memory_format(options)
-    )
+def random_batch(options: argparse.Namespace, batch: int, side: int) -> Tensor:
+    """Return images of shape (batch, 3, side, side)."""
+    images = torch.rand(batch, 3, side, side, device=options.device)
+    return images.to(memory_format=memory_format(options))
 
 
 def memory_format(options: argparse.Namespace) -> torch.memory_format:
+    """Return the layout of images and weights."""
     return torch.channels_last if options.channels_last else torch.contiguous_format
-
-
-def ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def processor() -> str:
-    """The processor's name, by Linux's list or by what Python knows."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
-
-
-def accelerator(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
 if __name__ == "__main__":

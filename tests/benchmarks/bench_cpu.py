@@ -1,36 +1,46 @@
-"""ASRN's speed on a CPU at each depth: PyTorch eager and compiled, in float32 and bfloat16, and
-ONNX Runtime.
+"""ASRN's speed on a CPU at each depth: PyTorch eager and compiled, and ONNX Runtime.
 
     python tests/benchmarks/bench_cpu.py [--size 320x180] [--threads 2] [--repeats 9] [--json FILE]
 
-One image of this size is enlarged. Every way runs the same folded network (head and channel shuffle
-as single convolutions), and its multiply-accumulates are counted as folded, so that folding does
-not flatter the rates. They are set beside the fastest matrix product that PyTorch does here in that
-precision: by torch.mm, or by a 1x1 convolution, which another library computes (on AMD processors
-it is twice as fast in float32). All cases take turns, round after round; times are medians over the
-rounds, fractions and shares medians of the rounds' ratios. The last column is the largest
-difference from the float32 network. Below stand variations of eager: the layers as written, images
-in NCHW, tiles whose features fit the cache. ONNX Runtime needs elastic-depth[export].
+One image of this size is enlarged, in float32 and bfloat16. Every way runs the same folded network
+(head and channel shuffle as single convolutions), and its multiply-accumulates are counted as
+folded, so that folding does not flatter the rates.
+
+The rates are set beside the fastest matrix product that PyTorch does here in that precision: by
+torch.mm, or by a 1x1 convolution, which another library computes (on AMD processors it is twice as
+fast in float32). All cases take turns, round after round. Times are medians over the rounds,
+fractions and shares medians of the rounds' ratios. The last column is the largest difference from
+the float32 network.
+
+Below stand variations of eager: the layers as written, images in NCHW, tiles whose features fit the
+cache. ONNX Runtime needs elastic-depth[export].
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from harness import (
+    machine_name,
+    make_parser,
+    median_ratio,
+    require_at_least,
+    time_in_turn,
+    write_report,
+)
+from torch import Tensor
 from torch._inductor import config as inductor
 from tqdm import tqdm
 
-from elasticnet.card.machine import this_machine
+from elasticnet import ElasticWrapper
 from elasticnet.card.measuring import count_macs
 from elasticnet.export import export, plain_copy, require, runner
 from elasticnet.memory import keep_freed_memory
@@ -40,33 +50,50 @@ from elasticnet.sr.inference.tiling import upscale_array
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WAYS = ("eager", "compiled", "onnx")
-# of eager, at the deepest depth
+# Of eager, at the deepest depth; a tile's side in pixels stands at the end.
 VARIATIONS = ("plain head, shuffle kept", "NCHW", "tiles of 64", "tiles of 128")
 PRODUCTS = ("torch.mm", "1x1 convolution")  # ways to multiply matrices
-SIDES = (256, 512, 1024)  # of the square matrix; the other has 4096 rows
-ROWS = 4096
-Case = tuple[str, str, int]  # way, precision, depth; or product, precision, side
+PRODUCT_SIDES = (256, 512, 1024)  # of the square matrix
+PRODUCT_ROWS = 4096  # of the other matrix
+HEADINGS = ("", "depth", "ms", "GMAC/s", "of peak", "of deepest", "difference")
+
+
+class Run(NamedTuple):
+    """The network at one depth, run in one way."""
+
+    way: str
+    precision: str
+    depth: int
+
+
+class Product(NamedTuple):
+    """A matrix product of one size, computed in one way."""
+
+    way: str
+    precision: str
+    side: int
+
+
+Case = Run | Product
 
 
 def main() -> None:
-    """Measure, print the table, write JSON where asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Measure, print the table, write JSON if asked."""
+    parser = make_parser(__doc__)
     parser.add_argument("--size", default="320x180", help="of the input, WIDTHxHEIGHT")
     parser.add_argument("--scale", type=int, default=4, choices=(2, 3, 4))
     parser.add_argument("--skip", choices=("bicubic",), help="the network with this skip")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=9, help="rounds")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds; two more warm up")
     parser.add_argument(
         "--keep-memory",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="by keep_freed_memory(), as the command",
+        help="call keep_freed_memory() first, as the command does",
     )
-    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     options = parser.parse_args()
-    width, height = map(int, options.size.split("x"))
+    require_at_least(parser, options, 1, "threads", "repeats")
+    width, height = (int(side) for side in options.size.split("x"))
     require("onnx")
     if options.keep_memory:
         keep_freed_memory()
@@ -75,138 +102,149 @@ def main() -> None:
     inductor.freezing = True  # weights as constants of the compiled code
     net = asrn(options.scale, skip=options.skip).eval()
     lr = torch.rand(1, 3, height, width)
-    macs = {depth: count_macs(plain_copy(net, fold=True), lr, depth) for depth in net.taps}
 
-    machine = this_machine(threads=options.threads).key
+    machine = machine_name()
     print(f"{machine}; {options.size} enlarged {options.scale} times, {options.repeats} rounds")
     with torch.inference_mode():
-        cases, differences = prepare(net, lr)
-        seconds = rounds(cases, options.repeats)
-    products = {
-        (way, name): product_rates(seconds, way, name) for name in PRECISIONS for way in PRODUCTS
-    }
-    peaks = {
-        name: [max(pair) for pair in zip(*(products[way, name] for way in PRODUCTS), strict=True)]
-        for name in PRECISIONS
-    }
-    for (way, name), rates in products.items():
-        print(f"{name} matrix product by {way}: {statistics.median(rates) / 1e9:.0f} GMAC/s")
+        products = product_cases()
+        runs, differences = network_cases(net, lr)
+        cases: dict[Case, Callable[[], Any]] = {**products, **runs}
+        seconds = time_in_turn(cases, options.repeats, warm_up=2)
 
-    rows = []
-    print(
-        f"\n{'':36}{'depth':>6}{'ms':>9}{'GMAC/s':>9}{'of peak':>9}"
-        f"{'of deepest':>12}{'difference':>12}"
-    )
-    for way, precision, depth in differences:
-        case, deepest = seconds[way, precision, depth], seconds[way, precision, net.taps[-1]]
-        rates = [macs[depth] / each for each in case]
-        row = {
-            "way": way,
-            "precision": precision,
-            "depth": depth,
-            "ms": 1e3 * statistics.median(case),
-            "gmacs_per_second": statistics.median(rates) / 1e9,
-            "of_peak": ratio(rates, peaks[precision]),
-            "of_deepest": ratio(case, deepest),
-            "difference": differences[way, precision, depth],
-        }
-        rows.append(row)
+    rates = {
+        (precision, way): product_rates(seconds, way, precision)
+        for precision in PRECISIONS
+        for way in PRODUCTS
+    }
+    product_gmacs: dict[str, float] = {}
+    for (precision, way), each in rates.items():
+        product_gmacs[f"{precision}, {way}"] = statistics.median(each) / 1e9
+        print(f"{precision} matrix product by {way}: {statistics.median(each) / 1e9:.0f} GMAC/s")
+    peaks = {precision: best_of_each_round(rates, precision) for precision in PRECISIONS}
+    macs = {depth: count_macs(plain_copy(net, fold=True), lr, depth) for depth in net.taps}
+    rows = [row_of(run, seconds, macs, peaks, differences[run]) for run in runs]
+    print_table(rows)
+    write_report(options, machine, macs=macs, product_gmacs_per_second=product_gmacs, rows=rows)
+
+
+def row_of(
+    run: Run,
+    seconds: dict[Case, list[float]],
+    macs: dict[int, int],
+    peaks: dict[str, list[float]],
+    difference: float,
+) -> dict[str, Any]:
+    """Return one line of the table; docs/speed.md is made of these."""
+    times = seconds[run]
+    deepest = seconds[run._replace(depth=max(macs))]
+    rates = [macs[run.depth] / each for each in times]
+    return {
+        "way": run.way,
+        "precision": run.precision,
+        "depth": run.depth,
+        "ms": 1e3 * statistics.median(times),
+        "gmacs_per_second": statistics.median(rates) / 1e9,
+        "of_peak": median_ratio(rates, peaks[run.precision]),
+        "of_deepest": median_ratio(times, deepest),
+        "difference": difference,
+    }
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the lines under their headings."""
+    print("\n{:36}{:>6}{:>9}{:>9}{:>9}{:>12}{:>12}".format(*HEADINGS))
+    for row in rows:
         print(
-            f"{way + ', ' + precision:36}{depth:6}{row['ms']:9.1f}"
+            f"{row['way'] + ', ' + row['precision']:36}{row['depth']:6}{row['ms']:9.1f}"
             f"{row['gmacs_per_second']:9.0f}{row['of_peak']:9.1%}"
             f"{row['of_deepest']:12.1%}{row['difference']:12.1e}"
         )
-    if options.json:
-        medians = {
-            f"{name}, {way}": statistics.median(rates) / 1e9
-            for (way, name), rates in products.items()
-        }
-        settings = {name: str(value) for name, value in vars(options).items() if name != "json"}
-        report = {
-            "machine": machine,
-            "settings": settings,
-            "macs": macs,
-            "product_gmacs_per_second": medians,
-        }
-        options.json.write_text(
-            json.dumps({**report, "rows": rows}, indent=2) + "\n", encoding="utf-8"
-        )
 
 
-def prepare(net: Any, lr: torch.Tensor) -> tuple[dict[Case, Callable[[], Any]], dict[Case, float]]:
-    """Return what is timed, and of each way and depth the largest difference from the float32
-    network.
-    """
-    cases: dict[Case, Callable[[], Any]] = {}
+# --- matrix products
+
+
+def product_cases() -> dict[Product, Callable[[], Any]]:
+    """Return every matrix product that is timed."""
+    cases: dict[Product, Callable[[], Any]] = {}
     for precision, dtype in PRECISIONS.items():
-        for side in SIDES:
-            a, b = torch.randn(ROWS, side, dtype=dtype), torch.randn(side, side, dtype=dtype)
-            image = a.view(1, 64, -1, side).permute(0, 3, 1, 2)
-            cases["torch.mm", precision, side] = partial(torch.mm, a, b)
-            cases["1x1 convolution", precision, side] = partial(
-                F.conv2d, image, b.view(side, side, 1, 1)
-            )
-    differences: dict[Case, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        runs = [
-            (way, precision, depth)
-            for precision in PRECISIONS
-            for way in WAYS
-            for depth in net.taps
-        ]
-        runs += [(way, precision, net.taps[-1]) for precision in PRECISIONS for way in VARIATIONS]
-        for way, precision, depth in tqdm(runs, desc="preparing", leave=False, disable=None):
-            if way == "onnx" and precision == "bfloat16":
-                continue  # ONNX Runtime has no such kernels for CPUs
-            dtype = PRECISIONS[precision]
-            cut, x = net.truncate(depth).to(dtype, memory_format=torch.channels_last), lr.to(dtype)
-            if way == "onnx":
-                run = runner(export(net, Path(folder) / f"{depth}.onnx", depth=depth).path)
-            elif way == "plain head, shuffle kept":
-                run = plain_copy(cut, fold=False)
-            elif way.startswith("tiles"):
-                image, tile = lr[0].permute(1, 2, 0).numpy(), int(way.split()[-1])
-                plan = plan_upscale(cut, depth=depth, tile=tile)
-                cases[way, precision, depth] = partial(upscale_array, image, plan)
-                run = None
-            else:
-                run = plain_copy(cut, fold=True)
-                run = torch.compile(run) if way == "compiled" else run
-            if run is not None:
-                x = x if way in ("onnx", "NCHW") else x.to(memory_format=torch.channels_last)
-                cases[way, precision, depth] = partial(run, x)
-            output = torch.as_tensor(cases[way, precision, depth]())
-            output = output if run is not None else output.permute(2, 0, 1)[None]
-            differences[way, precision, depth] = (
-                (output.float() - net(lr, depth=depth)).abs().max().item()
-            )
-    return cases, differences
-
-
-def rounds(cases: dict[Case, Callable[[], Any]], repeats: int) -> dict[Case, list[float]]:
-    """Return the seconds of each case, round by round; the order turns round every time, the first
-    two warm up.
-    """
-    seconds: dict[Case, list[float]] = {case: [] for case in cases}
-    for number in tqdm(range(2 + repeats), desc="rounds", leave=False, disable=None):
-        for case in list(cases)[:: 1 if number % 2 else -1]:
-            start = time.perf_counter()
-            cases[case]()
-            if number > 1:
-                seconds[case].append(time.perf_counter() - start)
-    return seconds
+        for side in PRODUCT_SIDES:
+            tall = torch.randn(PRODUCT_ROWS, side, dtype=dtype)
+            square = torch.randn(side, side, dtype=dtype)
+            # The same numbers as an image of `side` channels, 64 pixels high, channels last.
+            image = tall.view(1, 64, -1, side).permute(0, 3, 1, 2)
+            kernel = square.view(side, side, 1, 1)
+            cases[Product("torch.mm", precision, side)] = partial(torch.mm, tall, square)
+            cases[Product("1x1 convolution", precision, side)] = partial(F.conv2d, image, kernel)
+    return cases
 
 
 def product_rates(seconds: dict[Case, list[float]], way: str, precision: str) -> list[float]:
-    """Return the multiply-accumulates a second of the best matrix product of each round."""
-    return [
-        max(ROWS * side**2 / each for side, each in zip(SIDES, times, strict=True))
-        for times in zip(*(seconds[way, precision, side] for side in SIDES), strict=True)
+    """Return the multiply-accumulates a second of the best size, round by round."""
+    rates_by_side = [
+        [PRODUCT_ROWS * side**2 / each for each in seconds[Product(way, precision, side)]]
+        for side in PRODUCT_SIDES
     ]
+    return [max(rates) for rates in zip(*rates_by_side, strict=True)]
 
 
-def ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+def best_of_each_round(rates: dict[tuple[str, str], list[float]], precision: str) -> list[float]:
+    """Return the rates of the best way to multiply matrices, round by round."""
+    rates_by_way = [rates[precision, way] for way in PRODUCTS]
+    return [max(of_one_round) for of_one_round in zip(*rates_by_way, strict=True)]
+
+
+# --- the network
+
+
+def network_cases(
+    net: ElasticWrapper, lr: Tensor
+) -> tuple[dict[Run, Callable[[], Any]], dict[Run, float]]:
+    """Return every way to run the network, and its largest difference from the float32 network."""
+    deepest = net.taps[-1]
+    runs: list[Run] = []
+    for precision in PRECISIONS:
+        for way in WAYS:
+            if way == "onnx" and precision == "bfloat16":
+                continue  # ONNX Runtime has no such kernels for CPUs
+            runs += [Run(way, precision, depth) for depth in net.taps]
+    for precision in PRECISIONS:
+        runs += [Run(variation, precision, deepest) for variation in VARIATIONS]
+
+    cases: dict[Run, Callable[[], Any]] = {}
+    differences: dict[Run, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for run in tqdm(runs, desc="preparing", leave=False, disable=None):
+            cases[run] = network_case(run, net, lr, Path(folder))
+            output = torch.as_tensor(cases[run]())
+            if run.way.startswith("tiles"):
+                output = output.permute(2, 0, 1).unsqueeze(0)  # (h, w, 3) to (1, 3, h, w)
+            difference = output.float() - net(lr, depth=run.depth)
+            differences[run] = difference.abs().max().item()
+    return cases, differences
+
+
+def network_case(run: Run, net: ElasticWrapper, lr: Tensor, folder: Path) -> Callable[[], Any]:
+    """Return what runs the network once in this way."""
+    if run.way == "onnx":
+        file = export(net, folder / f"{run.depth}.onnx", depth=run.depth)
+        return partial(runner(file.path), lr)
+    dtype = PRECISIONS[run.precision]
+    cut = net.truncate(run.depth).to(dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if run.way.startswith("tiles"):
+        tile = int(run.way.split()[-1])
+        image = lr[0].permute(1, 2, 0).numpy()
+        return partial(upscale_array, image, plan_upscale(cut, depth=run.depth, tile=tile))
+    image = lr.to(dtype)
+    if run.way == "NCHW":
+        return partial(plain_copy(cut, fold=True), image)
+    image = image.to(memory_format=torch.channels_last)
+    if run.way == "plain head, shuffle kept":
+        return partial(plain_copy(cut, fold=False), image)
+    plain = plain_copy(cut, fold=True)
+    if run.way == "compiled":
+        return partial(torch.compile(plain), image)
+    return partial(plain, image)
 
 
 if __name__ == "__main__":

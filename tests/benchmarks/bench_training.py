@@ -1,5 +1,4 @@
-"""Training iterations per second of ASRN with all taps, one feature switched on after the other
-from the plain loop.
+"""Training iterations per second of ASRN with all taps, one feature after the other switched on.
 
     python tests/benchmarks/bench_training.py [--device cuda] [--threads 2] [--data DIR] [--quick]
     [--json FILE]
@@ -8,10 +7,12 @@ The plain loop decodes PNG files for every patch in a DataLoader, runs every lay
 float32, contiguous, with Adam as it comes, and reads the loss at every step. Each row below adds
 one feature; those "on top" are single options beside the last of them. All train on the same
 samples from the same weights, so that the loss of the deepest tap at the last step agrees (with
-sampled taps the training is another). Every row has a process of its own, as a training has: in a
-shared one it would inherit the heap that the rows before left. They are timed in turn, round after
-round, forwards and backwards through the list, `--group` steps between synchronisations. Times are
-medians over the rounds, ratios medians of the rounds' ratios.
+sampled taps the training is another).
+
+Every row has a process of its own, as a training has: in a shared one it would inherit the heap
+that the rows before left. They are timed in turn, round after round, forwards and backwards through
+the list, `--group` steps between synchronisations. Times are medians over the rounds, ratios
+medians of the rounds' ratios.
 
 In doubt the plain loop is favoured: scikit-image's photographs have a seventh of the pixels of
 DIV2K's, and on a CPU the loader's workers fill their queue while other rows run (on a GPU untimed
@@ -39,12 +40,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench_asrn import accelerator, processor, ratio, synchronize
+from harness import (
+    machine_name,
+    make_parser,
+    median_ratio,
+    require_at_least,
+    settings_of,
+    synchronize,
+    write_report,
+)
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from elasticnet import ElasticObjective
+from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.loss_weights import normalised
 from elasticnet.losses import LossMeter
 from elasticnet.memory import keep_freed_memory
@@ -53,8 +62,9 @@ from elasticnet.sr.data.images import read_rgb
 from elasticnet.sr.data.patches import PatchDataset, PatchSampler
 from elasticnet.sr.models.asrn import asrn
 
-IMAGES = 40
-PREFETCH = 2  # batches per worker
+NUM_IMAGES = 40
+PREFETCHED_BATCHES = 2  # per worker of the plain loop
+WARM_UP_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -72,14 +82,18 @@ class Features:
     malloc: bool = False
 
 
+PLAIN = "plain loop"
+LAST = "+ bfloat16 autocast"
+# Each of these is added to those above it.
 STEPS: dict[str, dict[str, Any]] = {
-    "plain loop": {},
+    PLAIN: {},
     "+ patches cut on the device": {"on_device": True},
     "+ folded head": {"fold": True},
     "+ channels-last": {"channels_last": True},
     "+ fused Adam, LossMeter": {"fused": True},
-    "+ bfloat16 autocast": {"bfloat16": True},
+    LAST: {"bfloat16": True},
 }
+# Each of these is switched on alone, beside all of STEPS.
 ON_TOP: dict[str, dict[str, Any]] = {
     "2 sampled taps": {"sampled_taps": 2},
     "1 sampled tap": {"sampled_taps": 1},
@@ -87,38 +101,23 @@ ON_TOP: dict[str, dict[str, Any]] = {
     "torch.compile": {"compiled": True},
     "glibc malloc": {"malloc": True},
 }
-PLAIN, *_, LAST = STEPS
 
 
 def main() -> None:
-    """Measure, print the table, write JSON where asked."""
+    """Measure, print the table, write JSON if asked."""
     options = parse()
     pairs = some_pairs(options)
     if options.serve:
-        serve(options, table()[options.serve], pairs)
+        serve(options, rows()[options.serve], pairs)
         return
 
-    settings = {
-        name: str(value)
-        for name, value in vars(options).items()
-        if name not in ("json", "quick", "serve")
-    }
-    machine = {
-        "torch": torch.__version__,
-        "processor": processor(),
-        "accelerator": accelerator(options.device),
-    }
-    print(", ".join(f"{name} {value}" for name, value in {**machine, **settings}.items() if value))
-    print(
-        f"{pairs}, on average "
-        f"{pairs.lr_sizes.prod(1).mean() * pairs.scale**2 / 1e6:.2f} HR megapixels"
-    )
-    skipped = missing(options)
-    servers = {
-        name: start_server(name, features)
-        for name, features in table().items()
-        if name not in skipped
-    }
+    machine = machine_name(options.device)
+    megapixels = pairs.lr_sizes.prod(axis=1).mean() * pairs.scale**2 / 1e6
+    print(machine)
+    print(", ".join(f"{name} {value}" for name, value in settings_of(options).items()))
+    print(f"{pairs}, on average {megapixels:.2f} HR megapixels")
+    skipped = left_out(options)
+    servers = {row: start_server(row) for row in rows() if row not in skipped}
     try:
         seconds, losses = rounds(servers, options.repeats)
     finally:
@@ -128,26 +127,24 @@ def main() -> None:
     print_table(seconds, losses)
     for name, reason in skipped.items():
         print(f"{name}: left out, {reason}")
-    if options.json:
-        rates = {name: 1 / statistics.median(times) for name, times in seconds.items()}
-        report = {
-            "machine": machine,
-            "settings": settings,
-            "iterations_per_second": rates,
-            "seconds": seconds,
-        }
-        report |= {"loss": losses, "skipped": skipped}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    rates = {name: 1 / statistics.median(times) for name, times in seconds.items()}
+    write_report(
+        options,
+        machine,
+        iterations_per_second=rates,
+        seconds=seconds,
+        loss=losses,
+        skipped=skipped,
+    )
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Return the options."""
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--data",
         type=Path,
-        help=f"take {IMAGES} images of this folder; default: scikit-image's photographs",
+        help=f"take {NUM_IMAGES} images of this folder; default: scikit-image's photographs",
     )
     parser.add_argument("--scale", type=int, default=4, choices=(2, 3, 4))
     parser.add_argument("--blocks", type=int, default=5)
@@ -185,250 +182,283 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="a short run: batch 2 of 24x24, 3 rounds, not compiled"
     )
-    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     # be the process of this row
-    parser.add_argument("--serve", choices=table(), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=rows(), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: no CUDA device is available")
     if options.group is None:
         options.group = 1 if options.device.type == "cpu" else 50
     if options.quick:
-        options.batch, options.patch, options.repeats, options.compile = 2, 24, 3, False
-    for name in ("blocks", "batch", "patch", "workers", "threads", "group", "repeats"):
-        if getattr(options, name) < (least := int(name != "workers")):
-            parser.error(f"--{name} {getattr(options, name)}: expected at least {least}")
+        options.batch = 2
+        options.patch = 24
+        options.repeats = 3
+        options.compile = False
+    require_at_least(parser, options, 0, "workers")
+    require_at_least(parser, options, 1, "blocks", "batch", "patch", "threads", "group", "repeats")
     return options
 
 
-def missing(options: argparse.Namespace) -> dict[str, str]:
-    """The rows that cannot be measured here, and why."""
-    cuda = options.device.type == "cuda"
-    compilers = [
-        name
-        for name in (os.environ.get("CXX"), "c++", "g++", "clang++")
-        if name and shutil.which(name)
-    ]
+def rows() -> dict[str, Features]:
+    """Return the features of every row: those of STEPS add up, ON_TOP stands beside all of them."""
+    found: dict[str, Features] = {}
+    features = Features()
+    for name, switched_on in STEPS.items():
+        features = replace(features, **switched_on)
+        found[name] = features
+    for name, switched_on in ON_TOP.items():
+        found[name] = replace(features, **switched_on)
+    return found
+
+
+def left_out(options: argparse.Namespace) -> dict[str, str]:
+    """Return the rows that cannot be measured here, and why."""
     reasons = {
-        "EMA": {"timm is not installed": importlib.util.find_spec("timm") is None},
-        "torch.compile": {
-            "not asked for": not options.compile,
-            "no C++ compiler was found (CXX, c++, g++, clang++)": not compilers,
-            "triton is not installed": cuda and importlib.util.find_spec("triton") is None,
-        },
-        "glibc malloc": {
-            "not asked for": not options.malloc,
-            f"it concerns the memory of a CPU, not of {options.device}": options.device.type
-            != "cpu",
-            "this Python does not run on glibc": platform.libc_ver()[0] != "glibc",
-        },
+        "EMA": why_no_ema(),
+        "torch.compile": why_not_compiled(options),
+        "glibc malloc": why_no_malloc(options),
     }
-    found = {
-        row: [reason for reason, holds in each.items() if holds] for row, each in reasons.items()
-    }
-    return {row: each[0] for row, each in found.items() if each}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def why_no_ema() -> str | None:
+    """Return why there is no row with a moving average of the weights, or None."""
+    if importlib.util.find_spec("timm") is None:
+        return "timm is not installed"
+    return None
+
+
+def why_not_compiled(options: argparse.Namespace) -> str | None:
+    """Return why there is no compiled row, or None."""
+    if not options.compile:
+        return "not asked for"
+    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    if not any(name and shutil.which(name) for name in compilers):
+        return "no C++ compiler was found (CXX, c++, g++, clang++)"
+    if options.device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return None
+
+
+def why_no_malloc(options: argparse.Namespace) -> str | None:
+    """Return why there is no row in which glibc keeps freed memory, or None."""
+    if not options.malloc:
+        return "not asked for"
+    if options.device.type != "cpu":
+        return f"it concerns the memory of a CPU, not of {options.device}"
+    if platform.libc_ver()[0] != "glibc":
+        return "this Python does not run on glibc"
+    return None
 
 
 # --- the training
 
 
-def table() -> dict[str, Features]:
-    """The features of every row: those of STEPS add up, each of ON_TOP is switched on beside all of
-    them.
-    """
-    rows: dict[str, Features] = {}
-    for name, switched in STEPS.items():
-        rows[name] = replace(rows[list(rows)[-1]] if rows else Features(), **switched)
-    return rows | {name: replace(rows[LAST], **switched) for name, switched in ON_TOP.items()}
+class Training:
+    """One row's network, optimiser and batches; all rows start alike."""
 
+    def __init__(
+        self, options: argparse.Namespace, features: Features, pairs: PairSet, folder: Path
+    ) -> None:
+        torch.manual_seed(0)
+        self.options = options
+        self.features = features
+        layout = torch.channels_last if features.channels_last else torch.contiguous_format
+        self.net = asrn(options.scale, options.blocks, fold=features.fold)
+        self.net.to(options.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+        objective = ElasticObjective(
+            self.net,
+            F.l1_loss,
+            psd_weight=4e-4,
+            tap_weights=normalised(self.net.taps),
+            sampled_taps=features.sampled_taps,
+        )
+        self.uses_cuda_graphs = features.compiled and options.device.type == "cuda"
+        self.objective: Callable[..., Any] = objective
+        if features.compiled:
+            mode = "reduce-overhead" if self.uses_cuda_graphs else None
+            self.objective = torch.compile(objective, mode=mode)
+        fused = True if features.fused else None  # None: as Adam comes
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4, fused=fused)
+        self.average = moving_average(self.net) if features.ema else None
+        self.meter = LossMeter()
+        if features.on_device:
+            self.batches = cut_batches(options, pairs, layout)
+        else:
+            self.batches = loaded_batches(options, PngPairs(pairs, folder))
 
-def training(
-    options: argparse.Namespace, features: Features, pairs: PairSet, folder: Path
-) -> Callable[[int], float]:
-    """Return what trains so many steps on, and returns the deepest tap's loss; all rows start
-    alike.
-    """
-    torch.manual_seed(0)
-    device, cuda = options.device, options.device.type == "cuda"
-    memory_format = torch.channels_last if features.channels_last else torch.contiguous_format
-    net = asrn(options.scale, options.blocks, fold=features.fold)
-    net.to(device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
-    objective = ElasticObjective(
-        net,
-        F.l1_loss,
-        psd_weight=4e-4,
-        tap_weights=normalised(net.taps),
-        sampled_taps=features.sampled_taps,
-    )
-    call: Callable[..., Any] = objective
-    if features.compiled:
-        call = torch.compile(objective, mode="reduce-overhead" if cuda else None)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True if features.fused else None)
-    average = None
-    if features.ema:
-        from timm.utils.model_ema import ModelEmaV3
-
-        average = ModelEmaV3(net, decay=0.999, use_warmup=True)
-    batches = (
-        cut_batches(options, pairs, memory_format)
-        if features.on_device
-        else loaded_batches(options, PngPairs(pairs, folder))
-    )
-    meter = LossMeter()
-
-    def steps(count: int) -> float:
+    def steps(self, count: int) -> float:
+        """Train so many steps on, and return the deepest tap's loss at the last of them."""
         loss = torch.zeros(())
+        step = 0
         for _ in range(count):
-            step, lr, hr = next(batches)
-            optimizer.zero_grad(set_to_none=True)
-            # what the graphs left for the step before is given up here
-            if features.compiled and cuda:
-                torch.compiler.cudagraph_mark_step_begin()
-            with torch.autocast(device.type, torch.bfloat16, enabled=features.bfloat16):
-                terms = call(lr, hr, step=step)
-            terms.total.backward()
-            optimizer.step()
-            if average is not None:
-                average.update(net, step + 1)
-            if features.fused:
-                meter.add(terms)  # copies: a CUDA graph's next replay writes over its outputs
-            else:
-                terms.total.item()
-            loss = terms.per_depth[options.blocks]
-        if features.fused:  # a line of the log for each group
-            if (bad := meter.first_not_finite()) is not None:
+            step, lr, hr = next(self.batches)
+            loss = self._step(step, lr, hr)
+        if self.features.fused:  # a line of the log for each group
+            bad = self.meter.first_not_finite()
+            if bad is not None:
                 raise FloatingPointError(f"the loss is not finite at step {step - count + 1 + bad}")
-            meter.means()
-        synchronize(device)
+            self.meter.means()
+        synchronize(self.options.device)
         return loss.item()
 
-    return steps
+    def _step(self, step: int, lr: Tensor, hr: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.uses_cuda_graphs:
+            # What the graphs left for the step before is given up here.
+            torch.compiler.cudagraph_mark_step_begin()
+        device_type = self.options.device.type
+        with torch.autocast(device_type, torch.bfloat16, enabled=self.features.bfloat16):
+            terms = self.objective(lr, hr, step=step)
+        terms.total.backward()
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.net, step + 1)
+        if self.features.fused:
+            self.meter.add(terms)  # copies: a CUDA graph's next replay writes over its outputs
+        else:
+            terms.total.item()
+        return terms.per_depth[self.options.blocks]
+
+
+def moving_average(net: ElasticWrapper) -> Any:
+    """Return timm's moving average of a network's weights."""
+    from timm.utils.model_ema import ModelEmaV3
+
+    return ModelEmaV3(net, decay=0.999, use_warmup=True)
 
 
 def cut_batches(
     options: argparse.Namespace, pairs: PairSet, memory_format: torch.memory_format
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield step, LR and HR, cut on the device."""
     sampler = PatchSampler(
         pairs, options.patch, options.batch, device=options.device, memory_format=memory_format
     )
     step = 0
     while True:
-        yield step, *sampler.batch(step)
+        lr, hr = sampler.batch(step)
+        yield step, lr, hr
         step += 1
 
 
 def loaded_batches(
     options: argparse.Namespace, files: PngPairs
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield step, LR and HR, decoded by the workers of a DataLoader."""
     loader = DataLoader(
         PatchDataset(files, options.patch),
         options.batch,
         num_workers=options.workers,
         pin_memory=options.device.type == "cuda",
-        prefetch_factor=PREFETCH if options.workers else None,
+        prefetch_factor=PREFETCHED_BATCHES if options.workers else None,
     )
     for step, (lr, hr) in enumerate(loader):
-        yield (
-            step,
-            lr.to(options.device, non_blocking=True),
-            hr.to(options.device, non_blocking=True),
-        )
+        lr = lr.to(options.device, non_blocking=True)
+        hr = hr.to(options.device, non_blocking=True)
+        yield step, lr, hr
 
 
 class PngPairs(PairSet):
     """The same pairs as a plain loader has them: the file is decoded for every patch."""
 
     def __init__(self, pairs: PairSet, folder: Path) -> None:
-        super().__init__(
-            pairs.names, pairs.scale, pairs.lr_sizes, pairs.lr_pixels[:0], pairs.hr_pixels[:0]
-        )
+        no_pixels = pairs.lr_pixels[:0]
+        super().__init__(pairs.names, pairs.scale, pairs.lr_sizes, no_pixels, no_pixels)
         self.folder = folder
         for index in range(len(pairs)):
             Image.fromarray(pairs.lr(index)).save(folder / f"{index}_lr.png")
             Image.fromarray(pairs.hr(index)).save(folder / f"{index}_hr.png")
 
     def lr(self, index: int) -> np.ndarray:
+        """Decode an LR image."""
         return np.asarray(Image.open(self.folder / f"{index}_lr.png"))
 
     def hr(self, index: int) -> np.ndarray:
+        """Decode an HR image."""
         return np.asarray(Image.open(self.folder / f"{index}_hr.png"))
 
 
 def some_pairs(options: argparse.Namespace) -> PairSet:
+    """Return the pairs to train on, without images that are smaller than a patch."""
     if options.data is None:
         images = scikit_image_photos()
     else:
         found = find_pairs(options.data, options.scale)
-        chosen = found[:: max(1, len(found) // IMAGES)][:IMAGES]
-        images = {pair.name: read_rgb(pair.hr) for pair in chosen}
-    least = options.patch * options.scale
-    large = {name: image for name, image in images.items() if min(image.shape[:2]) >= least}
+        step = max(1, len(found) // NUM_IMAGES)
+        images = {pair.name: read_rgb(pair.hr) for pair in found[::step][:NUM_IMAGES]}
+    smallest_side = options.patch * options.scale
+    large = {name: image for name, image in images.items() if min(image.shape[:2]) >= smallest_side}
     return pairs_from_arrays(large, options.scale)
 
 
 # --- a process for each row
 
 
-def start_server(name: str, features: Features) -> subprocess.Popen[str]:
-    """Start this script again for one row; it trains and times a group of steps for every line that
-    it reads.
-    """
-    command = [sys.executable, __file__, *sys.argv[1:], "--serve", name]
+def start_server(row: str) -> subprocess.Popen[str]:
+    """Start this script again for one row: for every line it reads, it times a group of steps."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--serve", row]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def serve(options: argparse.Namespace, features: Features, pairs: PairSet) -> None:
+    """Be the process of one row; answer each line with [seconds of a step, loss] as JSON."""
     if features.malloc:
         keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = options.cudnn_benchmark
     with tempfile.TemporaryDirectory() as folder:
-        steps = training(options, features, pairs, Path(folder))
+        training = Training(options, features, pairs, Path(folder))
         for _ in sys.stdin:
             if options.device.type == "cuda":  # empties the queue of the loader's workers
-                steps(max(1, PREFETCH * options.workers))
+                training.steps(max(1, PREFETCHED_BATCHES * options.workers))
             synchronize(options.device)
             start = time.perf_counter()
-            loss = steps(options.group)
-            print(json.dumps([(time.perf_counter() - start) / options.group, loss]), flush=True)
+            loss = training.steps(options.group)
+            seconds = (time.perf_counter() - start) / options.group
+            print(json.dumps([seconds, loss]), flush=True)
+
+
+def ask(row: str, server: subprocess.Popen[str]) -> tuple[float, float]:
+    """Let a row's process train a group of steps; return the seconds of a step and the loss."""
+    assert server.stdin is not None
+    assert server.stdout is not None
+    print(file=server.stdin, flush=True)
+    answer = server.stdout.readline()
+    if not answer:
+        raise RuntimeError(f"the process of the row {row!r} ended with exit code {server.wait()}")
+    seconds, loss = json.loads(answer)
+    return seconds, loss
 
 
 def rounds(
     servers: dict[str, subprocess.Popen[str]], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return each row's seconds a step, round by round, and its last loss; the first two rounds
-    warm up.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in servers}
+    """Return each row's seconds a step, round by round, and its last loss."""
+    seconds: dict[str, list[float]] = {row: [] for row in servers}
     losses: dict[str, float] = {}
-    for number in range(2 + repeats):
-        for name, server in list(servers.items())[:: 1 if number % 2 else -1]:
-            assert server.stdin is not None
-            assert server.stdout is not None
-            print(file=server.stdin, flush=True)
-            answer = server.stdout.readline()
-            if not answer:
-                raise RuntimeError(
-                    f"the process of the row {name!r} ended with exit code {server.wait()}"
-                )
-            taken, losses[name] = json.loads(answer)
-            if number > 1:
-                seconds[name].append(taken)
+    for number in range(WARM_UP_ROUNDS + repeats):
+        order = list(servers) if number % 2 else list(reversed(list(servers)))
+        for row in order:
+            taken, losses[row] = ask(row, servers[row])
+            if number >= WARM_UP_ROUNDS:
+                seconds[row].append(taken)
     return seconds, losses
 
 
 def print_table(seconds: dict[str, list[float]], losses: dict[str, float]) -> None:
+    """Print every row beside the plain loop and beside the row that it adds to."""
     print(f"\n{'':30}{'it/s':>8}{'ms':>9}{'x plain':>9}{'x before':>10}{'loss':>9}")
     before = PLAIN
-    for name, times in seconds.items():
+    for row, times in seconds.items():
         median = statistics.median(times)
-        label = name if name in STEPS else f"  on top: {name}"
-        row = f"{label:30}{1 / median:8.2f}{1000 * median:9.1f}"
+        label = row if row in STEPS else f"  on top: {row}"
         print(
-            f"{row}{ratio(seconds[PLAIN], times):9.2f}{ratio(seconds[before], times):10.2f}"
-            f"{losses[name]:9.4f}"
+            f"{label:30}{1 / median:8.2f}{1000 * median:9.1f}"
+            f"{median_ratio(seconds[PLAIN], times):9.2f}"
+            f"{median_ratio(seconds[before], times):10.2f}{losses[row]:9.4f}"
         )
-        before = name if name in STEPS else LAST
+        before = row if row in STEPS else LAST
 
 
 if __name__ == "__main__":
