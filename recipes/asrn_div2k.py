@@ -40,10 +40,11 @@ from elasticnet.memory import keep_freed_memory
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate
 from elasticnet.sr.benchmark.report import write_report
+from elasticnet.sr.benchmark.validation_crops import validation_crops
 from elasticnet.sr.data import PairSet
 from elasticnet.sr.data.download import download_div2k
 from elasticnet.sr.data.patches import PatchSampler
-from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs, validation_crops
+from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.options import DataOptions, DegradationOptions
 from elasticnet.training.learning_rate import cosine, halving
 from elasticnet.training.log import TrainingLog, show_messages

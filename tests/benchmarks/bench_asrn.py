@@ -186,6 +186,7 @@ def training_step(
 def compare_wrapper(options: argparse.Namespace) -> dict[str, Any]:
     """Time the wrapper beside an nn.Sequential of the same modules, and print the table."""
     net = build(options, fold=True, all_taps=True)
+    assert net.stem is not None
     bare = nn.Sequential(net.stem, *net.blocks, net.head)
     columns = f"{'ratio':>8}{'lower':>8}{'upper':>8}{'ms':>9}{'us more':>9}"
     print(f"\n{'wrapper / nn.Sequential':44}{columns}   (lower, upper: quartiles)")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from elasticnet.card.measuring import this_machine
+from elasticnet.card.machine import this_machine
 
 Case = TypeVar("Case")
 

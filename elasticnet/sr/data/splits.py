@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-# (until the recipes import it from there)
-from elasticnet.sr.benchmark.validation_crops import validation_crops  # noqa: F401
 from elasticnet.sr.data.builtin_photos import scikit_image_photos
 from elasticnet.sr.data.folder_layouts import find_layout
 from elasticnet.sr.data.loading import load_pairs, pairs_from_arrays
