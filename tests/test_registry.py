@@ -26,6 +26,7 @@ from elasticnet.registry import (
     unregister,
 )
 from elasticnet.sr import asrn
+from elasticnet.wrapper import Origin
 from third_party import install, run_python
 
 
@@ -179,7 +180,7 @@ def test_a_forged_file_cannot_ask_for_more_modules_than_it_has_tensors(tmp_path:
     counted = Architecture(build=build_counted, count_arguments=("num_blocks", "groups"))
     register("counted", counted)
     net = build("counted", num_blocks=2)
-    net.origin = ("counted", {"num_blocks": 2, "groups": 1000})
+    net.origin = Origin("counted", {"num_blocks": 2, "groups": 1000})
     elasticnet.save(net, tmp_path / "net.safetensors")
     built.clear()
     with pytest.raises(
@@ -187,6 +188,30 @@ def test_a_forged_file_cannot_ask_for_more_modules_than_it_has_tensors(tmp_path:
     ):
         elasticnet.load(tmp_path / "net.safetensors")
     assert built == []
+
+
+def build_with_empty_buffer(num_blocks: int = 1, taps: list[int] | None = None) -> ElasticWrapper:
+    net = linear_net(num_blocks, taps=taps)
+    net.blocks[0].register_buffer("scratch", torch.empty(3), persistent=False)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda num_blocks, taps: nn.Linear(1, 1), "its builder returned a Linear, and no Elastic"),
+        (build_with_empty_buffer, "buffer 'blocks.0.scratch' is made by torch.empty"),
+    ],
+)
+def test_a_builder_that_a_file_cannot_complete_is_named(
+    tmp_path: Path, broken: Any, message: str
+) -> None:
+    register("linear", Architecture(build=build_with_empty_buffer))
+    elasticnet.save(build("linear"), tmp_path / "net.safetensors")
+    unregister("linear")
+    register("linear", Architecture(build=broken))
+    with pytest.raises(ValueError, match=f"linear cannot be built as .*: {message}"):
+        elasticnet.load(tmp_path / "net.safetensors")
 
 
 # --- packages that declare architectures

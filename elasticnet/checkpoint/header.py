@@ -11,9 +11,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, TypedDict, cast
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple, TypedDict, cast
 
+from elasticnet._files import write_atomic
 from elasticnet.checkpoint.safetensors_file import (
     Entry,
     Table,
@@ -22,7 +24,14 @@ from elasticnet.checkpoint.safetensors_file import (
     read_table,
     short,
 )
-from elasticnet.checkpoint.sources import Source, name_of, opened, read_range, size_of
+from elasticnet.checkpoint.sources import (
+    Remote,
+    Source,
+    name_of,
+    opened,
+    read_range,
+    size_of,
+)
 from elasticnet.taps import resolve_taps
 
 FORMAT = 1
@@ -55,6 +64,22 @@ class Description(TypedDict):
     cards: dict[str, Any]
 
 
+class Checkpoint(NamedTuple):
+    """An open checkpoint, with what its header says.
+
+    Attributes:
+        file: The open file, or what is needed to read a remote one.
+        name: As messages show it.
+        table: Which tensors it holds, and where.
+        description: What `save` wrote about the net.
+    """
+
+    file: BinaryIO | Remote
+    name: str
+    table: Table
+    description: Description
+
+
 KINDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
     "architecture": (str, type(None)),
@@ -64,6 +89,26 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "notes": dict,
     "cards": dict,
 }
+
+
+@contextmanager
+def opened_checkpoint(source: Source) -> Generator[Checkpoint, None, None]:
+    """Open a checkpoint and read its header.
+
+    Args:
+        source: As in `elasticnet.load`.
+
+    Yields:
+        The open checkpoint; no tensor of it was read.
+
+    Raises:
+        ValueError: The file is damaged, or `save` did not write it.
+        OSError: The file cannot be reached.
+    """
+    with opened(source) as file:
+        name = name_of(file)
+        table = read_table(file)
+        yield Checkpoint(file, name, table, decode_description(table, name))
 
 
 def read_header(source: Source) -> Description:
@@ -79,8 +124,8 @@ def read_header(source: Source) -> Description:
         ValueError: The file is damaged, or `save` did not write it.
         OSError: The file cannot be reached.
     """
-    with opened(source) as file:
-        return decode_description(read_table(file), name_of(file))
+    with opened_checkpoint(source) as checkpoint:
+        return checkpoint.description
 
 
 def write_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
@@ -95,21 +140,18 @@ def write_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
             The file is then as it was.
         OSError: The file cannot be read or written.
     """
-    from elasticnet._files import write_atomic
-
-    with opened(path) as file:
-        table = read_table(file)
-        before = decode_description(table, name_of(file))
+    with opened_checkpoint(path) as checkpoint:
+        table = checkpoint.table
         text = encode_description(header, table.entries)
-        changed = table._replace(metadata={KEY: text})
-        after = decode_description(changed, f"header for {name_of(file)}")
-        if after["sha256"] != before["sha256"]:
+        changed = table._replace(metadata={**table.metadata, KEY: text})
+        # read as a reader of the new file will
+        description = decode_description(changed, f"header for {checkpoint.name}")
+        if description["sha256"] != checkpoint.description["sha256"]:
             raise ValueError(
-                f"header for {name_of(file)}: the SHA-256 of its tensors differ from the file's"
+                f"header for {checkpoint.name}: the SHA-256 of its tensors differ from the file's"
             )
-        data = read_range(file, table.data_start, size_of(file))
-    metadata = {**table.metadata, KEY: text}
-    write_atomic(path, header_bytes(table.entries, metadata) + data)
+        data = read_range(checkpoint.file, table.data_start, size_of(checkpoint.file))
+    write_atomic(path, header_bytes(changed.entries, changed.metadata) + data)
 
 
 def read_sizes(source: Source) -> dict[int, tuple[int, int]]:
@@ -126,14 +168,14 @@ def read_sizes(source: Source) -> dict[int, tuple[int, int]]:
         ValueError: The file is damaged, or `save` did not write it.
         OSError: The file cannot be reached.
     """
-    with opened(source) as file:
-        table = read_table(file)
-        taps = decode_description(table, name_of(file))["taps"]
+    with opened_checkpoint(source) as checkpoint:
+        entries = checkpoint.table.entries
+        taps = checkpoint.description["taps"]
     sizes: dict[int, tuple[int, int]] = {}
     for depth in taps:
         num_values = 0
         num_bytes = 0
-        for name, entry in table.entries.items():
+        for name, entry in entries.items():
             if shallowest_depth(name) <= depth:
                 num_values += math.prod(entry.shape)
                 num_bytes += entry.end - entry.start

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from elasticnet.checkpoint.checks import check_is_wrapper, count_wrong_values
-from elasticnet.checkpoint.header import Description, decode_description, shallowest_depth
-from elasticnet.checkpoint.safetensors_file import Entry, Table, read_table
-from elasticnet.checkpoint.sources import Source, name_of, opened
+from elasticnet.checkpoint.header import Checkpoint, opened_checkpoint, shallowest_depth
+from elasticnet.checkpoint.sources import Source
 from elasticnet.checkpoint.tensors import DTYPES, digest, read_tensors
 from elasticnet.registry import Architecture, find
 from elasticnet.taps import resolve_depth
@@ -58,18 +57,13 @@ def load(
     Example:
         `net = load("x4.safetensors", depth=2)`
     """
-    with opened(source) as file:
-        file_name = name_of(file)
-        table = read_table(file)
-        description = decode_description(table, file_name)
-        depth = resolve_depth(depth, description["taps"])
+    with opened_checkpoint(source) as checkpoint:
+        depth = resolve_depth(depth, checkpoint.description["taps"])
         if build is None:
-            net = _build_registered(description, depth, len(table.entries), file_name)
+            net = _build_registered(checkpoint, depth)
         else:
             net = _build_whole(build).truncate(depth)
-        state = net.state_dict(keep_vars=True)
-        _check_fit(state, table.entries, depth, file_name)
-        loaded = _read_checked(file, table, state, description["sha256"])
+        loaded = _read_state(checkpoint, net, depth)
     _assign(net, loaded)
     return net.to(device).eval()
 
@@ -91,28 +85,11 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
         OSError: The file cannot be reached.
     """
     check_is_wrapper(net)
-    with opened(source) as file:
-        file_name = name_of(file)
-        table = read_table(file)
-        description = decode_description(table, file_name)
-        for tap in net.taps:
-            if tap not in description["taps"]:
-                listed = ", ".join(str(depth) for depth in description["taps"])
-                raise ValueError(
-                    f"{file_name}: this net has a tap at depth {tap}, "
-                    f"and the file at depths {listed}"
-                )
-        state = net.state_dict(keep_vars=True)
-        for name, tensor in state.items():
-            if tensor.is_meta:
-                raise ValueError(
-                    f"{name!r} of this net is on the meta device: "
-                    "call net.to_empty(device=...) first"
-                )
-        _check_fit(state, table.entries, net.taps[-1], file_name)
-        loaded = _read_checked(file, table, state, description["sha256"])
+    with opened_checkpoint(source) as checkpoint:
+        _check_can_be_filled(net, checkpoint)
+        loaded = _read_state(checkpoint, net, depth=net.taps[-1])
     with torch.no_grad():
-        for name, tensor in state.items():
+        for name, tensor in net.state_dict(keep_vars=True).items():
             tensor.copy_(loaded[name])
 
 
@@ -130,32 +107,31 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **keywords)
 
 
-def _build_registered(
-    description: Description, depth: int, num_tensors: int, file_name: str
-) -> ElasticWrapper:
+def _build_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
     """Return the net that a file describes, cut to a depth, without weights: on the meta device."""
-    name = description["architecture"]
+    name = checkpoint.description["architecture"]
     if name is None:
         raise ValueError(
-            f"{file_name}: holds a network of no registered architecture: "
+            f"{checkpoint.name}: holds a network of no registered architecture: "
             "pass build=, a function that makes the net"
         )
     try:
         architecture = find(name)
     except ValueError as error:
         raise ValueError(
-            f"{file_name}: {error}. Or pass build=, a function that makes the net"
+            f"{checkpoint.name}: {error}. Or pass build=, a function that makes the net"
         ) from error
-    arguments = architecture.arguments_at(description["arguments"], depth)
-    taps = [tap for tap in description["taps"] if tap <= depth]
+    arguments = architecture.arguments_at(checkpoint.description["arguments"], depth)
+    taps = [tap for tap in checkpoint.description["taps"] if tap <= depth]
     try:
-        _check_arguments(architecture, arguments, num_tensors)
+        _check_arguments(architecture, arguments, num_tensors=len(checkpoint.table.entries))
         with _EmptyOnMeta():
             net = architecture.build(**arguments, taps=taps)
+        _check_built(net)
     except BUILD_ERRORS as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise ValueError(
-            f"{file_name}: {name} cannot be built as the file describes it: {lines[0]}"
+            f"{checkpoint.name}: {name} cannot be built as the file describes it: {lines[0]}"
         ) from error
     net.origin = Origin(name, arguments)
     return net
@@ -174,6 +150,19 @@ def _check_arguments(
         raise ValueError(f"{num_blocks} blocks cannot lie in {num_tensors} tensors")
 
 
+def _check_built(net: ElasticWrapper) -> None:
+    """Refuse what a registered builder returned where a file's tensors cannot complete it."""
+    if not isinstance(net, ElasticWrapper):
+        raise TypeError(f"its builder returned a {type(net).__name__}, and no ElasticWrapper")
+    state = net.state_dict()
+    for name, buffer in net.named_buffers():
+        if buffer.is_meta and name not in state:
+            raise ValueError(
+                f"buffer {name!r} is made by torch.empty and is not in the state dict, "
+                "so that no file can fill it"
+            )
+
+
 def _build_whole(build: Callable[[], ElasticWrapper]) -> ElasticWrapper:
     """Return what the user's function builds, checked to be an elastic net."""
     net = build()
@@ -182,53 +171,80 @@ def _build_whole(build: Callable[[], ElasticWrapper]) -> ElasticWrapper:
     return net
 
 
-def _check_fit(
-    state: Mapping[str, Tensor], entries: Mapping[str, Entry], depth: int, file_name: str
-) -> None:
-    """Compare a net's state with a file's table, before anything is read."""
-    for name in sorted(state.keys() ^ entries.keys()):  # those that stand on one side alone
-        if name in state:
+def _check_can_be_filled(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
+    """Refuse a net whose taps are not the file's, or whose parameters hold no values."""
+    taps = checkpoint.description["taps"]
+    for tap in net.taps:
+        if tap not in taps:
+            listed = ", ".join(str(depth) for depth in taps)
             raise ValueError(
-                f"{file_name}: no tensor {name!r}, which depth {depth} of this net needs"
+                f"{checkpoint.name}: this net has a tap at depth {tap}, "
+                f"and the file at depths {listed}"
             )
-        if shallowest_depth(name) <= depth:
-            raise ValueError(f"{file_name}: tensor {name!r} has no place in this net")
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name!r} of this net is on the meta device: call net.to_empty(device=...) first"
+            )
+
+
+def _read_state(checkpoint: Checkpoint, net: ElasticWrapper, depth: int) -> dict[str, Tensor]:
+    """Return a net's tensors from a file, by name: all that it needs, undamaged, without NaN.
+
+    The file's table is compared with the net before anything is read.
+    """
+    state = net.state_dict(keep_vars=True)
+    _check_names(checkpoint, state, depth)
     for name, tensor in state.items():
-        entry = entries[name]
-        if entry.shape != tuple(tensor.shape):
-            raise ValueError(
-                f"{file_name}: tensor {name!r} has shape {entry.shape}, "
-                f"this net needs {tuple(tensor.shape)}"
-            )
-        dtype = DTYPES[entry.dtype]
-        both_floating = dtype.is_floating_point and tensor.is_floating_point()
-        if dtype != tensor.dtype and not both_floating:
-            raise ValueError(
-                f"{file_name}: tensor {name!r} is of {dtype}, this net needs {tensor.dtype}"
-            )
-
-
-def _read_checked(
-    file: Source, table: Table, state: Mapping[str, Tensor], sha256: Mapping[str, str]
-) -> dict[str, Tensor]:
-    """Return the file's tensors of the names in `state`: undamaged, and without NaN."""
-    file_name = name_of(file)
+        _check_kind(checkpoint, name, tensor)
     loaded: dict[str, Tensor] = {}
-    for name, tensor in read_tensors(file, table, state):
-        if digest(tensor) != sha256.get(name):
-            raise ValueError(
-                f"{file_name}: tensor {name!r} does not have the SHA-256 it was saved with; "
-                "the file is damaged"
-            )
-        is_parameter = isinstance(state[name], nn.Parameter)
-        wrong, kind = count_wrong_values(tensor, is_parameter=is_parameter)
-        if wrong:
-            raise ValueError(
-                f"{file_name}: tensor {name!r} holds {kind} in {wrong} of {tensor.numel()} values "
-                "and is refused"
-            )
+    for name, tensor in read_tensors(checkpoint.file, checkpoint.table, state):
+        _check_values(checkpoint, name, tensor, isinstance(state[name], nn.Parameter))
         loaded[name] = tensor
     return loaded
+
+
+def _check_names(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int) -> None:
+    """Refuse a file that lacks a tensor of the net, or has one too many up to the net's depth."""
+    on_one_side_alone = state.keys() ^ checkpoint.table.entries.keys()
+    for name in sorted(on_one_side_alone):
+        if name in state:
+            raise ValueError(
+                f"{checkpoint.name}: no tensor {name!r}, which depth {depth} of this net needs"
+            )
+        if shallowest_depth(name) <= depth:
+            raise ValueError(f"{checkpoint.name}: tensor {name!r} has no place in this net")
+
+
+def _check_kind(checkpoint: Checkpoint, name: str, needed: Tensor) -> None:
+    """Refuse a tensor of another shape, and whole numbers where others are needed."""
+    entry = checkpoint.table.entries[name]
+    if entry.shape != tuple(needed.shape):
+        raise ValueError(
+            f"{checkpoint.name}: tensor {name!r} has shape {entry.shape}, "
+            f"this net needs {tuple(needed.shape)}"
+        )
+    dtype = DTYPES[entry.dtype]
+    both_floating = dtype.is_floating_point and needed.is_floating_point()
+    if dtype != needed.dtype and not both_floating:
+        raise ValueError(
+            f"{checkpoint.name}: tensor {name!r} is of {dtype}, this net needs {needed.dtype}"
+        )
+
+
+def _check_values(checkpoint: Checkpoint, name: str, tensor: Tensor, is_parameter: bool) -> None:
+    """Refuse a tensor that was damaged, or that holds NaN."""
+    if digest(tensor) != checkpoint.description["sha256"].get(name):
+        raise ValueError(
+            f"{checkpoint.name}: tensor {name!r} does not have the SHA-256 it was saved with; "
+            "the file is damaged"
+        )
+    wrong, kind = count_wrong_values(tensor, is_parameter=is_parameter)
+    if wrong:
+        raise ValueError(
+            f"{checkpoint.name}: tensor {name!r} holds {kind} in {wrong} of {tensor.numel()} "
+            "values and is refused"
+        )
 
 
 def _assign(net: ElasticWrapper, loaded: Mapping[str, Tensor]) -> None:
