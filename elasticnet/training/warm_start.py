@@ -69,7 +69,7 @@ def warm_start(
 
 
 def _body_pairs(net: ElasticWrapper, source: ElasticWrapper, num_common: int) -> list[_Pair]:
-    pairs = [_Pair("stem", getattr(net, "stem", None), getattr(source, "stem", None))]
+    pairs = [_Pair("stem", net.stem, source.stem)]
     for index in range(num_common):
         pairs.append(_Pair(f"blocks.{index}", net.blocks[index], source.blocks[index]))
     return pairs
@@ -133,13 +133,13 @@ def _built_differently(
     """Say how the builders' arguments differ; empty if they do not, or if no builder made both."""
     if net.origin is None or source.origin is None:
         return ""
-    architecture, arguments = net.origin
-    their_architecture, their_arguments = source.origin
-    if architecture != their_architecture:
-        return f"{their_architecture} there, {architecture} here"
+    mine = net.origin
+    theirs = source.origin
+    if mine.architecture != theirs.architecture:
+        return f"{theirs.architecture} there, {mine.architecture} here"
     differences: list[str] = []
-    for name, value in arguments.items():
-        their_value = their_arguments.get(name)
+    for name, value in mine.arguments.items():
+        their_value = theirs.arguments.get(name)
         if name not in may_differ and value != their_value:
             differences.append(f"{name} {their_value} there, {value} here")
     return ", ".join(differences)

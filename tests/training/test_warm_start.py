@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from elasticnet import ElasticWrapper
 from elasticnet.sr.models.asrn import asrn
 from elasticnet.training.warm_start import warm_start
+from elasticnet.wrapper import Origin
 from tiny_nets import TinyHead, conv_net
 
 X = torch.rand(2, 3, 5, 6, generator=torch.Generator().manual_seed(1))
@@ -31,7 +32,8 @@ def trained(net: ElasticWrapper, seed: int = 1) -> ElasticWrapper:
     return net.eval()
 
 
-def state(module: nn.Module) -> dict[str, Tensor]:
+def state(module: nn.Module | None) -> dict[str, Tensor]:
+    assert module is not None
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
@@ -226,8 +228,8 @@ def test_an_origin_on_one_side_alone_does_not_count() -> None:
     net = asrn(2, 2, 24)
     source.origin = None
     assert warm_start(net, source)[-1] == "the head taken"
-    net.origin = ("asrn", {"scale": 2})
-    source.origin = ("other", {"scale": 2})
+    net.origin = Origin("asrn", {"scale": 2})
+    source.origin = Origin("other", {"scale": 2})
     assert warm_start(net, source)[-1] == "the head is made anew (other there, asrn here)"
 
 
