@@ -1,4 +1,4 @@
-"""Attention maps and their distance: what progressive self-distillation compares.
+"""Progressive self-distillation: attention maps, their distance, and the loss between neighbours.
 
 The layout of features is an einops axis list such as "b c h w" (images), "b h w c", "b n c"
 (tokens), "b c t" (sequences) or "b c t h w" (video): `b` is the batch, `c` the channels, every
@@ -6,6 +6,9 @@ other axis a position.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,23 +18,46 @@ from torch import Tensor
 DISTANCES = ("norm", "squared")
 
 
-def position_axes(layout: str) -> list[str]:
-    """Return the position axes of `layout`, in order; ValueError unless it names `b`, `c` and one
-    to three more.
+def progressive_distillation(
+    features: Sequence[Tensor],
+    layout: str = "b c h w",
+    prefix_tokens: int = 0,
+    power: float = 1,
+    distance: str = "norm",
+    detach_teacher: bool = True,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Return the sum of the distances between the attention maps of neighbouring taps (L_PSD).
+
+    Of two neighbours the deeper one is the teacher.
+
+    Args:
+        features: The features of every tap, shallowest first, each of `layout`. Their channels and
+            resolutions may differ.
+        layout: What the axes of the features mean.
+        prefix_tokens: How many leading positions are left out; needs a layout with one position
+            axis.
+        power: The power of |features| in an attention map.
+        distance: "norm" or "squared", see `attention_distance`.
+        detach_teacher: Whether the gradient stays out of the deeper map of a pair. The paper does
+            not say; this is our choice.
+        eps: The smallest norm that a map is divided by.
+
+    Returns:
+        A scalar in float32, or in float64 for float64 features; 0 for a single tap.
+
+    Raises:
+        ValueError: There are no features, or they do not have the axes of the layout.
     """
-    axes = layout.split()
-    positions = [axis for axis in axes if axis not in ("b", "c")]
-    if (
-        sorted(axes) != sorted({*axes})
-        or not {"b", "c"} <= {*axes}
-        or not 1 <= len(positions) <= 3
-        or not all(axis.isidentifier() for axis in axes)
-    ):
-        raise ValueError(
-            f"layout {layout!r}: expected an axis list with b (batch), c (channels) and one to three positions, "
-            'for example "b c h w", "b h w c", "b n c", "b c t" or "b c t h w"'
-        )
-    return positions
+    if not features:
+        raise ValueError("progressive_distillation: no features given, expected at least one tap's")
+    maps = [attention_map(feature, layout, power, prefix_tokens) for feature in features]
+    loss = maps[0].new_zeros(())
+    for student, teacher in pairwise(maps):
+        if detach_teacher:
+            teacher = teacher.detach()
+        loss = loss + attention_distance(student, teacher, distance, eps)
+    return loss
 
 
 def attention_map(
@@ -39,14 +65,27 @@ def attention_map(
 ) -> Tensor:
     """Return the sum over channels of |features|^power: one number for every position.
 
-    features: a float tensor of `layout`. Returns (b, *positions) in float32, or float64 for float64
-    features: in float16 the map's norm overflows near activations of 300 and vanishes near 1e-4.
-    `prefix_tokens` leading positions (class and register tokens) are left out; that needs a layout
-    with one position axis. Source: Zagoruyko and Komodakis, "Paying More Attention to Attention",
-    F_sum^p; ASRN, eq. of Q.
+    It is computed in at least float32, with autocast off: in float16 the map's norm overflows near
+    activations of 300 and vanishes near 1e-4. Source: Zagoruyko and Komodakis, "Paying More
+    Attention to Attention", F_sum^p; in the ASRN paper, Q.
+
+    Args:
+        features: A float tensor of `layout`.
+        layout: What the axes of the features mean.
+        power: The power of |features|.
+        prefix_tokens: How many leading positions (class and register tokens) are left out; needs a
+            layout with one position axis.
+
+    Returns:
+        The map (b, *positions), in float32, or in float64 for float64 features.
+
+    Raises:
+        ValueError: The layout is none, the features do not have its axes, or prefix tokens are to
+            be left out of more than one position axis.
     """
+    axes = layout.split()
     positions = position_axes(layout)
-    if features.ndim != len(layout.split()):
+    if features.ndim != len(axes):
         raise ValueError(
             f"features of shape {tuple(features.shape)} do not have the axes of layout {layout!r}"
         )
@@ -55,26 +94,38 @@ def attention_map(
             f"prefix_tokens={prefix_tokens} needs a layout with one position axis, not {layout!r}"
         )
     with torch.autocast(features.device.type, enabled=False):
-        dtype = torch.promote_types(features.dtype, torch.float32)
-        channel_axis = layout.split().index("c")
-        magnitude = features.to(dtype).abs()
-        summed = (magnitude if power == 1 else magnitude.pow(power)).sum(channel_axis)
-        rest = " ".join(axis for axis in layout.split() if axis != "c")
-        summed = rearrange(summed, f"{rest} -> b {' '.join(positions)}")
-    return summed[:, prefix_tokens:] if prefix_tokens else summed
+        magnitude = features.to(torch.promote_types(features.dtype, torch.float32)).abs()
+        if power != 1:
+            magnitude = magnitude.pow(power)
+        summed = magnitude.sum(dim=axes.index("c"))  # (b, *positions), in some order
+        without_channels = " ".join(axis for axis in axes if axis != "c")
+        summed = rearrange(summed, f"{without_channels} -> b {' '.join(positions)}")
+    if prefix_tokens:
+        summed = summed[:, prefix_tokens:]  # (b, n - prefix_tokens)
+    return summed
 
 
 def attention_distance(
     student: Tensor, teacher: Tensor, distance: str = "norm", eps: float = 1e-4
 ) -> Tensor:
-    """Return the distance between two attention maps, each scaled to unit L2 norm, as a mean over
-    the batch.
+    """Return the distance between two attention maps, each scaled to unit L2 norm.
 
-    student, teacher: (b, *positions) float32 or float64; where they differ in resolution, each axis
-    is average-pooled to the smaller one. "norm" is the L2 norm of the difference, per sample (the
-    ASRN paper's L_PSD); "squared" is the sum over positions of the squared difference. A map whose
-    norm is below `eps` is divided by `eps` instead, which keeps a zero map finite and its gradient
-    bounded. The gradient at two identical maps is 0.
+    Where the maps differ in resolution, each axis is average-pooled to the smaller one. The
+    gradient at two identical maps is 0.
+
+    Args:
+        student: A map (b, *positions), in float32 or float64.
+        teacher: The map that it is compared with, of the same batch and number of axes.
+        distance: "norm" is the L2 norm of a sample's difference (the ASRN paper's L_PSD); "squared"
+            is the sum over positions of the squared difference.
+        eps: A map whose norm is smaller is divided by `eps` instead, which keeps a zero map finite
+            and its gradient bounded.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Raises:
+        ValueError: The distance is neither, or the maps differ in their number of axes.
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
@@ -83,20 +134,65 @@ def attention_distance(
             f"maps of shape {tuple(student.shape)} and {tuple(teacher.shape)} differ in their axes"
         )
     if student.shape != teacher.shape:
-        size = [min(pair) for pair in zip(student.shape[1:], teacher.shape[1:], strict=True)]
-        student, teacher = _pool(student, size), _pool(teacher, size)
+        sides = zip(student.shape[1:], teacher.shape[1:], strict=True)
+        smaller = [min(pair) for pair in sides]
+        student = _pool(student, smaller)
+        teacher = _pool(teacher, smaller)
     with torch.autocast(student.device.type, enabled=False):
-        difference = _unit(student, eps) - _unit(teacher, eps)
+        difference = _unit(student, eps) - _unit(teacher, eps)  # (b, number of positions)
         if distance == "squared":
-            return difference.square().sum(1).mean()
-        return torch.linalg.vector_norm(difference, dim=1).mean()
+            return difference.square().sum(dim=1).mean()
+        return _norm(difference).mean()
 
 
-def _pool(maps: Tensor, size: list[int]) -> Tensor:
-    pool = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(size) - 1]
-    return pool(maps.unsqueeze(1), size).squeeze(1)  # pyright: ignore[reportArgumentType]
+def position_axes(layout: str) -> list[str]:
+    """Return the position axes of a layout, in order.
+
+    Args:
+        layout: An axis list with `b`, `c` and one to three other names, separated by spaces.
+
+    Returns:
+        All names but `b` and `c`.
+
+    Raises:
+        ValueError: The layout is not such a list.
+
+    Example:
+        `position_axes("b c h w") == ["h", "w"]`
+    """
+    axes = layout.split()
+    positions = [axis for axis in axes if axis not in ("b", "c")]
+    valid = (
+        axes.count("b") == 1
+        and axes.count("c") == 1
+        and 1 <= len(positions) <= 3
+        and len(set(positions)) == len(positions)
+        and all(axis.isidentifier() for axis in positions)
+    )
+    if not valid:
+        raise ValueError(
+            f"layout {layout!r}: expected an axis list with b (batch), c (channels) and one to "
+            'three positions, for example "b c h w", "b h w c", "b n c", "b c t" or "b c t h w"'
+        )
+    return positions
+
+
+def _pool(maps: Tensor, sides: list[int]) -> Tensor:
+    """Average-pool maps (b, *positions) to the given sides."""
+    pools = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+    pool = pools[len(sides)]
+    return pool(maps.unsqueeze(1), sides).squeeze(1)  # pyright: ignore[reportArgumentType]
 
 
 def _unit(maps: Tensor, eps: float) -> Tensor:
-    flat = maps.flatten(1)
-    return flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp_min(eps)
+    """Flatten maps to (b, number of positions), each divided by its L2 norm."""
+    flat = maps.flatten(start_dim=1)
+    return flat / _norm(flat).clamp_min(eps).unsqueeze(1)
+
+
+def _norm(flat: Tensor) -> Tensor:
+    """Return each sample's L2 norm, (b, n) -> (b,).
+
+    Its gradient at zero is 0, where that of a written-out square root is NaN.
+    """
+    return torch.linalg.vector_norm(flat, dim=1)  # pyright: ignore[reportUnknownVariableType]

@@ -39,11 +39,12 @@ import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import table
+from elasticnet.distillation import progressive_distillation
 from elasticnet.loss_weights import normalised
-from elasticnet.losses import LossMeter, progressive_distillation
 from elasticnet.memory import keep_freed_memory
 from elasticnet.retrofit.timm import split
 from elasticnet.training.learning_rate import cosine
+from elasticnet.training.loss_meter import LossMeter
 from elasticnet.training.options import (
     Above,
     AtLeast,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import elasticnet.losses
+import elasticnet.distillation
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
 from elasticnet.loss_weights import ramp, rising_deepest_share
 from tiny_nets import MASK, TOKENS, PreparedHead, conv_blocks, conv_net, rotary_net
@@ -71,8 +71,8 @@ def test_autocast_keeps_the_maps_in_float32(
         seen.append((arguments[0].dtype, attention_map(*arguments).dtype))
         return attention_map(*arguments)
 
-    attention_map = elasticnet.losses.attention_map
-    monkeypatch.setattr(elasticnet.losses, "attention_map", recording)
+    attention_map = elasticnet.distillation.attention_map
+    monkeypatch.setattr(elasticnet.distillation, "attention_map", recording)
     net = ElasticWrapper([nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)], nn.Conv2d(4, 2, 1))
     objective = ElasticObjective(net, nn.L1Loss(), 0.1)
     with torch.autocast("cpu", dtype=dtype):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from elasticnet.losses import LossMeter, LossTerms
+from elasticnet.losses import LossTerms
+from elasticnet.training.loss_meter import LossMeter
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 

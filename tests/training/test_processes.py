@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from elasticnet import ElasticObjective
 from elasticnet.loss_weights import normalised
-from elasticnet.losses import LossMeter
 from elasticnet.training.log import TrainingLog, show_messages
+from elasticnet.training.loss_meter import LossMeter
 from elasticnet.training.processes import Processes, join_processes
 from elasticnet.training.run_folder import Run
 from elasticnet.training.step import TrainingStep

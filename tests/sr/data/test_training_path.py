@@ -27,11 +27,11 @@ from torch.utils.data import DataLoader
 
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
 from elasticnet.loss_weights import normalised
-from elasticnet.losses import LossMeter
 from elasticnet.sr.data import PairSet, pairs_from_arrays, scikit_image_photos
 from elasticnet.sr.data.patches import PatchDataset, PatchSampler
 from elasticnet.sr.models.asrn import asrn
 from elasticnet.sr.models.heads import DeconvHead
+from elasticnet.training.loss_meter import LossMeter
 
 SCALE, CHANNELS, BATCH, PATCH, STEPS, LINE, SEED = 4, 32, 4, 12, 50, 10, 0
 LEARNING_RATE = 1e-4
