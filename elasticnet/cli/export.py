@@ -252,12 +252,12 @@ def _require(format: str) -> None:
 def _targets(options: argparse.Namespace, format: str, depths: Sequence[int]) -> dict[int, Path]:
     """The file for each depth; all of them can be written."""
     from elasticnet._files import check_target
-    from elasticnet.export import resolve_format
+    from elasticnet.export import SUFFIXES, resolve_format
 
     folder, name = _folder_and_name(options, format)
     targets: dict[int, Path] = {}
     for depth in depths:
-        target = folder / (name or f"{_stem(options.file)}_d{depth}{_suffix(format)}")
+        target = folder / (name or f"{_stem(options.file)}_d{depth}{SUFFIXES[format]}")
         resolve_format(target, format)  # refuses a suffix of another format
         if target.exists() and os.path.exists(options.file) and target.samefile(options.file):
             raise ValueError(
@@ -275,26 +275,16 @@ def _folder_and_name(options: argparse.Namespace, format: str) -> tuple[Path, st
         # what comes from the network goes into the current folder
         folder = Path() if "://" in options.file else Path(options.file).parent
         return folder, None
+    from elasticnet.export import SUFFIXES
+
     out = Path(options.out)
     if options.depth == ALL_DEPTHS:
-        if _has_known_suffix(out) or out.is_file():
+        if out.suffix.lower() in SUFFIXES.values() or out.is_file():
             raise ValueError(f"-o {out}: one file for several depths; name a folder")
         out.mkdir(parents=True, exist_ok=True)
     if out.is_dir():
         return out, None
     return out.parent, out.name
-
-
-def _has_known_suffix(path: Path) -> bool:
-    from elasticnet.export import SUFFIXES
-
-    return path.suffix.lower() in SUFFIXES.values()
-
-
-def _suffix(format: str) -> str:
-    from elasticnet.export import SUFFIXES
-
-    return SUFFIXES[format]
 
 
 def _stem(file: str) -> str:
@@ -323,24 +313,22 @@ def _costs(
         return []
     from torch import Tensor, nn
 
-    from elasticnet import ElasticWrapper
     from elasticnet.export import runner
-    from elasticnet.sr.benchmark import evaluate
+    from elasticnet.sr.benchmark import FULL, evaluate
 
     run_file = runner(result.path)
 
-    class FileHead(nn.Module):
-        """The file as the head of a network, so that it is scored as the network is."""
+    class ExportedFile(nn.Module):
+        """The file as a module, so that it is scored as the network is."""
 
         def forward(self, x: Tensor) -> Tensor:
             return run_file(x)
 
-    file = ElasticWrapper([nn.Identity()], FileHead())
     costs: list[Cost] = []
     for name, pairs in data_sets:
         of_net = evaluate(net, pairs, depths=[result.depth], ssim=False, progress=True)
-        of_file = evaluate(file, pairs, ssim=False, progress=True)
-        cost = Cost(data=name, net_psnr=of_net[result.depth].psnr, file_psnr=of_file[1].psnr)
+        of_file = evaluate(ExportedFile(), pairs, ssim=False, progress=True)
+        cost = Cost(data=name, net_psnr=of_net[result.depth].psnr, file_psnr=of_file[FULL].psnr)
         costs.append(cost)
     return costs
 

@@ -113,11 +113,13 @@ def cut(
     Raises:
         ValueError: The forward is not stem -> blocks -> head; the message says why.
     """
+    # where the blocks are called, and where the stem ends
     flow = _Flow(model, trace(model, blocks, leaf_functions), blocks)
     first_input = _first_input(flow)
     start = _choose_start(flow, first_input)
-    # Blocks that hand more than x from one to the next need no context for each, but only if the
-    # first one takes x from the stem as it is.
+
+    # The blocks, and what they take beside x. Those that hand more than x from one to the next need
+    # no context for each, but only if the first one takes x from the stem as it is.
     if start.stem_output is first_input and _hand_on_more(flow.calls):
         pieces = [_Piece(module=flow.block(call)) for call in flow.calls]
         context: Any = flow.calls[0].node.args[1:]
@@ -128,6 +130,7 @@ def cut(
         takes_more = any(piece.args or piece.kwargs for piece in pieces)
         call_block = call_with_arguments if takes_more else None
 
+    # the parts around them
     stem_result = start.stem_output if call_block is None else (start.stem_output, context)
     stem = flow.module([flow.input], stem_result)
     head = flow.module([flow.calls[-1].output, *_skip_nodes(flow, start)], flow.result)

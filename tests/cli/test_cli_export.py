@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import elasticnet
+from elasticnet import ElasticWrapper, registry
 from elasticnet.checkpoint import read_header
 from elasticnet.cli import main
 from elasticnet.cli.export import FORMATS
 from elasticnet.export import SUFFIXES, ExportError, export, runner
+from elasticnet.registry import Architecture
 from elasticnet.sr import asrn
 
 onnx = pytest.importorskip("onnx")
@@ -68,39 +71,42 @@ def test_all_depths_at_once_with_a_table(file, capsys):
     assert line.endswith("on 1x3x24x20, 1x3x48x60, 1x3x1x1, 6x3x27x22; open: batch, height, width")
 
 
+def test_a_network_of_any_registered_architecture(tmp_path, monkeypatch, capsys):
+    def mlp(num_blocks, width, taps=None):
+        blocks = [nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(num_blocks)]
+        return ElasticWrapper(blocks, nn.Linear(width, 3), taps=taps)
+
+    architecture = Architecture(mlp, example=lambda arguments: torch.rand(1, arguments["width"]))
+    monkeypatch.setitem(registry._registered, "mlp", architecture)
+    net = registry.build("mlp", num_blocks=2, width=5)
+    path = tmp_path / "mlp.safetensors"
+    elasticnet.save(net, path)
+
+    assert main(["export", str(path), "--depth", "1", "--format", "torch"]) == 0
+
+    said = capsys.readouterr().out
+    assert said.endswith("on 1x5, 6x5; open: batch\n")
+    x = torch.rand(4, 5)
+    with torch.no_grad():
+        assert (runner(tmp_path / "mlp_d1.pt2")(x) - net(x, depth=1)).abs().max() < 1e-6
+
+
 def test_the_suffix_of_out_chooses_the_format_and_fold_can_be_off(file, tmp_path, capsys):
-    assert (
-        main(["export", str(file), "--depth", "1", "-o", str(tmp_path / "a.pt2"), "--no-fold"]) == 0
-    )
+    command = ["export", str(file), "--depth", "1", "-o", str(tmp_path / "a.pt2")]
+    assert main([*command, "--no-fold"]) == 0
     extra = {"description.json": ""}
     program = torch.export.load(tmp_path / "a.pt2", extra_files=extra)
     assert json.loads(extra["description.json"])["depth"] == 1
     assert "head.deconvs.0.weight" in program.state_dict
-    assert (
-        main(
-            [
-                "export",
-                str(file),
-                "--depth",
-                "1",
-                "-o",
-                str(tmp_path / "a.pt2"),
-                "--fold",
-                "--force",
-            ]
-        )
-        == 0
-    )
+    assert main([*command, "--fold", "--force"]) == 0
     assert "head.conv.weight" in torch.export.load(tmp_path / "a.pt2").state_dict
     assert "a.pt2: " in capsys.readouterr().out
 
 
 def test_checkpoints_of_all_depths_go_into_a_folder_with_their_notes(file, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
-    assert (
-        main(["export", str(file), "--depth", "all", "--format", "safetensors", "-o", str(out)])
-        == 0
-    )
+    command = ["export", str(file), "--depth", "all", "--format", "safetensors", "-o", str(out)]
+    assert main(command) == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "net_d1.safetensors",
         "net_d2.safetensors",
@@ -115,10 +121,8 @@ def test_int8_prints_its_cost_also_on_data(file, tmp_path, capsys):
     photos.mkdir()
     image = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
     Image.fromarray(image).save(photos / "image.png")
-    assert (
-        main(["export", str(file), "--int8", "-o", str(tmp_path / "a.pt2"), "--data", str(photos)])
-        == 0
-    )
+    command = ["export", str(file), "--int8", "-o", str(tmp_path / "a.pt2"), "--data", str(photos)]
+    assert main(command) == 0
     said = capsys.readouterr().out.splitlines()
     assert float(said[0].partition("; int8 against float: ")[2].removesuffix(" dB")) > 50
     assert said[1].startswith("  photos: ")

@@ -18,7 +18,7 @@ from elasticnet import ElasticWrapper, registry
 from elasticnet.export import export, plain_copy, runner
 from elasticnet.registry import Architecture
 from elasticnet.sr import asrn, edsr, rcan
-from elasticnet.wrapper import evaluating
+from elasticnet.wrapper import Origin, evaluating
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -180,7 +180,7 @@ def test_an_architecture_says_what_its_files_say_and_what_range_its_outputs_have
         return {"made for": f"{arguments['num_blocks']} blocks"}
 
     net = ElasticWrapper([nn.Linear(64, 64) for _ in range(2)], nn.Identity())
-    net.origin = ("mine", {"num_blocks": 2})
+    net.origin = Origin("mine", {"num_blocks": 2})
     x = torch.rand(2, 64)
     snr = {}
     for width in (1.0, 10.0):

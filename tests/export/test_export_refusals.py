@@ -18,7 +18,7 @@ from elasticnet.export import (
 )
 from elasticnet.registry import Architecture
 from elasticnet.sr import asrn
-from elasticnet.wrapper import evaluating
+from elasticnet.wrapper import Origin, evaluating
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_net_without_an_example_of_its_own_needs_one(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="example=None: no registered architecture built this net"):
         export(own, tmp_path / "net.pt2")
     monkeypatch.setattr(registry, "_registered", {"bare": Architecture(build=lambda **_: own)})
-    own.origin = ("bare", {})
+    own.origin = Origin("bare", {})
     with pytest.raises(ValueError, match="example=None: architecture 'bare' brings no example"):
         export(own, tmp_path / "net.pt2")
 

@@ -1,5 +1,6 @@
-"""The generic split: any traceable stem -> blocks -> head, and what it refuses; the oracle is the
-model's own loop.
+"""The generic split of stem -> blocks -> head, and what it refuses.
+
+The oracle is the model's own loop, cut short.
 """
 
 from __future__ import annotations
@@ -48,9 +49,7 @@ class Chain(nn.Module):
 
 
 class Sized(Chain):
-    """Blocks that are told their sizes, joined by a step between them; the head reshapes to what
-    the stem had.
-    """
+    """Its blocks are told their sizes, with a step between two; its head reshapes likewise."""
 
     def forward(self, x: Tensor, depth: int | None = None) -> Tensor:
         x = self.conv_in(x)

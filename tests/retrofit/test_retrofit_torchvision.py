@@ -1,6 +1,4 @@
-"""torchvision models, small and with random weights: the wrapped net is the model, at full depth
-and cut.
-"""
+"""torchvision models, small and with random weights: the wrapped net is the model."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""transformers models built from a config with random weights, with and without masks and
-padding.
-"""
+"""transformers models with random weights, with and without masks and padding."""
 
 from __future__ import annotations
 
