@@ -248,25 +248,11 @@ def benchmark(
         taking_part = [entry for entry in entries if entry.scale == pairs.scale]
         bar = tqdm(range(len(pairs)), f"{name} x{pairs.scale}", unit="image", disable=not progress)
         for index in bar:
-            hr = pairs.hr(index)
-            for made in _make_images(pairs, index, taking_part, border, device, self_ensemble):
-                scores = score_image(made.image, hr, pairs.scale, protocol=protocol)
-                images.append(
-                    ImageScore(
-                        data=name,
-                        scale=pairs.scale,
-                        network=made.label,
-                        depth=made.depth,
-                        image=pairs.names[index],
-                        psnr=scores.psnr,
-                        ssim=scores.ssim,
-                    )
-                )
-                if images_dir is not None:
-                    folder = Path(images_dir, name)
-                    if made.depth is not None and len(taking_part) > 1:
-                        folder = folder / made.label
-                    _save(made, folder, f"{pairs.names[index]}_x{pairs.scale}")
+            made = _make_images(pairs, index, taking_part, border, device, self_ensemble)
+            images += _score_images(made, name, pairs, index, protocol)
+            if images_dir is not None:
+                stem = f"{pairs.names[index]}_x{pairs.scale}"
+                _save_images(made, Path(images_dir, name), stem)
 
     settings = {
         "protocol": protocol,
@@ -388,15 +374,39 @@ def _make_images(
     return made
 
 
-def _save(made: _MadeImage, folder: Path, stem: str) -> None:
-    if made.depth is None:
-        ending = made.label
-    elif made.depth == FULL:
-        ending = FULL
-    else:
-        ending = f"d{made.depth}"
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(made.image).save(folder / f"{stem}_{ending}.png")
+def _score_images(
+    made: Sequence[_MadeImage], data: str, pairs: PairSet, index: int, protocol: str
+) -> list[ImageScore]:
+    hr = pairs.hr(index)
+    found: list[ImageScore] = []
+    for each in made:
+        scores = score_image(each.image, hr, pairs.scale, protocol=protocol)
+        found.append(
+            ImageScore(
+                data=data,
+                scale=pairs.scale,
+                network=each.label,
+                depth=each.depth,
+                image=pairs.names[index],
+                psnr=scores.psnr,
+                ssim=scores.ssim,
+            )
+        )
+    return found
+
+
+def _save_images(made: Sequence[_MadeImage], folder: Path, stem: str) -> None:
+    """Save what was made of one image; of several networks each has a folder of its own."""
+    networks = {each.label for each in made if each.depth is not None}
+    for each in made:
+        if each.depth is None:
+            target = folder / f"{stem}_{each.label}.png"
+        else:
+            ending = FULL if each.depth == FULL else f"d{each.depth}"
+            inside = folder / each.label if len(networks) > 1 else folder
+            target = inside / f"{stem}_{ending}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(each.image).save(target)
 
 
 def _means(

@@ -317,17 +317,20 @@ class SkipHead(nn.Module):
         with torch.autocast(device.type, enabled=False):
             # one image for each sub-pixel and colour: (3 scale^2, 3 scale^2, 1, 1)
             pixels = torch.eye(3 * self.scale**2, dtype=wide, device=device)[:, :, None, None]
-            kernel = F.conv_transpose2d(F.pixel_shuffle(pixels, self.scale), last_weight.to(wide))
+            images = F.pixel_shuffle(pixels, self.scale)  # (3 scale^2, 3, scale, scale)
+            kernel = F.conv_transpose2d(images, last_weight.to(wide))
             margin = 1  # how far the kernel reaches beyond the LR pixel, in pixels of its grid
             for weight, step in zip(reversed(step_weights), reversed(self.steps), strict=True):
                 to_whole_steps = -margin % step
                 padded = F.pad(kernel, (to_whole_steps,) * 4)
-                kernel = F.conv_transpose2d(F.pixel_unshuffle(padded, step), weight.to(wide))
+                coarser = F.pixel_unshuffle(padded, step)  # (3 scale^2, channels step^2, h, w)
+                kernel = F.conv_transpose2d(coarser, weight.to(wide))
                 margin = math.ceil(margin / step) + 1
             # The bias is what the tail makes of zeros, in a pixel whose neighbours are all inside.
             zeros = torch.zeros_like(weights[0][:1, :, :1, :1]).expand(-1, -1, 3, 3)
+            enlarged = self.tail(zeros)  # (1, 3, 3 scale, 3 scale)
             middle = slice(self.scale, 2 * self.scale)
-            bias = F.pixel_unshuffle(self.tail(zeros)[:, :, middle, middle], self.scale)
+            bias = F.pixel_unshuffle(enlarged[:, :, middle, middle], self.scale)
             return kernel, bias.flatten().to(wide)
 
     def _ring_around(self, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
