@@ -6,7 +6,7 @@ positions, weights and their order of evaluation are those of imresize.m and its
 `contributions`.
 
 The image is resized in two passes, one along each axis. An output pixel of a pass is a weighted sum
-of the few input pixels under the kernel, its taps.
+of the few input pixels under the kernel, here called its neighbours.
 """
 
 from __future__ import annotations
@@ -33,12 +33,20 @@ BLOCK_ROWS = 16
 BLOCK_COLUMNS = 2048
 
 
-class _Pass(NamedTuple):
-    """One pass: along which axis, and the taps of each output position."""
+class Contributions(NamedTuple):
+    """What each output pixel of a pass is made of; the name is MATLAB's.
 
-    axis: int  # 0 for the height, 1 for the width
-    positions: np.ndarray  # int64 (taps, out_length)
-    weights: np.ndarray  # float64 (taps, out_length)
+    Attributes:
+        positions: The neighbours' positions in the input, from 0, int64 of shape (neighbours,
+            out_length).
+        weights: Theirs, float64 of the same shape; the weights of an output pixel sum to 1.
+    """
+
+    positions: np.ndarray
+    weights: np.ndarray
+
+
+Passes = list[tuple[int, Contributions]]  # axis (0 for the height, 1 for the width), and with what
 
 
 def imresize(
@@ -85,12 +93,11 @@ def imresize(
     lengths = _height_and_width(image)
     targets, scales = _targets(lengths, scale, size)
     width_first = scales[1] < scales[0]
-    passes: list[_Pass] = []
-    for axis in (1, 0) if width_first else (0, 1):
-        positions, weights = resize_taps(
-            lengths[axis], targets[axis], scales[axis], border, antialias
-        )
-        passes.append(_Pass(axis, positions, weights))
+    axes = (1, 0) if width_first else (0, 1)
+    passes: Passes = [
+        (axis, contributions(lengths[axis], targets[axis], scales[axis], border, antialias))
+        for axis in axes
+    ]
     if isinstance(image, np.ndarray):
         return _resize_numpy(image, passes)
     return _resize_torch(image, passes)
@@ -155,13 +162,13 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-# --- taps
+# --- contributions
 
 
 @lru_cache(maxsize=128)
-def resize_taps(
+def contributions(
     in_length: int, out_length: int, scale: float, border: str, antialias: bool
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Contributions:
     """Return which input pixels each output pixel of a pass is made of, and with which weights.
 
     With 1-based positions as in MATLAB, output pixel x has its center in the input at
@@ -177,8 +184,7 @@ def resize_taps(
         antialias: Whether the kernel is widened when the image is made smaller.
 
     Returns:
-        Positions, int64, from 0 and inside the input, and weights, float64, both of shape (taps,
-        out_length). The arrays are cached and read-only.
+        Positions, all inside the input, and weights. The arrays are cached and read-only.
     """
     # shrink is the s of the widened kernel, 1 if it is not widened.
     shrink = scale if scale < 1 and antialias else 1.0
@@ -186,18 +192,18 @@ def resize_taps(
     outputs = np.arange(1, out_length + 1, dtype=np.float64)
     centers = outputs / scale + 0.5 * (1 - 1 / scale)  # (out_length,)
     leftmost = np.floor(centers - width / 2)
-    # Two more taps than the kernel is wide are sure to hold all that is not zero.
-    taps = np.arange(math.ceil(width) + 2, dtype=np.float64)[:, None]  # (taps, 1)
-    positions = leftmost + taps  # (taps, out_length)
+    # Two more neighbours than the kernel is wide are sure to hold all that is not zero.
+    steps = np.arange(math.ceil(width) + 2, dtype=np.float64)[:, None]  # (neighbours, 1)
+    positions = leftmost + steps  # (neighbours, out_length)
     weights = shrink * _cubic(shrink * (centers - positions))
     weights /= weights.sum(axis=0)
 
-    is_used = weights.any(axis=1)  # taps that are zero for every output pixel are left out
+    is_used = weights.any(axis=1)  # by one output pixel at least
     weights = np.ascontiguousarray(weights[is_used])
     indices = _inside(positions[is_used].astype(np.int64) - 1, in_length, border)
     indices.flags.writeable = False
     weights.flags.writeable = False
-    return indices, weights
+    return Contributions(positions=indices, weights=weights)
 
 
 def _cubic(x: np.ndarray) -> np.ndarray:
@@ -222,9 +228,9 @@ def _inside(indices: np.ndarray, length: int, border: str) -> np.ndarray:
 # --- the passes in NumPy
 
 
-def _resize_numpy(image: np.ndarray, passes: list[_Pass]) -> np.ndarray:
-    for axis, positions, weights in passes:
-        # The axis becomes the leading one, so that every tap reads whole contiguous rows.
+def _resize_numpy(image: np.ndarray, passes: Passes) -> np.ndarray:
+    for axis, (positions, weights) in passes:
+        # The axis becomes the leading one, so that whole contiguous rows are read.
         turned = np.swapaxes(image, 0, axis)  # (in_length, ...)
         rows = np.ascontiguousarray(turned).reshape(turned.shape[0], -1)
         resized = _resize_rows(rows, positions, weights)
@@ -236,39 +242,39 @@ def _resize_numpy(image: np.ndarray, passes: list[_Pass]) -> np.ndarray:
 def _resize_rows(rows: np.ndarray, positions: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Resize (in_length, columns) to (out_length, columns), block by block.
 
-    Products and sums are rounded one by one, the taps from left to right, so that every processor
-    gives the same bytes. At the factors 2, 3 and 4 no order could change a byte; at some others a
-    sum that is one half but for its last bits could fall either way.
+    Products and sums are rounded one by one, from the first neighbour to the last, so that every
+    processor gives the same bytes. At the factors 2, 3 and 4 no order could change a byte; at some
+    others a sum that is one half but for its last bits could fall either way.
     """
     out_length = positions.shape[1]
     columns = rows.shape[1]
     result = np.empty((out_length, columns), rows.dtype)
     for top in range(0, out_length, BLOCK_ROWS):
         block = slice(top, top + BLOCK_ROWS)
-        # The block's taps lie in this window of the input.
+        # The block's neighbours lie in this window of the input.
         first = positions[:, block].min()
         last = positions[:, block].max()
-        taps = [_as_slice(tap) for tap in positions[:, block] - first]
-        factors = weights[:, block, None]  # (taps, block, 1)
+        neighbours = [_as_slice(each) for each in positions[:, block] - first]
+        factors = weights[:, block, None]  # (neighbours, block, 1)
         for left in range(0, columns, BLOCK_COLUMNS):
             strip = slice(left, left + BLOCK_COLUMNS)
             window = rows[first : last + 1, strip].astype(np.float64)
-            total = window[taps[0]] * factors[0]
+            total = window[neighbours[0]] * factors[0]
             product = np.empty_like(total)
-            for tap, factor in zip(taps[1:], factors[1:], strict=True):
-                np.multiply(window[tap], factor, out=product)
+            for neighbour, factor in zip(neighbours[1:], factors[1:], strict=True):
+                np.multiply(window[neighbour], factor, out=product)
                 total += product
             result[block, strip] = _in_dtype(total, rows.dtype)
     return result
 
 
-def _as_slice(tap: np.ndarray) -> slice | np.ndarray:
+def _as_slice(positions: np.ndarray) -> slice | np.ndarray:
     """Return evenly spaced positions as a slice, which is read without a copy."""
-    step = int(tap[1] - tap[0]) if len(tap) > 1 else 1
-    is_even = step > 0 and bool((np.diff(tap) == step).all())
+    step = int(positions[1] - positions[0]) if len(positions) > 1 else 1
+    is_even = step > 0 and bool((np.diff(positions) == step).all())
     if not is_even:
-        return tap
-    return slice(int(tap[0]), int(tap[-1]) + 1, step)
+        return positions
+    return slice(int(positions[0]), int(positions[-1]) + 1, step)
 
 
 def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -280,21 +286,21 @@ def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 # --- the passes in torch
 
 
-def _resize_torch(image: Tensor, passes: list[_Pass]) -> Tensor:
+def _resize_torch(image: Tensor, passes: Passes) -> Tensor:
     is_uint8 = image.dtype == torch.uint8
     # float16 and bfloat16 are summed in float32
     compute = torch.float64 if is_uint8 else torch.promote_types(image.dtype, torch.float32)
     values = image.to(compute)
-    for axis, positions, weights in passes:
+    for axis, (positions, weights) in passes:
         dim = axis - 2  # height and width are the last two dimensions
-        indices = torch.tensor(positions, device=image.device)  # (taps, out_length)
+        indices = torch.tensor(positions, device=image.device)  # (neighbours, out_length)
         factors = torch.tensor(weights, dtype=compute, device=image.device)
         if axis == 0:
-            factors = factors.unsqueeze(-1)  # (taps, out_length, 1)
+            factors = factors.unsqueeze(-1)  # (neighbours, out_length, 1)
         # Product and sum stay two steps: fused, a tie at one half could fall otherwise than in
         # NumPy.
         total = values.index_select(dim, indices[0]).mul_(factors[0])
-        for tap, factor in zip(indices[1:], factors[1:], strict=True):
-            total.add_(values.index_select(dim, tap).mul_(factor))
+        for neighbour, factor in zip(indices[1:], factors[1:], strict=True):
+            total.add_(values.index_select(dim, neighbour).mul_(factor))
         values = tensor_to_uint8(total).to(compute) if is_uint8 else total
     return values.to(image.dtype)

@@ -26,7 +26,7 @@ from harness import (
 )
 from PIL import Image
 
-from elasticnet.sr.resize import imresize, resize_taps
+from elasticnet.sr.resize import contributions, imresize
 
 HEIGHT, WIDTH = 1356, 2040
 FACTORS = (1 / 2, 1 / 3, 1 / 4, 2.0, 3.0, 4.0)
@@ -38,13 +38,15 @@ def loop_over_pixels(image: np.ndarray, scale: float, rows: int) -> np.ndarray:
     height, width = image.shape[:2]
     out_height = math.ceil(scale * height)
     out_width = math.ceil(scale * width)
-    row_indices, row_weights = resize_taps(height, out_height, scale, "symmetric", True)
-    column_indices, column_weights = resize_taps(width, out_width, scale, "symmetric", True)
+    row_indices, row_weights = contributions(height, out_height, scale, "symmetric", True)
+    column_indices, column_weights = contributions(width, out_width, scale, "symmetric", True)
     result = np.empty((rows, out_width, image.shape[2]))
     for i in range(rows):
         for j in range(out_width):
-            window = image[row_indices[:, i, None], column_indices[:, j]]  # (taps, taps, 3)
-            weights = row_weights[:, i, None] * column_weights[:, j]  # (taps, taps)
+            window = image[
+                row_indices[:, i, None], column_indices[:, j]
+            ]  # (neighbours, neighbours, 3)
+            weights = row_weights[:, i, None] * column_weights[:, j]  # (neighbours, neighbours)
             result[i, j] = (window * weights[..., None]).sum(axis=(0, 1))
     return result
 

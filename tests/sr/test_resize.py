@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from elasticnet.sr.resize import imresize, resize_taps
+from elasticnet.sr.resize import contributions, imresize
 
 
 def kernel(x: float) -> float:
@@ -109,10 +109,13 @@ def test_images_larger_than_one_block_equal_the_dense_product(scale: float) -> N
     image = np.random.default_rng(0).random((150, 400, 3))
     dense = []
     for length in (150, 400):
-        indices, weights = resize_taps(length, math.ceil(scale * length), scale, "symmetric", True)
-        matrix = np.zeros((weights.shape[1], length))
-        for tap in range(len(weights)):
-            np.add.at(matrix, (np.arange(weights.shape[1]), indices[tap]), weights[tap])
+        indices, weights = contributions(
+            length, math.ceil(scale * length), scale, "symmetric", True
+        )
+        outputs = np.arange(weights.shape[1])
+        matrix = np.zeros((len(outputs), length))
+        for positions, factors in zip(indices, weights, strict=True):
+            np.add.at(matrix, (outputs, positions), factors)
         dense.append(matrix)
     expected = np.einsum("ih,hwc,jw->ijc", dense[0], image, dense[1], optimize=True)
     np.testing.assert_allclose(imresize(image, scale), expected, rtol=0, atol=1e-12)
@@ -164,10 +167,10 @@ def test_integers_equal_rational_arithmetic_rounded_after_each_pass(
 
 
 def test_ties_round_half_away_from_zero() -> None:
-    weights = resize_taps(16, 8, 0.5, "symmetric", True)[1][:, 4] * 256
+    weights = contributions(16, 8, 0.5, "symmetric", True)[1][:, 4] * 256
     assert sorted(weights.tolist()) == [-9.0, -9.0, -3.0, -3.0, 29.0, 29.0, 111.0, 111.0]
     column = np.full((16, 1), 100, np.uint8)
-    positions = resize_taps(16, 8, 0.5, "symmetric", True)[0][:, 4]
+    positions = contributions(16, 8, 0.5, "symmetric", True)[0][:, 4]
     # 111 + 29 - 3 - 9 = 128 of 256: one more in each of these four pixels lifts the output by
     # exactly a half.
     for value in (111.0, 29.0, -3.0, -9.0):
@@ -214,8 +217,8 @@ def test_narrow_floats_keep_their_dtype(dtype: torch.dtype, tolerance: float) ->
     image = torch.rand(1, 3, 30, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
     result = imresize(image, 1 / 3)
     assert result.dtype == dtype
-    # One rounding at the end, not one per tap: the float64 result is matched to the dtype's own
-    # precision.
+    # One rounding at the end, not one per neighbour: the float64 result is matched to the dtype's
+    # own precision.
     torch.testing.assert_close(
         result.double(), imresize(image.double(), 1 / 3), rtol=0, atol=tolerance
     )
@@ -318,8 +321,8 @@ def test_layouts_of_memory_do_not_matter(tmp_path: Path) -> None:
     np.testing.assert_array_equal(imresize(channels_last, 1 / 3).permute(1, 2, 0).numpy(), expected)
 
 
-def test_taps_are_sparse_normalised_and_protected() -> None:
-    indices, weights = resize_taps(400, 100, 0.25, "symmetric", True)
+def test_contributions_are_sparse_normalised_and_protected() -> None:
+    indices, weights = contributions(400, 100, 0.25, "symmetric", True)
     assert indices.shape == weights.shape == (16, 100)
     np.testing.assert_allclose(weights.sum(axis=0), 1, rtol=0, atol=1e-15)
     assert indices.min() == 0
