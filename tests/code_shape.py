@@ -155,11 +155,16 @@ def _public(tree: ast.Module) -> Iterator[tuple[Function | ast.ClassDef, str]]:
             if node.name.startswith("_"):
                 continue
             yield node, node.name
-        for method in node.body if isinstance(node, ast.ClassDef) else ():
-            if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            if not method.name.startswith("_"):
-                yield method, f"{node.name}.{method.name}"
+        if isinstance(node, ast.ClassDef):
+            yield from _public_methods(node)
+
+
+def _public_methods(owner: ast.ClassDef) -> Iterator[tuple[Function, str]]:
+    for method in owner.body:
+        if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if not method.name.startswith("_"):
+            yield method, f"{owner.name}.{method.name}"
 
 
 def _lacks(node: Function | ast.ClassDef) -> list[str]:

@@ -53,10 +53,12 @@ def data_dir() -> Path:
     named = os.environ.get("ELASTICNET_DATA")
     if not named:
         pytest.skip(
-            "ELASTICNET_DATA is not set: it names the folder that holds benchmark/, golden/ and train/"
+            "ELASTICNET_DATA is not set: "
+            "it names the folder that holds benchmark/, golden/ and train/"
         )
     if not Path(named).is_dir():
         pytest.fail(
-            f"ELASTICNET_DATA={named} is not a folder: correct it, or unset it to skip the tests on real data"
+            f"ELASTICNET_DATA={named} is not a folder: "
+            "correct it, or unset it to skip the tests on real data"
         )
     return Path(named)

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ class NetworkContract:
     `context` are the keyword arguments that `net(example, **context)` needs.
     """
 
-    context: Mapping[str, Any] = {}
+    context: ClassVar[Mapping[str, Any]] = {}
 
     def net(self) -> ElasticWrapper:
         raise NotImplementedError

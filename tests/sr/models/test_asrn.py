@@ -60,6 +60,7 @@ def test_parameters_of_the_deep_networks(num_blocks: int, parameters: int) -> No
 def test_parameters_of_the_parts() -> None:
     net = asrn(2)
     assert count(net.head) == 24_387  # published: 24K
+    assert net.stem is not None
     assert count(net.stem) == 224 + 7_008
     assert [count(block) for block in net.blocks] == [39_168] * 5
     assert count(asrn(2, upsampler="subpixel").head) == 334_755  # published: 334K

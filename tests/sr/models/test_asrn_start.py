@@ -110,6 +110,7 @@ def test_default_start_is_pytorchs_own() -> None:
     torch.manual_seed(3)
     block = MultiScaleBlock(16)
     stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1))
+    assert net.stem is not None
     for module, expected in (
         (net.blocks[0], block),
         (net.stem, stem),
