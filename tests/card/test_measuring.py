@@ -188,5 +188,7 @@ def test_a_net_that_cannot_be_sent_to_another_process_has_a_card_without_memory(
 def test_on_cuda_the_allocator_tells():
     net = ElasticWrapper([Wide(1), Wide(10)], nn.Identity()).cuda()
     measured = measure(net, torch.rand(1, 1, 512, 512, device="cuda"), repeats=3)
-    assert [each.memory_mb for each in measured.rows] == pytest.approx([4.2 + 16.8, 23.1 + 33.6], abs=2)
+    assert [each.memory_mb for each in measured.rows] == pytest.approx(
+        [4.2 + 16.8, 23.1 + 33.6], abs=2
+    )
     assert measured.machine.threads is None
