@@ -52,9 +52,7 @@ def luma(pixel: np.ndarray) -> float:
 
 
 def naive_ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """Mean SSIM of two planes, one explicit 11×11 window at a time, variances around their own
-    mean.
-    """
+    """Mean SSIM of two planes, one 11×11 window at a time, variances around their own mean."""
     offsets = np.arange(-5, 6)
     window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
     window /= window.sum()

@@ -34,9 +34,7 @@ def fold(position: int, length: int, border: str) -> int:
 def naive_weights(
     length: int, target: int, scale: float, border: str, antialias: bool
 ) -> list[list[tuple[int, float]]]:
-    """For each output pixel, (input pixel, weight) pairs over all positions that the kernel could
-    reach.
-    """
+    """For each output pixel, (input pixel, weight) of all positions that the kernel could reach."""
     shrink = min(scale, 1.0) if antialias else 1.0
     rows = []
     for out in range(target):
@@ -122,9 +120,7 @@ def test_images_larger_than_one_block_equal_the_dense_product(scale: float) -> N
 
 
 def exact_pass(image: np.ndarray, scale: Fraction, top: int) -> np.ndarray:
-    """One pass along the rows in rational numbers, rounded half away from zero and saturated to
-    0..top.
-    """
+    """One pass along the rows in rational numbers, rounded half away from zero, within 0..top."""
     length = image.shape[0]
     shrink = min(scale, Fraction(1))
     result = np.zeros((math.ceil(scale * length), image.shape[1]), image.dtype)

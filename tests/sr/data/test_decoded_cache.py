@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import multiprocessing
 import os
 import threading
@@ -23,9 +24,7 @@ from elasticnet.sr.data.pair_set import Skipped, open_pixels
 
 
 class Source:
-    """A data set of one text file, whose cache is the text in capitals, and a count of the
-    builds.
-    """
+    """A data set of one text file, whose cache is the text in capitals; it counts the builds."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "source"
@@ -137,17 +136,36 @@ def test_a_full_disk_is_named_with_the_remedy(source: Source) -> None:
     assert source.left == []
 
 
+class Waiters(logging.Filter):
+    """Counts the messages of those who wait for a build."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.announced = threading.Semaphore(0)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.announced.release()
+        return True
+
+
 def test_threads_that_start_together_build_once(
     source: Source, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.progress = True
+    waiters = Waiters()
+    caplog.handler.addFilter(waiters)
 
-    def slow(folder: Path) -> dict[str, str]:
-        time.sleep(0.3)
+    def build_when_all_others_wait(folder: Path) -> dict[str, str]:
+        for _ in range(3):
+            assert waiters.announced.acquire(timeout=60)
         return source.write(folder)
 
     read: list[str] = []
-    threads = [threading.Thread(target=lambda: read.append(source.open(slow))) for _ in range(4)]
+
+    def open_it() -> None:
+        read.append(source.open(build_when_all_others_wait))
+
+    threads = [threading.Thread(target=open_it) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -275,7 +293,6 @@ def load_in_step(root: Path, barrier: Any, decoded: Any, sums: Any) -> None:
 
     def counted(pair: Pair, settings: LrSettings) -> AlignedPair | Skipped:
         decoded.put(pair.name)
-        time.sleep(0.1)
         return real(pair, settings)
 
     decoding.decode_pair = counted
@@ -306,7 +323,7 @@ def load_and_hang(root: Path, half_way: Any) -> None:
     def hanging(pair: Pair, settings: LrSettings) -> AlignedPair | Skipped:
         if pair.name == "2":
             half_way.set()
-            time.sleep(600)
+            threading.Event().wait()  # until this process is killed
         return real(pair, settings)
 
     decoding.decode_pair = hanging

@@ -1,6 +1,4 @@
-"""Downloads from a loopback server that drops connections, forgets ranges, and serves damaged
-files; safe unpacking.
-"""
+"""Downloads from a loopback server that drops connections and serves damaged files; unpacking."""
 
 from __future__ import annotations
 
@@ -350,9 +348,7 @@ def png(height: int, width: int) -> bytes:
 
 @pytest.fixture
 def div2k_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """Two small images in the archives of DIV2K, with their own sums in the place of the published
-    ones.
-    """
+    """Two small images in the archives of DIV2K, whose sums stand in the place of the published."""
     members = {
         "DIV2K_train_HR.zip": {"DIV2K_train_HR/": b"", "DIV2K_train_HR/0001.png": png(24, 36)},
         "DIV2K_valid_HR.zip": {"DIV2K_valid_HR/0801.png": png(12, 12)},

@@ -22,9 +22,7 @@ MASK = 2**64 - 1
 
 
 def coordinate_pairs(sizes: list[tuple[int, int]], scale: int = 1) -> PairSet:
-    """LR pixel (image, row, column) holds these three numbers; each HR pixel holds what its LR
-    pixel does.
-    """
+    """LR pixel (image, row, column) holds these three numbers, and so do its HR pixels."""
     lr = [
         np.stack(np.broadcast_arrays(number, *np.ogrid[:height, :width]), axis=2).astype(np.uint8)
         for number, (height, width) in enumerate(sizes)
@@ -137,9 +135,7 @@ def test_both_modes_against_a_plain_loop(
 
 
 def test_every_position_is_equally_likely() -> None:
-    """Chi-squared over all 7 * 4 + 3 * 9 + 1 positions of three images, and over the eight
-    symmetries.
-    """
+    """Chi-squared over all 7 * 4 + 3 * 9 + 1 positions of three images."""
     pairs = coordinate_pairs([(9, 6), (5, 11), (3, 3)])
     draws = 40_000
     lr, _ = PatchSampler(pairs, 3, draws, augment="none").batch(0)
@@ -198,9 +194,7 @@ def test_a_step_depends_on_no_other() -> None:
 
 
 def test_the_stream_is_what_it_was() -> None:
-    """A change to the sampling would make resumed runs differ without a word, so its values are
-    held here.
-    """
+    """A change to the sampling would make resumed runs differ without a word."""
     lr, _ = PatchSampler(coordinate_pairs([(40, 50), (30, 60)]), 8, 6, seed=1).batch(10)
     corners = (lr[:, :, 0, 0] * 255).round().int().tolist()
     assert corners == [[1, 6, 42], [1, 2, 7], [1, 29, 8], [1, 18, 44], [1, 11, 17], [1, 7, 45]]
