@@ -327,95 +327,113 @@ def main(options: Options) -> None:
     """Train a network, and write what came out into the run folder."""
     show_messages()
     with join_processes(options.compute.device) as processes:
-        training, validation = image_pairs(options, processes)
+        training_images, validation_images = load_images(options, processes)
 
         # All processes make the same weights; what they draw later is each one's own.
         seed_all(options.run.seed)
         net = build(options, processes)
-        seed_all(options.run.seed, processes.rank)
+        seed_all(options.run.seed, rank=processes.rank)
 
         folder = options.run.out or default_folder(options)
         with open_run(options, options.run, folder, processes) as run:
             processes.say(
-                f"training on {training}, validating on {validation}; run folder {run.folder}"
+                f"training on {training_images}, validating on {validation_images}; "
+                f"run folder {run.folder}"
             )
-            finished = train(options, run, net, training, validation, processes)
+            finished = train(options, run, net, training_images, validation_images, processes)
             if finished is not None and processes.first:
-                title = f"ASRN {kind_of(options)}, {options.optimiser.steps} steps"
-                report = write_report(
-                    run.folder, finished.float(), validation, title, processes.device
-                )
-                print(f"\n{report}")
-                print(
-                    f"written to {run.folder}: best.safetensors, last.safetensors, "
-                    "table and figures"
-                )
+                report(options, run, finished, validation_images, processes)
 
 
 def train(
     options: Options,
     run: Run,
     net: ElasticWrapper,
-    training: PairSet,
-    validation: PairSet,
+    training_images: PairSet,
+    validation_images: PairSet,
     processes: Processes,
 ) -> ElasticWrapper | None:
     """Train to the last step; return the network to ship, or None if a signal stopped it before."""
+    # Make the pieces: the loss, what does a step with its optimiser, the patches, the log.
     objective = make_objective(options, net)
     training_step = make_training_step(options, net, objective, processes)
-    sampler = make_sampler(options, training, processes)
+    sampler = make_sampler(options, training_images, processes)
     log = make_log(options, run, processes)
-    shipped = training_step.averaged_net  # the network itself where there is no moving average
-    steps = options.optimiser.steps
+
+    # What is validated and shipped: the moving average of the weights, or else the network itself.
+    net_to_ship = training_step.averaged_net
 
     # Go on behind the newest state that the run has saved; a new run begins at step 0.
-    done, best, log_state = resume(run, steps, training_step, processes)
+    step, best_psnr, log_state = resume(options, run, training_step, processes)
+    last_step = options.optimiser.steps
     stopping = False
 
-    with StopSignal() as stop, log.start(done, log_state):
-        log_start(options, log, done, shipped, validation, processes)
+    with StopSignal() as stop_signal, log.start(step, log_state):
+        # Say what the weights of --init are worth before they are trained further.
+        if step == 0:
+            log_initial_weights(options, log, net_to_ship, validation_images, processes)
 
-        while done < steps and not stopping:
-            # One step: the losses at all taps, gradients, clipping, update, moving average. Patches
-            # and learning rate are functions of the step, so that a resumed run sees the same ones.
-            learning_rate = learning_rate_at(done, options.optimiser)
-            terms = training_step(partial(sampler.batch, done), done, learning_rate)
+        while step < last_step and not stopping:
+            # Train on one batch: loss at every tap, gradients, clipping, update, moving average.
+            # The batch is a function of the step, which also cuts it into parts for the memory.
+            learning_rate = learning_rate_at(step, options.optimiser)
+            terms = training_step(
+                batch=partial(sampler.batch, step), step=step, learning_rate=learning_rate
+            )
             log.add(terms)
-            done += 1
+            step += 1
 
-            # A validation is followed by a save, and a line of the log comes before each save.
-            due = due_after(done, options)
-            stopping = stop_is_requested(stop, processes, all_look=due.line)
+            # Decide what is due, and whether a signal asks to stop; then it is saved, too.
+            due = due_after(step, options)
+            stopping = is_stop_requested(stop_signal, processes, all_look=due.line)
 
-            # The first process scores every depth of the network that would be shipped.
+            # Score every depth on the validation images; one process does that for all.
             scores = None
             if due.validation and processes.first:
-                scores = psnr_per_depth(shipped, validation, processes.device)
+                scores = psnr_per_depth(net_to_ship, validation_images, processes.device)
+
+            # Write a line of the log. It comes before the save, which counts on it.
             if due.line or stopping:
-                log.write(done, scores, learning_rate=learning_rate)
+                log.write(step, scores, learning_rate=learning_rate)
 
-            # The best network so far, by the mean over its depths, is kept in a file of its own.
+            # Keep the best network so far in a file of its own.
             if scores is not None:
-                best = keep_best(run, shipped, done, scores, best)
-                log.pictures(done, validation_crops(shipped, validation, processes.device))
+                best_psnr = keep_best(run, net_to_ship, step, scores, best_psnr)
+                log.pictures(
+                    step, validation_crops(net_to_ship, validation_images, processes.device)
+                )
 
-            # A state to resume from comes behind all that the log says about its step.
+            # Save the state to resume from, and the network as it is now.
             if due.save or stopping:
-                save(run, done, training_step, log, best, processes)
+                save(run, step, training_step, log, best_psnr, processes)
 
-    if done < steps:
+    if step < last_step:
         processes.say(
-            f"stopped and saved at step {done}; go on with: "
+            f"stopped and saved at step {step}; go on with: "
             f"python {sys.argv[0]} --resume {run.folder}"
         )
         return None
-    return shipped
+    return net_to_ship
+
+
+def report(
+    options: Options,
+    run: Run,
+    net: ElasticWrapper,
+    validation_images: PairSet,
+    processes: Processes,
+) -> None:
+    """Print the table of the finished network, and write it and the figures."""
+    title = f"ASRN {kind_of(options)}, {options.optimiser.steps} steps"
+    text = write_report(run.folder, net.float(), validation_images, title, processes.device)
+    print(f"\n{text}")
+    print(f"written to {run.folder}: best.safetensors, last.safetensors, table and figures")
 
 
 # --- what the training is made of
 
 
-def image_pairs(options: Options, processes: Processes) -> tuple[PairSet, PairSet]:
+def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSet]:
     """Return the training and the validation images, downloaded if --download says so."""
     images = options.images
     degradation = options.degradation
@@ -530,10 +548,10 @@ def make_training_step(
     )
 
 
-def make_sampler(options: Options, training: PairSet, processes: Processes) -> PatchSampler:
+def make_sampler(options: Options, training_images: PairSet, processes: Processes) -> PatchSampler:
     """Return what cuts the patches of every step."""
     return PatchSampler(
-        training,
+        training_images,
         patch_size=options.images.patch_size,
         batch_size=options.optimiser.batch_size,
         seed=options.run.seed,
@@ -574,40 +592,42 @@ def weight_dtype(options: Options) -> torch.dtype:
 
 
 class Standing(NamedTuple):
-    """Where a run stands: steps done, best mean PSNR, state of its log."""
+    """Where a run stands: steps done, best mean PSNR so far, state of its log."""
 
-    done: int
-    best: float
+    step: int
+    best_psnr: float
     log_state: Mapping[str, Any] | None
 
 
-def resume(run: Run, steps: int, training_step: TrainingStep, processes: Processes) -> Standing:
+def resume(
+    options: Options, run: Run, training_step: TrainingStep, processes: Processes
+) -> Standing:
     """Load the newest state that the run has saved, if it has one; return where the run stands."""
     latest = run.load_latest()
     if latest is None:
-        return Standing(done=0, best=-math.inf, log_state=None)
-    done, state = latest
-    if done > steps:
-        raise ValueError(f"--steps {steps}: the run in {run.folder} is already at step {done}")
+        return Standing(step=0, best_psnr=-math.inf, log_state=None)
+    step, state = latest
+    last_step = options.optimiser.steps
+    if step > last_step:
+        raise ValueError(f"--steps {last_step}: the run in {run.folder} is already at step {step}")
     training_step.load_state_dict(state["training"])
-    # Of more processes than saved their generators, the others keep those of their seed.
+    # Where more processes resume than have saved, the others keep the generators of their seed.
     if processes.rank < len(state["random"]):
         set_random_state(state["random"][processes.rank])
-    processes.say(f"resumed {run.folder} at step {done}")
-    return Standing(done, state["best"], state["log"])
+    processes.say(f"resumed {run.folder} at step {step}")
+    return Standing(step, best_psnr=state["best"], log_state=state["log"])
 
 
-def log_start(
+def log_initial_weights(
     options: Options,
     log: TrainingLog,
-    done: int,
     net: ElasticWrapper,
-    validation: PairSet,
+    validation_images: PairSet,
     processes: Processes,
 ) -> None:
-    """Write what the file of --init was worth before it is trained further."""
-    if done == 0 and options.setup.init is not None and processes.first:
-        log.write(0, psnr_per_depth(net, validation, processes.device))
+    """Write the PSNR of the weights of --init, if it is given, as step 0."""
+    if options.setup.init is not None and processes.first:
+        log.write(0, psnr_per_depth(net, validation_images, processes.device))
 
 
 class Due(NamedTuple):
@@ -618,23 +638,23 @@ class Due(NamedTuple):
     line: bool
 
 
-def due_after(done: int, options: Options) -> Due:
-    """Return what is to be done after so many steps."""
-    at_the_end = done == options.optimiser.steps
-    validation = at_the_end or done % options.run.eval_every == 0
-    save = validation or done % options.run.save_every == 0
-    line = save or done % options.run.log_every == 0
+def due_after(step: int, options: Options) -> Due:
+    """Return what is due: a validation is followed by a save, and a line comes before each save."""
+    at_the_end = step == options.optimiser.steps
+    validation = at_the_end or step % options.run.eval_every == 0
+    save = validation or step % options.run.save_every == 0
+    line = save or step % options.run.log_every == 0
     return Due(validation, save, line)
 
 
-def stop_is_requested(stop: StopSignal, processes: Processes, *, all_look: bool) -> bool:
-    """Return whether to stop; all processes decide it together, and not at every step.
+def is_stop_requested(stop_signal: StopSignal, processes: Processes, *, all_look: bool) -> bool:
+    """Return whether to stop. Several processes decide it together, and only when `all_look`.
 
-    Deciding together makes the processes wait for each other.
+    Deciding together makes them wait for each other, which would cost too much at every step.
     """
     if all_look:
-        return processes.any(stop.requested)
-    return processes.count == 1 and stop.requested
+        return processes.any(stop_signal.requested)
+    return processes.count == 1 and stop_signal.requested
 
 
 def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) -> dict[int, float]:
@@ -644,12 +664,12 @@ def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) ->
 
 
 def keep_best(
-    run: Run, net: ElasticWrapper, step: int, scores: dict[int, float], best: float
+    run: Run, net: ElasticWrapper, step: int, scores: dict[int, float], best_psnr: float
 ) -> float:
-    """Write best.safetensors if the mean of the scores beats the best so far; return the best."""
+    """Write best.safetensors if the mean PSNR over the depths is a new best; return the best."""
     mean = sum(scores.values()) / len(scores)
-    if mean <= best:
-        return best
+    if mean <= best_psnr:
+        return best_psnr
     elasticnet.save(net, run.folder / "best.safetensors", {"step": step, "psnr": scores})
     return mean
 
@@ -659,14 +679,14 @@ def save(
     step: int,
     training_step: TrainingStep,
     log: TrainingLog,
-    best: float,
+    best_psnr: float,
     processes: Processes,
 ) -> None:
     """Write the state to resume from, and the network that would be shipped now."""
     state = {
         "training": training_step.state_dict(),
         "log": log.state_dict(),
-        "best": best,
+        "best": best_psnr,
         "random": processes.gather(random_state()),
     }
     run.save(step, state)
