@@ -66,8 +66,7 @@ def markdown_table(result: Benchmark) -> str:
         scale, _, _ = key
         baselines = rows[scale, baseline_name(scale), None]
         lines.append(_line(layout, key, rows[key], baselines))
-    number_of_leading_columns = 1 + layout.with_scale + layout.with_network
-    return table(lines, left=number_of_leading_columns)
+    return table(lines, left=len(_leading_titles(layout)))
 
 
 def caption(result: Benchmark, title: str) -> str:
@@ -196,13 +195,19 @@ def _layout(result: Benchmark) -> _Layout:
     )
 
 
-def _header(layout: _Layout) -> list[str]:
-    cells: list[str] = []
+def _leading_titles(layout: _Layout) -> list[str]:
+    """The columns that say which depth of what a line is about."""
+    titles: list[str] = []
     if layout.with_scale:
-        cells.append("scale")
+        titles.append("scale")
     if layout.with_network:
-        cells.append("network")
-    cells.append("depth")
+        titles.append("network")
+    titles.append("depth")
+    return titles
+
+
+def _header(layout: _Layout) -> list[str]:
+    cells = _leading_titles(layout)
     cells += [COST_TITLES[name] for name in layout.costs]
     for name in layout.sets:
         of_which = f"{name} " if len(layout.sets) > 1 else ""

@@ -284,15 +284,16 @@ class SkipHead(nn.Module):
 
         All taps share one folded kernel.
         """
-        kernels: list[tuple[Tensor, Tensor]] = []  # made when the first tap needs them
+        folded: tuple[Tensor, Tensor] | None = None  # made when the first tap needs it
 
         def head(features: Tensor, stem_output: Tensor) -> Tensor:
+            nonlocal folded
             x = self.conv(features) + stem_output  # (b, channels, h, w)
             height, width = x.shape[-2:]
             if self.fold and _strips_pay(height, width):
-                if not kernels:
-                    kernels.append(self.folded_tail())
-                kernel, bias = kernels[0]
+                if folded is None:
+                    folded = self.folded_tail()
+                kernel, bias = folded
                 x = self._ring_around(x, kernel, bias)
             else:
                 x = self.tail(x)

@@ -120,14 +120,15 @@ class DeconvHead(nn.Module):
     ) -> Callable[..., Tensor]:
         kernel, bias_kernel = self.folded_kernels()
         # The bias plane of the features' size: the taps of one pass share it.
-        planes: list[Tensor] = []
+        plane: Tensor | None = None
 
         def run_folded(features: Tensor, image: Tensor | None = None) -> Tensor:
+            nonlocal plane
             # (b, 3 scale^2, h, w)
             folded = F.conv2d(features, kernel.to(features.dtype), padding=1)
-            if not planes or planes[0].shape[1:] != folded.shape[1:]:
-                planes[:] = [self._bias_plane(bias_kernel, folded)]
-            folded = add_to(folded, planes[0].to(folded.dtype))
+            if plane is None or plane.shape[1:] != folded.shape[1:]:
+                plane = self._bias_plane(bias_kernel, folded)
+            folded = add_to(folded, plane.to(folded.dtype))
             return add_skip(F.pixel_shuffle(folded, self.scale), image)
 
         return run_folded
@@ -283,12 +284,14 @@ def _shared_skip(skip: str | None, scale: int) -> Callable[[Tensor, Tensor | Non
     """
     if skip is None:
         return _add_nothing
-    last: list[tuple[Tensor | None, Tensor]] = []  # at most one pair: image, enlarged
+    last_image: Tensor | None = None
+    enlarged: Tensor | None = None
 
     def add(output: Tensor, image: Tensor | None) -> Tensor:
-        if not last or last[0][0] is not image:
-            last[:] = [(image, bicubic_upsample(image, scale))]
-        _, enlarged = last[0]
+        nonlocal last_image, enlarged
+        if enlarged is None or image is not last_image:
+            last_image = image
+            enlarged = bicubic_upsample(image, scale)
         return add_to(output, enlarged)
 
     return add
