@@ -16,9 +16,9 @@ import torch
 from elasticnet.memory import free_memory
 from elasticnet.registry import architecture_of
 from elasticnet.sr.inference.receptive_field import footprint
-from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper
 
+GB = 10**9
 MIN_TILE = 16  # LR pixels a side below which a tile is not halved
 # LR pixels a side of what "auto" gives a network at a time, by kind of device. On the CPU, tensors
 # of 96 channels stay below 32 MB then, up to which the C library keeps memory for the next tensor:
@@ -97,7 +97,6 @@ def plan_upscale(
     Raises:
         ValueError: Unknown depth, a tile that is none, or a network that makes no larger image.
     """
-    depth = net.default_depth if depth is None else resolve_depth(depth, net.taps)
     _check_tile(tile)
     if device is not None:
         net.to(device)
@@ -105,7 +104,7 @@ def plan_upscale(
     found = footprint(net, depth)
     return UpscalePlan(
         net=net,
-        depth=depth,
+        depth=found.depth,
         scale=found.scale,
         reach=found.reach,
         memory=found.memory * SCRATCH_FACTOR,
@@ -221,24 +220,40 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
         plan: Says which tiles were asked for. What "auto" means depends on the memory that is free
             now on the plan's device.
         size: Height and width of the image in LR pixels.
+
+    Returns:
+        The tiles.
+
+    Raises:
+        MemoryError: The image has to run as a whole, and that takes more memory than is free.
     """
     if isinstance(plan.tile, int):
         overlap = SEAM_OVERLAP if plan.reach is None else plan.reach
         return _tiling(size, side=plan.tile, overlap=overlap)
     if plan.tile is None or plan.reach is None:
-        return _tiling(size, side=max(size), overlap=0, is_whole=True)
+        whole = _tiling(size, side=max(size), overlap=0, is_whole=True)
+        _refuse_a_whole_that_cannot_fit(plan, whole)
+        return whole
     return _tiling(size, side=_fastest_side(plan, plan.reach), overlap=plan.reach)
 
 
-def smaller_tiling(tiling: Tiling, size: Sequence[int]) -> Tiling | None:
-    """Return tiles of half the side; None if there are no smaller ones.
+def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], shortage: str) -> Tiling:
+    """Return tiles of half the side, for an image that ran out of memory.
 
     Args:
+        plan: Of the image.
         tiling: The tiles that were too large.
         size: Height and width of the image in LR pixels.
+        shortage: What the allocator said.
+
+    Returns:
+        The tiles.
+
+    Raises:
+        MemoryError: There are no smaller ones; the message says what can be done.
     """
     if tiling.is_whole or tiling.side <= MIN_TILE:
-        return None
+        raise _does_not_fit(plan, tiling, shortage)
     longest = min(tiling.side, max(size))  # a tile can be larger than the image
     return _tiling(size, side=max(longest // 2, MIN_TILE), overlap=tiling.overlap)
 
@@ -272,3 +287,33 @@ def _memory_for_a_pass(device: torch.device) -> float | None:
     if device.type != "cpu":
         return half
     return AUTO_MEMORY_ON_CPU if half is None else min(AUTO_MEMORY_ON_CPU, half)
+
+
+def _refuse_a_whole_that_cannot_fit(plan: UpscalePlan, tiling: Tiling) -> None:
+    """Stop before the work if the whole image takes more memory than is free."""
+    free = free_memory(plan.device)
+    height, width = tiling.window
+    needed = plan.memory * height * width
+    if free is not None and needed > free:
+        shortage = (
+            f"it takes about {needed / GB:.1f} GB, and {free / GB:.1f} GB are free on {plan.device}"
+        )
+        raise _does_not_fit(plan, tiling, shortage)
+
+
+def _does_not_fit(plan: UpscalePlan, tiling: Tiling, shortage: str) -> MemoryError:
+    if not tiling.is_whole:
+        what = f"a tile of {tiling.side} pixels"
+        remedy = "free some, or take a smaller depth or another device"
+    elif plan.reach is not None:
+        what = "the whole image"
+        remedy = "take tile='auto' or a smaller depth"
+    else:
+        what = "the whole image"
+        remedy = (
+            "take another device, or a number as tile: this net sees all of an image, "
+            "and tiles may show seams"
+        )
+    return MemoryError(
+        f"{what} does not fit into the memory at depth {plan.depth}: {remedy} ({shortage})"
+    )

@@ -33,6 +33,7 @@ class Footprint(NamedTuple):
     """What one depth of a network makes of an image, and what it needs for that.
 
     Attributes:
+        depth: The number of blocks that run.
         scale: How many times as long each side of the output is.
         reach: How many LR pixels beyond its own place an output pixel can depend on. None if that
             has no end (global pooling), is more than 511, or changes with the place (windows,
@@ -41,6 +42,7 @@ class Footprint(NamedTuple):
             own precision.
     """
 
+    depth: int
     scale: int
     reach: int | None
     memory: float
@@ -88,7 +90,7 @@ def _measure(net: ElasticWrapper, depth: int, reach_of_shallower: int | None) ->
         held_in_float32 = _memory_of_a_pass(net, depth, scale)
         reach = _reach(net, depth, scale, at_least=reach_of_shallower)
     held = held_in_float32 * sample.element_size() / torch.float32.itemsize
-    return Footprint(scale=scale, reach=reach, memory=held / SQUARE**2)
+    return Footprint(depth=depth, scale=scale, reach=reach, memory=held / SQUARE**2)
 
 
 def _memory_of_a_pass(net: ElasticWrapper, depth: int, scale: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from elasticnet.memory import free_memory, is_out_of_memory
+from elasticnet.memory import is_out_of_memory
 from elasticnet.sr.inference.plan import Span, Tiling, UpscalePlan, first_tiling, smaller_tiling
 from elasticnet.sr.pixels import tensor_to_integers
 from elasticnet.wrapper import evaluating
@@ -82,7 +82,6 @@ def upscale_array(
     white = _white_of(image)
     size = image.shape[:2]
     tiling = first_tiling(plan, size)
-    _refuse_a_whole_that_cannot_fit(plan, tiling, size)
     _warn_of_seams(plan, tiling)
     out = _checked_output(out, image, plan.scale)
     work = _TileWork(image, out, plan, white, progress)
@@ -93,10 +92,7 @@ def upscale_array(
                 return out
             if plan.device.type == "cuda":
                 torch.cuda.empty_cache()
-            smaller = smaller_tiling(tiling, size)
-            if smaller is None:
-                raise _does_not_fit(plan, tiling, shortage)
-            tiling = smaller
+            tiling = smaller_tiling(plan, tiling, size, shortage)
 
 
 class _TileWork:
@@ -215,23 +211,6 @@ def _checked_output(out: NDArray[Any] | None, image: NDArray[Any], scale: int) -
     return out
 
 
-def _refuse_a_whole_that_cannot_fit(
-    plan: UpscalePlan, tiling: Tiling, size: tuple[int, ...]
-) -> None:
-    """Stop before the work if the image must run whole and takes more memory than is free."""
-    free = free_memory(plan.device)
-    if not tiling.is_whole or free is None:
-        return
-    height, width = size
-    needed = plan.memory * height * width
-    if needed > free:
-        shortage = (
-            f"it takes about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free "
-            f"on {plan.device}"
-        )
-        raise _does_not_fit(plan, tiling, shortage)
-
-
 def _warn_of_seams(plan: UpscalePlan, tiling: Tiling) -> None:
     if plan.reach is None and tiling.num_tiles > 1:
         warnings.warn(
@@ -240,24 +219,6 @@ def _warn_of_seams(plan: UpscalePlan, tiling: Tiling) -> None:
             "image whole",
             stacklevel=3,  # names the line that called upscale_array
         )
-
-
-def _does_not_fit(plan: UpscalePlan, tiling: Tiling, shortage: str) -> MemoryError:
-    if not tiling.is_whole:
-        what = f"a tile of {tiling.side} pixels"
-        remedy = "free some, or take a smaller depth or another device"
-    elif plan.reach is not None:
-        what = "the whole image"
-        remedy = "take tile='auto' or a smaller depth"
-    else:
-        what = "the whole image"
-        remedy = (
-            "take another device, or a number as tile: this net sees all of an image, "
-            "and tiles may show seams"
-        )
-    return MemoryError(
-        f"{what} does not fit into the memory at depth {plan.depth}: {remedy} ({shortage})"
-    )
 
 
 # --- between the image and the network
