@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from elasticnet import ElasticWrapper, save
+from elasticnet import ElasticWrapper, registry, save
 from elasticnet.card import measure, store_card
 from elasticnet.cli import main
 from elasticnet.cli.upscale_depth import DepthChooser
@@ -519,3 +519,37 @@ def test_plan_finds_images_whatever_the_case_of_their_extension(folder: Path) ->
         "out/b.jpg",
         "out/c.png",
     ]
+
+
+# --- any registered architecture
+
+
+class Doubling(torch.nn.Module):
+    """Enlarges by 2, by repeating pixels, and keeps the largest value that it was given."""
+
+    largest = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        Doubling.largest = max(Doubling.largest, x.max().item())
+        return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def doubling_net(num_blocks: int = 2) -> ElasticWrapper:
+    """Blocks that change nothing."""
+    blocks = [torch.nn.Conv2d(3, 3, 1, bias=False) for _ in range(num_blocks)]
+    for block in blocks:
+        torch.nn.init.dirac_(block.weight)
+    return ElasticWrapper(blocks, Doubling())
+
+
+def test_a_network_of_another_architecture_with_its_own_value_range(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    architecture = registry.Architecture(doubling_net, extras={"value_range": (0.0, 255.0)})
+    monkeypatch.setattr(registry, "_registered", {"doubling": architecture})
+    save(registry.build("doubling", num_blocks=3), "doubling.safetensors")
+    weights = ["--weights", "doubling.safetensors"]
+    assert main(["upscale", "in/a.png", "-o", "out.png", "--depth", "2", "--quiet", *weights]) == 0
+    enlarged = RGB.repeat(2, axis=0).repeat(2, axis=1)
+    np.testing.assert_array_equal(read_photo("out.png").pixels, enlarged)
+    assert Doubling.largest == RGB.max()

@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import time
 import warnings
 import zlib
 from collections import Counter
@@ -27,7 +26,6 @@ from elasticnet.sr.photo import ImageError, read_photo
 from photo_files import exif_bytes, png_bytes, srgb_profile
 
 EACH = 75  # damaged files of every kind of image
-LONGEST = 20.0  # seconds for one small file, on a machine that does other work as well
 
 
 def pictures() -> dict[str, bytes]:
@@ -148,7 +146,6 @@ def test_damaged_files_are_read_or_refused(name: str, capfd: pytest.CaptureFixtu
     """
     ends: Counter[str] = Counter()
     for content in damaged_files(name):
-        before = time.monotonic()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             photo, message = None, ""
@@ -166,7 +163,6 @@ def test_damaged_files_are_read_or_refused(name: str, capfd: pytest.CaptureFixtu
                 assert photo.pixels.shape[2:] in ((), (3,))
                 assert photo.alpha is None or photo.alpha.shape == photo.size
                 assert not any("\n" in note for note in photo.notes)
-        assert time.monotonic() - before < LONGEST
     assert ends["refused"] > 5
     assert ends["read"] > 0
     # libtiff prints; the command keeps it quiet
@@ -186,10 +182,8 @@ def test_damaged_files_through_the_command(
     os.mkdir("in")
     for seed, content in enumerate(damaged_files(name)):
         Path("in", f"{seed:03}-{name}").write_bytes(content)
-    before = time.monotonic()
     options = ["--weights", "net.safetensors", "--format", "png", "--max-pixels", "20000"]
     assert main(["upscale", "in", "-o", "out", *options]) == 1
-    assert time.monotonic() - before < LONGEST * EACH
     lines = capfd.readouterr().err.splitlines()
     listed = lines[
         lines.index(next(line for line in lines if "images could not be upscaled:" in line)) + 1 :
