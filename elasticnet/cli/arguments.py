@@ -68,18 +68,6 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def check_device(name: str) -> None:
-    """Raise ValueError where nothing can be computed on a device.
-
-    Args:
-        name: What follows `--device`.
-
-    Raises:
-        ValueError: As `resolve_device` does.
-    """
-    resolve_device(name)
-
-
 def positive_count(text: str) -> int:
     """Return the whole number above 0 that an argument holds; for argparse's `type`.
 

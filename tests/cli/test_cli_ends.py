@@ -1,6 +1,4 @@
-"""How the command ends when the process around it is not as usual: closed streams, signals, no
-memory, odd names.
-"""
+"""How the command ends in odd surroundings: closed streams, signals, no memory, odd names."""
 
 from __future__ import annotations
 

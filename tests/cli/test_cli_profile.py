@@ -46,9 +46,7 @@ def photos(tmp_path) -> Path:
 
 
 def test_the_whole_command(file, photos):
-    """The real command in a process of its own: card in the file, three files beside it, the table
-    printed.
-    """
+    """The real command, in a process: card in the file, files beside it, the table printed."""
     before = elasticnet.load(file).state_dict()
     command = [
         sys.executable,

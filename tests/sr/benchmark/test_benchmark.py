@@ -1,6 +1,4 @@
-"""Scores per depth, the x8 self-ensemble, costs, saved images, tables, and the published bicubic
-baselines.
-"""
+"""Scores per depth, self-ensemble, costs, saved images, and the published bicubic baselines."""
 
 from __future__ import annotations
 
@@ -41,9 +39,7 @@ RNG = np.random.default_rng(0)
 
 
 class Add(nn.Module):
-    """Adds `levels` of 255 to everything, and `slope` of 255 for each column right of the
-    middle.
-    """
+    """Adds `levels` of 255, and `slope` of 255 for each column right of the middle."""
 
     def __init__(self, levels: float, slope: float = 0.0) -> None:
         super().__init__()
@@ -202,9 +198,7 @@ def test_bicubic_rounds_once():
 
 
 def naive_self_ensemble(function, image: np.ndarray) -> np.ndarray:
-    """Flip up-down, flip left-right, transpose, as EDSR's code nests them; then the same
-    backwards.
-    """
+    """Flip up-down, flip left-right, transpose, as EDSR's code nests them; then backwards."""
     results = []
     for upside_down in (False, True):
         for mirrored in (False, True):

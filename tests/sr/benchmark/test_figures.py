@@ -1,6 +1,4 @@
-"""The figures hold what they are given: panels, lines, dots and labels that do not cover each
-other.
-"""
+"""Figures hold what they are given, and their labels do not cover each other."""
 
 from __future__ import annotations
 

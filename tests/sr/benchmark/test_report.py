@@ -1,6 +1,4 @@
-"""Tables that agree with one another and with what was measured, and the figures that are written
-beside them.
-"""
+"""Tables agree with one another and with what was measured; figures are written beside them."""
 
 from __future__ import annotations
 

@@ -20,9 +20,7 @@ def noise(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_crops_of_every_depth(scale: int) -> None:
-    """Two images larger than the crop, in one axis or both, and one smaller than it; the third is
-    beyond num_images.
-    """
+    """Two images larger than the crop, one smaller, and a fourth beyond num_images."""
     sizes = {"large": (11, 14), "flat": (5, 13), "small": (3, 4), "left out": (9, 9)}
     images = {name: noise(height * scale, width * scale) for name, (height, width) in sizes.items()}
     pairs, net = pairs_from_arrays(images, scale), asrn(scale, 3, 8).train()

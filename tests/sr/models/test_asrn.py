@@ -1,6 +1,4 @@
-"""ASRN: the published counts, the blocks against plain loops, the switches, the interpolating
-start.
-"""
+"""ASRN: the published counts, the blocks against plain loops, the switches."""
 
 from __future__ import annotations
 
@@ -263,9 +261,7 @@ def test_the_ordinary_network_has_one_tap() -> None:
 
 
 def test_a_scale_and_a_bias_for_each_tap() -> None:
-    """192 parameters a tap, at first the same function; afterwards the net of the features, scaled
-    and shifted.
-    """
+    """192 parameters a tap; at first the same function, later that of scaled, shifted features."""
     torch.manual_seed(0)
     plain = asrn(2, 3, taps=(1, 3)).eval()
     net = asrn(2, 3, taps=(1, 3), tap_affine=True).eval()

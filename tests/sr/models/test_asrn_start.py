@@ -24,9 +24,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")  # these come with scikit-image
 
 
 def quadratic(height: int, width: int, scale: int) -> Tensor:
-    """A quadratic grey image at the centres of an image's pixels, `scale` of them to a pixel of
-    (height, width).
-    """
+    """A quadratic grey image at the centres of `scale` pixels to each pixel of (height, width)."""
     y, x = (
         (torch.arange(n * scale, dtype=torch.float64) + 0.5) / scale - 0.5 for n in (height, width)
     )
@@ -39,8 +37,7 @@ def quadratic(height: int, width: int, scale: int) -> Tensor:
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 @torch.no_grad()
 def test_a_quadratic_image_starts_exact(scale: int, upsampler: str) -> None:
-    """Central differences of a quadratic are its derivatives, so that its Taylor polynomial is the
-    image itself.
+    """Central differences of a quadratic are exact, and its Taylor polynomial is the image itself.
 
     With everything off that starts small: the blocks' residual paths and the output's weights for
     other channels. The outermost LR pixels see the padding. What is left is the rounding of the
@@ -77,9 +74,7 @@ def psnr_of_luma(actual: Tensor, expected: Tensor, shave: int) -> float:
 def test_every_depth_starts_near_an_interpolator(
     scale: int, skip: str | None, upsampler: str
 ) -> None:
-    """On photographs: within 0.2 dB of bicubic enlargement or above it; PyTorch's own start lies 14
-    dB below.
-    """
+    """Photographs: at most 0.2 dB below bicubic enlargement; PyTorch's start lies 14 dB below."""
     for number, name in enumerate(PHOTOGRAPHS):
         photograph = np.ascontiguousarray(getattr(skimage.data, name)()[64:208, 64:208])
         hr = torch.from_numpy(photograph).permute(2, 0, 1)[None].float() / 255
@@ -166,9 +161,7 @@ def test_one_pass_enlarges_the_image_once(
 def test_the_skip_starts_with_the_same_carried_channels_and_an_output_that_takes_nothing_of_them(
     upsampler: str,
 ) -> None:
-    """The output could take what the interpolator takes: without that the training sits on a
-    plateau.
-    """
+    """If the output took what the interpolator takes, the training would sit on a plateau."""
     states = []
     for skip in (None, "bicubic"):
         torch.manual_seed(3)

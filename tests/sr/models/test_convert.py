@@ -1,6 +1,4 @@
-"""The authors' checkpoints: every wrapping and kind of file is loaded strictly and written back;
-others are refused.
-"""
+"""The authors' checkpoints: every kind is loaded strictly and written back; others are refused."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ IGNORE_PROTOCOL = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 
 def official(plain: GlobalSkipNetwork) -> Checkpoint:
-    """A synthetic official checkpoint: random values, in the mean shifts too, under the plain
-    network's keys.
-    """
+    """A synthetic official checkpoint: random values under the plain network's keys."""
     return {name: torch.randn_like(tensor) / 10 for name, tensor in plain.state_dict().items()}
 
 

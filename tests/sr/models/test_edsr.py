@@ -1,6 +1,4 @@
-"""EDSR: the published counts and keys, the plain network against a naive one, the elastic one
-against the plain one.
-"""
+"""EDSR: counts and keys, the plain network against a naive one, the elastic against the plain."""
 
 from __future__ import annotations
 
@@ -170,9 +168,7 @@ def test_every_depth_is_the_plain_network_cut(data: st.DataObject) -> None:
 
 
 def test_images_of_bytes_reach_the_network_as_whole_numbers() -> None:
-    """x / 255 * 255 gives back every byte, so that a network on 0..1 sees what the authors' saw on
-    0..255.
-    """
+    """x / 255 * 255 gives back every byte: a net on 0..1 sees what the authors' saw on 0..255."""
     values = torch.arange(256, dtype=torch.float32)
     assert torch.equal(values / 255 * 255, values)
 

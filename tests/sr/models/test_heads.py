@@ -1,6 +1,4 @@
-"""Heads: the folded head against the plain one and against impulses sent through it; the bicubic
-skip.
-"""
+"""Heads: the folded against the plain one and against impulses; the bicubic skip."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def heads(
     scale: int, channels: int = 6, hidden: int = 5, skip: str | None = None
 ) -> tuple[DeconvHead, DeconvHead]:
-    """The folded head and the plain one with the same weights; biases ten times the features, so
-    that borders show.
-    """
+    """A folded and a plain head of equal weights; large biases, so that borders show."""
     folded, plain = (
         DeconvHead(channels, scale, hidden, skip=skip),
         DeconvHead(channels, scale, hidden, False, skip),
@@ -52,9 +48,7 @@ def heads(
 
 
 def assert_near(actual: Tensor, expected: Tensor, relative: float) -> None:
-    """Equal within `relative` of the largest entry: of a sum's size, not of what cancellation
-    leaves of it.
-    """
+    """Equal within `relative` of the largest entry, which is of a sum's size."""
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype
     difference = (actual.double() - expected.double()).abs().max().item()
@@ -107,9 +101,7 @@ def test_plain_head_is_its_layers_bit_for_bit(scale: int) -> None:
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_kernels_are_the_plain_heads_impulse_response(scale: int) -> None:
-    """An impulse in the middle of 3x3 zeros; the kernel's tap (row, column) meets it in the cell on
-    the other side.
-    """
+    """An impulse in 3x3 zeros; the tap (row, column) of the kernel meets it on the other side."""
     head, _ = heads(scale, channels=4)
     head.double()
     kernel, bias_kernel = head.folded_kernels()
@@ -141,9 +133,7 @@ def test_kernels_are_the_plain_heads_impulse_response(scale: int) -> None:
 
 
 def test_parameters_are_the_canonical_ones() -> None:
-    """Folding adds no parameter, no buffer and no key; 24,387 parameters at x2 with 96 channels
-    (published 24K).
-    """
+    """Folding adds no parameter, buffer or key; 24,387 parameters at x2 (published 24K)."""
     folded, plain = DeconvHead(96, 2), DeconvHead(96, 2, fold=False)
     assert sum(parameter.numel() for parameter in folded.parameters()) == 24_387
     folded(torch.rand(1, 96, 4, 4))
@@ -254,9 +244,7 @@ def test_on_cuda_the_kernels_are_as_exact_as_on_the_cpu() -> None:
     [(3, None), (4, lambda step: rising_deepest_share((1, 2), step, total=10, start=0.5))],
 )
 def test_a_step_becomes_a_cuda_graph_with_the_same_losses(scale: int, tap_weights: Any) -> None:
-    """Channels-last, as the recipe trains: nothing of the step may lie on the CPU, or there is no
-    graph.
-    """
+    """Channels-last, as in training; with any part of the step on the CPU there is no graph."""
     curves = []
     for compiled in (False, True):
         torch.manual_seed(0)

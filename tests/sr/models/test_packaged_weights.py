@@ -1,6 +1,4 @@
-"""The weights that come with the package: what docs/results/ says of them is true of these very
-files.
-"""
+"""The packaged weights: what docs/results/ says of them is true of these very files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""RCAN: the published counts and keys, its parts against naive ones, the elastic network against
-the plain one.
-"""
+"""RCAN: counts and keys, its parts against naive ones, the elastic network against the plain."""
 
 from __future__ import annotations
 
