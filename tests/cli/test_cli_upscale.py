@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -534,12 +535,12 @@ class Doubling(torch.nn.Module):
         return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-def doubling_net(num_blocks: int = 2) -> ElasticWrapper:
+def doubling_net(num_blocks: int = 2, taps: Sequence[int] | None = None) -> ElasticWrapper:
     """Blocks that change nothing."""
     blocks = [torch.nn.Conv2d(3, 3, 1, bias=False) for _ in range(num_blocks)]
     for block in blocks:
         torch.nn.init.dirac_(block.weight)
-    return ElasticWrapper(blocks, Doubling())
+    return ElasticWrapper(blocks, Doubling(), taps=taps)
 
 
 def test_a_network_of_another_architecture_with_its_own_value_range(
