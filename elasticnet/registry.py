@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,9 +36,9 @@ class Architecture:
             depths that carry a prediction. Plain values only: bool, int, float, str, None.
         depth_argument: The argument that counts the blocks. A network that is cut to a depth is
             recorded and built with this argument set to the depth.
-        count_arguments: The arguments that multiply modules. Their product is compared with the
-            number of tensors in a file before anything is built, so that a hostile file cannot
-            ask for a million blocks.
+        count_arguments: The other arguments that multiply modules, such as the blocks in a group.
+            Their product with the number of blocks is compared with the number of tensors in a
+            file before anything is built, so that a hostile file cannot ask for a million blocks.
         example: Returns an input for a network with these arguments: what `export`, `profile` and
             `check` run when they are given none. None where only the user can know.
         extras: What one room of the library knows to read, such as scale and value range for
@@ -48,9 +47,9 @@ class Architecture:
 
     build: Callable[..., ElasticWrapper]
     depth_argument: str = "num_blocks"
-    count_arguments: tuple[str, ...] = ("num_blocks",)
+    count_arguments: tuple[str, ...] = ()
     example: Callable[[Mapping[str, Any]], Any] | None = None
-    extras: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def arguments_at(self, arguments: Mapping[str, Any], depth: int) -> dict[str, Any]:
         """Return the builder's arguments of the same network cut to `depth` blocks.
@@ -60,6 +59,20 @@ class Architecture:
             depth: The number of blocks that stay, from 1.
         """
         return {**arguments, self.depth_argument: depth}
+
+    def count_blocks(self, arguments: Mapping[str, Any]) -> int:
+        """Return how many blocks a network with these arguments has, those in groups counted.
+
+        Args:
+            arguments: Of the builder, as a file may hold them: of any kind. A count below 1 counts
+                as 1, so that it does not hide the other ones.
+        """
+        product = 1
+        for argument in {self.depth_argument, *self.count_arguments}:
+            count = arguments.get(argument)
+            if isinstance(count, int):
+                product *= max(1, count)
+        return product
 
 
 _registered: dict[str, Architecture] = {}

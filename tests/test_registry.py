@@ -152,6 +152,15 @@ def test_the_arguments_are_cut_to_the_depth() -> None:
     assert arguments["layers"] == 9
 
 
+def test_blocks_are_counted_by_whatever_argument_counts_them() -> None:
+    by_layers = Architecture(
+        build=linear_net, depth_argument="layers", count_arguments=("groups", "copies")
+    )
+    assert by_layers.count_blocks({"layers": 5, "groups": 3, "width": 9}) == 15
+    assert by_layers.count_blocks({"layers": 10**9, "groups": 0, "copies": -2}) == 10**9
+    assert by_layers.count_blocks({"layers": "5", "groups": None}) == 1
+
+
 def test_a_cut_and_a_grown_net_are_recorded_by_their_own_size() -> None:
     net = asrn(2, num_blocks=3, channels=8)
     name, arguments = recorded(net.truncate(2))
@@ -170,14 +179,14 @@ def test_a_users_own_net_has_no_architecture() -> None:
 
 
 def test_a_forged_file_cannot_ask_for_more_modules_than_it_has_tensors(tmp_path: Path) -> None:
-    """The product of all count_arguments is compared, before anything is built."""
+    """The product of blocks and groups is compared, before anything is built."""
     built: list[int] = []
 
     def build_counted(groups: int = 1, num_blocks: int = 1, **others: Any) -> ElasticWrapper:
         built.append(groups)
         return linear_net(num_blocks)
 
-    counted = Architecture(build=build_counted, count_arguments=("num_blocks", "groups"))
+    counted = Architecture(build=build_counted, count_arguments=("groups",))
     register("counted", counted)
     net = build("counted", num_blocks=2)
     net.origin = Origin("counted", {"num_blocks": 2, "groups": 1000})

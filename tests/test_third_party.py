@@ -40,7 +40,7 @@ def sequence_example(arguments):
     return torch.rand(2, 5, arguments["width"])
 
 SEQUENCES = Architecture(
-    build_sequences, depth_argument="layers", count_arguments=("layers",), example=sequence_example
+    build_sequences, depth_argument="layers", example=sequence_example
 )
 """
 DECLARED = ["enlarger = tenlines:ENLARGER", "sequences = tenlines:SEQUENCES"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -144,8 +143,7 @@ def _check_arguments(
     for argument, value in arguments.items():
         if not isinstance(value, (bool, int, float, str, type(None))):
             raise TypeError(f"argument {argument} is a {type(value).__name__}")
-    counts = [arguments.get(argument) for argument in architecture.count_arguments]
-    num_blocks = math.prod(count for count in counts if isinstance(count, int))
+    num_blocks = architecture.count_blocks(arguments)
     if num_blocks > num_tensors:
         raise ValueError(f"{num_blocks} blocks cannot lie in {num_tensors} tensors")
 

@@ -85,7 +85,7 @@ ASRN = Architecture(build=_build_asrn, example=image_example, extras=IMAGE_EXTRA
 EDSR = Architecture(build=_build_edsr, example=image_example, extras=IMAGE_EXTRAS)
 RCAN = Architecture(
     build=_build_rcan,
-    count_arguments=("num_blocks", "group_size"),
+    count_arguments=("group_size",),
     example=image_example,
     extras=IMAGE_EXTRAS,
 )

@@ -328,6 +328,16 @@ def forged(path: Path, net: ElasticWrapper, **changes: Any) -> None:
             {"group_size": 10**9},
             r"rcan cannot be built as .*: 1000000000 blocks cannot lie in \d+ tensors",
         ),
+        (
+            rcan,
+            {"group_size": 0, "taps": [10**9]},
+            r"rcan cannot be built as .*: 1000000000 blocks cannot lie in \d+ tensors",
+        ),
+        (
+            rcan,
+            {"group_size": -1, "taps": [10**9]},
+            r"rcan cannot be built as .*: 1000000000 blocks cannot lie in \d+ tensors",
+        ),
         (rcan, {"group_size": 20}, "tensor 'blocks.0.body.1.bias' has no place in this net"),
         (rcan, {"reduction": 0}, "rcan cannot be built as .*: reduction 0: expected 1 to 8"),
     ],
