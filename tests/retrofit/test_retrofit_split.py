@@ -307,6 +307,38 @@ class Shared(Chain):
         return self.body[2](self.body[1](first) + first)
 
 
+class Rootless(Chain):
+    """Its first block takes a parameter, so that there is no stem."""
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        y = self.body[0](self.scale)
+        return self.body[2](self.body[1](y)) + self.conv_in(x)
+
+
+class Parallel(Chain):
+    """Its second block starts again from what the first one took."""
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x = self.conv_in(x)
+        self.body[0](x)
+        return self.body[2](self.body[1](x))
+
+
+class Gated(Telling):
+    """Makes the gain of all blocks from what the first one takes, by a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x = self.conv_in(x)
+        gain = self.gate(x)
+        for block in self.body:
+            x = block(x, gain)
+        return x
+
+
 class TwoFaced(Chain):
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         x = self.conv_in(x)
@@ -343,6 +375,9 @@ class Hidden(Chain):
         ),
         (InPlace, "the head changes the features in place"),
         (Shared, r"body\.2 takes more than the output of the block before it: model\.body\.0"),
+        (Rootless, r"body\.0: its first argument is not made from the input"),
+        (Parallel, r"body\.1: its first argument is not made from the block before it"),
+        (Gated, r"more than one part needs what gate returns"),
         (TwoFaced, r"other steps in training mode"),
         (Twice, r"body\.0: the forward calls this block 2 times, expected once"),
         (
