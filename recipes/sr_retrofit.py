@@ -223,15 +223,14 @@ class Phase(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Where a run stands.
+    """Where a run stands: in a phase, which began at the step `begun` of the run, at `step`.
 
-    phase: its number. begun: at which step of the run it began. done: steps done, of all phases.
     state: what was saved within the phase; None at its beginning.
     """
 
     phase: int
     begun: int
-    done: int
+    step: int
     state: Mapping[str, Any] | None
 
 
@@ -241,10 +240,10 @@ class Training(NamedTuple):
     options: Options
     run: Run
     sampler: PatchSampler
-    validation: PairSet
+    validation_images: PairSet
     processes: Processes
     log: TrainingLog
-    stop: StopSignal
+    stop_signal: StopSignal
 
 
 def main(options: Options) -> None:
@@ -253,7 +252,7 @@ def main(options: Options) -> None:
     processes = Processes(device=torch.device(options.compute.device))
     ordinary = ordinary_network(options).to(processes.device)
     scale = scale_of(ordinary)
-    training_images, sets = image_pairs(options, scale, processes)
+    training_images, sets = load_images(options, scale, processes)
     sampler = PatchSampler(
         training_images,
         patch_size=options.images.patch_size,
@@ -270,8 +269,8 @@ def main(options: Options) -> None:
             f"training on {training_images}, scoring on {scored}; run folder {run.folder}"
         )
         processes.say(tap_cost(ordinary, options))
-        _, validation = sets[0]
-        nets = train(options, run, ordinary, sampler, validation, processes)
+        _, validation_images = sets[0]
+        nets = train(options, run, ordinary, sampler, validation_images, processes)
         if nets is not None:
             print(f"\n{write_report(options, run.folder, nets, sets)}")
             files = ", ".join(f"{name}.safetensors" for name in nets)
@@ -283,7 +282,7 @@ def train(
     run: Run,
     ordinary: ElasticWrapper,
     sampler: PatchSampler,
-    validation: PairSet,
+    validation_images: PairSet,
     processes: Processes,
 ) -> dict[str, ElasticWrapper] | None:
     """Go through the phases from where the run stands.
@@ -307,8 +306,16 @@ def train(
         tensorboard=options.run.tensorboard,
     )
 
-    with StopSignal() as stop:
-        training = Training(options, run, sampler, validation, processes, log, stop)
+    with StopSignal() as stop_signal:
+        training = Training(
+            options=options,
+            run=run,
+            sampler=sampler,
+            validation_images=validation_images,
+            processes=processes,
+            log=log,
+            stop_signal=stop_signal,
+        )
         for phase in phases:
             # The elastic network starts as a copy of the ordinary one, which is trained by now.
             if phase.name == "elastic":
@@ -316,32 +323,34 @@ def train(
             net = nets[phase.name].to(processes.device)
             net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             nets[phase.name] = net
-            file = run.folder / f"{phase.name}.safetensors"
 
-            # The network of a phase that is done stands in its file.
+            # The network of a phase that is done already is read from its file.
+            file = run.folder / f"{phase.name}.safetensors"
             if phase.number < standing.phase:
                 elasticnet.load_into(net, file)
                 continue
 
-            done = train_phase(training, phase, net, standing)
-            if done < standing.begun + phase.steps:
+            # Train this phase, from where it stands to its end.
+            step = train_phase(training, phase, net, standing)
+            if step < standing.begun + phase.steps:
                 processes.say(
-                    f"stopped and saved at step {done}; go on with: "
+                    f"stopped and saved at step {step}; go on with: "
                     f"python {sys.argv[0]} --resume {run.folder}"
                 )
                 return None
-            elasticnet.save(net, file, {"step": done, "phase": phase.name})
-            standing = Standing(phase.number + 1, begun=done, done=done, state=None)
+            elasticnet.save(net, file, {"step": step, "phase": phase.name})
+            standing = Standing(phase=phase.number + 1, begun=step, step=step, state=None)
     return nets
 
 
 def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing: Standing) -> int:
     """Train one network, to the phase's end or until a signal; return the steps done so far."""
-    options, log = training.options, training.log
-    done = standing.done
+    options = training.options
+    log = training.log
+    step = standing.step
     end = standing.begun + phase.steps
-    stopping = training.stop.requested
-    announce(training, phase, done, end)
+    stopping = training.stop_signal.requested
+    announce(training, phase, step, end)
 
     # A resumed phase goes on with its optimiser's moments and with what the log showed last.
     training_step = make_training_step(options, phase, net)
@@ -350,25 +359,33 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
         training_step.load_state_dict(standing.state["training"])
         log_state = standing.state["log"]
 
-    with log.start(done, log_state):
-        while done < end and not stopping:
-            # Patches, taps and learning rate are functions of the step: no generator's state has to
-            # be kept.
-            learning_rate = learning_rate_at(done - standing.begun, phase, options)
-            terms = training_step(partial(training.sampler.batch, done), done, learning_rate)
+    with log.start(step, log_state):
+        while step < end and not stopping:
+            # Train on one batch. Patches, taps and learning rate are functions of the step, so that
+            # no random generator's state has to be kept.
+            learning_rate = learning_rate_at(step - standing.begun, phase, options)
+            terms = training_step(
+                batch=partial(training.sampler.batch, step), step=step, learning_rate=learning_rate
+            )
             log.add(terms)
-            done += 1
+            step += 1
 
-            # A validation is followed by a save, and a line of the log comes before each save.
-            stopping = training.stop.requested
-            validating = done == end or done % options.run.eval_every == 0
-            saving = validating or stopping or done % options.run.save_every == 0
-            scores = psnr_per_depth(training, phase, net) if validating else None
-            if saving or done % options.run.log_every == 0:
-                log.write(done, scores, learning_rate=learning_rate, phase=phase.number + 1)
+            # Decide what is due, and whether a signal asks to stop; then it is saved, too.
+            stopping = training.stop_signal.requested
+            validating = step == end or step % options.run.eval_every == 0
+            saving = validating or stopping or step % options.run.save_every == 0
+
+            # Score the depths that this phase trains on the validation images.
+            scores = None
+            if validating:
+                scores = psnr_per_depth(training, phase, net)
+
+            # Write a line of the log. It comes before the save, which counts on it.
+            if saving or step % options.run.log_every == 0:
+                log.write(step, scores, learning_rate=learning_rate, phase=phase.number + 1)
             if saving:
-                save(training, phase, standing.begun, done, training_step)
-    return done
+                save(training, phase, standing.begun, step, training_step)
+    return step
 
 
 # --- what the training is made of
@@ -390,22 +407,23 @@ def where_it_stands(run: Run, phases: Sequence[Phase], processes: Processes) -> 
     """Return where the newest state of the run stands, or the beginning."""
     latest = run.load_latest()
     if latest is None:
-        return Standing(phase=0, begun=0, done=0, state=None)
-    done, state = latest
-    processes.say(f"resumed {run.folder} at step {done}, in the phase {state['phase']}")
+        return Standing(phase=0, begun=0, step=0, state=None)
+    step, state = latest
+    processes.say(f"resumed {run.folder} at step {step}, in the phase {state['phase']}")
     names = [phase.name for phase in phases]
-    return Standing(names.index(state["phase"]), begun=state["begun"], done=done, state=state)
+    number = names.index(state["phase"])
+    return Standing(phase=number, begun=state["begun"], step=step, state=state)
 
 
-def announce(training: Training, phase: Phase, done: int, end: int) -> None:
-    """Say which phase begins or goes on; ValueError if more of it is done than it shall have."""
-    if done > end:
-        begun = end - phase.steps
+def announce(training: Training, phase: Phase, step: int, end: int) -> None:
+    """Say which phase begins or goes on; ValueError if it has done too many steps already."""
+    if step > end:
+        done = step - (end - phase.steps)
         raise ValueError(
             f"{flag(phase.steps_option)} {phase.steps}: the run in {training.run.folder} has done "
-            f"{done - begun} of them already"
+            f"{done} of them already"
         )
-    if done < end and not training.stop.requested:
+    if step < end and not training.stop_signal.requested:
         training.processes.say(f"phase {phase.number + 1} of 3: {phase.name}, {phase.steps} steps")
 
 
@@ -452,13 +470,13 @@ def psnr_per_depth(training: Training, phase: Phase, net: ElasticWrapper) -> dic
     """Return the PSNR in dB of the depths that the phase trains, on the validation images."""
     depths = net.taps if phase.name == "elastic" else net.taps[-1:]
     results = evaluate(
-        net, training.validation, depths=depths, device=training.processes.device, ssim=False
+        net, training.validation_images, depths=depths, device=training.processes.device, ssim=False
     )
     return {depth: score.psnr for depth, score in results.items()}
 
 
 def save(
-    training: Training, phase: Phase, begun: int, done: int, training_step: TrainingStep
+    training: Training, phase: Phase, begun: int, step: int, training_step: TrainingStep
 ) -> None:
     """Write the state to resume from."""
     state = {
@@ -467,7 +485,7 @@ def save(
         "training": training_step.state_dict(),
         "log": training.log.state_dict(),
     }
-    training.run.save(done, state)
+    training.run.save(step, state)
 
 
 # --- the networks
@@ -594,7 +612,7 @@ def tap_cost(net: ElasticWrapper, options: Options) -> str:
 # --- the images and the report
 
 
-def image_pairs(
+def load_images(
     options: Options, scale: int, processes: Processes
 ) -> tuple[PairSet, list[tuple[str, PairSet]]]:
     """Return the training images, and the sets to score by their names."""

@@ -185,7 +185,7 @@ def test_phases_train_what_they_say(whole):
 def test_the_ordinary_network_is_that_of_a_plain_loop(recipe, photos, whole):
     """The first phase written out, with the plain network and the authors' keys."""
     options = recipe.parse([*TINY, *SIZES, "--data", str(photos)])
-    training, _ = recipe.image_pairs(options, 2, Processes())
+    training, _ = recipe.load_images(options, 2, Processes())
     sampler = PatchSampler(training, 8, 2, seed=0)
     plain = EDSR(2, 3, 8)
     plain.load_state_dict(official_state_dict(recipe.ordinary_network(options)))
