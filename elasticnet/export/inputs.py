@@ -133,7 +133,7 @@ def open_axes(net: nn.Module, example: Tensor, asked: Mapping[int, str] | None) 
 
     axes: dict[int, str] = {}
     notes: list[str] = []
-    # The batch is tried alone, since many networks take any batch, but images of one size.
+    # The batch is tried alone, since many networks take any batch, but one size of input.
     batch = {axis: name for axis, name in candidates.items() if axis == 0}
     others = {axis: name for axis, name in candidates.items() if axis != 0}
     for group in (batch, others):
@@ -225,8 +225,8 @@ def random_like(example: Tensor, shape: Sequence[int], seed: int) -> Tensor:
     """Return random values of the example's range and dtype.
 
     Args:
-        example: Floats or integers; of an image of one value the range is 1, since constant
-            inputs would show little.
+        example: Floats or integers. Where all of its floats are equal, the range is 1, since
+            constant inputs would show little.
         shape: The shape wanted.
         seed: The same one gives the same values.
     """

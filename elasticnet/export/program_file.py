@@ -48,7 +48,7 @@ def open_program(data: bytes) -> Callable[[Tensor], Tensor]:
 
 
 def _remove_what_is_private(program: torch.export.ExportedProgram) -> None:
-    """Remove the example, which may be somebody's photograph, and the paths of this machine."""
+    """Remove the example, which may be somebody's data, and the paths of this machine."""
     program.example_inputs = None
     for module in program.graph_module.modules():
         if not isinstance(module, torch.fx.GraphModule):
