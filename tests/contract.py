@@ -1,8 +1,7 @@
-"""What every wrapped network must satisfy: one function for each invariant, and a class that runs
-them as tests.
+"""What every wrapped network must satisfy: one function for each invariant.
 
-A test file inherits `NetworkContract` and gives `net` and `example`, or calls `check_contract(net,
-x, **context)`.
+A test file inherits `NetworkContract` and gives `net` and `example`, or it calls
+`check_contract(net, x, **keywords)`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,13 +23,12 @@ from elasticnet import ElasticObjective, ElasticWrapper
 
 
 class NetworkContract:
-    """Inherit it as `class TestMyNet(NetworkContract)`; every invariant becomes a test in float32
-    and in float64.
+    """Inherit it as `class TestMyNet(NetworkContract)`: it is tested in float32 and in float64.
 
-    `context` are the keyword arguments that `net(example, **context)` needs.
+    `keywords` are the keyword arguments that `net(example, **keywords)` needs.
     """
 
-    context: ClassVar[Mapping[str, Any]] = {}
+    keywords: ClassVar[Mapping[str, Any]] = {}
 
     def net(self) -> ElasticWrapper:
         raise NotImplementedError
@@ -41,90 +39,83 @@ class NetworkContract:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
     def test_contract(self, dtype: torch.dtype) -> None:
         example = self.example()
-        example = example.to(dtype) if example.is_floating_point() else example
-        check_contract(self.net().to(dtype), example, **self.context)
+        if example.is_floating_point():
+            example = example.to(dtype)
+        check_contract(self.net().to(dtype), example, **self.keywords)
 
 
-def check_contract(net: ElasticWrapper, x: Any, **context: Any) -> None:
+def check_contract(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
     """Check every invariant in eval mode; an AssertionError names the one that fails."""
     net.eval()
     for invariant in INVARIANTS:
         try:
-            invariant(net, x, **context)
+            invariant(net, x, **keywords)
         except Exception as error:
             raise AssertionError(f"{invariant.__name__}: {error}") from error
 
 
-def depths_agree(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """net(x, depth=d), prediction d of forward_taps, truncate(d)(x) and the parts run by hand:
-    equal bit for bit.
-    """
+def depths_agree(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """All ways to a depth give the same bits: net, forward_taps, truncate, the parts by hand."""
     with torch.no_grad():
-        taps = net.forward_taps(x, **context)
+        taps = net.forward_taps(x, **keywords)
         assert taps.depths == net.taps, f"forward_taps gives {taps.depths}, the net has {net.taps}"
         assert len(taps.predictions) == len(taps.features) == len(net.taps), (
             "one prediction and one feature a tap"
         )
         for depth, prediction, features in zip(*taps, strict=True):
-            expected_features, expected = by_hand(net, x, depth, **context)
+            expected_features, expected = by_hand(net, x, depth, **keywords)
             same(
                 prediction, expected, f"forward_taps at depth {depth} against the parts run by hand"
             )
             same(features, expected_features, f"features at depth {depth}")
-            same(net(x, depth=depth, **context), expected, f"net(x, depth={depth})")
-            same(net.truncate(depth)(x, **context), expected, f"truncate({depth})(x)")
-        same(net(x, **context), taps.predictions[-1], "net(x) against the deepest prediction")
-        same(net(x, depth=-1, **context), taps.predictions[-1], "net(x, depth=-1)")
+            same(net(x, depth=depth, **keywords), expected, f"net(x, depth={depth})")
+            same(net.truncate(depth)(x, **keywords), expected, f"truncate({depth})(x)")
+        same(net(x, **keywords), taps.predictions[-1], "net(x) against the deepest prediction")
+        same(net(x, depth=-1, **keywords), taps.predictions[-1], "net(x, depth=-1)")
 
 
-def requested_depths_only(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """forward_taps(depths=...) computes those predictions alone, the features of all taps, and
-    changes neither.
-    """
+def requested_depths_only(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """forward_taps(depths=...) changes no prediction or feature, and runs each block once."""
     with torch.no_grad():
-        full = net.forward_taps(x, **context)
+        full = net.forward_taps(x, **keywords)
         for depth in net.taps:
             with recording(net) as calls:
-                part = net.forward_taps(x, depths=[depth], **context)
+                part = net.forward_taps(x, depths=[depth], **keywords)
             assert part.depths == (depth,), f"asked for {depth}, got {part.depths}"
             same(part.predictions, (full.predictions[net.taps.index(depth)],), f"depths=[{depth}]")
             same(part.features, full.features, f"features with depths=[{depth}]")
-            assert calls["blocks"] == list(net.blocks), "every block runs once, in order"
+            assert calls.blocks == list(net.blocks), "every block runs once, in order"
 
 
-def blocks_behind_the_depth_do_not_run(net: ElasticWrapper, x: Any, **context: Any) -> None:
+def blocks_behind_the_depth_do_not_run(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
     """net(x, depth=d) runs the first d blocks, once each and in order, and the head once."""
     with torch.no_grad():
         for depth in net.taps:
             with recording(net) as calls:
-                net(x, depth=depth, **context)
-            assert calls["blocks"] == list(net.blocks[:depth]), (
-                f"depth {depth} ran {len(calls['blocks'])} blocks"
+                net(x, depth=depth, **keywords)
+            assert calls.blocks == list(net.blocks[:depth]), (
+                f"depth {depth} ran {len(calls.blocks)} blocks"
             )
-            assert calls["prepare"] <= 1, f"depth {depth} called prepare() {calls['prepare']} times"
+            assert calls.prepare <= 1, f"depth {depth} called prepare() {calls.prepare} times"
 
 
-def one_pass(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """forward_taps runs each block once and prepare() once; a head without prepare() runs once a
-    tap.
-    """
+def one_pass(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """forward_taps runs each block once, and prepare() once or the head once a tap."""
     with torch.no_grad(), recording(net) as calls:
-        net.forward_taps(x, **context)
-    assert calls["blocks"] == list(net.blocks), (
-        f"{len(calls['blocks'])} block calls for {len(net.blocks)} blocks"
+        net.forward_taps(x, **keywords)
+    assert calls.blocks == list(net.blocks), (
+        f"{len(calls.blocks)} block calls for {len(net.blocks)} blocks"
     )
     if hasattr(net.head, "prepare"):
-        assert calls["prepare"] == 1, f"prepare() was called {calls['prepare']} times in one pass"
+        assert calls.prepare == 1, f"prepare() was called {calls.prepare} times in one pass"
     else:
-        assert calls["head"] == len(net.taps), (
-            f"the head was called {calls['head']} times for {len(net.taps)} taps"
+        assert calls.head == len(net.taps), (
+            f"the head was called {calls.head} times for {len(net.taps)} taps"
         )
 
 
-def truncated_keys_are_a_subset(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """A truncated net has the same names and values, the blocks and adapters up to its depth, and
-    nothing more.
-    """
+def truncated_keys_are_a_subset(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """A truncated net has what its depth uses, under the same names, and nothing more."""
     whole = net.state_dict()
     for depth in net.taps:
         small = net.truncate(depth)
@@ -141,27 +132,25 @@ def truncated_keys_are_a_subset(net: ElasticWrapper, x: Any, **context: Any) -> 
         )
 
 
-def truncated_net_is_independent_and_elastic(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """Changing a truncated net does not change the net, nor the other way round; below its depth it
-    is elastic.
-    """
+def truncated_net_is_independent_and_elastic(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """A truncated net is elastic below its depth, and shares no memory with the net."""
     net = copy.deepcopy(net)
     with torch.no_grad():
         for depth in net.taps:
             small = net.truncate(depth)
             for shallower in small.taps:
-                expected = net(x, depth=shallower, **context)
+                expected = net(x, depth=shallower, **keywords)
                 same(
-                    small(x, depth=shallower, **context),
+                    small(x, depth=shallower, **keywords),
                     expected,
                     f"truncate({depth})(x, depth={shallower})",
                 )
                 same(
-                    small.truncate(shallower)(x, **context),
+                    small.truncate(shallower)(x, **keywords),
                     expected,
                     f"truncate({depth}).truncate({shallower})(x)",
                 )
-            before, state = net(x, depth=depth, **context), copy.deepcopy(net.state_dict())
+            before, state = net(x, depth=depth, **keywords), copy.deepcopy(net.state_dict())
             shared = {p.data_ptr() for p in net.parameters()} & {
                 p.data_ptr() for p in small.parameters()
             }
@@ -171,20 +160,18 @@ def truncated_net_is_independent_and_elastic(net: ElasticWrapper, x: Any, **cont
             disturb(small)
             same(net.state_dict(), state, f"the net's state after truncate({depth}) was changed")
             same(
-                net(x, depth=depth, **context),
+                net(x, depth=depth, **keywords),
                 before,
                 f"the net after truncate({depth}) was changed",
             )
             small = net.truncate(depth)
             disturb(net)
-            same(small(x, **context), before, f"truncate({depth}) after the net was changed")
+            same(small(x, **keywords), before, f"truncate({depth}) after the net was changed")
             net.load_state_dict(state)
 
 
-def head_stands_once(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """The shared head is one module: each of its parameters stands once among the net's, under
-    `head.`.
-    """
+def head_stands_once(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """The shared head is one module: each of its parameters stands once, under `head.`."""
     named = list(net.named_parameters(remove_duplicate=False))
     state = net.state_dict(keep_vars=True)
     for name, parameter in net.head.named_parameters():
@@ -199,71 +186,63 @@ def head_stands_once(net: ElasticWrapper, x: Any, **context: Any) -> None:
     )
 
 
-def state_dict_round_trip(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """A net with other values gets these by load_state_dict, and is then the same function at every
-    depth.
-    """
+def state_dict_round_trip(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """load_state_dict makes a net with other values the same function at every depth."""
     other = copy.deepcopy(net)
     disturb(other)
     other.load_state_dict(net.state_dict())
     same(other.state_dict(), dict(net.state_dict()), "state dict")
     with torch.no_grad():
         same(
-            other.forward_taps(x, **context),
-            net.forward_taps(x, **context),
+            other.forward_taps(x, **keywords),
+            net.forward_taps(x, **keywords),
             "predictions after load_state_dict",
         )
 
 
-def at_depth_is_restored(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """at_depth changes what net(x) does, nests, and is put back on the way out, also after an
-    exception.
-    """
+def at_depth_is_restored(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """at_depth changes what net(x) does, nests, and is put back, also after an exception."""
     with torch.no_grad():
-        deepest = net(x, **context)
+        deepest = net(x, **keywords)
         for depth in net.taps:
-            expected = net(x, depth=depth, **context)
+            expected = net(x, depth=depth, **keywords)
             with net.at_depth(depth) as inside:
                 assert inside is net, "at_depth gives the net itself"
-                same(net(x, **context), expected, f"net(x) inside at_depth({depth})")
+                same(net(x, **keywords), expected, f"net(x) inside at_depth({depth})")
                 with net.at_depth(-1):
-                    same(net(x, **context), deepest, "net(x) inside a nested at_depth(-1)")
+                    same(net(x, **keywords), deepest, "net(x) inside a nested at_depth(-1)")
                 same(
-                    net(x, **context),
+                    net(x, **keywords),
                     expected,
                     f"net(x) after a nested at_depth, inside at_depth({depth})",
                 )
-            same(net(x, **context), deepest, f"net(x) after at_depth({depth})")
+            same(net(x, **keywords), deepest, f"net(x) after at_depth({depth})")
             with pytest.raises(KeyError, match="on purpose"), net.at_depth(depth):
                 raise KeyError("on purpose")
-            same(net(x, **context), deepest, f"net(x) after an exception in at_depth({depth})")
+            same(net(x, **keywords), deepest, f"net(x) after an exception in at_depth({depth})")
 
 
-def every_block_learns_from_its_own_tap(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """The loss of tap d alone reaches block d, all before it and the head, and no block behind
-    it.
-    """
+def every_block_learns_from_its_own_tap(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """The loss of tap d alone reaches block d and all before it, and no block behind it."""
     for depth in net.taps:
-        prediction = net.forward_taps(x, **context).predictions[net.taps.index(depth)]
+        prediction = net.forward_taps(x, **keywords).predictions[net.taps.index(depth)]
         reached = blocks_reached(net, projection(prediction))
-        wanted = [index < depth for index, _ in learning_blocks(net)]
+        wanted = [index for index in learning_blocks(net) if index < depth]
         assert reached == wanted, (
             f"the loss at depth {depth} reaches blocks {reached}, expected {wanted}"
         )
 
 
-def objective_reaches_the_same_blocks(net: ElasticWrapper, x: Any, **context: Any) -> None:
-    """ElasticObjective with weight 1 at depth d and 0 elsewhere gives gradient to blocks 1..d and
-    to no other.
-    """
+def objective_reaches_the_same_blocks(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """With all weight on depth d the objective gives gradient to blocks 1..d and to no other."""
     for depth in net.taps:
         weights = {tap: float(tap == depth) for tap in net.taps}
         objective = ElasticObjective(
             net, lambda prediction, target: projection(prediction), 0.0, tap_weights=weights
         )
-        terms = objective(x, None, **context)
+        terms = objective(x, None, **keywords)
         reached = blocks_reached(net, terms.total)
-        wanted = [index < depth for index, _ in learning_blocks(net)]
+        wanted = [index for index in learning_blocks(net) if index < depth]
         assert reached == wanted, (
             f"weight on depth {depth} alone reaches blocks {reached}, expected {wanted}"
         )
@@ -272,7 +251,7 @@ def objective_reaches_the_same_blocks(net: ElasticWrapper, x: Any, **context: An
         )
 
 
-def save_and_load_every_depth(net: ElasticWrapper, x: Any, **context: Any) -> None:
+def save_and_load_every_depth(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
     """elasticnet.load gives back, from one file, exactly the net cut to any depth."""
 
     def build() -> ElasticWrapper:
@@ -292,17 +271,17 @@ def save_and_load_every_depth(net: ElasticWrapper, x: Any, **context: Any) -> No
                 f"state loaded at depth {depth}",
             )
             same(
-                loaded(x, **context),
-                net(x, depth=depth, **context),
+                loaded(x, **keywords),
+                net(x, depth=depth, **keywords),
                 f"prediction loaded at depth {depth}",
             )
 
 
-def check_finds_nothing(net: ElasticWrapper, x: Any, **context: Any) -> None:
+def check_finds_nothing(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
     """net.check reports each tap's shapes and no problem."""
-    report = net.check(x, strict=True, **context)
+    report = net.check(x, strict=True, **keywords)
     with torch.no_grad():
-        taps = net.forward_taps(x, **context)
+        taps = net.forward_taps(x, **keywords)
     assert [tap.depth for tap in report] == list(net.taps), (
         f"reported depths {[tap.depth for tap in report]}"
     )
@@ -329,34 +308,42 @@ INVARIANTS: tuple[Callable[..., None], ...] = (
 )
 
 
-def by_hand(net: ElasticWrapper, x: Any, depth: int, **context: Any) -> tuple[Tensor, Any]:
-    """Return the features and the prediction at `depth`, with the parts called one after the other:
-    the oracle.
-    """
-    features, stem = x, getattr(net, "stem", None)
-    if stem is not None:
-        names = inspect.signature(stem.forward).parameters
-        features = stem(x, **{name: value for name, value in context.items() if name in names})
+def by_hand(net: ElasticWrapper, x: Any, depth: int, **keywords: Any) -> tuple[Tensor, Any]:
+    """Return features and prediction at `depth` from the parts called one by one: the oracle."""
+    features = x
+    context: Any = keywords
+    if net.stem is not None:
+        names = inspect.signature(net.stem.forward).parameters
+        for_stem = {name: value for name, value in keywords.items() if name in names}
+        features = net.stem(x, **for_stem)
         if isinstance(features, tuple):
             features, context = features
-    skip = {"stem": (features,), "input": (x,), None: ()}[net.head_skip]
+    stem_output = features
     for index in range(depth):
+        block = net.blocks[index]
         if net.call_block is not None:
-            features, context = net.call_block(net.blocks[index], features, context, index)
+            features, context = net.call_block(block, features, context, index)
         else:
-            features = net.blocks[index](features)
-            features = features[0] if isinstance(features, tuple) else features
-    adapted = net.adapters[str(depth)](features) if str(depth) in net.adapters else features
-    return features, net.head(adapted, *skip)
+            features = block(features)
+            if isinstance(features, tuple):
+                features = features[0]
+    adapted = features
+    if str(depth) in net.adapters:
+        adapted = net.adapters[str(depth)](features)
+    if net.head_skip == "stem":
+        return features, net.head(adapted, stem_output)
+    if net.head_skip == "input":
+        return features, net.head(adapted, x)
+    return features, net.head(adapted)
 
 
 def same(actual: Any, expected: Any, what: str) -> None:
-    """Assert that tensors, or containers of them, are equal bit for bit, dtype and shape
-    included.
-    """
-    torch.testing.assert_close(
-        actual, expected, rtol=0, atol=0, msg=lambda message: f"{what}: {message}"
-    )
+    """Assert that tensors, or containers of them, are equal bit for bit, dtype and shape too."""
+
+    def message(difference: str) -> str:
+        return f"{what}: {difference}"
+
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, msg=message)
 
 
 def disturb(net: nn.Module) -> None:
@@ -378,45 +365,65 @@ def projection(prediction: Any) -> Tensor:
     return torch.stack([projection(part) for part in parts]).sum()
 
 
-def learning_blocks(net: ElasticWrapper) -> list[tuple[int, list[nn.Parameter]]]:
-    """Return (index, parameters) of the blocks that have any to learn."""
-    learned = [[p for p in block.parameters() if p.requires_grad] for block in net.blocks]
-    return [(index, parameters) for index, parameters in enumerate(learned) if parameters]
-
-
-def blocks_reached(net: ElasticWrapper, loss: Tensor) -> list[bool]:
-    """Return for each learning block whether the loss gives it any gradient other than zero."""
-    groups = [parameters for _, parameters in learning_blocks(net)]
-    flat = [parameter for parameters in groups for parameter in parameters]
-    gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
-    by_block = [[next(gradients) for _ in parameters] for parameters in groups]
+def learning_blocks(net: ElasticWrapper) -> list[int]:
+    """Return the index of every block that has parameters to learn."""
     return [
-        any(g is not None and bool(g.count_nonzero()) for g in gradients) for gradients in by_block
+        index
+        for index, block in enumerate(net.blocks)
+        if any(parameter.requires_grad for parameter in block.parameters())
     ]
+
+
+def blocks_reached(net: ElasticWrapper, loss: Tensor) -> list[int]:
+    """Return the index of every block that the loss gives a gradient other than zero."""
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    reached: set[int] = set()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and gradient.count_nonzero() > 0:
+            reached.add(id(parameter))
+    return [
+        index
+        for index, block in enumerate(net.blocks)
+        if any(id(parameter) in reached for parameter in block.parameters())
+    ]
+
+
+class Calls:
+    """What ran inside `recording`: the blocks in order, and how often head and prepare() did."""
+
+    def __init__(self) -> None:
+        self.blocks: list[nn.Module] = []
+        self.head = 0
+        self.prepare = 0
 
 
 @contextmanager
-def recording(net: ElasticWrapper) -> Iterator[dict[str, Any]]:
-    """Record, inside a with block, the blocks that run (in order) and how often head and prepare()
-    are called.
-    """
-    calls: dict[str, Any] = {"blocks": [], "head": 0, "prepare": 0}
+def recording(net: ElasticWrapper) -> Generator[Calls, None, None]:
+    """Record, inside a `with` block, which parts of the net run."""
+    calls = Calls()
+    original_prepare = getattr(net.head, "prepare", None)
 
-    def count(name: str) -> None:
-        calls[name] += 1
+    def block_runs(block: nn.Module, inputs: Any) -> None:
+        calls.blocks.append(block)
 
-    hooks = [
-        block.register_forward_pre_hook(lambda block, _: calls["blocks"].append(block))
-        for block in {*net.blocks}
-    ]
-    hooks.append(net.head.register_forward_pre_hook(lambda *_: count("head")))
-    prepare = getattr(net.head, "prepare", None)
-    if prepare is not None:
-        object.__setattr__(net.head, "prepare", lambda: (count("prepare"), prepare())[1])
+    def head_runs(head: nn.Module, inputs: Any) -> None:
+        calls.head += 1
+
+    def prepare() -> Any:
+        assert original_prepare is not None
+        calls.prepare += 1
+        return original_prepare()
+
+    # A set, because one block may stand at several depths.
+    hooks = [block.register_forward_pre_hook(block_runs) for block in {*net.blocks}]
+    hooks.append(net.head.register_forward_pre_hook(head_runs))
+    if original_prepare is not None:
+        object.__setattr__(net.head, "prepare", prepare)
     try:
         yield calls
     finally:
         for hook in hooks:
             hook.remove()
-        if prepare is not None:
+        if original_prepare is not None:
             object.__delattr__(net.head, "prepare")

@@ -1,6 +1,4 @@
-"""Blocks with run-time context: a mask, and a rotary embedding for each block, by stem and
-call_block.
-"""
+"""Blocks with run-time context: a mask, and a rotary embedding for each block."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from tiny_nets import BASES, MASK, TOKENS, conv_net, rotary_embedding, rotary_ne
 
 
 class TestRotaryNet(NetworkContract):
-    context: ClassVar = {"mask": MASK}
+    keywords: ClassVar = {"mask": MASK}
 
     def net(self) -> ElasticWrapper:
         return rotary_net()
@@ -40,10 +38,8 @@ def test_mask_and_rotary_embedding_reach_each_block() -> None:
 
 
 def test_call_block_hands_its_context_on() -> None:
-    """It starts with what the stem gives, each call gets what the one before returned, and indices
-    count from 0.
-    """
-    seen = []
+    """The first call gets what the stem gave, each next one what the one before returned."""
+    seen: list[tuple[nn.Module, list[Any], int]] = []
 
     def call_block(block: nn.Module, x: Tensor, context: Any, index: int) -> tuple[Tensor, Any]:
         seen.append((block, context, index))
@@ -55,9 +51,12 @@ def test_call_block_hands_its_context_on() -> None:
 
     net = conv_net(3, stem=Stem(), call_block=call_block)
     net(torch.randn(1, 4, 3, 3))
-    assert seen == list(
-        zip(net.blocks, (["stem"], ["stem", 0], ["stem", 0, 1]), (0, 1, 2), strict=True)
-    )
+    first, second, third = net.blocks
+    assert seen == [
+        (first, ["stem"], 0),
+        (second, ["stem", 0], 1),
+        (third, ["stem", 0, 1], 2),
+    ]
 
 
 def test_keyword_arguments_reach_call_block_where_the_stem_gives_no_context() -> None:

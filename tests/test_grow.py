@@ -25,10 +25,9 @@ def test_a_grown_network_is_the_same_function(case: Case, kinds: list[str]) -> N
     if case.net.call_block is not None:  # its gains make no block the identity: tested below
         return
     deepest = case.net.taps[-1]
-    width = next(
-        p.shape[0] for name, p in case.net.blocks[-1].named_parameters() if name == "last.weight"
-    )
-    grown = case.net.grow([TinyBlock(kind, case.net.layout, width) for kind in kinds], case.x)
+    width = case.net.blocks[-1].get_parameter("last.weight").shape[0]
+    new_blocks = [TinyBlock(kind, case.net.layout, width) for kind in kinds]
+    grown = case.net.grow(new_blocks, case.x)
     assert grown.taps == (*case.net.taps, *range(deepest + 1, deepest + len(kinds) + 1))
     with torch.no_grad():
         expected = case.net(case.x)

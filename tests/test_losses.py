@@ -161,13 +161,13 @@ def test_terms_add_up_for_any_network(case: Case, distance: str, power: float) -
         distance=distance,
         power=power,
     )
-    terms = objective(case.x, None, **case.context)
+    terms = objective(case.x, None, **case.keywords)
     torch.testing.assert_close(
         terms.total, terms.routine + terms.deep_supervision + terms.distillation
     )
     assert tuple(terms.per_depth) == net.taps
     assert all(loss.ndim == 0 and not loss.requires_grad for loss in terms.per_depth.values())
-    losses = [projection(p) ** 2 for p in net.forward_taps(case.x, **case.context).predictions]
+    losses = [projection(p) ** 2 for p in net.forward_taps(case.x, **case.keywords).predictions]
     torch.testing.assert_close(list(terms.per_depth.values()), losses)
     torch.testing.assert_close(terms.routine, losses[-1] / len(losses))
     assert terms.distillation >= 0

@@ -25,7 +25,7 @@ from tiny_nets import (
 
 @given(tiny_cases())
 def test_random_networks_keep_the_contract(case: Case) -> None:
-    check_contract(case.net, case.x, **case.context)
+    check_contract(case.net, case.x, **case.keywords)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -70,7 +70,7 @@ def test_truncating_twice_is_truncating_once(case: Case, data: st.DataObject) ->
     twice, once = case.net.truncate(deeper).truncate(depth), case.net.truncate(depth)
     same(twice.state_dict(), dict(once.state_dict()), "state dict")
     with torch.no_grad():
-        same(twice(case.x, **case.context), once(case.x, **case.context), "prediction")
+        same(twice(case.x, **case.keywords), once(case.x, **case.keywords), "prediction")
 
 
 @given(tiny_cases())

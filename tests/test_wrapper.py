@@ -1,6 +1,4 @@
-"""ElasticWrapper beyond the contract: how blocks are called, to_sequential, check, and what misuse
-says.
-"""
+"""ElasticWrapper beyond the contract: calls, other taps, to_sequential, check, and misuse."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from contract import same
 from elasticnet import ElasticWrapper, Taps
-from elasticnet.wrapper import Origin, evaluating
+from elasticnet.wrapper import Origin, TapReport, evaluating
 from tiny_nets import (
     Case,
     GainStem,
@@ -120,11 +118,14 @@ def test_other_taps_give_the_same_bits(case: Case, data: st.DataObject) -> None:
     other = case.net.with_taps([*(chosen - {case.net.taps[-1]}), -1])
     assert other.taps == tuple(sorted({*chosen, case.net.taps[-1]}))
     with torch.no_grad():
-        taps = case.net.forward_taps(case.x, **case.context)
-        by_depth = dict(zip(taps.depths, zip(*taps[1:], strict=True), strict=True))
-        for depth, *found in zip(*other.forward_taps(case.x, **case.context), strict=True):
-            same(tuple(found), by_depth[depth], f"depth {depth}")
-            same(other(case.x, depth=depth, **case.context), found[0], f"net(x, depth={depth})")
+        expected = case.net.forward_taps(case.x, **case.keywords)
+        taps = other.forward_taps(case.x, **case.keywords)
+        for place, depth in enumerate(other.taps):
+            place_before = case.net.taps.index(depth)
+            prediction = expected.predictions[place_before]
+            same(taps.predictions[place], prediction, f"prediction at depth {depth}")
+            same(taps.features[place], expected.features[place_before], f"features at {depth}")
+            same(other(case.x, depth=depth, **case.keywords), prediction, f"depth={depth}")
 
 
 @given(tiny_cases())
@@ -176,7 +177,7 @@ def test_other_taps_are_checked() -> None:
 def test_to_sequential_is_the_same_function_with_the_same_keys(case: Case) -> None:
     net = case.net
     with torch.no_grad():
-        expected = net(case.x, **case.context)
+        expected = net(case.x, **case.keywords)
         if net.head_skip or net.call_block or any(block.kind == "tuple" for block in net.blocks):
             with pytest.raises(ValueError, match=r"not a plain sequence.*elasticnet\.export"):
                 net.to_sequential()
@@ -239,24 +240,26 @@ def uneven_net(**options: Any) -> ElasticWrapper:
 def test_check_reports_shapes_and_the_taps_that_the_head_rejects() -> None:
     net = uneven_net()
     first, second = net.check(torch.randn(1, 4, 5, 5))
-    assert (first.depth, first.shape, first.output_shape, first.finite) == (
-        1,
-        (1, 4, 5, 5),
-        None,
-        True,
+    assert first.depth == 1
+    assert first.shape == (1, 4, 5, 5)
+    assert first.output_shape is None
+    assert first.finite
+    problem = str(first.problem)
+    rejection = "the head rejects the tap at depth 1, whose features have shape (1, 4, 5, 5)"
+    assert problem.startswith(rejection)
+    assert "adapters={1: module}" in problem
+    assert problem.endswith("(the deepest tap has shape (1, 6, 5, 5))")
+    assert second == TapReport(
+        depth=2, shape=(1, 6, 5, 5), output_shape=(1, 2, 5, 5), finite=True, problem=None
     )
-    assert "the head rejects the tap at depth 1, whose features have shape (1, 4, 5, 5)" in str(
-        first.problem
-    )
-    assert "adapters={1: module}" in str(first.problem)
-    assert "the deepest tap has shape (1, 6, 5, 5)" in str(first.problem)
-    assert second == (2, (1, 6, 5, 5), (1, 2, 5, 5), True, None)
-    with pytest.raises(ValueError, match="the head rejects the tap at depth 1"):
+    with pytest.raises(ValueError, match=re.escape(rejection)):
         net.check(torch.randn(1, 4, 5, 5), strict=True)
-    assert [
-        t.problem
-        for t in uneven_net(adapters={1: nn.Conv2d(4, 6, 1)}).check(torch.randn(1, 4, 5, 5))
-    ] == [None] * 2
+
+
+def test_check_finds_no_problem_where_an_adapter_helps() -> None:
+    net = uneven_net(adapters={1: nn.Conv2d(4, 6, 1)})
+    report = net.check(torch.randn(1, 4, 5, 5))
+    assert [tap.problem for tap in report] == [None, None]
 
 
 def test_check_reports_features_that_are_not_finite_by_depth() -> None:

@@ -1,10 +1,8 @@
-"""Tiny networks for the tests: a block of every kind in every layout, and a hypothesis strategy of
-whole networks.
-"""
+"""Tiny networks for the tests: a block of every kind in every layout, and random networks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +16,7 @@ KINDS = ("conv", "residual", "attention", "mlp", "tuple")
 
 
 class TinyBlock(nn.Module):
-    """One block of any kind in any layout; everything is smooth, so that no gradient is zero by
-    chance.
-    """
+    """One block of any kind in any layout, smooth, so that no gradient is zero by chance."""
 
     def __init__(
         self,
@@ -32,7 +28,8 @@ class TinyBlock(nn.Module):
     ) -> None:
         super().__init__()
         channels_out = channels_out or channels
-        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(layout.split()) - 3]
+        num_positions = len(layout.split()) - 2
+        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[num_positions]
         size = 1 if kind in ("mlp", "attention") else 3
         self.kind = kind
         self.axis = layout.split().index("c")
@@ -41,7 +38,7 @@ class TinyBlock(nn.Module):
         self.last = conv(channels_out, channels_out, size, 1, size // 2)
 
     def forward(self, x: Tensor) -> Any:
-        x = x.movedim(self.axis, 1)
+        x = x.movedim(self.axis, 1)  # (b, c, *positions)
         y = self.first(x)
         if self.mix is not None:
             query, key, value = self.mix(y.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
@@ -114,65 +111,102 @@ class Case(NamedTuple):
 
     net: ElasticWrapper
     x: Tensor
-    context: dict[str, Any]
+    keywords: dict[str, Any]
+
+
+class Shape(NamedTuple):
+    """The widths in front of and behind each block, and the stride of each block."""
+
+    widths: list[int]
+    strides: list[int]
+
+
+@st.composite
+def uneven_shapes(draw: st.DrawFn, num_blocks: int) -> Shape:
+    """Blocks that change the number of channels and the resolution."""
+    num_widths = num_blocks + 1
+    widths = draw(st.lists(st.integers(1, 4), min_size=num_widths, max_size=num_widths))
+    stride = st.sampled_from([1, 2])
+    strides = draw(st.lists(stride, min_size=num_blocks, max_size=num_blocks))
+    return Shape(widths, strides)
+
+
+@st.composite
+def even_shapes(draw: st.DrawFn, num_blocks: int) -> Shape:
+    """Blocks whose output has the shape of their input."""
+    width = draw(st.integers(1, 4), "width")
+    return Shape(widths=[width] * (num_blocks + 1), strides=[1] * num_blocks)
+
+
+def adapters_to_the_deepest(shape: Shape, taps: Sequence[int], layout: str) -> dict[int, nn.Module]:
+    """Return an adapter for every tap whose features have another shape than the deepest's."""
+    adapters: dict[int, nn.Module] = {}
+    for tap in taps:
+        ratio = 2 ** shape.strides[tap:].count(2)
+        if shape.widths[tap] != shape.widths[-1] or ratio > 1:
+            adapters[tap] = TinyBlock("mlp", layout, shape.widths[tap], shape.widths[-1], ratio)
+    return adapters
 
 
 @st.composite
 def tiny_cases(
     draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
 ) -> Case:
-    """Networks of random blocks, widths, layouts, dtypes, taps, adapters, skips, stems and
-    contexts, in eval mode.
+    """Networks of random blocks, widths, layouts, dtypes, taps, adapters, skips and stems.
+
+    Some have a context that a stem hands to the blocks. All are in eval mode.
     """
     layout = draw(st.sampled_from(LAYOUTS), "layout")
     num_blocks = draw(st.integers(1, 4), "num_blocks")
-    kinds = draw(
-        st.lists(st.sampled_from(KINDS), min_size=num_blocks, max_size=num_blocks), "kinds"
-    )
+    kind = st.sampled_from(KINDS)
+    kinds = draw(st.lists(kind, min_size=num_blocks, max_size=num_blocks), "kinds")
     taps = sorted({*draw(st.sets(st.integers(1, num_blocks)), "taps"), num_blocks})
     head_skip = draw(st.sampled_from([None, "stem", "input"]), "head_skip")
+    # A skip is added to the head's output, which fits it only if no block changes the shape.
     uneven = head_skip is None and draw(st.booleans(), "uneven")
+    shapes = uneven_shapes if uneven else even_shapes
+    shape = draw(shapes(num_blocks), "shape")
+    width_in, width_out = shape.widths[0], shape.widths[-1]
     contextual = draw(st.booleans(), "contextual")
     with_stem = contextual or draw(st.booleans(), "with_stem")
-    prefix_tokens = (
-        draw(st.integers(0, 2), "prefix_tokens")
-        if layout in ("b n c", "b c t") and not uneven
-        else 0
-    )
-    width = st.integers(1, 4)
-    if uneven:
-        widths = draw(st.lists(width, min_size=num_blocks + 1, max_size=num_blocks + 1), "widths")
-        strides = draw(
-            st.lists(st.sampled_from([1, 2]), min_size=num_blocks, max_size=num_blocks), "strides"
-        )
-    else:
-        widths, strides = [draw(width, "width")] * (num_blocks + 1), [1] * num_blocks
-    channels_in = draw(width, "channels_in") if with_stem else widths[0]
+    channels_in = draw(st.integers(1, 4), "channels_in") if with_stem else width_in
+    has_prefix = layout in ("b n c", "b c t") and not uneven
+    prefix_tokens = draw(st.integers(0, 2), "prefix_tokens") if has_prefix else 0
     torch.manual_seed(draw(st.integers(0, 9), "seed"))
 
+    widths = zip(shape.widths[:-1], shape.widths[1:], strict=True)
     blocks = [
-        TinyBlock(kind, layout, before, after, stride)
-        for kind, before, after, stride in zip(kinds, widths[:-1], widths[1:], strides, strict=True)
+        TinyBlock(kind, layout, channels, channels_out, stride)
+        for kind, (channels, channels_out), stride in zip(kinds, widths, shape.strides, strict=True)
     ]
-    adapters = {}
-    for tap in taps if uneven else ():
-        ratio = 2 ** strides[tap:].count(2)
-        if widths[tap] != widths[-1] or ratio > 1:
-            adapters[tap] = TinyBlock("mlp", layout, widths[tap], widths[-1], ratio)
-    stem = TinyBlock("mlp", layout, channels_in, widths[0]) if with_stem else None
+    stem: nn.Module | None = None
+    if with_stem:
+        stem = TinyBlock("mlp", layout, channels_in, width_in)
     if contextual and stem is not None:
         stem = GainStem(stem, num_blocks)
-    channels_out = {"stem": widths[0], "input": channels_in, None: 3}[head_skip]
-    head = draw(st.sampled_from([TinyHead, PreparedHead]), "head")(layout, widths[-1], channels_out)
-    dtype = draw(st.sampled_from(dtypes), "dtype")
-    call_block = call_with_gain if contextual else None
+    head_type = draw(st.sampled_from([TinyHead, PreparedHead]), "head")
+    channels_out = {"stem": width_in, "input": channels_in, None: 3}[head_skip]
     net = ElasticWrapper(
-        blocks, head, stem, taps, adapters, head_skip, layout, prefix_tokens, call_block
+        blocks,
+        head_type(layout, width_out, channels_out),
+        stem,
+        taps=taps,
+        adapters=adapters_to_the_deepest(shape, taps, layout),
+        head_skip=head_skip,
+        layout=layout,
+        prefix_tokens=prefix_tokens,
+        call_block=call_with_gain if contextual else None,
     )
+
+    dtype = draw(st.sampled_from(dtypes), "dtype")
     sizes = {"b": draw(st.integers(1, 3), "batch"), "c": channels_in}
-    shape = [sizes.get(axis) or draw(st.integers(3, 5), axis) for axis in layout.split()]
-    context = {"gain": 0.75} if contextual and draw(st.booleans(), "keyword") else {}
-    return Case(net.to(dtype).eval(), torch.randn(shape, dtype=dtype), context)
+    side = st.integers(3, 5)
+    lengths = [sizes[axis] if axis in sizes else draw(side, axis) for axis in layout.split()]
+    x = torch.randn(lengths, dtype=dtype)
+    keywords: dict[str, Any] = {}
+    if contextual and draw(st.booleans(), "keyword"):
+        keywords["gain"] = 0.75
+    return Case(net.to(dtype).eval(), x, keywords)
 
 
 def conv_blocks(num_blocks: int, channels: int = 4) -> list[nn.Module]:
@@ -215,9 +249,7 @@ def rotary_embedding(length: int, width: int, base: float) -> tuple[Tensor, Tens
 
 
 class TokenStem(nn.Module):
-    """Embeds tokens and prepares what the blocks need: the mask, and a rotary embedding of its own
-    for each block.
-    """
+    """Embeds tokens; its context is a mask and a rotary embedding for each block."""
 
     def __init__(self, width: int, bases: tuple[float, ...]) -> None:
         super().__init__()
@@ -246,9 +278,7 @@ MASK = torch.tensor([[True, True, True, False], [True, True, True, True]])
 
 
 def rotary_net(**options: Any) -> ElasticWrapper:
-    """Return a transformer of three blocks that takes tokens below 11, (b, n) -> (b, n, 11), and
-    `mask=` (b, n).
-    """
+    """Return a transformer of three blocks: tokens below 11, (b, n), and `mask=`, -> (b, n, 11)."""
     blocks = [RotaryBlock(6) for _ in BASES]
     stem = TokenStem(6, BASES)
     return ElasticWrapper(
