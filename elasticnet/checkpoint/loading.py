@@ -42,7 +42,7 @@ def load(
 
     Args:
         source: A path, a seekable file opened in binary mode, an http(s) URL whose server answers
-            range requests, or hf://owner/name[@revision][/file].
+            range requests, or `hf://owner/name[@revision][/file]`.
         depth: A depth that carries a tap; None and -1 mean the deepest.
         build: For a net of no registered architecture: a function that builds the whole net.
         device: Where the net shall be.

@@ -53,7 +53,7 @@ def read_range(source: Source, start: int, end: int) -> bytearray:
 
     Args:
         source: A path, a seekable file opened in binary mode, an http or https URL whose server
-            answers range requests, or hf://owner/name[@revision][/file].
+            answers range requests, or `hf://owner/name[@revision][/file]`.
         start: The first byte.
         end: The byte behind the last one.
 
@@ -131,7 +131,7 @@ def name_of(source: Source) -> str:
 
 
 def parse_hub(source: str) -> tuple[str, str | None, str]:
-    """Return repository, revision and file of hf://owner/name[@revision][/file].
+    """Return repository, revision and file of `hf://owner/name[@revision][/file]`.
 
     Args:
         source: Such a name. A slash in a revision is written %2F; refs/pr/1 may stand as it is.
