@@ -50,8 +50,8 @@ What [`elasticnet.retrofit.timm.split`](examples.md#timm) makes of timm {version
 model of each family, with random weights. A family is a module of timm and the letters that its
 models' names begin with; timm's own test models and ports of others' weights (`tf_`) are left out.
 "Works" means that the wrapped net's output equals the model's own bit for bit in eval mode, at two
-batch sizes, and that every tap has the shape that the head takes. "Cannot be traced" says nothing
-against the network: wrap its parts [by hand](your_network.md).
+batch sizes, and that every tap has the shape that the head takes. A network that "cannot be
+traced" can still be made elastic: wrap its parts [by hand](your_network.md).
 
 {counts}
 

@@ -141,7 +141,7 @@ from elasticnet.sr.inference.tiling import upscale_array
 
 def status(key):
     (line,) = [line for line in open("/proc/self/status") if line.startswith(key)]
-    return int(line.split()[1]) / 1024
+    return int(line.split()[1]) * 1024 / 1e6  # kB in /proc are 1,024 bytes
 
 height, width, channels, tile, limit = map(int, sys.argv[1:])
 net = asrn(2, 1, channels).eval()
@@ -150,12 +150,12 @@ out = np.ones((2 * height, 2 * width, 3), np.uint8)
 before = status("VmRSS")
 if limit:
     import resource
-    allowed = int(status("VmSize") + limit) * 2**20
+    allowed = int((status("VmSize") + limit) * 1e6)
     resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
 counts = []
 plan = plan_upscale(net, tile=tile or "auto")
 upscale_array(image, plan, out=out, progress=lambda *seen: counts.append(seen))
-print(before - out.nbytes / 2**20, status("VmHWM") - before, counts[0][1], counts[-1][1])
+print(before - out.nbytes / 1e6, status("VmHWM") - before, counts[0][1], counts[-1][1])
 """
 
 
