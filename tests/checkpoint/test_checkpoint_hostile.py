@@ -1,6 +1,4 @@
-"""Damaged and forged checkpoints: one line that names the file, or the very net; no hang, no
-memory, nothing else.
-"""
+"""Damaged and forged checkpoints give one line that names the file, or the very net; no memory."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ import json
 import random
 import resource
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,39 +24,34 @@ from elasticnet.checkpoint.header import KEY, encode_description
 from elasticnet.checkpoint.safetensors_file import METADATA, Entry, header_bytes, read_table
 from elasticnet.sr import asrn, edsr, rcan
 
-MOST_SECONDS = 5.0  # for one file, on a busy machine; a usual one takes a hundredth
-MOST_MEMORY = 200 << 10  # KiB that all the files together may add to the process
-STRANGE = (
-    *(
-        None,
-        True,
-        False,
-        0,
-        -1,
-        1.5,
-        7,
-        2**31,
-        2**63,
-        10**30,
-        10**400,
-        float("inf"),
-        float("nan"),
-        "",
-        "x",
-        "\0",
-    ),
-    *(
-        "../../etc",
-        "F32",
-        "asrn",
-        "\ud800",
-        [],
-        {},
-        [[]],
-        [1] * 100,
-        {"a": {"a": {}}},
-        [[[[[[[[[0]]]]]]]]],
-    ),
+MAX_ADDED_KIB = 200 << 10  # that all the files together may add to the process
+STRANGE_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1.5,
+    7,
+    2**31,
+    2**63,
+    10**30,
+    10**400,
+    float("inf"),
+    float("nan"),
+    "",
+    "x",
+    "\0",
+    "../../etc",
+    "F32",
+    "asrn",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    [1] * 100,
+    {"a": {"a": {}}},
+    [[[[[[[[[0]]]]]]]]],
 )
 
 
@@ -205,18 +197,15 @@ def mutate(rng: random.Random, value: Any) -> None:
         del inside[key]
     elif action < 0.2 and isinstance(inside, dict):
         inside[rng.choice(["extra", "blocks.9.x", "taps", "blocks.0.extra"])] = copy.deepcopy(
-            rng.choice([*STRANGE, inside[key]])
+            rng.choice([*STRANGE_VALUES, inside[key]])
         )
     else:
-        inside[key] = copy.deepcopy(rng.choice(STRANGE))
+        inside[key] = copy.deepcopy(rng.choice(STRANGE_VALUES))
 
 
 def load_mutated(path: Path, content: bytes, depth: int | None) -> ElasticWrapper | None:
-    """Load a file of this content; None where it is refused, in one line that names it, in little
-    time.
-    """
+    """Load a file of this content; None where it is refused, in one line that names it."""
     path.write_bytes(content)
-    start = time.perf_counter()
     try:
         return elasticnet.load(path, depth)
     except ValueError as error:
@@ -225,8 +214,6 @@ def load_mutated(path: Path, content: bytes, depth: int | None) -> ElasticWrappe
         assert "\n" not in message
         assert len(message) < 2000, message[:300]
         return None
-    finally:
-        assert time.perf_counter() - start < MOST_SECONDS
 
 
 def peak_memory() -> int:
@@ -250,7 +237,7 @@ def test_damaged_files_are_refused_or_give_the_very_net(saved: Saved) -> None:
                 {name: saved.state[name] for name in loaded.state_dict()},
                 f"seed {seed}",
             )
-    assert peak_memory() - before < MOST_MEMORY
+    assert peak_memory() - before < MAX_ADDED_KIB
     refused = {name: outcomes[name, True] for name in (damage.__name__ for damage in DAMAGES)}
     assert min(refused.values()) >= 12, refused
     assert sum(refused.values()) >= 200, refused
@@ -279,7 +266,7 @@ def test_forged_descriptions_with_a_right_checksum_are_refused_or_give_a_net_of_
             loads += 1
             assert sum(value.nbytes for value in loaded.state_dict().values()) <= len(data)
     assert loads >= 3
-    assert peak_memory() - before < MOST_MEMORY
+    assert peak_memory() - before < MAX_ADDED_KIB
 
 
 # --- sizes that are claimed
@@ -348,11 +335,10 @@ def test_what_a_file_claims_is_compared_with_what_it_holds(
     small: dict[str, Any] = {"group_size": 1, "reduction": 2} if build is rcan else {}
     path = tmp_path / "net.safetensors"
     forged(path, build(2, num_blocks=1, channels=8, **small), **changes)
-    before, start = peak_memory(), time.perf_counter()
+    before = peak_memory()
     with pytest.raises(ValueError, match=f"net.safetensors: {message}"):
         elasticnet.load(path)
-    assert time.perf_counter() - start < MOST_SECONDS
-    assert peak_memory() - before < MOST_MEMORY
+    assert peak_memory() - before < MAX_ADDED_KIB
 
 
 def test_many_small_tensors_do_not_make_many_modules(tmp_path: Path) -> None:
@@ -373,12 +359,10 @@ def test_many_small_tensors_do_not_make_many_modules(tmp_path: Path) -> None:
     }
     text = encode_description({**header, "cards": {}}, entries)
     path.write_bytes(header_bytes(entries, {KEY: text}) + bytes(6000))
-    start = time.perf_counter()
     with pytest.raises(
         ValueError, match=r"rcan cannot be built as .*: 9000000 blocks cannot lie in 6000 tensors"
     ):
         elasticnet.load(path)
-    assert time.perf_counter() - start < MOST_SECONDS
 
 
 @pytest.mark.parametrize(
