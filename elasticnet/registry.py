@@ -260,8 +260,7 @@ def _load(entry_point: EntryPoint) -> Any:
 
 
 def _with_defaults(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `arguments` with the function's default values, so that a file does not depend on
-    them."""
+    """Return arguments with the function's default values, which may change one day."""
     signature = inspect.signature(function)
     bound = signature.bind(**arguments)
     bound.apply_defaults()
@@ -274,6 +273,5 @@ def _with_defaults(function: Callable[..., Any], arguments: Mapping[str, Any]) -
 
 @functools.cache
 def _entry_points() -> dict[str, EntryPoint]:
-    """Return what installed packages declare, by name; a package that is installed later in this
-    process is not seen."""
+    """Return what the packages declare that were installed when this was first asked, by name."""
     return {each.name: each for each in entry_points(group=ENTRY_POINT_GROUP)}

@@ -1,5 +1,4 @@
-"""One safetensors file, every depth in it: save a net, load it whole or cut to a depth, read and
-change its description.
+"""One safetensors file, every depth in it: save, load whole or cut, read the description.
 
 The names below are imported when they are first used; reading a description imports no torch.
 """

@@ -61,8 +61,9 @@ def test_a_measured_card_holds_what_was_asked_for():
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_macs_of_a_folded_asrn_are_a_hand_count_a_pixel(scale):
-    """Folded, the head is a conv3x3 to 3 scale^2 channels and one of ones for its bias; the folding
-    itself costs the same at every size, so that it drops out of the difference.
+    """Folded, the head is a conv3x3 to 3 scale^2 channels, and one of ones for its bias.
+
+    The folding itself costs the same at every size, so that it drops out of the difference.
     """
     small, large = (
         depth_costs(asrn(scale, 4), torch.rand(1, 3, 6, width), repeats=1) for width in (5, 9)
@@ -151,9 +152,7 @@ class Wide(nn.Module):
 
 
 def test_peak_memory_is_what_the_pass_holds_and_rises_with_depth_and_size():
-    """A block that holds n copies, stacked once more, and their sum: at least 2 n inputs; weights,
-    and the input.
-    """
+    """n copies, stacked once more, and their sum are 2 n inputs; weights and input come to it."""
     net = ElasticWrapper([Wide(1), Wide(4), Wide(10)], nn.Identity())
     size = {side: 4 * side * side / 1e6 for side in (512, 1024)}  # MB of an input
     peaks = {}

@@ -1,6 +1,4 @@
-"""One file, every depth in it: what is saved comes back to the bit, and what does not fit or is
-damaged is named.
-"""
+"""What is saved comes back to the bit at every depth; what does not fit or is damaged is named."""
 
 from __future__ import annotations
 
@@ -32,9 +30,7 @@ def small_asrn(**options: Any) -> ElasticWrapper:
 
 
 def rewrite(path: Path, edit: Callable[[dict[str, Any], dict[str, Tensor]], Any]) -> None:
-    """Change a file's description and tensors, as a valid safetensors file; without a checksum, as
-    the first ones.
-    """
+    """Change a file's description and tensors; without a checksum, as the first ones were."""
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()["elasticnet"])
         header.pop("checksum", None)
@@ -172,9 +168,7 @@ def test_shared_weights_are_saved_and_stay_shared(path: Path) -> None:
 
 
 def test_a_loaded_net_is_independent_of_its_file(path: Path) -> None:
-    """Its weights are no map of the file, and lie in memory as torch's own do: the last bit can
-    depend on that.
-    """
+    """Its weights lie in memory as torch's own do, because the last bit can depend on that."""
     torch.manual_seed(0)
     stem, head = nn.Linear(3, 16, bias=False), nn.Linear(16, 1)
     net = ElasticWrapper([nn.Linear(16, 16)], head, stem, layout="b n c")

@@ -1,6 +1,4 @@
-"""The description in a file: cards and notes that are changed without touching a tensor, and its
-checksum.
-"""
+"""Cards and notes are changed without touching a tensor, under a checksum."""
 
 from __future__ import annotations
 
@@ -92,9 +90,7 @@ def test_notes_and_cards_come_back(
     notes: dict[str, Any],
     cards: dict[str, dict[str, Any]],
 ) -> None:
-    """The same content saved at once or added later gives the same bytes, and another library reads
-    the JSON.
-    """
+    """Content saved at once or added later gives the same bytes, which are JSON."""
     one, other = (
         tmp_path_factory.getbasetemp() / f"{name}.safetensors" for name in ("one", "other")
     )

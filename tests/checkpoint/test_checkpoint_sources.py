@@ -1,6 +1,4 @@
-"""A depth costs its own bytes, wherever the file lies: what is read is counted, and the net is the
-truncated one.
-"""
+"""A depth costs its own bytes, wherever the file lies, and gives the truncated net."""
 
 from __future__ import annotations
 
@@ -66,9 +64,7 @@ def server(files: dict[str, tuple[Path, ElasticWrapper]]) -> Iterator[Loopback]:
 
 
 def bytes_of(path: Path, net: ElasticWrapper) -> list[int]:
-    """Every byte that loading a net like this one should read: length, header and the net's
-    tensors; told naively.
-    """
+    """Return how many bytes a load should read: length, header and the net's tensors."""
     table = read_table(path)
     places = [*range(table.data_start)]
     for name in net.state_dict():

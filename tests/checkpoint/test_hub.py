@@ -1,6 +1,4 @@
-"""The hub, through huggingface_hub itself: a server on this machine speaks its endpoints, and a
-folder is its cache.
-"""
+"""The hub through its own library, with a server on this machine and a folder as its cache."""
 
 from __future__ import annotations
 

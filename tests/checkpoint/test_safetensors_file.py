@@ -1,6 +1,4 @@
-"""The safetensors format: what the reference library writes we read, what we write it reads, and no
-damage passes.
-"""
+"""We and the reference library read what the other writes, and no damage passes."""
 
 from __future__ import annotations
 

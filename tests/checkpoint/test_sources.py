@@ -1,6 +1,4 @@
-"""Byte ranges of paths, open files and URLs: what was asked for and nothing else, or an error that
-names the file.
-"""
+"""A source gives the bytes that were asked for and no others, or an error that names the file."""
 
 from __future__ import annotations
 
