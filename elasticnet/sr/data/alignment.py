@@ -79,33 +79,18 @@ def align(hr: np.ndarray, lr: np.ndarray | None, name: str, settings: LrSettings
     Raises:
         ImageError: The LR image does not fit the HR image, or no pixel would be left of it.
     """
-    scale = settings.scale
-    hr_height, hr_width = hr.shape[:2]
-    height, width = hr_height // scale, hr_width // scale
-    if lr is not None:
-        lr_height, lr_width = lr.shape[:2]
-        # An LR file made of the whole HR image has ceil(n / scale) pixels, one made of the cropped
-        # image has floor(n / scale): both are less than one pixel away from n / scale.
-        too_high_or_low = abs(hr_height / scale - lr_height) >= 1
-        too_wide_or_narrow = abs(hr_width / scale - lr_width) >= 1
-        if too_high_or_low or too_wide_or_narrow:
-            raise ImageError(
-                f"LR of {lr_width}x{lr_height} pixels does not fit "
-                f"HR of {hr_width}x{hr_height} at scale {scale}"
-            )
-        height = min(height, lr_height)
-        width = min(width, lr_width)
-    if min(height, width) < 1:
-        raise ImageError(
-            f"{hr_width}x{hr_height} pixels leave none for the LR image at scale {scale}"
-        )
-    if lr is not None:
-        return AlignedPair(hr=hr[: height * scale, : width * scale], lr=lr[:height, :width])
+    if lr is None:
+        return _with_made_lr(hr, name, settings)
+    return _cropped_to_fit(hr, lr, settings.scale)
 
+
+def _with_made_lr(hr: np.ndarray, name: str, settings: LrSettings) -> AlignedPair:
+    scale = settings.scale
+    _require_pixels(hr.shape[0] // scale, hr.shape[1] // scale, hr, scale)
     hr = modcrop(hr, scale)
     blur_sigma = BLUR_SIGMA if settings.blur_sigma is None else settings.blur_sigma
     noise_sigma = NOISE_SIGMA if settings.noise_sigma is None else settings.noise_sigma
-    made = degrade(
+    lr = degrade(
         hr,
         settings.degradation,
         scale,
@@ -114,11 +99,38 @@ def align(hr: np.ndarray, lr: np.ndarray | None, name: str, settings: LrSettings
         blur_sigma=blur_sigma,
         noise_sigma=noise_sigma,
     )
-    return AlignedPair(hr=hr, lr=made)
+    return AlignedPair(hr=hr, lr=lr)
+
+
+def _cropped_to_fit(hr: np.ndarray, lr: np.ndarray, scale: int) -> AlignedPair:
+    hr_height, hr_width = hr.shape[:2]
+    lr_height, lr_width = lr.shape[:2]
+    # An LR file made of the whole HR image has ceil(n / scale) pixels, one made of the cropped
+    # image has floor(n / scale): both are less than one pixel away from n / scale.
+    too_high_or_low = abs(hr_height / scale - lr_height) >= 1
+    too_wide_or_narrow = abs(hr_width / scale - lr_width) >= 1
+    if too_high_or_low or too_wide_or_narrow:
+        raise ImageError(
+            f"LR of {lr_width}x{lr_height} pixels does not fit "
+            f"HR of {hr_width}x{hr_height} at scale {scale}"
+        )
+    height = min(hr_height // scale, lr_height)
+    width = min(hr_width // scale, lr_width)
+    _require_pixels(height, width, hr, scale)
+    return AlignedPair(hr=hr[: height * scale, : width * scale], lr=lr[:height, :width])
+
+
+def _require_pixels(lr_height: int, lr_width: int, hr: np.ndarray, scale: int) -> None:
+    """Raise if an LR image of this size has no pixels."""
+    if min(lr_height, lr_width) < 1:
+        hr_height, hr_width = hr.shape[:2]
+        raise ImageError(
+            f"{hr_width}x{hr_height} pixels leave none for the LR image at scale {scale}"
+        )
 
 
 def noise_seed(seed: int, name: str) -> int:
-    """Return the seed of one image's noise; no other image of the set has a part in it.
+    """Return the seed of one image's noise, made of the data set's seed and the image's name.
 
     So images that are added or left out change the noise of no other image.
 
