@@ -1,6 +1,4 @@
-"""Attention maps and their distance: values by hand, a naive NumPy loop, layouts, half precision,
-gradients.
-"""
+"""Attention maps and their distance: by hand, by a loop, layouts, half precision, gradients."""
 
 from __future__ import annotations
 
@@ -173,8 +171,9 @@ def test_gradient_of_half_precision_features_is_finite(dtype: torch.dtype) -> No
 
 
 def test_distance_by_hand() -> None:
-    """(3, 4) and (8, 6) point to (0.6, 0.8) and (0.8, 0.6), squared distance 0.08; the mean with a
-    0 is half of it.
+    """(3, 4) and (8, 6) point to (0.6, 0.8) and (0.8, 0.6), whose squared distance is 0.08.
+
+    The mean with a sample of distance 0 is half of it.
     """
     first, second = torch.tensor([[3.0, 4.0]]), torch.tensor([[8.0, 6.0]])
     assert attention_distance(first, second).item() == pytest.approx(math.sqrt(0.08))

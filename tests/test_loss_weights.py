@@ -1,6 +1,4 @@
-"""Weights of the loss terms and factors of the learning rate: values worked out by hand, and
-properties.
-"""
+"""Weights of the loss terms and factors of the learning rate, worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Deep supervision, self-distillation and ElasticObjective against values by hand and a naive
-loop.
-"""
+"""Deep supervision, distillation and ElasticObjective, against hand-made values and a loop."""
 
 from __future__ import annotations
 
@@ -42,30 +40,35 @@ Y = torch.randn(2, 2, 5, 6, generator=torch.Generator().manual_seed(2))
 def naive_terms(
     net: ElasticWrapper, x: Tensor, y: Tensor, psd_weight: float, weights: dict[int, float]
 ) -> dict[str, Tensor]:
-    """The paper's loss with every sum, sample and tap written out, for an image net of blocks and
-    head alone.
-    """
-    features, all_features, losses = x, [], {}
+    """The paper's loss with every sum, sample and tap written out, for a net without a stem."""
+    features = x
+    all_features: list[Tensor] = []
+    losses: dict[int, Tensor] = {}
     for depth, block in enumerate(net.blocks, start=1):
         features = block(features)
         all_features.append(features)
         losses[depth] = (net.head(features) - y).abs().sum() / y.numel()
     distillation = torch.zeros(())
     for student, teacher in pairwise(all_features):
-        for n in range(len(x)):
-            q_student = torch.stack([channel.abs() for channel in student[n]]).sum(0)
-            q_teacher = torch.stack([channel.abs() for channel in teacher[n]]).sum(0).detach()
-            difference = (
-                q_student / q_student.pow(2).sum().sqrt()
-                - q_teacher / q_teacher.pow(2).sum().sqrt()
-            )
+        for sample in range(len(x)):
+            q_student = torch.stack([channel.abs() for channel in student[sample]]).sum(0)
+            q_teacher = torch.stack([channel.abs() for channel in teacher[sample]]).sum(0).detach()
+            unit_student = q_student / q_student.pow(2).sum().sqrt()
+            unit_teacher = q_teacher / q_teacher.pow(2).sum().sqrt()
+            difference = unit_student - unit_teacher
             distillation = distillation + difference.pow(2).sum().sqrt() / len(x)
     deepest = len(net.blocks)
     routine = weights[deepest] * losses[deepest]
-    supervision = sum((weights[d] * losses[d] for d in losses if d < deepest), torch.zeros(()))
+    supervision = torch.zeros(())
+    for depth in range(1, deepest):
+        supervision = supervision + weights[depth] * losses[depth]
     distillation = psd_weight * distillation
-    terms = {"routine": routine, "deep_supervision": supervision, "distillation": distillation}
-    return {"total": routine + supervision + distillation, **terms}
+    return {
+        "total": routine + supervision + distillation,
+        "routine": routine,
+        "deep_supervision": supervision,
+        "distillation": distillation,
+    }
 
 
 def rising_to_one(step: int) -> dict[int, float]:
@@ -99,9 +102,7 @@ def test_objective_and_its_gradient_against_a_loop(
 
 
 def test_losses_by_hand() -> None:
-    """Blocks that double, a head that passes on: predictions 2 and 4 against a target of 1, losses
-    1 and 3.
-    """
+    """Blocks that double: predictions 2 and 4 against a target of 1, so losses 1 and 3."""
 
     class Double(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -220,9 +221,7 @@ def test_the_psd_target_gets_no_gradient() -> None:
 
 
 def test_psd_alone_reaches_every_block_but_the_deepest() -> None:
-    """Block d learns from its own map and, through it, from those behind it; the last one only
-    teaches.
-    """
+    """Every block but the last learns from the map of the next one; the last only teaches."""
     net = conv_net(3)
     zero = ElasticObjective(net, lambda prediction, target: (prediction * 0).sum(), 1.0)
     for detach_teacher in (True, False):
@@ -250,9 +249,7 @@ def test_a_grown_network_has_a_finite_gradient_where_maps_are_identical() -> Non
 
 
 def test_sampled_taps_keep_the_expected_loss() -> None:
-    """Over all C(4, 2) subsets, each found at some step, each term's mean is exactly that of the
-    full objective.
-    """
+    """The mean of each term over all C(4, 2) subsets is exactly that of the full objective."""
     net = conv_net(5).double()
     x, y, weights = X.double(), Y.double(), {1: 0.3, 2: 0.5, 3: 0.7, 4: 1.1, 5: 1.3}
     full = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.2)(x, y)

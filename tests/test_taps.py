@@ -102,9 +102,7 @@ def test_a_sample_is_the_deepest_tap_and_others_without_replacement(
 def test_a_sample_is_a_pure_function_of_its_arguments(
     taps: tuple[int, ...], num_sampled: int, seed: int, step: int, other: int
 ) -> None:
-    """Whatever else was drawn meanwhile, here or by Python's own generator, which stays as it
-    was.
-    """
+    """Whatever else was drawn meanwhile; and Python's own generator stays as it was."""
     first = sample_depths(taps, num_sampled, seed, step)
     sample_depths(taps, num_sampled, seed + other, step + other)
     random.seed(other)
@@ -120,9 +118,7 @@ def test_samples_stay_the_same_across_versions() -> None:
 
 
 def test_sampling_is_uniform() -> None:
-    """Every pair of 6 depths within 4 standard deviations of its share, over seeds as over
-    steps.
-    """
+    """Every pair of 6 depths is drawn within 4 standard deviations of its share."""
     taps, draws = (1, 2, 3, 4, 5, 6, 9), 6000
     share = draws / 15
     for name, samples in {

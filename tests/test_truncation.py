@@ -90,9 +90,7 @@ def test_truncation_keeps_the_settings(case: Case) -> None:
 
 
 def test_truncated_net_holds_only_what_its_depth_uses() -> None:
-    """Parameters counted by hand: blocks of 2 conv3x3 4->4 with bias (296), a head of 4 -> 2
-    (10).
-    """
+    """By hand: a block is 2 conv3x3 4 -> 4 with bias (296), the head is 4 -> 2 (10)."""
     net = conv_net(5)
     assert [sum(p.numel() for p in net.truncate(d).parameters()) for d in net.taps] == [
         296 * d + 10 for d in range(1, 6)
@@ -116,9 +114,7 @@ def test_truncation_keeps_frozen_parameters_frozen() -> None:
 
 
 def test_one_block_at_several_depths_stays_one_block() -> None:
-    """A recurrent net, one block run three times: it is counted and stored once, and truncation
-    keeps it shared.
-    """
+    """A recurrent net, one block run three times, has its parameters once, truncated too."""
     block = TinyBlock("residual", "b c h w", 4)
     net = ElasticWrapper([block, block, block], TinyHead("b c h w", 4)).eval()
     small = net.truncate(2)

@@ -136,7 +136,7 @@ def test_published_sizes_are_told() -> None:
         }
         full = load_official(EDSR(2, 32, 256).state_dict())
     assert full.origin is not None
-    assert full.origin[1]["res_scale"] == 0.1
+    assert full.origin.arguments["res_scale"] == 0.1
 
 
 def test_arguments_replace_or_complete_what_is_told() -> None:
