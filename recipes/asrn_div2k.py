@@ -87,7 +87,12 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 class ImageLoss(NamedTuple):
-    """A loss between images, and the power of the image scale that it grows with."""
+    """A loss between images.
+
+    Attributes:
+        function: (prediction, target) -> the mean loss.
+        power: The power of the image scale that it grows with.
+    """
 
     function: Callable[[Tensor, Tensor], Tensor]
     power: int
@@ -592,7 +597,13 @@ def weight_dtype(options: Options) -> torch.dtype:
 
 
 class Standing(NamedTuple):
-    """Where a run stands: steps done, best mean PSNR so far, state of its log."""
+    """Where a run stands.
+
+    Attributes:
+        step: The steps that are done.
+        best_psnr: The best mean PSNR over the depths so far, in dB.
+        log_state: The state of its log; None where nothing is done.
+    """
 
     step: int
     best_psnr: float
@@ -631,7 +642,13 @@ def log_initial_weights(
 
 
 class Due(NamedTuple):
-    """What is to be done after a step."""
+    """What is to be done after a step.
+
+    Attributes:
+        validation: Whether the depths are scored.
+        save: Whether a state to resume from is saved.
+        line: Whether a line of the log is written.
+    """
 
     validation: bool
     save: bool

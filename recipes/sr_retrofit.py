@@ -78,7 +78,13 @@ ELASTIC = "elastic"
 
 
 class Size(NamedTuple):
-    """An option of size, the builder's argument that it is, and its default without --weights."""
+    """An option of size.
+
+    Attributes:
+        option: The option's name.
+        argument: The builder's argument that it is.
+        default: The value where neither the option nor --weights gives it.
+    """
 
     option: str
     argument: str
@@ -211,8 +217,12 @@ def parse(arguments: list[str]) -> Options:
 class Phase(NamedTuple):
     """One of the three trainings.
 
-    name: also of the file that its network is saved in, and what it is called in the log.
-    steps_option: the option that says how many steps it has.
+    Attributes:
+        name: Also the name of the file that its network is saved in.
+        number: Which training it is, from 0.
+        steps_option: The option that says how many steps it has.
+        steps: How many steps it has.
+        learning_rate: The largest learning rate.
     """
 
     name: Literal["ordinary", "srcnn", "elastic"]
@@ -223,9 +233,13 @@ class Phase(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Where a run stands: in a phase, which began at the step `begun` of the run, at `step`.
+    """Where a run stands.
 
-    state: what was saved within the phase; None at its beginning.
+    Attributes:
+        phase: The number of the phase.
+        begun: The steps of the run that were done when the phase began.
+        step: The steps of the run that are done now.
+        state: What was saved within the phase; None at its beginning.
     """
 
     phase: int

@@ -403,12 +403,9 @@ def given_options(kind: type[Given], arguments: Sequence[str]) -> Given:
     """
     import tyro
 
-    given, _others = tyro.cli(
-        kind,
-        args=arguments,
-        return_unknown_args=True,
-        add_help=False,  # --help is for all options
-    )
+    # --help is for all options; they are read later
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    given, _others = tyro.cli(kind, args=words, return_unknown_args=True)
     return given
 
 
