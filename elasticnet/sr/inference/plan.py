@@ -21,7 +21,7 @@ from elasticnet.wrapper import ElasticWrapper
 GB = 10**9
 MIN_TILE = 16  # LR pixels a side below which a tile is not halved
 # LR pixels a side of what "auto" gives a network at a time, by kind of device. On the CPU, tensors
-# of 96 channels stay below 32 MB then, up to which the C library keeps memory for the next tensor:
+# of 96 channels stay below 32 MiB then, up to which the C library keeps memory for the next tensor:
 # larger windows take 1.6 times as long for each pixel.
 AUTO_WINDOWS = {"cpu": 288, "cuda": 1024}
 AUTO_WINDOW_IN_REACHES = 8  # a window is at least this many reaches wide, or overlap costs too much
@@ -230,11 +230,12 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
     if isinstance(plan.tile, int):
         overlap = SEAM_OVERLAP if plan.reach is None else plan.reach
         return _tiling(size, side=plan.tile, overlap=overlap)
+    free = free_memory(plan.device)
     if plan.tile is None or plan.reach is None:
         whole = _tiling(size, side=max(size), overlap=0, is_whole=True)
-        _refuse_a_whole_that_cannot_fit(plan, whole)
+        _refuse_a_whole_that_cannot_fit(plan, whole, free)
         return whole
-    return _tiling(size, side=_fastest_side(plan, plan.reach), overlap=plan.reach)
+    return _tiling(size, side=_fastest_side(plan, plan.reach, free), overlap=plan.reach)
 
 
 def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], shortage: str) -> Tiling:
@@ -269,29 +270,23 @@ def _tiling(size: Sequence[int], side: int, overlap: int, is_whole: bool = False
     )
 
 
-def _fastest_side(plan: UpscalePlan, reach: int) -> int:
-    """The side of a tile that runs fastest within the memory that is free."""
+def _fastest_side(plan: UpscalePlan, reach: int, free: int | None) -> int:
+    """The side of a tile that runs fastest within the bytes that are free; None is not known."""
     best_window = AUTO_WINDOWS.get(plan.device.type, AUTO_WINDOWS["cpu"])
     window = max(best_window, AUTO_WINDOW_IN_REACHES * reach)
-    memory = _memory_for_a_pass(plan.device)
-    if memory is not None:
-        pixels = int(memory / plan.memory)
+    limits: list[float] = []  # bytes that a pass may take
+    if free is not None:
+        limits.append(free / 2)
+    if plan.device.type == "cpu":
+        limits.append(AUTO_MEMORY_ON_CPU)
+    if limits:
+        pixels = int(min(limits) / plan.memory)
         window = min(window, math.isqrt(pixels))
     return max(window - 2 * reach, MIN_TILE)
 
 
-def _memory_for_a_pass(device: torch.device) -> float | None:
-    """Bytes that "auto" may plan with: half of what is free; None where that cannot be told."""
-    free = free_memory(device)
-    half = None if free is None else free / 2
-    if device.type != "cpu":
-        return half
-    return AUTO_MEMORY_ON_CPU if half is None else min(AUTO_MEMORY_ON_CPU, half)
-
-
-def _refuse_a_whole_that_cannot_fit(plan: UpscalePlan, tiling: Tiling) -> None:
-    """Stop before the work if the whole image takes more memory than is free."""
-    free = free_memory(plan.device)
+def _refuse_a_whole_that_cannot_fit(plan: UpscalePlan, tiling: Tiling, free: int | None) -> None:
+    """Stop before the work if the whole image takes more bytes than are free."""
     height, width = tiling.window
     needed = plan.memory * height * width
     if free is not None and needed > free:
