@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from elasticnet._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from elasticnet.card.counting import count_parameters
     from elasticnet.card.depth_card import DepthCard, DepthRow, Metric, not_rising
+    from elasticnet.card.in_checkpoint import card_of, store_card
     from elasticnet.card.machine import Machine
-    from elasticnet.card.measuring import DepthCost, count_parameters, depth_costs, measure
-    from elasticnet.card.stored import card_of, store_card
+    from elasticnet.card.measuring import DepthCost, depth_costs, measure
 
 __all__ = [
     "DepthCard",
@@ -35,11 +36,11 @@ __getattr__, __dir__ = lazy_names(
         "DepthRow": "elasticnet.card.depth_card",
         "Machine": "elasticnet.card.machine",
         "Metric": "elasticnet.card.depth_card",
-        "card_of": "elasticnet.card.stored",
-        "count_parameters": "elasticnet.card.measuring",
+        "card_of": "elasticnet.card.in_checkpoint",
+        "count_parameters": "elasticnet.card.counting",
         "depth_costs": "elasticnet.card.measuring",
         "measure": "elasticnet.card.measuring",
         "not_rising": "elasticnet.card.depth_card",
-        "store_card": "elasticnet.card.stored",
+        "store_card": "elasticnet.card.in_checkpoint",
     },
 )

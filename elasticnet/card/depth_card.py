@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from elasticnet.card.machine import Machine
-from elasticnet.card.old_format import upgraded
+from elasticnet.card.old_cards import upgraded
 
 FORMAT = 2  # of a card's JSON
 LARGEST = 1e300  # of any number in a card: integers beyond it cannot be divided as floats

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from elasticnet.card.counting import count_macs, count_parameters
 from elasticnet.card.depth_card import DepthCard, DepthRow, Metric, not_rising
 from elasticnet.card.machine import this_machine
 from elasticnet.card.peak_memory import NotMeasured, peak_memory
-from elasticnet.checkpoint.header import shallowest_depth
-from elasticnet.wrapper import ElasticWrapper, evaluating
+from elasticnet.card.timing import limited_threads, time_depths
+from elasticnet.wrapper import ElasticWrapper
 
-MIN_ROUNDS = 3  # timed whatever the time limit says
 MIN_PASSES_FOR_P95 = 20  # with fewer the 95th percentile is the slowest of them
 Context = Mapping[str, Any]  # keyword arguments of the net's call
 
@@ -160,79 +157,6 @@ def depth_costs(net: ElasticWrapper, example: Tensor, repeats: int = 5) -> list[
     return costs
 
 
-def count_parameters(net: ElasticWrapper, depth: int) -> int:
-    """Return how many parameters the net cut to a depth has; a shared tensor counts once.
-
-    Args:
-        net: The whole net. Nothing of it is copied.
-        depth: A depth that carries a tap.
-    """
-    sizes: dict[int, int] = {}  # by identity
-    for name, parameter in net.named_parameters(remove_duplicate=False):
-        if shallowest_depth(name) <= depth:
-            sizes[id(parameter)] = parameter.numel()
-    return sum(sizes.values())
-
-
-def count_macs(
-    net: ElasticWrapper, example: Tensor, depth: int, context: Context | None = None
-) -> int:
-    """Return the multiply-accumulates of one pass, by torch's own counter.
-
-    Args:
-        net: The net.
-        example: An input of it.
-        depth: Where the pass ends.
-        context: Keyword arguments of the net's call.
-    """
-    with evaluating(net), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        net(example, depth=depth, **(context or {}))
-    return counter.get_total_flops() // 2  # one multiplication and one addition each
-
-
-def time_depths(
-    net: ElasticWrapper,
-    example: Tensor,
-    repeats: int,
-    seconds: float = math.inf,
-    context: Context | None = None,
-    warm_up: int = 1,
-    on_pass: Callable[[], Any] | None = None,
-) -> dict[int, list[float]]:
-    """Return the times of single passes to every depth, in milliseconds.
-
-    The depths take turns, so that a busy moment of the machine does not fall on one depth alone.
-
-    Args:
-        net: The net.
-        example: An input of it.
-        repeats: Passes timed at each depth.
-        seconds: After this time no new round begins; at least three (or `repeats`) are made.
-        context: Keyword arguments of the net's call.
-        warm_up: Passes to every depth before.
-        on_pass: Called after every pass that is timed.
-
-    Returns:
-        The times by depth, in the order in which they were taken.
-    """
-    keywords = dict(context or {})
-    times: dict[int, list[float]] = {depth: [] for depth in net.taps}
-    with evaluating(net), torch.inference_mode():
-        for _ in range(warm_up):
-            for depth in net.taps:
-                _milliseconds(net, example, depth, keywords)
-        start = time.perf_counter()
-        for made_rounds in range(repeats):
-            is_late = time.perf_counter() - start > seconds
-            if is_late and made_rounds >= MIN_ROUNDS:
-                break
-            for depth in net.taps:
-                times[depth].append(_milliseconds(net, example, depth, keywords))
-                if on_pass is not None:
-                    on_pass()
-    return times
-
-
 def dtype_of(net: nn.Module, example: Tensor) -> torch.dtype:
     """Return the type in which a net computes: that of its first floating parameter.
 
@@ -244,41 +168,6 @@ def dtype_of(net: nn.Module, example: Tensor) -> torch.dtype:
         if parameter.is_floating_point():
             return parameter.dtype
     return example.dtype
-
-
-@contextmanager
-def limited_threads(threads: int | None) -> Generator[None, None, None]:
-    """Let torch use a number of CPU threads inside a `with` block.
-
-    Args:
-        threads: The number; None leaves it as it is.
-
-    Yields:
-        Nothing.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _milliseconds(
-    net: ElasticWrapper, example: Tensor, depth: int, context: dict[str, Any]
-) -> float:
-    """Return how long one pass takes."""
-    _synchronize(example)
-    start = time.perf_counter()
-    net(example, depth=depth, **context)
-    _synchronize(example)
-    return 1e3 * (time.perf_counter() - start)
-
-
-def _synchronize(example: Tensor) -> None:
-    """Wait until the device has done what it was given."""
-    if example.device.type != "cpu":
-        torch.accelerator.synchronize(example.device.index)
 
 
 def _percentile_95(times: list[float]) -> float:

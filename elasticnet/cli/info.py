@@ -84,7 +84,7 @@ def _card_lines(stored: dict[str, Any]) -> list[str]:
     from elasticnet._tables import aligned
     from elasticnet.card import DepthCard
     from elasticnet.card.report import caption, markdown_table
-    from elasticnet.sr.depth_cards import with_titles
+    from elasticnet.sr.card_metrics import with_titles
 
     try:
         card = with_titles(DepthCard.from_json(stored))

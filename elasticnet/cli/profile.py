@@ -151,9 +151,9 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from elasticnet.card import measure, store_card
-    from elasticnet.card.measuring import limited_threads
+    from elasticnet.card.timing import limited_threads
     from elasticnet.checkpoint import load
-    from elasticnet.sr.depth_cards import METRICS, as_quality, images_per_pass
+    from elasticnet.sr.card_metrics import METRICS, as_quality, images_per_pass
 
     _check_architecture(options)
     if not options.no_store:

@@ -42,7 +42,7 @@ from torch._inductor import config as inductor
 from tqdm import tqdm
 
 from elasticnet import ElasticWrapper
-from elasticnet.card.measuring import count_macs
+from elasticnet.card.counting import count_macs
 from elasticnet.export import export, plain_copy, require, runner
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr import asrn

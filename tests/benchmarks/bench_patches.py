@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from elasticnet.sr.data import PairSet, find_pairs, load_pairs, scikit_image_photos
-from elasticnet.sr.data.images import read_rgb
 from elasticnet.sr.data.patches import PatchDataset, PatchSampler
+from elasticnet.sr.data.read_rgb import read_rgb
 
 WARM_UP_BATCHES = 3
 LEAST_BATCHES = 3

@@ -57,8 +57,8 @@ from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.loss_weights import normalised
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr.data import PairSet, find_pairs, pairs_from_arrays, scikit_image_photos
-from elasticnet.sr.data.images import read_rgb
 from elasticnet.sr.data.patches import PatchDataset, PatchSampler
+from elasticnet.sr.data.read_rgb import read_rgb
 from elasticnet.sr.models.asrn import asrn
 from elasticnet.training.loss_meter import LossMeter
 

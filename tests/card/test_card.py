@@ -19,7 +19,7 @@ from elasticnet.card.machine import Machine, machine_key, this_machine
 from elasticnet.card.report import caption, draw, markdown, markdown_table, write_report
 from elasticnet.checkpoint import read_header, write_header
 from elasticnet.sr import asrn
-from elasticnet.sr.depth_cards import with_titles
+from elasticnet.sr.card_metrics import with_titles
 
 MACHINE = Machine(
     processor="A Processor", threads=2, system="Linux x86_64", torch="2.6.0", dtype="float32"

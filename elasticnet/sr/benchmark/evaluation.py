@@ -14,7 +14,8 @@ from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from elasticnet.card.measuring import count_parameters, depth_costs
+from elasticnet.card.counting import count_parameters
+from elasticnet.card.measuring import depth_costs
 from elasticnet.sr.benchmark.scores import (
     FULL,
     Depth,

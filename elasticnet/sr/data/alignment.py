@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from elasticnet.sr.data.images import ImageError
+from elasticnet.sr.data.read_rgb import ImageError
 from elasticnet.sr.degrade import BLUR_SIGMA, KINDS, NOISE_SIGMA, degrade, given_sigmas, modcrop
 
 

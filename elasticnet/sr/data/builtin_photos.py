@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from elasticnet.sr.data.images import read_rgb
+from elasticnet.sr.data.read_rgb import read_rgb
 
 # Of the stereo pair `motorcycle` only the left view is taken, so that no scene falls on two sides
 # of a split. Drawings, test charts and out-of-focus frames are left out.

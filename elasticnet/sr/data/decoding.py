@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
 from elasticnet.sr.data.folder_layouts import Pair
-from elasticnet.sr.data.images import ImageError, read_rgb
 from elasticnet.sr.data.pair_set import Skipped
+from elasticnet.sr.data.read_rgb import ImageError, read_rgb
 
 HR_FILE = "hr.bin"  # the pixels of all HR images, three bytes each, as PairSet holds them
 LR_FILE = "lr.bin"

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from elasticnet.sr.data.images import EXTENSIONS
+from elasticnet.sr.data.read_rgb import EXTENSIONS
 
 SPLITS = ("train", "valid")  # of DIV2K; the other layouts have none
 LAST_TRAINING_IMAGE = 800  # of DIV2K; those from 801 on are for validation

@@ -13,8 +13,8 @@ from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
 from elasticnet.sr.data.decoded_cache import cache_places, open_or_build
 from elasticnet.sr.data.decoding import HR_FILE, LR_FILE, write_decoded
 from elasticnet.sr.data.folder_layouts import Pair, find_pairs
-from elasticnet.sr.data.images import ImageError
 from elasticnet.sr.data.pair_set import PairSet, Skipped, open_pixels
+from elasticnet.sr.data.read_rgb import ImageError
 
 CACHE_FORMAT = 1  # of the cached files: raise it when the same images give other bytes
 

@@ -1,7 +1,7 @@
 """Read photographs of 8 and 16 bits, with alpha, EXIF, XMP, colour profile and DPI.
 
 Two functions come here: `read_photo`, for photographs that are enlarged and written again, and
-`elasticnet.sr.data.images.read_rgb`, for training and benchmarks.
+`elasticnet.sr.data.read_rgb.read_rgb`, for training and benchmarks.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from elasticnet.sr.data import (
     pairs_from_arrays,
 )
 from elasticnet.sr.data.folder_layouts import find_layout
-from elasticnet.sr.data.images import ImageError, read_rgb
+from elasticnet.sr.data.read_rgb import ImageError, read_rgb
 from elasticnet.sr.degrade import degrade, modcrop
 
 

@@ -14,7 +14,7 @@ import tifffile
 from hypothesis import given
 from PIL import Image
 
-from elasticnet.sr.data.images import ImageError, read_rgb
+from elasticnet.sr.data.read_rgb import ImageError, read_rgb
 
 GRAY = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
 COLOR = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)

@@ -1,0 +1,94 @@
+"""Time passes of a net to every depth."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elasticnet.wrapper import ElasticWrapper, evaluating
+
+MIN_ROUNDS = 3  # timed whatever the time limit says
+
+
+def time_depths(
+    net: ElasticWrapper,
+    example: Tensor,
+    repeats: int,
+    seconds: float = math.inf,
+    context: Mapping[str, Any] | None = None,
+    warm_up: int = 1,
+    on_pass: Callable[[], Any] | None = None,
+) -> dict[int, list[float]]:
+    """Return the times of single passes to every depth, in milliseconds.
+
+    The depths take turns, so that a busy moment of the machine does not fall on one depth alone.
+
+    Args:
+        net: The net.
+        example: An input of it.
+        repeats: Passes timed at each depth.
+        seconds: After this time no new round begins; at least three (or `repeats`) are made.
+        context: Keyword arguments of the net's call.
+        warm_up: Passes to every depth before.
+        on_pass: Called after every pass that is timed.
+
+    Returns:
+        The times by depth, in the order in which they were taken.
+    """
+    keywords = dict(context or {})
+    times: dict[int, list[float]] = {depth: [] for depth in net.taps}
+    with evaluating(net), torch.inference_mode():
+        for _ in range(warm_up):
+            for depth in net.taps:
+                _milliseconds(net, example, depth, keywords)
+        start = time.perf_counter()
+        for made_rounds in range(repeats):
+            is_late = time.perf_counter() - start > seconds
+            if is_late and made_rounds >= MIN_ROUNDS:
+                break
+            for depth in net.taps:
+                times[depth].append(_milliseconds(net, example, depth, keywords))
+                if on_pass is not None:
+                    on_pass()
+    return times
+
+
+@contextmanager
+def limited_threads(threads: int | None) -> Generator[None, None, None]:
+    """Let torch use a number of CPU threads inside a `with` block.
+
+    Args:
+        threads: The number; None leaves it as it is.
+
+    Yields:
+        Nothing.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _milliseconds(
+    net: ElasticWrapper, example: Tensor, depth: int, context: dict[str, Any]
+) -> float:
+    """Return how long one pass takes."""
+    _synchronize(example)
+    start = time.perf_counter()
+    net(example, depth=depth, **context)
+    _synchronize(example)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def _synchronize(example: Tensor) -> None:
+    """Wait until the device has done what it was given."""
+    if example.device.type != "cpu":
+        torch.accelerator.synchronize(example.device.index)
