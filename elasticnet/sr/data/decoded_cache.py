@@ -18,6 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from elasticnet._files import make_writable_folder
+
 INDEX_FILE = "index.json"
 BUILDING_SUFFIX = ".building"
 
@@ -157,10 +159,10 @@ def _first_writable(places: list[Path]) -> Path:
 def _is_writable(folder: Path) -> bool:
     """Whether files can be written into a folder, which is made if it is not there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_writable_folder(folder)
     except OSError:
         return False
-    return os.access(folder, os.W_OK)
+    return True
 
 
 @contextmanager
