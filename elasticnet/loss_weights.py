@@ -27,7 +27,7 @@ def equal(taps: Sequence[int]) -> dict[int, float]:
 def normalised(taps: Sequence[int]) -> dict[int, float]:
     """Weigh every tap's loss alike, with a sum of 1.
 
-    The learning rate of a network with one exit then fits.
+    The learning rate of a network with one tap then fits.
 
     Args:
         taps: The depths that carry a tap, shallowest first.

@@ -166,7 +166,7 @@ class Loss(LossOptions):
 
     variant: Literal["full", "dsl", "ss"] = "full"
     """full: deep supervision and self-distillation; dsl: deep supervision only; ss: the deepest
-    exit alone.
+    tap alone.
     """
     loss: Literal["l1", "mse", "charbonnier"] = "mse"
     """Task loss of every tap."""

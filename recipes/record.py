@@ -86,7 +86,7 @@ def machines_of(lines: Iterable[dict[str, Any]]) -> str:
 def scored(run: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return the scores of every depth of a run's best network on data sets, beside bicubic.
 
-    A network with a single exit is cut short, too.
+    A network with a single tap is cut short, too.
     """
     net = elasticnet.load(run / "best.safetensors").with_taps(None).eval()
     degradation: dict[str, Any] = {name: options.get(name) for name in DEGRADATION}

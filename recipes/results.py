@@ -291,7 +291,7 @@ def usual_options(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def choice_cells(record: Record, num_depths: int) -> list[str]:
     """Return the last scores on the held-out photographs, and those of both ends on Set5.
 
-    A network with a single exit has its scores in the columns of the deepest one.
+    A network with a single tap has its scores in the columns of the deepest one.
     """
     held_out = record["scores"][-1]["psnr"]
     no_depth = [""] * (num_depths - len(held_out))

@@ -7,7 +7,7 @@
                                                     checkpoint, or ours
     python recipes/sr_retrofit.py --resume RUN      go on exactly where the run in a folder stopped
 
-Three trainings on the same images: the ordinary network by its deepest exit alone (read instead
+Three trainings on the same images: the ordinary network by its deepest tap alone (read instead
 with --weights), an SRCNN to compare with, and the elastic network, which starts from the ordinary
 one's weights. Then every depth is scored, of the ordinary network with its blocks cut away and of
 the elastic one. The run folder receives options.json, log.jsonl, the states to resume from,
@@ -453,7 +453,7 @@ def make_training_step(options: Options, phase: Phase, net: ElasticWrapper) -> T
             seed=options.run.seed,
         )
     else:
-        # by the deepest exit alone
+        # by the deepest tap alone
         objective = ElasticObjective(
             net,
             task_loss=F.l1_loss,

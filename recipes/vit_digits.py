@@ -6,7 +6,7 @@
 
 The images come with scikit-learn, the network with timm. Four ways to a network of every depth are
 compared by their accuracy on images that none of them was trained on: the ordinary network, trained
-by its deepest exit and then cut short; deep supervision (DSL); deep supervision and progressive
+by its deepest tap and then cut short; deep supervision (DSL); deep supervision and progressive
 self-distillation (DSL + PSD); and a network of each depth trained alone. All see the same split,
 start and batches and take the same number of steps; each seed has a split, a start and batches of
 its own. The run folder receives options.json, log.jsonl, elastic.safetensors (the DSL + PSD network
@@ -118,7 +118,7 @@ class Training(OptionGroup):
     """The training of every network."""
 
     psd_weight: Annotated[float, AtLeast(0)] = 0.03
-    """Weight of the self-distillation beside the cross-entropy, whose weights over the exits sum to
+    """Weight of the self-distillation beside the cross-entropy, whose weights over the taps sum to
     1.
     """
     steps: Annotated[int, AtLeast(1)] = 300
@@ -160,7 +160,7 @@ class Case(NamedTuple):
 def cases_of(num_blocks: int, seed: int) -> list[Case]:
     """Return the trainings of one seed.
 
-    Alone at the deepest exit is the ordinary network, to the bit: it is trained once and counted
+    Alone at the deepest tap is the ordinary network, to the bit: it is trained once and counted
     twice.
     """
     cases = [Case(variant, num_blocks, seed) for variant in ("cut", "dsl", "psd")]
@@ -200,7 +200,7 @@ class Results:
             self._add_alone(case, accuracy)
 
     def _add_alone(self, case: Case, accuracy: dict[int, float]) -> None:
-        """Add the accuracy of the deepest exit alone."""
+        """Add the accuracy of the deepest tap alone."""
         of_seed = self.accuracies["alone"].setdefault(case.seed, {})
         of_seed[case.depth] = accuracy[case.depth]
 

@@ -203,7 +203,7 @@ class RunOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions(OptionGroup):
-    """The loss of every exit."""
+    """The loss of every tap."""
 
     psd_weight: Annotated[float, AtLeast(0)]
     """Weight of the self-distillation. It depends on the task loss and on the scale of its values.

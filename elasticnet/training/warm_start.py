@@ -31,7 +31,7 @@ def warm_start(
     """Copy the weights of `source` into `net` where they fit, and say what was taken.
 
     Stem and blocks are always taken. Blocks that `source` does not have are made identities by
-    their `init_identity()`, so that every deeper exit starts as its deepest one; blocks that `net`
+    their `init_identity()`, so that every deeper tap starts as its deepest one; blocks that `net`
     does not have are left out. The head is taken if its shapes are equal and, where builders made
     both networks, they were built alike. An adapter is taken if its shapes are equal. What is not
     taken stays as it was made.

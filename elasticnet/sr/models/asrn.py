@@ -130,7 +130,7 @@ def asrn(
         tap_affine: A scale and a bias per channel and tap in front of the shared head, 2 channels
             parameters a tap; not in the paper.
         taps: The depths that carry a prediction, default all; `(num_blocks,)` is the ordinary
-            network with a single exit.
+            network with a single tap.
         checkpoint_blocks: Compute the blocks again in the backward pass instead of keeping their
             insides: less memory, more time.
         pretrained: True loads the weights that come with the package, a string those of this name
