@@ -23,7 +23,7 @@ from elasticnet.sr.models.pretrained import packaged, weights_file
 if TYPE_CHECKING:
     from elasticnet.cli.arguments import Commands
     from elasticnet.cli.upscale_jobs import Job
-    from elasticnet.sr.inference.plan import UpscalePlan
+    from elasticnet.sr.inference.upscale_plan import UpscalePlan
 
     # from (height, width) of an image to the plan for it, and what there is to say about it
     ChoosePlan = Callable[[tuple[int, int]], tuple[UpscalePlan, str]]
@@ -214,7 +214,7 @@ def _upscale_one(
     """Enlarge one image and write it; returns what there is to say about it."""
     from elasticnet.sr.photo import ImageError, read_photo
     from elasticnet.sr.photo.upscale import upscale_photo
-    from elasticnet.sr.photo.write import FORMATS, check_fits, write_photo
+    from elasticnet.sr.photo.writing import FORMATS, check_fits, write_photo
 
     source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
     with _silenced_c_libraries():
@@ -262,7 +262,7 @@ def _weights(options: argparse.Namespace) -> str | Path:
 def _plan(weights: str | Path, options: argparse.Namespace) -> UpscalePlan:
     """The plan for the whole network, or for --depth blocks of it."""
     from elasticnet.checkpoint import load
-    from elasticnet.sr.inference.plan import plan_upscale
+    from elasticnet.sr.inference.upscale_plan import plan_upscale
 
     device = resolve_device(options.device)
     net = load(weights, options.depth, device=device)

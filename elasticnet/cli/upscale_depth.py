@@ -9,7 +9,7 @@ import torch
 
 from elasticnet.card import DepthCard, DepthRow, card_of, measure
 from elasticnet.memory import MB
-from elasticnet.sr.inference.plan import UpscalePlan, first_tiling
+from elasticnet.sr.inference.upscale_plan import UpscalePlan, first_tiling
 
 SELF_ENSEMBLE_PASSES = 8
 REPEATS = 5  # passes that are timed at each depth

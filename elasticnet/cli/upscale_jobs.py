@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from elasticnet._files import check_target, make_writable_folder
-from elasticnet.sr.photo.write import FORMATS, format_of
+from elasticnet.sr.photo.writing import FORMATS, format_of
 
 # what is looked for in folders
 READ_EXTENSIONS = (*FORMATS, ".jfif", ".jpe", ".mpo", ".apng", ".gif", ".bmp", ".dib")

@@ -46,8 +46,8 @@ from elasticnet.card.counting import count_macs
 from elasticnet.export import export, plain_copy, require, runner
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr import asrn
-from elasticnet.sr.inference.plan import plan_upscale
 from elasticnet.sr.inference.tiling import upscale_array
+from elasticnet.sr.inference.upscale_plan import plan_upscale
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WAYS = ("eager", "compiled", "onnx")

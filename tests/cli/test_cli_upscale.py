@@ -26,8 +26,8 @@ from elasticnet.cli import main
 from elasticnet.cli.upscale_depth import DepthChooser
 from elasticnet.cli.upscale_jobs import plan_jobs
 from elasticnet.sr import asrn
-from elasticnet.sr.inference.plan import plan_upscale
 from elasticnet.sr.inference.tiling import upscale_array
+from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.sr.photo import read_photo
 from elasticnet.sr.photo import upscale as photo_upscale
 

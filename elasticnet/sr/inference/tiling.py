@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elasticnet.memory import is_out_of_memory
-from elasticnet.sr.inference.plan import Span, Tiling, UpscalePlan, first_tiling, smaller_tiling
+from elasticnet.sr.inference.upscale_plan import (
+    Span,
+    Tiling,
+    UpscalePlan,
+    first_tiling,
+    smaller_tiling,
+)
 from elasticnet.sr.pixels import tensor_to_integers
 from elasticnet.wrapper import evaluating
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elasticnet.checkpoint import load
-from elasticnet.sr.inference.plan import UpscalePlan, plan_upscale
 from elasticnet.sr.inference.scale import scale_of
 from elasticnet.sr.inference.tiling import upscale_array
+from elasticnet.sr.inference.upscale_plan import UpscalePlan, plan_upscale
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper
 

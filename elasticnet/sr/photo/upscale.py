@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from elasticnet.sr.inference.plan import UpscalePlan
 from elasticnet.sr.inference.tiling import upscale_array
+from elasticnet.sr.inference.upscale_plan import UpscalePlan
 from elasticnet.sr.photo.large_array import large_array
 from elasticnet.sr.photo.photograph import Photo
 from elasticnet.sr.pixels import to_integers

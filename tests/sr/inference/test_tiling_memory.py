@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet.memory import is_out_of_memory
-from elasticnet.sr.inference.plan import MIN_TILE, first_tiling, plan_upscale
 from elasticnet.sr.inference.receptive_field import footprint
 from elasticnet.sr.inference.tiling import upscale_array
+from elasticnet.sr.inference.upscale_plan import MIN_TILE, first_tiling, plan_upscale
 from elasticnet.wrapper import ElasticWrapper
 
 
@@ -136,7 +136,7 @@ import sys
 import numpy as np
 import torch
 from elasticnet.sr import asrn
-from elasticnet.sr.inference.plan import plan_upscale
+from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.sr.inference.tiling import upscale_array
 
 def status(key):

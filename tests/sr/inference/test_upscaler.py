@@ -18,8 +18,8 @@ from torch import nn
 import elasticnet
 from elasticnet import ElasticWrapper
 from elasticnet.sr import Upscaler, asrn, edsr
-from elasticnet.sr.inference.plan import plan_upscale
 from elasticnet.sr.inference.tiling import upscale_array
+from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.sr.resize import imresize
 
 NET = asrn(2, 3, 8, init="default").eval()

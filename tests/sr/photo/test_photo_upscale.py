@@ -14,8 +14,8 @@ from hypothesis import given
 
 from elasticnet import ElasticWrapper
 from elasticnet.sr import asrn
-from elasticnet.sr.inference.plan import plan_upscale
 from elasticnet.sr.inference.tiling import upscale_array
+from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.sr.photo import Photo
 from elasticnet.sr.photo.large_array import large_array
 from elasticnet.sr.photo.upscale import fill_hidden, upscale_photo

@@ -14,9 +14,8 @@ import tifffile
 from hypothesis import given
 from PIL import Image
 
-from elasticnet.sr.photo import ImageError, Photo, photograph, read_photo
-from elasticnet.sr.photo import write as photo_write
-from elasticnet.sr.photo.write import check_fits, format_of, write_photo
+from elasticnet.sr.photo import ImageError, Photo, photograph, read_photo, writing
+from elasticnet.sr.photo.writing import check_fits, format_of, write_photo
 from photo_files import exif_bytes, gray_profile, png_chunks, png_samples, srgb_profile
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">tiff:Orientation="1"</x:xmpmeta>'
@@ -222,7 +221,7 @@ def test_what_a_format_cannot_hold_is_refused() -> None:
 
 
 def test_what_the_encoder_refuses_is_said_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(photo_write.LARGEST_SIDE, "WEBP", 20_000)
+    monkeypatch.setitem(writing.LARGEST_SIDE, "WEBP", 20_000)
     with pytest.raises(
         ImageError,
         match=r"WEBP cannot hold these 16384x1 pixels \(encoding error 5.*\): write \.png",

@@ -15,8 +15,8 @@ from elasticnet._files import replacing as replacing  # part of this module's in
 from elasticnet.sr.photo.large_array import large_array
 from elasticnet.sr.photo.metadata import JPEG_XMP
 from elasticnet.sr.photo.photograph import STRIP_BYTES, ImageError, Photo
-from elasticnet.sr.photo.png_file import write_png
-from elasticnet.sr.photo.tiff_file import (
+from elasticnet.sr.photo.png_writer import write_png
+from elasticnet.sr.photo.tiff_writer import (
     INCH,
     RESOLUTION_UNIT,
     X_RESOLUTION,
