@@ -1,6 +1,10 @@
-"""How far a network sees, and what it takes: found by running it on narrow strips of pixels.
+"""How far a network sees and how much memory it takes, measured by running it on small images.
 
-The reach is what tiles of an image must overlap by so that together they are the whole image.
+The reach is the number of pixels by which tiles of an image must overlap, so that together they are
+the same as the whole image. It is found in two steps. First a NaN is put into the middle of a long
+narrow strip of pixels: the outputs that become NaN are those that depend on it, and the farthest of
+them shows the reach. Then the strip is cut shorter at both ends: pixels that are farther than the
+reach from the cuts have to stay the same, or else the network has no reach that tiles could use.
 """
 
 from __future__ import annotations
@@ -8,7 +12,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,24 +24,24 @@ from elasticnet.sr.inference.scale import scale_of
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
-STRIP_WIDTH = 8
-STRIP_LENGTHS = (64, 128, 256, 512, 1024)  # tried in this order, until one is longer than the reach
+STRIP_WIDTH = 8  # pixels
+STRIP_LENGTHS = (64, 128, 256, 512, 1024)  # pixels; tried in this order until one is long enough
 SQUARE = 48  # pixels a side of the image on which memory is measured
-# Two passes are the same up to rounding if they differ by no more than this part of the largest
-# output.
-TOLERANCE = 1e-3
+TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
 HEIGHT, WIDTH = 2, 3  # the axes of an image (b, c, h, w)
+
+Predict = Callable[[Tensor], Tensor]  # from (1, 3, h, w) to (1, 3, scale h, scale w)
 
 
 class Footprint(NamedTuple):
-    """What one depth of a network makes of an image, and what it needs for that.
+    """How one depth of a network enlarges an image, how far it sees, and what memory it takes.
 
     Attributes:
         depth: The number of blocks that run.
         scale: How many times as long each side of the output is.
-        reach: How many LR pixels beyond its own place an output pixel can depend on. None if that
-            has no end (global pooling), is more than 511, or changes with the place (windows,
-            strides): no tiles can equal the whole image then.
+        reach: How many LR pixels away an input pixel can be and still change an output pixel. None
+            if there is no bound (global pooling), if it is more than 511, or if it changes with the
+            place (windows, strides): then no tiles can equal the whole image.
         memory: Bytes that the tensors of a pass hold at most, for each LR pixel, in the network's
             own precision.
     """
@@ -55,129 +59,150 @@ _lock = threading.Lock()  # threads that share a network measure it once
 
 
 def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
-    """Measure how far one depth of an image network sees and what memory it takes.
+    """Measure how far one depth of an image network sees and how much memory it takes.
 
-    Each depth of a network is measured once and then remembered. It runs on the CPU in float32:
-    there no kernel spreads a NaN further than the network's own sums do.
+    Each depth of a network is measured once and then remembered. The measurement runs on the CPU in
+    float32, because kernels of other devices may spread a NaN further than the network's sums do.
 
     Args:
-        net: A network (b, 3, h, w) -> (b, 3, scale h, scale w), which is left as it is.
+        net: A network (b, 3, h, w) -> (b, 3, scale h, scale w). Its weights, device, dtype and mode
+            stay as they are.
         depth: A depth that carries a tap. Default: that of the net.
 
     Returns:
-        What was measured, now or when this depth was asked for first.
+        The footprint of this depth.
 
     Raises:
-        ValueError: The network does not make an image a whole number larger, or has no such depth.
+        ValueError: The network does not enlarge an image by a whole number, or has no tap at this
+            depth.
     """
     depth = net.default_depth if depth is None else resolve_depth(depth, net.taps)
     shallowest = net.taps[0]
     with _lock:
-        known = _measured.setdefault(net, {})
-        if shallowest not in known:
-            known[shallowest] = _measure(net, shallowest, reach_of_shallower=0)
-        if depth not in known:
-            known[depth] = _measure(net, depth, reach_of_shallower=known[shallowest].reach)
-        return known[depth]
+        footprints = _measured.setdefault(net, {})
+        # A depth contains the blocks of every shallower one, so it sees at least as far. And if the
+        # shallowest depth has no bounded reach, no other depth has one.
+        if shallowest not in footprints:
+            footprints[shallowest] = _measure(net, shallowest, at_least=0)
+        if depth not in footprints:
+            footprints[depth] = _measure(net, depth, at_least=footprints[shallowest].reach)
+        return footprints[depth]
 
 
-def _measure(net: ElasticWrapper, depth: int, reach_of_shallower: int | None) -> Footprint:
+def _measure(net: ElasticWrapper, depth: int, at_least: int | None) -> Footprint:
+    """The footprint of a depth whose reach is at least that of the shallowest depth."""
     scale = scale_of(net)
-    sample = next(net.parameters(), torch.zeros(()))
-    if sample.device.type != "cpu" or sample.dtype != torch.float32:
+    parameter = next(net.parameters(), torch.zeros(()))
+    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         net = copy.deepcopy(net).to("cpu", torch.float32)
+
+    def predict(image: Tensor) -> Tensor:
+        return net(image, depth=depth)
+
     with evaluating(net), torch.inference_mode():
-        held_in_float32 = _memory_of_a_pass(net, depth, scale)
-        reach = _reach(net, depth, scale, at_least=reach_of_shallower)
-    held = held_in_float32 * sample.element_size() / torch.float32.itemsize
-    return Footprint(depth=depth, scale=scale, reach=reach, memory=held / SQUARE**2)
+        peak_bytes = _peak_bytes(predict, scale)
+        reach = _reach(predict, scale, at_least)
+    bytes_in_own_dtype = peak_bytes * parameter.element_size() / torch.float32.itemsize
+    bytes_per_pixel = bytes_in_own_dtype / SQUARE**2
+    return Footprint(depth=depth, scale=scale, reach=reach, memory=bytes_per_pixel)
 
 
-def _memory_of_a_pass(net: ElasticWrapper, depth: int, scale: int) -> int:
-    """The most bytes that tensors, the image included, hold at any time of a pass over a square."""
+def _peak_bytes(predict: Predict, scale: int) -> int:
+    """The most bytes that tensors hold at any time of a float32 pass over a square image."""
     with _MemoryMeter() as meter:
-        image = _random_image(SQUARE, SQUARE)
-        output = net(image, depth=depth)
-    if output.shape != (1, 3, SQUARE * scale, SQUARE * scale):
+        image = _random_image(SQUARE, SQUARE)  # made here so that the meter counts the image, too
+        output = predict(image)
+    _check_output_shape(image, output, scale)
+    return meter.peak_bytes
+
+
+def _check_output_shape(image: Tensor, output: Tensor, scale: int) -> None:
+    """Raise unless the output is an image `scale` times as large."""
+    batch, channels, height, width = image.shape
+    if output.shape != (batch, channels, height * scale, width * scale):
         raise ValueError(
             f"a network that makes {tuple(output.shape)} of {tuple(image.shape)}: "
             f"expected an image {scale} times as large"
         )
-    return meter.peak
 
 
-def _reach(net: ElasticWrapper, depth: int, scale: int, at_least: int | None) -> int | None:
-    """The reach along the axis along which the network sees further.
-
-    A depth contains the blocks of every shallower one. So it sees at least as far as those do, and
-    if one of them has no bounded reach (None), neither has this.
-    """
-    reach = at_least
-    for axis in (HEIGHT, WIDTH):
-        if reach is None:
-            return None
-        along_axis = _reach_along(net, depth, scale, axis)
-        reach = None if along_axis is None else max(reach, along_axis)
-    return reach
+def _reach(predict: Predict, scale: int, at_least: int | None) -> int | None:
+    """The reach along the axis along which the network sees further; None if it has no bound."""
+    if at_least is None:
+        return None
+    vertical = _reach_along(HEIGHT, predict, scale)
+    if vertical is None:
+        return None
+    horizontal = _reach_along(WIDTH, predict, scale)
+    if horizontal is None:
+        return None
+    return max(at_least, vertical, horizontal)
 
 
-def _reach_along(net: ElasticWrapper, depth: int, scale: int, axis: int) -> int | None:
-    """The reach along one axis: shown by a NaN, and tried by cutting the strip shorter."""
+def _reach_along(axis: int, predict: Predict, scale: int) -> int | None:
+    """The reach along one axis; None if it has no bound or changes with the place."""
     for length in STRIP_LENGTHS:
-        lost = _positions_lost_to_a_nan(net, depth, scale, axis, length)
-        if lost and (lost[0] == 0 or lost[-1] == length - 1):
-            continue  # the NaN came to an end of the strip: only a longer one shows how far it goes
-        middle = length // 2
-        # No lost position at all: something in the network swallows a NaN, and cutting decides.
-        reach = max(middle - lost[0], lost[-1] - middle) if lost else 0
-        return reach if _cutting_keeps(net, depth, scale, axis, length, reach) else None
+        nan_positions = _nan_positions(axis, length, predict, scale)
+        reaches_an_end = 0 in nan_positions or length - 1 in nan_positions
+        if reaches_an_end:
+            continue  # only a longer strip shows how far the NaN spreads
+        reach = _distance_from_middle(nan_positions, length)
+        if _is_same_when_cut(axis, length, reach, predict, scale):
+            return reach
+        return None  # the reach changes with the place, and a longer strip would not help
     return None
 
 
-def _positions_lost_to_a_nan(
-    net: ElasticWrapper, depth: int, scale: int, axis: int, length: int
-) -> list[int]:
-    """The positions along a strip, in LR pixels, whose output depends on its middle pixel; sorted.
+def _nan_positions(axis: int, length: int, predict: Predict, scale: int) -> list[int]:
+    """Where the output is NaN if the middle pixel of a strip is: LR pixels along it, ascending.
 
-    That pixel is made NaN. A sum with a NaN in it is NaN, whatever the weights and the other
-    values are, and activations pass a NaN on. So the output is NaN exactly where a chain of sums
-    leads from the middle pixel to it. A small change instead of the NaN could vanish in rounding,
-    or behind a ReLU.
+    A sum with a NaN in it is NaN, whatever the weights and the other values are, and activations
+    pass a NaN on. So the output is NaN exactly where a chain of sums leads from the middle pixel to
+    it. A small change instead of the NaN could vanish in rounding, or behind a ReLU.
     """
-    strip = _strip(length, axis)  # (1, 3, length, 8), or (1, 3, 8, length)
+    strip = _strip(length, axis)  # (1, 3, length, 8) along the height, (1, 3, 8, length) else
     middle_line = strip.select(axis, length // 2)  # (1, 3, 8), a view into the strip
     middle_line[:, :, STRIP_WIDTH // 2] = torch.nan
-    is_nan = net(strip, depth=depth).isnan()  # (1, 3, scale h, scale w)
-    other_axis = WIDTH if axis == HEIGHT else HEIGHT
-    in_any_channel = is_nan.any(dim=1, keepdim=True)  # (1, 1, scale h, scale w)
-    along_axis = in_any_channel.any(dim=other_axis).flatten()  # (scale * length,)
-    positions = along_axis.nonzero().flatten()  # of the lost outputs, ascending
-    return [int(position) // scale for position in positions]
+    is_nan = predict(strip).isnan()  # (1, 3, scale h, scale w)
+    is_nan_in_any_channel = is_nan.any(dim=1, keepdim=True)  # (1, 1, scale h, scale w)
+    across = WIDTH if axis == HEIGHT else HEIGHT
+    is_nan_along_axis = is_nan_in_any_channel.any(dim=across).flatten()  # (scale * length,)
+    output_positions = is_nan_along_axis.nonzero().flatten()
+    return [int(position) // scale for position in output_positions]
 
 
-def _cutting_keeps(
-    net: ElasticWrapper, depth: int, scale: int, axis: int, length: int, reach: int
-) -> bool:
-    """Whether a strip without its two end pixels gives the same, `reach` pixels away from the cuts.
+def _distance_from_middle(positions: list[int], length: int) -> int:
+    """The largest distance between the middle of a strip and one of some ascending positions."""
+    if not positions:
+        # The network replaced the NaN on the way. Try reach 0: cutting then shows whether it holds.
+        return 0
+    middle = length // 2
+    return max(middle - positions[0], positions[-1] - middle)
 
-    It does not if what the network makes of a pixel depends on where the pixel lies in the image.
+
+def _is_same_when_cut(axis: int, length: int, reach: int, predict: Predict, scale: int) -> bool:
+    """Whether a strip without its two end pixels gives the same output, `reach` from the cuts on.
+
+    It does not if the output at a pixel depends on where the pixel lies in the image.
     """
     whole = _strip(length, axis)
     cut_length = length - 2
     cut = whole.narrow(axis, start=1, length=cut_length)  # cut's pixel i is whole's pixel i + 1
-    output_of_whole = net(whole, depth=depth)
-    output_of_cut = net(cut, depth=depth)
-    # The cut's pixels from `first` on, `count` of them, see neither of its ends.
-    first = reach
+    output_of_whole = predict(whole)
+    output_of_cut = predict(cut)
+    # Compare the pixels that see neither end of the cut strip.
     count = cut_length - 2 * reach
-    kept_of_cut = output_of_cut.narrow(axis, first * scale, count * scale)
-    kept_of_whole = output_of_whole.narrow(axis, (first + 1) * scale, count * scale)
-    difference = (kept_of_whole - kept_of_cut).abs().max()
-    return bool(difference <= TOLERANCE * output_of_whole.abs().max())
+    start_in_cut = reach
+    start_in_whole = reach + 1  # whole has one pixel more in front
+    inside_cut = output_of_cut.narrow(axis, start_in_cut * scale, count * scale)
+    inside_whole = output_of_whole.narrow(axis, start_in_whole * scale, count * scale)
+    difference = (inside_whole - inside_cut).abs().max()
+    largest_output = output_of_whole.abs().max()
+    return bool(difference <= TOLERANCE * largest_output)
 
 
 def _random_image(height: int, width: int) -> Tensor:
-    """Values in 0..1, the same each time."""
+    """An image (1, 3, height, width) of values in 0..1, the same each time."""
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -189,20 +214,20 @@ def _strip(length: int, axis: int) -> Tensor:
 
 
 class _MemoryMeter(TorchDispatchMode):
-    """Follows the memory that results of operators hold inside a `with` block.
+    """Counts the bytes that results of operators hold inside a `with` block.
 
-    `peak` is the most at any time, in bytes. A storage counts once, however many views it has.
+    `peak_bytes` is the most at any time. A storage counts once, however many views it has.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes_of: dict[int, int] = {}  # of each storage that lives, by its address
-        self.held = 0
-        self.peak = 0
+        self.bytes_by_address: dict[int, int] = {}  # of the storages that are alive
+        self.held_bytes = 0  # the sum of these
+        self.peak_bytes = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or PyTorch imports its compiler for this class, which takes two seconds
+        return False  # skipping would make PyTorch import its compiler, which takes two seconds
 
     def __torch_dispatch__(
         self,
@@ -214,19 +239,20 @@ class _MemoryMeter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._count(leaf.untyped_storage())
-        self.peak = max(self.peak, self.held)
+                self._add(leaf.untyped_storage())
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage that is not counted yet, until it is freed."""
         address = storage.data_ptr()
-        if address in self.bytes_of:
+        if address in self.bytes_by_address:
             return
-        self.bytes_of[address] = storage.nbytes()
-        self.held += storage.nbytes()
+        self.bytes_by_address[address] = storage.nbytes()
+        self.held_bytes += storage.nbytes()
         # PyTorch keeps one Python object for a storage as long as the storage lives.
-        finalizer = weakref.finalize(storage, self._forget, address)
+        finalizer = weakref.finalize(storage, self._remove, address)
         finalizer.atexit = False
 
-    def _forget(self, address: int) -> None:
-        self.held -= self.bytes_of.pop(address)
+    def _remove(self, address: int) -> None:
+        self.held_bytes -= self.bytes_by_address.pop(address)
