@@ -493,6 +493,8 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
     image_loss = LOSSES[options.loss.loss]
     # An L1 loss of images in 0..255 is 255 times that of images in 0..1, an MSE loss 255**2 times.
     factor = options.loss.image_scale**image_loss.power
+    # The output distillation is an L1 loss, whatever --loss is.
+    output_factor = options.loss.image_scale ** LOSSES["l1"].power
 
     def task_loss(prediction: Tensor, target: Tensor) -> Tensor:
         return factor * image_loss.function(prediction, target)
@@ -506,7 +508,7 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
         tap_weights=tap_weights(options, net.taps),
         sampled_taps=sampled_taps,
         seed=options.run.seed,
-        output_weight=factor * options.loss.output_weight,
+        output_weight=output_factor * options.loss.output_weight,
     )
 
 

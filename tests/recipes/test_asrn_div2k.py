@@ -23,6 +23,7 @@ from elasticnet.card.machine import machine_key
 from elasticnet.checkpoint import read_header
 from elasticnet.sr.data import scikit_image_photos
 from elasticnet.training.options import as_json, flat_values, with_values
+from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 from loading import load_recipe
 
@@ -118,6 +119,14 @@ def test_paper_is_the_default_with_data_and_every_field_is_an_option(recipe, pho
     )
     assert demo != options
     assert changed == with_values(demo, {"loss": "mse", "patch_size": 20})
+
+
+def test_the_output_distillation_is_scaled_as_the_l1_loss_that_it_is(recipe, photos):
+    words = [*TINY, "--data", str(photos), "--output-weight", "0.5", "--image-scale", "255"]
+    for loss in ("l1", "mse"):
+        options = recipe.parse([*words, "--loss", loss])
+        net = recipe.build(options, Processes())
+        assert recipe.make_objective(options, net).output_weight == 0.5 * 255
 
 
 def test_the_learning_rate_follows_its_schedule(recipe, photos, tmp_path):

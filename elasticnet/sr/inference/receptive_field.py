@@ -25,7 +25,10 @@ from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
 STRIP_WIDTH = 8  # pixels
-STRIP_LENGTHS = (64, 128, 256, 512, 1024)  # pixels; tried in this order until one is long enough
+LONGEST_STRIP = 1024  # pixels
+STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; the first that is enough is cut
+# When the longest strip is cut, at least one pixel must be farther than the reach from both cuts.
+LARGEST_REACH = (LONGEST_STRIP - 2) // 2 - 1
 SQUARE = 48  # pixels a side of the image on which memory is measured
 TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
 HEIGHT, WIDTH = 2, 3  # the axes of an image (b, c, h, w)
@@ -40,8 +43,9 @@ class Footprint(NamedTuple):
         depth: The number of blocks that run.
         scale: How many times as long each side of the output is.
         reach: How many LR pixels away an input pixel can be and still change an output pixel. None
-            if there is no bound (global pooling), if it is more than 511, or if it changes with the
-            place (windows, strides): then no tiles can equal the whole image.
+            if there is no bound (global pooling), if it is more than 510, or if it changes with the
+            place (windows, strides): then no tiles can equal the whole image. A layer that skips
+            all of these 510 pixels and sees a pixel behind them is not found out.
         memory: Bytes that the tensors of a pass hold at most, for each LR pixel, in the network's
             own precision.
     """
@@ -141,16 +145,23 @@ def _reach(predict: Predict, scale: int, at_least: int | None) -> int | None:
 
 def _reach_along(axis: int, predict: Predict, scale: int) -> int | None:
     """The reach along one axis; None if it has no bound or changes with the place."""
-    for length in STRIP_LENGTHS:
-        nan_positions = _nan_positions(axis, length, predict, scale)
-        reaches_an_end = 0 in nan_positions or length - 1 in nan_positions
-        if reaches_an_end:
-            continue  # only a longer strip shows how far the NaN spreads
-        reach = _distance_from_middle(nan_positions, length)
-        if _is_same_when_cut(axis, length, reach, predict, scale):
-            return reach
-        return None  # the reach changes with the place, and a longer strip would not help
-    return None
+    # The NaN stands in the longest strip from the start: a shorter one would not show a layer that
+    # sees a pixel far away and none of those between, such as a dilated convolution.
+    nan_positions = _nan_positions(axis, LONGEST_STRIP, predict, scale)
+    reach = _distance_from_middle(nan_positions, LONGEST_STRIP)
+    if reach > LARGEST_REACH:
+        return None
+    # Where the network replaced the NaN, only the cut shows what it sees: far away, too.
+    length = _length_to_cut(reach) if nan_positions else LONGEST_STRIP
+    if _is_same_when_cut(axis, length, reach, predict, scale):
+        return reach
+    return None  # the reach changes with the place
+
+
+def _length_to_cut(reach: int) -> int:
+    """The shortest strip with a pixel that is farther than the reach from both cuts."""
+    needed = 2 * reach + 3  # that pixel, the reach on both of its sides, and the two cut off
+    return next(length for length in STRIP_LENGTHS if length >= needed)
 
 
 def _nan_positions(axis: int, length: int, predict: Predict, scale: int) -> list[int]:

@@ -88,11 +88,15 @@ def upscale_array(
     white = _white_of(image)
     size = image.shape[:2]
     tiling = first_tiling(plan, size)
-    _warn_of_seams(plan, tiling)
     out = _checked_output(out, image, plan.scale)
     work = _TileWork(image, out, plan, white, progress)
+    warned = False
     with evaluating(plan.net), torch.inference_mode():
         while True:
+            # A lack of memory can make tiles of an image that was to run whole.
+            if not warned and _may_show_seams(plan, tiling):
+                _warn_of_seams(plan, tiling)
+                warned = True
             shortage = _run_until_out_of_memory(work, tiling)
             if shortage is None:
                 return out
@@ -217,14 +221,17 @@ def _checked_output(out: NDArray[Any] | None, image: NDArray[Any], scale: int) -
     return out
 
 
+def _may_show_seams(plan: UpscalePlan, tiling: Tiling) -> bool:
+    return plan.reach is None and tiling.num_tiles > 1
+
+
 def _warn_of_seams(plan: UpscalePlan, tiling: Tiling) -> None:
-    if plan.reach is None and tiling.num_tiles > 1:
-        warnings.warn(
-            f"tile {tiling.side}: depth {plan.depth} of this net has no bounded reach, so that "
-            "tiles give another image than the whole and may show seams; tile=None runs the "
-            "image whole",
-            stacklevel=3,  # names the line that called upscale_array
-        )
+    warnings.warn(
+        f"tile {tiling.side}: depth {plan.depth} of this net has no bounded reach, so that "
+        "tiles give another image than the whole and may show seams; tile=None runs the "
+        "image whole",
+        stacklevel=3,  # names the line that called upscale_array
+    )
 
 
 # --- between the image and the network

@@ -7,12 +7,15 @@ from __future__ import annotations
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from elasticnet.sr import asrn, edsr, rcan
 from elasticnet.sr.inference.receptive_field import footprint
+from elasticnet.sr.inference.tiling import upscale_array
+from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.wrapper import ElasticWrapper
 
 
@@ -134,3 +137,46 @@ def test_networks_that_do_not_enlarge_are_refused() -> None:
         footprint(ElasticWrapper([nn.Identity()], nn.AvgPool2d((1, 2))))
     with pytest.raises(ValueError, match="depth 4"):
         footprint(asrn(2, 1, 8), 4)
+
+
+class SeesAt(nn.Module):
+    """The sum of the pixels at some distances below and above each pixel; 0 beyond the image."""
+
+    def __init__(self, *distances: int) -> None:
+        super().__init__()
+        self.distances = distances
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        total = torch.zeros_like(x)
+        for distance in self.distances:
+            if abs(distance) < height:
+                padded = nn.functional.pad(x, (0, 0, max(-distance, 0), max(distance, 0)))
+                start = max(distance, 0)
+                total = total + padded[:, :, start : start + height]
+        return total
+
+
+@pytest.mark.parametrize(
+    ("distances", "reach"),
+    [
+        ((0, 30, -31), 31),  # the shortest strip that shows it has no pixel out of reach of a cut
+        ((0, 31, -30), 31),
+        ((0, 30, -30), 30),
+        ((0, 510, -510), 510),
+        ((0, 510), 510),
+        ((0, 511), None),
+        ((0, -511), None),
+    ],
+)
+def test_reach_of_a_layer_that_skips_pixels(distances: tuple[int, ...], reach: int | None) -> None:
+    assert footprint(ElasticWrapper([SeesAt(*distances)], nn.Identity())).reach == reach
+
+
+def test_a_layer_that_skips_pixels_gives_the_same_image_in_tiles() -> None:
+    conv = nn.Conv2d(3, 3, (3, 1), padding=(100, 0), dilation=(100, 1))
+    net = ElasticWrapper([conv], nn.Identity()).eval()
+    image = np.random.default_rng(0).random((300, 9, 3), dtype=np.float32)
+    in_tiles = upscale_array(image, plan_upscale(net, tile=40))
+    whole = upscale_array(image, plan_upscale(net, tile=None))
+    np.testing.assert_allclose(in_tiles, whole, atol=1e-6)

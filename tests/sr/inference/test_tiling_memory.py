@@ -105,6 +105,21 @@ def test_out_of_memory_on_the_way_keeps_the_rows_that_are_done() -> None:
     assert remaining == len(rows_left) * len(smaller.columns)
 
 
+class GlobalMean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.mean((2, 3), keepdim=True)
+
+
+def test_tiles_that_a_lack_of_memory_made_are_warned_of_once_if_they_may_show_seams() -> None:
+    layer = Hungry("numpy", limit=100 * 100)
+    net = ElasticWrapper([GlobalMean()], nn.Identity()).eval()
+    plan = plan_upscale(net, tile=256)
+    net.blocks[0] = nn.Sequential(net.blocks[0], layer)
+    with pytest.warns(UserWarning, match="tile 80: .* may show seams") as warned:
+        upscale_array(photo(160, 160), plan)  # a single tile, until that does not fit
+    assert len(warned) == 1
+
+
 def test_out_of_memory_at_the_smallest_tile_is_an_error() -> None:
     net, layer = hungry("torch", 10)
     with pytest.raises(
