@@ -11,6 +11,7 @@ from elasticnet.sr.data.builtin_photos import scikit_image_photos
 from elasticnet.sr.data.folder_layouts import Pair, find_pairs
 from elasticnet.sr.data.loading import load_pairs, pairs_from_arrays
 from elasticnet.sr.data.pair_set import PairSet
+from elasticnet.sr.data.read_rgb import read_rgb
 
 __all__ = [
     "Pair",
@@ -19,5 +20,6 @@ __all__ = [
     "load_pairs",
     "noise_seed",
     "pairs_from_arrays",
+    "read_rgb",
     "scikit_image_photos",
 ]

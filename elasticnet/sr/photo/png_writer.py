@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elasticnet.sr.photo.photograph import Photo, strips
+from elasticnet.sr.photo.png_chunks import SIGNATURE
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOR, ALPHA = 2, 4  # bits of the colour type
 PAETH = 4  # the number of the filter
 UNIT_METRE = 1
@@ -29,6 +29,9 @@ def write_png(photo: Photo, exif: bytes, file: BinaryIO) -> None:
     """
     file.write(SIGNATURE)
     _write_chunk(file, b"IHDR", _header(photo))
+    for kind, body in photo.png_colors:
+        if kind != b"sRGB" or not photo.icc:  # either of the two (PNG specification, 11.3.2.3)
+            _write_chunk(file, kind, body)
     if photo.icc:
         _write_chunk(file, b"iCCP", b"ICC Profile\0\0" + zlib.compress(photo.icc))
     if photo.dpi:

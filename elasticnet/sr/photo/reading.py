@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
@@ -28,6 +29,8 @@ from elasticnet.sr.photo.metadata import (
     tiff_tags,
 )
 from elasticnet.sr.photo.photograph import ImageError, Photo, turned_upright
+from elasticnet.sr.photo.png_chunks import without_unusable_chunks
+from elasticnet.sr.photo.png_colors import note_of_hdr
 from elasticnet.sr.photo.samples import (
     BITS_PER_SAMPLE,
     SAMPLES_PER_PIXEL,
@@ -131,13 +134,18 @@ def decode_photo(
     Raises:
         ImageError: The file cannot be read; one line with the name and the reason.
     """
+    notes: list[str] = []
     try:
-        image = _opened(file, formats)
+        chunks = without_unusable_chunks(file, notes)
+        about_colors = note_of_hdr(chunks.colors)
+        if about_colors is not None:
+            notes.append(about_colors)
+        image = _opened(chunks.file, formats)
         with image:
             _check_size(image.width * image.height, max_pixels)
-            notes: list[str] = []
             _check_frames(image, first_frame, notes)
-            return _decode(image, file, notes, cmyk_by_profile)
+            photo = _decode(image, chunks.file, notes, cmyk_by_profile)
+        return replace(photo, png_colors=chunks.colors)
     except Image.UnidentifiedImageError:
         reason = _why_unidentified(file, formats)
         raise ImageError(f"cannot read image {name}: {reason}") from None

@@ -15,6 +15,7 @@ from elasticnet._files import replacing as replacing  # part of this module's in
 from elasticnet.sr.photo.large_array import large_array
 from elasticnet.sr.photo.metadata import JPEG_XMP
 from elasticnet.sr.photo.photograph import STRIP_BYTES, ImageError, Photo
+from elasticnet.sr.photo.png_colors import other_than_srgb
 from elasticnet.sr.photo.png_writer import write_png
 from elasticnet.sr.photo.tiff_writer import (
     INCH,
@@ -128,11 +129,17 @@ def write_photo(
     if format == "PNG":
         write_png(photo, exif, file)
         return []
+    notes: list[str] = []
+    colors = other_than_srgb(photo.png_colors, photo.icc)
+    if colors:
+        names = ", ".join(colors)
+        notes.append(
+            f"{names} was left out, as {format} cannot hold it: colours will look different"
+        )
     if format == "TIFF":
         write_tiff(photo, exif, file)
-        return []
+        return notes
     quality = DEFAULT_QUALITY if quality is None else quality
-    notes: list[str] = []
     if format == "JPEG":
         options = _jpeg_options(photo, exif, quality, notes)
     else:
