@@ -365,11 +365,12 @@ def train(
     sampler = make_sampler(options, training_images, processes)
     log = make_log(options, run, processes)
 
-    # What is validated and shipped: the moving average of the weights, or else the network itself.
-    net_to_ship = training_step.averaged_net
-
-    # Go on behind the newest state that the run has saved; a new run begins at step 0.
+    # Continue after the newest state that the run has saved; a new run begins at step 0.
     step, best_psnr, log_state = resume(options, run, training_step, processes)
+
+    # What is validated and shipped: the moving average of the weights, or else the network itself.
+    # It is one module for the whole run, whose weights every step changes.
+    net_to_ship = training_step.averaged_net
     last_step = options.optimiser.steps
     stopping = False
 
@@ -380,38 +381,40 @@ def train(
 
         while step < last_step and not stopping:
             # Train on one batch: loss at every tap, gradients, clipping, update, moving average.
-            # The batch is a function of the step, which also cuts it into parts for the memory.
+            # `batch(part, num_parts)` cuts one part of this step's batch; training_step asks for
+            # all parts in turn, for as many as --accumulate says.
+            batch = partial(sampler.batch, step)
             learning_rate = learning_rate_at(step, options.optimiser)
-            terms = training_step(
-                batch=partial(sampler.batch, step), step=step, learning_rate=learning_rate
-            )
+            terms = training_step(batch=batch, step=step, learning_rate=learning_rate)
             log.add(terms)
             step += 1
 
-            # Decide what is due, and whether a signal asks to stop; then it is saved, too.
+            # Decide what is due after this step, and whether Ctrl-C or a signal asks to stop. All
+            # processes must agree on that, so they look only when a line of the log is due.
             due = due_after(step, options)
-            stopping = is_stop_requested(stop_signal, processes, all_look=due.line)
+            stopping = is_stop_requested(stop_signal, processes, together=due.line)
 
             # Score every depth on the validation images; one process does that for all.
             scores = None
             if due.validation and processes.first:
                 scores = psnr_per_depth(net_to_ship, validation_images, processes.device)
 
-            # Write a line of the log. It comes before the save, which counts on it.
+            # Write the line of the log before the save: a resumed run cuts the log back to the
+            # step of the state that it continues from.
             if due.line or stopping:
                 log.write(step, scores, learning_rate=learning_rate)
 
-            # Keep the best network so far in a file of its own.
+            # Keep the best network so far in a file of its own, and show what every depth sees.
             if scores is not None:
                 best_psnr = keep_best(run, net_to_ship, step, scores, best_psnr)
-                log.pictures(
-                    step, validation_crops(net_to_ship, validation_images, processes.device)
-                )
+                crops = validation_crops(net_to_ship, validation_images, processes.device)
+                log.pictures(step, crops)
 
-            # Save the state to resume from, and the network as it is now.
+            # Save the state to resume from, and the network as it is now, also before stopping.
             if due.save or stopping:
                 save(run, step, training_step, log, best_psnr, processes)
 
+    # A run that was asked to stop in its last step is finished all the same.
     if step < last_step:
         processes.say(
             f"stopped and saved at step {step}; go on with: "
@@ -468,7 +471,7 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
 
 def build(options: Options, processes: Processes) -> ElasticWrapper:
     """Return the network on its device, from the weights of --init if it is given."""
-    # The ordinary network of the variant ss has one tap, at its deepest block.
+    # The variant ss (single supervision) is the ordinary network: one tap, at the deepest block.
     taps = (-1,) if options.loss.variant == "ss" else None
     skip = None if options.network.skip == "none" else options.network.skip
     net = asrn(
@@ -536,13 +539,13 @@ def make_training_step(
     options: Options, net: ElasticWrapper, objective: ElasticObjective, processes: Processes
 ) -> TrainingStep:
     """Return what does one step of training, with its optimiser."""
-    compiled: Any = objective
+    objective_to_run: Any = objective
     if options.compute.compile:
         mode = "reduce-overhead" if CUDA else None
-        compiled = torch.compile(objective, mode=mode)
+        objective_to_run = torch.compile(objective, mode=mode)
     optimiser = torch.optim.Adam(net.parameters(), lr=options.optimiser.learning_rate, fused=True)
     return TrainingStep(
-        compiled,
+        objective_to_run,
         net,
         optimiser,
         processes=processes,
@@ -658,7 +661,7 @@ class Due(NamedTuple):
 
 
 def due_after(step: int, options: Options) -> Due:
-    """Return what is due: a validation is followed by a save, and a line comes before each save."""
+    """Return what is due. Every validation also saves, and every save also writes a log line."""
     at_the_end = step == options.optimiser.steps
     validation = at_the_end or step % options.run.eval_every == 0
     save = validation or step % options.run.save_every == 0
@@ -666,12 +669,14 @@ def due_after(step: int, options: Options) -> Due:
     return Due(validation, save, line)
 
 
-def is_stop_requested(stop_signal: StopSignal, processes: Processes, *, all_look: bool) -> bool:
-    """Return whether to stop. Several processes decide it together, and only when `all_look`.
+def is_stop_requested(stop_signal: StopSignal, processes: Processes, *, together: bool) -> bool:
+    """Return whether to stop.
 
-    Deciding together makes them wait for each other, which would cost too much at every step.
+    Several processes must stop after the same step, so they decide `together`. That makes them
+    wait for each other, which would cost too much at every step. One process alone may stop after
+    any step.
     """
-    if all_look:
+    if together:
         return processes.any(stop_signal.requested)
     return processes.count == 1 and stop_signal.requested
 
