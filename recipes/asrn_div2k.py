@@ -38,7 +38,7 @@ from elasticnet.loss_weights import deepest_share, equal, normalised, rising_dee
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr import asrn
-from elasticnet.sr.benchmark import evaluate
+from elasticnet.sr.benchmark import evaluate, scorable
 from elasticnet.sr.benchmark.report import write_report
 from elasticnet.sr.benchmark.validation_crops import validation_crops
 from elasticnet.sr.data import PairSet
@@ -456,7 +456,7 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
             "Training on the photographs that scikit-image carries instead; held out: "
             f"{', '.join(HELD_OUT_PHOTOS)}."
         )
-    return training_pairs(
+    training_images, validation_images = training_pairs(
         images.data,
         images.valid,
         images.scale,
@@ -467,6 +467,7 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         blur_sigma=degradation.blur_sigma,
         noise_sigma=degradation.noise_sigma,
     )
+    return training_images, scorable(validation_images)
 
 
 def build(options: Options, processes: Processes) -> ElasticWrapper:
@@ -692,7 +693,8 @@ def keep_best(
 ) -> float:
     """Write best.safetensors if the mean PSNR over the depths is a new best; return the best."""
     mean = sum(scores.values()) / len(scores)
-    if mean <= best_psnr:
+    # Runs of older versions may have stored an infinite one, which nothing would ever replace.
+    if math.isfinite(best_psnr) and mean <= best_psnr:
         return best_psnr
     elasticnet.save(net, run.folder / "best.safetensors", {"step": step, "psnr": scores})
     return mean

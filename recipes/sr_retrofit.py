@@ -40,7 +40,14 @@ from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import aligned, table
 from elasticnet.loss_weights import equal, normalised
 from elasticnet.memory import keep_freed_memory
-from elasticnet.sr.benchmark import Row, benchmark, evaluate, load_sets, scale_of
+from elasticnet.sr.benchmark import (
+    Row,
+    benchmark,
+    evaluate,
+    load_sets,
+    scale_of,
+    scorable,
+)
 from elasticnet.sr.benchmark.figures import elastic_curve
 from elasticnet.sr.data import PairSet
 from elasticnet.sr.data.patches import PatchSampler
@@ -642,8 +649,12 @@ def load_images(
         min_size=images.patch_size,
     )
     if images.valid:
-        return training, load_sets(images.valid, [scale])
-    return training, [("validation", validation)]
+        sets = load_sets(images.valid, [scale])
+        for name, pairs in sets:
+            for image, reason in pairs.skipped:
+                processes.say(f"image left out: {name} {image}: {reason}")
+        return training, sets
+    return training, [("validation", scorable(validation))]
 
 
 def default_folder(options: Options, scale: int) -> Path:
@@ -667,6 +678,8 @@ def write_report(
     for name, pairs in sets:
         rows = [row for row in result.rows if row.data == name]
         text += report_set(options, folder, name, pairs, rows, nets["elastic"].taps)
+    for each in result.skipped:
+        text += f"\nleft out: {each.data} {each.image}: {each.reason}\n"
 
     write_atomic(folder / "table.md", text)
     values = {

@@ -467,3 +467,44 @@ def test_tensorboard_shows_losses_scores_and_crops_of_every_depth(recipe, photos
         "depth 1",
         "depth 2",
     }
+
+
+# --- validation images that cannot be scored
+
+
+def test_validation_images_that_cannot_be_scored_are_named_and_spoil_nothing(
+    recipe, photos, tmp_path, capsys
+):
+    valid = tmp_path / "valid"
+    shutil.copytree(photos, valid)
+    Image.new("RGB", (64, 64)).save(valid / "black.png")
+    Image.new("RGB", (10, 10), "red").save(valid / "tiny.png")
+    out = tmp_path / "out"
+    run(recipe, "--data", photos, "--valid", valid, "--out", out)
+    said = capsys.readouterr().out
+    assert "validation image left out: black: it has one colour" in said
+    assert "validation image left out: tiny: its LR image of 5x5 pixels is smaller than 8" in said
+    plain = tmp_path / "plain"
+    run(recipe, "--data", photos, "--valid", photos, "--out", plain)
+    assert [line.get("psnr") for line in log_of(out)] == [
+        line.get("psnr") for line in log_of(plain)
+    ]
+    assert (out / "curve.png").exists()
+
+
+def test_a_validation_set_of_small_images_alone_is_refused_before_the_first_step(
+    recipe, photos, tmp_path
+):
+    (tmp_path / "valid").mkdir()
+    Image.new("RGB", (10, 10), "red").save(tmp_path / "valid" / "tiny.png")
+    with pytest.raises(ValueError, match=r"none of the 1 images can be scored:\n  tiny: its LR"):
+        run(recipe, "--data", photos, "--valid", tmp_path / "valid", "--out", tmp_path / "out")
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_a_best_score_that_is_infinite_is_replaced(recipe, tmp_path):
+    net = elasticnet.sr.asrn(2, 1, 8)
+    run_folder = Run.create(tmp_path / "run", {})
+    best = recipe.keep_best(run_folder, net, 1, {1: 20.0}, best_psnr=math.inf)
+    assert best == 20.0
+    assert recipe.keep_best(run_folder, net, 2, {1: 19.0}, best_psnr=best) == 20.0

@@ -24,7 +24,12 @@ from elasticnet.sr.benchmark.scores import (
     to_image,
     to_tensor,
 )
-from elasticnet.sr.benchmark.sets import distinct_names, load_sets
+from elasticnet.sr.benchmark.sets import (
+    distinct_names,
+    load_sets,
+    scorable,
+    without_unscorable,
+)
 from elasticnet.sr.inference.scale import scale_of
 
 __all__ = [
@@ -45,6 +50,8 @@ __all__ = [
     "load_sets",
     "predict_depths",
     "scale_of",
+    "scorable",
     "to_image",
     "to_tensor",
+    "without_unscorable",
 ]

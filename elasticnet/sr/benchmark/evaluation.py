@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from elasticnet.card.counting import count_parameters
 from elasticnet.card.measuring import depth_costs
 from elasticnet.sr.benchmark.scores import (
+    BICUBIC,
     FULL,
     Depth,
     Scores,
@@ -33,6 +35,9 @@ from elasticnet.wrapper import ElasticWrapper
 
 # Width and height of the output for which MACs and latency are given, as the field does.
 OUTPUT_SIZE = (1280, 720)
+EXACT_REASON = "it is reproduced exactly, so its PSNR is infinite: kept out of the means"
+
+logger = logging.getLogger(__name__)
 
 
 class ImageScore(NamedTuple):
@@ -166,12 +171,13 @@ def evaluate(
         progress: Whether a bar is shown.
 
     Returns:
-        The means by depth, shallowest first.
+        The means by depth, shallowest first. An image that one of the depths reproduces exactly is
+        left out of all of them, and named in the log (see `mean_scores`).
 
     Raises:
         ValueError: A depth that the net lacks.
     """
-    by_depth: dict[Any, list[Scores]] = {}
+    by_depth: dict[Any, dict[str, Scores]] = {}
     indices = tqdm(
         range(len(pairs)), desc="evaluating", unit="image", disable=not progress, leave=False
     )
@@ -180,8 +186,10 @@ def evaluate(
         hr = pairs.hr(index)
         for depth, image in predicted.items():
             score = score_image(image, hr, pairs.scale, protocol=protocol, ssim=ssim)
-            by_depth.setdefault(depth, []).append(score)
-    return {depth: mean_scores(scores) for depth, scores in by_depth.items()}
+            by_depth.setdefault(depth, {})[pairs.names[index]] = score
+    means = mean_scores(by_depth)
+    _name_exact_images(means.exact)
+    return means.by_group
 
 
 def evaluate_bicubic(
@@ -194,11 +202,20 @@ def evaluate_bicubic(
         protocol: As in `elasticnet.sr.metrics`.
         border: What lies outside an image: "symmetric" or "replicate".
     """
-    scores: list[Scores] = []
+    scores: dict[str, Scores] = {}
     for index in range(len(pairs)):
         image = bicubic(pairs.lr(index), pairs.scale, border)
-        scores.append(score_image(image, pairs.hr(index), pairs.scale, protocol=protocol))
-    return mean_scores(scores)
+        score = score_image(image, pairs.hr(index), pairs.scale, protocol=protocol)
+        scores[pairs.names[index]] = score
+    means = mean_scores({BICUBIC: scores})
+    _name_exact_images(means.exact)
+    return means.by_group[BICUBIC]
+
+
+def _name_exact_images(names: Sequence[str]) -> None:
+    """Name the images that were left out of the means."""
+    for name in names:
+        logger.warning("%s: %s", name, EXACT_REASON)
 
 
 def benchmark(
@@ -234,7 +251,8 @@ def benchmark(
         progress: Whether bars are shown.
 
     Returns:
-        Means, the scores of each image, what was left out, and the settings.
+        Means, the scores of each image, what was left out, and the settings. An image that
+        anything reproduces exactly is left out of all means of its set, and of `images`.
 
     Raises:
         ValueError: A depth that a net lacks, a net without a set of its scale, or two nets or two
@@ -263,8 +281,13 @@ def benchmark(
         "output_size": list(OUTPUT_SIZE),
         "torch": torch.__version__,
     }
+    rows, exact = _means(images, costs_of)
+    left_out = {(each.data, each.scale, each.image) for each in exact}
     return Benchmark(
-        rows=_means(images, costs_of), images=images, skipped=_skipped(sets), settings=settings
+        rows=rows,
+        images=[each for each in images if (each.data, each.scale, each.image) not in left_out],
+        skipped=_skipped(sets) + exact,
+        settings=settings,
     )
 
 
@@ -412,30 +435,38 @@ def _save_images(made: Sequence[_MadeImage], folder: Path, stem: str) -> None:
 
 def _means(
     images: Sequence[ImageScore], costs: Mapping[tuple[str, int, Depth], _Cost]
-) -> list[Row]:
-    """One row for each data set, scale, network and depth, in the order of the images."""
-    grouped: dict[tuple[str, int, str, Depth | None], list[Scores]] = {}
+) -> tuple[list[Row], list[Skipped]]:
+    """One row for each data set, scale, network and depth, in the order of the images.
+
+    Beside them, the images that are kept out of the means since their PSNR is infinite.
+    """
+    # Of one set at one scale, all networks and depths are compared over the same images.
+    sets: dict[tuple[str, int], dict[tuple[str, Depth | None], dict[str, Scores]]] = {}
     for each in images:
-        key = (each.data, each.scale, each.network, each.depth)
-        grouped.setdefault(key, []).append(Scores(each.psnr, each.ssim))
+        groups = sets.setdefault((each.data, each.scale), {})
+        by_image = groups.setdefault((each.network, each.depth), {})
+        by_image[each.image] = Scores(each.psnr, each.ssim)
     rows: list[Row] = []
-    for (data, scale, network, depth), scores in grouped.items():
-        mean = mean_scores(scores)
-        cost = _Cost() if depth is None else costs[network, scale, depth]
-        rows.append(
-            Row(
-                data=data,
-                scale=scale,
-                network=network,
-                depth=depth,
-                psnr=mean.psnr,
-                ssim=mean.ssim,
-                parameters=cost.parameters,
-                macs=cost.macs,
-                ms=cost.ms,
+    exact: list[Skipped] = []
+    for (data, scale), groups in sets.items():
+        means = mean_scores(groups)
+        exact += [Skipped(data, scale, image, EXACT_REASON) for image in means.exact]
+        for (network, depth), mean in means.by_group.items():
+            cost = _Cost() if depth is None else costs[network, scale, depth]
+            rows.append(
+                Row(
+                    data=data,
+                    scale=scale,
+                    network=network,
+                    depth=depth,
+                    psnr=mean.psnr,
+                    ssim=mean.ssim,
+                    parameters=cost.parameters,
+                    macs=cost.macs,
+                    ms=cost.ms,
+                )
             )
-        )
-    return rows
+    return rows, exact
 
 
 def _skipped(sets: Sequence[tuple[str, PairSet]]) -> list[Skipped]:

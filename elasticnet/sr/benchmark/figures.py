@@ -184,7 +184,7 @@ def crop_comparison(
 ) -> Figure:
     """Draw the whole HR image with one crop marked, then that crop of HR and of each image.
 
-    Under each image's name stands the PSNR on Y of its crop.
+    Under each image's name stands the PSNR on Y of its crop, or "exact" where both are equal.
 
     Args:
         path: Where the figure is saved; the suffix decides on the format.
@@ -222,7 +222,9 @@ def crop_comparison(
     crops = {"HR\nPSNR": hr_crop}
     for name, image in images.items():
         crop = image[rows, columns]
-        crops[f"{name}\n{psnr_y(crop, hr_crop, 0):.2f} dB"] = crop
+        psnr = psnr_y(crop, hr_crop, 0)
+        words = f"{psnr:.2f} dB" if math.isfinite(psnr) else "exact"
+        crops[f"{name}\n{words}"] = crop
     figure = _draw_panels(hr, title, crops)
     marked = Rectangle((left, top), size, size, fill=False, edgecolor="red", linewidth=1.5)
     figure.axes[0].add_patch(marked)

@@ -30,6 +30,7 @@ from elasticnet.wrapper import ElasticWrapper
 Nets = Sequence[tuple[str, nn.Module]]
 Sets = Sequence[tuple[str, PairSet]]
 MAX_CROPS = 7  # depths shown in one figure
+EXACT = "exact"  # instead of an infinite PSNR, where not one image has another
 COST_TITLES = {"parameters": "parameters", "macs": "GMACs", "ms": "ms"}  # by field of Row
 
 # What a line of the table shows: scale, network, depth (None for bicubic).
@@ -164,11 +165,14 @@ def write_report(
     nets = [(title, net)]
     result = benchmark(nets, [(name, pairs)], device=device, progress=True)
     text = f"{caption(result, title)}\n\n{markdown_table(result)}"
+    for each in result.skipped:
+        text += f"\nleft out: {each.image}: {each.reason}\n"
     write_atomic(Path(folder, "table.md"), text)
     baseline, *rows = (row._asdict() for row in result.rows)
     content = {
         "title": title,
-        "images": pairs.names,
+        "images": list(dict.fromkeys(score.image for score in result.images)),
+        "skipped": [each._asdict() for each in result.skipped],
         "settings": result.settings,
         baseline["network"]: baseline,
         "rows": rows,
@@ -241,9 +245,11 @@ def _score_cells(layout: _Layout, row: Row | None, baseline: Row | None) -> list
     if row is None or baseline is None:
         psnr, ssim, gain = "", "", ""
     else:
-        psnr = f"{row.psnr:.2f}"
+        psnr = f"{row.psnr:.2f}" if math.isfinite(row.psnr) else EXACT
         ssim = f"{row.ssim:.4f}"
-        gain = "" if row.depth is None else f"{row.psnr - baseline.psnr:+.2f}"
+        gain_in_db = row.psnr - baseline.psnr
+        has_gain = row.depth is not None and math.isfinite(gain_in_db)
+        gain = f"{gain_in_db:+.2f}" if has_gain else ""
     return [psnr, ssim, gain] if layout.with_gain else [psnr, ssim]
 
 
@@ -318,6 +324,8 @@ def _draw_crops(
 
     settings = result.settings
     index = _hardest_for_bicubic(result, name, pairs)
+    if index is None:
+        return
     lr = pairs.lr(index)
     images = {baseline_name(pairs.scale): bicubic(lr, pairs.scale, settings["border"])}
     shown = [(label, net) for label, net in nets if scale_of(net) == pairs.scale]
@@ -337,12 +345,14 @@ def _draw_crops(
     )
 
 
-def _hardest_for_bicubic(result: Benchmark, name: str, pairs: PairSet) -> int:
-    """The index of the image where bicubic interpolation has the lowest PSNR."""
+def _hardest_for_bicubic(result: Benchmark, name: str, pairs: PairSet) -> int | None:
+    """The index of the image where bicubic interpolation has the lowest PSNR; None without any."""
     scores: dict[str, float] = {}
     for score in result.images:
         if score.data == name and score.scale == pairs.scale and score.depth is None:
             scores[score.image] = score.psnr
+    if not scores:
+        return None
     hardest = min(scores, key=lambda image: scores[image])
     return pairs.names.index(hardest)
 

@@ -5,8 +5,10 @@ Scores are those of the uint8 images that would be saved, never of floats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ BASELINES = (BICUBIC, INPUT)
 
 Image = NDArray[np.uint8]
 Depth = int | Literal["full"]
+Group = TypeVar("Group", bound=Hashable)
 
 
 class Scores(NamedTuple):
@@ -170,12 +173,48 @@ def score_image(
     return Scores(psnr=psnr_y(image, hr, shave, protocol), ssim=similarity)
 
 
-def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Return the mean PSNR and the mean SSIM of several images.
+@dataclass(frozen=True)
+class Means(Generic[Group]):
+    """The means of several groups of scores, all over the same images.
+
+    Attributes:
+        by_group: The mean PSNR and the mean SSIM of each group.
+        exact: The images that are left out of all means, since a group reproduces them exactly.
+    """
+
+    by_group: dict[Group, Scores]
+    exact: list[str]
+
+
+def mean_scores(groups: Mapping[Group, Mapping[str, Scores]]) -> Means[Group]:
+    """Return the means of groups that are to be compared, such as the depths of one network.
+
+    The PSNR of an image that is reproduced exactly is infinite, and so would be every mean that
+    it enters. Such an image is left out of the means of all groups, so that they stay comparable.
 
     Args:
-        scores: Of at least one image.
+        groups: The scores by image, at least one, of each group.
+
+    Returns:
+        The means, and the images that were left out. Where no image is left for all groups, each
+        group has the mean of those that it does not reproduce exactly; if there is none, its PSNR
+        is infinite.
     """
+    exact: dict[str, None] = {}  # names, each once and in order
+    for scores in groups.values():
+        for image, score in scores.items():
+            if math.isinf(score.psnr):
+                exact[image] = None
+    by_group: dict[Group, Scores] = {}
+    for group, scores in groups.items():
+        kept = [score for image, score in scores.items() if image not in exact]
+        if not kept:
+            kept = [score for score in scores.values() if math.isfinite(score.psnr)]
+        by_group[group] = _plain_mean(kept or list(scores.values()))
+    return Means(by_group, list(exact))
+
+
+def _plain_mean(scores: Sequence[Scores]) -> Scores:
     return Scores(
         psnr=float(np.mean([each.psnr for each in scores])),
         ssim=float(np.mean([each.ssim for each in scores])),

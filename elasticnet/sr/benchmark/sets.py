@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from elasticnet.sr.benchmark.scores import bicubic
 from elasticnet.sr.data.folder_layouts import find_layout
 from elasticnet.sr.data.loading import load_pairs
-from elasticnet.sr.data.pair_set import PairSet
-from elasticnet.sr.metrics import shave_for
+from elasticnet.sr.data.pair_set import PairSet, Skipped
+from elasticnet.sr.data.read_rgb import ImageError
+from elasticnet.sr.metrics import SSIM_WINDOW, psnr_y, shave_for
 
-SSIM_WINDOW = 11  # pixels a side, which have to be left of an image after shaving
+logger = logging.getLogger(__name__)
 
 
 def load_sets(
@@ -30,8 +33,8 @@ def load_sets(
 ) -> list[tuple[str, PairSet]]:
     """Load each data set at each scale, named after its folder.
 
-    Of DIV2K the validation images are loaded. Images that cannot be read, or are too small for
-    SSIM after shaving, are left out without a warning: `.skipped` of each set lists them.
+    Of DIV2K the validation images are loaded. Images that cannot be read or scored (see
+    `without_unscorable`) are left out without a warning: `.skipped` of each set lists them.
 
     Args:
         folders: Data sets in any layout that `load_pairs` knows.
@@ -60,14 +63,73 @@ def load_sets(
                     degradation=degradation,
                     split=split,
                     border=border,
-                    min_size=_smallest_side(scale, protocol),
                     cache_dir=cache_dir,
                     progress=progress,
                     blur_sigma=blur_sigma,
                     noise_sigma=noise_sigma,
                 )
-            sets.append((name, pairs))
+            sets.append((name, without_unscorable(pairs, protocol=protocol, border=border)))
     return sets
+
+
+def without_unscorable(
+    pairs: PairSet, *, protocol: str = "matlab-y", border: str = "symmetric"
+) -> PairSet:
+    """Return the images that can be scored; `.skipped` of the result lists the others.
+
+    These are too small for SSIM after shaving, or of one colour, so that bicubic interpolation
+    reproduces them exactly: their PSNR is infinite, and so would be the mean. The rule asks no
+    network, so that the means of one training are over the same images at every step.
+
+    Args:
+        pairs: A data set.
+        protocol: As in `elasticnet.sr.metrics`.
+        border: What lies outside an image that is enlarged bicubically.
+
+    Returns:
+        The set itself, or a part of it that shares its pixels.
+
+    Raises:
+        ImageError: Not one image can be scored; the message names them. (It is a ValueError, too.)
+    """
+    scored: list[str] = []
+    unscorable: list[Skipped] = []
+    for index, name in enumerate(pairs.names):
+        reason = _why_unscorable(pairs, index, protocol, border)
+        if reason is None:
+            scored.append(name)
+        else:
+            unscorable.append(Skipped(name, reason))
+    if not unscorable:
+        return pairs
+    skipped = sorted([*pairs.skipped, *unscorable])
+    if not scored:
+        listing = "".join(f"\n  {each.name}: {each.reason}" for each in skipped)
+        raise ImageError(f"none of the {len(skipped)} images can be scored:{listing}")
+    chosen = pairs.subset(scored)
+    chosen.skipped = skipped
+    return chosen
+
+
+def scorable(pairs: PairSet, *, protocol: str = "matlab-y") -> PairSet:
+    """Return the validation images that can be scored; name the others in the log.
+
+    Args:
+        pairs: The validation images of a training.
+        protocol: As in `elasticnet.sr.metrics`.
+
+    Returns:
+        What `without_unscorable` returns.
+
+    Raises:
+        ImageError: As `without_unscorable` does.
+    """
+    chosen = without_unscorable(pairs, protocol=protocol)
+    already_named = set(pairs.skipped)
+    for each in chosen.skipped:
+        if each not in already_named:
+            logger.warning("validation image left out: %s: %s", each.name, each.reason)
+    return chosen
 
 
 def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -97,9 +159,23 @@ def distinct_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     return names
 
 
-def _smallest_side(scale: int, protocol: str) -> int:
-    """The LR pixels a side from which an image can be scored."""
-    if scale < 1:
-        return 0  # load_pairs refuses the scale
-    hr_side = SSIM_WINDOW + 2 * shave_for(scale, protocol)
-    return math.ceil(hr_side / scale)
+def _why_unscorable(pairs: PairSet, index: int, protocol: str, border: str) -> str | None:
+    """Return why an image cannot be scored, None if it can be."""
+    shave = shave_for(pairs.scale, protocol)
+    lr_height, lr_width = pairs.lr_sizes[index].tolist()
+    smallest = math.ceil((SSIM_WINDOW + 2 * shave) / pairs.scale)
+    if min(lr_height, lr_width) < smallest:
+        return f"its LR image of {lr_width}x{lr_height} pixels is smaller than {smallest}"
+    hr = pairs.hr(index)
+    scored_pixels = hr[shave:-shave, shave:-shave]
+    first_pixel = scored_pixels[0, 0]
+    # The first row spares photographs the rest.
+    has_one_colour = (scored_pixels[0] == first_pixel).all() and (
+        scored_pixels == first_pixel
+    ).all()
+    if not has_one_colour:
+        return None
+    enlarged = bicubic(pairs.lr(index), pairs.scale, border)
+    if math.isinf(psnr_y(enlarged, hr, shave, protocol)):
+        return "it has one colour, which bicubic interpolation reproduces: its PSNR is infinite"
+    return None

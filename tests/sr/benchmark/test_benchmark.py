@@ -27,10 +27,13 @@ from elasticnet.sr.benchmark import (
     load_sets,
     predict_depths,
     scale_of,
+    scorable,
     to_image,
 )
+from elasticnet.sr.benchmark.evaluation import EXACT_REASON
 from elasticnet.sr.benchmark.report import markdown_table
 from elasticnet.sr.data import PairSet, pairs_from_arrays
+from elasticnet.sr.data.read_rgb import ImageError
 from elasticnet.sr.inference.tiling import self_ensembled
 from elasticnet.sr.metrics import psnr_y, ssim_y
 from elasticnet.sr.resize import imresize
@@ -81,6 +84,58 @@ def likeness(first: float, second: float) -> float:
     """SSIM of two even gray images: only its luminance term is left."""
     a, b = (16 + level * 219 / 255 for level in (first, second))
     return (2 * a * b + 2.55**2) / (a * a + b * b + 2.55**2)
+
+
+# --- what has an infinite PSNR, or is too small for SSIM
+
+
+def test_an_image_that_one_depth_reproduces_is_left_out_of_the_means_of_all(caplog):
+    pairs = flat_pairs({"exact": (100, 101), "other": (100, 104)})
+    net = net_of(Add(1), Add(1))  # depth 1 makes 101 of 100, depth 2 makes 102
+    means = evaluate(net, pairs)
+    assert means[1].psnr == pytest.approx(decibels(3))
+    assert means[2].psnr == pytest.approx(decibels(2))
+    assert f"exact: {EXACT_REASON}" in caplog.text
+
+    result = benchmark([("adds", net)], [("flat", pairs)], costs=False)
+    expected = [decibels(4), decibels(3), decibels(2)]
+    assert [row.psnr for row in result.rows] == pytest.approx(expected)
+    assert result.skipped == [("flat", 2, "exact", EXACT_REASON)]
+    assert {score.image for score in result.images} == {"other"}
+
+
+def test_bicubic_leaves_an_exact_image_out_of_its_mean(caplog):
+    pairs = flat_pairs({"exact": (7, 7), "other": (100, 104)})
+    assert evaluate_bicubic(pairs).psnr == pytest.approx(decibels(4))
+    assert f"exact: {EXACT_REASON}" in caplog.text
+
+
+@pytest.mark.parametrize("gray", [0, 9, 255])
+def test_an_image_of_one_colour_cannot_be_scored(gray, caplog):
+    pairs = flat_pairs({"even": (gray, gray), "other": (100, 104)})
+    chosen = scorable(pairs)
+    assert chosen.names == ["other"]
+    assert [name for name, _ in chosen.skipped] == ["even"]
+    assert "validation image left out: even: it has one colour" in caplog.text
+
+
+def test_flat_images_that_are_not_reproduced_are_scored():
+    pairs = flat_pairs({"darker": (100, 101), "other": (100, 104)})
+    assert scorable(pairs) is pairs
+
+
+def test_what_is_too_small_for_ssim_is_named_and_not_scored(caplog):
+    images = {
+        name: RNG.integers(0, 256, (side, 40, 3), np.uint8)
+        for name, side in (("small", 14), ("large", 16))
+    }
+    chosen = scorable(pairs_from_arrays(images, 2))
+    assert chosen.names == ["large"]
+    assert "validation image left out: small: its LR image of 20x7 pixels is smaller than 8" in (
+        caplog.text
+    )
+    with pytest.raises(ImageError, match=r"none of the 1 images can be scored:\n  small: its LR"):
+        scorable(pairs_from_arrays({"small": images["small"]}, 2))
 
 
 # --- means

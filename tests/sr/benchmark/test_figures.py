@@ -191,7 +191,7 @@ def test_by_default_the_first_image_chooses_the_crop_and_a_small_image_is_shown_
     (marked,) = figure.axes[0].patches
     assert isinstance(marked, Rectangle)
     assert marked.get_xy() == (20, 30)
-    assert figure.axes[3].get_title() == "hr\ninf dB"
+    assert figure.axes[3].get_title() == "hr\nexact"
     small = crop_comparison(tmp_path / "k.png", hr, {"worse": worse}, size=96)
     assert np.asarray(small.axes[1].images[0].get_array()).shape == (40, 40, 3)
 

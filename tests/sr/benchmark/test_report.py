@@ -16,6 +16,7 @@ from elasticnet import ElasticWrapper
 from elasticnet._tables import aligned
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import Benchmark, ImageScore, Row, benchmark, bicubic, evaluate_bicubic
+from elasticnet.sr.benchmark.evaluation import EXACT_REASON
 from elasticnet.sr.benchmark.figures import crop_comparison
 from elasticnet.sr.benchmark.report import (
     caption,
@@ -179,7 +180,28 @@ def test_infinite_values_are_no_points_of_a_curve(tmp_path):
     write_tables(tmp_path, result, "t")
     write_figures(tmp_path, result, [("net", net)], [("same", pairs)])
     assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["psnr"] == "Infinity"
-    assert [path.name for path in tmp_path.glob("*.png")] == ["same_x2_crops.png"]
+    assert list(tmp_path.glob("*.png")) == []
+    assert cells(markdown_table(result))[2][-3:] == ["exact", "1.0000", ""]
+    assert [(each.image, each.reason) for each in result.skipped] == [("even", EXACT_REASON)]
+
+
+def test_an_image_that_is_reproduced_exactly_spoils_no_table_and_no_figure(tmp_path):
+    images = {
+        "black": np.zeros((30, 32, 3), np.uint8),
+        "noise": RNG.integers(0, 256, (40, 60, 3), np.uint8),
+    }
+    both = pairs_from_arrays(images, 2)
+    alone = pairs_from_arrays({"noise": images["noise"]}, 2)
+    net = asrn(2, 2, 8)
+    text = write_report(tmp_path, net, both, "t")
+    without = benchmark([("t", net)], [("validation", alone)], costs=False)
+    stored = json.loads((tmp_path / "table.json").read_text())
+    assert [row["psnr"] for row in stored["rows"]] == [row.psnr for row in without.rows[1:]]
+    assert stored["images"] == ["noise"]
+    assert f"left out: black: {EXACT_REASON}" in text
+    assert "inf" not in text.lower().replace("infinite", "")
+    assert "nan" not in text.lower()
+    assert {path.name for path in tmp_path.glob("*.png")} >= {"curve.png", "parameters.png"}
 
 
 def test_the_crops_are_of_the_image_that_is_hardest_for_bicubic(tmp_path):
