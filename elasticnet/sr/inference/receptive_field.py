@@ -2,9 +2,10 @@
 
 The reach is the number of pixels by which tiles of an image must overlap, so that together they are
 the same as the whole image. It is found in two steps. First a NaN is put into the middle of a long
-narrow strip of pixels: the outputs that become NaN are those that depend on it, and the farthest of
-them shows the reach. Then the strip is cut shorter at both ends: pixels that are farther than the
-reach from the cuts have to stay the same, or else the network has no reach that tiles could use.
+narrow strip of pixels. The outputs that become NaN are those that depend on the middle pixel, and
+the farthest of them shows the reach. Then the same strip without NaN is cut shorter at both ends.
+Outputs that are at least the reach away from the cuts must stay the same. If they change, the
+network has no reach that tiles could use.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from elasticnet.wrapper import ElasticWrapper, evaluating
 
 STRIP_WIDTH = 8  # pixels
 LONGEST_STRIP = 1024  # pixels
-STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; the first that is enough is cut
-# When the longest strip is cut, at least one pixel must be farther than the reach from both cuts.
+STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; the shortest that is enough is cut
+# When the longest strip is cut, at least one pixel must be out of reach of both cuts.
 LARGEST_REACH = (LONGEST_STRIP - 2) // 2 - 1
 SQUARE = 48  # pixels a side of the image on which memory is measured
 TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
@@ -45,15 +46,15 @@ class Footprint(NamedTuple):
         reach: How many LR pixels away an input pixel can be and still change an output pixel. None
             if there is no bound (global pooling), if it is more than 510, or if it changes with the
             place (windows, strides): then no tiles can equal the whole image. A layer that skips
-            all of these 510 pixels and sees a pixel behind them is not found out.
-        memory: Bytes that the tensors of a pass hold at most, for each LR pixel, in the network's
-            own precision.
+            the next 510 pixels and sees only pixels behind them is not noticed.
+        bytes_per_pixel: The most bytes that the tensors of a pass hold at any time, for each LR
+            pixel, in the network's own precision.
     """
 
     depth: int
     scale: int
     reach: int | None
-    memory: float
+    bytes_per_pixel: float
 
 
 _measured: weakref.WeakKeyDictionary[ElasticWrapper, dict[int, Footprint]] = (
@@ -108,7 +109,7 @@ def _measure(net: ElasticWrapper, depth: int, at_least: int | None) -> Footprint
         reach = _reach(predict, scale, at_least)
     bytes_in_own_dtype = peak_bytes * parameter.element_size() / torch.float32.itemsize
     bytes_per_pixel = bytes_in_own_dtype / SQUARE**2
-    return Footprint(depth=depth, scale=scale, reach=reach, memory=bytes_per_pixel)
+    return Footprint(depth=depth, scale=scale, reach=reach, bytes_per_pixel=bytes_per_pixel)
 
 
 def _peak_bytes(predict: Predict, scale: int) -> int:
@@ -145,23 +146,25 @@ def _reach(predict: Predict, scale: int, at_least: int | None) -> int | None:
 
 def _reach_along(axis: int, predict: Predict, scale: int) -> int | None:
     """The reach along one axis; None if it has no bound or changes with the place."""
-    # The NaN stands in the longest strip from the start: a shorter one would not show a layer that
-    # sees a pixel far away and none of those between, such as a dilated convolution.
+    # A shorter strip would not show a layer that sees a pixel far away and none of those between,
+    # such as a dilated convolution.
     nan_positions = _nan_positions(axis, LONGEST_STRIP, predict, scale)
     reach = _distance_from_middle(nan_positions, LONGEST_STRIP)
     if reach > LARGEST_REACH:
         return None
-    # Where the network replaced the NaN, only the cut shows what it sees: far away, too.
-    length = _length_to_cut(reach) if nan_positions else LONGEST_STRIP
+    if nan_positions:
+        length = _length_to_cut(reach)
+    else:
+        length = LONGEST_STRIP  # the NaN was replaced on the way: reach 0 is only a guess
     if _is_same_when_cut(axis, length, reach, predict, scale):
         return reach
     return None  # the reach changes with the place
 
 
 def _length_to_cut(reach: int) -> int:
-    """The shortest strip with a pixel that is farther than the reach from both cuts."""
-    needed = 2 * reach + 3  # that pixel, the reach on both of its sides, and the two cut off
-    return next(length for length in STRIP_LENGTHS if length >= needed)
+    """The length of the shortest strip that has a pixel out of reach of both cuts."""
+    needed = 2 * reach + 3  # this pixel, the reach on both of its sides, and two pixels cut off
+    return min(length for length in STRIP_LENGTHS if length >= needed)
 
 
 def _nan_positions(axis: int, length: int, predict: Predict, scale: int) -> list[int]:
@@ -185,23 +188,23 @@ def _nan_positions(axis: int, length: int, predict: Predict, scale: int) -> list
 def _distance_from_middle(positions: list[int], length: int) -> int:
     """The largest distance between the middle of a strip and one of some ascending positions."""
     if not positions:
-        # The network replaced the NaN on the way. Try reach 0: cutting then shows whether it holds.
-        return 0
+        return 0  # the network replaced the NaN on the way; cutting shows whether it sees further
     middle = length // 2
     return max(middle - positions[0], positions[-1] - middle)
 
 
 def _is_same_when_cut(axis: int, length: int, reach: int, predict: Predict, scale: int) -> bool:
-    """Whether a strip without its two end pixels gives the same output, `reach` from the cuts on.
+    """Whether the output that is `reach` pixels inside a strip stays the same if its ends are cut.
 
-    It does not if the output at a pixel depends on where the pixel lies in the image.
+    One pixel is cut off at each end. The output changes if it depends on where a pixel lies in the
+    image, or if the network sees further than `reach`.
     """
     whole = _strip(length, axis)
     cut_length = length - 2
     cut = whole.narrow(axis, start=1, length=cut_length)  # cut's pixel i is whole's pixel i + 1
     output_of_whole = predict(whole)
     output_of_cut = predict(cut)
-    # Compare the pixels that see neither end of the cut strip.
+    # Compare the outputs that are out of reach of both cuts.
     count = cut_length - 2 * reach
     start_in_cut = reach
     start_in_whole = reach + 1  # whole has one pixel more in front

@@ -1,6 +1,6 @@
-"""Enlarge an image of any size tile by tile: the pixels of one pass over the whole, in less memory.
+"""Enlarge an image of any size tile by tile, with the same result as one pass over the whole.
 
-How much memory it takes is bounded by the tile.
+The memory that it takes is bounded by the size of a tile, not by that of the image.
 """
 
 from __future__ import annotations
@@ -31,24 +31,42 @@ LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L has it (ITU-R
 def self_ensembled(predict: Callable[[Tensor], Sequence[Tensor]], image: Tensor) -> list[Tensor]:
     """Return the mean of `predict` over the eight symmetries of an image, each output turned back.
 
-    Source: EDSR's geometric self-ensemble (x8). Nothing is clipped or rounded before the mean.
+    This is EDSR's geometric self-ensemble (x8). Nothing is clipped or rounded before the mean.
 
     Args:
         predict: From an image to any number of images, the same number each time.
         image: (..., h, w).
+
+    Returns:
+        One mean for each image that `predict` returns.
     """
     totals: list[Tensor] = []
     for is_flipped in (False, True):
         for quarter_turns in range(4):
-            turned = image.flip(-1) if is_flipped else image
-            turned = torch.rot90(turned, quarter_turns, (-2, -1))
-            outputs = [torch.rot90(output, -quarter_turns, (-2, -1)) for output in predict(turned)]
-            if is_flipped:
-                outputs = [output.flip(-1) for output in outputs]
+            turned = _turned(image, is_flipped, quarter_turns)
+            outputs = [
+                _turned_back(output, is_flipped, quarter_turns) for output in predict(turned)
+            ]
             if totals:
-                outputs = [total + output for total, output in zip(totals, outputs, strict=True)]
-            totals = outputs
+                totals = [total + output for total, output in zip(totals, outputs, strict=True)]
+            else:
+                totals = outputs
     return [total / 8 for total in totals]
+
+
+def _turned(image: Tensor, is_flipped: bool, quarter_turns: int) -> Tensor:
+    """An image flipped left to right, if asked for, and then rotated."""
+    if is_flipped:
+        image = image.flip(-1)
+    return torch.rot90(image, quarter_turns, dims=(-2, -1))
+
+
+def _turned_back(image: Tensor, is_flipped: bool, quarter_turns: int) -> Tensor:
+    """The inverse of `_turned`."""
+    image = torch.rot90(image, -quarter_turns, dims=(-2, -1))
+    if is_flipped:
+        image = image.flip(-1)
+    return image
 
 
 def upscale_array(
@@ -60,57 +78,65 @@ def upscale_array(
 ) -> NDArray[Any]:
     """Enlarge an image of uint8, uint16 or floats in 0..1; the same kind comes back.
 
-    Integers are rounded half away from zero and clipped; floats are what the network gives,
-    computed in its own precision. Gray runs as RGB and comes back as luma (ITU-R 601). A pass that
-    runs out of memory is repeated in tiles of half the side, down to 16. The network runs in eval
-    mode; one that threads share has to be in eval mode before.
+    Integers are rounded half away from zero and clipped. Floats are what the network gives,
+    computed in its own precision. A gray image runs as RGB and comes back as luma (ITU-R 601).
+
+    If a tile runs out of memory, the rest is enlarged in tiles of half the side, down to 16 pixels.
+    The network runs in eval mode. Several threads may share it if it already is in eval mode.
 
     Args:
-        image: (h, w, 3), or gray (h, w). It may be mapped to a file, such as a `np.memmap`.
-        plan: The network and how it is run, as `plan_upscale` makes it.
-        out: (scale h, scale w, 3) or (scale h, scale w), of the image's dtype: takes the result.
-            Like `image`, it is touched a tile at a time. Default: a new array.
-        progress: Called with (tiles done, all tiles), at first with 0 done.
+        image: (h, w, 3), or gray (h, w). It is read a tile at a time, so that it may be mapped to a
+            file, as a `np.memmap` is.
+        plan: The network and how it is run, as `plan_upscale` returns it.
+        out: An array of the image's dtype, (scale h, scale w, 3) or (scale h, scale w), in which
+            the result is stored a tile at a time. It may be mapped to a file, too. Default: a new
+            array.
+        progress: Called with the number of tiles that are done and of all tiles: before the first
+            tile and after each one. The total changes when memory runs out.
 
     Returns:
         `out`, or the new array.
 
     Raises:
         TypeError: `image` is no array.
-        ValueError: `image` or `out` does not fit, or the network gives NaN or infinity.
-        MemoryError: Even the smallest tile, or the whole image, takes more than there is.
+        ValueError: The shape, dtype or values of `image` or `out` are invalid, or the network gives
+            NaN or infinity.
+        MemoryError: The smallest tile does not fit into the memory, or the whole image does not and
+            must not be cut into tiles.
 
     Example:
         >>> plan = plan_upscale(asrn(2, pretrained=True), depth=1)
         >>> upscale_array(np.zeros((20, 30, 3), np.uint8), plan).shape
         (40, 60, 3)
     """
-    white = _white_of(image)
+    _check_image(image)
     size = image.shape[:2]
     tiling = first_tiling(plan, size)
-    out = _checked_output(out, image, plan.scale)
-    work = _TileWork(image, out, plan, white, progress)
-    warned = False
+    if out is None:
+        out = np.empty(_output_shape(image, plan.scale), image.dtype)
+    else:
+        _check_output(out, image, plan.scale)
+    _warn_of_seams(plan, tiling)
+    work = _TileWork(image, out, plan, progress)
     with evaluating(plan.net), torch.inference_mode():
-        while True:
-            # A lack of memory can make tiles of an image that was to run whole.
-            if not warned and _may_show_seams(plan, tiling):
-                _warn_of_seams(plan, tiling)
-                warned = True
-            shortage = _run_until_out_of_memory(work, tiling)
-            if shortage is None:
-                return out
+        shortage = _run_until_out_of_memory(work, tiling)
+        while shortage is not None:
             if plan.device.type == "cuda":
                 torch.cuda.empty_cache()
+            was_one_tile = tiling.num_tiles == 1
             tiling = smaller_tiling(plan, tiling, size, shortage)
+            if was_one_tile:  # there were no seams to warn of until now
+                _warn_of_seams(plan, tiling)
+            shortage = _run_until_out_of_memory(work, tiling)
+    return out
 
 
 class _TileWork:
     """An image that is being enlarged; it remembers what is done between one tiling and the next.
 
-    `rows_written` counts the LR rows from the top whose output is written over the whole width. A
-    run with smaller tiles skips rows of tiles that lie within these, and redoes a row of tiles that
-    was half finished.
+    `rows_written` counts the LR rows from the top whose output is complete. A run with smaller
+    tiles skips the tiles that lie within these rows. If memory ran out in the middle of a row of
+    tiles, the whole row is enlarged again.
     """
 
     def __init__(
@@ -118,44 +144,45 @@ class _TileWork:
         image: NDArray[Any],
         out: NDArray[Any],
         plan: UpscalePlan,
-        white: int,
         progress: Callable[[int, int], object] | None,
     ) -> None:
         self.image = image
         self.out = out
         self.plan = plan
-        self.white = white
         self.progress = progress
         self.rows_written = 0
 
     def run(self, tiling: Tiling) -> None:
-        """Enlarge tile by tile, row after row, what is not written yet."""
+        """Enlarge the tiles that are not written yet, row after row."""
         tiles_done = 0
         self._report(tiles_done, tiling.num_tiles)
         for row in tiling.rows:
+            is_written = row.core_stop <= self.rows_written
             for column in tiling.columns:
-                if row.core_stop > self.rows_written:
+                if not is_written:
                     self._enlarge(row, column)
                 tiles_done += 1
                 self._report(tiles_done, tiling.num_tiles)
-            self.rows_written = max(self.rows_written, row.core_stop)
+            if not is_written:
+                self.rows_written = row.core_stop
 
     def _enlarge(self, row: Span, column: Span) -> None:
-        """One tile: read its window, run the network, write its core."""
+        """Enlarge one tile: read its window, run the network, write the core of the output."""
+        scale = self.plan.scale
         window = self.image[row.start : row.stop, column.start : column.stop]
-        x = _to_tensor(window, self.white, self.plan)  # (1, 3, h, w)
+        x = _to_tensor(window, self.plan)  # (1, 3, h, w)
         if self.plan.self_ensemble:
-            (y,) = self_ensembled(self._predict, x)
+            (y,) = self_ensembled(self._predict, x)  # (1, 3, scale h, scale w)
         else:
             (y,) = self._predict(x)  # (1, 3, scale h, scale w)
-        core = _core_of(y, row, column, self.plan.scale)
-        scale = self.plan.scale
-        rows = slice(row.core_start * scale, row.core_stop * scale)
-        columns = slice(column.core_start * scale, column.core_stop * scale)
-        is_gray = self.out.ndim == 2
-        self.out[rows, columns] = _to_pixels(core, self.white, is_gray, self.plan)
+        core = y[0, :, row.core_in_window(scale), column.core_in_window(scale)]
+        rows = row.core_in_image(scale)
+        columns = column.core_in_image(scale)
+        is_gray = self.image.ndim == 2
+        self.out[rows, columns] = _to_pixels(core, self.image.dtype, is_gray, self.plan)
 
     def _predict(self, x: Tensor) -> list[Tensor]:
+        """The prediction, as a list of one, which is what `self_ensembled` takes."""
         return [self.plan.net(x, depth=self.plan.depth)]
 
     def _report(self, done: int, total: int) -> None:
@@ -164,10 +191,10 @@ class _TileWork:
 
 
 def _run_until_out_of_memory(work: _TileWork, tiling: Tiling) -> str | None:
-    """Run the tiles; return what the allocator said if memory ran out, None if all are done.
+    """Run the tiles; return the allocator's message if memory ran out, None if all are done.
 
-    What the failed pass held is free when this returns: the error's traceback, and with it the
-    tensors of the functions that it passed through, ends with the handler.
+    This is a function of its own because on return the exception and its traceback are gone, and so
+    are the tensors that they kept alive.
     """
     try:
         work.run(tiling)
@@ -181,97 +208,103 @@ def _run_until_out_of_memory(work: _TileWork, tiling: Tiling) -> str | None:
 # --- what is checked before the first tile
 
 
-def _white_of(image: NDArray[Any]) -> int:
-    """The value of white in an image that can be enlarged."""
+def _check_image(image: NDArray[Any]) -> None:
+    """Raise unless an image can be enlarged."""
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"image is a {type(image).__name__}: expected a NumPy array; Upscaler takes other kinds"
         )
-    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or 0 in image.shape:
+    is_gray = image.ndim == 2
+    is_rgb = image.ndim == 3 and image.shape[2] == 3
+    if not (is_gray or is_rgb) or image.size == 0:
         raise ValueError(
             f"image of shape {image.shape}: expected (h, w, 3), or (h, w) for gray, "
             "without an empty side"
         )
-    if image.dtype.kind == "f":
+    is_float = image.dtype.kind == "f"
+    is_uint8_or_uint16 = image.dtype.kind == "u" and image.dtype.itemsize <= 2
+    if not (is_float or is_uint8_or_uint16):
+        raise ValueError(f"image of {image.dtype}: expected uint8, uint16, or floats in 0..1")
+    if is_float:
         _check_float_range(image)
-        return 1
-    if image.dtype.kind == "u" and image.dtype.itemsize <= 2:
-        return int(np.iinfo(image.dtype).max)
-    raise ValueError(f"image of {image.dtype}: expected uint8, uint16, or floats in 0..1")
 
 
 def _check_float_range(image: NDArray[Any]) -> None:
-    """Refuse floats that are not meant to lie in 0..1; a little beyond, as after resizing, is."""
+    """Raise unless values lie in -1..2: about 0..1, with room for the overshoot of resizing."""
     low = float(image.min())
     high = float(image.max())
-    if not (low >= -1 and high <= 2):  # written so that NaN is refused
+    is_in_range = low >= -1 and high <= 2  # False for NaN
+    if not is_in_range:
         raise ValueError(
             f"float image with values from {low:g} to {high:g}: expected 0..1: "
             "divide it by its white"
         )
 
 
-def _checked_output(out: NDArray[Any] | None, image: NDArray[Any], scale: int) -> NDArray[Any]:
-    height, width = image.shape[:2]
-    shape = (height * scale, width * scale, *image.shape[2:])
-    if out is None:
-        return np.empty(shape, image.dtype)
+def _output_shape(image: NDArray[Any], scale: int) -> tuple[int, ...]:
+    height, width, *channels = image.shape
+    return (height * scale, width * scale, *channels)
+
+
+def _check_output(out: NDArray[Any], image: NDArray[Any], scale: int) -> None:
+    """Raise unless an array that the caller passed can hold the enlarged image."""
+    shape = _output_shape(image, scale)
     if out.shape != shape or out.dtype != image.dtype:
         raise ValueError(f"out is {out.dtype} {out.shape}: expected {image.dtype} {shape}")
-    return out
-
-
-def _may_show_seams(plan: UpscalePlan, tiling: Tiling) -> bool:
-    return plan.reach is None and tiling.num_tiles > 1
 
 
 def _warn_of_seams(plan: UpscalePlan, tiling: Tiling) -> None:
-    warnings.warn(
-        f"tile {tiling.side}: depth {plan.depth} of this net has no bounded reach, so that "
-        "tiles give another image than the whole and may show seams; tile=None runs the "
-        "image whole",
-        stacklevel=3,  # names the line that called upscale_array
-    )
+    """Warn if there are several tiles and they cannot be the same as the whole image."""
+    if plan.reach is None and tiling.num_tiles > 1:
+        warnings.warn(
+            f"tile {tiling.side}: depth {plan.depth} of this net has no bounded reach, so that "
+            "tiles give another image than the whole and may show seams; tile=None runs the "
+            "image whole",
+            stacklevel=3,  # names the line that called upscale_array
+        )
 
 
 # --- between the image and the network
 
 
-def _to_tensor(window: NDArray[Any], white: int, plan: UpscalePlan) -> Tensor:
-    """A window of the image as a network takes it (1, 3, h, w), channels last as the image is."""
+def _white_of(dtype: np.dtype[Any]) -> int:
+    """The value of white in images of a dtype: 255, 65535, or 1 for floats."""
+    if dtype.kind == "f":
+        return 1
+    return int(np.iinfo(dtype).max)
+
+
+def _to_tensor(window: NDArray[Any], plan: UpscalePlan) -> Tensor:
+    """A window of the image (h, w, 3) or (h, w) as the network takes it: (1, 3, h, w)."""
+    white = _white_of(window.dtype)
     if window.ndim == 2:
         window = np.repeat(window[..., None], 3, axis=2)  # (h, w, 3)
     pixels = window.astype(np.float32, order="C")
-    pixels /= np.float32(white)
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, h, w)
+    pixels /= np.float32(white)  # 0 is black, 1 is white
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, h, w), in memory (1, h, w, 3)
     if plan.value_range != (0.0, 1.0):
         black_value, white_value = plan.value_range
         x = black_value + x * (white_value - black_value)
     return x.to(plan.device, plan.dtype)
 
 
-def _core_of(y: Tensor, row: Span, column: Span, scale: int) -> Tensor:
-    """The part of a window's prediction that is kept, (core height, core width, 3)."""
-    top = (row.core_start - row.start) * scale
-    bottom = (row.core_stop - row.start) * scale
-    left = (column.core_start - column.start) * scale
-    right = (column.core_stop - column.start) * scale
-    return y[0, :, top:bottom, left:right].permute(1, 2, 0)
-
-
-def _to_pixels(core: Tensor, white: int, is_gray: bool, plan: UpscalePlan) -> NDArray[Any]:
-    """What a network gives (h, w, 3) as values of the image: (h, w, 3), or (h, w) for gray."""
-    core = core.float()
+def _to_pixels(
+    core: Tensor, dtype: np.dtype[Any], is_gray: bool, plan: UpscalePlan
+) -> NDArray[Any]:
+    """A part of the network's output (3, h, w) as pixels of `dtype`: (h, w, 3), or gray (h, w)."""
+    values = core.permute(1, 2, 0).float()  # (h, w, 3)
     if plan.value_range != (0.0, 1.0):
         black_value, white_value = plan.value_range
-        core = (core - black_value) / (white_value - black_value)
+        values = (values - black_value) / (white_value - black_value)  # 0 is black, 1 is white
     if is_gray:
-        core = core @ core.new_tensor(LUMA)  # (h, w)
-    if white > 1:
-        if not core.isfinite().all():
-            raise ValueError(
-                f"depth {plan.depth} of this net gives NaN or infinity: run it in float32, or "
-                "check its weights"
-            )
-        core = tensor_to_integers(core * white, white)
-    return core.cpu().numpy()
+        values = values @ values.new_tensor(LUMA)  # (h, w)
+    if dtype.kind == "f":
+        return values.cpu().numpy()  # float32; the assignment to `out` casts it
+    if not values.isfinite().all():
+        raise ValueError(
+            f"depth {plan.depth} of this net gives NaN or infinity: run it in float32, or "
+            "check its weights"
+        )
+    white = _white_of(dtype)
+    integers = tensor_to_integers(values * white, white)
+    return integers.cpu().numpy()  # int32; the assignment to `out` narrows it

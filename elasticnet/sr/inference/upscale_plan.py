@@ -1,7 +1,7 @@
-"""The plan of an upscaling: everything that is known before the first pixel, found once.
+"""The plan of an upscaling: everything that is known of it before the first pixel is computed.
 
-`plan_upscale` makes it, at the top: in the command, in `Upscaler`, in a program. What runs below
-reads it. `first_tiling` lays the tiles that it asks for over an image of one size.
+The command, `Upscaler` or a program calls `plan_upscale` once, and the functions below them only
+read the plan. `first_tiling` lays the tiles that a plan asks for over an image of one size.
 """
 
 from __future__ import annotations
@@ -19,42 +19,44 @@ from elasticnet.sr.inference.receptive_field import footprint
 from elasticnet.wrapper import ElasticWrapper
 
 GB = 10**9
-MIN_TILE = 16  # LR pixels a side below which a tile is not halved
-# LR pixels a side of what "auto" gives a network at a time, by kind of device. On the CPU, tensors
-# of 96 channels stay below 32 MiB then, up to which the C library keeps memory for the next tensor:
-# larger windows take 1.6 times as long for each pixel.
+MIN_TILE = 16  # LR pixels a side; out of memory, smaller tiles than this are not tried
+# LR pixels a side of the window that runs fastest, by kind of device. On the CPU, a tensor of 96
+# channels then stays below 32 MiB. Up to that size the C library keeps freed memory for the next
+# tensor; larger windows take 1.6 times as long for each pixel.
 AUTO_WINDOWS = {"cpu": 288, "cuda": 1024}
-AUTO_WINDOW_IN_REACHES = 8  # a window is at least this many reaches wide, or overlap costs too much
-AUTO_MEMORY_ON_CPU = 640 * 10**6  # bytes that "auto" plans for a pass at most
-# What a pass takes with the kernels' scratch memory, in parts of its tensors; measured: up to 1.17.
+AUTO_WINDOW_IN_REACHES = 8  # "auto" windows are at least this many reaches wide: less overlap
+AUTO_MEMORY_ON_CPU = 640 * 10**6  # bytes that an "auto" pass takes at most
+# A pass takes this many times the memory of its tensors, because kernels need scratch memory, too.
+# The largest factor that was measured is 1.17.
 SCRATCH_FACTOR = 1.25
-SEAM_OVERLAP = 32  # LR pixels that tiles overlap by if they cannot equal the whole image anyway
+SEAM_OVERLAP = 32  # LR pixels by which tiles overlap if they cannot equal the whole image anyway
 
 
 @dataclass(frozen=True, eq=False)
 class UpscalePlan:
-    """What a network, at one depth, will do with images of any size; `plan_upscale` makes it.
+    """How a network, at one depth, enlarges images of any size; `plan_upscale` makes it.
 
     Attributes:
         net: The network, on its device.
         depth: How many of its blocks run.
         scale: How many times as long each side of an image becomes.
-        reach: LR pixels beyond its own place that an output pixel depends on; None if that has no
-            bound.
-        memory: Bytes that a pass takes for each LR pixel, kernels' scratch memory included.
-        tile: LR pixels a side of what one pass contributes to the result; None for the whole
-            image, "auto" for what is fastest within the free memory.
+        reach: How many LR pixels away an input pixel can be and still change an output pixel; None
+            if there is no bound.
+        bytes_per_pixel: Bytes that a pass takes for each LR pixel, with the scratch memory of
+            kernels.
+        tile: LR pixels a side of the part of the image that one pass enlarges; None for the whole
+            image, "auto" for the fastest size that fits into the free memory.
         self_ensemble: Whether the result is the mean over the eight symmetries of the image.
-        device: Where the network is.
-        dtype: What it computes in.
-        value_range: Black and white as the network takes and gives them.
+        device: The network's device.
+        dtype: The network's dtype.
+        value_range: The values of black and of white in the network's input and output.
     """
 
     net: ElasticWrapper
     depth: int
     scale: int
     reach: int | None
-    memory: float
+    bytes_per_pixel: float
     tile: int | str | None
     self_ensemble: bool
     device: torch.device
@@ -78,24 +80,26 @@ def plan_upscale(
     self_ensemble: bool = False,
     device: torch.device | str | None = None,
 ) -> UpscalePlan:
-    """Find out, once, all that upscaling by a network needs to know of it.
+    """Find out, once, everything that upscaling needs to know of a network.
 
     Args:
         net: An image network (b, 3, h, w) -> (b, 3, scale h, scale w).
         depth: A depth that carries a tap. Default: that of the net.
-        tile: LR pixels a side of what one pass contributes, at least 1. Each pass sees as much
-            around it as the network reaches, so that the tiles are the whole image up to the
-            rounding of floats. None runs the image whole; "auto" takes what is fastest within the
-            free memory. A network without a bounded reach (global pooling) runs whole with "auto",
-            and in tiles, with a warning, if this is a number.
+        tile: LR pixels a side of the part of the image that one pass enlarges, at least 1. Each
+            pass also reads the pixels around its tile, as far as the network sees, so that the
+            tiles together are the whole image up to the rounding of floats. None runs the image
+            whole; "auto" takes the fastest size that fits into the free memory. A network without
+            a bounded reach (global pooling) runs the image whole with "auto". With a number it runs
+            in tiles, and upscaling warns of seams.
         self_ensemble: Take the mean over the eight symmetries of the image, before rounding.
-        device: Moves the network there. Default: where it is.
+        device: Where to move the network. Default: it stays where it is.
 
     Returns:
-        The plan. It holds for as long as the network's weights stay on their device.
+        The plan. It is valid as long as the network keeps its device and dtype.
 
     Raises:
-        ValueError: Unknown depth, a tile that is none, or a network that makes no larger image.
+        ValueError: The depth is unknown, the tile is invalid, or the network does not enlarge an
+            image by a whole number.
     """
     _check_tile(tile)
     if device is not None:
@@ -107,7 +111,7 @@ def plan_upscale(
         depth=found.depth,
         scale=found.scale,
         reach=found.reach,
-        memory=found.memory * SCRATCH_FACTOR,
+        bytes_per_pixel=found.bytes_per_pixel * SCRATCH_FACTOR,
         tile=tile,
         self_ensemble=self_ensemble,
         device=parameter.device,
@@ -117,6 +121,7 @@ def plan_upscale(
 
 
 def _check_tile(tile: Any) -> None:
+    """Raise unless `tile` is "auto", None or a whole number from 1."""
     if tile in ("auto", None):
         return
     if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
@@ -127,7 +132,7 @@ def _check_tile(tile: Any) -> None:
 
 
 def _value_range(net: ElasticWrapper) -> tuple[float, float]:
-    """Black and white of the network's architecture; 0 and 1 if it does not say."""
+    """The values of black and white that the architecture states; 0 and 1 by default."""
     architecture = architecture_of(net)
     if architecture is None or "value_range" not in architecture.extras:
         return 0.0, 1.0
@@ -142,16 +147,34 @@ class Span(NamedTuple):
     """One window along one axis, of which the inner part, the core, is kept.
 
     Attributes:
-        start: The first pixel that a network is given.
-        stop: The first pixel behind the window.
-        core_start: The first pixel that is kept.
-        core_stop: The first pixel behind the core.
+        start: The first LR pixel of the window.
+        stop: The first LR pixel behind the window.
+        core_start: The first LR pixel of the core.
+        core_stop: The first LR pixel behind the core.
     """
 
     start: int
     stop: int
     core_start: int
     core_stop: int
+
+    def core_in_window(self, scale: int) -> slice:
+        """Return where the core lies in the output for this window.
+
+        Args:
+            scale: How many times as long the output is.
+        """
+        first = self.core_start - self.start
+        behind = self.core_stop - self.start
+        return slice(first * scale, behind * scale)
+
+    def core_in_image(self, scale: int) -> slice:
+        """Return where the core lies in the output for the whole image.
+
+        Args:
+            scale: How many times as long the output is.
+        """
+        return slice(self.core_start * scale, self.core_stop * scale)
 
 
 class Tiling(NamedTuple):
@@ -161,8 +184,8 @@ class Tiling(NamedTuple):
         rows: Spans along the height, top to bottom.
         columns: Spans along the width, left to right.
         side: LR pixels a side of a tile at most.
-        overlap: LR pixels that a window sees beyond each side of its tile.
-        is_whole: Whether the image runs as one tile because it has to, or was asked to.
+        overlap: LR pixels by which a window is longer than its tile, at each side.
+        is_whole: Whether the image must run as one tile, so that no smaller tiles may follow.
     """
 
     rows: list[Span]
@@ -178,54 +201,70 @@ class Tiling(NamedTuple):
 
     @property
     def window(self) -> tuple[int, int]:
-        """Height and width of what a network is given at a time; all windows are equal."""
-        return self.rows[0].stop - self.rows[0].start, self.columns[0].stop - self.columns[0].start
+        """Height and width of a window in LR pixels; all windows are of equal size."""
+        row = self.rows[0]
+        column = self.columns[0]
+        return row.stop - row.start, column.stop - column.start
 
 
-def spans(length: int, tile: int, reach: int) -> list[Span]:
+def spans(length: int, tile: int, overlap: int) -> list[Span]:
     """Cover a length by windows of one size, whose cores follow each other without gap or overlap.
 
-    A core ends at an end of the image, or at least `reach` pixels inside its window. The windows
-    are equal so that one choice of kernels serves all of them, and evenly spread, so that the last
-    one repeats as little as possible.
+    Two windows over 22 pixels with an overlap of 4; "=" is the core, "-" the rest of the window:
+
+        pixel           0          11         22
+        first window    ===========----
+        second window          ----===========
+
+    A core begins and ends `overlap` pixels inside its window, or at an end of the image. The
+    windows are equal so that one choice of kernels serves all of them. They are spread evenly, so
+    that the last one repeats as few pixels as possible.
 
     Args:
         length: Pixels to cover.
-        tile: No window is longer than tile + 2 reach.
-        reach: Pixels that a window sees beyond its core.
+        tile: No window is longer than tile + 2 overlap.
+        overlap: The least number of pixels between a core and an end of its window, unless that is
+            an end of the image.
 
     Returns:
         The windows, from the first pixel to the last.
     """
-    inner_length = length - 2 * reach  # what the windows' middles have to cover
-    count = max(1, math.ceil(inner_length / tile))
+    # Windows of step + 2 overlap pixels, one every `step` pixels, cover count * step + 2 overlap
+    # pixels. So the steps have to cover the length without the overlap at its two ends.
+    length_of_steps = length - 2 * overlap
+    count = max(1, math.ceil(length_of_steps / tile))
     if count == 1:
         return [Span(start=0, stop=length, core_start=0, core_stop=length)]
-    step = math.ceil(inner_length / count)
-    window = step + 2 * reach
-    starts = [min(index * step, length - window) for index in range(count)]
-    # A core begins where the one before it ends.
-    core_starts = [0, *(start + reach for start in starts[1:])]
-    core_stops = [*core_starts[1:], length]
-    return [
-        Span(start=start, stop=start + window, core_start=core_start, core_stop=core_stop)
-        for start, core_start, core_stop in zip(starts, core_starts, core_stops, strict=True)
-    ]
+    step = math.ceil(length_of_steps / count)
+    window = step + 2 * overlap
+    last_start = length - window
+    starts = [min(index * step, last_start) for index in range(count)]
+    later_core_starts = [start + overlap for start in starts[1:]]
+    core_starts = [0, *later_core_starts]
+    core_stops = [*later_core_starts, length]  # a core ends where the next one begins
+    found: list[Span] = []
+    for start, core_start, core_stop in zip(starts, core_starts, core_stops, strict=True):
+        found.append(
+            Span(start=start, stop=start + window, core_start=core_start, core_stop=core_stop)
+        )
+    return found
 
 
 def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
-    """Return the tiles in which an image is enlarged at first; out of memory makes smaller ones.
+    """Return the tiles with which the enlarging of an image starts.
+
+    If memory runs out on the way, `smaller_tiling` returns the next ones.
 
     Args:
-        plan: Says which tiles were asked for. What "auto" means depends on the memory that is free
-            now on the plan's device.
+        plan: Of the network. What its tile "auto" means depends on the memory that is free now on
+            the plan's device.
         size: Height and width of the image in LR pixels.
 
     Returns:
         The tiles.
 
     Raises:
-        MemoryError: The image has to run as a whole, and that takes more memory than is free.
+        MemoryError: The image must run as one tile, and that takes more memory than is free.
     """
     if isinstance(plan.tile, int):
         overlap = SEAM_OVERLAP if plan.reach is None else plan.reach
@@ -233,25 +272,26 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
     free = free_memory(plan.device)
     if plan.tile is None or plan.reach is None:
         whole = _tiling(size, side=max(size), overlap=0, is_whole=True)
-        _refuse_a_whole_that_cannot_fit(plan, whole, free)
+        _check_whole_image_fits(plan, whole, free)
         return whole
-    return _tiling(size, side=_fastest_side(plan, plan.reach, free), overlap=plan.reach)
+    side = _fastest_side(plan, plan.reach, free)
+    return _tiling(size, side=side, overlap=plan.reach)
 
 
 def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], shortage: str) -> Tiling:
     """Return tiles of half the side, for an image that ran out of memory.
 
     Args:
-        plan: Of the image.
+        plan: Of the network.
         tiling: The tiles that were too large.
         size: Height and width of the image in LR pixels.
-        shortage: What the allocator said.
+        shortage: The allocator's message, which the error quotes.
 
     Returns:
         The tiles.
 
     Raises:
-        MemoryError: There are no smaller ones; the message says what can be done.
+        MemoryError: No smaller tiles are possible; the message says what can be done.
     """
     if tiling.is_whole or tiling.side <= MIN_TILE:
         raise _does_not_fit(plan, tiling, shortage)
@@ -260,6 +300,7 @@ def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], short
 
 
 def _tiling(size: Sequence[int], side: int, overlap: int, is_whole: bool = False) -> Tiling:
+    """Tiles of one side and overlap over an image of a size (height, width)."""
     height, width = size
     return Tiling(
         rows=spans(height, side, overlap),
@@ -271,7 +312,7 @@ def _tiling(size: Sequence[int], side: int, overlap: int, is_whole: bool = False
 
 
 def _fastest_side(plan: UpscalePlan, reach: int, free: int | None) -> int:
-    """The side of a tile that runs fastest within the bytes that are free; None is not known."""
+    """The side of the fastest tile within the `free` bytes, which are None if not known."""
     best_window = AUTO_WINDOWS.get(plan.device.type, AUTO_WINDOWS["cpu"])
     window = max(best_window, AUTO_WINDOW_IN_REACHES * reach)
     limits: list[float] = []  # bytes that a pass may take
@@ -280,15 +321,15 @@ def _fastest_side(plan: UpscalePlan, reach: int, free: int | None) -> int:
     if plan.device.type == "cpu":
         limits.append(AUTO_MEMORY_ON_CPU)
     if limits:
-        pixels = int(min(limits) / plan.memory)
+        pixels = int(min(limits) / plan.bytes_per_pixel)
         window = min(window, math.isqrt(pixels))
     return max(window - 2 * reach, MIN_TILE)
 
 
-def _refuse_a_whole_that_cannot_fit(plan: UpscalePlan, tiling: Tiling, free: int | None) -> None:
-    """Stop before the work if the whole image takes more bytes than are free."""
+def _check_whole_image_fits(plan: UpscalePlan, tiling: Tiling, free: int | None) -> None:
+    """Raise, before the work begins, if the whole image takes more than the `free` bytes."""
     height, width = tiling.window
-    needed = plan.memory * height * width
+    needed = plan.bytes_per_pixel * height * width
     if free is not None and needed > free:
         shortage = (
             f"it takes about {needed / GB:.1f} GB, and {free / GB:.1f} GB are free on {plan.device}"
@@ -297,18 +338,19 @@ def _refuse_a_whole_that_cannot_fit(plan: UpscalePlan, tiling: Tiling, free: int
 
 
 def _does_not_fit(plan: UpscalePlan, tiling: Tiling, shortage: str) -> MemoryError:
+    """The error to raise if no smaller tiles are possible."""
     if not tiling.is_whole:
-        what = f"a tile of {tiling.side} pixels"
+        part = f"a tile of {tiling.side} pixels"
         remedy = "free some, or take a smaller depth or another device"
     elif plan.reach is not None:
-        what = "the whole image"
+        part = "the whole image"
         remedy = "take tile='auto' or a smaller depth"
     else:
-        what = "the whole image"
+        part = "the whole image"
         remedy = (
             "take another device, or a number as tile: this net sees all of an image, "
             "and tiles may show seams"
         )
     return MemoryError(
-        f"{what} does not fit into the memory at depth {plan.depth}: {remedy} ({shortage})"
+        f"{part} does not fit into the memory at depth {plan.depth}: {remedy} ({shortage})"
     )

@@ -101,10 +101,10 @@ def test_channel_attention_sees_the_whole_image() -> None:
 
 def test_memory_is_that_of_the_tensors_held_at_once() -> None:
     head = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1))
-    float32 = footprint(ElasticWrapper([nn.Identity()], head)).memory
+    float32 = footprint(ElasticWrapper([nn.Identity()], head)).bytes_per_pixel
     # the input is held throughout, and each layer's input until it is done
     assert float32 == 4 * (3 + 8 + 8)
-    assert footprint(ElasticWrapper([nn.Identity()], head.half())).memory == float32 / 2
+    assert footprint(ElasticWrapper([nn.Identity()], head.half())).bytes_per_pixel == float32 / 2
 
 
 def test_a_network_is_measured_once_and_left_as_it_was() -> None:

@@ -112,7 +112,7 @@ def test_auto_keeps_to_the_memory_and_to_the_image() -> None:
     huge = edsr(4, 1, 64, fold=False)  # 1,024 floats a pixel in front of its last layer
     height, width = first_tiling(plan_upscale(huge), (4000, 4000)).window
     assert height == width
-    assert height * width * footprint(huge).memory < 640 * 10**6
+    assert height * width * footprint(huge).bytes_per_pixel < 640 * 10**6
 
 
 # --- tiles and the whole
