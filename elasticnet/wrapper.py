@@ -21,13 +21,13 @@ CallBlock = Callable[[nn.Module, Any, Any, int], tuple[Any, Any]]
 
 
 class Taps(NamedTuple):
-    """What one pass over all blocks gives.
+    """The predictions and features of one pass over all blocks.
 
     Attributes:
         depths: The depths of the predictions, shallowest first.
         predictions: The head's output at each of `depths`.
-        features: The features at every tap of the net, not only at `depths`, shallowest first: as
-            the blocks returned them, before any adapter.
+        features: The features at every tap of the net, shallowest first, also at taps that are not
+            in `depths`. They are what the blocks returned, before any adapter.
     """
 
     depths: tuple[int, ...]
@@ -41,10 +41,11 @@ class TapReport(NamedTuple):
     Attributes:
         depth: The tap's depth.
         shape: The shape of its features.
-        output_shape: The shape of the head's output; None if there is none, or if it is no tensor.
+        output_shape: The shape of the head's output. None if the head rejects the tap, or if its
+            output is not a tensor.
         finite: Whether all features are finite.
-        problem: Why the head rejects the tap, or that its features are not finite; None if all is
-            well.
+        problem: Why the head rejects the tap, or how many features are not finite. None: the tap
+            is usable.
     """
 
     depth: int
@@ -59,8 +60,8 @@ class Origin(NamedTuple):
 
     Attributes:
         architecture: The name under which its builder is registered, see `elasticnet.registry`.
-        arguments: The builder's keyword arguments. A network that was cut or grown keeps those of
-            the network that it was made of.
+        arguments: The builder's keyword arguments. A truncated or grown network keeps the
+            arguments of the network that it was made from.
     """
 
     architecture: str
@@ -71,23 +72,27 @@ class ElasticWrapper(nn.Module):
     """A stem, blocks and one shared head, with a prediction at every tap: run it at any depth.
 
     Depths count blocks and start at 1; -1 is the deepest. A tap is a depth that carries a
-    prediction. In eval mode `net(x, depth=d)`, prediction d of `net.forward_taps(x)` and
-    `net.truncate(d)(x)` are equal bit for bit.
+    prediction. In eval mode three ways give the same prediction at depth d, bit for bit:
+    `net(x, depth=d)`, `net.forward_taps(x)` and `net.truncate(d)(x)`.
 
-    Keyword arguments of `net(x, **keywords)` go to the stem if its forward names them. The context,
-    which `call_block` hands from block to block, is what the stem returns beside its features, or
-    else these keyword arguments as a dict.
+    The stem gets those keyword arguments of `net(x, **keywords)` that its forward names.
+    `call_block` gets a context, and hands one on to the next block. The first block's context is
+    what the stem returns beside its features; if the stem returns features alone, it is the dict
+    of all keyword arguments.
 
     State dict keys: `stem.*`, `blocks.{index from 0}.*`, `head.*`, `adapters.{depth}.*`.
 
     Args:
-        body_blocks: The blocks, each x -> x, or a tuple whose first entry is the features.
-        shared_head: Features -> prediction; one module for all taps. If it has a method `prepare`,
-            this is called once a pass, and what it returns serves every tap of the pass.
-        stem: What runs before the first block; may return `(features, context)`, which needs
-            `call_block`. None: the first block takes the input.
+        body_blocks: The blocks. Each maps features to features, or to a tuple whose first entry is
+            the features.
+        shared_head: Maps features to a prediction; one module for all taps. If it has a method
+            `prepare`, each pass calls `prepare()` once and uses the function that it returns as
+            the head of every tap.
+        stem: The module before the first block. It may return `(features, context)` if
+            `call_block` is given. None: the first block takes the input.
         taps: The depths that carry a prediction; the deepest must be among them. None: every depth.
-        adapters: `{depth: module}` maps the features of that tap to what the head takes.
+        adapters: `{depth: module}`: the module maps the features of the tap at that depth to what
+            the head takes.
         head_skip: "stem" calls `head(features, stem_output)`, "input" calls `head(features, x)`,
             None calls `head(features)`.
         layout: What the axes of the features mean, for attention maps; see
@@ -101,11 +106,11 @@ class ElasticWrapper(nn.Module):
 
     Attributes:
         taps: The depths that carry a prediction, sorted, the deepest last.
-        origin: How a registered builder made this network; None for a network of one's own.
+        origin: How a registered builder made this network. None: no registered builder made it.
 
     Raises:
-        TypeError: A part is not a module, or `call_block` is one.
-        ValueError: There is no block, a tap or an adapter's depth is wrong, or `head_skip` is.
+        TypeError: A part is not a module, or `call_block` is a module.
+        ValueError: `body_blocks` is empty, or a tap, an adapter's depth or `head_skip` is invalid.
 
     Example:
         `net = ElasticWrapper([Block() for _ in range(5)], head, stem)`
@@ -149,19 +154,21 @@ class ElasticWrapper(nn.Module):
         self.checkpoint_blocks = checkpoint_blocks
         self.default_depth = self.taps[-1]
         self.origin: Origin | None = None
-        self._stem_keywords = _accepted_keywords(stem)
-        self._blocks_return_tuples = False  # not known before a block ran
+        self._stem_takes_any_keyword = _takes_any_keyword(stem)
+        self._stem_keywords = _named_keywords(stem)
+        self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
 
     def extra_repr(self) -> str:
         """Return what `repr` shows in front of the modules."""
         return f"taps={self.taps}"
 
     def forward(self, x: Any, depth: int | None = None, **keywords: Any) -> Any:
-        """Return the prediction at one depth; blocks behind it do not run.
+        """Return the prediction at one depth; deeper blocks do not run.
 
         Args:
             x: The input of the stem, or of the first block if there is no stem.
-            depth: A tap of the net. None: the deepest, or the one of `at_depth`.
+            depth: A tap of the net. None: the deepest tap, or inside `with net.at_depth(d)` the
+                tap at depth d.
             **keywords: For the stem and `call_block`.
 
         Returns:
@@ -172,14 +179,16 @@ class ElasticWrapper(nn.Module):
             TypeError: Neither the stem nor `call_block` takes a keyword argument.
             RuntimeError: The head rejects the features; the message names the depth.
         """
-        depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
+        last_depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
         features, context = self._run_stem(x, keywords)
-        skip = features if self.head_skip == "stem" else x
-        for index, block in enumerate(self.blocks):  # no slice: that would make a new ModuleList
-            if index == depth:
+        skip = self._skip_of(x, features)
+        head = self._head_for_one_pass()
+        # Not self.blocks[:last_depth], because a slice makes a new ModuleList in every call.
+        for block_depth, block in enumerate(self.blocks, start=1):
+            features, context = self._run_block(block, features, context, block_depth)
+            if block_depth == last_depth:
                 break
-            features, context = self._run_block(block, features, context, index)
-        return self._predict(self._head_for_one_pass(), features, skip, depth)
+        return self._predict(head, features, skip, last_depth)
 
     def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **keywords: Any) -> Taps:
         """Run all blocks once, with a prediction at several depths.
@@ -193,31 +202,31 @@ class ElasticWrapper(nn.Module):
             The predictions at `depths` and the features of all taps.
 
         Raises:
-            ValueError: A depth carries no tap or is named twice, or none is given.
+            ValueError: A depth carries no tap or is named twice, or `depths` is empty.
             TypeError: Neither the stem nor `call_block` takes a keyword argument.
             RuntimeError: The head rejects the features; the message names the depth.
         """
-        depths = resolve_depths(depths, self.taps)
+        predicted_depths = resolve_depths(depths, self.taps)
         features, context = self._run_stem(x, keywords)
-        skip = features if self.head_skip == "stem" else x
+        skip = self._skip_of(x, features)
         head = self._head_for_one_pass()
         predictions: list[Any] = []
         tap_features: list[Any] = []
         for depth, block in enumerate(self.blocks, start=1):
-            features, context = self._run_block(block, features, context, index=depth - 1)
+            features, context = self._run_block(block, features, context, depth)
             if depth in self.taps:
                 tap_features.append(features)
-            if depth in depths:
-                # Now and not after the loop, because the next block may work in place.
+            if depth in predicted_depths:
+                # Inside the loop, because the next block may change the features in place.
                 predictions.append(self._predict(head, features, skip, depth))
-        return Taps(depths, tuple(predictions), tuple(tap_features))
+        return Taps(predicted_depths, tuple(predictions), tuple(tap_features))
 
     @contextmanager
     def at_depth(self, depth: int) -> Generator[ElasticWrapper, None, None]:
         """Make a depth this net's default inside a `with` block.
 
-        It is put back on the way out, also after an exception. It is a state of the net: threads
-        that share a net pass `depth=` to the call instead.
+        When the `with` block ends, also by an exception, the previous default returns. Threads
+        that share the net share the default: there, pass `depth=` to each call instead.
 
         Args:
             depth: A tap of the net.
@@ -228,12 +237,12 @@ class ElasticWrapper(nn.Module):
         Raises:
             ValueError: The depth carries no tap.
         """
-        before = self.default_depth
+        previous = self.default_depth
         self.default_depth = resolve_depth(depth, self.taps)
         try:
             yield self
         finally:
-            self.default_depth = before
+            self.default_depth = previous
 
     def truncate(self, depth: int) -> ElasticWrapper:
         """Return an independent network that holds only what a depth uses.
@@ -243,7 +252,7 @@ class ElasticWrapper(nn.Module):
 
         Returns:
             A copy of stem, head, and the blocks and adapters up to `depth`, under the same keys.
-            It is elastic below `depth`.
+            Its taps are this net's taps up to `depth`.
 
         Raises:
             ValueError: The depth carries no tap.
@@ -255,14 +264,14 @@ class ElasticWrapper(nn.Module):
     def with_taps(self, taps: Iterable[int] | None) -> ElasticWrapper:
         """Return a network of the same modules with predictions at other depths.
 
-        The modules are shared, not copied: who trains one of the two nets trains both.
+        The modules are shared, not copied: training one of the two nets trains both.
 
         Args:
             taps: The depths that carry a prediction; the deepest block must be among them. None:
                 every depth.
 
         Returns:
-            The new net, with the adapters of those taps that it has in common with this one.
+            The new net. It keeps this net's adapters at the taps that both nets have.
 
         Raises:
             ValueError: A tap is outside the net or named twice, or the deepest is missing.
@@ -274,19 +283,21 @@ class ElasticWrapper(nn.Module):
         """Return an ordinary `nn.Sequential` with the same function at full depth.
 
         Returns:
-            An independent copy of the parts `stem`, `blocks`, `adapter` (of the deepest tap) and
-            `head`, as far as the net has them; the keys stay, but for the adapter's.
+            An independent copy of `stem` (if the net has one), `blocks`, `adapter` (if the deepest
+            tap has one) and `head`. The state dict keys stay the same, except that
+            `adapters.{depth}.*` becomes `adapter.*`.
 
         Raises:
             ValueError: The net is not a plain sequence: it has `head_skip` or `call_block`, or its
-                blocks were seen to return tuples. `elasticnet.export` makes a plain module of it.
+                blocks returned tuples when they ran. `elasticnet.export` can make a plain module
+                of such a net.
         """
-        reasons = {
+        obstacles = {
             "head_skip": self.head_skip is not None,
             "call_block": self.call_block is not None,
             "blocks that return tuples": self._blocks_return_tuples,
         }
-        for name, present in reasons.items():
+        for name, present in obstacles.items():
             if present:
                 raise ValueError(
                     f"a net with {name} is not a plain sequence: "
@@ -315,18 +326,19 @@ class ElasticWrapper(nn.Module):
     ) -> ElasticWrapper:
         """Return a deeper network that is exactly the same function until it is trained further.
 
-        Every new block is copied and made the identity. That all of them are is then proved on
-        `example`, in eval mode.
+        Every new block is copied and made the identity. A run on `example`, in eval mode, then
+        proves that each of them is.
 
         Args:
-            blocks: The new blocks, in order. They stay as they are.
+            blocks: The new blocks, in order. They are copied, and do not change themselves.
             example: An input of the network.
-            init: Makes a block the identity, in place. None: the block's own `init_identity()`.
-            **keywords: For the stem and `call_block`, with `example`.
+            init: A function that makes a block the identity, in place. None: the block's own
+                `init_identity()`.
+            **keywords: For the stem and `call_block` in the run on `example`.
 
         Returns:
             An independent network with a tap at every new depth. If the deepest tap has an
-            adapter, each new tap gets a copy of it.
+            adapter, each new tap gets a copy of that adapter.
 
         Raises:
             ValueError: No blocks are given, or a block is not the identity; the message names the
@@ -338,32 +350,33 @@ class ElasticWrapper(nn.Module):
         ]
         if not new_blocks:
             raise ValueError("grow: no blocks given")
-        deepest = len(self.blocks)
-        new_taps = range(deepest + 1, deepest + len(new_blocks) + 1)
+        old_depth = len(self.blocks)
+        new_taps = range(old_depth + 1, old_depth + len(new_blocks) + 1)
         adapters = self._adapters_by_depth()
-        if deepest in adapters:
+        if old_depth in adapters:
             for depth in new_taps:
-                adapters[depth] = copy.deepcopy(adapters[deepest])
+                adapters[depth] = copy.deepcopy(adapters[old_depth])
         grown = copy.deepcopy(
             self._rebuilt([*self.blocks, *new_blocks], [*self.taps, *new_taps], adapters)
         )
         with evaluating(grown), torch.no_grad():
-            grown._prove_identity(first_new=deepest, example=example, keywords=keywords)
+            grown._prove_identity(old_depth=old_depth, example=example, keywords=keywords)
         return grown
 
     def check(self, example: Any, strict: bool = False, **keywords: Any) -> list[TapReport]:
         """Run the net once on an example and report what comes out at every tap.
 
-        It runs in eval mode without gradients; every module's mode is put back.
+        The run is in eval mode and without gradients. Afterwards every module has its own mode
+        again.
 
         Args:
             example: An input of the network.
-            strict: Whether the first problem is raised.
+            strict: Whether to raise the first problem instead of reporting it.
             **keywords: For the stem and `call_block`.
 
         Returns:
             A report for each tap, shallowest first. A report's `problem` says why the head rejects
-            the tap and which adapter it needs, or that its features are not finite.
+            the tap and which adapter would help, or how many features are not finite.
 
         Raises:
             ValueError: With `strict`, the first problem.
@@ -371,61 +384,73 @@ class ElasticWrapper(nn.Module):
         reports: list[TapReport] = []
         with evaluating(self), torch.no_grad():
             features, context = self._run_stem(example, keywords)
-            skip = features if self.head_skip == "stem" else example
+            skip = self._skip_of(example, features)
             head = self._head_for_one_pass()
             for depth, block in enumerate(self.blocks, start=1):
-                features, context = self._run_block(block, features, context, index=depth - 1)
+                features, context = self._run_block(block, features, context, depth)
                 if depth in self.taps:
                     reports.append(self._report(head, features, skip, depth))
-        reports = [_with_deepest_shape(report, deepest=reports[-1]) for report in reports]
-        for report in reports:
+        # The deepest block always has a tap, so the last report is the deepest.
+        deepest_shape = reports[-1].shape
+        explained = [_with_deepest_shape(report, deepest_shape) for report in reports]
+        for report in explained:
             if strict and report.problem is not None:
                 raise ValueError(report.problem)
-        return reports
+        return explained
 
     # --- the parts of a pass
 
     def _run_stem(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
-        """Return the features and the context for the first block."""
+        """Return the features and the context for the first block.
+
+        The stem gets the keyword arguments that its forward names. The context is the one that the
+        stem returns, or else the dict of all keyword arguments. A keyword argument that reaches
+        neither the stem nor `call_block` is a TypeError.
+        """
         stem = self.stem
-        if stem is None:
-            if self.call_block is None:
-                _refuse_keywords(keywords, taken=())
-            return x, keywords
+        accepted = keywords if self._stem_takes_any_keyword else self._stem_keywords
         # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
-        accepted = keywords if self._stem_keywords is None else self._stem_keywords
         for_stem = {name: value for name, value in keywords.items() if name in accepted}
-        output = stem(x, **for_stem)
-        if not _is_tuple(output):
-            if self.call_block is None:
-                _refuse_keywords(keywords, taken=for_stem)
-            return output, keywords
-        if self.call_block is None:
+        output = x if stem is None else stem(x, **for_stem)
+        stem_returns_context = stem is not None and _is_tuple(output)
+        if stem_returns_context and self.call_block is None:
             raise ValueError(
                 "the stem returned (x, context): pass call_block to use the context in the blocks"
             )
-        # The blocks get the stem's context in place of the keyword arguments.
-        _refuse_keywords(keywords, taken=for_stem)
-        features, context = output
-        return features, context
+        keywords_reach_blocks = self.call_block is not None and not stem_returns_context
+        if not keywords_reach_blocks:
+            _check_all_used(keywords, used=for_stem)
+        if stem_returns_context:
+            features, context = output
+            return features, context
+        return output, keywords
+
+    def _skip_of(self, x: Any, stem_output: Any) -> Any:
+        """Return what the head takes beside the features of a tap; None if it takes no skip."""
+        if self.head_skip == "stem":
+            return stem_output
+        if self.head_skip == "input":
+            return x
+        return None
 
     def _run_block(
-        self, block: nn.Module, features: Any, context: Any, index: int
+        self, block: nn.Module, features: Any, context: Any, depth: int
     ) -> tuple[Any, Any]:
-        """Return the features behind a block and the context for the next one."""
+        """Return the features at a depth, which `block` computes, and the next block's context."""
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         if self.call_block is not None:
-            if recompute:
-                return _recomputed(self.call_block, block, features, context, index)
-            return self.call_block(block, features, context, index)
-        output = _recomputed(block, features) if recompute else block(features)
+            call_block = _recomputed(self.call_block) if recompute else self.call_block
+            return call_block(block, features, context, depth - 1)  # its index counts from 0
+
+        run = _recomputed(block) if recompute else block
+        output = run(features)
         if isinstance(output, tuple):
-            self._blocks_return_tuples = True
+            self._blocks_return_tuples = True  # read by to_sequential
             output = cast(tuple[Any, ...], output)[0]
         return output, context
 
     def _head_for_one_pass(self) -> Callable[..., Any]:
-        """Return the head, or what its `prepare` makes for all taps of one pass."""
+        """Return the head, or the function that its `prepare` makes for all taps of one pass."""
         prepare = getattr(self.head, "prepare", None)
         return self.head if prepare is None else prepare()
 
@@ -437,16 +462,17 @@ class ElasticWrapper(nn.Module):
             if self.head_skip is None:
                 return head(adapted)
             return head(adapted, skip)
-        except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the tap
+        except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            shape = type(features).__name__
             if isinstance(features, Tensor):
-                shape = tuple(features.shape)
+                found = f"have shape {tuple(features.shape)}"
+            else:
+                found = f"are a {type(features).__name__}"
             raise RuntimeError(
-                f"the head rejects the tap at depth {depth}, whose features have shape {shape}: "
+                f"the head rejects the tap at depth {depth}, whose features {found}: "
                 f"{error}. If channels or resolution differ there, adapters={{{depth}: module}} "
-                "maps it to what the head takes"
+                "maps these features to what the head takes"
             ) from error
 
     # --- truncate, with_taps, grow and check
@@ -457,7 +483,7 @@ class ElasticWrapper(nn.Module):
     def _rebuilt(
         self, blocks: Iterable[nn.Module], taps: Sequence[int], adapters: Mapping[int, nn.Module]
     ) -> ElasticWrapper:
-        """Return a net with this one's settings around the very modules given, without copies."""
+        """Return a net with this one's settings, made of the given modules without copying them."""
         net = ElasticWrapper(
             body_blocks=blocks,
             shared_head=self.head,
@@ -481,10 +507,10 @@ class ElasticWrapper(nn.Module):
     def _identity_block(
         self, block: nn.Module, init: Callable[[nn.Module], Any] | None, name: str
     ) -> nn.Module:
-        """Return a copy of a new block: the identity, with this net's device, dtype and mode."""
-        block = copy.deepcopy(block)
+        """Return a copy of a block, made the identity, with this net's device, dtype and mode."""
+        identity = copy.deepcopy(block)
         if init is None:
-            init_identity = getattr(block, "init_identity", None)
+            init_identity = getattr(identity, "init_identity", None)
             if init_identity is None:
                 raise ValueError(
                     f"grow: {name} has no init_identity(); pass init=, a function that makes a "
@@ -492,30 +518,36 @@ class ElasticWrapper(nn.Module):
                 )
             init_identity()
         else:
-            init(block)
-        block.train(self.training)
-        like = next(self.parameters(), None)
-        return block if like is None else block.to(like)
+            init(identity)
+        identity.train(self.training)
+        parameter = next(self.parameters(), None)
+        if parameter is None:
+            return identity
+        return identity.to(parameter)  # its device and dtype
 
-    def _prove_identity(self, first_new: int, example: Any, keywords: dict[str, Any]) -> None:
-        """Raise unless the blocks from index `first_new` on change neither features nor output."""
+    def _prove_identity(self, old_depth: int, example: Any, keywords: dict[str, Any]) -> None:
+        """Raise unless the blocks deeper than `old_depth` change neither features nor output."""
+        old_blocks = self.blocks[:old_depth]
+        new_blocks = self.blocks[old_depth:]
         features, context = self._run_stem(example, keywords)
-        skip = features if self.head_skip == "stem" else example
+        skip = self._skip_of(example, features)
         head = self._head_for_one_pass()
-        expected: Any = None
-        for index, block in enumerate(self.blocks):
-            # A copy, or a block that works in place would be compared with itself.
+        for depth, block in enumerate(old_blocks, start=1):
+            features, context = self._run_block(block, features, context, depth)
+
+        expected = self._predict(head, features, skip, old_depth)
+        for index, block in enumerate(new_blocks):
+            # A copy, because a block that works in place would change `before` too.
             before = features.clone()
-            if index == first_new:
-                expected = self._predict(head, before, skip, depth=first_new)
-            features, context = self._run_block(block, features, context, index)
-            if index >= first_new:
-                problem = _not_identity(before, features)
-                if problem is not None:
-                    name = _new_block_name(index - first_new, block)
-                    raise ValueError(f"grow: {name} is not the identity: {problem}")
-        outcome = self._predict(head, features, skip, depth=len(self.blocks))
-        if not same_bits(expected, outcome):
+            depth = old_depth + index + 1
+            features, context = self._run_block(block, features, context, depth)
+            problem = _not_identity(before, features)
+            if problem is not None:
+                name = _new_block_name(index, block)
+                raise ValueError(f"grow: {name} is not the identity: {problem}")
+
+        new_prediction = self._predict(head, features, skip, depth=len(self.blocks))
+        if not same_bits(expected, new_prediction):
             raise ValueError(
                 "grow: the adapters of the new taps change the prediction: "
                 "make them equal to the deepest tap's"
@@ -524,7 +556,7 @@ class ElasticWrapper(nn.Module):
     def _report(
         self, head: Callable[..., Any], features: Tensor, skip: Any, depth: int
     ) -> TapReport:
-        """Return what is to be said of one tap, before its shape is compared with the deepest."""
+        """Return the report of one tap, which does not yet compare its shape with the deepest's."""
         output: Any = None
         problem = None
         try:
@@ -550,7 +582,7 @@ class ElasticWrapper(nn.Module):
 def evaluating(net: nn.Module) -> Generator[nn.Module, None, None]:
     """Put every module of a net into eval mode inside a `with` block.
 
-    On the way out, also after an exception, each module gets its own mode back.
+    When the `with` block ends, also by an exception, each module gets its own mode back.
 
     Args:
         net: Any module.
@@ -581,33 +613,44 @@ def _check_modules(blocks: Sequence[nn.Module], head: nn.Module, stem: nn.Module
 
 
 def _check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int]) -> None:
+    """Raise unless each adapter belongs to a tap."""
     for depth in adapters:
         if type(depth) is not int or depth not in taps:  # True and 1.0 are equal to 1
             listed = ", ".join(map(str, taps))
             raise ValueError(f"adapter at depth {depth!r}: this net has taps at depths {listed}")
 
 
-def _accepted_keywords(stem: nn.Module | None) -> frozenset[str] | None:
-    """The keyword arguments that the stem's forward names; None if it takes any."""
+def _parameters_behind_input(stem: nn.Module | None) -> list[inspect.Parameter]:
+    """Return the parameters of the stem's forward without the first, which takes the input."""
     if stem is None:
-        return frozenset()
-    _, *parameters = inspect.signature(stem.forward).parameters.values()  # without the input
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return frozenset(parameter.name for parameter in parameters if parameter.kind in by_name)
+        return []
+    return list(inspect.signature(stem.forward).parameters.values())[1:]
 
 
-def _refuse_keywords(keywords: Iterable[str], taken: Container[str]) -> None:
-    """Raise for a keyword argument that is not taken: it may be misspelt."""
+def _takes_any_keyword(stem: nn.Module | None) -> bool:
+    """Return whether the stem's forward ends in `**keywords`."""
+    parameters = _parameters_behind_input(stem)
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _named_keywords(stem: nn.Module | None) -> frozenset[str]:
+    """Return the names of the keyword arguments that the stem's forward lists."""
+    keyword_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = _parameters_behind_input(stem)
+    return frozenset(parameter.name for parameter in parameters if parameter.kind in keyword_kinds)
+
+
+def _check_all_used(keywords: Iterable[str], used: Container[str]) -> None:
+    """Raise unless every keyword argument is used; an unused one may be misspelt."""
     for name in keywords:
-        if name not in taken:
+        if name not in used:
             raise TypeError(
                 f"unexpected keyword argument {name!r}: neither the stem nor call_block gets it"
             )
 
 
 def _is_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:
+    """Return isinstance(output, tuple); the type checker then takes the entries as Any."""
     return isinstance(output, tuple)
 
 
@@ -615,31 +658,35 @@ def _new_block_name(index: int, block: nn.Module) -> str:
     return f"new block {index} ({type(block).__name__})"
 
 
-def _recomputed(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Call a function whose activations are computed again in the backward pass."""
-    return checkpoint(function, *inputs, use_reentrant=False)
+def _recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that keeps no activations: the backward pass computes them again."""
+
+    def run(*inputs: Any) -> Any:
+        return checkpoint(function, *inputs, use_reentrant=False)
+
+    return run
 
 
 def _not_identity(before: Tensor, after: Tensor) -> str | None:
-    """Why a block that turns `before` into `after` is not the identity; None if it is."""
+    """Return why a block that turns `before` into `after` is not the identity; None if it is."""
     if before.shape != after.shape:
         return f"it turns shape {tuple(before.shape)} into {tuple(after.shape)}"
     if before.isnan().any():
-        return "its input has NaN on this example, so that nothing can be said of it"
+        return "its input has NaN on this example, so that this run cannot prove that it is"
     if same_bits(before, after):
         return None
     difference = largest_difference(before, after)
     return (
         f"on the example its output differs from its input by up to {difference:.3g}. A block that "
-        "normalises its own sum (post-norm) or ends in an activation cannot be one; otherwise make "
-        "`init` zero the last layer of its residual path"
+        "normalises its own sum (post-norm) or ends in an activation cannot be the identity; for "
+        "any other residual block, make `init` zero the last layer of its residual path"
     )
 
 
-def _with_deepest_shape(report: TapReport, deepest: TapReport) -> TapReport:
-    """Name the shape that the head takes, where a tap of another shape is rejected."""
+def _with_deepest_shape(report: TapReport, deepest_shape: tuple[int, ...]) -> TapReport:
+    """Add the deepest tap's shape to the problem of a tap that the head rejects for its shape."""
     rejected = report.finite and report.problem is not None
-    if not rejected or report.shape == deepest.shape:
+    if not rejected or report.shape == deepest_shape:
         return report
-    problem = f"{report.problem} (the deepest tap has shape {deepest.shape})"
+    problem = f"{report.problem} (the deepest tap has shape {deepest_shape})"
     return report._replace(problem=problem)

@@ -307,6 +307,15 @@ def test_a_head_that_rejects_a_tap_is_named_with_the_depth(kind: type[Exception]
     assert net.check(x)[0].problem is not None
 
 
+def test_a_head_that_rejects_features_other_than_tensors_names_their_type() -> None:
+    def call_block(block: nn.Module, x: Tensor, context: Any, index: int) -> tuple[Any, Any]:
+        return [x], context
+
+    net = ElasticWrapper(conv_blocks(1), nn.Conv2d(4, 2, 1), call_block=call_block)
+    with pytest.raises(RuntimeError, match="tap at depth 1, whose features are a list: "):
+        net(torch.randn(1, 4, 5, 5))
+
+
 # --- misuse
 
 
