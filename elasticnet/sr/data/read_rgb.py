@@ -28,7 +28,8 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[Any]:
     - CMYK, YCbCr and HSV are converted by Pillow's formulas; embedded colour profiles are not
       applied;
     - an orientation in EXIF, TIFF or XMP is applied, so that the array is upright;
-    - of an animation or a multi-page file, the first frame is read.
+    - of an animation or a multi-page file, the first frame is read, but no page of a TIFF that is
+      marked as a thumbnail or mask.
 
     Args:
         path: The file; its content says what it is, not its name.

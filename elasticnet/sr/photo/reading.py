@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
 
-from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
+from PIL import ExifTags, Image, ImageFile
 
 from elasticnet.sr.photo.metadata import (
     UPRIGHT,
@@ -34,10 +34,11 @@ from elasticnet.sr.photo.png_colors import note_of_hdr
 from elasticnet.sr.photo.samples import (
     BITS_PER_SAMPLE,
     SAMPLES_PER_PIXEL,
-    TIFF_BITS,
     Samples,
     read_samples,
+    why_samples_are_refused,
 )
+from elasticnet.sr.photo.tiff_pages import directories, go_to_main_page
 
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
 _lock_of_pixel_limit = threading.Lock()
@@ -54,7 +55,7 @@ def read_photo(
     - CMYK becomes sRGB by its embedded profile, without one by Pillow's plain formula;
     - an EXIF, TIFF or XMP orientation is applied, and reset in what is kept of the metadata;
     - animations and multi-page files are refused; of a JPEG with further pictures behind it the
-      first one is read.
+      first one is read, and of a TIFF the page that is not marked as a thumbnail or mask.
 
     Args:
         source: A path, or a seekable file opened in binary mode.
@@ -142,8 +143,8 @@ def decode_photo(
             notes.append(about_colors)
         image = _opened(chunks.file, formats)
         with image:
+            _check_frames(image, chunks.file, first_frame, notes)
             _check_size(image.width * image.height, max_pixels)
-            _check_frames(image, first_frame, notes)
             photo = _decode(image, chunks.file, notes, cmyk_by_profile)
         return replace(photo, png_colors=chunks.colors)
     except Image.UnidentifiedImageError:
@@ -165,8 +166,15 @@ def _opened(file: BinaryIO, formats: Sequence[str]) -> ImageFile.ImageFile:
 
 
 def _check_size(pixels: int, max_pixels: float) -> None:
-    if pixels > max_pixels:
-        raise ValueError(_too_large(pixels, max_pixels))
+    """Refuse what is too large; Pillow's own limit is asked, too, as it knows the first page only.
+
+    Pillow warns of images above its limit and refuses those above twice of it.
+    """
+    limit = max_pixels
+    if Image.MAX_IMAGE_PIXELS is not None:
+        limit = min(limit, 2 * Image.MAX_IMAGE_PIXELS)
+    if pixels > limit:
+        raise ValueError(_too_large(pixels, limit))
 
 
 def _too_large(pixels: int, limit: float) -> str:
@@ -176,9 +184,14 @@ def _too_large(pixels: int, limit: float) -> str:
     )
 
 
-def _check_frames(image: ImageFile.ImageFile, first_frame: bool, notes: list[str]) -> None:
-    """Refuse animations and pages, unless the first is asked for; take a JPEG's main picture."""
-    frames: int = getattr(image, "n_frames", 1)
+def _check_frames(
+    image: ImageFile.ImageFile, file: BinaryIO, first_frame: bool, notes: list[str]
+) -> None:
+    """Refuse animations and pages, unless the first is asked for; take the main picture."""
+    if image.format == "TIFF":
+        frames = go_to_main_page(image, file, notes)
+    else:
+        frames = getattr(image, "n_frames", 1)
     if frames == 1:
         return
     if image.format == "MPO":  # a JPEG with previews or a depth map behind it
@@ -248,15 +261,15 @@ def _why_unidentified(file: BinaryIO, formats: Sequence[str]) -> str:
 def _why_unknown_tiff(file: BinaryIO) -> str | None:
     """What is unusual about a whole TIFF file that Pillow has no mode for; None for other files."""
     file.seek(0)
-    header = file.read(8)
+    if file.read(4) == b"MM\0\x2b":
+        return "a big-endian BigTIFF, which Pillow cannot read; save it as a little-endian TIFF"
     try:
-        directory = TiffImagePlugin.ImageFileDirectory_v2(header)
-        file.seek(directory.next)
-        directory.load(file)
-        bits = max(directory[BITS_PER_SAMPLE])
+        directory = directories(file)[0]
+        bits = max(directory.get(BITS_PER_SAMPLE, (1,)))
         num_samples = directory.get(SAMPLES_PER_PIXEL, 1)
+        reason = why_samples_are_refused(directory)
     except Exception:  # no TIFF, or a damaged one: Pillow raises nearly every built-in type
         return None
-    if bits not in TIFF_BITS:
-        return f"{bits} bits per channel; save it with 8 or 16"
+    if reason is not None:
+        return reason
     return f"{num_samples} samples a pixel of {bits} bits; save it as gray, RGB or RGBA, or as PNG"

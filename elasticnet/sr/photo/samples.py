@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -15,9 +16,16 @@ from elasticnet.sr.photo.metadata import tiff_tags
 
 # Tags of TIFF, as Pillow numbers them, and values that they may have.
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, PLANAR = 258, 262, 277, 284
+SAMPLE_FORMAT = 339
 WHITE_IS_ZERO = 0
 SEPARATE_PLANES = 2
 TIFF_BITS = (1, 2, 4, 8, 16)  # that are read
+_SAMPLE_FORMATS = {  # that are not; the others are unsigned integers or not said
+    2: "signed integers",
+    3: "floating-point numbers",
+    5: "complex integers",
+    6: "complex numbers",
+}
 
 OPAQUE_16 = 65535
 NATIVE_ORDER = {"little": "L", "big": "B"}[sys.byteorder]  # as in Pillow's raw modes
@@ -73,15 +81,33 @@ def read_samples(
 def _bits_per_sample(image: ImageFile.ImageFile) -> int:
     """8 or 16; fewer than 8 bits count as 8, since Pillow makes 8 of them."""
     if image.format == "TIFF":
+        reason = why_samples_are_refused(tiff_tags(image))
+        if reason is not None:
+            raise ValueError(reason)
         bits = max(tiff_tags(image).get(BITS_PER_SAMPLE, (1,)))
-        if bits not in TIFF_BITS:
-            raise ValueError(f"{bits} bits per channel; save it with 8 or 16")
         return 16 if bits == 16 else 8
     if image.format == "PNG":
         return 16 if _raw_mode(image).endswith(";16B") else 8
     if image.format == "PPM":  # gray with more than 8 bits, which Pillow stretches to 16
         return 16 if image.mode == "I" else 8
     return 8
+
+
+def why_samples_are_refused(tags: Mapping[int, Any]) -> str | None:
+    """Return what is wrong with the samples of a TIFF file; None if their kind can be read.
+
+    Args:
+        tags: Of the page that holds them.
+    """
+    bits = max(tags.get(BITS_PER_SAMPLE, (1,)))
+    kinds = {_SAMPLE_FORMATS.get(number, "") for number in tags.get(SAMPLE_FORMAT, (1,))}
+    kind = max(kinds)  # the empty one is the least
+    if bits not in TIFF_BITS:
+        found = f" (they are {kind})" if kind else ""
+        return f"{bits} bits per channel; save it with 8 or 16{found}"
+    if kind:
+        return f"{bits} bits per channel that are {kind}; save it with unsigned integers"
+    return None
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
@@ -207,23 +233,26 @@ def _read_gray_alpha_16(file: BinaryIO) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.ascontiguousarray(samples[..., 0]), np.ascontiguousarray(samples[..., 1])
 
 
-def _read_colors_16(image: Image.Image, file: BinaryIO, kind: str, order: str) -> NDArray[Any]:
+def _read_colors_16(
+    image: ImageFile.ImageFile, file: BinaryIO, kind: str, order: str
+) -> NDArray[Any]:
     """Colours (h, w, 3 or 4) of 16 bits.
 
     Pillow keeps 8 of the 16 bits of colour images: the high bytes. Decoding once more as if the
     byte order were the other one gives the low bytes.
     """
     high = np.array(image, dtype=np.uint16)
-    low = _decoded_as(file, kind + OTHER_ORDER[order])
+    low = _decoded_as(file, kind + OTHER_ORDER[order], page=image.tell())
     return high << 8 | low
 
 
-def _decoded_as(file: BinaryIO, raw_mode: str) -> NDArray[np.uint8]:
+def _decoded_as(file: BinaryIO, raw_mode: str, page: int = 0) -> NDArray[np.uint8]:
     """The image decoded by another of Pillow's raw modes than the one that fits the file."""
     file.seek(0)
     image = Image.open(file)
     assert isinstance(image, ImageFile.ImageFile)
     with image:
+        image.seek(page)
         image.tile = [_with_raw_mode(tile, raw_mode) for tile in image.tile]
         return np.array(image)
 

@@ -186,7 +186,7 @@ def test_16_bit_tiff_of_odd_kinds(tmp_path: Path) -> None:
         (
             DEEP[..., 0].astype(np.int16),
             {"photometric": "minisblack"},
-            "16-bit samples of the kind I;16",
+            "16 bits per channel that are signed integers",
         ),
         (
             DEEP[..., 0].astype(np.uint32),

@@ -1,0 +1,88 @@
+"""Which page of a TIFF file is the picture, beside thumbnails, reduced copies and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+from PIL import ImageFile, TiffImagePlugin
+
+# Tags, and the bits and values that they have (TIFF 6.0).
+NEW_SUBFILE_TYPE, REDUCED_BIT, MASK_BIT = 254, 1, 4
+OLD_SUBFILE_TYPE, OLD_REDUCED = 255, 2
+SUB_DIRECTORIES = 330
+BIG_TIFF = b"\x2b"  # in the header, for files beyond 4 GB
+CLASSIC_HEADER, BIG_HEADER = 8, 16  # bytes
+
+
+def directories(file: BinaryIO) -> list[Mapping[int, Any]]:
+    """Return the tags of every page of a TIFF file, also of pages that Pillow has no mode for.
+
+    Args:
+        file: Seekable, in binary mode.
+
+    Raises:
+        Exception: No TIFF file, or a damaged one; Pillow raises nearly every built-in type.
+    """
+    file.seek(0)
+    header = file.read(CLASSIC_HEADER)
+    if header[2:3] == BIG_TIFF:  # little-endian; Pillow knows no other
+        header += file.read(BIG_HEADER - CLASSIC_HEADER)
+    found: list[Mapping[int, Any]] = []
+    place = TiffImagePlugin.ImageFileDirectory_v2(header).next
+    seen = {0}
+    while place not in seen:  # 0 ends the chain; a damaged one may run in circles
+        seen.add(place)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(place)
+        directory.load(file)
+        found.append(directory)
+        place = directory.next
+    return found
+
+
+def go_to_main_page(image: ImageFile.ImageFile, file: BinaryIO, notes: list[str]) -> int:
+    """Turn a TIFF file to its first page that is not marked as a thumbnail or mask.
+
+    Args:
+        image: Opened at its first page, not loaded.
+        file: What it was opened from.
+        notes: Gets a line if pages were passed over.
+
+    Returns:
+        How many pages are left: those that are not marked, or all if all are marked.
+
+    Raises:
+        ValueError: The file holds nothing but a thumbnail, and its picture in a sub-directory.
+    """
+    tags_of_pages = directories(file)
+    num_pages = len(tags_of_pages)
+    pages = [page for page, tags in enumerate(tags_of_pages) if not _is_marked(tags)]
+    if not pages:
+        _refuse_raw_files(tags_of_pages)
+        return num_pages
+    if len(pages) < num_pages:
+        notes.append(
+            f"page {pages[0] + 1} of {num_pages} was read; "
+            f"{num_pages - len(pages)} marked as thumbnails or masks were left out"
+        )
+    if pages[0] > 0:
+        image.info.clear()  # what belongs to the first page
+        image.seek(pages[0])
+    return len(pages)
+
+
+def _is_marked(tags: Mapping[int, Any]) -> bool:
+    """Whether a page says that it is a reduced copy or a mask of another one."""
+    kind: int = tags.get(NEW_SUBFILE_TYPE, 0)
+    is_marked = bool(kind & (REDUCED_BIT | MASK_BIT))
+    return is_marked or tags.get(OLD_SUBFILE_TYPE) == OLD_REDUCED
+
+
+def _refuse_raw_files(tags_of_pages: Sequence[Mapping[int, Any]]) -> None:
+    for tags in tags_of_pages:
+        if SUB_DIRECTORIES in tags:
+            raise ValueError(
+                "it holds a thumbnail, and its picture in a sub-directory, as raw files do; "
+                "save it as a plain TIFF"
+            )
