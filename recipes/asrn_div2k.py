@@ -66,6 +66,7 @@ from elasticnet.training.options import (
     parse_options,
     with_values,
 )
+from elasticnet.training.precision import resolve_precision
 from elasticnet.training.processes import Processes, join_processes
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import random_state, seed_all, set_random_state
@@ -271,6 +272,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_every": 150,
         "save_every": 150,
         "log_every": 10,
+        "precision": "auto",
     },
     "paper": {},
     "best": {
@@ -288,6 +290,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ema": 0.999,
         "clip_norm": 0.02,
         "eval_every": 2_000,
+        "precision": "auto",
     },
 }
 
@@ -332,6 +335,10 @@ def main(options: Options) -> None:
     """Train a network, and write what came out into the run folder."""
     show_messages()
     with join_processes(options.compute.device) as processes:
+        # What auto means is decided here, once: it is stored, and a resumed run keeps it.
+        precision = resolve_precision(options.compute.precision, processes)
+        options = with_values(options, {"precision": precision})
+        processes.say(plan_of(options))
         training_images, validation_images = load_images(options, processes)
 
         # All processes make the same weights; what they draw later is each one's own.
@@ -722,6 +729,17 @@ def save(
 
 
 # --- names
+
+
+def plan_of(options: Options) -> str:
+    """Return in a line what the run is about to do."""
+    preset = options.setup.preset
+    if preset == "paper":
+        preset = "paper (which --data without --preset means)"
+    return (
+        f"preset {preset}: {options.optimiser.steps:,} steps with a batch of "
+        f"{options.optimiser.batch_size}, in {options.compute.precision}"
+    )
 
 
 def kind_of(options: Options) -> str:

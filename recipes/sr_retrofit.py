@@ -71,7 +71,9 @@ from elasticnet.training.options import (
     flag,
     open_run,
     parse_options,
+    with_values,
 )
+from elasticnet.training.precision import resolve_precision
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import seed_all
@@ -203,7 +205,7 @@ class Options(OptionGroup):
 
     def __post_init__(self) -> None:
         if self.compute.precision == "float64":
-            raise ValueError("--precision float64: expected float32, bfloat16 or float16")
+            raise ValueError("--precision float64: expected auto, float32, bfloat16 or float16")
 
     @classmethod
     def with_new_names(cls, stored: dict[str, Any]) -> dict[str, Any]:
@@ -271,6 +273,10 @@ def main(options: Options) -> None:
     """Train the three networks, score them, and write what came out into the run folder."""
     show_messages()
     processes = Processes(device=torch.device(options.compute.device))
+    # What auto means is decided here, once: it is stored, and a resumed run keeps it.
+    precision = resolve_precision(options.compute.precision, processes)
+    options = with_values(options, {"precision": precision})
+    processes.say(plan_of(options))
     ordinary = ordinary_network(options).to(processes.device)
     scale = scale_of(ordinary)
     training_images, sets = load_images(options, scale, processes)
@@ -421,6 +427,15 @@ def phases_of(options: Options) -> tuple[Phase, Phase, Phase]:
         Phase("ordinary", 0, "train_steps", train_steps, optimiser.learning_rate),
         Phase("srcnn", 1, "srcnn_steps", optimiser.srcnn_steps, optimiser.srcnn_learning_rate),
         Phase("elastic", 2, "tune_steps", optimiser.tune_steps, optimiser.tune_learning_rate),
+    )
+
+
+def plan_of(options: Options) -> str:
+    """Return in a line what the run is about to do."""
+    steps = " + ".join(f"{phase.steps:,}" for phase in phases_of(options))
+    return (
+        f"{options.network.model}: {steps} steps (ordinary, srcnn, elastic) with a batch of "
+        f"{options.optimiser.batch_size}, in {options.compute.precision}"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from elasticnet.training.options import flag, flat_values
+from elasticnet.training.options import CUDA, flag, flat_values
 from loading import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -231,6 +231,8 @@ def test_preset_table_holds_the_recipes_values(parse_asrn: Callable[..., dict[st
     presets = [parse_asrn("--preset", name) for name in head[1:]]
     shown: set[str] = set()
     for option, *values in rows:
+        if option == "--precision" and CUDA:  # the page has the defaults of a CPU
+            values[1] = "bfloat16"
         name = option.removeprefix("--").replace("-", "_")
         assert values == [str(preset[name]) for preset in presets], option
         shown.add(name)

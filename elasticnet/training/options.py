@@ -230,11 +230,12 @@ class ComputeOptions(OptionGroup):
 
     device: str = "cuda" if CUDA else "cpu"
     """Where to train."""
-    precision: Literal["float32", "bfloat16", "float16", "float64"] = (
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = (
         "bfloat16" if CUDA else "float32"
     )
-    """Precision of the training steps, by autocast (float64: of the weights). Validation is in the
-    precision of the weights.
+    """Precision of the training steps, by autocast (float64: of the weights). auto: bfloat16 where
+    the device computes in it (AVX512-BF16, AMX, new GPUs), and otherwise float32. Validation is in
+    the precision of the weights.
     """
 
 

@@ -22,6 +22,7 @@ import elasticnet
 from elasticnet.card.machine import machine_key
 from elasticnet.checkpoint import read_header
 from elasticnet.sr.data import scikit_image_photos
+from elasticnet.training import precision
 from elasticnet.training.options import as_json, flat_values, with_values
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
@@ -65,7 +66,8 @@ def test_without_data_it_says_so_and_trains_on_the_carried_photographs(
     assert "DIV2K was not found" in said
     assert "--download" in said
     assert "--data DIR" in said
-    assert json.loads(Path("run/options.json").read_text())["preset"] == "demo"
+    options = json.loads(Path("run/options.json").read_text())
+    assert options["preset"] == "demo"
 
     names = {path.name for path in Path("run").iterdir()}
     files = {
@@ -88,7 +90,7 @@ def test_without_data_it_says_so_and_trains_on_the_carried_photographs(
     assert Image.open("run/crops.png").width > 500
     best = max(log_of(Path("run")), key=lambda line: sum(line.get("psnr", {"": 0}).values()))
     assert read_header("run/best.safetensors")["notes"]["step"] == best["step"]
-    assert best["machine"] == machine_key()
+    assert best["machine"] == machine_key(dtype=getattr(torch, options["precision"]))
     assert elasticnet.load("run/last.safetensors", depth=1)(torch.rand(1, 3, 5, 4)).shape == (
         1,
         3,
@@ -119,6 +121,36 @@ def test_paper_is_the_default_with_data_and_every_field_is_an_option(recipe, pho
     )
     assert demo != options
     assert changed == with_values(demo, {"loss": "mse", "patch_size": 20})
+
+
+def test_auto_precision_is_resolved_said_stored_and_kept(
+    recipe, photos, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(precision, "has_bfloat16_units", lambda device: True)
+    data = ["--data", photos, "--num-valid", 1, "--out", tmp_path / "run"]
+    run(recipe, "--preset", "best", *data)
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert first_line == "preset best: 6 steps with a batch of 2, in bfloat16"
+    assert Run.resume(tmp_path / "run", writer=False).options["precision"] == "bfloat16"
+
+    # on a machine where auto would mean something else
+    monkeypatch.setattr(precision, "has_bfloat16_units", lambda device: False)
+    run(recipe, "--resume", tmp_path / "run", "--steps", 7)
+    said = capsys.readouterr().out
+    assert "7 steps with a batch of 2, in bfloat16" in said
+    assert "--precision was" not in said
+
+
+def test_demo_and_best_have_auto_precision_and_paper_has_not(recipe):
+    for preset in ("demo", "best"):
+        assert recipe.parse(["--preset", preset]).compute.precision == "auto"
+    assert recipe.parse(["--preset", "paper"]).compute.precision != "auto"
+
+
+def test_data_without_a_preset_says_that_it_means_paper(recipe, photos, capsys, tmp_path):
+    run(recipe, "--data", photos, "--num-valid", 1, "--out", tmp_path / "run")
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert "preset paper (which --data without --preset means): 6 steps" in first_line
 
 
 def test_the_output_distillation_is_scaled_as_the_l1_loss_that_it_is(recipe, photos):

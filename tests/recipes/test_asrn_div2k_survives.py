@@ -43,6 +43,8 @@ TINY = [
 TINY += [
     "--preset",
     "demo",
+    "--precision",
+    "float32",
     "--ema",
     "0.99",
     "--clip-norm",
