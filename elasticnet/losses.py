@@ -1,11 +1,15 @@
 """The losses of an elastic network: deep supervision, and ElasticObjective, net and loss in one.
 
-The ASRN paper's equation, with a weight for every tap:
+    L = w_N L_N + sum_{n<N} w_n L_n + lambda L_PSD + mu sum_{n<N} w_n D_n
 
-    L = w_N L_N + sum_{n<N} w_n L_n + lambda L_PSD
+N is the deepest tap. L_n is the task loss of the prediction at tap n, and w_n its weight. L_PSD is
+the progressive self-distillation (`elasticnet.distillation`). D_n is the output distillation: the
+distance between the prediction at tap n and the one at tap N.
 
-L_n is the task loss of the prediction at tap n, N the deepest tap, and L_PSD the progressive
-self-distillation (`elasticnet.distillation`).
+The ASRN paper has the first three terms, with w_n = 1. The last one is ours, and off by default.
+
+Two words are kept apart. A weight is what the user gives: w_n, lambda, mu. A factor is what a step
+multiplies a loss by: the weight at that step, divided by the probability that the tap is sampled.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from torch import Tensor, nn
 
 from elasticnet.distillation import DISTANCES, position_axes, progressive_distillation
 from elasticnet.loss_weights import check_tap_weights, equal
-from elasticnet.taps import inclusion_probability, sample_depths
+from elasticnet.taps import check_num_sampled, inclusion_probability, sample_depths
 
 TaskLoss = Callable[[Any, Any], Tensor]
 Weight = float | Callable[[int], float]
@@ -27,14 +31,15 @@ TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
 
 
 class LossTerms(NamedTuple):
-    """One step's loss and what it is the sum of; every term is weighted already.
+    """One step's loss and its terms, which are weighted already.
 
     Attributes:
         total: `routine + deep_supervision + distillation`, a scalar: call its `backward`.
-        routine: The deepest tap's task loss, w_N L_N.
-        deep_supervision: Those of the computed shallower taps, the sum of w_n L_n.
-        distillation: lambda L_PSD, and the output distillation where it is on.
-        per_depth: The plain task loss of every computed tap, unweighted and detached.
+        routine: The weighted task loss of the deepest tap, w_N L_N.
+        deep_supervision: The weighted task losses of the shallower taps computed this step, the sum
+            of w_n L_n.
+        distillation: lambda L_PSD, plus the output distillation if `output_weight` is not 0.
+        per_depth: The task loss L_n of each tap computed this step, without weight and detached.
     """
 
     total: Tensor
@@ -44,26 +49,26 @@ class LossTerms(NamedTuple):
     per_depth: dict[int, Tensor]
 
 
-class StepWeights(NamedTuple):
-    """The factors of one step's loss terms: numbers, or scalar tensors in a compiled step.
+class StepFactors(NamedTuple):
+    """The factors of one step's losses: numbers, or scalar tensors in a compiled step.
 
     Attributes:
-        tap: The factor of each computed depth's task loss.
-        distillation: lambda, the factor of L_PSD.
+        tap: The factor of the task loss at each computed depth.
+        psd: The factor of L_PSD: lambda at this step.
     """
 
     tap: dict[int, float | Tensor]
-    distillation: float | Tensor
+    psd: float | Tensor
 
 
 class TapNet(Protocol):
-    """What the objective needs of a network; ElasticWrapper has it.
+    """The part of a network that the objective uses; every ElasticWrapper has it.
 
     Attributes:
         taps: The depths that carry a prediction, sorted, the deepest last.
         layout: What the axes of the features mean, see `elasticnet.distillation`.
         prefix_tokens: How many leading positions attention maps leave out.
-        adapters: The modules that run only where their tap's prediction is computed.
+        adapters: The modules that run only in steps that compute their tap's prediction.
     """
 
     taps: tuple[int, ...]
@@ -77,7 +82,7 @@ class TapNet(Protocol):
         Args:
             x: The input.
             depths: Taps of the net. None: all of them.
-            **keywords: What else the net takes.
+            **keywords: Further inputs of the net.
         """
         ...
 
@@ -85,18 +90,18 @@ class TapNet(Protocol):
 def deep_supervision(
     predictions: Sequence[Any], target: Any, task_loss: TaskLoss = F.l1_loss
 ) -> list[Tensor]:
-    """Return the task loss of every prediction against the one target, unweighted.
+    """Return the task loss of every prediction, without weights.
 
     Args:
         predictions: The predictions of several taps, shallowest first.
-        target: What all of them should be.
+        target: What each of the predictions should be.
         task_loss: `task_loss(prediction, target)` returns a scalar.
 
     Returns:
         One scalar for each prediction.
 
     Raises:
-        ValueError: The task loss returned something else than a scalar.
+        ValueError: The task loss did not return a scalar.
     """
     losses = [task_loss(prediction, target) for prediction in predictions]
     for loss in losses:
@@ -109,14 +114,15 @@ def deep_supervision(
 
 
 def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
-    """Return the mean of sqrt((prediction - target)^2 + eps^2): L1 with a round bottom.
+    """Return the mean of sqrt((prediction - target)^2 + eps^2): L1, but smooth at 0.
 
     Source: Charbonnier et al. 1994; with eps = 1e-3 on values in 0..1, LapSRN (Lai et al. 2017).
 
     Args:
         prediction: Any shape.
         target: The same shape.
-        eps: The radius of the bottom, in the unit of the target.
+        eps: The smallest value of the loss, in the unit of the target. It is smooth where
+            differences are of this size.
 
     Returns:
         A scalar.
@@ -125,37 +131,38 @@ def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor
 
 
 class ElasticObjective(nn.Module):
-    """A network and its loss in one forward: this is what trains and what DDP wraps.
+    """A network and its loss in one forward: the module to train, and to wrap in DDP.
 
-    Under DistributedDataParallel pass `find_unused_parameters=objective.needs_unused_search`. Clear
-    gradients with `zero_grad(set_to_none=True)`, or an optimiser's momentum moves an adapter that a
-    sampled step did not use.
+    With DistributedDataParallel pass `find_unused_parameters=objective.needs_unused_search`.
+
+    With sampled taps clear gradients by `zero_grad(set_to_none=True)`. A step leaves some adapters
+    unused; with a gradient of zeros, the optimiser's momentum would still move them.
 
     Args:
         net: The elastic network.
         task_loss: `task_loss(prediction, target)` returns a scalar.
-        psd_weight: lambda, the weight of L_PSD, at least 0, or a function of the step. It has no
-            default, because what it means depends on the scale of the target and on the task loss:
-            a weight published for targets in 0..255 weighs 255 times more against an L1 loss on
-            0..1. 0 leaves the term out.
-        tap_weights: The weight of each depth's loss, or a function of the step that returns such a
-            mapping; `elasticnet.loss_weights` has both. None weighs every tap by 1, as the paper
-            does.
-        sampled_taps: Compute the deepest tap and this many others a step, chosen by seed and step
-            alone. A sampled tap's loss is divided by the probability that it is sampled, so that
-            the expected loss stays the same. L_PSD sees all taps in any case. None: all taps.
+        psd_weight: lambda, the weight of L_PSD: a number, at least 0, or a function of the step. 0
+            leaves the term out. There is no default, because a good value depends on the task loss
+            and on the scale of the target. For example, a value published for targets in 0..255 has
+            255 times the effect beside an L1 loss on targets in 0..1.
+        tap_weights: w_n, the weight of each tap's task loss: a mapping by depth, or a function of
+            the step that returns one. `elasticnet.loss_weights` has both. None: 1 for every tap, as
+            in the paper.
+        sampled_taps: How many taps a step computes besides the deepest; seed and step alone decide
+            which. The loss of a sampled tap is divided by the probability that it is sampled, so
+            that the expected loss stays the same. L_PSD uses all taps in any case. None: every
+            step computes all taps.
         seed: The seed of the sampling.
         distance: "norm" or "squared", see `attention_distance`.
         power: The power of |features| in an attention map.
         detach_teacher: Whether the gradient of L_PSD stays out of the deeper map of a pair.
         eps: The smallest norm that a map is divided by.
-        output_weight: Weight of the output distillation: the sum over the computed shallower taps
-            of w_n output_loss(prediction_n, prediction_N), with prediction_N detached. 0 leaves it
-            out.
-        output_loss: `output_loss(prediction, deepest_prediction)` returns a scalar.
+        output_weight: mu, the weight of the output distillation. 0 leaves the term out.
+        output_loss: `output_loss(prediction, deepest_prediction)` returns the scalar D_n. The
+            deepest prediction is detached.
 
     Raises:
-        ValueError: An argument is out of range, or the net's layout is none.
+        ValueError: An argument is out of range, or the net's layout is invalid.
         TypeError: The tap weights are neither a mapping nor a function that returns one.
 
     Example:
@@ -180,27 +187,11 @@ class ElasticObjective(nn.Module):
         output_loss: TaskLoss = F.l1_loss,
     ) -> None:
         super().__init__()
-        # Whatever the first step would refuse is refused here.
-        if distance not in DISTANCES:
-            raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
-        if not callable(psd_weight) and psd_weight < 0:
-            raise ValueError(
-                f"psd_weight {psd_weight}: expected a number, at least 0, or a function of the step"
-            )
-        if sampled_taps is not None:
-            sample_depths(net.taps, sampled_taps, seed, step=0)
-        position_axes(net.layout)
-        if tap_weights is None:
-            tap_weights = equal(net.taps)
-        if callable(tap_weights):
-            check_tap_weights(tap_weights(0), net.taps)
-        else:
-            tap_weights = check_tap_weights(tap_weights, net.taps)
-
+        _check_arguments(net, psd_weight, sampled_taps, distance)
         self.net = net
         self.task_loss = task_loss
         self.psd_weight = psd_weight
-        self.tap_weights: TapWeights = tap_weights
+        self.tap_weights = _resolved_tap_weights(tap_weights, net.taps)
         self.sampled_taps = sampled_taps
         self.seed = seed
         self.distance = distance
@@ -212,10 +203,7 @@ class ElasticObjective(nn.Module):
 
     @property
     def needs_unused_search(self) -> bool:
-        """Whether a step can leave parameters without gradient.
-
-        A tap that is not sampled leaves its adapter unused.
-        """
+        """Whether a step can leave parameters without gradient: adapters of taps not sampled."""
         return self.sampled_taps is not None and len(self.net.adapters) > 0
 
     def depths_at(self, step: int | None) -> tuple[int, ...]:
@@ -230,21 +218,20 @@ class ElasticObjective(nn.Module):
         if self.sampled_taps is None:
             return self.net.taps
         step = _required(step, "sampled taps")
-        sample = sample_depths
-        if torch.compiler.is_compiling():
-            # Traced, the draw would tie every compiled graph to a single step.
-            sample = _outside_the_graph(sample)
-        return sample(self.net.taps, self.sampled_taps, self.seed, step)
+        # Traced into a graph, the draw would be a constant: each step would need its own graph.
+        is_compiling = torch.compiler.is_compiling()
+        draw = _outside_the_graph(sample_depths) if is_compiling else sample_depths
+        return draw(self.net.taps, self.sampled_taps, self.seed, step)
 
-    def weights_at(self, step: int | None) -> dict[int, float]:
-        """Return the weight w_n of every tap in a step, without what sampling divides it by.
+    def tap_weights_at(self, step: int | None) -> dict[int, float]:
+        """Return the weight w_n of every tap in a step, not divided by a sampling probability.
 
         Args:
             step: The training step; needed if `tap_weights` is a function.
 
         Raises:
-            ValueError: The step is needed and is None, or the function returned wrong weights.
-            TypeError: The function returned something else than a mapping.
+            ValueError: The step is needed and is None, or the function returned invalid weights.
+            TypeError: The function did not return a mapping.
         """
         if callable(self.tap_weights):
             weights = self.tap_weights(_required(step, "a tap_weights schedule"))
@@ -261,53 +248,50 @@ class ElasticObjective(nn.Module):
             **keywords: For the network.
 
         Returns:
-            The terms; `total` is what to minimise.
+            The terms of the loss; minimise `total`.
 
         Raises:
             ValueError: The step is needed and is None, or the task loss is not a scalar.
         """
-        depths = self.depths_at(step)  # the deepest last
+        depths = self.depths_at(step)
         *shallower, deepest = depths
-        if self._weights_are_scheduled() and torch.compiler.is_compiling():
-            # This call stands here and not in a function: where it stands, the graph begins anew.
-            packed = _outside_the_graph(self._packed_weights)(depths, step)
-            weights = self._unpacked_weights(packed, depths)
+        if not self._needs_packed_factors():
+            factors = self._step_factors(depths, step)
         else:
-            weights = self._step_weights(depths, step)
-        taps = self.net.forward_taps(x, depths=depths, **keywords)
-        predictions = dict(zip(depths, taps.predictions, strict=True))
-        task_losses = deep_supervision(taps.predictions, target, self.task_loss)
+            # Must be inline: torch.compile breaks the graph at this call. Inside a helper it would
+            # break the graph there, and again here.
+            packed = _outside_the_graph(self._packed_factors)(depths, step)
+            factors = self._unpacked_factors(packed, depths)
+
+        outputs = self.net.forward_taps(x, depths=depths, **keywords)
+        predictions = dict(zip(depths, outputs.predictions, strict=True))
+        task_losses = deep_supervision(outputs.predictions, target, self.task_loss)
         losses = dict(zip(depths, task_losses, strict=True))
 
         # w_N L_N
-        routine = _weighted(weights.tap[deepest], losses[deepest])
+        routine = _scaled(losses[deepest], factors.tap[deepest])
 
         # sum over n < N of w_n L_n
         supervision = torch.zeros_like(routine)
         for depth in shallower:
-            supervision = supervision + _weighted(weights.tap[depth], losses[depth])
+            supervision = supervision + _scaled(losses[depth], factors.tap[depth])
 
         # lambda L_PSD
-        distillation = torch.zeros_like(routine)
-        if isinstance(weights.distillation, Tensor) or weights.distillation != 0:
-            psd = progressive_distillation(
-                taps.features,
-                layout=self.net.layout,
-                prefix_tokens=self.net.prefix_tokens,
-                power=self.power,
-                distance=self.distance,
-                detach_teacher=self.detach_teacher,
-                eps=self.eps,
-            )
-            distillation = _weighted(weights.distillation, psd)
+        # In a compiled step a scheduled lambda is a tensor, whose value the graph cannot look at.
+        psd_is_on = isinstance(factors.psd, Tensor) or factors.psd != 0
+        if psd_is_on:
+            psd = _scaled(self._psd_loss(outputs.features), factors.psd)
+        else:
+            psd = torch.zeros_like(routine)
 
-        # the deepest prediction teaches the others
-        if self.output_weight:
+        # lambda L_PSD + mu sum over n < N of w_n D_n
+        distillation = psd
+        if self.output_weight != 0:
             teacher = predictions[deepest].detach()
             for depth in shallower:
                 output_loss = self.output_loss(predictions[depth], teacher)
-                weight = self.output_weight * weights.tap[depth]
-                distillation = distillation + _weighted(weight, output_loss)
+                output_factor = self.output_weight * factors.tap[depth]
+                distillation = distillation + _scaled(output_loss, output_factor)
 
         total = routine + supervision + distillation
         return LossTerms(
@@ -318,70 +302,109 @@ class ElasticObjective(nn.Module):
             per_depth=_detached(losses, total),
         )
 
-    def _step_weights(self, depths: Sequence[int], step: int | None) -> StepWeights:
-        """Return the factors of the loss terms of a step that computes these depths."""
-        tap_weights = self.weights_at(step)
-        factors: dict[int, float | Tensor] = {depth: tap_weights[depth] for depth in depths}
+    def _psd_loss(self, features: Sequence[Tensor]) -> Tensor:
+        """Return L_PSD of the features at all taps, with this objective's options."""
+        return progressive_distillation(
+            features,
+            layout=self.net.layout,
+            prefix_tokens=self.net.prefix_tokens,
+            power=self.power,
+            distance=self.distance,
+            detach_teacher=self.detach_teacher,
+            eps=self.eps,
+        )
+
+    def _step_factors(self, depths: Sequence[int], step: int | None) -> StepFactors:
+        """Return the factors of a step that computes the predictions at these depths."""
+        tap_weights = self.tap_weights_at(step)
+        tap_factors: dict[int, float | Tensor] = {depth: tap_weights[depth] for depth in depths}
         if self.sampled_taps is not None:
             probability = inclusion_probability(self.net.taps, self.sampled_taps)
-            for depth in depths[:-1]:  # the deepest is always computed
-                factors[depth] = tap_weights[depth] / probability
+            for depth in depths[:-1]:  # without the deepest, which every step computes
+                tap_factors[depth] = tap_weights[depth] / probability
         psd_weight = self.psd_weight
         if callable(psd_weight):
             psd_weight = psd_weight(_required(step, "a psd_weight schedule"))
-        return StepWeights(tap=factors, distillation=psd_weight)
+        return StepFactors(tap=tap_factors, psd=psd_weight)
 
-    # --- for torch.compile: weights that change, as a tensor that is computed outside the graph.
-    # A number that changes with the step would be a part of the graph, or an input of it that is no
-    # tensor: the step would be compiled, or its CUDA graph recorded, anew for every value.
+    # --- for torch.compile: factors that change with the step, in one tensor.
+    # A Python number in a graph is a constant or an input that is not a tensor. If it changes, the
+    # step is compiled again, or its CUDA graph is recorded again. Therefore the factors are
+    # computed outside the graph, and enter it as a tensor.
 
-    def _weights_are_scheduled(self) -> bool:
-        return callable(self.tap_weights) or callable(self.psd_weight)
+    def _needs_packed_factors(self) -> bool:
+        """Return whether this step is compiled and has factors that change with the step."""
+        is_scheduled = callable(self.tap_weights) or callable(self.psd_weight)
+        return is_scheduled and torch.compiler.is_compiling()
 
-    def _packed_weights(self, depths: Sequence[int], step: int | None) -> Tensor:
-        """Return the factor of each depth, and behind them lambda, on the parameters' device."""
-        weights = self._step_weights(depths, step)
-        like = next(self.parameters(), torch.zeros(()))
+    def _packed_factors(self, depths: Sequence[int], step: int | None) -> Tensor:
+        """Return the factors of the depths, then that of L_PSD, on the parameters' device."""
+        factors = self._step_factors(depths, step)
+        parameter = next(self.parameters(), torch.zeros(()))
         return torch.tensor(
-            [*weights.tap.values(), weights.distillation],
-            dtype=torch.promote_types(like.dtype, torch.float32),
-            device=like.device,
+            [*factors.tap.values(), factors.psd],
+            dtype=torch.promote_types(parameter.dtype, torch.float32),
+            device=parameter.device,
         )  # (number of depths + 1,)
 
-    def _unpacked_weights(self, packed: Tensor, depths: Sequence[int]) -> StepWeights:
-        """Return what `_packed_weights` packed, as scalar tensors of the graph."""
-        *tap, distillation = packed.unbind()
-        factors: dict[int, float | Tensor] = dict(zip(depths, tap, strict=True))
+    def _unpacked_factors(self, packed: Tensor, depths: Sequence[int]) -> StepFactors:
+        """Return what `_packed_factors` packed, as scalar tensors of the graph."""
+        *tap, psd = packed.unbind()
+        tap_factors: dict[int, float | Tensor] = dict(zip(depths, tap, strict=True))
         if not callable(self.psd_weight):
-            # It stays the number that it is, so that 0 leaves the term out.
-            return StepWeights(tap=factors, distillation=self.psd_weight)
-        return StepWeights(tap=factors, distillation=distillation)
+            # A constant lambda stays a number, so that 0 leaves the term out.
+            return StepFactors(tap=tap_factors, psd=self.psd_weight)
+        return StepFactors(tap=tap_factors, psd=psd)
+
+
+def _check_arguments(
+    net: TapNet, psd_weight: Weight, sampled_taps: int | None, distance: str
+) -> None:
+    """Raise what the first step would raise for these arguments, before any training."""
+    if distance not in DISTANCES:
+        raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
+    if not callable(psd_weight) and psd_weight < 0:
+        raise ValueError(
+            f"psd_weight {psd_weight}: expected a number, at least 0, or a function of the step"
+        )
+    if sampled_taps is not None:
+        check_num_sampled(sampled_taps, net.taps)
+    position_axes(net.layout)  # raises if the layout is invalid
+
+
+def _resolved_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> TapWeights:
+    """Return checked weights, or the function that returns them, which is checked at step 0."""
+    if tap_weights is None:
+        return equal(taps)
+    if callable(tap_weights):
+        check_tap_weights(tap_weights(0), taps)
+        return tap_weights
+    return check_tap_weights(tap_weights, taps)
 
 
 def _outside_the_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a compiled step call a function as it is, without tracing it."""
+    """Return the function as one that a compiled step calls without tracing it."""
     return torch.compiler.disable(function)  # pyright: ignore[reportUnknownMemberType]
 
 
-def _weighted(weight: float | Tensor, loss: Tensor) -> Tensor:
-    """Return weight * loss in the loss's own type, which a tensor as the weight could change."""
-    if isinstance(weight, Tensor):
-        weight = weight.to(loss.dtype)
-    return weight * loss
+def _scaled(loss: Tensor, factor: float | Tensor) -> Tensor:
+    """Return factor * loss in the loss's dtype, which a factor in a wider dtype would change."""
+    if isinstance(factor, Tensor):
+        factor = factor.to(loss.dtype)
+    return factor * loss
 
 
 def _detached(losses: Mapping[int, Tensor], total: Tensor) -> dict[int, Tensor]:
-    """Return copies of the losses without their history.
-
-    They are copied as one stacked tensor, `total` with them: a compiler folds 1.0 * loss and
-    loss.detach() into one tensor, whose gradient is then lost.
-    """
-    copies = torch.stack([total, *losses.values()]).detach().unbind()[1:]
+    """Return copies of the losses without their history."""
+    # Plain loss.detach() loses the gradient under torch.compile when the weight is 1.0, because the
+    # compiler makes one tensor of 1.0 * loss and loss.detach(). Stacked with `total` they stay two.
+    stacked = torch.stack([total, *losses.values()])  # (1 + number of losses,)
+    _, *copies = stacked.detach().unbind()
     return dict(zip(losses, copies, strict=True))
 
 
 def _required(step: int | None, what: str) -> int:
-    """Return the step, or say what needs it."""
+    """Return the step; raise if it is None, because `what` needs it."""
     if step is None:
         raise ValueError(f"step=None: {what} needs the step; call objective(x, target, step=step)")
     return step

@@ -1,4 +1,4 @@
-"""Which depths carry a prediction: resolve, check, sample. Pure functions of whole numbers.
+"""The depths that carry a prediction: resolve, check and sample them. All functions are pure.
 
 Depths count blocks and start at 1: depth 3 is the network's first three blocks and its head. -1
 stands for the deepest. A tap is a depth that carries a prediction.
@@ -20,22 +20,16 @@ def resolve_taps(taps: Iterable[int] | None, num_blocks: int) -> tuple[int, ...]
         num_blocks: The number of blocks.
 
     Returns:
-        The depths, the deepest last: the deepest block always has a tap, because blocks behind the
-        last tap could never be used or trained.
+        The depths, the deepest last.
 
     Raises:
-        ValueError: A depth is outside the network or named twice, or the deepest is missing.
+        ValueError: A depth is outside the network or named twice, or the deepest is missing. The
+            deepest block needs a tap, because blocks behind the last tap are never used or trained.
     """
     if taps is None:
         return tuple(range(1, num_blocks + 1))
-    depths: list[int] = []
-    for tap in taps:
-        if not _is_depth(tap) or not (tap == DEEPEST or 1 <= tap <= num_blocks):
-            raise ValueError(
-                f"tap {tap!r}: taps are whole numbers from 1 to {num_blocks}, or -1 for the deepest"
-            )
-        depths.append(num_blocks if tap == DEEPEST else tap)
-    _refuse_twice("taps", depths)
+    depths = [_resolved_tap(tap, num_blocks) for tap in taps]
+    _check_distinct("taps", depths)
     if num_blocks not in depths:
         raise ValueError(
             f"taps {_listed(depths)}: the deepest block, {num_blocks}, needs a tap; "
@@ -45,27 +39,27 @@ def resolve_taps(taps: Iterable[int] | None, num_blocks: int) -> tuple[int, ...]
 
 
 def resolve_depth(depth: int | None, taps: Sequence[int]) -> int:
-    """Return a depth as one of the depths that carry a tap.
+    """Return the tap that a depth names.
 
     Args:
-        depth: A tap. None and -1: the deepest.
+        depth: A depth that carries a tap. None and -1: the deepest tap.
         taps: The network's taps, sorted.
 
     Returns:
-        The depth.
+        The tap's depth.
 
     Raises:
-        ValueError: It is something else: 0, a bool, a float, a depth that carries no tap.
+        ValueError: The depth carries no tap, or is not an int (True and 1.0 are not).
     """
     if depth is None:
         return taps[-1]
-    if _is_depth(depth) and depth == DEEPEST:
+    if _is_int(depth) and depth == DEEPEST:
         return taps[-1]
-    if not _is_depth(depth) or depth not in taps:
+    if not _is_int(depth) or depth not in taps:
         raise ValueError(
             f"depth {depth!r}: this net has taps at depths {_listed(taps)} (-1 is the deepest)"
         )
-    # Not `depth` itself, which torch.compile makes symbolic when it changes between calls.
+    # Not `depth` itself: torch.compile treats an argument that changes between calls as symbolic.
     return taps[taps.index(depth)]
 
 
@@ -80,27 +74,28 @@ def resolve_depths(depths: Iterable[int] | None, taps: Sequence[int]) -> tuple[i
         The depths, the deepest of them last.
 
     Raises:
-        ValueError: A depth carries no tap or is named twice, or none is given.
+        ValueError: A depth carries no tap or is named twice, or `depths` is empty.
     """
     if depths is None:
         return tuple(taps)
     resolved = [resolve_depth(depth, taps) for depth in depths]
     if not resolved:
         raise ValueError(f"depths is empty: name at least one of {_listed(taps)}")
-    _refuse_twice("depths", resolved)
+    _check_distinct("depths", resolved)
     return tuple(sorted(resolved))
 
 
 def sample_depths(taps: Sequence[int], num_sampled: int, seed: int, step: int) -> tuple[int, ...]:
     """Return the deepest tap and some of the others, drawn without replacement.
 
-    A pure function of its arguments: the same in every process and on every machine, and exact
-    when a run is resumed. Every tap but the deepest is drawn with the probability
+    The arguments alone decide the draw: it is the same in every process, on every machine and after
+    a run is resumed. Every tap other than the deepest is drawn with the probability
     `inclusion_probability(taps, num_sampled)`.
 
     Args:
         taps: The network's taps, sorted.
-        num_sampled: How many taps to draw beside the deepest, from 0; all if there are fewer.
+        num_sampled: How many taps to draw besides the deepest, at least 0. If the network has fewer
+            taps, all are returned.
         seed: The seed of the run.
         step: The training step.
 
@@ -108,16 +103,14 @@ def sample_depths(taps: Sequence[int], num_sampled: int, seed: int, step: int) -
         The depths, sorted.
 
     Raises:
-        ValueError: The number is no whole number from 0 up.
+        ValueError: `num_sampled` is negative or not an int.
     """
-    if not _is_depth(num_sampled) or num_sampled < 0:
-        raise ValueError(
-            f"sampled taps {num_sampled!r}: expected a whole number from 0 to {len(taps) - 1}"
-        )
-    others, deepest = taps[:-1], taps[-1]
+    check_num_sampled(num_sampled, taps)
+    *others, deepest = taps
     if num_sampled >= len(others):
         return tuple(taps)
-    # A text as the seed goes through SHA-512, so that neighbouring steps are unrelated draws.
+    # random.Random hashes a string seed by SHA-512, so that the draws of neighbouring steps are
+    # unrelated.
     generator = random.Random(f"taps:{seed}:{step}")
     drawn = generator.sample(others, num_sampled)
     return (*sorted(drawn), deepest)
@@ -128,14 +121,41 @@ def inclusion_probability(taps: Sequence[int], num_sampled: int) -> float:
 
     Args:
         taps: The network's taps.
-        num_sampled: How many taps are drawn beside the deepest.
+        num_sampled: How many taps are drawn besides the deepest.
     """
     num_others = max(1, len(taps) - 1)
     return min(1.0, num_sampled / num_others)
 
 
-def _is_depth(value: object) -> bool:
-    """Whether a value is a whole number; True and 1.0 are equal to one, but are none."""
+def check_num_sampled(num_sampled: int, taps: Sequence[int]) -> None:
+    """Raise unless a number of taps can be sampled.
+
+    Args:
+        num_sampled: How many taps to draw besides the deepest.
+        taps: The network's taps.
+
+    Raises:
+        ValueError: `num_sampled` is negative or not an int.
+    """
+    if not _is_int(num_sampled) or num_sampled < 0:
+        raise ValueError(
+            f"sampled taps {num_sampled!r}: expected a whole number from 0 to {len(taps) - 1}"
+        )
+
+
+def _resolved_tap(tap: int, num_blocks: int) -> int:
+    """Return the depth of a tap, which may be given as -1."""
+    if _is_int(tap) and tap == DEEPEST:
+        return num_blocks
+    if not _is_int(tap) or not 1 <= tap <= num_blocks:
+        raise ValueError(
+            f"tap {tap!r}: taps are whole numbers from 1 to {num_blocks}, or -1 for the deepest"
+        )
+    return tap
+
+
+def _is_int(value: object) -> bool:
+    """Return whether a value is an int and not a bool, which Python counts as one."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -143,6 +163,7 @@ def _listed(depths: Iterable[int]) -> str:
     return ", ".join(str(depth) for depth in depths)
 
 
-def _refuse_twice(what: str, depths: Sequence[int]) -> None:
+def _check_distinct(what: str, depths: Sequence[int]) -> None:
+    """Raise unless each depth is named once."""
     if len(set(depths)) < len(depths):
         raise ValueError(f"{what} {_listed(depths)}: a depth is named twice")
