@@ -1,4 +1,4 @@
-"""What both `save` and `load` refuse: things that are no elastic net, and numbers that are none."""
+"""Checks that both `save` and `load` make: the net is an `ElasticWrapper`, and values are valid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from elasticnet.wrapper import ElasticWrapper
 
 
 def check_is_wrapper(net: Any) -> None:
-    """Refuse what is no `ElasticWrapper`.
+    """Raise unless a net is an `ElasticWrapper`.
 
     Args:
         net: What a user passed as a net.
@@ -26,23 +26,31 @@ def check_is_wrapper(net: Any) -> None:
         )
 
 
-def count_wrong_values(tensor: Tensor, *, is_parameter: bool) -> tuple[int, str]:
-    """Return how many values of a tensor a checkpoint must not hold, and what they are.
+def describe_invalid_values(tensor: Tensor, *, is_parameter: bool) -> str | None:
+    """Return what a tensor holds that a checkpoint must not; None if all values are valid.
 
-    NaN is wrong everywhere, infinity in parameters alone: a buffer may hold it, as masks do.
+    NaN is invalid in every tensor. Infinity is invalid in parameters only; a buffer may hold it, as
+    attention masks do.
 
     Args:
-        tensor: Of any dtype.
-        is_parameter: Whether it is learned.
+        tensor: A tensor of any dtype.
+        is_parameter: Whether it is a parameter, not a buffer.
 
     Returns:
-        The count, and "NaN" or "NaN or infinity".
+        Text for a message, such as "NaN or infinity in 3 of 64 values".
     """
-    kind = "NaN or infinity" if is_parameter else "NaN"
     if not (tensor.is_floating_point() or tensor.is_complex()):
-        return 0, kind
+        return None
     values = tensor.detach()
     if values.element_size() == 1:  # float8 has no isnan
         values = values.float()
-    wrong = ~torch.isfinite(values) if is_parameter else torch.isnan(values)
-    return int(wrong.sum()), kind
+    if is_parameter:
+        kind = "NaN or infinity"
+        is_invalid = ~torch.isfinite(values)
+    else:
+        kind = "NaN"
+        is_invalid = torch.isnan(values)
+    count = int(is_invalid.sum())
+    if count == 0:
+        return None
+    return f"{kind} in {count} of {tensor.numel()} values"

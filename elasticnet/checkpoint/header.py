@@ -1,7 +1,7 @@
-"""The description in a checkpoint's header: read, changed and checked; no torch is imported.
+"""Read, check and change the description in a checkpoint's header; no torch is imported.
 
-The file's metadata has one key, "elasticnet", which holds sorted JSON: what `Description` lists and
-a checksum over all of it and the tensors' dtypes and shapes.
+The file's metadata has one key, "elasticnet", whose value is sorted JSON: the keys of `Description`
+and a checksum. The checksum covers the description and the dtypes and shapes of the tensors.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Description(TypedDict):
         format: The number of the file format, 1.
         architecture: The name of a registered architecture; None for a net that a user's own
             function builds.
-        arguments: Of the architecture's builder.
-        taps: The depths that carry a prediction, rising.
-        sha256: Of each tensor's bytes, by the tensor's name.
-        notes: What the writer wanted to say: data, options, scores.
+        arguments: The arguments of the architecture's builder.
+        taps: The depths that carry a tap, ascending.
+        sha256: The SHA-256 of each tensor's bytes, by the tensor's name.
+        notes: Anything that the writer wanted to record: data, options, scores.
         cards: Depth cards as JSON objects, by machine.
     """
 
@@ -65,13 +65,13 @@ class Description(TypedDict):
 
 
 class Checkpoint(NamedTuple):
-    """An open checkpoint, with what its header says.
+    """An open checkpoint and the contents of its header.
 
     Attributes:
-        file: The open file, or what is needed to read a remote one.
-        name: As messages show it.
-        table: Which tensors it holds, and where.
-        description: What `save` wrote about the net.
+        file: The open file; a `Remote` for a file on a server.
+        name: The file's name in messages.
+        table: Which tensors the file holds, and where.
+        description: What the file says about its net.
     """
 
     file: BinaryIO | Remote
@@ -80,7 +80,19 @@ class Checkpoint(NamedTuple):
     description: Description
 
 
-KINDS: dict[str, type | tuple[type, ...]] = {
+class DepthSize(NamedTuple):
+    """What the net of one depth takes.
+
+    Attributes:
+        num_values: The number of values in its parameters and buffers.
+        num_bytes: The bytes of the file that these take.
+    """
+
+    num_values: int
+    num_bytes: int
+
+
+TYPE_OF_KEY: dict[str, type | tuple[type, ...]] = {
     "format": int,
     "architecture": (str, type(None)),
     "arguments": dict,
@@ -99,7 +111,7 @@ def opened_checkpoint(source: Source) -> Generator[Checkpoint, None, None]:
         source: As in `elasticnet.load`.
 
     Yields:
-        The open checkpoint; no tensor of it was read.
+        The open checkpoint, of which no tensor has been read yet.
 
     Raises:
         ValueError: The file is damaged, or `save` did not write it.
@@ -108,7 +120,8 @@ def opened_checkpoint(source: Source) -> Generator[Checkpoint, None, None]:
     with opened(source) as file:
         name = name_of(file)
         table = read_table(file)
-        yield Checkpoint(file, name, table, decode_description(table, name))
+        description = decode_description(table, name)
+        yield Checkpoint(file=file, name=name, table=table, description=description)
 
 
 def read_header(source: Source) -> Description:
@@ -133,36 +146,36 @@ def write_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
 
     Args:
         path: A file that `save` wrote.
-        header: What `read_header` gives, with notes or cards changed.
+        header: The result of `read_header`, with notes or cards changed.
 
     Raises:
-        ValueError: A key is missing or of a wrong type, or a tensor's SHA-256 is not the file's.
-            The file is then as it was.
+        ValueError: A key is missing or of a wrong type, or a tensor's SHA-256 differs from that in
+            the file. The file is then as it was.
         OSError: The file cannot be read or written.
     """
     with opened_checkpoint(path) as checkpoint:
         table = checkpoint.table
         text = encode_description(header, table.entries)
-        changed = table._replace(metadata={**table.metadata, KEY: text})
-        # read as a reader of the new file will
-        description = decode_description(changed, f"header for {checkpoint.name}")
+        new_table = table._replace(metadata={**table.metadata, KEY: text})
+        # Decoding makes the checks that a reader of the new file will make.
+        description = decode_description(new_table, f"header for {checkpoint.name}")
         if description["sha256"] != checkpoint.description["sha256"]:
             raise ValueError(
                 f"header for {checkpoint.name}: the SHA-256 of its tensors differ from the file's"
             )
-        data = read_range(checkpoint.file, table.data_start, size_of(checkpoint.file))
-    write_atomic(path, header_bytes(changed.entries, changed.metadata) + data)
+        file_size = size_of(checkpoint.file)
+        tensor_bytes = read_range(checkpoint.file, start=table.data_start, end=file_size)
+    write_atomic(path, header_bytes(new_table.entries, new_table.metadata) + tensor_bytes)
 
 
-def read_sizes(source: Source) -> dict[int, tuple[int, int]]:
-    """Return what each depth of a file takes; reads the header alone.
+def read_sizes(source: Source) -> dict[int, DepthSize]:
+    """Return how large the net of each depth is; only the header of the file is read.
 
     Args:
         source: As in `elasticnet.load`.
 
     Returns:
-        For each depth that carries a tap: how many values its net has, parameters and buffers, and
-        how many bytes of the file they take.
+        For each depth that carries a tap: the number of values and the number of bytes.
 
     Raises:
         ValueError: The file is damaged, or `save` did not write it.
@@ -171,7 +184,7 @@ def read_sizes(source: Source) -> dict[int, tuple[int, int]]:
     with opened_checkpoint(source) as checkpoint:
         entries = checkpoint.table.entries
         taps = checkpoint.description["taps"]
-    sizes: dict[int, tuple[int, int]] = {}
+    sizes: dict[int, DepthSize] = {}
     for depth in taps:
         num_values = 0
         num_bytes = 0
@@ -179,12 +192,12 @@ def read_sizes(source: Source) -> dict[int, tuple[int, int]]:
             if shallowest_depth(name) <= depth:
                 num_values += math.prod(entry.shape)
                 num_bytes += entry.end - entry.start
-        sizes[depth] = (num_values, num_bytes)
+        sizes[depth] = DepthSize(num_values=num_values, num_bytes=num_bytes)
     return sizes
 
 
 def shallowest_depth(tensor_name: str) -> int:
-    """Return the shallowest depth whose net holds a tensor; 0 for stem and head, which all hold.
+    """Return the shallowest depth whose net has a tensor; 0 for stem and head, which every net has.
 
     Args:
         tensor_name: A key of an `ElasticWrapper`'s state dict.
@@ -202,14 +215,14 @@ def encode_description(description: Mapping[str, Any], entries: Mapping[str, Ent
     """Return a description as the file's metadata holds it: sorted JSON with its checksum.
 
     Args:
-        description: With the keys of `Description`.
-        entries: The tensors of the file, which the checksum covers.
+        description: A mapping with the keys of `Description`.
+        entries: The tensors of the file, whose dtypes and shapes the checksum covers.
 
     Raises:
-        ValueError: JSON cannot hold a value in it.
+        ValueError: JSON cannot hold a value of the description.
     """
     try:
-        # There and back: keys that are numbers become text before they are sorted.
+        # To JSON and back, so that keys that are numbers become text before they are sorted.
         plain = json.loads(json.dumps(dict(description)))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
@@ -225,27 +238,35 @@ def decode_description(table: Table, file_name: str) -> Description:
 
     Args:
         table: The file's table.
-        file_name: As errors name the file.
+        file_name: The file's name in messages.
 
     Raises:
-        ValueError: There is none, it is damaged, or its format is newer than this version reads.
+        ValueError: The file has no description, it is damaged, or its format is newer than this
+            version reads.
     """
     if KEY not in table.metadata:
         raise ValueError(f"{file_name}: a safetensors file, but not one that elasticnet.save wrote")
     try:
         description = parse_json(table.metadata[KEY])
-        number = description.get("format")
-        is_newer = type(number) is int and number > FORMAT
-        if not is_newer:
-            _check_description(description, table.entries)
     except ValueError as error:
-        raise ValueError(f"{file_name}: its description is damaged ({error})") from error
-    if is_newer:
-        raise ValueError(
-            f"{file_name}: format {short(number)}, and this version reads up to {FORMAT}: "
-            "update elasticnet"
-        )
+        raise _damaged(file_name, error) from error
+    # Before the other checks, because a newer format may have other keys and another checksum.
+    _check_format_is_not_newer(description, file_name)
+    try:
+        # Files of the first versions have no checksum and no cards.
+        checksum = description.pop(CHECKSUM, None)
+        if checksum is not None and checksum != _checksum(description, table.entries):
+            raise ValueError("it does not have the checksum it was saved with")
+        description.setdefault("cards", {})
+        _check_description(description)
+    except ValueError as error:
+        raise _damaged(file_name, error) from error
     return cast(Description, description)  # _check_description looked at every key
+
+
+def _damaged(file_name: str, error: ValueError) -> ValueError:
+    """Return the error to raise for a file whose description is damaged."""
+    return ValueError(f"{file_name}: its description is damaged ({error})")
 
 
 def _checksum(description: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
@@ -255,37 +276,43 @@ def _checksum(description: Mapping[str, Any], entries: Mapping[str, Entry]) -> s
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_description(description: dict[str, Any], entries: Mapping[str, Entry]) -> None:
-    """Refuse what `save` does not write; take the checksum away, and add cards where none are."""
-    checksum = description.pop(CHECKSUM, None)
-    # Files of the first versions have no checksum and no cards.
-    if checksum is not None and checksum != _checksum(description, entries):
-        raise ValueError("it does not have the checksum it was saved with")
-    description.setdefault("cards", {})
-    missing = sorted(KINDS.keys() - description.keys())
+def _check_format_is_not_newer(description: Mapping[str, Any], file_name: str) -> None:
+    """Raise if the format is one of a later version of the library."""
+    number = description.get("format")
+    if type(number) is int and number > FORMAT:
+        raise ValueError(
+            f"{file_name}: format {short(number)}, and this version reads up to {FORMAT}: "
+            "update elasticnet"
+        )
+
+
+def _check_description(description: Mapping[str, Any]) -> None:
+    """Raise unless a description has every key of `Description`, with a value of the right type."""
+    missing = sorted(TYPE_OF_KEY.keys() - description.keys())
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
-    for key, kind in KINDS.items():
-        if not isinstance(description[key], kind):
+    for key, expected_type in TYPE_OF_KEY.items():
+        if not isinstance(description[key], expected_type):
             raise ValueError(f"{key} is of type {type(description[key]).__name__}")
     # type(), because a bool is an int for isinstance
     if type(description["format"]) is not int or description["format"] < 1:
         raise ValueError(f"format {description['format']}")
     _check_taps(description["taps"])
-    _check_values("sha256", description["sha256"], str)
-    _check_values("cards", description["cards"], dict)
+    _check_types_in_table("sha256", description["sha256"], str)
+    _check_types_in_table("cards", description["cards"], dict)
 
 
 def _check_taps(taps: list[Any]) -> None:
-    """Refuse anything but depths from 1 that rise."""
+    """Raise unless taps are ascending depths from 1; the last one is the number of blocks."""
     if not taps or type(taps[-1]) is not int or taps[-1] < 1:
         raise ValueError(f"taps {short(taps)}")
-    if list(resolve_taps(taps, taps[-1])) != taps:
+    sorted_taps = list(resolve_taps(taps, num_blocks=taps[-1]))  # raises if one is no depth
+    if taps != sorted_taps:
         raise ValueError(f"taps {short(taps)}")
 
 
-def _check_values(key: str, table: dict[str, Any], kind: type) -> None:
-    """Refuse a value of another kind in one of the description's tables."""
-    for part, value in table.items():
-        if not isinstance(value, kind):
-            raise ValueError(f"{key} of {short(part)} is of type {type(value).__name__}")
+def _check_types_in_table(key: str, table: Mapping[str, Any], expected_type: type) -> None:
+    """Raise unless all values of one of the description's tables are of a type."""
+    for name, value in table.items():
+        if not isinstance(value, expected_type):
+            raise ValueError(f"{key} of {short(name)} is of type {type(value).__name__}")

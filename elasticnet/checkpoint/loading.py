@@ -1,4 +1,4 @@
-"""Read a net from a file that `save` wrote, whole or cut to a depth."""
+"""Read a net, whole or cut to a depth, from a file that `save` wrote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from elasticnet.checkpoint.checks import check_is_wrapper, count_wrong_values
+from elasticnet.checkpoint.checks import check_is_wrapper, describe_invalid_values
 from elasticnet.checkpoint.header import Checkpoint, opened_checkpoint, shallowest_depth
 from elasticnet.checkpoint.sources import Source
 from elasticnet.checkpoint.tensors import DTYPES, digest, read_tensors
@@ -17,7 +17,7 @@ from elasticnet.registry import Architecture, find
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, Origin
 
-# what builders raise for arguments that make no sense
+# What builders raise for invalid arguments.
 BUILD_ERRORS = (
     ArithmeticError,
     AttributeError,
@@ -35,22 +35,24 @@ def load(
     build: Callable[[], ElasticWrapper] | None = None,
     device: torch.device | str = "cpu",
 ) -> ElasticWrapper:
-    """Return the net of a file that `save` wrote, in eval mode; only its tensors are read.
+    """Return the net of a file, cut to a depth, in eval mode; only the tensors it needs are read.
 
-    A net of a registered architecture is built by the name in the file, at this depth alone. A file
-    can name nothing else: nothing in it is imported or unpickled. Dtypes are the file's.
+    If the file names a registered architecture, its builder is called for this depth only. A file
+    can name nothing else: nothing in it is imported or unpickled. The tensors have the dtypes that
+    they have in the file.
 
     Args:
         source: A path, a seekable file opened in binary mode, an http(s) URL whose server answers
             range requests, or `hf://owner/name[@revision][/file]`.
         depth: A depth that carries a tap; None and -1 mean the deepest.
-        build: For a net of no registered architecture: a function that builds the whole net.
-        device: Where the net shall be.
+        build: A function that builds the whole net. It is needed if the file names no registered
+            architecture.
+        device: The device of the net.
 
     Raises:
-        ValueError: The file is damaged; names, shapes or kinds of numbers do not fit; a weight is
-            NaN or infinite; the depth carries no tap; the architecture is not registered.
-        TypeError: `build` returned something else than an ElasticWrapper.
+        ValueError: The file is damaged; names, shapes or dtypes do not fit; a weight is NaN or
+            infinite; the depth carries no tap; the architecture is not registered.
+        TypeError: `build` did not return an ElasticWrapper.
         OSError: The file cannot be reached.
 
     Example:
@@ -63,24 +65,24 @@ def load(
         else:
             net = _build_whole(build).truncate(depth)
         loaded = _read_state(checkpoint, net, depth)
-    _assign(net, loaded)
+    _replace_state(net, loaded)
     return net.to(device).eval()
 
 
 def load_into(net: ElasticWrapper, source: Source) -> None:
-    """Load a file's weights into a net that exists, of any architecture.
+    """Copy a file's weights into an existing net of any architecture.
 
     Parameters stay the same objects, on their device, in their dtype and memory format, so that an
-    optimizer keeps them; the mode stays, too.
+    optimizer keeps its hold on them. Training or eval mode does not change either.
 
     Args:
         net: A net of the file's depth or a shallower one.
         source: As in `load`.
 
     Raises:
-        TypeError: `net` is no ElasticWrapper.
-        ValueError: As in `load`, and where a tap of the net is not one of the file's. Nothing is
-            changed unless everything fits.
+        TypeError: `net` is not an ElasticWrapper.
+        ValueError: As in `load`, or the net has a tap at a depth where the file has none. The net
+            is then as it was.
         OSError: The file cannot be reached.
     """
     check_is_wrapper(net)
@@ -93,10 +95,11 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Parameters that are made inside it take no memory and draw no random numbers.
+    """A mode in which layers are built without memory, whatever sizes a forged file claims.
 
-    However large a file claims them to be. torch.device("meta") would catch torch.eye, too, which
-    imports 900 modules there.
+    Layers of torch.nn allocate their parameters by torch.empty. In this mode torch.empty puts them
+    on the meta device, where they take no memory and draw no random numbers. torch.device("meta")
+    is not used instead, because it would also catch torch.eye, which imports 900 modules on meta.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -107,7 +110,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def _build_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
-    """Return the net that a file describes, cut to a depth, without weights: on the meta device."""
+    """Return the net that a file describes, cut to a depth; parameters are on the meta device."""
     name = checkpoint.description["architecture"]
     if name is None:
         raise ValueError(
@@ -128,18 +131,29 @@ def _build_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
             net = architecture.build(**arguments, taps=taps)
         _check_built(net)
     except BUILD_ERRORS as error:
-        lines = str(error).splitlines() or [type(error).__name__]
+        reason = _first_line(error)
         raise ValueError(
-            f"{checkpoint.name}: {name} cannot be built as the file describes it: {lines[0]}"
+            f"{checkpoint.name}: {name} cannot be built as the file describes it: {reason}"
         ) from error
     net.origin = Origin(name, arguments)
     return net
 
 
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message; the error's type if the message is empty."""
+    lines = str(error).splitlines()
+    if not lines:
+        return type(error).__name__
+    return lines[0]
+
+
 def _check_arguments(
     architecture: Architecture, arguments: Mapping[str, Any], num_tensors: int
 ) -> None:
-    """Refuse arguments that a forged file may hold: other kinds, or more modules than tensors."""
+    """Raise unless arguments are plain values and ask for no more blocks than the file has tensors.
+
+    A forged file could otherwise make the builder use much time and memory.
+    """
     for argument, value in arguments.items():
         if not isinstance(value, (bool, int, float, str, type(None))):
             raise TypeError(f"argument {argument} is a {type(value).__name__}")
@@ -149,7 +163,7 @@ def _check_arguments(
 
 
 def _check_built(net: ElasticWrapper) -> None:
-    """Refuse what a registered builder returned where a file's tensors cannot complete it."""
+    """Raise unless a registered builder returned a net that the tensors of a file can fill."""
     if not isinstance(net, ElasticWrapper):
         raise TypeError(f"its builder returned a {type(net).__name__}, and no ElasticWrapper")
     state = net.state_dict()
@@ -162,7 +176,7 @@ def _check_built(net: ElasticWrapper) -> None:
 
 
 def _build_whole(build: Callable[[], ElasticWrapper]) -> ElasticWrapper:
-    """Return what the user's function builds, checked to be an elastic net."""
+    """Return what the user's function builds; raise unless it is an ElasticWrapper."""
     net = build()
     if not isinstance(net, ElasticWrapper):
         raise TypeError(f"build returned {type(net).__name__}: expected an ElasticWrapper")
@@ -170,7 +184,7 @@ def _build_whole(build: Callable[[], ElasticWrapper]) -> ElasticWrapper:
 
 
 def _check_can_be_filled(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
-    """Refuse a net whose taps are not the file's, or whose parameters hold no values."""
+    """Raise unless the file has every tap of the net, and no tensor of the net is on meta."""
     taps = checkpoint.description["taps"]
     for tap in net.taps:
         if tap not in taps:
@@ -187,25 +201,26 @@ def _check_can_be_filled(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
 
 
 def _read_state(checkpoint: Checkpoint, net: ElasticWrapper, depth: int) -> dict[str, Tensor]:
-    """Return a net's tensors from a file, by name: all that it needs, undamaged, without NaN.
+    """Return the tensors that a net needs from a file, by name, checked to fit and to be valid.
 
-    The file's table is compared with the net before anything is read.
+    Names, shapes and dtypes are checked before the first tensor is read.
     """
     state = net.state_dict(keep_vars=True)
     _check_names(checkpoint, state, depth)
     for name, tensor in state.items():
-        _check_kind(checkpoint, name, tensor)
+        _check_shape_and_dtype(checkpoint, name, needed=tensor)
     loaded: dict[str, Tensor] = {}
-    for name, tensor in read_tensors(checkpoint.file, checkpoint.table, state):
-        _check_values(checkpoint, name, tensor, isinstance(state[name], nn.Parameter))
+    for name, tensor in read_tensors(checkpoint.file, checkpoint.table, names=state.keys()):
+        is_parameter = isinstance(state[name], nn.Parameter)
+        _check_content(checkpoint, name, tensor, is_parameter=is_parameter)
         loaded[name] = tensor
     return loaded
 
 
 def _check_names(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int) -> None:
-    """Refuse a file that lacks a tensor of the net, or has one too many up to the net's depth."""
-    on_one_side_alone = state.keys() ^ checkpoint.table.entries.keys()
-    for name in sorted(on_one_side_alone):
+    """Raise unless net and file have the same tensors; the file may have more in deeper blocks."""
+    on_one_side_only = state.keys() ^ checkpoint.table.entries.keys()
+    for name in sorted(on_one_side_only):
         if name in state:
             raise ValueError(
                 f"{checkpoint.name}: no tensor {name!r}, which depth {depth} of this net needs"
@@ -214,8 +229,8 @@ def _check_names(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int
             raise ValueError(f"{checkpoint.name}: tensor {name!r} has no place in this net")
 
 
-def _check_kind(checkpoint: Checkpoint, name: str, needed: Tensor) -> None:
-    """Refuse a tensor of another shape, and whole numbers where others are needed."""
+def _check_shape_and_dtype(checkpoint: Checkpoint, name: str, needed: Tensor) -> None:
+    """Raise unless shape and dtype fit; one float dtype may stand in for another."""
     entry = checkpoint.table.entries[name]
     if entry.shape != tuple(needed.shape):
         raise ValueError(
@@ -230,31 +245,28 @@ def _check_kind(checkpoint: Checkpoint, name: str, needed: Tensor) -> None:
         )
 
 
-def _check_values(checkpoint: Checkpoint, name: str, tensor: Tensor, is_parameter: bool) -> None:
-    """Refuse a tensor that was damaged, or that holds NaN."""
+def _check_content(checkpoint: Checkpoint, name: str, tensor: Tensor, is_parameter: bool) -> None:
+    """Raise if the bytes of a tensor are not those that were saved, or if a value is invalid."""
     if digest(tensor) != checkpoint.description["sha256"].get(name):
         raise ValueError(
             f"{checkpoint.name}: tensor {name!r} does not have the SHA-256 it was saved with; "
             "the file is damaged"
         )
-    wrong, kind = count_wrong_values(tensor, is_parameter=is_parameter)
-    if wrong:
-        raise ValueError(
-            f"{checkpoint.name}: tensor {name!r} holds {kind} in {wrong} of {tensor.numel()} "
-            "values and is refused"
-        )
+    invalid = describe_invalid_values(tensor, is_parameter=is_parameter)
+    if invalid is not None:
+        raise ValueError(f"{checkpoint.name}: tensor {name!r} holds {invalid} and is refused")
 
 
-def _assign(net: ElasticWrapper, loaded: Mapping[str, Tensor]) -> None:
-    """Make tensors read from a file the net's own, without a copy."""
-    assigned: dict[str, Tensor] = {}
-    # By the identity of what they replace: a parameter that stands under two names stays one.
-    replaced: dict[int, Tensor] = {}
-    for name, tensor in net.state_dict(keep_vars=True).items():
-        if id(tensor) not in replaced:
-            value = loaded[name]
-            if isinstance(tensor, nn.Parameter):
-                value = nn.Parameter(value, requires_grad=tensor.requires_grad)
-            replaced[id(tensor)] = value
-        assigned[name] = replaced[id(tensor)]
-    net.load_state_dict(assigned, assign=True)
+def _replace_state(net: ElasticWrapper, loaded: Mapping[str, Tensor]) -> None:
+    """Replace a net's parameters and buffers by tensors read from a file, without copying them."""
+    new_state: dict[str, Tensor] = {}
+    # Tied weights are one tensor under two names: the second name gets the same new tensor.
+    new_of_old: dict[int, Tensor] = {}  # new tensors, by the id of the tensors that they replace
+    for name, old in net.state_dict(keep_vars=True).items():
+        if id(old) not in new_of_old:
+            new = loaded[name]
+            if isinstance(old, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=old.requires_grad)
+            new_of_old[id(old)] = new
+        new_state[name] = new_of_old[id(old)]
+    net.load_state_dict(new_state, assign=True)

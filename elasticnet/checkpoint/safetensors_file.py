@@ -1,9 +1,10 @@
-"""The safetensors format: the table of a file's tensors, read and checked whole, and written.
+"""The header of a safetensors file: read it, check it, and write it.
 
-A file is the length of its header (8 bytes, little endian), a JSON header and the tensors' bytes.
-The header maps each tensor's name to dtype, shape and offsets behind the header, and "__metadata__"
-to strings. Nothing is mapped into memory, nothing is unpickled, and no torch is imported; the
-tensors themselves are in `elasticnet.checkpoint.tensors`.
+A file has three parts: the length of the header (8 bytes, little endian), the header as JSON, and
+the bytes of the tensors. The header maps the name of each tensor to its dtype, its shape, and its
+first and last byte, counted from the end of the header. It maps "__metadata__" to strings by name.
+Nothing is mapped into memory or unpickled, and no torch is imported:
+`elasticnet.checkpoint.tensors` reads the tensors themselves.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any, NamedTuple, TypeGuard, cast
 
 from elasticnet.checkpoint.sources import Source, name_of, opened, read_range, size_of
 
-LENGTH_BYTES = 8  # of the header's length
+LENGTH_BYTES = 8  # the bytes that hold the header's length
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_AXES = 64
-MAX_SIZE = (1 << 63) - 1  # of an axis or an offset, as torch counts them
+MAX_SIZE = (1 << 63) - 1  # of an axis or an offset; torch counts them as int64
 MAX_SHOWN = 60  # characters of a value in a message
-ALIGNMENT = 8  # the tensors start at a multiple of it
+ALIGNMENT = 8  # the tensors start at a multiple of this many bytes
 METADATA = "__metadata__"
 ZIP_START = b"PK\3\4"
 PICKLE_START = b"\x80\2"
@@ -53,10 +54,10 @@ class Entry(NamedTuple):
     """One tensor of a file.
 
     Attributes:
-        dtype: As the format writes it, such as "F32".
-        shape: Of the tensor.
-        start: Its first byte, counted from the end of the header.
-        end: The byte behind its last one.
+        dtype: The format's code of the dtype, such as "F32".
+        shape: The tensor's shape.
+        start: The tensor's first byte, counted from the end of the header.
+        end: The byte behind the tensor's last one.
     """
 
     dtype: str
@@ -66,7 +67,7 @@ class Entry(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A file's header.
+    """The contents of a file's header.
 
     Attributes:
         metadata: The strings under "__metadata__".
@@ -80,24 +81,26 @@ class Table(NamedTuple):
 
 
 def read_table(source: Source) -> Table:
-    """Return the table of a safetensors file; reads the header and nothing else.
+    """Return the table of a safetensors file; only the header is read.
 
     Args:
         source: As in `elasticnet.load`.
 
     Raises:
-        ValueError: Naming the file, unless the header is sound JSON without a key given twice,
-            every dtype is known and takes shape times dtype bytes, and the tensors fill the rest of
-            the file without a gap or an overlap.
+        ValueError: The header is not valid JSON or has a key twice, a dtype is unknown, a tensor
+            takes other bytes than its shape and dtype need, or the tensors do not fill the rest of
+            the file without gap or overlap. The message names the file.
         OSError: The file cannot be reached.
     """
     with opened(source) as file:
+        name = name_of(file)
         try:
-            return _read_table(file)
+            return _checked_table(file)
         except ValueError as error:
-            # without the file's name, which errors of `sources` begin with
-            reason = str(error).removeprefix(f"{name_of(file)}: ").splitlines()[0]
-            raise ValueError(f"{name_of(file)}: not a whole safetensors file ({reason})") from error
+            # Errors of `sources` begin with the file's name, and so does the new message.
+            message = str(error).removeprefix(f"{name}: ")
+            reason = message.splitlines()[0]
+            raise ValueError(f"{name}: not a whole safetensors file ({reason})") from error
 
 
 def parse_json(text: str) -> dict[str, Any]:
@@ -107,10 +110,11 @@ def parse_json(text: str) -> dict[str, Any]:
         text: The JSON.
 
     Raises:
-        ValueError: It is no JSON, is no object, is nested too deeply, or has a key given twice.
+        ValueError: The text is not valid JSON, is not an object, is nested too deeply, or has a key
+            twice.
     """
     try:
-        value: Any = json.loads(text, object_pairs_hook=_without_double_keys)
+        value: Any = json.loads(text, object_pairs_hook=_dict_without_double_keys)
     except RecursionError as error:
         raise ValueError("JSON nested too deeply") from error
     if not is_object(value):
@@ -122,13 +126,13 @@ def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
     """Return whether a value that was read from JSON is an object.
 
     Args:
-        value: Whatever the JSON held.
+        value: Any value.
     """
     return isinstance(value, dict)
 
 
 def header_bytes(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
-    """Return everything that stands before the tensors' bytes.
+    """Return the first two parts of a file: the length of the header, and the header.
 
     Args:
         entries: The tensors, by name, in the order in which the header lists them.
@@ -148,10 +152,10 @@ def header_bytes(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> b
 
 
 def short(value: Any) -> str:
-    """Return a value as a message shows it, at most 60 characters.
+    """Return the repr of a value, shortened to 60 characters, for a message.
 
     Args:
-        value: Anything, however long its repr is.
+        value: Any value.
     """
     text = repr(value)
     if len(text) <= MAX_SHOWN:
@@ -159,8 +163,8 @@ def short(value: Any) -> str:
     return f"{text[: MAX_SHOWN - 3]}..."
 
 
-def _read_table(file: Source) -> Table:
-    """Return the table of an open file; ValueError says what is wrong with it."""
+def _checked_table(file: Source) -> Table:
+    """Return the table of an open file; raise unless all of it is valid."""
     first_bytes = bytes(read_range(file, 0, LENGTH_BYTES))
     if first_bytes.startswith((ZIP_START, PICKLE_START)):
         raise ValueError(PICKLE_ADVICE)
@@ -173,14 +177,14 @@ def _read_table(file: Source) -> Table:
         )
     data_start = LENGTH_BYTES + length
     header = parse_json(bytes(read_range(file, LENGTH_BYTES, data_start)).decode("utf-8"))
-    metadata = _metadata(header.pop(METADATA, {}))
-    entries = {name: _entry(name, value) for name, value in header.items()}
-    _check_cover(entries, bytes_after - length)
-    return Table(metadata, entries, data_start)
+    metadata = _checked_metadata(header.pop(METADATA, {}))
+    entries = {name: _checked_entry(name, value) for name, value in header.items()}
+    _check_tensors_fill(entries, num_bytes=bytes_after - length)
+    return Table(metadata=metadata, entries=entries, data_start=data_start)
 
 
-def _without_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object as a dict; ValueError where a key is given twice."""
+def _dict_without_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dict; raise if a key is given twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         counts = Counter(key for key, _ in pairs)
@@ -189,8 +193,8 @@ def _without_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _metadata(value: Any) -> dict[str, str]:
-    """Return a header's metadata, checked to be strings by name."""
+def _checked_metadata(value: Any) -> dict[str, str]:
+    """Return a header's metadata; raise unless they are strings by name."""
     if not is_object(value):
         raise ValueError(f"{METADATA} is not a table of strings")
     for text in value.values():
@@ -199,8 +203,8 @@ def _metadata(value: Any) -> dict[str, str]:
     return value
 
 
-def _entry(name: str, value: Any) -> Entry:
-    """Return the checked description of one tensor."""
+def _checked_entry(name: str, value: Any) -> Entry:
+    """Return the entry of one tensor; raise unless all of it is valid."""
     if not is_object(value) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {name!r} is not described by dtype, shape and data_offsets")
     dtype = value["dtype"]
@@ -216,7 +220,7 @@ def _entry(name: str, value: Any) -> Entry:
     needed = math.prod(shape) * BYTES_PER_VALUE[dtype]
     if needed != end - start:
         raise ValueError(f"tensor {name!r} needs {needed} bytes and has {end - start}")
-    return Entry(dtype, tuple(shape), start, end)
+    return Entry(dtype=dtype, shape=tuple(shape), start=start, end=end)
 
 
 def _are_sizes(values: Any) -> TypeGuard[list[int]]:
@@ -227,23 +231,27 @@ def _are_sizes(values: Any) -> TypeGuard[list[int]]:
     return all(type(size) is int and 0 <= size <= MAX_SIZE for size in sizes)
 
 
-def _check_cover(entries: Mapping[str, Entry], size: int) -> None:
-    """Refuse tensors that do not fill `size` bytes, one behind the other."""
+def _check_tensors_fill(entries: Mapping[str, Entry], num_bytes: int) -> None:
+    """Raise unless the tensors fill a number of bytes, one behind the other."""
     position = 0
     for name, entry in sorted(entries.items(), key=_place_in_file):
         if entry.start != position:
-            problem = "leaves a gap before it"
             if entry.start < position:
                 problem = "overlaps the tensor before it"
+            else:
+                problem = "leaves a gap before it"
             raise ValueError(
                 f"tensor {name!r} at byte {entry.start} {problem}, which ends at byte {position}"
             )
         position = entry.end
-    if position != size:
-        raise ValueError(f"the tensors take {position} bytes, and {size} follow the header")
+    if position != num_bytes:
+        raise ValueError(f"the tensors take {position} bytes, and {num_bytes} follow the header")
 
 
 def _place_in_file(item: tuple[str, Entry]) -> tuple[int, int]:
-    """Sort tensors by their bytes; the end counts, too, because empty ones take no bytes."""
+    """Sort key: the place of a tensor in the file.
+
+    It includes the end because an empty tensor starts where the tensor behind it does.
+    """
     _, entry = item
     return entry.start, entry.end

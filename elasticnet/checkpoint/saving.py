@@ -1,4 +1,4 @@
-"""Write a net to one safetensors file, so that every depth can be read alone."""
+"""Write a net to one safetensors file, from which every depth can be read on its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from elasticnet._files import write_atomic
-from elasticnet.checkpoint.checks import check_is_wrapper, count_wrong_values
+from elasticnet.checkpoint.checks import check_is_wrapper, describe_invalid_values
 from elasticnet.checkpoint.header import (
     FORMAT,
     KEY,
@@ -18,7 +18,7 @@ from elasticnet.checkpoint.header import (
     shallowest_depth,
 )
 from elasticnet.checkpoint.safetensors_file import header_bytes
-from elasticnet.checkpoint.tensors import digest, layout, raw_bytes
+from elasticnet.checkpoint.tensors import digest, place_tensors, raw_bytes
 from elasticnet.registry import recorded
 from elasticnet.wrapper import ElasticWrapper
 
@@ -34,15 +34,16 @@ def save(
     The file is written whole or not at all, and the same net gives the same bytes.
 
     Args:
-        net: The net. Its name and arguments are recorded where a registered architecture built it.
-        path: The file. One that exists is replaced.
-        notes: Anything JSON can hold (data, options, scores); `read_header` gives it back.
+        net: The net. If a registered architecture built it, the file also records the name and the
+            arguments of the architecture.
+        path: Where to write. An existing file is replaced.
+        notes: Anything JSON can hold (data, options, scores); `read_header` returns it.
         cards: Depth cards as JSON objects, by machine.
 
     Raises:
-        TypeError: `net` is no ElasticWrapper.
-        ValueError: `load` would refuse the file: NaN anywhere, infinity in a parameter, state that
-            is no tensor, notes that JSON cannot hold. An old file then stays as it was.
+        TypeError: `net` is not an ElasticWrapper.
+        ValueError: The net holds NaN, infinity in a parameter, or state that is not a tensor; or
+            JSON cannot hold the notes or the cards. An existing file then stays as it was.
         OSError: The file cannot be written.
 
     Example:
@@ -60,7 +61,7 @@ def save(
         "notes": dict(notes or {}),
         "cards": dict(cards or {}),
     }
-    entries = layout(tensors, order=_by_depth)
+    entries = place_tensors(tensors, order=_by_depth)
     metadata = {KEY: encode_description(description, entries)}
     content = bytearray(header_bytes(entries, metadata))
     for name in entries:
@@ -69,7 +70,7 @@ def save(
 
 
 def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the net's state on the CPU, checked to be tensors that `load` takes."""
+    """Return the net's state on the CPU; raise unless `load` would accept every tensor."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in net.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
@@ -77,16 +78,17 @@ def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[
                 f"state {name!r} is of type {type(tensor).__name__}: "
                 "a checkpoint holds tensors alone"
             )
-        wrong, kind = count_wrong_values(tensor, is_parameter=isinstance(tensor, nn.Parameter))
-        if wrong:
-            raise ValueError(
-                f"{path}: tensor {name!r} holds {kind} in {wrong} of {tensor.numel()} values "
-                "and was not saved"
-            )
+        is_parameter = isinstance(tensor, nn.Parameter)
+        invalid = describe_invalid_values(tensor, is_parameter=is_parameter)
+        if invalid is not None:
+            raise ValueError(f"{path}: tensor {name!r} holds {invalid} and was not saved")
         tensors[name] = tensor.detach().cpu().contiguous()
     return tensors
 
 
 def _by_depth(tensor_name: str) -> tuple[int, str]:
-    """Sort tensors so that what a depth needs is one piece of the file, at its beginning."""
+    """Sort key: within one dtype width, the tensors of a depth are one piece of the file.
+
+    This piece begins where the tensors of that width begin, whatever the depth is.
+    """
     return shallowest_depth(tensor_name), tensor_name

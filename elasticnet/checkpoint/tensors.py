@@ -1,4 +1,4 @@
-"""Tensors to the bytes of a safetensors file, and back."""
+"""Convert tensors to the bytes of a safetensors file, and read them back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from elasticnet.checkpoint.safetensors_file import Entry, Table
 from elasticnet.checkpoint.sources import Source, opened, read_range
 
-MAX_BYTES_PER_READ = 1 << 24  # neighbouring tensors are read together up to this
+MAX_BYTES_PER_READ = 1 << 24  # neighbouring tensors are read together up to this many bytes
 DTYPES = {
     "F64": torch.float64,
     "I64": torch.int64,
@@ -34,31 +34,37 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-def layout(tensors: Mapping[str, Tensor], order: Callable[[str], Any]) -> dict[str, Entry]:
-    """Return the table of a file that will hold these tensors, in the order of their bytes.
+def place_tensors(tensors: Mapping[str, Tensor], order: Callable[[str], Any]) -> dict[str, Entry]:
+    """Give each tensor its place in a new file.
+
+    Wide dtypes come first, so that every tensor starts at a multiple of its values' size.
 
     Args:
-        tensors: By name.
-        order: Sorts the names. Wide dtypes come first all the same, so that every tensor starts at
-            a multiple of its values' size.
+        tensors: The tensors, by name.
+        order: A sort key of names, for the tensors whose dtypes are equally wide.
+
+    Returns:
+        The entries of the file's table, in the order of their bytes.
 
     Raises:
-        ValueError: The format has no such dtype.
+        ValueError: The format has no code for a tensor's dtype.
     """
 
-    def place(name: str) -> tuple[int, Any]:
+    def widest_first(name: str) -> tuple[int, Any]:
         return -tensors[name].element_size(), order(name)
 
     entries: dict[str, Entry] = {}
     start = 0
-    for name in sorted(tensors, key=place):
+    for name in sorted(tensors, key=widest_first):
         tensor = tensors[name]
         if tensor.dtype not in CODES:
             raise ValueError(
                 f"tensor {name!r} is of {tensor.dtype}, which a safetensors file cannot hold"
             )
         end = start + tensor.numel() * tensor.element_size()
-        entries[name] = Entry(CODES[tensor.dtype], tuple(tensor.shape), start, end)
+        entries[name] = Entry(
+            dtype=CODES[tensor.dtype], shape=tuple(tensor.shape), start=start, end=end
+        )
         start = end
     return entries
 
@@ -66,26 +72,26 @@ def layout(tensors: Mapping[str, Tensor], order: Callable[[str], Any]) -> dict[s
 def read_tensors(
     source: Source, table: Table, names: Iterable[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of these names, in the file's order, each in memory of its own.
+    """Yield some tensors of a file, in the file's order, each in memory of its own.
 
-    Reads exactly their bytes; neighbours are read together.
+    No other bytes of the file are read. Tensors that are neighbours in the file are read together.
 
     Args:
-        source: The file.
-        table: Its table.
-        names: Of the tensors that are wanted.
+        source: The file, which may be open.
+        table: The table of the file.
+        names: The names of the wanted tensors.
 
     Yields:
         Name and tensor, on the CPU.
     """
 
-    def place(name: str) -> tuple[int, int]:
+    def place_in_file(name: str) -> tuple[int, int]:
         return table.entries[name].start, table.entries[name].end
 
-    with opened(source) as file:
-        neighbours: list[str] = []
-        for name in sorted(names, key=place):
-            if neighbours and not _one_read(table, neighbours, name):
+    with opened(source) as file:  # an open file is passed through and stays open
+        neighbours: list[str] = []  # the tensors that the next read will cover
+        for name in sorted(names, key=place_in_file):
+            if neighbours and not _can_read_together(table, neighbours, name):
                 yield from _read_neighbours(file, table, neighbours)
                 neighbours = []
             neighbours.append(name)
@@ -111,29 +117,31 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(raw_bytes(tensor)).hexdigest()
 
 
-def _one_read(table: Table, neighbours: list[str], name: str) -> bool:
-    """Whether a tensor follows its neighbours in the file without a gap and is not too far."""
+def _can_read_together(table: Table, neighbours: list[str], name: str) -> bool:
+    """Whether a tensor follows its neighbours without a gap, and all fit into one read."""
     first = table.entries[neighbours[0]]
     last = table.entries[neighbours[-1]]
     following = table.entries[name]
-    return following.start == last.end and following.end - first.start <= MAX_BYTES_PER_READ
+    follows_directly = following.start == last.end
+    num_bytes = following.end - first.start
+    return follows_directly and num_bytes <= MAX_BYTES_PER_READ
 
 
 def _read_neighbours(
     file: Source, table: Table, neighbours: list[str]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield tensors whose bytes stand one behind the other, by one read."""
+    """Read tensors whose bytes stand one behind the other, by one read, and yield each of them."""
     start = table.entries[neighbours[0]].start
     end = table.entries[neighbours[-1]].end
-    data = read_range(file, table.data_start + start, table.data_start + end)
+    data = read_range(file, start=table.data_start + start, end=table.data_start + end)
     for name in neighbours:
         entry = table.entries[name]
         num_bytes = entry.end - entry.start
-        # Torch's own memory, and no view of what was read: a matrix product can differ in the last
-        # bit by alignment.
+        # A copy in memory that torch aligns, not a view into `data`: the alignment can change the
+        # last bit of a matrix product.
         tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
         if num_bytes > 0:  # torch.frombuffer refuses empty buffers
             offset = entry.start - start
-            read = torch.frombuffer(data, dtype=torch.uint8, count=num_bytes, offset=offset)
-            tensor.view(-1).view(torch.uint8).copy_(read)
+            values = torch.frombuffer(data, dtype=torch.uint8, count=num_bytes, offset=offset)
+            tensor.view(-1).view(torch.uint8).copy_(values)  # byte by byte, whatever the dtype is
         yield name, tensor

@@ -251,7 +251,7 @@ def test_a_description_that_is_no_json_object(path: Path) -> None:
             read_header(path)
 
 
-# --- numbers that are none
+# --- invalid values
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

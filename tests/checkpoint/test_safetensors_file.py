@@ -29,7 +29,7 @@ from elasticnet.checkpoint.tensors import (
     DTYPES,
     MAX_BYTES_PER_READ,
     digest,
-    layout,
+    place_tensors,
     raw_bytes,
     read_tensors,
 )
@@ -58,7 +58,7 @@ def tensor_tables(draw: st.DrawFn) -> dict[str, Tensor]:
 
 
 def written(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    entries = layout(tensors, order=str)
+    entries = place_tensors(tensors, order=str)
     return b"".join(
         [header_bytes(entries, metadata), *(raw_bytes(tensors[name]) for name in entries)]
     )
@@ -156,7 +156,7 @@ def test_dtypes_that_the_format_lacks() -> None:
         ValueError,
         match=r"tensor 'x' is of torch\.complex128, which a safetensors file cannot hold",
     ):
-        layout({"x": torch.zeros(1, dtype=torch.complex128)}, order=str)
+        place_tensors({"x": torch.zeros(1, dtype=torch.complex128)}, order=str)
 
 
 def test_the_table_knows_the_size_of_every_dtype() -> None:
