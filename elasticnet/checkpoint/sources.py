@@ -1,4 +1,4 @@
-"""Byte ranges of a file, wherever it lies: a path, an open file, an http(s) URL, or the hub."""
+"""Read ranges of bytes from a file, which may be a path, open, behind a URL, or on the hub."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 TIMEOUT = 30.0  # seconds without a byte from the server
 PARTIAL_CONTENT = 206  # HTTP's answer to a request for a range
-RANGE_NOT_SATISFIABLE = 416
-DEFAULT_FILE = "model.safetensors"  # of a repository on the hub
+RANGE_NOT_SATISFIABLE = 416  # HTTP's answer if the file ends before the range
+DEFAULT_FILE = "model.safetensors"  # in a repository on the hub
 HUB_SOURCE = re.compile(
     r"hf://(?P<repo>[^/@\s]+/[^/@\s]+)"
     r"(@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^/\s]+))?"
@@ -33,10 +33,10 @@ class Remote:
     """A file behind an http(s) URL.
 
     Attributes:
-        url: Where it is.
-        name: As messages show it.
-        headers: Sent to this URL's host, and not where it redirects to.
-        size: In bytes; None until the first answer tells it.
+        url: The URL.
+        name: The file's name in messages.
+        headers: HTTP headers that are sent to the URL's host, but not to a host it redirects to.
+        size: The file's size in bytes; None until the first answer of the server.
     """
 
     url: str
@@ -49,7 +49,7 @@ Source = str | os.PathLike[str] | BinaryIO | Remote
 
 
 def read_range(source: Source, start: int, end: int) -> bytearray:
-    """Return the bytes [start, end) of a file, all of them.
+    """Return the bytes [start, end) of a file.
 
     Args:
         source: A path, a seekable file opened in binary mode, an http or https URL whose server
@@ -58,7 +58,7 @@ def read_range(source: Source, start: int, end: int) -> bytearray:
         end: The byte behind the last one.
 
     Raises:
-        ValueError: The file ends earlier, or the server does not serve ranges.
+        ValueError: The file ends before `end`, or the server does not serve ranges.
         OSError: The file cannot be reached.
     """
     if not 0 <= start <= end:
@@ -85,24 +85,25 @@ def size_of(source: Source) -> int:
         if not isinstance(file, Remote):
             return file.seek(0, os.SEEK_END)
         if file.size is None:
-            _fetch(file, 0, 1)
+            _fetch(file, 0, 1)  # every answer tells the size
         assert file.size is not None
         return file.size
 
 
 @contextmanager
 def opened(source: Source) -> Generator[BinaryIO | Remote, None, None]:
-    """Open a source once for many reads; one that is open already stays so.
+    """Open a source once for many reads; an open file is passed through and stays open.
 
     Args:
         source: As in `read_range`.
 
     Yields:
-        The file, open, or what `read_range` needs to ask a server.
+        The open file, or a `Remote` for a file on a server. Both are sources, too.
 
     Raises:
-        TypeError: It is no source.
-        ValueError: It is a URL without a host, a stream that cannot seek, or no name on the hub.
+        TypeError: `source` is not of a kind that `read_range` takes.
+        ValueError: `source` is a URL without a host, a stream that cannot seek, or an invalid
+            hf:// name.
         OSError: The file cannot be reached.
     """
     located = _located(source)
@@ -114,16 +115,22 @@ def opened(source: Source) -> Generator[BinaryIO | Remote, None, None]:
 
 
 def name_of(source: Source) -> str:
-    """Return a source's name as messages show it: a URL without its query, which may hold a key.
+    """Return a source's name for messages.
 
     Args:
         source: As in `read_range`.
+
+    Returns:
+        A path as it is; a URL without its query, which may hold a secret key; for an open file its
+        `name`, or else its type.
     """
     if isinstance(source, Remote):
         return source.name
     if _is_path(source):
         path = os.fspath(source)
-        return path.partition("?")[0] if _is_url(path) else path
+        if _is_url(path):
+            return path.partition("?")[0]
+        return path
     name = getattr(source, "name", None)
     if _is_path(name):
         return str(name)
@@ -131,16 +138,18 @@ def name_of(source: Source) -> str:
 
 
 def parse_hub(source: str) -> tuple[str, str | None, str]:
-    """Return repository, revision and file of `hf://owner/name[@revision][/file]`.
+    """Return the parts of a name `hf://owner/name[@revision][/file]`.
 
     Args:
-        source: Such a name. A slash in a revision is written %2F; refs/pr/1 may stand as it is.
+        source: The name. A slash in a revision is written as %2F, except in refs/pr/1 and
+            refs/convert/parquet.
 
     Returns:
-        "owner/name"; the revision, None for the newest; the file, by default "model.safetensors".
+        The repository as "owner/name"; the revision, None for the newest one; the file, by default
+        "model.safetensors".
 
     Raises:
-        ValueError: It is no such name.
+        ValueError: The name has another form.
     """
     match = HUB_SOURCE.fullmatch(source)
     if match is None:
@@ -150,14 +159,15 @@ def parse_hub(source: str) -> tuple[str, str | None, str]:
     revision = match["revision"]
     if revision is not None:
         revision = unquote(revision)
-    return match["repo"], revision, match["file"] or DEFAULT_FILE
+    file = match["file"] or DEFAULT_FILE
+    return match["repo"], revision, file
 
 
 def check_hub_library() -> None:
-    """Refuse to go on where huggingface_hub is not installed.
+    """Raise unless huggingface_hub is installed.
 
     Raises:
-        ModuleNotFoundError: Naming the extra.
+        ModuleNotFoundError: It is not installed. The message says what to install.
     """
     try:
         importlib.import_module("huggingface_hub")
@@ -176,7 +186,7 @@ def _is_url(path: str) -> bool:
 
 
 def _located(source: Source) -> str | os.PathLike[str] | BinaryIO | Remote:
-    """Return where a source is to be read: a path, an open file or a URL."""
+    """Return a source as a path, an open file or a URL; raise if it is none of these."""
     if isinstance(source, Remote):
         return source
     if isinstance(source, str) and source.startswith("hf://"):
@@ -184,7 +194,7 @@ def _located(source: Source) -> str | os.PathLike[str] | BinaryIO | Remote:
     if isinstance(source, str) and _is_url(source):
         if not _has_host(source):
             raise ValueError(f"{name_of(source)}: a URL without a host")
-        return Remote(source, name_of(source))
+        return Remote(url=source, name=name_of(source))
     if isinstance(source, (str, os.PathLike)):
         return source
     is_file = all(hasattr(source, method) for method in ("read", "seek", "seekable"))
@@ -201,6 +211,7 @@ def _located(source: Source) -> str | os.PathLike[str] | BinaryIO | Remote:
 
 
 def _has_host(url: str) -> bool:
+    """Whether a URL names a host."""
     try:
         return bool(urlsplit(url).hostname)
     except ValueError:  # such as http://[1/x
@@ -208,21 +219,21 @@ def _has_host(url: str) -> bool:
 
 
 def _read(file: BinaryIO, start: int, end: int) -> bytearray:
-    """Return a range of an open file."""
+    """Return the bytes [start, end) of an open file."""
     size = size_of(file)
-    if size < end:  # before memory is taken for what is not there
+    if size < end:  # before memory is allocated: a forged header can ask for any number of bytes
         raise ValueError(f"{name_of(file)}: ends at byte {size}, and byte {end - 1} is needed")
     file.seek(start)
     data = bytearray(end - start)
-    position = 0
-    while position < len(data):
-        part = file.read(len(data) - position)  # a raw file may give less than was asked for
+    num_read = 0
+    while num_read < len(data):
+        part = file.read(len(data) - num_read)  # an unbuffered file may return less
         if not part:
             raise ValueError(
-                f"{name_of(file)}: ends at byte {start + position}, and byte {end - 1} is needed"
+                f"{name_of(file)}: ends at byte {start + num_read}, and byte {end - 1} is needed"
             )
-        data[position : position + len(part)] = part
-        position += len(part)
+        data[num_read : num_read + len(part)] = part
+        num_read += len(part)
     return data
 
 
@@ -230,7 +241,7 @@ def _read(file: BinaryIO, start: int, end: int) -> bytearray:
 
 
 def _fetch(remote: Remote, start: int, end: int) -> bytearray:
-    """Return a range of a remote file, by one request; learn the file's size from the answer."""
+    """Return the bytes [start, end) of a remote file, by one request; note the file's size."""
     try:
         request = _range_request(remote, start, end)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
@@ -238,9 +249,9 @@ def _fetch(remote: Remote, start: int, end: int) -> bytearray:
             data = bytearray(response.read(end - start))
     except urllib.error.HTTPError as error:
         with error:  # closes the connection
-            raise _refusal(remote, error, end) from error
+            raise _error_of_answer(remote, error, end) from error
     except (http.client.HTTPException, OSError) as error:
-        reason = str(getattr(error, "reason", None) or error) or type(error).__name__
+        reason = _network_reason(error)
         raise OSError(f"{remote.name}: cannot be read ({reason})") from error
     if len(data) < end - start:
         raise OSError(
@@ -250,7 +261,7 @@ def _fetch(remote: Remote, start: int, end: int) -> bytearray:
 
 
 def _range_request(remote: Remote, start: int, end: int) -> urllib.request.Request:
-    """Return the request for a range, with the remote's own headers for its own host alone."""
+    """Return the request for the bytes [start, end), with the remote's headers for its own host."""
     headers = {
         "Range": f"bytes={start}-{end - 1}",
         "Accept-Encoding": "identity",
@@ -258,13 +269,13 @@ def _range_request(remote: Remote, start: int, end: int) -> urllib.request.Reque
     }
     request = urllib.request.Request(remote.url, headers=headers)
     for name, value in remote.headers.items():
-        # A token is meant for the hub, and not for the storage that the hub redirects to.
+        # A token is for the hub, not for the storage server that the hub redirects to.
         request.add_unredirected_header(name, value)
     return request
 
 
 def _checked_size(remote: Remote, response: Any, start: int, end: int) -> int:
-    """Return the file's size by a server's answer, which must be of the range asked for."""
+    """Return the file's size from a server's answer; raise unless it is for [start, end)."""
     content_range = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     if response.status != PARTIAL_CONTENT or content_range is None:
         raise ValueError(
@@ -285,8 +296,14 @@ def _checked_size(remote: Remote, response: Any, start: int, end: int) -> int:
     return size
 
 
-def _refusal(remote: Remote, error: urllib.error.HTTPError, end: int) -> Exception:
-    """Return the error to raise for a server's answer that is one."""
+def _network_reason(error: Exception) -> str:
+    """Return why a request failed: the message, or the type of an error without a message."""
+    cause = getattr(error, "reason", None) or error  # urllib's URLError wraps the cause
+    return str(cause) or type(error).__name__
+
+
+def _error_of_answer(remote: Remote, error: urllib.error.HTTPError, end: int) -> Exception:
+    """Return the error to raise if the server answers with an HTTP error."""
     if error.code == RANGE_NOT_SATISFIABLE:
         return ValueError(f"{remote.name}: ends before byte {end - 1}, which is needed")
     return OSError(f"{remote.name}: the server answers {error.code} {error.reason}")
@@ -296,7 +313,7 @@ def _refusal(remote: Remote, error: urllib.error.HTTPError, end: int) -> Excepti
 
 
 def _on_hub(source: str) -> Path | Remote:
-    """Return where a file of the hub is to be read: in the local cache if that is the newest."""
+    """Return where to read a file of the hub: the local cache if it holds the newest version."""
     repo, revision, file = parse_hub(source)
     check_hub_library()
     import huggingface_hub
@@ -309,21 +326,21 @@ def _on_hub(source: str) -> Path | Remote:
     try_to_load_from_cache = huggingface_hub.try_to_load_from_cache
     cached = try_to_load_from_cache(repo, file, revision=revision)
     is_one_commit = revision is not None and COMMIT.fullmatch(revision)
-    if isinstance(cached, str) and is_one_commit:  # which never changes
-        return Path(cached)
+    if isinstance(cached, str) and is_one_commit:
+        return Path(cached)  # a commit never changes, so nobody needs to ask the hub
     url = huggingface_hub.hf_hub_url(repo, file, revision=revision)
     try:
         found = huggingface_hub.get_hf_file_metadata(url)
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        reason = _reason(error, containing="not found")
+        reason = _first_line_with("not found", error)
         raise FileNotFoundError(
             f"{source}: not on the hub, or not for this user ({reason})"
         ) from error
-    except Exception as error:  # of whatever http client the hub's library uses; it changed twice
+    except Exception as error:  # any type: the hub's library changed its HTTP client twice
         if isinstance(cached, str):
-            return Path(cached)
+            return Path(cached)  # without a connection, the cached version has to do
         raise OSError(
-            f"{source}: the hub cannot be reached ({_reason(error)}), "
+            f"{source}: the hub cannot be reached ({_first_line(error)}), "
             "and the file is not in the local cache"
         ) from error
     if found.commit_hash:
@@ -333,19 +350,27 @@ def _on_hub(source: str) -> Path | Remote:
     headers: dict[str, str] = {}
     if _same_host(found.location, url):
         headers = _authorization(huggingface_hub.utils.build_hf_headers())
-    return Remote(found.location, source, headers, found.size)
+    return Remote(url=found.location, name=source, headers=headers, size=found.size)
 
 
-def _reason(error: Exception, containing: str = "") -> str:
-    """Return the first line of an error's message that contains a text, else its first line."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    for line in lines:
-        if containing in line.lower():
-            return line
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message; the error's type if the message is empty."""
+    lines = str(error).splitlines()
+    if not lines:
+        return type(error).__name__
     return lines[0]
 
 
+def _first_line_with(text: str, error: Exception) -> str:
+    """Return the first line of an error's message that contains a text, else the first line."""
+    for line in str(error).splitlines():
+        if text in line.lower():
+            return line
+    return _first_line(error)
+
+
 def _same_host(url: str, other: str) -> bool:
+    """Whether two URLs have the same host and port."""
     return urlsplit(url).netloc == urlsplit(other).netloc
 
 
