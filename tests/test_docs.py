@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from elasticnet import registry
 from elasticnet.training.options import CUDA, flag, flat_values
 from loading import load_recipe
 
@@ -77,6 +78,16 @@ def without_fences(text: str) -> str:
 # --- snippets
 
 
+@pytest.fixture
+def registry_as_before() -> Iterator[None]:
+    """Forget the architectures that a page registers, which other tests must not see."""
+    known = set(registry.names())
+    yield
+    for name in set(registry.names()) - known:
+        registry.unregister(name)
+
+
+@pytest.mark.usefixtures("registry_as_before")
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_snippets_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
