@@ -1,8 +1,8 @@
 """Progressive self-distillation: attention maps, their distance, and the loss between neighbours.
 
-The layout of features is an einops axis list such as "b c h w" (images), "b h w c", "b n c"
-(tokens), "b c t" (sequences) or "b c t h w" (video): `b` is the batch, `c` the channels, every
-other axis a position.
+The layout of features is an einops axis list: `b` is the batch, `c` the channels, and every other
+axis a position. Examples are "b c h w" and "b h w c" (images), "b n c" (tokens), "b c t"
+(sequences) and "b c t h w" (video).
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ def progressive_distillation(
     Of two neighbours the deeper one is the teacher.
 
     Args:
-        features: The features of every tap, shallowest first, each of `layout`. Their channels and
-            resolutions may differ.
+        features: The features of every tap, shallowest first, each with the axes of `layout`.
+            Channels and resolution may differ from tap to tap.
         layout: What the axes of the features mean.
-        prefix_tokens: How many leading positions are left out; needs a layout with one position
-            axis.
+        prefix_tokens: How many leading positions to leave out (class and register tokens); needs a
+            layout with one position axis.
         power: The power of |features| in an attention map.
         distance: "norm" or "squared", see `attention_distance`.
         detach_teacher: Whether the gradient stays out of the deeper map of a pair. The paper does
-            not say; this is our choice.
+            not say; the default is our choice.
         eps: The smallest norm that a map is divided by.
 
     Returns:
         A scalar in float32, or in float64 for float64 features; 0 for a single tap.
 
     Raises:
-        ValueError: There are no features, or they do not have the axes of the layout.
+        ValueError: `features` is empty, or an argument is invalid, see `attention_map` and
+            `attention_distance`.
     """
     if not features:
         raise ValueError("progressive_distillation: no features given, expected at least one tap's")
@@ -65,23 +66,25 @@ def attention_map(
 ) -> Tensor:
     """Return the sum over channels of |features|^power: one number for every position.
 
-    It is computed in at least float32, with autocast off: in float16 the map's norm overflows near
-    activations of 300 and vanishes near 1e-4. Source: Zagoruyko and Komodakis, "Paying More
-    Attention to Attention", F_sum^p; in the ASRN paper, Q.
+    It is computed in at least float32, with autocast off. In float16 the map's norm would overflow
+    for activations of about 300, and become 0 for activations of about 1e-4.
+
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", where it is F_sum^p. The
+    ASRN paper calls it Q.
 
     Args:
-        features: A float tensor of `layout`.
+        features: A float tensor with the axes of `layout`.
         layout: What the axes of the features mean.
         power: The power of |features|.
-        prefix_tokens: How many leading positions (class and register tokens) are left out; needs a
+        prefix_tokens: How many leading positions to leave out (class and register tokens); needs a
             layout with one position axis.
 
     Returns:
         The map (b, *positions), in float32, or in float64 for float64 features.
 
     Raises:
-        ValueError: The layout is none, the features do not have its axes, or prefix tokens are to
-            be left out of more than one position axis.
+        ValueError: The layout is invalid, the features do not have its axes, or there are prefix
+            tokens and more than one position axis.
     """
     axes = layout.split()
     positions = position_axes(layout)
@@ -94,15 +97,16 @@ def attention_map(
             f"prefix_tokens={prefix_tokens} needs a layout with one position axis, not {layout!r}"
         )
     with torch.autocast(features.device.type, enabled=False):
-        magnitude = features.to(torch.promote_types(features.dtype, torch.float32)).abs()
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        magnitude = features.to(dtype).abs()
         if power != 1:
             magnitude = magnitude.pow(power)
-        summed = magnitude.sum(dim=axes.index("c"))  # (b, *positions), in some order
-        without_channels = " ".join(axis for axis in axes if axis != "c")
-        summed = rearrange(summed, f"{without_channels} -> b {' '.join(positions)}")
+        summed = magnitude.sum(dim=axes.index("c"))  # the layout's axes without c
+        axes_left = " ".join(axis for axis in axes if axis != "c")
+        attention = rearrange(summed, f"{axes_left} -> b {' '.join(positions)}")  # (b, *positions)
     if prefix_tokens:
-        summed = summed[:, prefix_tokens:]  # (b, n - prefix_tokens)
-    return summed
+        return attention[:, prefix_tokens:]  # (b, n - prefix_tokens)
+    return attention
 
 
 def attention_distance(
@@ -110,22 +114,23 @@ def attention_distance(
 ) -> Tensor:
     """Return the distance between two attention maps, each scaled to unit L2 norm.
 
-    Where the maps differ in resolution, each axis is average-pooled to the smaller one. The
-    gradient at two identical maps is 0.
+    If the maps differ in resolution, both are average-pooled to the smaller size along each axis.
+    The gradient at two identical maps is 0.
 
     Args:
         student: A map (b, *positions), in float32 or float64.
-        teacher: The map that it is compared with, of the same batch and number of axes.
+        teacher: Another map, with the same batch and number of axes.
         distance: "norm" is the L2 norm of a sample's difference (the ASRN paper's L_PSD); "squared"
             is the sum over positions of the squared difference.
-        eps: A map whose norm is smaller is divided by `eps` instead, which keeps a zero map finite
-            and its gradient bounded.
+        eps: The smallest norm that a map is divided by. It keeps the scaled map finite, and its
+            gradient bounded, where the map is 0.
 
     Returns:
-        The mean over the batch, a scalar.
+        The mean of the samples' distances, a scalar.
 
     Raises:
-        ValueError: The distance is neither, or the maps differ in their number of axes.
+        ValueError: `distance` is not "norm" or "squared", or the maps differ in their number of
+            axes.
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
@@ -134,10 +139,10 @@ def attention_distance(
             f"maps of shape {tuple(student.shape)} and {tuple(teacher.shape)} differ in their axes"
         )
     if student.shape != teacher.shape:
-        sides = zip(student.shape[1:], teacher.shape[1:], strict=True)
-        smaller = [min(pair) for pair in sides]
-        student = _pool(student, smaller)
-        teacher = _pool(teacher, smaller)
+        side_pairs = zip(student.shape[1:], teacher.shape[1:], strict=True)
+        smaller_sides = [min(pair) for pair in side_pairs]
+        student = _pool(student, smaller_sides)  # (b, *smaller_sides)
+        teacher = _pool(teacher, smaller_sides)  # (b, *smaller_sides)
     with torch.autocast(student.device.type, enabled=False):
         difference = _unit(student, eps) - _unit(teacher, eps)  # (b, number of positions)
         if distance == "squared":
@@ -146,7 +151,7 @@ def attention_distance(
 
 
 def position_axes(layout: str) -> list[str]:
-    """Return the position axes of a layout, in order.
+    """Return the position axes of a layout, in order; raise if the layout is invalid.
 
     Args:
         layout: An axis list with `b`, `c` and one to three other names, separated by spaces.
@@ -155,7 +160,7 @@ def position_axes(layout: str) -> list[str]:
         All names but `b` and `c`.
 
     Raises:
-        ValueError: The layout is not such a list.
+        ValueError: The layout is not an axis list of this kind.
 
     Example:
         `position_axes("b c h w") == ["h", "w"]`
@@ -193,6 +198,6 @@ def _unit(maps: Tensor, eps: float) -> Tensor:
 def _norm(flat: Tensor) -> Tensor:
     """Return each sample's L2 norm, (b, n) -> (b,).
 
-    Its gradient at zero is 0, where that of a written-out square root is NaN.
+    Its gradient at 0 is 0, while that of `flat.square().sum(dim=1).sqrt()` would be NaN.
     """
     return torch.linalg.vector_norm(flat, dim=1)  # pyright: ignore[reportUnknownVariableType]

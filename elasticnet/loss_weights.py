@@ -1,6 +1,6 @@
-"""Weights of the loss terms: of every tap's loss, and of a term that changes with the step.
+"""Weights of the loss terms: how to weigh the taps, and how a weight changes during training.
 
-Pure functions, so that a run that is resumed, and every process of it, uses the same weights.
+All functions are pure, so that every process of a run, and a resumed run, uses the same weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ def equal(taps: Sequence[int]) -> dict[int, float]:
     """Weigh every tap's loss by 1, as the paper does.
 
     Args:
-        taps: The depths that carry a tap, shallowest first.
+        taps: The network's taps, shallowest first.
 
     Returns:
         The weight of each depth's loss. They sum to the number of taps.
@@ -25,12 +25,12 @@ def equal(taps: Sequence[int]) -> dict[int, float]:
 
 
 def normalised(taps: Sequence[int]) -> dict[int, float]:
-    """Weigh every tap's loss alike, with a sum of 1.
+    """Weigh every tap's loss by 1 / number of taps.
 
-    The learning rate of a network with one tap then fits.
+    The weights sum to 1, so that the learning rate of a network with one tap fits this one too.
 
     Args:
-        taps: The depths that carry a tap, shallowest first.
+        taps: The network's taps, shallowest first.
 
     Returns:
         The weight of each depth's loss: 1 / number of taps.
@@ -42,11 +42,11 @@ def normalised(taps: Sequence[int]) -> dict[int, float]:
 
 
 def deepest_share(taps: Sequence[int], share: float) -> dict[int, float]:
-    """Give the deepest tap a share of the weight and the rest to the others, alike.
+    """Give the deepest tap a share of the weight, and the others equal parts of the rest.
 
     Args:
-        taps: The depths that carry a tap, shallowest first.
-        share: The deepest tap's weight, from 0 to 1. A single tap gets 1 whatever its share is.
+        taps: The network's taps, shallowest first.
+        share: The deepest tap's weight, from 0 to 1. If it is the only tap, its weight is 1.
 
     Returns:
         The weight of each depth's loss, with a sum of 1.
@@ -70,10 +70,10 @@ def deepest_share(taps: Sequence[int], share: float) -> dict[int, float]:
 def rising_deepest_share(
     taps: Sequence[int], step: int, total: int, start: float, end: float = 1.0
 ) -> dict[int, float]:
-    """Let the deepest tap's share rise in a straight line over the training.
+    """Let the deepest tap's share of the weight change linearly during training.
 
     Args:
-        taps: The depths that carry a tap, shallowest first.
+        taps: The network's taps, shallowest first.
         step: The training step, from 0.
         total: The number of steps after which the share is `end`, at least 1.
         start: The deepest tap's share at step 0, from 0 to 1.
@@ -101,22 +101,22 @@ def ramp(
     finish: float = 1.0,
     shape: str = "linear",
 ) -> float:
-    """Return a value that goes from one number to another while the training goes on.
+    """Return a value that changes from `start` to `end` during training.
 
     Args:
         step: The training step, from 0.
         total: The number of steps of the training, at least 1.
-        start: The value until step / total reaches `begin`.
+        start: The value up to step / total = `begin`.
         end: The value from step / total = `finish` on.
-        begin: Where the way begins, as a part of the training from 0 to 1.
-        finish: Where the way ends, as a part of the training from `begin` to 1.
-        shape: "linear", or "cosine" (half a cosine wave: flat at both ends).
+        begin: When the change begins, as a fraction of the training from 0 to 1.
+        finish: When the change ends, as a fraction of the training from `begin` to 1.
+        shape: "linear", or "cosine": half a cosine wave, which is flat at both ends.
 
     Returns:
         The value at this step.
 
     Raises:
-        ValueError: `total`, `begin`, `finish` or `shape` is not one of the above.
+        ValueError: `total`, `begin` or `finish` is out of range, or `shape` is unknown.
 
     Example:
         `ElasticObjective(..., psd_weight=lambda step: ramp(step, 100_000, 0.0, 0.1, finish=0.2))`
@@ -140,11 +140,11 @@ def ramp(
 
 
 def check_tap_weights(weights: Mapping[int, float], taps: Sequence[int]) -> dict[int, float]:
-    """Check that there is a usable weight for every tap, and for nothing else.
+    """Return the weights of the taps; raise unless every tap, and no other depth, has a valid one.
 
     Args:
         weights: The weight of each depth's loss.
-        taps: The depths that carry a tap.
+        taps: The network's taps.
 
     Returns:
         The weights as floats, in the order of the taps.

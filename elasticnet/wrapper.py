@@ -535,9 +535,9 @@ class ElasticWrapper(nn.Module):
         for depth, block in enumerate(old_blocks, start=1):
             features, context = self._run_block(block, features, context, depth)
 
-        expected = self._predict(head, features, skip, old_depth)
+        # Copies, because the head, or a new block, may change what it takes in place.
+        expected = self._predict(head, features.clone(), skip, old_depth)
         for index, block in enumerate(new_blocks):
-            # A copy, because a block that works in place would change `before` too.
             before = features.clone()
             depth = old_depth + index + 1
             features, context = self._run_block(block, features, context, depth)
