@@ -1,4 +1,4 @@
-"""The losses of an elastic network: deep supervision, and ElasticObjective, net and loss in one.
+"""The losses of an elastic network, and ElasticObjective: a network and its loss in one module.
 
     L = w_N L_N + sum_{n<N} w_n L_n + lambda L_PSD + mu sum_{n<N} w_n D_n
 
@@ -39,7 +39,7 @@ class LossTerms(NamedTuple):
         deep_supervision: The weighted task losses of the shallower taps computed this step, the sum
             of w_n L_n.
         distillation: lambda L_PSD, plus the output distillation if `output_weight` is not 0.
-        per_depth: The task loss L_n of each tap computed this step, without weight and detached.
+        per_depth: The task loss L_n of each tap computed this step, not weighted, and detached.
     """
 
     total: Tensor
@@ -94,7 +94,7 @@ def deep_supervision(
 
     Args:
         predictions: The predictions of several taps, shallowest first.
-        target: What each of the predictions should be.
+        target: The target of every prediction.
         task_loss: `task_loss(prediction, target)` returns a scalar.
 
     Returns:
@@ -121,8 +121,8 @@ def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor
     Args:
         prediction: Any shape.
         target: The same shape.
-        eps: The smallest value of the loss, in the unit of the target. It is smooth where
-            differences are of this size.
+        eps: The loss at a difference of 0, in the unit of the target. For much larger differences
+            the loss is nearly L1.
 
     Returns:
         A scalar.
@@ -203,7 +203,7 @@ class ElasticObjective(nn.Module):
 
     @property
     def needs_unused_search(self) -> bool:
-        """Whether a step can leave parameters without gradient: adapters of taps not sampled."""
+        """Whether a step can leave parameters unused: the adapters of taps not sampled."""
         return self.sampled_taps is not None and len(self.net.adapters) > 0
 
     def depths_at(self, step: int | None) -> tuple[int, ...]:
@@ -243,7 +243,7 @@ class ElasticObjective(nn.Module):
 
         Args:
             x: The input of the network.
-            target: What every prediction should be, as `task_loss` takes it.
+            target: The target of every prediction, which `task_loss` takes.
             step: The training step; needed with `sampled_taps` and with weights that are functions.
             **keywords: For the network.
 
@@ -263,6 +263,7 @@ class ElasticObjective(nn.Module):
             packed = _outside_the_graph(self._packed_factors)(depths, step)
             factors = self._unpacked_factors(packed, depths)
 
+        # the predictions and their task losses, by depth
         outputs = self.net.forward_taps(x, depths=depths, **keywords)
         predictions = dict(zip(depths, outputs.predictions, strict=True))
         task_losses = deep_supervision(outputs.predictions, target, self.task_loss)
@@ -277,7 +278,8 @@ class ElasticObjective(nn.Module):
             supervision = supervision + _scaled(losses[depth], factors.tap[depth])
 
         # lambda L_PSD
-        # In a compiled step a scheduled lambda is a tensor, whose value the graph cannot look at.
+        # In a compiled step a scheduled lambda is a tensor. The graph cannot look at its value, and
+        # always computes the term.
         psd_is_on = isinstance(factors.psd, Tensor) or factors.psd != 0
         if psd_is_on:
             psd = _scaled(self._psd_loss(outputs.features), factors.psd)

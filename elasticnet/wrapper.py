@@ -76,9 +76,9 @@ class ElasticWrapper(nn.Module):
     `net(x, depth=d)`, `net.forward_taps(x)` and `net.truncate(d)(x)`.
 
     The stem gets those keyword arguments of `net(x, **keywords)` that its forward names.
-    `call_block` gets a context, and hands one on to the next block. The first block's context is
-    what the stem returns beside its features; if the stem returns features alone, it is the dict
-    of all keyword arguments.
+    `call_block` gets the context of a block and returns that of the next one. The first block's
+    context is what the stem returns beside its features. If the stem returns features alone, the
+    context is the dict of all keyword arguments.
 
     State dict keys: `stem.*`, `blocks.{index from 0}.*`, `head.*`, `adapters.{depth}.*`.
 
@@ -159,7 +159,7 @@ class ElasticWrapper(nn.Module):
         self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
 
     def extra_repr(self) -> str:
-        """Return what `repr` shows in front of the modules."""
+        """Return the text that `repr` shows before the modules."""
         return f"taps={self.taps}"
 
     def forward(self, x: Any, depth: int | None = None, **keywords: Any) -> Any:
@@ -172,7 +172,7 @@ class ElasticWrapper(nn.Module):
             **keywords: For the stem and `call_block`.
 
         Returns:
-            What the head returns.
+            The head's output at that depth.
 
         Raises:
             ValueError: The depth carries no tap.
@@ -191,7 +191,7 @@ class ElasticWrapper(nn.Module):
         return self._predict(head, features, skip, last_depth)
 
     def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **keywords: Any) -> Taps:
-        """Run all blocks once, with a prediction at several depths.
+        """Run all blocks once and predict at several depths.
 
         Args:
             x: The input of the stem, or of the first block if there is no stem.
@@ -226,7 +226,7 @@ class ElasticWrapper(nn.Module):
         """Make a depth this net's default inside a `with` block.
 
         When the `with` block ends, also by an exception, the previous default returns. Threads
-        that share the net share the default: there, pass `depth=` to each call instead.
+        that share the net share its default too; they should pass `depth=` to each call instead.
 
         Args:
             depth: A tap of the net.
@@ -259,7 +259,8 @@ class ElasticWrapper(nn.Module):
         """
         depth = resolve_depth(depth, self.taps)
         taps = [tap for tap in self.taps if tap <= depth]
-        return copy.deepcopy(self._rebuilt(self.blocks[:depth], taps, self._adapters_by_depth()))
+        shared = self._rebuilt(self.blocks[:depth], taps, self._adapters_by_depth())
+        return copy.deepcopy(shared)
 
     def with_taps(self, taps: Iterable[int] | None) -> ElasticWrapper:
         """Return a network of the same modules with predictions at other depths.
@@ -327,10 +328,10 @@ class ElasticWrapper(nn.Module):
         """Return a deeper network that is exactly the same function until it is trained further.
 
         Every new block is copied and made the identity. A run on `example`, in eval mode, then
-        proves that each of them is.
+        proves that each block is the identity.
 
         Args:
-            blocks: The new blocks, in order. They are copied, and do not change themselves.
+            blocks: The new blocks, in order. They are copied; the originals do not change.
             example: An input of the network.
             init: A function that makes a block the identity, in place. None: the block's own
                 `init_identity()`.
@@ -356,9 +357,10 @@ class ElasticWrapper(nn.Module):
         if old_depth in adapters:
             for depth in new_taps:
                 adapters[depth] = copy.deepcopy(adapters[old_depth])
-        grown = copy.deepcopy(
-            self._rebuilt([*self.blocks, *new_blocks], [*self.taps, *new_taps], adapters)
+        shared = self._rebuilt(
+            blocks=[*self.blocks, *new_blocks], taps=[*self.taps, *new_taps], adapters=adapters
         )
+        grown = copy.deepcopy(shared)
         with evaluating(grown), torch.no_grad():
             grown._prove_identity(old_depth=old_depth, example=example, keywords=keywords)
         return grown
@@ -412,11 +414,13 @@ class ElasticWrapper(nn.Module):
         # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
         for_stem = {name: value for name, value in keywords.items() if name in accepted}
         output = x if stem is None else stem(x, **for_stem)
+        # Without a stem, a tuple is an ordinary input of the first block.
         stem_returns_context = stem is not None and _is_tuple(output)
         if stem_returns_context and self.call_block is None:
             raise ValueError(
                 "the stem returned (x, context): pass call_block to use the context in the blocks"
             )
+        # The stem's own context takes the place of the keyword arguments.
         keywords_reach_blocks = self.call_block is not None and not stem_returns_context
         if not keywords_reach_blocks:
             _check_all_used(keywords, used=for_stem)
@@ -440,7 +444,8 @@ class ElasticWrapper(nn.Module):
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         if self.call_block is not None:
             call_block = _recomputed(self.call_block) if recompute else self.call_block
-            return call_block(block, features, context, depth - 1)  # its index counts from 0
+            index = depth - 1  # call_block counts blocks from 0
+            return call_block(block, features, context, index)
 
         run = _recomputed(block) if recompute else block
         output = run(features)
@@ -556,7 +561,7 @@ class ElasticWrapper(nn.Module):
     def _report(
         self, head: Callable[..., Any], features: Tensor, skip: Any, depth: int
     ) -> TapReport:
-        """Return the report of one tap, which does not yet compare its shape with the deepest's."""
+        """Return the report of one tap, which `check` completes with the deepest tap's shape."""
         output: Any = None
         problem = None
         try:
