@@ -208,7 +208,10 @@ def build_with_empty_buffer(num_blocks: int = 1, taps: list[int] | None = None) 
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (lambda num_blocks, taps: nn.Linear(1, 1), "its builder returned a Linear, and no Elastic"),
+        (
+            lambda num_blocks, taps: nn.Linear(1, 1),
+            "its builder returned a Linear: expected an ElasticWrapper",
+        ),
         (build_with_empty_buffer, "buffer 'blocks.0.scratch' is made by torch.empty"),
     ],
 )

@@ -72,8 +72,8 @@ def load(
 def load_into(net: ElasticWrapper, source: Source) -> None:
     """Copy a file's weights into an existing net of any architecture.
 
-    Parameters stay the same objects, on their device, in their dtype and memory format, so that an
-    optimizer keeps its hold on them. Training or eval mode does not change either.
+    Parameters stay the same objects, so that an optimizer that updates them stays valid. They keep
+    their device, dtype and memory format, and the net stays in training or eval mode.
 
     Args:
         net: A net of the file's depth or a shallower one.
@@ -165,7 +165,7 @@ def _check_arguments(
 def _check_built(net: ElasticWrapper) -> None:
     """Raise unless a registered builder returned a net that the tensors of a file can fill."""
     if not isinstance(net, ElasticWrapper):
-        raise TypeError(f"its builder returned a {type(net).__name__}, and no ElasticWrapper")
+        raise TypeError(f"its builder returned a {type(net).__name__}: expected an ElasticWrapper")
     state = net.state_dict()
     for name, buffer in net.named_buffers():
         if buffer.is_meta and name not in state:
@@ -184,7 +184,7 @@ def _build_whole(build: Callable[[], ElasticWrapper]) -> ElasticWrapper:
 
 
 def _check_can_be_filled(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
-    """Raise unless the file has every tap of the net, and no tensor of the net is on meta."""
+    """Raise unless the file has every tap of the net, and every tensor of the net has memory."""
     taps = checkpoint.description["taps"]
     for tap in net.taps:
         if tap not in taps:

@@ -76,7 +76,7 @@ def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[
         if not isinstance(tensor, Tensor):
             raise ValueError(
                 f"state {name!r} is of type {type(tensor).__name__}: "
-                "a checkpoint holds tensors alone"
+                "a checkpoint can hold only tensors"
             )
         is_parameter = isinstance(tensor, nn.Parameter)
         invalid = describe_invalid_values(tensor, is_parameter=is_parameter)

@@ -312,7 +312,7 @@ def test_state_that_is_no_tensor(path: Path) -> None:
         def get_extra_state(self) -> dict[str, int]:
             return {"calls": 1}
 
-    message = r"state 'blocks\.0\._extra_state' is of type dict: a checkpoint holds tensors alone"
+    message = r"state 'blocks\.0\._extra_state' is of type dict: a checkpoint can hold only tensors"
     with pytest.raises(ValueError, match=message):
         elasticnet.save(ElasticWrapper([Extra()], nn.Identity()), path)
 

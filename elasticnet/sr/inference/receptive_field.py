@@ -45,8 +45,8 @@ class Footprint(NamedTuple):
         scale: How many times as long each side of the output is.
         reach: How many LR pixels away an input pixel can be and still change an output pixel. None
             if there is no bound (global pooling), if it is more than 510, or if it changes with the
-            place (windows, strides): then no tiles can equal the whole image. A layer that skips
-            the next 510 pixels and sees only pixels behind them is not noticed.
+            place (windows, strides): then no tiles can equal the whole image. The reach is too
+            small for a network that sees pixels more than 512 away and none 511 or 512 away.
         bytes_per_pixel: The most bytes that the tensors of a pass hold at any time, for each LR
             pixel, in the network's own precision.
     """
@@ -95,8 +95,9 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
 
 
 def _measure(net: ElasticWrapper, depth: int, at_least: int | None) -> Footprint:
-    """The footprint of a depth whose reach is at least that of the shallowest depth."""
+    """The footprint of a depth that sees at least as far as the reach `at_least`."""
     scale = scale_of(net)
+    # A network without parameters counts as one in float32 on the CPU.
     parameter = next(net.parameters(), torch.zeros(()))
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
         net = copy.deepcopy(net).to("cpu", torch.float32)
@@ -133,22 +134,22 @@ def _check_output_shape(image: Tensor, output: Tensor, scale: int) -> None:
 
 def _reach(predict: Predict, scale: int, at_least: int | None) -> int | None:
     """The reach along the axis along which the network sees further; None if it has no bound."""
-    if at_least is None:
+    if at_least is None:  # a shallower depth has no bound
         return None
-    vertical = _reach_along(HEIGHT, predict, scale)
+    vertical = _reach_along(predict, scale, HEIGHT)
     if vertical is None:
         return None
-    horizontal = _reach_along(WIDTH, predict, scale)
+    horizontal = _reach_along(predict, scale, WIDTH)
     if horizontal is None:
         return None
     return max(at_least, vertical, horizontal)
 
 
-def _reach_along(axis: int, predict: Predict, scale: int) -> int | None:
+def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
     """The reach along one axis; None if it has no bound or changes with the place."""
     # A shorter strip would not show a layer that sees a pixel far away and none of those between,
     # such as a dilated convolution.
-    nan_positions = _nan_positions(axis, LONGEST_STRIP, predict, scale)
+    nan_positions = _nan_positions(predict, scale, axis, length=LONGEST_STRIP)
     reach = _distance_from_middle(nan_positions, LONGEST_STRIP)
     if reach > LARGEST_REACH:
         return None
@@ -156,9 +157,9 @@ def _reach_along(axis: int, predict: Predict, scale: int) -> int | None:
         length = _length_to_cut(reach)
     else:
         length = LONGEST_STRIP  # the NaN was replaced on the way: reach 0 is only a guess
-    if _is_same_when_cut(axis, length, reach, predict, scale):
+    if _is_same_when_cut(predict, scale, axis, length=length, reach=reach):
         return reach
-    return None  # the reach changes with the place
+    return None  # the reach changes with the place, or the guess was too small
 
 
 def _length_to_cut(reach: int) -> int:
@@ -167,8 +168,8 @@ def _length_to_cut(reach: int) -> int:
     return min(length for length in STRIP_LENGTHS if length >= needed)
 
 
-def _nan_positions(axis: int, length: int, predict: Predict, scale: int) -> list[int]:
-    """Where the output is NaN if the middle pixel of a strip is: LR pixels along it, ascending.
+def _nan_positions(predict: Predict, scale: int, axis: int, length: int) -> list[int]:
+    """The LR positions along a strip, ascending, whose output is NaN if its middle pixel is NaN.
 
     A sum with a NaN in it is NaN, whatever the weights and the other values are, and activations
     pass a NaN on. So the output is NaN exactly where a chain of sums leads from the middle pixel to
@@ -193,7 +194,7 @@ def _distance_from_middle(positions: list[int], length: int) -> int:
     return max(middle - positions[0], positions[-1] - middle)
 
 
-def _is_same_when_cut(axis: int, length: int, reach: int, predict: Predict, scale: int) -> bool:
+def _is_same_when_cut(predict: Predict, scale: int, axis: int, length: int, reach: int) -> bool:
     """Whether the output that is `reach` pixels inside a strip stays the same if its ends are cut.
 
     One pixel is cut off at each end. The output changes if it depends on where a pixel lies in the

@@ -98,7 +98,7 @@ def upscale_array(
         `out`, or the new array.
 
     Raises:
-        TypeError: `image` is no array.
+        TypeError: `image` is not an array.
         ValueError: The shape, dtype or values of `image` or `out` are invalid, or the network gives
             NaN or infinity.
         MemoryError: The smallest tile does not fit into the memory, or the whole image does not and
@@ -175,6 +175,7 @@ class _TileWork:
             (y,) = self_ensembled(self._predict, x)  # (1, 3, scale h, scale w)
         else:
             (y,) = self._predict(x)  # (1, 3, scale h, scale w)
+        # (3, scale core height, scale core width)
         core = y[0, :, row.core_in_window(scale), column.core_in_window(scale)]
         rows = row.core_in_image(scale)
         columns = column.core_in_image(scale)

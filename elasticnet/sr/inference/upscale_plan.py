@@ -19,12 +19,12 @@ from elasticnet.sr.inference.receptive_field import footprint
 from elasticnet.wrapper import ElasticWrapper
 
 GB = 10**9
-MIN_TILE = 16  # LR pixels a side; out of memory, smaller tiles than this are not tried
+MIN_TILE = 16  # LR pixels a side of the smallest tile that is tried when memory runs out
 # LR pixels a side of the window that runs fastest, by kind of device. On the CPU, a tensor of 96
 # channels then stays below 32 MiB. Up to that size the C library keeps freed memory for the next
 # tensor; larger windows take 1.6 times as long for each pixel.
 AUTO_WINDOWS = {"cpu": 288, "cuda": 1024}
-AUTO_WINDOW_IN_REACHES = 8  # "auto" windows are at least this many reaches wide: less overlap
+AUTO_WINDOW_IN_REACHES = 8  # the least width of an "auto" window, unless memory is short
 AUTO_MEMORY_ON_CPU = 640 * 10**6  # bytes that an "auto" pass takes at most
 # A pass takes this many times the memory of its tensors, because kernels need scratch memory, too.
 # The largest factor that was measured is 1.17.
@@ -251,13 +251,13 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
 
 
 def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
-    """Return the tiles with which the enlarging of an image starts.
+    """Return the tiles with which to begin an image.
 
-    If memory runs out on the way, `smaller_tiling` returns the next ones.
+    If memory runs out on the way, `smaller_tiling` returns the tiles with which to go on.
 
     Args:
-        plan: Of the network. What its tile "auto" means depends on the memory that is free now on
-            the plan's device.
+        plan: The plan. The size of its "auto" tiles depends on the memory that is free now on the
+            network's device.
         size: Height and width of the image in LR pixels.
 
     Returns:
@@ -282,7 +282,7 @@ def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], short
     """Return tiles of half the side, for an image that ran out of memory.
 
     Args:
-        plan: Of the network.
+        plan: The plan.
         tiling: The tiles that were too large.
         size: Height and width of the image in LR pixels.
         shortage: The allocator's message, which the error quotes.
@@ -296,7 +296,8 @@ def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], short
     if tiling.is_whole or tiling.side <= MIN_TILE:
         raise _does_not_fit(plan, tiling, shortage)
     longest = min(tiling.side, max(size))  # a tile can be larger than the image
-    return _tiling(size, side=max(longest // 2, MIN_TILE), overlap=tiling.overlap)
+    side = max(longest // 2, MIN_TILE)
+    return _tiling(size, side=side, overlap=tiling.overlap)
 
 
 def _tiling(size: Sequence[int], side: int, overlap: int, is_whole: bool = False) -> Tiling:

@@ -89,7 +89,7 @@ class Upscaler:
             depth: One of `depths`. Default: that of the Upscaler.
 
         Raises:
-            ValueError: Unknown depth, or a tile that is none.
+            ValueError: The depth is unknown, or the tile is invalid.
         """
         return plan_upscale(
             self.net,
