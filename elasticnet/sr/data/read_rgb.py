@@ -11,10 +11,12 @@ from PIL import Image
 
 from elasticnet.sr.photo.photograph import ImageError as ImageError  # also of this module
 from elasticnet.sr.photo.photograph import Photo
-from elasticnet.sr.photo.reading import READABLE, decode_photo
+from elasticnet.sr.photo.reading import decode_photo
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-FORMATS = (*READABLE, "PPM")
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
+    *(".jp2", ".avif"),
+)
 
 
 def read_rgb(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -45,9 +47,7 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[Any]:
     name = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            photo = decode_photo(
-                file, name, formats=FORMATS, first_frame=True, cmyk_by_profile=False
-            )
+            photo = decode_photo(file, name, first_frame=True, cmyk_by_profile=False)
     except FileNotFoundError:
         raise
     except OSError as error:

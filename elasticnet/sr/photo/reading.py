@@ -6,6 +6,7 @@ Two functions come here: `read_photo`, for photographs that are enlarged and wri
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile
@@ -40,14 +42,41 @@ from elasticnet.sr.photo.samples import (
 )
 from elasticnet.sr.photo.tiff_pages import directories, go_to_main_page
 
-READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
+HAS_AVIF = find_spec("PIL.AvifImagePlugin") is not None  # since Pillow 11.3
+# Pillow's names of the formats that are read.
+_ALWAYS_READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "QOI")
+READABLE = (*_ALWAYS_READABLE, "AVIF") if HAS_AVIF else _ALWAYS_READABLE
+READ_EXTENSIONS = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".webp", ".tif", ".tiff"),
+    *(".gif", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi"),
+    *(".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".avif", ".avifs"),
+)
+# Images that are not read: they are named, not passed over.
+OTHER_EXTENSIONS = (
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".psd", ".psb", ".xcf", ".exr", ".hdr", ".tga"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2", ".pef", ".srw"),
+    *(".pcx", ".sgi", ".dds", ".pfm", ".pam"),
+)
+_MAGIC_OF_OTHERS = {  # how files of formats that are not read begin
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"8BPS": "Photoshop (PSD)",
+    b"\x76\x2f\x31\x01": "OpenEXR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"gimp xcf": "GIMP (XCF)",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"<svg": "SVG",
+    b"II\xbc": "JPEG XR",
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _lock_of_pixel_limit = threading.Lock()
 
 
 def read_photo(
     source: str | os.PathLike[str] | BinaryIO, *, max_pixels: int | None = None
 ) -> Photo:
-    """Read a PNG, JPEG, WebP, TIFF, GIF or BMP file, told by its content.
+    """Read an image file of one of the formats `READABLE`, told by its content.
 
     - 16 bits per channel stay 16 bits (PNG; TIFF in gray, RGB and RGBA); gray stays gray, bilevel
       and palettes become 8-bit gray and RGB; transparency in a palette or by a key colour becomes
@@ -58,7 +87,7 @@ def read_photo(
       first one is read, and of a TIFF the page that is not marked as a thumbnail or mask.
 
     Args:
-        source: A path, or a seekable file opened in binary mode.
+        source: A path, also of a pipe, or a file opened in binary mode.
         max_pixels: Takes the place of Pillow's limit against decompression bombs,
             `PIL.Image.MAX_IMAGE_PIXELS`, which is the default.
 
@@ -120,7 +149,7 @@ def decode_photo(
     """Decode an open image file; every error becomes an ImageError that names it.
 
     Args:
-        file: Seekable, in binary mode.
+        file: In binary mode; one that cannot seek, as of a pipe, is read to memory first.
         name: What errors call the file.
         max_pixels: Larger images are refused; Pillow's own limit holds beside it.
         formats: Pillow's names of the formats that are tried.
@@ -137,6 +166,8 @@ def decode_photo(
     """
     notes: list[str] = []
     try:
+        if not file.seekable():
+            file = io.BytesIO(file.read())
         chunks = without_unusable_chunks(file, notes)
         about_colors = note_of_hdr(chunks.colors)
         if about_colors is not None:
@@ -253,9 +284,28 @@ def _why_unidentified(file: BinaryIO, formats: Sequence[str]) -> str:
     reason = _why_unknown_tiff(file)
     if reason is not None:
         return reason
-    names = {"WEBP": "WebP"}
+    kind = _other_format(file)
+    if kind is not None:
+        return f"a {kind} file, which is not read; save it as PNG, TIFF or JPEG"
+    names = {"WEBP": "WebP", "JPEG2000": "JPEG 2000"}
     *first, last = [names.get(format, format) for format in formats]
     return f"not a {', '.join(first)} or {last} image, or cut short at its start"
+
+
+def _other_format(file: BinaryIO) -> str | None:
+    """What a file of a known format that is not read is called; None for all others."""
+    file.seek(0)
+    start = file.read(16)
+    if start[4:8] == b"ftyp":
+        brand = start[8:12]
+        if brand in _HEIF_BRANDS:
+            return "HEIC (HEIF)"
+        if brand in (b"avif", b"avis") and not HAS_AVIF:
+            return "AVIF"
+    for magic, kind in _MAGIC_OF_OTHERS.items():
+        if start.startswith(magic):
+            return kind
+    return None
 
 
 def _why_unknown_tiff(file: BinaryIO) -> str | None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
+from elasticnet.sr.photo.bit_depth import bits_in_file
 from elasticnet.sr.photo.metadata import tiff_tags
 
 # Tags of TIFF, as Pillow numbers them, and values that they may have.
@@ -65,6 +66,7 @@ def read_samples(
         ValueError: The samples have a kind that cannot be read without loss.
     """
     icc: bytes = image.info.get("icc_profile") or b""
+    _check_depth(image, file, notes)
     if _bits_per_sample(image) == 16:
         pixels, alpha = _read_16_bits(image, file)
         return Samples(pixels, alpha, icc)
@@ -78,6 +80,16 @@ def read_samples(
     return Samples(pixels, alpha, icc)
 
 
+def _check_depth(image: ImageFile.ImageFile, file: BinaryIO, notes: list[str]) -> None:
+    """Say what Pillow cuts to 8 bits, and refuse what it would stretch wrongly."""
+    bits = bits_in_file(image, file)
+    is_gray_jpeg2000 = image.format == "JPEG2000" and image.mode in ("L", "LA", "I;16")
+    if bits < 8 or (is_gray_jpeg2000 and bits not in (8, 16)):
+        raise ValueError(f"{bits} bits per channel; save it with 8 or 16")
+    if bits > 8 and not is_gray_jpeg2000:
+        notes.append(f"{bits} bits per channel were read as 8; 16 bits are read of PNG and TIFF")
+
+
 def _bits_per_sample(image: ImageFile.ImageFile) -> int:
     """8 or 16; fewer than 8 bits count as 8, since Pillow makes 8 of them."""
     if image.format == "TIFF":
@@ -88,6 +100,8 @@ def _bits_per_sample(image: ImageFile.ImageFile) -> int:
         return 16 if bits == 16 else 8
     if image.format == "PNG":
         return 16 if _raw_mode(image).endswith(";16B") else 8
+    if image.format == "JPEG2000":
+        return 16 if image.mode == "I;16" else 8
     if image.format == "PPM":  # gray with more than 8 bits, which Pillow stretches to 16
         return 16 if image.mode == "I" else 8
     return 8

@@ -382,7 +382,13 @@ def test_of_a_jpeg_with_more_pictures_the_first_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "it is empty"), (b"not an image", "not a PNG, JPEG, WebP, TIFF, GIF or BMP image")],
+    [
+        (b"", "it is empty"),
+        (
+            b"not an image",
+            "not a PNG, JPEG, WebP, TIFF, GIF, BMP, PPM, JPEG 2000, QOI or AVIF image",
+        ),
+    ],
 )
 def test_no_image(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "bad.png").write_bytes(content)
@@ -402,7 +408,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_the_content_decides_and_not_the_extension(tmp_path: Path) -> None:
     Image.fromarray(COLOR).save(tmp_path / "really.jpg", "PNG")
     assert_holds(read_photo(tmp_path / "really.jpg"), COLOR)
-    Image.fromarray(COLOR).save(tmp_path / "other.png", "PPM")
+    Image.fromarray(COLOR).save(tmp_path / "other.png", "PCX")
     with pytest.raises(ImageError, match=r"other\.png: not a PNG"):
         read_photo(tmp_path / "other.png")
 
