@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     # from (height, width) of an image to the plan for it, and what there is to say about it
     ChoosePlan = Callable[[tuple[int, int]], tuple[UpscalePlan, str]]
 
+MIN_TILE = 16  # LR pixels; smaller tiles are nearly all margin and take hours
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
 SOME_FAILED = 1  # exit status
 INTERRUPTED = 130  # exit status: what a shell reports after Ctrl-C
@@ -73,9 +74,16 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         "--out",
         required=True,
         metavar="OUT",
-        help="a file, a folder for several images, or - (standard output)",
+        help="a file, a folder (one that is there, or a name that ends in /; several images need "
+        "one), or - (standard output)",
     )
-    group.add_argument("--force", action="store_true", help="overwrite outputs that exist")
+    existing = group.add_mutually_exclusive_group()
+    existing.add_argument("--force", action="store_true", help="overwrite outputs that exist")
+    existing.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="leave outputs that exist as they are, so that an interrupted run goes on",
+    )
     group.add_argument(
         "--max-pixels",
         type=positive_count,
@@ -175,19 +183,43 @@ def run(options: argparse.Namespace) -> int:
 def _upscale_all(options: argparse.Namespace) -> int:
     from elasticnet.cli.upscale_jobs import make_folder, plan_jobs
 
-    jobs = plan_jobs(options.inputs, options.out, options.format, force=options.force)
-    _check_options(options, jobs)
+    found = plan_jobs(
+        options.inputs,
+        options.out,
+        options.format,
+        force=options.force,
+        skip_existing=options.skip_existing,
+    )
+    if not found.jobs:  # every output exists
+        _say_notes(found.notes, options.quiet)
+        return 0
+    _check_options(options, found.jobs)
     weights = _weights(options)
     plan = _plan(weights, options)
-    make_folder(jobs, options.out)
+    make_folder(found.jobs, options.out)
+    _say_notes(found.notes, options.quiet)
     choose_plan = _plan_chooser(plan, weights, options)
+    is_single = found.num_images == 1
+    failures = _upscale_each(found.jobs, is_single, plan.scale, choose_plan, options)
+    if not failures:
+        return 0
+    _say_failures(failures, len(found.jobs))
+    return SOME_FAILED
 
-    is_single = len(jobs) == 1
+
+def _upscale_each(
+    jobs: Sequence[Job],
+    is_single: bool,
+    scale: int,
+    choose_plan: ChoosePlan,
+    options: argparse.Namespace,
+) -> list[str]:
+    """Do all jobs and return what failed, a line each; an error of a single image is raised."""
     hide_bar = True if options.quiet or is_single else None  # None: not where it is no terminal
     failures: list[str] = []
     for job in tqdm(jobs, "images", unit="image", disable=hide_bar):
         try:
-            notes = _upscale_one(job, plan.scale, choose_plan, options)
+            notes = _upscale_one(job, scale, choose_plan, options)
         except (OSError, ValueError) as error:
             if is_single:
                 raise
@@ -197,25 +229,39 @@ def _upscale_all(options: argparse.Namespace) -> int:
             failures.append(message)
             _say(f"elasticnet: {message}")
         else:
-            if not options.quiet:
-                for note in notes:
-                    _say(note)
-    if not failures:
-        return 0
-    _say(f"elasticnet: {len(failures)} of {len(jobs)} images could not be upscaled:")
-    for message in failures:
+            _say_notes(notes, options.quiet)
+    return failures
+
+
+def _say_notes(notes: Sequence[str], quiet: bool) -> None:
+    if quiet:
+        return
+    for note in notes:
+        _say(note)
+
+
+def _say_failures(failures: Sequence[str], num_jobs: int) -> None:
+    """Say at the end how many images failed, and name the first of them again."""
+    from elasticnet.cli.upscale_jobs import MAX_LISTED
+
+    _say(f"elasticnet: {len(failures)} of {num_jobs} images could not be upscaled:")
+    for message in failures[:MAX_LISTED]:
         _say(f"  {message}")
-    return SOME_FAILED
+    if len(failures) > MAX_LISTED:
+        _say(f"  and {len(failures) - MAX_LISTED} more, named above")
 
 
 def _upscale_one(
     job: Job, scale: int, choose_plan: ChoosePlan, options: argparse.Namespace
 ) -> list[str]:
     """Enlarge one image and write it; returns what there is to say about it."""
+    from elasticnet.cli.upscale_jobs import why_absent
     from elasticnet.sr.photo import ImageError, read_photo
     from elasticnet.sr.photo.upscale import upscale_photo
     from elasticnet.sr.photo.writing import FORMATS, check_fits, write_photo
 
+    if job.source is not None and not job.source.exists():  # a broken link, or gone since
+        raise FileNotFoundError(why_absent(job.source))
     source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
     with _silenced_c_libraries():
         photo = read_photo(source, max_pixels=options.max_pixels)
@@ -266,7 +312,12 @@ def _plan(weights: str | Path, options: argparse.Namespace) -> UpscalePlan:
 
     device = resolve_device(options.device)
     net = load(weights, options.depth, device=device)
-    plan = plan_upscale(net, tile=options.tile, self_ensemble=options.self_ensemble)
+    tile = options.tile
+    if isinstance(tile, int) and tile < MIN_TILE:
+        tile = MIN_TILE
+        if not options.quiet:
+            _say(f"elasticnet: --tile {options.tile}: tiles of {MIN_TILE}, the smallest, are used")
+    plan = plan_upscale(net, tile=tile, self_ensemble=options.self_ensemble)
     if options.scale not in (None, plan.scale):
         raise ValueError(
             f"--scale {options.scale}: {weights} enlarges {plan.scale} times; leave --scale out"

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from elasticnet._files import check_target, make_writable_folder
+from elasticnet.sr.photo.reading import OTHER_EXTENSIONS, READ_EXTENSIONS
 from elasticnet.sr.photo.writing import FORMATS, format_of
 
-# what is looked for in folders
-READ_EXTENSIONS = (*FORMATS, ".jfif", ".jpe", ".mpo", ".apng", ".gif", ".bmp", ".dib")
 PIPE = "-"
+MAX_NAME = 255  # bytes of a file's name, on all common file systems
+_SEPARATORS = ("/", os.sep)  # a name that ends in one is a folder's
+MAX_LISTED = 5  # names that a message lists
 
 
 class Job(NamedTuple):
@@ -36,13 +38,46 @@ class Job(NamedTuple):
         return "standard input" if self.source is None else str(self.source)
 
 
+class JobPlan(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        jobs: What is to be done.
+        num_images: How many images were named, those whose output exists already included.
+        notes: What was left out, a line each.
+    """
+
+    jobs: list[Job]
+    num_images: int
+    notes: list[str]
+
+
+class _Sources(NamedTuple):
+    """The images that are named.
+
+    Attributes:
+        images: Their files; None is standard input.
+        go_into_a_folder: Whether several images may have been meant.
+        notes: What was left out of folders and globs, a line each.
+    """
+
+    images: list[Path | None]
+    go_into_a_folder: bool
+    notes: list[str]
+
+
 def plan_jobs(
-    inputs: Sequence[str], out: str, extension: str | None = None, *, force: bool = False
-) -> list[Job]:
+    inputs: Sequence[str],
+    out: str,
+    extension: str | None = None,
+    *,
+    force: bool = False,
+    skip_existing: bool = False,
+) -> JobPlan:
     """Return a job for each image that is named; no file is read and no folder made.
 
     Several images, a folder or a glob are written into a folder under their own names. One image
-    becomes a file.
+    becomes a file, or goes into a folder if `out` is one or ends in a slash.
 
     Args:
         inputs: Files, folders (their images, not those of subfolders), globs, or "-" alone.
@@ -51,24 +86,42 @@ def plan_jobs(
             standard output; such as "png". Default: the images' own, and "png" for formats that
             are read only.
         force: Whether outputs that exist may be overwritten.
+        skip_existing: Whether images whose output exists are left out.
 
     Raises:
         ValueError: An input is missing, two images would become one file, an input would be
             overwritten, or the output does not fit.
-        FileExistsError: An output exists and `force` is false.
+        FileExistsError: An output exists, and neither `force` nor `skip_existing` is true.
         OSError: The folder of the output is missing, or cannot be written to.
     """
     _refuse_empty_names(inputs, out)
-    sources, go_into_a_folder = _find_sources(inputs)
-    if go_into_a_folder:
-        jobs = _jobs_into_folder(sources, out, extension)
-    elif out == PIPE:
+    sources = _find_sources(inputs)
+    jobs = _jobs_for(sources, out, extension)
+    notes = list(sources.notes)
+    existing = _check_targets(jobs)
+    if existing and skip_existing:
+        notes.append(f"{len(existing)} of {len(jobs)} outputs exist and were left as they are")
+        taken = set(existing)
+        jobs = [job for job in jobs if job.target not in taken]
+    elif existing and not force:
+        others = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise FileExistsError(
+            f"{existing[0]} exists{others}: use --force to overwrite, --skip-existing to go on "
+            "with the others, or choose another -o"
+        )
+    return JobPlan(jobs=jobs, num_images=len(sources.images), notes=notes)
+
+
+def _jobs_for(sources: _Sources, out: str, extension: str | None) -> list[Job]:
+    """A job for each image, whether its output exists or not."""
+    first = sources.images[0]
+    names_a_folder = out != PIPE and (out.endswith(_SEPARATORS) or Path(out).is_dir())
+    if sources.go_into_a_folder or (names_a_folder and first is not None):
+        return _jobs_into_folder(sources.images, out, extension)
+    if out == PIPE:
         format = FORMATS[f".{extension}"] if extension else None
-        jobs = [Job(source=sources[0], target=None, format=format)]
-    else:
-        jobs = [_job_into_file(sources[0], Path(out), extension)]
-    _check_targets(jobs, force)
-    return jobs
+        return [Job(source=first, target=None, format=format)]
+    return [_job_into_file(first, out, extension)]
 
 
 def _refuse_empty_names(inputs: Sequence[str], out: str) -> None:
@@ -79,83 +132,143 @@ def _refuse_empty_names(inputs: Sequence[str], out: str) -> None:
         raise ValueError("INPUT: the name is empty; name a file or a folder")
 
 
-def _check_targets(jobs: Sequence[Job], force: bool) -> None:
-    """Refuse to overwrite an input, and without `force` any file."""
-    inputs = {_identity(job.source) for job in jobs if job.source is not None}
-    targets = [job.target for job in jobs if job.target is not None]
-    for target in targets:
-        if target.exists() and _identity(target) in inputs:
-            raise ValueError(
-                f"{target} is an input too, and would be overwritten: choose another -o"
-            )
-    existing = [target for target in targets if os.path.lexists(target)]
-    if existing and not force:
-        others = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
-        raise FileExistsError(
-            f"{existing[0]} exists{others}: use --force to overwrite, or choose another -o"
+def _check_targets(jobs: Sequence[Job]) -> list[Path]:
+    """Refuse to overwrite an input, and what is no file; returns the outputs that exist."""
+    inputs = {_identity(job.source) for job in jobs if job.source and job.source.exists()}
+    existing: list[Path] = []
+    for job in jobs:
+        target = job.target
+        if target is None:
+            continue
+        _check_name(target)
+        if target.exists():
+            if _identity(target) in inputs:
+                raise ValueError(
+                    f"{target} is an input too, and would be overwritten: choose another -o"
+                )
+            if not target.is_file():
+                raise ValueError(
+                    f"{target}: no file that can be replaced; use -o - and redirect it"
+                )
+        if os.path.lexists(target):
+            existing.append(target)
+    return existing
+
+
+def _check_name(target: Path) -> None:
+    num_bytes = len(os.fsencode(target.name))
+    if num_bytes > MAX_NAME:
+        raise ValueError(
+            f"{target}: a name of {num_bytes} bytes, and file systems take {MAX_NAME}; "
+            "rename the input, or choose another --format or -o"
         )
 
 
-def _find_sources(inputs: Sequence[str]) -> tuple[list[Path | None], bool]:
-    """The images, None for standard input; and whether they go into a folder."""
+def _find_sources(inputs: Sequence[str]) -> _Sources:
+    """The images that the command line names, each once."""
     if PIPE in inputs:
         if len(inputs) > 1:
             raise ValueError(
                 f"- beside {len(inputs) - 1} more: standard input is upscaled on its own"
             )
-        return [None], False
+        return _Sources(images=[None], go_into_a_folder=False, notes=[])
     found: dict[str, Path] = {}  # by real path, because globs and folders may name a file twice
+    notes: list[str] = []
     go_into_a_folder = len(inputs) > 1
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            images = _images_in(path)
+            images = _images_in(path, notes)
             go_into_a_folder = True
         elif not os.path.lexists(path) and glob.has_magic(name):
-            images = _images_matching(name)
+            images = _images_matching(name, notes)
             go_into_a_folder = True
         elif path.exists():
             images = [path]
         else:
-            raise ValueError(f"{name}: no such file or folder")
+            raise ValueError(why_absent(path))
         for image in images:
-            found[os.path.realpath(image)] = image
-    return list(found.values()), go_into_a_folder
+            # A broken link stands for itself: where it leads, another one may lead, too.
+            key = os.path.realpath(image) if image.exists() else os.path.abspath(image)
+            found[key] = image
+    return _Sources(list(found.values()), go_into_a_folder, notes)
 
 
-def _images_in(folder: Path) -> list[Path]:
-    """The images of a folder by their extension, hidden files left out, in order."""
-    images = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in READ_EXTENSIONS
-        and not path.name.startswith(".")
-        and path.is_file()
-    ]
+def why_absent(path: Path) -> str:
+    """Return what to say of a file that is not there: links are named with where they lead.
+
+    Args:
+        path: The name that was looked for.
+    """
+    if path.is_symlink():
+        return f"{path}: a broken link to {os.readlink(path)}"
+    return f"{path}: no such file or folder"
+
+
+def _is_file_or_broken_link(path: Path) -> bool:
+    """Broken links count as files: they fail by name when they are read."""
+    is_broken_link = path.is_symlink() and not path.exists()
+    return path.is_file() or is_broken_link
+
+
+def _images_in(folder: Path, notes: list[str]) -> list[Path]:
+    """The images of a folder by their extension, hidden files left out, in order.
+
+    Images of formats that are not read are among them: they fail by name.
+    """
+    images: list[Path] = []
+    others: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        is_image = path.suffix.lower() in (*READ_EXTENSIONS, *OTHER_EXTENSIONS)
+        if is_image and _is_file_or_broken_link(path):
+            images.append(path)
+        else:
+            others.append(f"{path.name}/" if path.is_dir() else path.name)
     if not images:
         raise ValueError(f"{folder}: a folder without images ({', '.join(READ_EXTENSIONS)})")
-    return sorted(images)
+    if others:
+        notes.append(f"{folder}: {_count_and_names(others)} left out, as no images")
+    return images
 
 
-def _images_matching(pattern: str) -> list[Path]:
+def _images_matching(pattern: str, notes: list[str]) -> list[Path]:
     """The files that a glob names, whatever their extension, in order."""
-    images = [Path(match) for match in glob.glob(pattern, recursive=True) if os.path.isfile(match)]
+    images: list[Path] = []
+    others: list[str] = []
+    for match in sorted(glob.glob(pattern, recursive=True)):
+        if _is_file_or_broken_link(Path(match)):
+            images.append(Path(match))
+        else:
+            others.append(match)
     if not images:
         raise ValueError(f"{pattern}: no file matches")
-    return sorted(images)
+    if others:
+        notes.append(f"{pattern}: {_count_and_names(others)} left out, as no files")
+    return images
+
+
+def _count_and_names(names: Sequence[str]) -> str:
+    """How many there are, and the first names."""
+    listed = ", ".join(names[:MAX_LISTED])
+    more = ", ..." if len(names) > MAX_LISTED else ""
+    verb = "was" if len(names) == 1 else "were"
+    return f"{len(names)} ({listed}{more}) {verb}"
 
 
 def _jobs_into_folder(sources: Sequence[Path | None], out: str, extension: str | None) -> list[Job]:
     folder = Path(out)
     if out == PIPE:
         raise ValueError("-o -: standard output takes one image; name a folder for several")
-    looks_like_a_file = folder.suffix.lower() in READ_EXTENSIONS
+    has_extension = folder.suffix.lower() in READ_EXTENSIONS
+    looks_like_a_file = has_extension and not out.endswith(_SEPARATORS)
     if not folder.is_dir() and (folder.exists() or looks_like_a_file):
         raise ValueError(f"-o {out}: one file for several images; name a folder")
     job_of: dict[Path, Job] = {}  # by target
     for source in sources:
         assert source is not None  # standard input is upscaled on its own
-        target = folder / (source.stem + _suffix_for(source, extension))
+        target = folder / _name_in_folder(source, extension)
         if target in job_of:
             raise ValueError(
                 f"{job_of[target].source} and {source} would both become {target}: "
@@ -165,21 +278,27 @@ def _jobs_into_folder(sources: Sequence[Path | None], out: str, extension: str |
     return list(job_of.values())
 
 
-def _suffix_for(source: Path, extension: str | None) -> str:
-    """The ending of an output's name in a folder."""
+def _name_in_folder(source: Path, extension: str | None) -> str:
+    """The name of an output in a folder.
+
+    What is not read is not written either, and must not be taken for a second image of that name:
+    its name keeps the old extension.
+    """
+    suffix = source.suffix.lower()
+    stem = source.name if suffix in OTHER_EXTENSIONS else source.stem
     if extension:
-        return f".{extension}"
-    if source.suffix.lower() in FORMATS:
-        return source.suffix
-    return ".png"
+        return f"{stem}.{extension}"
+    if suffix in FORMATS:
+        return stem + source.suffix
+    return f"{stem}.png"
 
 
-def _job_into_file(source: Path | None, target: Path, extension: str | None) -> Job:
-    if target.is_dir():
-        name = f"{source.stem}.png" if source else "image.png"
+def _job_into_file(source: Path | None, out: str, extension: str | None) -> Job:
+    target = Path(out)
+    if target.is_dir() or out.endswith(_SEPARATORS):  # of standard input, which has no name
         raise ValueError(
-            f"-o {target}: a folder as the output of one image; name the file, "
-            f"such as {target / name}"
+            f"-o {out}: a folder as the output of one image; name the file, "
+            f"such as {target / 'image.png'}"
         )
     format = format_of(target)
     if extension and FORMATS[f".{extension}"] != format:

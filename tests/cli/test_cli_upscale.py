@@ -189,10 +189,15 @@ def test_notes_name_their_image(folder: Path, capsys: pytest.CaptureFixture[str]
         (["absent.png", "-o", "out.png"], "absent.png: no such file or folder"),
         (["in/*.bmp", "-o", "out"], "in/*.bmp: no file matches"),
         (["empty", "-o", "out"], "empty: a folder without images"),
+        (["in/a.png", "-o", "in"], "in/a.png is an input too, and would be overwritten"),
         (
-            ["in/a.png", "-o", "in"],
-            "-o in: a folder as the output of one image; name the file, such as in/a.png",
+            ["-", "-o", "in"],
+            "-o in: a folder as the output of one image; name the file, such as in/image.png",
         ),
+        (["-", "-o", "new/"], "-o new/: a folder as the output of one image; name the file"),
+        (["broken.png", "-o", "out.png"], "broken.png: a broken link to nowhere.png"),
+        (["in/a.png", "-o", "pipe.png", "--force"], "pipe.png: no file that can be replaced"),
+        (["in/" + 251 * "n" + ".gif", "-o", "out", "--format", "tiff"], "a name of 256 bytes"),
         (
             ["in", "-o", "net.safetensors"],
             "-o net.safetensors: one file for several images; name a folder",
@@ -211,7 +216,7 @@ def test_notes_name_their_image(folder: Path, capsys: pytest.CaptureFixture[str]
         ),
         (
             ["in/a.png", "-o", "there.png"],
-            "there.png exists: use --force to overwrite, or choose another -o",
+            "there.png exists: use --force to overwrite, --skip-existing to go on with the others",
         ),
         (["in", "-o", "some"], "some/a.png exists (and 1 more): use --force"),
         (
@@ -280,6 +285,11 @@ def test_refusals(
     for name in ("there.png", "twin/a.png", "some/a.png", "some/b.jpg"):
         Image.fromarray(RGB).save(name)
     os.link("in/a.png", "hard.png")
+    os.symlink("nowhere.png", "broken.png")
+    os.mkfifo("pipe.png")
+    if "tiff" in arguments:
+        (folder / "in" / (251 * "n" + ".gif")).write_bytes(b"")
+        (folder / "out").mkdir()
     Image.fromarray(np.dstack([RGB, RGB[..., 0]])).save("clear.png")
     Image.fromarray(RGB[..., 0].astype(np.uint16) * 257).save("deep.png")
     assert message in refused(capsys, *arguments)
@@ -414,7 +424,7 @@ def test_ctrl_c_in_a_process_of_its_own(folder: Path) -> None:
         "-o",
         "out.png",
         "--tile",
-        "8",
+        "16",
     ]
     environment = {
         **os.environ,
@@ -514,12 +524,128 @@ def test_tiles_count_in_a_budget(folder: Path) -> None:
 
 def test_plan_finds_images_whatever_the_case_of_their_extension(folder: Path) -> None:
     Image.fromarray(RGB).save(folder / "in" / "D.JPG", "JPEG")
-    assert [str(job.target) for job in plan_jobs(["in"], "out")] == [
+    assert [str(job.target) for job in plan_jobs(["in"], "out").jobs] == [
         "out/D.JPG",
         "out/a.png",
         "out/b.jpg",
         "out/c.png",
     ]
+
+
+# --- what is left out, skipped and named
+
+
+def test_an_interrupted_folder_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "a.png").write_bytes(b"as it was")
+    assert upscale("in", "-o", "out", "--skip-existing") == 0
+    assert "1 of 3 outputs exist and were left as they are\n" in capsys.readouterr().err
+    assert (folder / "out" / "a.png").read_bytes() == b"as it was"
+    assert files(folder / "out") == ["a.png", "b.jpg", "c.png"]
+    assert upscale("in", "-o", "out", "--skip-existing", "--quality", "80") == 0
+    assert "3 of 3 outputs exist" in capsys.readouterr().err
+
+
+def test_one_image_whose_output_exists_is_skipped(folder: Path) -> None:
+    (folder / "out.png").write_bytes(b"as it was")
+    assert upscale("in/a.png", "-o", "out.png", "--skip-existing") == 0
+    assert (folder / "out.png").read_bytes() == b"as it was"
+
+
+def test_skipping_and_overwriting_exclude_each_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        upscale("in", "-o", "out", "--skip-existing", "--force")
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_a_failure_among_images_of_which_others_are_skipped_is_status_1(folder: Path) -> None:
+    (folder / "in" / "z.png").write_bytes(b"")
+    assert upscale("in", "-o", "out") == 1
+    assert upscale("in", "-o", "out", "--skip-existing") == 1
+
+
+@pytest.mark.parametrize("given", ["in", "in/*.*"])
+def test_a_broken_link_is_named_and_fails(
+    folder: Path, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    (folder / "in" / "notes.txt").unlink()
+    os.symlink("/nowhere/x.png", folder / "in" / "x.png")
+    os.symlink("y.png", folder / "in" / "y.png")  # in a circle
+    os.symlink("a.png", folder / "in" / "z.png")  # a second name of an image
+    assert upscale(given, "-o", "out", "--quiet") == 1
+    assert capsys.readouterr().err.splitlines()[-3:] == [
+        "elasticnet: 2 of 5 images could not be upscaled:",
+        "  in/x.png: a broken link to /nowhere/x.png",
+        "  in/y.png: a broken link to y.png",
+    ]
+    assert len(files(folder / "out")) == 3
+
+
+def test_what_a_folder_leaves_out_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "in" / "more").mkdir()
+    assert upscale("in", "-o", "out") == 0
+    first_line = capsys.readouterr().err.splitlines()[0]
+    assert first_line == "in: 2 (more/, notes.txt) were left out, as no images"
+    for index in range(20):
+        (folder / "in" / f"n{index:02}.txt").write_text("")
+    assert upscale("in", "-o", "out", "--force") == 0
+    first_line = capsys.readouterr().err.splitlines()[0]
+    assert "in: 22 (more/, n00.txt, n01.txt, n02.txt, n03.txt, ...) were left out" in first_line
+
+
+def test_images_that_are_not_read_fail_by_name(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "in" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert upscale("in", "-o", "out", "--quiet") == 1
+    assert "in/a.heic: a HEIC (HEIF) file, which is not read" in capsys.readouterr().err
+    assert files(folder / "out") == ["a.png", "b.jpg", "c.png"]
+
+
+def test_many_failures_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(30):
+        (folder / "in" / f"e{index:02}.png").write_bytes(b"")
+    assert upscale("in", "-o", "out", "--quiet") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-7] == "elasticnet: 30 of 33 images could not be upscaled:"
+    assert lines[-2] == "  cannot read image in/e04.png: it is empty"
+    assert lines[-1] == "  and 25 more, named above"
+
+
+@pytest.mark.parametrize("out", ["there", "there/", "new/", "new.png/"])
+def test_one_image_into_a_folder(folder: Path, out: str) -> None:
+    (folder / "there").mkdir()
+    assert upscale("in/c.gif", "-o", out) == 0
+    assert files(folder / out) == ["c.png"]
+
+
+def test_process_substitution(folder: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.write(write_end, (folder / "in" / "a.png").read_bytes())
+    os.close(write_end)
+    assert upscale(f"/dev/fd/{read_end}", "-o", "out.png") == 0
+    np.testing.assert_array_equal(read_photo("out.png").pixels, enlarge(NET, RGB))
+
+
+def test_tiles_of_one_pixel_are_not_taken_literally(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert upscale("in/a.png", "-o", "out.png", "--tile", "1") == 0
+    assert "--tile 1: tiles of 16, the smallest, are used" in capsys.readouterr().err
+    np.testing.assert_array_equal(read_photo("out.png").pixels, enlarge(NET, RGB, tile=16))
+
+
+@pytest.mark.parametrize("length", [244, 245, 250, 255])
+def test_names_of_up_to_255_bytes(folder: Path, length: int) -> None:
+    name = "n" * (length % 2) + "ä" * ((length - 4) // 2) + ".png"
+    (folder / "in" / name).write_bytes((folder / "in" / "a.png").read_bytes())
+    assert len(os.fsencode(name)) == length
+    assert upscale(f"in/{name}", "-o", "large/") == 0
+    assert files(folder / "large") == [name]
 
 
 # --- any registered architecture
