@@ -38,7 +38,7 @@ from elasticnet.loss_weights import deepest_share, equal, normalised, rising_dee
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr import asrn
-from elasticnet.sr.benchmark import evaluate, scorable
+from elasticnet.sr.benchmark import evaluate, lr_line, scorable
 from elasticnet.sr.benchmark.report import write_report
 from elasticnet.sr.benchmark.validation_crops import validation_crops
 from elasticnet.sr.data import PairSet
@@ -473,7 +473,10 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         min_size=images.patch_size,
         blur_sigma=degradation.blur_sigma,
         noise_sigma=degradation.noise_sigma,
+        track=images.track,
+        lr_root=images.data_lr,
     )
+    processes.say(lr_line(training_images, validation_images))
     return training_images, scorable(validation_images)
 
 

@@ -45,6 +45,7 @@ from elasticnet.sr.benchmark import (
     benchmark,
     evaluate,
     load_sets,
+    lr_line,
     scale_of,
     scorable,
 )
@@ -662,9 +663,12 @@ def load_images(
         scale,
         num_valid=images.num_valid,
         min_size=images.patch_size,
+        track=images.track,
+        lr_root=images.data_lr,
     )
+    processes.say(lr_line(training, validation))
     if images.valid:
-        sets = load_sets(images.valid, [scale])
+        sets = load_sets(images.valid, [scale], track=images.track)
         for name, pairs in sets:
             for image, reason in pairs.skipped:
                 processes.say(f"image left out: {name} {image}: {reason}")

@@ -20,6 +20,7 @@ BASELINE_SCALES = (2, 3, 4)  # of bicubic interpolation, where no network decide
 # The library's own tuples stand in modules that import torch or numpy; a test compares these.
 DEGRADATIONS = ("BI", "BD", "DN")
 PROTOCOLS = ("matlab-y", "imdn", "rgb")
+TRACKS = ("bicubic", "unknown", "mild", "difficult", "wild", "x8")
 BORDERS = ("symmetric", "replicate")
 
 
@@ -94,6 +95,16 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "default), blurred (BD), or noisy (DN)",
     )
     group.add_argument(
+        "--track",
+        choices=TRACKS,
+        help="which of DIV2K's low-resolution images are read; they have to be there",
+    )
+    group.add_argument(
+        "--data-lr",
+        metavar="DIR",
+        help="the low-resolution images of the one data set of --data, under the same names",
+    )
+    group.add_argument(
         "--blur-sigma", type=float, metavar="PIXELS", help="of the blur of BD; default: 1.6"
     )
     group.add_argument(
@@ -165,7 +176,11 @@ def run(options: argparse.Namespace) -> int:
         border=options.border,
         blur_sigma=options.blur_sigma,
         noise_sigma=options.noise_sigma,
+        track=options.track,
+        lr_root=options.data_lr,
     )
+    for name, pairs in sets:
+        print(f"{name} x{pairs.scale}, LR: {pairs.lr_source}")
     result = benchmark(
         nets,
         sets,
@@ -179,10 +194,10 @@ def run(options: argparse.Namespace) -> int:
         progress=True,
     )
     result.settings["degradation"] = options.degradation
-    for name in ("blur_sigma", "noise_sigma"):
-        sigma = getattr(options, name)
-        if sigma is not None:
-            result.settings[name] = sigma
+    for name in ("blur_sigma", "noise_sigma", "track", "data_lr"):
+        value = getattr(options, name)
+        if value is not None:
+            result.settings[name] = value
 
     title = _title(options, nets)
     print(f"\n{caption(result, title)}\n\n{aligned(markdown_table(result))}")

@@ -17,8 +17,15 @@ class DataOptions(OptionGroup):
     """The images, of which patches are cut."""
 
     data: Path | None = None
-    """Training images: DIV2K or any flat folder of HR images. Default: scikit-image's photographs.
+    """Training images: DIV2K, another known layout or a flat folder of HR images. Default:
+    scikit-image's photographs.
     """
+    data_lr: Path | None = None
+    """The LR images of --data, under the same names. Default: those that lie beside the HR images
+    under a known name; otherwise they are made.
+    """
+    track: Literal["bicubic", "unknown", "mild", "difficult", "wild", "x8"] | None = None
+    """Which of DIV2K's LR images are read; they have to be there."""
     num_valid: Annotated[int, AtLeast(0)] = 10
     """How many training images are held out when --valid is not given."""
     patch_size: Annotated[int, AtLeast(1)] = 48

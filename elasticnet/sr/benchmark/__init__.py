@@ -27,6 +27,7 @@ from elasticnet.sr.benchmark.scores import (
 from elasticnet.sr.benchmark.sets import (
     distinct_names,
     load_sets,
+    lr_line,
     scorable,
     without_unscorable,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "evaluate",
     "evaluate_bicubic",
     "load_sets",
+    "lr_line",
     "predict_depths",
     "scale_of",
     "scorable",

@@ -30,6 +30,8 @@ def load_sets(
     noise_sigma: float | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    track: str | None = None,
+    lr_root: str | os.PathLike[str] | None = None,
 ) -> list[tuple[str, PairSet]]:
     """Load each data set at each scale, named after its folder.
 
@@ -46,10 +48,19 @@ def load_sets(
         noise_sigma: Of the noise of "DN", on the scale 0..255; default: 30.
         cache_dir: Where decoded images are kept; default: beside the data set.
         progress: Whether a bar is shown while images are decoded.
+        track: Which of DIV2K's LR images are read: see `load_pairs`.
+        lr_root: The folder of the LR images, of one data set only.
 
     Returns:
         (name, pairs), for each folder at each scale.
+
+    Raises:
+        ValueError: LR images are given beside several data sets; and what `load_pairs` raises.
     """
+    if lr_root is not None and len(folders) > 1:
+        raise ValueError(
+            f"LR images {lr_root} beside {len(folders)} data sets: give the one that they belong to"
+        )
     sets: list[tuple[str, PairSet]] = []
     for name, folder in zip(distinct_names(folders), folders, strict=True):
         split = "valid" if find_layout(folder) == "div2k" else None
@@ -67,6 +78,8 @@ def load_sets(
                     progress=progress,
                     blur_sigma=blur_sigma,
                     noise_sigma=noise_sigma,
+                    track=track,
+                    lr_root=lr_root,
                 )
             sets.append((name, without_unscorable(pairs, protocol=protocol, border=border)))
     return sets
@@ -109,6 +122,19 @@ def without_unscorable(
     chosen = pairs.subset(scored)
     chosen.skipped = skipped
     return chosen
+
+
+def lr_line(training: PairSet, validation: PairSet) -> str:
+    """Return a line that says where the LR images of a training come from.
+
+    Args:
+        training: The images that are trained on.
+        validation: Those that are validated on.
+    """
+    line = f"LR: {training.lr_source}"
+    if validation.lr_source != training.lr_source:
+        line += f"; of the validation images: {validation.lr_source}"
+    return line
 
 
 def scorable(pairs: PairSet, *, protocol: str = "matlab-y") -> PairSet:

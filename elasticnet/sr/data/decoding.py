@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
 from elasticnet.sr.data.folder_layouts import Pair
+from elasticnet.sr.data.image_files import is_broken_link
 from elasticnet.sr.data.pair_set import Skipped
 from elasticnet.sr.data.read_rgb import ImageError, read_rgb
 
@@ -36,6 +37,10 @@ def decode_pair(pair: Pair, settings: LrSettings) -> AlignedPair | Skipped:
     Returns:
         Both images, or why the pair cannot be used.
     """
+    for path in (pair.hr, pair.lr):
+        if path is not None and is_broken_link(path):
+            target = os.readlink(path)
+            return Skipped(pair.name, f"{path} is a link to {target}, which is not there")
     try:
         hr = read_rgb(pair.hr)
         lr = None if pair.lr is None else read_rgb(pair.lr)

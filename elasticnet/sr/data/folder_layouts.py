@@ -6,10 +6,23 @@ A layout is told by looking at the folder: nobody has to name it.
 from __future__ import annotations
 
 import os
-from collections import Counter
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from elasticnet.sr.data.image_files import images_in, some_images_in
+from elasticnet.sr.data.lr_folders import (
+    TRACKS,
+    find_lr_folder,
+    given_lr_folder,
+    image_size,
+    looks_like_hr,
+    lr_folders_in,
+    match_lr_files,
+    refuse_half_copied,
+    refuse_lr_as_hr,
+)
 from elasticnet.sr.data.read_rgb import EXTENSIONS
 
 SPLITS = ("train", "valid")  # of DIV2K; the other layouts have none
@@ -22,7 +35,7 @@ class Pair(NamedTuple):
     Attributes:
         name: The image's name in its data set.
         hr: The HR file.
-        lr: The LR file, which need not exist; None if LR is to be made from HR.
+        lr: The LR file; None if LR is to be made from HR.
     """
 
     name: str
@@ -30,14 +43,41 @@ class Pair(NamedTuple):
     lr: Path | None
 
 
+class FoundPairs(NamedTuple):
+    """The pairs of a data set, and where they come from.
+
+    Attributes:
+        pairs: Sorted by file.
+        lr_source: "from files (FOLDER)", or "made (BI)", with the degradation in brackets.
+        notes: What a user must know: files that were taken from another place than the usual one.
+    """
+
+    pairs: list[Pair]
+    lr_source: str
+    notes: list[str]
+
+
+class _Wanted(NamedTuple):
+    """Which LR images are asked for: `kind` is a degradation or a track of DIV2K."""
+
+    scale: int
+    kind: str
+    track: str | None
+    lr_root: Path | None
+
+
 def find_layout(root: str | os.PathLike[str]) -> str:
-    """Return the layout of a data set: "div2k", "selfexsr", "benchmark" or "flat".
+    """Return the layout of a data set: "div2k", "selfexsr", "benchmark", "flat" or another one.
 
     - "div2k": `DIV2K_train_HR/0001.png`, `DIV2K_train_LR_bicubic/X2/0001x2.png` (scale 8:
       `DIV2K_train_LR_x8/0001x8.png`), and `valid` in place of `train`;
     - "selfexsr": `image_SRF_2/img_001_SRF_2_HR.png` and `image_SRF_2/img_001_SRF_2_LR.png`;
-    - "benchmark": `HR/baby.png` and, if it is there, `LR_bicubic/X2/babyx2.png`;
-    - "flat": image files directly in the folder, all of them HR.
+    - "benchmark": a folder of HR images, such as `HR`, `gt` or `GTmod12`, and, if it is there, one
+      of LR images, such as `LR_bicubic/X2`, `LR`, `lq` or `LRbicx4`;
+    - "listed": `meta_info.txt` whose lines are `HR file, LR file`, as Real-ESRGAN writes it;
+    - "realsr": `Canon_001_HR.png` and `Canon_001_LR4.png` in one folder;
+    - "flat": image files directly in the folder, all of them HR, and perhaps a folder of LR images;
+    - "nested": Manga109's `images/TITLE/000.jpg`.
 
     Args:
         root: The data set's folder.
@@ -47,7 +87,8 @@ def find_layout(root: str | os.PathLike[str]) -> str:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: The folder has none of the layouts; the message says what was looked for.
+        ValueError: The folder has none of the layouts, or holds LR images; the message says what
+            was looked for.
     """
     root = Path(root)
     if not root.is_dir():
@@ -58,13 +99,19 @@ def find_layout(root: str | os.PathLike[str]) -> str:
         return "div2k"
     if any(name.startswith("image_SRF_") for name in folders):
         return "selfexsr"
-    if "HR" in folders:
+    if _listed_pairs(root):
+        return "listed"
+    if any(looks_like_hr(name) for name in folders):
         return "benchmark"
-    if _images(root):
-        return "flat"
+    images = images_in(root)
+    if images:
+        return "realsr" if _realsr_names(images) else "flat"
+    if _nested_root(root) is not None:
+        return "nested"
     raise ValueError(
         f"no images found in {root}: looked for DIV2K_train_HR/ or DIV2K_valid_HR/ (DIV2K), "
-        "image_SRF_2/ and the like (SelfExSR), HR/ (benchmark sets) and image files directly in it "
+        "image_SRF_2/ and the like (SelfExSR), HR/, gt/ or GTmod12/ (sets with HR and LR images), "
+        "images/TITLE/ (Manga109) and image files directly in it "
         f"({' '.join(EXTENSIONS)}); its folders are: {', '.join(folders) or 'none'}"
     )
 
@@ -74,8 +121,41 @@ def find_pairs(
     scale: int,
     split: str | None = None,
     degradation: str = "BI",
+    *,
+    track: str | None = None,
+    lr_root: str | os.PathLike[str] | None = None,
 ) -> list[Pair]:
-    """List the pairs of a data set in one of the layouts of `find_layout`.
+    """List the pairs of a data set, as `find_files` does, without what is to be said of them.
+
+    Args:
+        root: The data set's folder.
+        scale: Side of an HR image over the side of its LR image.
+        split: "train" (also meant by None) or "valid", of DIV2K only; None for other layouts.
+        degradation: How LR is made of HR: "BI", "BD" or "DN".
+        track: Which of DIV2K's LR images, such as "mild".
+        lr_root: The folder of the LR images, in place of one that the layout has.
+
+    Returns:
+        The pairs, sorted by file.
+
+    Raises:
+        FileNotFoundError: As `find_files` does.
+        ValueError: As `find_files` does.
+    """
+    found = find_files(root, scale, split, degradation, track=track, lr_root=lr_root)
+    return found.pairs
+
+
+def find_files(
+    root: str | os.PathLike[str],
+    scale: int,
+    split: str | None = None,
+    degradation: str = "BI",
+    *,
+    track: str | None = None,
+    lr_root: str | os.PathLike[str] | None = None,
+) -> FoundPairs:
+    """Find the files of a data set in one of the layouts of `find_layout`.
 
     As in EDSR's copies of DIV2K, images from 801 on in the train folders belong to "valid". They
     are used if there is no `DIV2K_valid_HR`.
@@ -84,17 +164,19 @@ def find_pairs(
         root: The data set's folder.
         scale: Side of an HR image over the side of its LR image.
         split: "train" (also meant by None) or "valid", of DIV2K only; None for other layouts.
-        degradation: How LR is made of HR. For "BI" the LR files are named if the layout has a
-            folder for this scale, single missing ones too, so that a half-copied set is noticed.
-            For "BD" and "DN" LR is to be made from HR.
+        degradation: How LR is made of HR. LR files serve if they are of this degradation ("BI" if
+            their folder does not say) and of this scale; otherwise LR is to be made from HR.
+        track: Which of DIV2K's LR images: "bicubic", "unknown", "mild", "difficult", "wild" or
+            "x8". They have to be there. None for those of `degradation`, if they are there.
+        lr_root: The folder of the LR images, in place of one that the layout has.
 
     Returns:
-        The pairs, sorted by name.
+        The pairs, and what to say of them.
 
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: The folder has no known layout or no images at this scale, or the split is
-            none that it has.
+            none that it has; LR files are missing, or there are some that would not be used.
     """
     if split is not None and split not in SPLITS:
         expected = ", ".join(repr(name) for name in SPLITS)
@@ -106,25 +188,84 @@ def find_pairs(
             f"split {split!r}: {root} has the layout {layout!r}, which has no splits; "
             "leave split out"
         )
+    wanted = _wanted(scale, degradation, track, lr_root)
+    notes: list[str] = []
+    pairs = _pairs_of_layout(layout, root, split or "train", wanted, notes)
+    if track is not None and pairs[0].lr is None:
+        present = ", ".join(path.name for path in lr_folders_in(root)) or "none"
+        raise ValueError(
+            f"track {track!r}: no LR images of it at scale {scale} in {root}; its folders of LR "
+            f"images are: {present}"
+        )
+    return FoundPairs(pairs, _lr_source(root, pairs, degradation), notes)
+
+
+def _pairs_of_layout(
+    layout: str, root: Path, split: str, wanted: _Wanted, notes: list[str]
+) -> list[Pair]:
+    """The pairs of a data set whose layout is known; what to say of them is added to the notes."""
     if layout == "div2k":
-        pairs = _div2k_pairs(root, scale, split or "train")
-    elif layout == "selfexsr":
-        pairs = _selfexsr_pairs(root, scale)
-    elif layout == "benchmark":
-        lr_folder = root / "LR_bicubic" / f"X{scale}"
-        pairs = _with_lr_files(_some_images(root / "HR"), lr_folder, scale)
-    else:
-        pairs = [Pair(name, path, None) for name, path in _images(root).items()]
-    if degradation != "BI":
-        return [pair._replace(lr=None) for pair in pairs]
-    return pairs
+        return _div2k_pairs(root, split, wanted)
+    if layout == "selfexsr":
+        return _selfexsr_pairs(root, wanted, notes)
+    if layout == "listed":
+        return _pairs_of_list(root, wanted)
+    if layout == "benchmark":
+        return _benchmark_pairs(root, wanted)
+    if layout == "realsr":
+        return _realsr_pairs(root, wanted)
+    if layout == "nested":
+        return _nested_pairs(root, wanted)
+    images = images_in(root)
+    refuse_lr_as_hr(Path(os.path.abspath(root)), images)
+    return _with_lr_files(_of_meta_info(root, images), root, "", wanted)
 
 
-def _div2k_pairs(root: Path, scale: int, split: str) -> list[Pair]:
+def _wanted(
+    scale: int,
+    degradation: str,
+    track: str | None,
+    lr_root: str | os.PathLike[str] | None,
+) -> _Wanted:
+    """Check which LR images are asked for."""
+    if track is not None:
+        _check_track(track, scale)
+    if track is not None and lr_root is not None:
+        raise ValueError(f"track {track!r} beside the LR images {lr_root}: give one of the two")
+    given = track or lr_root
+    if given is not None and degradation != "BI":
+        raise ValueError(
+            f"degradation {degradation!r} beside {given!s}: these LR images are files, and "
+            "nothing is made; leave the degradation out"
+        )
+    is_bicubic = track in (None, "bicubic", "x8")
+    kind = degradation if track is None or is_bicubic else track
+    return _Wanted(scale, kind, track, None if lr_root is None else Path(lr_root))
+
+
+def _check_track(track: str, scale: int) -> None:
+    if track not in TRACKS:
+        raise ValueError(f"track {track!r}: expected one of {', '.join(TRACKS)}")
+    if track == "x8" and scale != 8:
+        raise ValueError(f"track 'x8' is of scale 8, and scale {scale} was asked for")
+
+
+def _lr_source(root: Path, pairs: list[Pair], degradation: str) -> str:
+    lr = pairs[0].lr
+    if lr is None:
+        return f"made ({degradation})"
+    return f"from files ({os.path.relpath(lr.parent, root)})"
+
+
+# --- the layouts
+
+
+def _div2k_pairs(root: Path, split: str, wanted: _Wanted) -> list[Pair]:
     source = split
     if split == "valid" and not (root / "DIV2K_valid_HR").is_dir():
         source = "train"
-    images = _some_images(root / f"DIV2K_{source}_HR")
+    hr_name = f"DIV2K_{source}_HR"
+    images = some_images_in(root / hr_name)
     if source == "train":
         images = _of_split(images, split)
         if not images:
@@ -133,9 +274,7 @@ def _div2k_pairs(root: Path, scale: int, split: str) -> list[Pair]:
                 f"no images for split {split!r} in {root}: "
                 f"looked for DIV2K_{split}_HR/ and for {numbers} in DIV2K_train_HR/"
             )
-    if scale == 8:
-        return _with_lr_files(images, root / f"DIV2K_{source}_LR_x8", scale)
-    return _with_lr_files(images, root / f"DIV2K_{source}_LR_bicubic" / f"X{scale}", scale)
+    return _with_lr_files(images, root, hr_name, wanted, prefix=f"DIV2K_{source}_")
 
 
 def _of_split(images: dict[str, Path], split: str) -> dict[str, Path]:
@@ -151,64 +290,228 @@ def _of_split(images: dict[str, Path], split: str) -> dict[str, Path]:
     return chosen
 
 
-def _selfexsr_pairs(root: Path, scale: int) -> list[Pair]:
+def _benchmark_pairs(root: Path, wanted: _Wanted) -> list[Pair]:
+    """HR images in a folder of their own, LR images beside it."""
+    names = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
+    hr_names = [name for name in names if looks_like_hr(name)]
+    hr_name = "HR" if "HR" in hr_names else hr_names[0]
+    if len(hr_names) > 1 and hr_name != "HR":
+        raise ValueError(
+            f"several folders of HR images in {root}: {', '.join(hr_names)}; give one of them as "
+            "the data set, and its LR images, if it has some, by --data-lr"
+        )
+    images = _of_meta_info(root, some_images_in(root / hr_name))
+    return _with_lr_files(images, root, hr_name, wanted)
+
+
+def _selfexsr_pairs(root: Path, wanted: _Wanted, notes: list[str]) -> list[Pair]:
+    scale = wanted.scale
     folder = root / f"image_SRF_{scale}"
     if not folder.is_dir():
         present = ", ".join(sorted(path.name for path in root.glob("image_SRF_*")))
         raise ValueError(f"no scale {scale} in {root}: looked for {folder.name}/, found {present}")
     # The folder also holds other methods' results, such as img_001_SRF_2_SRCNN.png.
-    hr_ending = f"_SRF_{scale}_HR"
-    lr_ending = f"_SRF_{scale}_LR"
-    images = _images(folder)
-    pairs: list[Pair] = []
-    for file_name, hr in images.items():
-        if not file_name.endswith(hr_ending):
-            continue
-        name = file_name.removesuffix(hr_ending)
-        lr = images.get(name + lr_ending, folder / f"{name}{lr_ending}{hr.suffix}")
-        pairs.append(Pair(name, hr, lr))
-    if not pairs:
-        raise ValueError(f"no images in {folder}: looked for names that end in {hr_ending}")
-    return pairs
+    own = _selfexsr_images(folder, scale, "HR")
+    if not own:
+        raise ValueError(f"no images in {folder}: looked for names that end in _SRF_{scale}_HR")
+    full_size = _full_size_images(root, scale, own)
+    replaced = [name for name in own if full_size[name] != own[name]]
+    if replaced:
+        folders = sorted({full_size[name].parent.name for name in replaced})
+        notes.append(
+            f"{len(replaced)} of {len(own)} HR images of {root} are smaller in {folder.name} than "
+            f"elsewhere, and are taken from {', '.join(folders)}; their LR images are made"
+        )
+    if wanted.lr_root is not None:
+        return _with_lr_files(full_size, root, folder.name, wanted)
+    lr_files = _selfexsr_images(folder, scale, "LR")
+    if wanted.kind != "BI" or not lr_files or replaced:
+        return [Pair(name, hr, None) for name, hr in full_size.items()]
+    matched = {name: [lr_files[name]] if name in lr_files else [] for name in own}
+    refuse_half_copied(matched, folder)
+    return [Pair(name, hr, lr_files[name]) for name, hr in full_size.items()]
 
 
-def _with_lr_files(images: dict[str, Path], lr_folder: Path, scale: int) -> list[Pair]:
-    """Pair HR images with the files `<name>x<scale>` of a folder, or with none if there is none."""
-    if not lr_folder.is_dir():
-        return [Pair(name, path, None) for name, path in images.items()]
-    lr_files = _images(lr_folder)
-    pairs: list[Pair] = []
-    for name, path in images.items():
-        lr_name = f"{path.stem}x{scale}"
-        lr = lr_files.get(lr_name, lr_folder / f"{lr_name}.png")
-        pairs.append(Pair(name, path, lr))
-    return pairs
+def _selfexsr_images(folder: Path, scale: int, kind: str) -> dict[str, Path]:
+    """The images `<name>_SRF_<scale>_<kind>` of a folder by name."""
+    ending = f"_SRF_{scale}_{kind}"
+    found: dict[str, Path] = {}
+    for file_name, path in images_in(folder).items():
+        if file_name.endswith(ending):
+            found[file_name.removesuffix(ending)] = path
+    return found
 
 
-def _some_images(folder: Path) -> dict[str, Path]:
-    """Return the image files of a folder by name; an error if there are none."""
-    if not folder.is_dir():
-        raise ValueError(f"no images found: looked in {folder}, there is no such folder")
-    images = _images(folder)
-    if not images:
-        raise ValueError(f"no images found: looked in {folder}, it holds no image files")
-    return images
+def _full_size_images(root: Path, scale: int, own: Mapping[str, Path]) -> dict[str, Path]:
+    """Each HR image from the folder where it is largest; its own where sizes are alike.
 
-
-def _images(folder: Path) -> dict[str, Path]:
-    """Return the image files of a folder by name, sorted.
-
-    The name has no extension, unless two files differ in nothing but their extension.
+    Urban100 has half-size HR images in image_SRF_2. Sizes that differ by fewer pixels than the
+    scale are of one image, whose borders were cut to a multiple of the scale.
     """
-    paths = [path for path in sorted(folder.iterdir()) if _is_image(path)]
-    stems = Counter(path.stem for path in paths)
-    images: dict[str, Path] = {}
-    for path in paths:
-        is_unique = stems[path.stem] == 1
-        images[path.stem if is_unique else path.name] = path
-    return images
+    others: dict[int, dict[str, Path]] = {}
+    for folder in sorted(root.glob("image_SRF_*")):
+        digits = folder.name.removeprefix("image_SRF_")
+        if folder.is_dir() and digits.isdecimal() and int(digits) != scale:
+            others[int(digits)] = _selfexsr_images(folder, int(digits), "HR")
+    chosen: dict[str, Path] = {}
+    for name, path in own.items():
+        chosen[name] = path
+        largest = image_size(path)
+        for other_scale, images in others.items():
+            size = image_size(images[name]) if name in images else None
+            if size is None or largest is None:
+                continue
+            margin = max(scale, other_scale)
+            if size[0] - largest[0] >= margin or size[1] - largest[1] >= margin:
+                chosen[name] = images[name]
+                largest = size
+    return chosen
 
 
-def _is_image(path: Path) -> bool:
-    is_hidden = path.name.startswith(".")
-    return path.suffix.lower() in EXTENSIONS and not is_hidden and path.is_file()
+def _realsr_names(images: Mapping[str, Path]) -> dict[str, Path]:
+    """The HR images of a folder that holds HR and LR images, by the name without HR."""
+    has_lr = any(re.search(r"_LR\d*$", path.stem, re.IGNORECASE) for path in images.values())
+    if not has_lr:
+        return {}
+    found: dict[str, Path] = {}
+    for path in images.values():
+        if path.stem.lower().endswith("_hr"):
+            found[path.stem[: -len("_hr")]] = path
+    return found
+
+
+def _realsr_pairs(root: Path, wanted: _Wanted) -> list[Pair]:
+    images = images_in(root)
+    hr_images = _realsr_names(images)
+    others = [
+        path.name
+        for path in images.values()
+        if not re.search(r"_(HR|LR\d*)$", path.stem, re.IGNORECASE)
+    ]
+    if others:
+        raise ValueError(
+            f"{root} holds images NAME_HR and NAME_LR{wanted.scale}, and others that are neither: "
+            f"{', '.join(others[:5])}; move one kind away"
+        )
+    if wanted.lr_root is not None:
+        return _with_lr_files(hr_images, root, "", wanted)
+    by_stem = {path.stem.lower(): path for path in images.values()}
+    matched: dict[str, list[Path]] = {}
+    for name in hr_images:
+        stems = (f"{name}_LR{wanted.scale}".lower(), f"{name}_lr")
+        matched[name] = [by_stem[stem] for stem in map(str.lower, stems) if stem in by_stem][:1]
+    has_none = not any(matched.values())  # they are of another scale
+    if has_none or wanted.kind != "BI":
+        return [Pair(name, hr, None) for name, hr in hr_images.items()]
+    refuse_half_copied(matched, root)
+    return [Pair(name, hr, matched[name][0]) for name, hr in hr_images.items()]
+
+
+def _nested_root(root: Path) -> Path | None:
+    """The folder whose folders hold the images, as Manga109 has one for each title."""
+    inside = root / "images"
+    is_named_so = re.search("images|manga109", Path(os.path.abspath(root)).name, re.IGNORECASE)
+    for place in (inside, root if is_named_so else None):
+        if place is None or not place.is_dir():
+            continue
+        if images_in(place):
+            return place
+        if any(images_in(path) for path in place.iterdir() if path.is_dir()):
+            return place
+    return None
+
+
+def _nested_pairs(root: Path, wanted: _Wanted) -> list[Pair]:
+    place = _nested_root(root)
+    assert place is not None
+    images = images_in(place)
+    for folder in sorted(place.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            refuse_lr_as_hr(folder.absolute(), images_in(folder))
+            for name, path in images_in(folder).items():
+                images[f"{folder.name}/{name}"] = path
+    return _with_lr_files(images, root, "", wanted)
+
+
+# --- lists of images
+
+
+def _meta_lines(root: Path) -> list[str]:
+    """The lines of the one file meta_info*.txt of a folder; none if there is no such file."""
+    files = sorted(root.glob("meta_info*.txt"))
+    if len(files) > 1:
+        listed = ", ".join(path.name for path in files)
+        raise ValueError(f"several lists of images in {root}: {listed}; leave one there")
+    if not files:
+        return []
+    text = files[0].read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _listed_pairs(root: Path) -> dict[str, tuple[Path, Path]]:
+    """The HR and LR files of Real-ESRGAN's list by name; empty if there is no such list."""
+    found: dict[str, tuple[Path, Path]] = {}
+    for line in _meta_lines(root):
+        parts = [part.strip() for part in line.split(", ")]
+        are_files = [Path(part).suffix.lower() in EXTENSIONS for part in parts]
+        if are_files != [True, True]:
+            return {}
+        hr, lr = parts
+        name = Path(hr).stem
+        found[hr if name in found else name] = (root / hr, root / lr)
+    return found
+
+
+def _pairs_of_list(root: Path, wanted: _Wanted) -> list[Pair]:
+    listed = _listed_pairs(root)
+    hr_images = {name: hr for name, (hr, _) in listed.items()}
+    if wanted.lr_root is not None:
+        return _with_lr_files(hr_images, root, "", wanted)
+    if wanted.kind != "BI":
+        return [Pair(name, hr, None) for name, hr in hr_images.items()]
+    refuse_half_copied(
+        {name: [lr] if lr.exists() else [] for name, (_, lr) in listed.items()}, root
+    )
+    return [Pair(name, hr, lr) for name, (hr, lr) in listed.items()]
+
+
+def _of_meta_info(root: Path, images: dict[str, Path]) -> dict[str, Path]:
+    """Return the images that BasicSR's list names, all of them if there is no list."""
+    lines = _meta_lines(root)
+    if not lines:
+        return images
+    # A line is the file, its shape and its number of channels, such as "a.png (480,480,3) 1".
+    listed = {Path(line.split(" (")[0]).name for line in lines}
+    missing = sorted(listed - {path.name for path in images.values()})
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(listed)} images of the list meta_info in {root} are missing: "
+            f"{', '.join(missing[:5])}"
+        )
+    return {name: path for name, path in images.items() if path.name in listed}
+
+
+# --- LR files
+
+
+def _with_lr_files(
+    images: Mapping[str, Path], root: Path, hr_name: str, wanted: _Wanted, *, prefix: str = ""
+) -> list[Pair]:
+    """Pair HR images with the LR files that are asked for, or with none if there are none."""
+    scale, kind = wanted.scale, wanted.kind
+    if wanted.lr_root is not None:
+        lr_folder = given_lr_folder(wanted.lr_root, scale)
+        matched = match_lr_files(images, lr_folder, scale, kind)
+        if not matched:
+            raise ValueError(f"the LR images in {lr_folder} are not of scale {scale}")
+    else:
+        found = find_lr_folder(root, hr_name, scale, kind, prefix=prefix)
+        matched = match_lr_files(images, found, scale, kind) if found is not None else {}
+    pairs: list[Pair] = []
+    for name, hr in images.items():
+        lr_files = matched.get(name, [])
+        if len(lr_files) > 1:  # the four variants of the track "wild"
+            pairs += [Pair(lr.stem, hr, lr) for lr in lr_files]
+        else:
+            pairs.append(Pair(name, hr, lr_files[0] if lr_files else None))
+    return pairs

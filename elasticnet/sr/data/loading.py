@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,11 +13,13 @@ import numpy as np
 from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
 from elasticnet.sr.data.decoded_cache import cache_places, open_or_build
 from elasticnet.sr.data.decoding import HR_FILE, LR_FILE, write_decoded
-from elasticnet.sr.data.folder_layouts import Pair, find_pairs
+from elasticnet.sr.data.folder_layouts import Pair, find_files
 from elasticnet.sr.data.pair_set import PairSet, Skipped, open_pixels
 from elasticnet.sr.data.read_rgb import ImageError
 
 CACHE_FORMAT = 1  # of the cached files: raise it when the same images give other bytes
+
+logger = logging.getLogger(__name__)
 
 
 def load_pairs(
@@ -32,6 +35,8 @@ def load_pairs(
     progress: bool = True,
     blur_sigma: float | None = None,
     noise_sigma: float | None = None,
+    track: str | None = None,
+    lr_root: str | os.PathLike[str] | None = None,
 ) -> PairSet:
     """Load every pair of a data set, from a cache of decoded images that is built when needed.
 
@@ -40,7 +45,8 @@ def load_pairs(
     changes.
 
     HR is cropped at the right and at the bottom to `scale` times the LR size. LR images come from
-    their files if the layout has them, and otherwise from `degrade`.
+    their files if the layout has them, and otherwise from `degrade`; `.lr_source` of the result
+    says which.
 
     An image is left out if it cannot be read, does not fit its LR file, or is smaller than
     `min_size`. One warning lists these images, and `.skipped` of the result holds them.
@@ -58,6 +64,8 @@ def load_pairs(
         progress: Whether to show a progress bar while images are decoded.
         blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
         noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
+        track: Which of DIV2K's LR images are read, such as "mild": see `find_files`.
+        lr_root: The folder of the LR images, in place of one that the layout has.
 
     Returns:
         The pairs, sorted by name, mapped from the cache.
@@ -77,9 +85,20 @@ def load_pairs(
         blur_sigma=blur_sigma,
         noise_sigma=noise_sigma,
     )
-    files = find_pairs(root, scale, split, degradation)
+    # Files of "BD" or "DN" have the sigmas that they have: for given ones, LR is made.
+    found = find_files(root, scale, split, degradation, track=track, lr_root=lr_root)
+    files = found.pairs
+    lr_source = found.lr_source
+    if settings.sigmas:
+        files = [pair._replace(lr=None) for pair in files]
+        lr_source = f"made ({degradation})"
+    for note in found.notes:
+        logger.warning("%s", note)
     root = Path(root)
-    pairs = _open_cached(root, files, settings, split or "train", cache_dir, progress)
+    # Other tracks have caches of their own, so that one does not take the other's place.
+    which_lr = track if lr_root is None else os.path.abspath(lr_root)
+    pairs = _open_cached(root, files, settings, split or "train", which_lr, cache_dir, progress)
+    pairs.lr_source = lr_source
     if min_size > 0:  # here and not in the cache, so that all patch sizes share one
         pairs = _without_small_images(pairs, min_size)
     if len(pairs) == 0:
@@ -141,6 +160,7 @@ def pairs_from_arrays(
         lr_sizes=np.array([pair.lr.shape[:2] for pair in aligned]),
         lr_pixels=np.concatenate([pair.lr.reshape(-1, 3) for pair in aligned]),
         hr_pixels=np.concatenate([pair.hr.reshape(-1, 3) for pair in aligned]),
+        lr_source=f"made ({degradation})",
     )
 
 
@@ -149,6 +169,7 @@ def _open_cached(
     files: Sequence[Pair],
     settings: LrSettings,
     split: str,
+    which_lr: str | None,
     cache_dir: str | os.PathLike[str] | None,
     progress: bool,
 ) -> PairSet:
@@ -162,6 +183,8 @@ def _open_cached(
         "border": settings.border,
         **settings.sigmas,
     }
+    if which_lr is not None:
+        description["lr"] = which_lr
     sources: dict[str, Path] = {}
     for pair in files:
         sources[f"{pair.name}/hr/{os.path.relpath(pair.hr, root)}"] = pair.hr

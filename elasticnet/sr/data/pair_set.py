@@ -41,6 +41,7 @@ class PairSet:
             images,). In `hr_pixels` it begins at `scale**2` times that row. By default the images
             follow one another without gaps.
         skipped: The images that were left out when this set was loaded.
+        lr_source: Where the LR images come from: "made (BI)", "from files (FOLDER)".
 
     Example:
         >>> import numpy as np
@@ -60,6 +61,7 @@ class PairSet:
         *,
         starts: np.ndarray | None = None,
         skipped: Iterable[tuple[str, str]] = (),
+        lr_source: str = "given",
     ) -> None:
         self.names = list(names)
         self.scale = scale
@@ -68,6 +70,7 @@ class PairSet:
         self.hr_pixels = hr_pixels
         self.starts = _starts_without_gaps(self.lr_sizes) if starts is None else starts
         self.skipped = [Skipped(name, reason) for name, reason in skipped]
+        self.lr_source = lr_source
 
     def __len__(self) -> int:
         return len(self.names)
@@ -129,6 +132,7 @@ class PairSet:
             self.lr_pixels,
             self.hr_pixels,
             starts=self.starts[chosen],
+            lr_source=self.lr_source,
         )
 
     def in_memory(self, limit: float = 0.5) -> PairSet:
@@ -158,6 +162,7 @@ class PairSet:
             np.array(self.hr_pixels),
             starts=self.starts,
             skipped=self.skipped,
+            lr_source=self.lr_source,
         )
 
     def _image(self, pixels: np.ndarray, index: int, factor: int) -> np.ndarray:

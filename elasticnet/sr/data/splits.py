@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 from elasticnet.sr.data.builtin_photos import scikit_image_photos
 from elasticnet.sr.data.folder_layouts import find_layout
@@ -25,6 +26,8 @@ def training_pairs(
     progress: bool = True,
     blur_sigma: float | None = None,
     noise_sigma: float | None = None,
+    track: str | None = None,
+    lr_root: str | os.PathLike[str] | None = None,
 ) -> tuple[PairSet, PairSet]:
     """Return the training pairs and the validation pairs, in memory if they fit.
 
@@ -40,6 +43,8 @@ def training_pairs(
         progress: Whether to show progress bars.
         blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
         noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
+        track: Which of DIV2K's LR images are read, of `data` and `valid`: see `find_files`.
+        lr_root: The folder of the LR images of `data`.
 
     Returns:
         The training pairs and the validation pairs.
@@ -48,7 +53,16 @@ def training_pairs(
         ValueError: `num_valid` leaves nothing on one of the sides; and what `load_pairs` raises.
     """
 
-    def load(root: str | os.PathLike[str], split: str, smallest_side: int) -> PairSet:
+    for option, given in (("--track", track), ("--data-lr", lr_root)):
+        if given is not None and data is None:
+            raise ValueError(f"{option} {given}: give the images that it belongs to by --data")
+
+    def load(
+        root: str | os.PathLike[str],
+        split: str,
+        smallest_side: int,
+        lr_root: str | os.PathLike[str] | None = None,
+    ) -> PairSet:
         pairs = load_pairs(
             root,
             scale,
@@ -59,11 +73,13 @@ def training_pairs(
             progress=progress,
             blur_sigma=blur_sigma,
             noise_sigma=noise_sigma,
+            track=track,
+            lr_root=lr_root,
         )
         return pairs.in_memory(limit=MEMORY_SHARE / _processes_of_this_host())
 
     if data is not None:
-        training = load(data, split="train", smallest_side=min_size)
+        training = load(data, split="train", smallest_side=min_size, lr_root=lr_root)
     else:
         training = pairs_from_arrays(
             scikit_image_photos(),
@@ -77,7 +93,15 @@ def training_pairs(
         return training, load(valid, split="valid", smallest_side=0)
     if data is None:
         return _split(training, HELD_OUT_PHOTOS)
-    return _split(training, _evenly_spread(training.names, num_valid))
+    return _split(training, _held_out(training.names, num_valid))
+
+
+def _held_out(names: list[str], num_valid: int) -> list[str]:
+    """Return the names of `num_valid` images, each with all its LR images of DIV2K's "wild"."""
+    image_of = {name: re.sub(r"x\dw\d$", "", name) for name in names}
+    images = list(dict.fromkeys(image_of.values()))  # each once, in order
+    chosen = _evenly_spread(images, num_valid)
+    return [name for name in names if image_of[name] in chosen]
 
 
 def _evenly_spread(names: list[str], num_valid: int) -> list[str]:

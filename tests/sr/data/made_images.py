@@ -36,3 +36,10 @@ def contents(pairs: PairSet) -> dict[str, tuple[bytes, bytes]]:
         name: (pairs.lr(index).tobytes(), pairs.hr(index).tobytes())
         for index, name in enumerate(pairs.names)
     }
+
+
+def put_pairs(root: Path, hr: str, lr: str, ending: str = "", count: int = 2) -> None:
+    """Save HR images of 64 pixels a side in one folder, and LR images of 16 in another."""
+    for index in range(1, count + 1):
+        put(root / hr / f"000{index}.png", 64, 64, seed=index)
+        put(root / lr / f"000{index}{ending}.png", 16, 16, seed=10 + index)

@@ -10,7 +10,7 @@ from made_images import put
 from elasticnet.sr.data import (
     find_pairs,
 )
-from elasticnet.sr.data.folder_layouts import find_layout
+from elasticnet.sr.data.folder_layouts import find_files, find_layout
 
 
 @pytest.fixture
@@ -103,6 +103,49 @@ def test_selfexsr_layout(tmp_path: Path) -> None:
         find_pairs(tmp_path, 3)
     with pytest.raises(ValueError, match=r"looked for names that end in _SRF_4_HR"):
         find_pairs(tmp_path, 4)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_selfexsr_takes_full_size_hr_images(tmp_path: Path, scale: int) -> None:
+    small = put(tmp_path / f"image_SRF_{scale}/img_001_SRF_{scale}_HR.png", 24, 36)
+    put(tmp_path / f"image_SRF_{scale}/img_001_SRF_{scale}_LR.png", 12, 18)
+    large = put(tmp_path / "image_SRF_4/img_001_SRF_4_HR.png", 48, 72)
+    lr = put(tmp_path / "image_SRF_4/img_001_SRF_4_LR.png", 12, 18)
+    found = find_files(tmp_path, scale)
+    assert found.pairs == [("img_001", large, None)]
+    assert found.lr_source == "made (BI)"
+    (note,) = found.notes
+    assert note.startswith("1 of 1 HR images of ")
+    assert note.endswith("taken from image_SRF_4; their LR images are made")
+    assert find_files(tmp_path, 4) == ([("img_001", large, lr)], "from files (image_SRF_4)", [])
+    assert small.exists()
+
+
+def test_selfexsr_keeps_images_whose_borders_alone_were_cut(tmp_path: Path) -> None:
+    own = put(tmp_path / "image_SRF_3/a_SRF_3_HR.png", 48, 72)
+    lr = put(tmp_path / "image_SRF_3/a_SRF_3_LR.png", 16, 24)
+    put(tmp_path / "image_SRF_4/a_SRF_4_HR.png", 51, 75)
+    assert find_files(tmp_path, 3) == ([("a", own, lr)], "from files (image_SRF_3)", [])
+
+
+def test_selfexsr_without_lr_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        put(tmp_path / f"image_SRF_2/{name}_SRF_2_HR.png", 24, 36)
+    assert [pair.lr for pair in find_pairs(tmp_path, 2)] == [None, None]
+    put(tmp_path / "image_SRF_2/a_SRF_2_LR.png", 12, 18)
+    with pytest.raises(ValueError, match=r"1 of 2 LR images are missing .*: those of b; copy them"):
+        find_pairs(tmp_path, 2)
+
+
+@pytest.mark.parametrize("root", ["set", "set/images", "Manga109"])
+def test_nested_layout(tmp_path: Path, root: str) -> None:
+    place = tmp_path / ("Manga109" if root == "Manga109" else "set/images")
+    for title in ("ARMS", "Belmondo"):
+        put(place / title / "000.jpg")
+        put(place / title / "001.jpg")
+    assert find_layout(tmp_path / root) == "nested"
+    names = ["ARMS/000", "ARMS/001", "Belmondo/000", "Belmondo/001"]
+    assert [pair.name for pair in find_pairs(tmp_path / root, 2)] == names
 
 
 def test_flat_layout(tmp_path: Path) -> None:

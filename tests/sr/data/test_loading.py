@@ -43,12 +43,10 @@ def test_splits_have_caches_of_their_own(div2k: Path) -> None:
     assert len(list(div2k.parent.rglob("hr.bin"))) == 2
 
 
-def test_a_missing_lr_file_is_still_named(div2k: Path) -> None:
-    missing = div2k / "DIV2K_train_LR_bicubic/X2/0002x2.png"
-    missing.unlink()
-    assert find_pairs(div2k, 2)[1].lr == missing
-    with pytest.warns(UserWarning, match=r"left out 1 of 2 images.*\n  0002: .*0002x2\.png"):
-        assert load_pairs(div2k, 2, progress=False).names == ["0001"]
+def test_a_missing_lr_file_is_an_error_and_not_made_anew(div2k: Path) -> None:
+    (div2k / "DIV2K_train_LR_bicubic/X2/0002x2.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 2 LR images are missing in .*X2: those of 0002"):
+        load_pairs(div2k, 2, progress=False)
 
 
 @pytest.mark.parametrize("degradation", ["BI", "BD", "DN"])

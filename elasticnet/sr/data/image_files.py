@@ -1,0 +1,64 @@
+"""The image files of a folder, by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from elasticnet.sr.data.read_rgb import EXTENSIONS
+
+
+def images_in(folder: Path) -> dict[str, Path]:
+    """Return the image files of a folder by name, sorted.
+
+    Links that lead nowhere are among them, so that whoever reads the files names them as it names
+    any unreadable file.
+
+    Args:
+        folder: An existing folder; what lies in folders inside it does not count.
+
+    Returns:
+        The files. A name has no extension, unless two files differ in nothing else.
+    """
+    paths = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    stems = Counter(path.stem for path in paths)
+    images: dict[str, Path] = {}
+    for path in paths:
+        is_unique = stems[path.stem] == 1
+        images[path.stem if is_unique else path.name] = path
+    return images
+
+
+def some_images_in(folder: Path) -> dict[str, Path]:
+    """Return the image files of a folder by name; an error if there are none.
+
+    Args:
+        folder: Which may be missing.
+
+    Returns:
+        As `images_in` does.
+
+    Raises:
+        ValueError: There is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no images found: looked in {folder}, there is no such folder")
+    images = images_in(folder)
+    if not images:
+        raise ValueError(f"no images found: looked in {folder}, it holds no image files")
+    return images
+
+
+def is_broken_link(path: Path) -> bool:
+    """Return whether a path is a symbolic link that leads nowhere.
+
+    Args:
+        path: Any path.
+    """
+    return path.is_symlink() and not path.exists()
+
+
+def _is_image(path: Path) -> bool:
+    is_hidden = path.name.startswith(".")
+    has_ending = path.suffix.lower() in EXTENSIONS
+    return has_ending and not is_hidden and (path.is_file() or is_broken_link(path))

@@ -1,0 +1,343 @@
+"""LR images beside HR images: which folders hold them, and which file belongs to which HR image.
+
+The names are those of DIV2K, BasicSR (`GTmod12`, `LRbicx4`, `X4_sub`), neosr and traiNNer (`hr`,
+`lr`, `gt`, `lq`) and KAIR (`trainH`, `trainL`). Upper and lower case are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from elasticnet.sr.data.image_files import images_in, is_broken_link
+
+TRACKS = ("bicubic", "unknown", "mild", "difficult", "wild", "x8")  # of DIV2K's LR images
+# Behind the scale in the names of DIV2K's files: 0001x4m.png, 0001x4w1.png.
+TRACK_LETTERS = {"mild": "m", "difficult": "d", "wild": "w"}
+# What a word in a folder's name says of how its LR images were made.
+KIND_OF_WORD = {
+    "bicubic": "BI",
+    "bic": "BI",
+    "bi": "BI",
+    "bd": "BD",
+    "blur": "BD",
+    "dn": "DN",
+    "noise": "DN",
+    "unknown": "unknown",
+    "mild": "mild",
+    "difficult": "difficult",
+    "wild": "wild",
+}
+# Words that say nothing of how LR images were made.
+EMPTY_WORDS = {"sub", "images", "image", "imgs", "img", "png"}
+WHOLE_LR_NAMES = {"l", "low", "lowres", "low_res", "low-res"}
+WHOLE_HR_NAMES = {"h", "high", "highres", "high_res", "high-res"}
+LR_WORD = re.compile(r"(?:lr|lq)([a-z]*?)(?:x?(\d+))?|(?:train|valid|val|test)l")
+HR_WORD = re.compile(r"(?:hr|gt|hq)(?:mod)?(?:x?\d+)?|(?:train|valid|val|test)h")
+SCALE_WORD = re.compile(r"([a-z]*?)x?(\d+)")
+LR_FILE_NAME = re.compile(r"\d{4}x[2348][mdw]?\d?")  # of DIV2K
+OTHER_SCALES = (2, 3, 4, 8)  # that data sets have LR images of
+MAX_NAMED = 5  # files that one message names
+
+
+class LrFolder(NamedTuple):
+    """What the name of a folder of LR images says.
+
+    Attributes:
+        scale: Side of an HR image over the side of its LR image; None if the name has none.
+        kind: "BI", "BD", "DN" or a track of DIV2K.
+        strange: Words that say something else.
+    """
+
+    scale: int | None
+    kind: str
+    strange: list[str]
+
+
+def looks_like_lr(name: str) -> bool:
+    """Return whether a folder of this name holds LR images.
+
+    Args:
+        name: The last part of the folder's path.
+    """
+    if name.lower() in WHOLE_LR_NAMES:
+        return True
+    return any(LR_WORD.fullmatch(word) for word in _words(name))
+
+
+def looks_like_hr(name: str) -> bool:
+    """Return whether a folder of this name holds HR images, and stands beside LR images.
+
+    Args:
+        name: The last part of the folder's path.
+    """
+    if looks_like_lr(name):
+        return False
+    if name.lower() in WHOLE_HR_NAMES:
+        return True
+    return any(HR_WORD.fullmatch(word) for word in _words(name))
+
+
+def refuse_lr_as_hr(folder: Path, images: Mapping[str, Path]) -> None:
+    """Raise if a folder whose images would be taken for HR holds LR images.
+
+    Args:
+        folder: An absolute path.
+        images: The image files in it, by name.
+
+    Raises:
+        ValueError: The name of the folder, of a folder `X4` and the one above it, or of all files
+            is one of LR images.
+    """
+    is_lr = looks_like_lr(folder.name)
+    if re.fullmatch(r"x?\d+(_sub)?", folder.name.lower()):
+        is_lr = is_lr or looks_like_lr(folder.parent.name)
+    if images and all(LR_FILE_NAME.fullmatch(path.stem) for path in images.values()):
+        is_lr = True
+    if is_lr:
+        raise ValueError(
+            f"{folder} holds LR images by its name, or by the names of its files, and they would "
+            "be taken for HR; give the folder of HR images as the data set and this one as "
+            "--data-lr, or rename it"
+        )
+
+
+def find_lr_folder(
+    parent: Path, hr_name: str, scale: int, kind: str, *, prefix: str = ""
+) -> Path | None:
+    """Return the folder of the LR images that are asked for, None if there is none.
+
+    LR images of another scale, of DIV2K's other tracks, and of another degradation are passed over.
+
+    Args:
+        parent: Where the folders of LR images lie.
+        hr_name: The name of the folder of HR images; words that both have say nothing.
+        scale: Side of an HR image over the side of its LR image.
+        kind: "BI", "BD", "DN" or a track of DIV2K.
+        prefix: What the folders' names begin with; others do not belong to these HR images.
+
+    Returns:
+        The folder that holds the image files themselves.
+
+    Raises:
+        ValueError: A folder looks like LR images and is none that could be asked for, is a link
+            that leads nowhere, or two are what is asked for.
+    """
+    found: list[Path] = []
+    for folder in lr_folders_in(parent):
+        if not folder.name.startswith(prefix):
+            continue
+        if is_broken_link(folder):
+            raise ValueError(f"{folder} is a link that leads nowhere, to LR images by its name")
+        described = _described(folder.name, hr_name)
+        if described.strange:
+            words = ", ".join(repr(word) for word in described.strange)
+            raise ValueError(
+                f"{folder.name} in {parent} looks like LR images, and would not be used: "
+                f"{words} is no scale, no degradation and no track that is known; to use it, give "
+                "--data-lr DIR with the folder of HR images as --data, otherwise move it away"
+            )
+        if described.kind != kind or described.scale not in (None, scale):
+            continue
+        images_folder = _of_scale(folder, scale, prefers_sub="sub" in _words(hr_name))
+        if images_folder is not None:
+            found.append(images_folder)
+    if len(found) > 1:
+        listed = ", ".join(str(folder.relative_to(parent)) for folder in found)
+        raise ValueError(
+            f"several folders of LR images at scale {scale} in {parent}: {listed}; give one by "
+            "--data-lr, or move the others away"
+        )
+    return found[0] if found else None
+
+
+def lr_folders_in(parent: Path) -> list[Path]:
+    """Return the folders that look like LR images, and links that lead nowhere of such names.
+
+    Args:
+        parent: An existing folder.
+    """
+    return [
+        path
+        for path in sorted(parent.iterdir())
+        if looks_like_lr(path.name) and (path.is_dir() or _may_be_folder(path))
+    ]
+
+
+def given_lr_folder(folder: Path, scale: int) -> Path:
+    """Return the folder with the image files in a folder of LR images that the user gave.
+
+    Args:
+        folder: With image files, or with a folder for each scale, such as `X4`.
+        scale: Side of an HR image over the side of its LR image.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It holds no image files.
+    """
+    if not folder.is_dir():
+        kind = "is a file, expected a folder" if folder.exists() else "does not exist"
+        raise FileNotFoundError(f"LR images {folder} {kind}")
+    inside = _of_scale(folder, scale, prefers_sub=False)
+    if inside is None or not images_in(inside):
+        raise ValueError(f"no LR images of scale {scale} found: looked in {folder} and X{scale}/")
+    return inside
+
+
+def match_lr_files(
+    images: Mapping[str, Path], lr_folder: Path, scale: int, kind: str
+) -> dict[str, list[Path]]:
+    """Return the LR files of each HR image: one, or of the track "wild" several.
+
+    An LR file has its HR file's name, with or without the scale (`0001x4`, `0001_x4`), a letter
+    for the track (`0001x4m`), or LR in the place of HR (`a_HR`, `a_LR4`).
+
+    Args:
+        images: The HR files by name.
+        lr_folder: Holds the LR files.
+        scale: Side of an HR image over the side of its LR image.
+        kind: "BI", "BD", "DN" or a track of DIV2K.
+
+    Returns:
+        LR files by the name of the HR image; empty where all of them are of another scale.
+
+    Raises:
+        ValueError: Some are missing; the message counts them.
+    """
+    letter = TRACK_LETTERS.get(kind, "")
+    lr_files = {path.stem.lower(): path for path in images_in(lr_folder).values()}
+    matched: dict[str, list[Path]] = {}
+    for name, path in images.items():
+        pattern = _lr_names(path.stem.lower(), scale, letter)
+        matched[name] = [file for stem, file in lr_files.items() if pattern.fullmatch(stem)]
+    nothing_fits = not any(matched.values())
+    if nothing_fits and _are_named_for_another_scale(images, lr_files, letter):
+        return {}
+    if _is_of_another_scale(images, matched, scale):
+        return {}
+    refuse_half_copied(matched, lr_folder)
+    return matched
+
+
+def refuse_half_copied(matched: Mapping[str, Sequence[Path]], lr_folder: Path) -> None:
+    """Raise if HR images have no LR file.
+
+    Args:
+        matched: The LR files by the name of the HR image.
+        lr_folder: Where they were looked for.
+
+    Raises:
+        ValueError: At least one has none; the message counts them and names the first ones.
+    """
+    missing = [name for name, files in matched.items() if not files]
+    if not missing:
+        return
+    named = ", ".join(missing[:MAX_NAMED])
+    more = ", ..." if len(missing) > MAX_NAMED else ""
+    raise ValueError(
+        f"{len(missing)} of {len(matched)} LR images are missing in {lr_folder}: those of {named}"
+        f"{more}; copy them there, or move the folder away so that all are made of the HR images"
+    )
+
+
+def image_size(path: Path) -> tuple[int, int] | None:
+    """Return width and height by the file's header alone, None where it cannot be read.
+
+    Args:
+        path: An image file.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.width, image.height
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return width, height
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+
+
+def _described(name: str, hr_name: str) -> LrFolder:
+    """What the name of a folder of LR images says of them."""
+    scale: int | None = None
+    kind = "BI"
+    strange: list[str] = []
+    says_nothing = EMPTY_WORDS | set(_words(hr_name)) | WHOLE_LR_NAMES | {"res"}
+    for word in _words(name):
+        if word in says_nothing:
+            continue
+        # "lrbicx4" is "bic" and 4, as are "bicx4" and, in two words, "bic" and "x4".
+        match = LR_WORD.fullmatch(word) or SCALE_WORD.fullmatch(word)
+        kind_word, digits = match.groups() if match else (word, None)
+        if kind_word and kind_word not in KIND_OF_WORD:
+            strange.append(word)
+            continue
+        if kind_word:
+            kind = KIND_OF_WORD[kind_word]
+        if digits:
+            scale = int(digits)
+    return LrFolder(scale, kind, strange)
+
+
+def _of_scale(folder: Path, scale: int, *, prefers_sub: bool) -> Path | None:
+    """The folder itself if it has image files or nothing; inside it, the one of this scale."""
+    inside = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    names = [f"x{scale}", f"{scale}", f"lr_x{scale}", f"x{scale}_sub"]
+    if prefers_sub:
+        names.reverse()
+    for name in names:
+        if name in inside:
+            return inside[name]
+    has_other_scales = any(re.fullmatch(r"(lr_)?x?\d+(_sub)?", name) for name in inside)
+    if has_other_scales and not images_in(folder):
+        return None
+    return folder
+
+
+def _lr_names(hr_stem: str, scale: int, letter: str) -> re.Pattern[str]:
+    """The names of LR files that belong to an HR file, both in lower case."""
+    without_hr = re.sub(r"[_-](hr|gt|h)$", "", hr_stem)
+    both = "|".join(re.escape(stem) for stem in dict.fromkeys([hr_stem, without_hr]))
+    number = r"\d?" if letter else ""  # of the four variants of "wild"
+    return re.compile(rf"(?:{both})(?:[_-]?(?:lr|lq|l))?(?:[_-]?x?{scale}{letter}{number})?")
+
+
+def _are_named_for_another_scale(
+    images: Mapping[str, Path], lr_files: Mapping[str, Path], letter: str
+) -> bool:
+    """Whether an HR image has LR files whose name has another scale."""
+    for path in images.values():
+        for scale in OTHER_SCALES:
+            pattern = _lr_names(path.stem.lower(), scale, letter)
+            if any(pattern.fullmatch(stem) for stem in lr_files):
+                return True
+    return False
+
+
+def _is_of_another_scale(
+    images: Mapping[str, Path], matched: Mapping[str, Sequence[Path]], scale: int
+) -> bool:
+    """Whether the first pair is that of another scale, by the sizes of its files.
+
+    Where both are of one size, it is none: such a pair is refused when it is read.
+    """
+    for name, files in matched.items():
+        if not files:
+            continue
+        hr_size = image_size(images[name])
+        lr_size = image_size(files[0])
+        if hr_size is None or lr_size is None:
+            continue
+        ratios = {round(high / low) for high, low in zip(hr_size, lr_size, strict=True)}
+        return len(ratios) == 1 and scale not in ratios and min(ratios) > 1
+    return False
+
+
+def _may_be_folder(path: Path) -> bool:
+    """Whether a link that leads nowhere may have led to a folder: its name has no ending."""
+    return is_broken_link(path) and not path.suffix

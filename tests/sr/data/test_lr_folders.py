@@ -1,0 +1,292 @@
+"""LR images that lie beside HR images are used, or refused; never passed over without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_images import noise, put, put_pairs
+from PIL import Image
+
+from elasticnet.sr.data import find_pairs, load_pairs
+from elasticnet.sr.data.folder_layouts import find_files, find_layout
+from elasticnet.sr.data.lr_folders import looks_like_hr, looks_like_lr
+from elasticnet.sr.data.splits import training_pairs
+
+
+def lr_names(root: Path, scale: int = 4, **options: str) -> list[str | None]:
+    """The LR file of each pair, relative to the data set."""
+    pairs = find_pairs(root, scale, **options)
+    return [pair.lr and pair.lr.relative_to(root).as_posix() for pair in pairs]
+
+
+# --- found by their names
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr", "ending"),
+    [
+        ("HR", "LR", ""),
+        ("hr", "lr", ""),
+        ("Hr", "Lr", "x4"),
+        ("HR", "LR_x4", "x4"),
+        ("HR", "LR_X4", "_x4"),
+        ("HR", "LR/X4", "x4"),
+        ("HR", "LR/4", ""),
+        ("HR", "LR_bicubic/X4", "x4"),
+        ("HR", "lr_bicubic/x4", ""),
+        ("gt", "lq", ""),
+        ("GT", "LQ", ""),
+        ("gt", "lq_x4", ""),
+        ("hq", "lq", ""),
+        ("GTmod12", "LRbicx4", ""),
+        ("GTmod4", "LRbicx4", ""),
+        ("hr_images", "lr_images", ""),
+        ("trainH", "trainL", ""),
+        ("H", "L", ""),
+        ("train_HR", "train_LR", ""),
+        ("Flickr2K_HR", "Flickr2K_LR_bicubic/X4", "x4"),
+        ("DIV2K_train_HR_sub", "DIV2K_train_LR_bicubic/X4_sub", ""),
+        ("DIV2K_train_HR", "DIV2K_train_LR_bicubic/X4", "x4"),
+        (".", "lq", ""),
+    ],
+)
+def test_lr_images_under_usual_names_are_read(
+    tmp_path: Path, hr: str, lr: str, ending: str
+) -> None:
+    root = tmp_path / "set"
+    put_pairs(root, hr, lr, ending)
+    expected = [f"{lr}/0001{ending}.png", f"{lr}/0002{ending}.png"]
+    assert lr_names(root) == expected
+    pairs = load_pairs(root, 4, progress=False)
+    assert pairs.lr_source == f"from files ({lr})"
+    np.testing.assert_array_equal(pairs.lr(0), noise(16, 16, seed=11))
+    np.testing.assert_array_equal(pairs.hr(0), noise(64, 64, seed=1))
+
+
+@pytest.mark.parametrize("name", ["HR", "hr", "GT", "GTmod12", "trainH", "DIV2K_train_HR_sub"])
+def test_names_of_hr_folders(name: str) -> None:
+    assert looks_like_hr(name)
+    assert not looks_like_lr(name)
+
+
+@pytest.mark.parametrize("name", ["photos", "Set5", "three", "original", "light", "lamp", "gtk"])
+def test_names_of_other_folders(name: str) -> None:
+    assert not looks_like_hr(name)
+    assert not looks_like_lr(name)
+
+
+@pytest.mark.parametrize(
+    ("degradation", "folder"), [("BD", "LRBD"), ("DN", "LR_DN"), ("DN", "LRDN")]
+)
+def test_lr_files_of_the_asked_degradation_are_read(
+    tmp_path: Path, degradation: str, folder: str
+) -> None:
+    put_pairs(tmp_path / "set", "HR", f"{folder}/X4")
+    put_pairs(tmp_path / "set", "HR", "LRBI/X4")
+    root = tmp_path / "set"
+    assert lr_names(root, degradation=degradation)[0] == f"{folder}/X4/0001.png"
+    assert lr_names(root)[0] == "LRBI/X4/0001.png"
+
+
+def test_with_a_sigma_of_its_own_lr_is_made(tmp_path: Path) -> None:
+    put_pairs(tmp_path / "set", "HR", "LR_DN")
+    from_files = load_pairs(tmp_path / "set", 4, degradation="DN", progress=False)
+    made = load_pairs(tmp_path / "set", 4, degradation="DN", noise_sigma=9, progress=False)
+    assert from_files.lr_source == "from files (LR_DN)"
+    assert made.lr_source == "made (DN)"
+    assert (made.lr(0) != from_files.lr(0)).any()
+
+
+def test_lr_files_of_another_scale_are_passed_over(tmp_path: Path) -> None:
+    for folder, ending in (("LR_x4", ""), ("LR_bicubic/X8", "")):
+        put_pairs(tmp_path / folder.replace("/", "-"), "HR", folder, ending)
+    put_pairs(tmp_path / "unnamed", "HR", "LR")  # the sizes say that they are of scale 4
+    put_pairs(tmp_path / "files", "HR", "LR", "x4")
+    for root in tmp_path.iterdir():
+        assert lr_names(root, scale=2) == [None, None]
+        assert find_files(root, 2).lr_source == "made (BI)"
+
+
+def test_realsr(tmp_path: Path) -> None:
+    for number in ("001", "002"):
+        put(tmp_path / f"Canon_{number}_HR.png", 64, 64)
+        put(tmp_path / f"Canon_{number}_LR4.png", 16, 16)
+    assert find_layout(tmp_path) == "realsr"
+    assert lr_names(tmp_path) == ["Canon_001_LR4.png", "Canon_002_LR4.png"]
+    assert lr_names(tmp_path, scale=2) == [None, None]
+    (tmp_path / "Canon_002_LR4.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 2 LR images are missing .*: those of Canon_002"):
+        find_pairs(tmp_path, 4)
+
+
+def test_the_list_of_basicsr_chooses_the_images(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "gt", "lq", "x4", count=3)
+    meta = tmp_path / "meta_info.txt"
+    meta.write_text("0001.png (64,64,3) 1\n0003.png (64,64,3) 1\n")
+    assert lr_names(tmp_path) == ["lq/0001x4.png", "lq/0003x4.png"]
+    meta.write_text("0001.png (64,64,3) 1\n0007.png (64,64,3) 1\n")
+    with pytest.raises(ValueError, match=r"1 of 2 images of the list .* are missing: 0007\.png"):
+        find_pairs(tmp_path, 4)
+
+
+def test_the_list_of_real_esrgan_pairs_the_images(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "high", "other")
+    (tmp_path / "meta_info.txt").write_text("high/0001.png, other/0002.png\n")
+    assert find_layout(tmp_path) == "listed"
+    assert lr_names(tmp_path) == ["other/0002.png"]
+    (tmp_path / "other/0002.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 1 LR images are missing"):
+        find_pairs(tmp_path, 4)
+
+
+# --- given by the user
+
+
+def test_a_folder_of_lr_images_that_is_given(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "photos", "small", "_x4")
+    found = find_files(tmp_path / "photos", 4, lr_root=tmp_path / "small")
+    assert [pair.lr for pair in found.pairs] == sorted((tmp_path / "small").iterdir())
+    assert found.lr_source == "from files (../small)"
+    with pytest.raises(ValueError, match=r"the LR images in .*small are not of scale 2"):
+        find_pairs(tmp_path / "photos", 2, lr_root=tmp_path / "small")
+    with pytest.raises(FileNotFoundError, match=r"LR images .*nowhere does not exist"):
+        find_pairs(tmp_path / "photos", 4, lr_root=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"degradation 'DN' beside .*small"):
+        find_pairs(tmp_path / "photos", 4, degradation="DN", lr_root=tmp_path / "small")
+    with pytest.raises(ValueError, match=r"--data-lr .*small: give the images"):
+        training_pairs(None, None, 4, lr_root=tmp_path / "small")
+
+
+@pytest.fixture
+def tracks(tmp_path: Path) -> Path:
+    """DIV2K's tracks, one training image."""
+    root = tmp_path / "DIV2K"
+    put(root / "DIV2K_train_HR/0001.png", 64, 64)
+    for folder in ("bicubic/X4/0001x4", "unknown/X4/0001x4", "mild/0001x4m", "difficult/0001x4d"):
+        put(root / f"DIV2K_train_LR_{folder}.png", 16, 16)
+    for number in range(1, 5):
+        put(root / f"DIV2K_train_LR_wild/0001x4w{number}.png", 16, 16)
+    return root
+
+
+def test_tracks(tracks: Path) -> None:
+    folder = "DIV2K_train_LR_"
+    assert lr_names(tracks) == lr_names(tracks, track="bicubic")
+    assert lr_names(tracks) == [f"{folder}bicubic/X4/0001x4.png"]
+    assert lr_names(tracks, track="unknown") == [f"{folder}unknown/X4/0001x4.png"]
+    assert lr_names(tracks, track="mild") == [f"{folder}mild/0001x4m.png"]
+    assert lr_names(tracks, track="difficult") == [f"{folder}difficult/0001x4d.png"]
+    wild = [f"{folder}wild/0001x4w{number}.png" for number in range(1, 5)]
+    assert lr_names(tracks, track="wild") == wild
+    names = [f"0001x4w{number}" for number in range(1, 5)]
+    assert load_pairs(tracks, 4, track="wild", progress=False).names == names
+
+
+def test_tracks_that_are_not_there(tracks: Path) -> None:
+    with pytest.raises(ValueError, match=r"track 'mild': no LR images of it at scale 2 .*LR_wild"):
+        find_pairs(tracks, 2, track="mild")
+    with pytest.raises(ValueError, match=r"track 'x8' is of scale 8, and scale 4 was asked for"):
+        find_pairs(tracks, 4, track="x8")
+    with pytest.raises(ValueError, match=r"track 'tame': expected one of bicubic, unknown"):
+        find_pairs(tracks, 4, track="tame")
+
+
+def test_lr_images_of_one_hr_image_are_held_out_together(tracks: Path) -> None:
+    for number in (2, 3):
+        put(tracks / f"DIV2K_train_HR/000{number}.png", 64, 64)
+        for variant in range(1, 5):
+            put(tracks / f"DIV2K_train_LR_wild/000{number}x4w{variant}.png", 16, 16)
+    training, valid = training_pairs(tracks, None, 4, num_valid=1, progress=False, track="wild")
+    assert valid.names == [f"0001x4w{number}" for number in range(1, 5)]
+    assert len(training) == 8
+
+
+# --- refused
+
+
+@pytest.mark.parametrize("name", ["LR_jpeg40", "lq_real", "DIV2K_LR_new", "LRblurry"])
+def test_lr_images_that_would_not_be_used_are_refused(tmp_path: Path, name: str) -> None:
+    put_pairs(tmp_path, "HR", name)
+    with pytest.raises(ValueError, match=rf"{name} in .* looks like LR images, and would not be"):
+        find_pairs(tmp_path, 4)
+    given = find_files(tmp_path / "HR", 4, lr_root=tmp_path / name)
+    assert given.lr_source == f"from files (../{name})"
+
+
+def test_two_folders_of_lr_images_are_refused(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "HR", "LR")
+    put_pairs(tmp_path, "HR", "LR_x4")
+    with pytest.raises(
+        ValueError, match=r"several folders of LR images .*: LR, LR_x4; give"
+    ):
+        find_pairs(tmp_path, 4)
+
+
+def test_two_folders_of_hr_images_are_refused(tmp_path: Path) -> None:
+    for folder in ("train_HR", "test_HR"):
+        put(tmp_path / folder / "a.png")
+    with pytest.raises(ValueError, match=r"several folders of HR images .*: test_HR, train_HR"):
+        find_pairs(tmp_path, 4)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["lq", "LR", "LR_x4", "LRbicx4", "DIV2K_train_LR_mild", "DIV2K_train_LR_bicubic/X4", "trainL"],
+)
+def test_lr_images_alone_are_not_taken_for_hr(tmp_path: Path, folder: str) -> None:
+    put(tmp_path / folder / "a.png")
+    with pytest.raises(ValueError, match=rf"{folder} holds LR images by its name"):
+        find_pairs(tmp_path / folder, 2)
+
+
+def test_files_with_the_names_of_lr_images_are_not_taken_for_hr(tmp_path: Path) -> None:
+    for name in ("0001x4m.png", "0002x4m.png"):
+        put(tmp_path / name)
+    with pytest.raises(
+        ValueError, match=r"holds LR images by its name, or by the names of"
+    ):
+        find_pairs(tmp_path, 2)
+
+
+@pytest.mark.parametrize(("hr", "lr"), [("HR", "LR"), ("gt", "lq"), ("HR", "LR_bicubic/X4")])
+def test_missing_lr_images_are_counted(tmp_path: Path, hr: str, lr: str) -> None:
+    put_pairs(tmp_path, hr, lr, count=8)
+    for number in range(2, 9):
+        (tmp_path / lr / f"000{number}.png").unlink()
+    message = r"7 of 8 LR images are missing in .*: those of 0002, 0003, 0004, 0005, 0006, \.\.\."
+    with pytest.raises(ValueError, match=message):
+        find_pairs(tmp_path, 4)
+
+
+def test_a_link_to_lr_images_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "HR/a.png")
+    (tmp_path / "LR").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ValueError, match=r"LR is a link that leads nowhere, to LR images"):
+        find_pairs(tmp_path, 4)
+
+
+# --- links that lead nowhere
+
+
+@pytest.mark.parametrize("folder", [".", "HR", "DIV2K_train_HR", "images/TITLE"])
+def test_links_that_lead_nowhere_are_named(tmp_path: Path, folder: str) -> None:
+    root = tmp_path / "set"
+    put(root / folder / "good.png", 40, 40)
+    (root / folder / "gone.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.warns(
+        UserWarning, match=r"(?s)left out 1 of 2 .*gone: .*a link to .*elsewhere"
+    ):
+        pairs = load_pairs(root, 2, progress=False)
+    assert len(pairs) == 1
+    Image.fromarray(noise(40, 40)).save(tmp_path / "elsewhere.png")
+    assert len(load_pairs(root, 2, progress=False)) == 2
+
+
+def test_a_link_of_an_lr_image_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "HR", "LR")
+    (tmp_path / "LR/0001.png").unlink()
+    (tmp_path / "LR/0001.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.warns(UserWarning, match=r"left out 1 of 2 .*\n  0001: .*LR/0001\.png is a link"):
+        load_pairs(tmp_path, 4, progress=False)
