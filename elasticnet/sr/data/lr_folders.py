@@ -251,8 +251,9 @@ def image_size(path: Path) -> tuple[int, int] | None:
         path: An image file.
     """
     try:
-        with Image.open(path) as image:
-            width, height = image.width, image.height
+        image = Image.open(path)
+        with image:
+            width, height = image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     return width, height
