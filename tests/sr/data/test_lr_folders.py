@@ -218,9 +218,7 @@ def test_lr_images_that_would_not_be_used_are_refused(tmp_path: Path, name: str)
 def test_two_folders_of_lr_images_are_refused(tmp_path: Path) -> None:
     put_pairs(tmp_path, "HR", "LR")
     put_pairs(tmp_path, "HR", "LR_x4")
-    with pytest.raises(
-        ValueError, match=r"several folders of LR images .*: LR, LR_x4; give"
-    ):
+    with pytest.raises(ValueError, match=r"several folders of LR images .*: LR, LR_x4; give"):
         find_pairs(tmp_path, 4)
 
 
@@ -244,9 +242,7 @@ def test_lr_images_alone_are_not_taken_for_hr(tmp_path: Path, folder: str) -> No
 def test_files_with_the_names_of_lr_images_are_not_taken_for_hr(tmp_path: Path) -> None:
     for name in ("0001x4m.png", "0002x4m.png"):
         put(tmp_path / name)
-    with pytest.raises(
-        ValueError, match=r"holds LR images by its name, or by the names of"
-    ):
+    with pytest.raises(ValueError, match=r"holds LR images by its name, or by the names of"):
         find_pairs(tmp_path, 2)
 
 
@@ -275,9 +271,7 @@ def test_links_that_lead_nowhere_are_named(tmp_path: Path, folder: str) -> None:
     root = tmp_path / "set"
     put(root / folder / "good.png", 40, 40)
     (root / folder / "gone.png").symlink_to(tmp_path / "elsewhere.png")
-    with pytest.warns(
-        UserWarning, match=r"(?s)left out 1 of 2 .*gone: .*a link to .*elsewhere"
-    ):
+    with pytest.warns(UserWarning, match=r"(?s)left out 1 of 2 .*gone: .*a link to .*elsewhere"):
         pairs = load_pairs(root, 2, progress=False)
     assert len(pairs) == 1
     Image.fromarray(noise(40, 40)).save(tmp_path / "elsewhere.png")
