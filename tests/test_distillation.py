@@ -238,7 +238,7 @@ def test_any_two_resolutions_have_a_distance(first: list[int], second: list[int]
     assert 0 <= distance <= math.sqrt(2) + 1e-6
 
 
-def test_maps_with_different_axes_are_refused() -> None:
+def test_maps_with_different_axes_raise() -> None:
     with pytest.raises(
         ValueError, match=r"maps of shape \(1, 4\) and \(1, 2, 2\) differ in their axes"
     ):

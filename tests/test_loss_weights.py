@@ -157,7 +157,7 @@ def test_wrong_weights_are_named(weights: dict[int, float], message: str) -> Non
 
 
 @pytest.mark.parametrize("weights", ["paper", 0.5, [1.0, 1.0]])
-def test_weights_that_are_no_mapping_are_refused(weights: Any) -> None:
+def test_weights_that_are_not_a_mapping_raise(weights: Any) -> None:
     with pytest.raises(TypeError, match=r"expected a mapping by depth.*normalised\(net\.taps\)"):
         check_tap_weights(weights, taps=(1, 3))
 

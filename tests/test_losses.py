@@ -117,7 +117,7 @@ def test_losses_by_hand() -> None:
 
 
 def test_progressive_distillation_by_hand() -> None:
-    """Maps (3, 4), (8, 6), (8, 6): one step of sqrt(0.08), then none; squared, 0.08."""
+    """Maps (3, 4), (8, 6), (8, 6): distances sqrt(0.08) and 0; squared, 0.08 and 0."""
     features = [
         torch.tensor(rows)[None]
         for rows in ([[1.0, 4.0], [-2.0, 0.0]], [[8.0, -6.0], [0, 0]], [[4.0, 3], [4, 3]])
@@ -335,7 +335,7 @@ def test_a_schedule_or_sampling_without_the_step_is_an_error(
     objective(X, Y, step=0)
 
 
-def test_output_distillation_from_the_deepest_exit() -> None:
+def test_output_distillation_from_the_deepest_tap() -> None:
     """output_weight * sum of w_n MSE(prediction_n, deepest), in which the deepest is not taught."""
     net, weights = conv_net(3), {1: 0.5, 2: 2.0, 3: 1.0}
     objective = ElasticObjective(
@@ -412,12 +412,12 @@ def test_tap_weights_are_a_mapping_or_a_function_that_returns_one(weights: Any) 
             ElasticObjective(conv_net(3), nn.L1Loss(), 0.1, tap_weights=tap_weights)
 
 
-def test_a_wrong_layout_is_refused_before_training() -> None:
+def test_an_invalid_layout_raises_before_training() -> None:
     with pytest.raises(ValueError, match="layout 'n c h w': expected an axis list"):
         ElasticObjective(conv_net(2, layout="n c h w"), nn.L1Loss(), 0.1)
 
 
-def test_a_task_loss_that_is_not_a_scalar_is_refused() -> None:
+def test_a_task_loss_that_is_not_a_scalar_raises() -> None:
     with pytest.raises(
         ValueError,
         match=r"the task loss returned a tensor of shape \(2, 2, 5, 6\): expected a scalar",

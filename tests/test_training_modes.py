@@ -249,7 +249,7 @@ def test_compiled_objective_with_sampled_taps_compiles_a_subset_once() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("c++") or shutil.which("g++")),
-    reason="inductor needs a C++ compiler, none found",
+    reason="inductor needs a C++ compiler",
 )
 @pytest.mark.parametrize(
     ("num_blocks", "options"),

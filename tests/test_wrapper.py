@@ -78,7 +78,7 @@ def test_keyword_arguments_reach_a_stem_that_names_them_or_takes_any() -> None:
         same(net.forward_taps(x, factor=2.0), net.forward_taps(x * 2), type(stem).__name__)
 
 
-def test_unknown_keyword_arguments_are_refused_and_never_swallowed() -> None:
+def test_unknown_keyword_arguments_raise() -> None:
     x = torch.randn(1, 4, 3, 3)
     for net in (
         conv_net(2),
