@@ -34,6 +34,7 @@ from torch import Tensor
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.card.machine import machine_key
+from elasticnet.checkpoint import read_header
 from elasticnet.loss_weights import deepest_share, equal, normalised, rising_deepest_share
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory
@@ -43,6 +44,7 @@ from elasticnet.sr.benchmark.report import write_report
 from elasticnet.sr.benchmark.validation_crops import validation_crops
 from elasticnet.sr.data import PairSet
 from elasticnet.sr.data.download import download_div2k
+from elasticnet.sr.data.image_record import changed_images, note_images
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.options import DataOptions, DegradationOptions
@@ -64,10 +66,12 @@ from elasticnet.training.options import (
     given_options,
     open_run,
     parse_options,
+    resume_command,
     with_values,
 )
 from elasticnet.training.precision import resolve_precision
 from elasticnet.training.processes import Processes, join_processes
+from elasticnet.training.program import run_program
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import random_state, seed_all, set_random_state
 from elasticnet.training.step import TrainingStep
@@ -78,6 +82,9 @@ DOWNLOADS = Path("datasets/DIV2K")
 # arguments of a network that may differ in a warm start: they leave its head what it is
 SAME_HEAD = ("num_blocks", "fold", "tap_affine")
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
+
+# what a resumed run cannot change: its weights belong to this network, trained for this task
+FIXED = ("task", "scale", "num_blocks", "channels", "upsampler", "skip", "tap_affine", "variant")
 
 # what a task fixes; at scale 1 DN is the noisy photograph and BD the blurred one
 TASKS: dict[str, dict[str, Any]] = {
@@ -311,7 +318,22 @@ class Choice:
 def parse(arguments: list[str]) -> Options:
     """Return the options of a command line."""
     choice = given_options(Choice, arguments)
-    return parse_options(Options, arguments, default=defaults(choice), description=__doc__)
+    description = f"{__doc__}\n{table_of_presets()}"
+    return parse_options(
+        Options, arguments, default=defaults(choice), description=description, fixed=FIXED
+    )
+
+
+def table_of_presets() -> str:
+    """Return a line for each option that the presets set: its value in each of them."""
+    values = {name: flat_values(with_values(Options(), PRESETS[name])) for name in PRESETS}
+    lines = [f"    {'preset:':16}" + "".join(f"{name:>18}" for name in PRESETS)]
+    changed = {option for changes in PRESETS.values() for option in changes}
+    for option in values["paper"]:
+        if option in changed and option != "preset":
+            cells = "".join(f"{values[name][option]!s:>18}" for name in PRESETS)
+            lines.append(f"    {flag(option):16}{cells}")
+    return "\n".join(lines)
 
 
 def defaults(choice: Choice) -> Options:
@@ -348,12 +370,13 @@ def main(options: Options) -> None:
 
         folder = options.run.out or default_folder(options)
         with open_run(options, options.run, folder, processes) as run:
+            compare_images(options, run, training_images, validation_images, processes)
             processes.say(
                 f"training on {training_images}, validating on {validation_images}; "
                 f"run folder {run.folder}"
             )
             finished = train(options, run, net, training_images, validation_images, processes)
-            if finished is not None and processes.first:
+            if processes.first:
                 report(options, run, finished, validation_images, processes)
 
 
@@ -364,8 +387,8 @@ def train(
     training_images: PairSet,
     validation_images: PairSet,
     processes: Processes,
-) -> ElasticWrapper | None:
-    """Train to the last step; return the network to ship, or None if a signal stopped it before."""
+) -> ElasticWrapper:
+    """Train to the last step; return the network to ship. A signal saves and ends the process."""
     # Make the pieces: the loss, what does a step with its optimiser, the patches, the log.
     objective = make_objective(options, net)
     training_step = make_training_step(options, net, objective, processes)
@@ -423,11 +446,8 @@ def train(
 
     # A run that was asked to stop in its last step is finished all the same.
     if step < last_step:
-        processes.say(
-            f"stopped and saved at step {step}; go on with: "
-            f"python {sys.argv[0]} --resume {run.folder}"
-        )
-        return None
+        processes.say(f"stopped and saved at step {step}; go on with: {resume_command(run)}")
+        sys.exit(stop_signal.exit_status)
     return net_to_ship
 
 
@@ -478,6 +498,29 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
     )
     processes.say(lr_line(training_images, validation_images))
     return training_images, scorable(validation_images)
+
+
+def compare_images(
+    options: Options,
+    run: Run,
+    training_images: PairSet,
+    validation_images: PairSet,
+    processes: Processes,
+) -> None:
+    """Note the images of a new run; refuse others at --resume, unless --changed-images says so."""
+    sets = {"training": training_images, "validation": validation_images}
+    changes = ""
+    if options.run.resume is not None:
+        changes = changed_images(run.folder, sets)
+    if changes and not options.images.changed_images:
+        raise ValueError(
+            f"the images are not those that {run.folder} was started with: {changes}. Give those "
+            "by --data and --valid, or go on with these by --changed-images"
+        )
+    if changes:
+        processes.say(f"note: other images from now on: {changes}")
+    if processes.first:
+        note_images(run.folder, sets)
 
 
 def build(options: Options, processes: Processes) -> ElasticWrapper:
@@ -642,7 +685,26 @@ def resume(
     if processes.rank < len(state["random"]):
         set_random_state(state["random"][processes.rank])
     processes.say(f"resumed {run.folder} at step {step}")
-    return Standing(step, best_psnr=state["best"], log_state=state["log"])
+    best_psnr = psnr_of_best(run, state["best"], processes)
+    return Standing(step, best_psnr=best_psnr, log_state=state["log"])
+
+
+def psnr_of_best(run: Run, stored: float, processes: Processes) -> float:
+    """Return the mean PSNR of best.safetensors; -inf if there is none, so that the next is kept.
+
+    The file is asked, and not the state: it may be of a later step than the last state of a machine
+    that went down, or be missing in a copy of the run folder.
+    """
+    try:
+        psnr = read_header(run.folder / "best.safetensors")["notes"]["psnr"]
+    except (OSError, ValueError, KeyError) as error:
+        if stored > -math.inf:
+            processes.say(
+                f"note: the best network so far, of {stored:.2f} dB, is not there ({error}); "
+                "the next one that is validated takes its place"
+            )
+        return -math.inf
+    return sum(psnr.values()) / len(psnr)
 
 
 def log_initial_weights(
@@ -763,7 +825,4 @@ if __name__ == "__main__":
     torch.backends.cudnn.benchmark = True  # the patches of a training are all of one size
     # says where it was when the system ended it, say for a disk that is gone from under its cache
     faulthandler.enable()
-    try:
-        main(parse(sys.argv[1:]))
-    except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    run_program(main, parse)

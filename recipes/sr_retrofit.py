@@ -22,6 +22,7 @@ import elasticnet.before_torch  # sets what must be set before torch is imported
 # isort: split
 import copy
 import faulthandler
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,7 @@ from elasticnet.sr.benchmark import (
 )
 from elasticnet.sr.benchmark.figures import elastic_curve
 from elasticnet.sr.data import PairSet
+from elasticnet.sr.data.image_record import changed_images, note_images
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.models.convert import BUILDERS, load_official, read_official
@@ -68,14 +70,15 @@ from elasticnet.training.options import (
     OptionGroup,
     RunOptions,
     as_json,
-    changed_options,
     flag,
     open_run,
     parse_options,
+    resume_command,
     with_values,
 )
 from elasticnet.training.precision import resolve_precision
 from elasticnet.training.processes import Processes
+from elasticnet.training.program import run_program
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import seed_all
 from elasticnet.training.step import TrainingStep
@@ -218,7 +221,7 @@ class Options(OptionGroup):
 
 def parse(arguments: list[str]) -> Options:
     """Return the options of a command line."""
-    return parse_options(Options, arguments, default=Options(), description=__doc__)
+    return parse_options(Options, arguments, default=Options(), description=__doc__, fixed=FIXED)
 
 
 # --- the training
@@ -273,6 +276,11 @@ class Training(NamedTuple):
 def main(options: Options) -> None:
     """Train the three networks, score them, and write what came out into the run folder."""
     show_messages()
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count > 1:
+        raise ValueError(
+            f"this recipe trains in one process, and a launcher started {count}: start it by python"
+        )
     processes = Processes(device=torch.device(options.compute.device))
     # What auto means is decided here, once: it is stored, and a resumed run keeps it.
     precision = resolve_precision(options.compute.precision, processes)
@@ -291,7 +299,7 @@ def main(options: Options) -> None:
     )
     folder = options.run.out or default_folder(options, scale)
     with open_run(options, options.run, folder, processes) as run:
-        refuse_another_network(run, options)
+        compare_images(options, run, training_images, sets, processes)
         scored = ", ".join(name for name, _ in sets)
         processes.say(
             f"training on {training_images}, scoring on {scored}; run folder {run.folder}"
@@ -299,10 +307,9 @@ def main(options: Options) -> None:
         processes.say(tap_cost(ordinary, options))
         _, validation_images = sets[0]
         nets = train(options, run, ordinary, sampler, validation_images, processes)
-        if nets is not None:
-            print(f"\n{write_report(options, run.folder, nets, sets)}")
-            files = ", ".join(f"{name}.safetensors" for name in nets)
-            print(f"written to {run.folder}: {files}, tables and figures")
+        print(f"\n{write_report(options, run.folder, nets, sets)}")
+        files = ", ".join(f"{name}.safetensors" for name in nets)
+        print(f"written to {run.folder}: {files}, tables and figures")
 
 
 def train(
@@ -312,10 +319,10 @@ def train(
     sampler: PatchSampler,
     validation_images: PairSet,
     processes: Processes,
-) -> dict[str, ElasticWrapper] | None:
-    """Go through the phases from where the run stands.
+) -> dict[str, ElasticWrapper]:
+    """Go through the phases from where the run stands; return the networks by their names.
 
-    Returns the networks by the names of their phases; None if a signal stopped it (it has saved).
+    A signal ends the process, after saving.
     """
     seed_all(options.run.seed)
     srcnn = ElasticWrapper([SRCNN(scale_of(ordinary))], nn.Identity())
@@ -362,10 +369,9 @@ def train(
             step = train_phase(training, phase, net, standing)
             if step < standing.begun + phase.steps:
                 processes.say(
-                    f"stopped and saved at step {step}; go on with: "
-                    f"python {sys.argv[0]} --resume {run.folder}"
+                    f"stopped and saved at step {step}; go on with: {resume_command(run)}"
                 )
-                return None
+                sys.exit(stop_signal.exit_status)
             elasticnet.save(net, file, {"step": step, "phase": phase.name})
             standing = Standing(phase=phase.number + 1, begun=step, step=step, state=None)
     return nets
@@ -622,14 +628,26 @@ def read_weights(path: Path) -> ElasticWrapper:
     return saved.with_taps(None).train()
 
 
-def refuse_another_network(run: Run, options: Options) -> None:
-    """Raise a ValueError if a resumed run was started with another network."""
-    for name, (before, now) in changed_options(run, options).items():
-        if name in FIXED:
-            raise ValueError(
-                f"{flag(name)} {now}: the run in {run.folder} was started with {before}; start "
-                "another one"
-            )
+def compare_images(
+    options: Options,
+    run: Run,
+    training_images: PairSet,
+    scored: Sequence[tuple[str, PairSet]],
+    processes: Processes,
+) -> None:
+    """Note the images of a new run; refuse others at --resume, unless --changed-images says so."""
+    sets = {"training": training_images, **dict(scored)}
+    changes = ""
+    if options.run.resume is not None:
+        changes = changed_images(run.folder, sets)
+    if changes and not options.images.changed_images:
+        raise ValueError(
+            f"the images are not those that {run.folder} was started with: {changes}. Give those "
+            "by --data and --valid, or go on with these by --changed-images"
+        )
+    if changes:
+        processes.say(f"note: other images from now on: {changes}")
+    note_images(run.folder, sets)
 
 
 def tap_cost(net: ElasticWrapper, options: Options) -> str:
@@ -754,7 +772,4 @@ if __name__ == "__main__":
     keep_freed_memory()
     # says where it was when the system ended it, say for a disk that is gone from under its cache
     faulthandler.enable()
-    try:
-        main(parse(sys.argv[1:]))
-    except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    run_program(main, parse)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import elasticnet.before_torch  # sets what must be set before torch is imported
 
 # isort: split
+import os
 import statistics
 import sys
 import time
@@ -53,6 +54,7 @@ from elasticnet.training.options import (
     as_json,
     parse_options,
 )
+from elasticnet.training.program import run_program
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import seed_all
 from elasticnet.training.stop_signal import StopSignal
@@ -235,6 +237,7 @@ def main(options: Options) -> None:
             f"stopped at step {bar.n} of {total}; what was measured so far is in "
             f"{run.folder / 'log.jsonl'}"
         )
+        sys.exit(stop.exit_status)
 
 
 def compare(session: Session, seed: int, results: Results) -> bool:
@@ -314,9 +317,11 @@ def names_of(case: Case) -> dict[str, Any]:
 
 
 def progress_bar(total: int) -> tqdm:
-    """Return the line of progress; in a file, where each refresh is a line, it is seldom shown."""
-    seconds = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(total=total, unit="it", dynamic_ncols=True, mininterval=seconds)
+    """Return the line of progress, which also counts the steps; it is shown only on a terminal."""
+    file = sys.stderr
+    if not file.isatty():
+        file = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    return tqdm(total=total, unit="it", dynamic_ncols=True, file=file)
 
 
 # --- data, network and measurements
@@ -510,7 +515,4 @@ def cell_of(value: Spread, form: str) -> str:
 
 if __name__ == "__main__":
     keep_freed_memory()
-    try:
-        main(parse(sys.argv[1:]))
-    except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    run_program(main, parse)

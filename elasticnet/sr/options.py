@@ -5,11 +5,11 @@ What they stand beside, and how they are used, is in `elasticnet.training.option
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from elasticnet.training.options import AtLeast, OptionGroup
+from elasticnet.training.options import NOT_STORED, AtLeast, OptionGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class DataOptions(OptionGroup):
     """
     track: Literal["bicubic", "unknown", "mild", "difficult", "wild", "x8"] | None = None
     """Which of DIV2K's LR images are read; they have to be there."""
+    changed_images: bool = field(default=False, metadata=NOT_STORED)
+    """With --resume: go on although the images are not those that the run was started with."""
     num_valid: Annotated[int, AtLeast(0)] = 10
     """How many training images are held out when --valid is not given."""
     patch_size: Annotated[int, AtLeast(1)] = 48

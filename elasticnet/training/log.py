@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 SECONDS_BETWEEN_REFRESHES = 0.1
-"""Of the line of progress, on a terminal."""
-SECONDS_BETWEEN_LINES = 30
-"""Of the line of progress in a file or a pipe, where every refresh is a line of its own."""
+"""Of the line of progress."""
+STEPS_BEFORE_THE_FORECAST = 10
+"""How many steps are timed before it is said when the training will end."""
 
 _PROGRESS_FORMAT = "{percentage:3.0f}% {n_fmt}/{total_fmt} {rate_fmt}, {remaining} left{postfix}"
 
@@ -58,7 +58,9 @@ class TrainingLog:
 
     `add` takes the losses of every step, and `write` writes a line now and then: to the run's
     log.jsonl, to the line of progress (steps a second, time left, loss terms, the last scores),
-    and to TensorBoard. Of several processes only the first one writes, the means over all of them.
+    and to TensorBoard. The line of progress is for terminals; where standard error is a file or a
+    pipe, a message after each validation takes its place. After a few steps a message says when the
+    training will end. Of several processes only the first one writes, the means over all of them.
 
     Args:
         run: The run whose folder holds the log.
@@ -109,6 +111,9 @@ class TrainingLog:
         self._board: SummaryWriter | None = None
         self._meter = LossMeter(self.processes.average)
         self._progress: tqdm[Any] | None = None
+        self._done = 0  # steps of the whole training
+        self._steps_here = 0  # that this process has done
+        self._forecast_from = 0.0  # when the first of them was done
         self._first_step = 1  # of those that the next line is about
         self._clock = time.perf_counter()  # when the last line was written
 
@@ -126,6 +131,7 @@ class TrainingLog:
         Returns:
             The log itself, so that `with log.start(done, state):` can be written.
         """
+        self._done = done
         self._first_step = done + 1
         if state is not None:
             self.scores = dict(state["scores"])
@@ -141,16 +147,14 @@ class TrainingLog:
             self._board = SummaryWriter(
                 str(self.run.folder / "tensorboard"), purge_step=self._first_step
             )
-        on_terminal = sys.stderr.isatty()
-        interval = SECONDS_BETWEEN_REFRESHES if on_terminal else SECONDS_BETWEEN_LINES
         self._progress = tqdm(
             total=self.total,
             initial=done,
             unit="it",
             dynamic_ncols=True,
-            mininterval=interval,
+            mininterval=SECONDS_BETWEEN_REFRESHES,
             bar_format=_PROGRESS_FORMAT,
-            disable=not self.processes.first,
+            disable=not self._draws,
         )
         self._show({})
         self._clock = time.perf_counter()
@@ -173,6 +177,15 @@ class TrainingLog:
         self._meter.add(terms)
         if self._progress is not None:
             self._progress.update()
+        self._done += 1
+        self._steps_here += 1
+        if self._steps_here == 1:
+            # The first step is left out, as it is slower: it allocates, and perhaps compiles.
+            terms.total.item()  # waits for a GPU
+            self._forecast_from = time.perf_counter()
+        elif self._steps_here == 1 + STEPS_BEFORE_THE_FORECAST:
+            terms.total.item()
+            self._say_when_it_ends()
 
     def write(self, step: int, scores: Mapping[int, float] | None = None, **numbers: float) -> None:
         """Write a line, with the mean losses since the last line if a step has been added.
@@ -202,6 +215,8 @@ class TrainingLog:
         self.run.log(record)
         self._write_board(step, record)
         self._show(means)
+        if scores is not None and not self._draws:
+            self.processes.say(f"step {step:,} of {self.total:,}: {self._summary(means)}")
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Show pictures in TensorBoard; without it, do nothing.
@@ -238,8 +253,29 @@ class TrainingLog:
             self._board.add_scalar(tag, number, step)
         self._board.flush()  # or a kill would lose lines that log.jsonl has
 
+    @property
+    def _draws(self) -> bool:
+        """Whether there is a line of progress: in the first process, on a terminal."""
+        return self.processes.first and sys.stderr.isatty()
+
+    def _say_when_it_ends(self) -> None:
+        """Say how long a step takes, and when the last one will be done."""
+        step_seconds = (time.perf_counter() - self._forecast_from) / STEPS_BEFORE_THE_FORECAST
+        steps_left = self.total - self._done
+        seconds_left = step_seconds * steps_left
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds_left))
+        self.processes.say(
+            f"{step_seconds:.2g} s a step: {steps_left:,} steps more take "
+            f"{_duration(seconds_left)}, until {end}, validations not counted"
+        )
+
     def _show(self, means: Mapping[str, Any]) -> None:
         """Put the losses of the last line, and the last scores, into the line of progress."""
+        if self._progress is not None:
+            self._progress.set_postfix_str(self._summary(means), refresh=False)
+
+    def _summary(self, means: Mapping[str, Any]) -> str:
+        """Return the losses of the last line, and the last scores, in a few words."""
         shown: list[str] = []
         if means:
             terms = (means["routine"], means["deep_supervision"], means["distillation"])
@@ -248,8 +284,21 @@ class TrainingLog:
         if self.scores:
             scores = " ".join(f"{score:#.4g}" for score in self.scores.values())
             shown.append(f"{self.score_name} {scores} {self.score_unit}".rstrip())
-        if self._progress is not None:
-            self._progress.set_postfix_str(", ".join(shown), refresh=False)
+        return ", ".join(shown)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in its two largest units, such as "2 d 3 h"."""
+    minutes = round(seconds / 60)
+    days, minutes_of_day = divmod(minutes, 24 * 60)
+    hours, minutes = divmod(minutes_of_day, 60)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    if minutes:
+        return f"{minutes} min"
+    return f"{round(seconds)} s"
 
 
 def _numbers_by_tag(record: Mapping[str, Any]) -> dict[str, float]:

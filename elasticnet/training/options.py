@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import torch
 
+from elasticnet._files import write_json
 from elasticnet.training.log import tensorboard_installed
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run, differing_options
@@ -33,6 +34,9 @@ from elasticnet.training.run_folder import Run, differing_options
 CUDA = torch.cuda.is_available()
 # how JSON files of ours write the numbers that JSON does not have
 JSON_NUMBERS = ("NaN", "Infinity", "-Infinity")
+
+_STARTED = "started.json"  # in a run folder: where the run was started
+_OUTPUTS = ("out", "resume")  # options with paths that are no inputs
 
 
 # --- ranges: metadata of an annotation, as in `steps: Annotated[int, AtLeast(1)] = 1000`
@@ -411,7 +415,12 @@ def given_options(kind: type[Given], arguments: Sequence[str]) -> Given:
 
 
 def parse_options(
-    kind: type[Options], arguments: Sequence[str], *, default: Options, description: str | None
+    kind: type[Options],
+    arguments: Sequence[str],
+    *,
+    default: Options,
+    description: str | None,
+    fixed: Collection[str] = (),
 ) -> Options:
     """Read a command line into a recipe's options; ends the process after --help or an error.
 
@@ -424,12 +433,17 @@ def parse_options(
         arguments: The command line, without the program's name.
         default: The options where nothing is given.
         description: The first paragraphs of --help.
+        fixed: Names of the options that a resumed run cannot change, such as those of the network.
 
     Returns:
         The options.
+
+    Raises:
+        ValueError: The run of --resume was started with another value of a fixed option.
     """
     import tyro
 
+    folder = None
     if "resume" in flat_values(default):
         folder = given_options(_Resumed, arguments).resume
         if folder is not None:
@@ -441,10 +455,24 @@ def parse_options(
         description=description,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if folder is not None:
+        _refuse_changes(default, options, fixed)
     if flat_values(options).get("print_options"):
         print(json.dumps(as_json(options), indent=2))
         sys.exit()
     return options
+
+
+def _refuse_changes(stored: OptionGroup, options: OptionGroup, fixed: Collection[str]) -> None:
+    """Refuse other values of the fixed options than those that a run was started with."""
+    before = flat_values(stored)
+    now = flat_values(options)
+    for name in fixed:
+        if now[name] != before[name]:
+            raise ValueError(
+                f"{flag(name)} {now[name]}: {flag(name)} was {before[name]} when this run started, "
+                "and a resumed run keeps it: leave it out, or start another run"
+            )
 
 
 def as_command(
@@ -474,7 +502,10 @@ def as_command(
 
 
 def stored_options(kind: type[Options], folder: str | os.PathLike[str]) -> Options:
-    """Return the options that a run was started with.
+    """Return the options of a run, with paths that lead from here to where they led from there.
+
+    A relative path is looked for in the folder that the run was started from, then in the run
+    folder. If it is in neither, it stays as it is.
 
     Args:
         kind: The dataclass of options of the recipe that started it.
@@ -486,15 +517,37 @@ def stored_options(kind: type[Options], folder: str | os.PathLike[str]) -> Optio
     with Run.resume(folder, writer=False) as run:
         stored = run.options
     try:
-        return from_json(kind, stored)
+        return _with_found_paths(from_json(kind, stored), Path(folder))
     except ValueError as error:
         raise ValueError(
             f"{folder}: {error}; resume it with the recipe, and the version of it, that started it"
         ) from error
 
 
+def _with_found_paths(options: Options, folder: Path) -> Options:
+    """Return the options of the run in a folder with the paths of its inputs as seen from here."""
+    note = folder / _STARTED
+    started_in = None
+    if note.is_file():
+        started_in = Path(json.loads(note.read_text(encoding="utf-8"))["folder"])
+    if started_in == Path.cwd():
+        return options
+    found: dict[str, Path] = {}
+    for name, value in flat_values(options).items():
+        if not isinstance(value, Path) or value.is_absolute() or name in _OUTPUTS:
+            continue
+        candidates = [folder.absolute() / value]
+        if started_in is not None:
+            candidates.insert(0, started_in / value)
+        for path in candidates:
+            if path.exists():
+                found[name] = path
+                break
+    return with_values(options, found)
+
+
 def changed_options(run: Run, options: OptionGroup) -> dict[str, tuple[Any, Any]]:
-    """Return the options that are not as they were when the run started.
+    """Return the options that are not as the run has them stored.
 
     Args:
         run: The run.
@@ -503,14 +556,14 @@ def changed_options(run: Run, options: OptionGroup) -> dict[str, tuple[Any, Any]
     Returns:
         (before, now) by the option's name.
     """
-    before = from_json(type(options), run.options)
+    before = _with_found_paths(from_json(type(options), run.options), run.folder)
     return differing_options(as_json(before), as_json(options))
 
 
 def open_run(options: OptionGroup, run: RunOptions, folder: Path, processes: Processes) -> Run:
     """Open the run of a recipe: the one of --resume, or else a new one.
 
-    Says which options have changed since the run to resume was started.
+    Says which options have changed; the run keeps them from its next save on.
 
     Args:
         options: The recipe's options.
@@ -522,8 +575,23 @@ def open_run(options: OptionGroup, run: RunOptions, folder: Path, processes: Pro
         The run, to be used in a `with` statement.
     """
     if run.resume is None:
-        return Run.create(folder, as_json(options), keep=run.keep, writer=processes.first)
+        created = Run.create(folder, as_json(options), keep=run.keep, writer=processes.first)
+        if processes.first:
+            write_json(created.folder / _STARTED, {"folder": os.getcwd()})
+        return created
     resumed = Run.resume(run.resume, keep=run.keep, writer=processes.first)
-    for name, (before, now) in changed_options(resumed, options).items():
-        processes.say(f"note: {flag(name)} was {before} when this run started and is {now} now")
+    changes = changed_options(resumed, options)
+    for name, (before, now) in changes.items():
+        processes.say(f"note: {flag(name)} was {before} and is {now} now")
+    if changes:
+        resumed.change_options(as_json(options))
     return resumed
+
+
+def resume_command(run: Run) -> str:
+    """Return the command line that goes on with a run, for a recipe to print.
+
+    Args:
+        run: The run; its folder holds all options that differ from the defaults.
+    """
+    return shlex.join(["python", sys.argv[0], "--resume", str(run.folder)])

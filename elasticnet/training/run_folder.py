@@ -92,6 +92,7 @@ class Run:
         self.writer = writer
         self._keep = keep
         self._saved_step = _NOTHING_SAVED
+        self._changed_options: dict[str, Any] | None = None  # to be written with the next save
         self._must_load = False  # whether load_latest has to come before log and save
         self._lock: FileIO | None = None
         if writer:
@@ -159,6 +160,11 @@ class Run:
             RuntimeError: Another process holds the run.
         """
         path = Path(folder) / "options.json"
+        if Path(folder).is_file():
+            raise FileNotFoundError(
+                f"{folder} is a file: --resume takes the folder of a run, such as "
+                f"{Path(folder).parent}"
+            )
         if not path.is_file():
             raise FileNotFoundError(
                 f"{folder} holds no run (no options.json): start it without --resume"
@@ -183,6 +189,18 @@ class Run:
         """Release the lock; may be called twice."""
         if self._lock is not None:
             self._lock.close()
+
+    def change_options(self, options: Mapping[str, Any]) -> None:
+        """Take other options from now on; options.json gets them with the next `save`.
+
+        So a change that fails before that, such as a rate that makes the loss infinite, is not
+        kept.
+
+        Args:
+            options: All options of the run, by name, of types that JSON has.
+        """
+        self.options = json.loads(json.dumps(strict_json(options, "options")))
+        self._changed_options = self.options
 
     def checkpoints(self) -> dict[int, Path]:
         """Return the files of the checkpoints by step, oldest first. They are not checked."""
@@ -213,6 +231,9 @@ class Run:
             raise ValueError(f"step {step}: this run has already saved step {self._saved_step}")
 
         packed = pack_state(step, state)
+        if self._changed_options is not None:
+            write_json(self.folder / "options.json", self._changed_options)
+            self._changed_options = None
         folder = self.folder / "checkpoints"
         folder.mkdir(exist_ok=True)
         self._flush_log()

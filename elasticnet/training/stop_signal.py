@@ -26,8 +26,18 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
+        self._number = signal.SIGINT  # what several processes stop for may come to another one
         self._requested_at = 0.0  # seconds of the monotonic clock
         self._handlers_before: dict[signal.Signals, Any] = {}
+
+    @property
+    def exit_status(self) -> int:
+        """The status of a process that stopped as it was asked: 130 by Ctrl-C, 143 by SIGTERM.
+
+        It is 128 plus the signal's number, as shells have it, and not 0, which would tell a job
+        queue that the training is finished.
+        """
+        return 128 + self._number
 
     def __enter__(self) -> StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -42,6 +52,7 @@ class StopSignal:
         now = time.monotonic()
         if not self.requested:
             self.requested = True
+            self._number = signal.Signals(number)
             self._requested_at = now
         elif now - self._requested_at > MIN_SECONDS_BETWEEN_REQUESTS:
             raise KeyboardInterrupt

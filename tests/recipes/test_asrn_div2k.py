@@ -153,6 +153,15 @@ def test_data_without_a_preset_says_that_it_means_paper(recipe, photos, capsys, 
     assert "preset paper (which --data without --preset means): 6 steps" in first_line
 
 
+def test_help_shows_each_presets_values(recipe, capsys):
+    with pytest.raises(SystemExit):
+        recipe.parse(["--help"])
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["preset:", "demo", "paper", "best"] in shown
+    assert ["--steps", "900", "1000000", "60000"] in shown
+    assert ["--loss", "l1", "mse", "l1"] in shown
+
+
 def test_the_output_distillation_is_scaled_as_the_l1_loss_that_it_is(recipe, photos):
     words = [*TINY, "--data", str(photos), "--output-weight", "0.5", "--image-scale", "255"]
     for loss in ("l1", "mse"):
@@ -249,7 +258,7 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_bitwise_equal(recipe, photos, tmp
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    assert process.returncode == 128 + signal.SIGINT, said
     assert f"--resume {tmp_path / 'cut'}" in said
     stopped = log_of(tmp_path / "cut")[-1]["step"]
     assert stopped < 400
@@ -318,6 +327,72 @@ def test_options_out_of_range_are_refused_before_a_run_folder_is_made(recipe, na
         with_values(recipe.Options(), {name: value})
 
 
+def test_other_images_at_resume_are_an_error_unless_it_is_said(recipe, photos, tmp_path, capsys):
+    folder = tmp_path / "images"
+    shutil.copytree(photos, folder)
+    out = tmp_path / "run"
+    run(recipe, "--data", folder, "--num-valid", 1, "--steps", 3, "--out", out)
+    names = sorted(path.name for path in folder.iterdir())
+    shutil.copy(folder / names[-1], folder / "zebra.png")
+    changes = r"training: 1 more \(zebra\)"
+    with pytest.raises(ValueError, match=rf"not those that .* was started with: {changes}"):
+        run(recipe, "--resume", out)
+    run(recipe, "--resume", out, "--changed-images")
+    assert "note: other images from now on: training: 1 more (zebra)" in capsys.readouterr().out
+    run(recipe, "--resume", out, "--steps", 7)  # these are now its images
+
+
+def test_a_resumed_run_keeps_options_that_an_earlier_resume_changed(
+    recipe, photos, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    run(recipe, "--data", photos, "--num-valid", 1, "--steps", 3, "--out", out)
+    run(recipe, "--resume", out, "--steps", 6, "--learning-rate", 1e-3)
+    capsys.readouterr()
+    recipe.main(recipe.parse(["--resume", str(out)]))
+    assert "note: " not in capsys.readouterr().out
+    assert recipe.parse(["--resume", str(out)]).optimiser.learning_rate == 1e-3
+
+
+def test_a_resumed_run_does_not_change_its_network(recipe, photos, tmp_path):
+    out = tmp_path / "run"
+    run(recipe, "--data", photos, "--num-valid", 1, "--steps", 3, "--out", out)
+    with pytest.raises(ValueError, match="--channels 16: --channels was 8 when this run started"):
+        run(recipe, "--resume", out, "--channels", 16)
+
+
+def test_a_run_folder_is_gone_on_with_from_another_place(recipe, photos, tmp_path, monkeypatch):
+    shutil.copytree(photos, tmp_path / "images")
+    monkeypatch.chdir(tmp_path)
+    run(recipe, "--data", "images", "--num-valid", 1, "--steps", 3, "--out", "run")
+    shutil.copytree("run", "elsewhere/copy")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run(recipe, "--resume", "copy", "--steps", 6)
+    assert log_of(Path("copy"))[-1]["step"] == 6
+
+
+def test_the_best_network_is_not_replaced_by_a_worse_one_after_a_crash(recipe, photos, tmp_path):
+    """The machine went down between best.safetensors and the state of the same step."""
+    out = tmp_path / "run"
+    run(recipe, "--data", photos, "--num-valid", 1, "--out", out)
+    best = out / "best.safetensors"
+    elasticnet.save(elasticnet.load(best), best, {"step": 6, "psnr": {1: 90.0, 2: 91.0}})
+    later = max(out.glob("checkpoints/*"))
+    later.unlink()
+    before = best.read_bytes()
+    run(recipe, "--resume", out)
+    assert best.read_bytes() == before
+
+
+def test_a_missing_best_network_is_said_and_written_anew(recipe, photos, tmp_path, capsys):
+    out = tmp_path / "run"
+    run(recipe, "--data", photos, "--num-valid", 1, "--steps", 3, "--out", out)
+    (out / "best.safetensors").unlink()
+    run(recipe, "--resume", out, "--learning-rate", 0.5)  # the networks to come are worse
+    assert "note: the best network so far, of " in capsys.readouterr().out
+    assert read_header(out / "best.safetensors")["notes"]["step"] == 6
+
+
 def test_a_run_of_other_options_is_not_resumed(recipe, tmp_path):
     (tmp_path / "options.json").write_text('{"preset": "demo", "nonsense": 1}')
     with pytest.raises(ValueError, match=r"this version of the recipe does not know: nonsense;"):
@@ -355,7 +430,7 @@ def test_a_run_from_before_an_option_existed_goes_on_without_it(recipe, photos, 
     capsys.readouterr()
     recipe.main(recipe.parse(["--resume", str(folder), "--steps", "6"]))
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
-    assert notes == ["note: --steps was 3 when this run started and is 6 now"]
+    assert notes == ["note: --steps was 3 and is 6 now"]
     assert log_of(folder)[-1]["step"] == 6
 
 

@@ -293,8 +293,10 @@ def test_a_run_in_use_is_refused_until_its_process_is_dead(photos: Path, tmp_pat
     written = lines_in(tmp_path / "run" / "log.jsonl")
     third = start(RECIPE, *arguments, "--resume", tmp_path / "run", "--save-every", 2)
     wait_for_lines(third, tmp_path / "run" / "log.jsonl", written)
-    third.send_signal(signal.SIGINT)
-    assert "stopped and saved" in finish(third)
+    third.send_signal(signal.SIGTERM)
+    said, _ = third.communicate(timeout=100)
+    assert third.returncode == 128 + signal.SIGTERM
+    assert "stopped and saved" in said
 
 
 if __name__ == "__main__":

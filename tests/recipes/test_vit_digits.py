@@ -299,8 +299,10 @@ def test_ctrl_c_ends_with_one_line_and_keeps_what_was_measured(recipe, tmp_path,
     )
     thread = threading.Thread(target=interrupt)
     thread.start()
-    recipe.main(options)
+    with pytest.raises(SystemExit) as ended:
+        recipe.main(options)
     thread.join()
+    assert ended.value.code == 128 + signal.SIGINT
     last = capsys.readouterr().out.splitlines()[-1]
     stopped = re.fullmatch(
         rf"stopped at step (\d+) of {30 * 5 * 40}; what was measured so far is in (.*)", last

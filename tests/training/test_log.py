@@ -97,7 +97,15 @@ def test_lines_with_scores_name_the_machine(run: Run) -> None:
     ]
 
 
-def test_scores_stand_under_their_own_name(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def pretend_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let standard error, which pytest captures, be taken for a terminal."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+
+def test_scores_stand_under_their_own_name(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_a_terminal(monkeypatch)
     with TrainingLog(run, TOTAL, score_name="accuracy") as log:
         log.write(1, {1: 0.5, 3: 0.61234})
     assert lines(run)[0]["accuracy"] == {"1": 0.5, "3": 0.61234}
@@ -159,7 +167,10 @@ def test_the_step_is_named_after_a_resume_and_before_any_save(run: Run) -> None:
 # --- the line of progress
 
 
-def test_the_line_of_progress(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_line_of_progress(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_a_terminal(monkeypatch)
     with TrainingLog(run, TOTAL, **PSNR) as log:
         for step in range(1, 6):
             log.add(terms(step))
@@ -174,14 +185,62 @@ def test_the_line_of_progress(run: Run, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_resumed_line_starts_from_its_step_and_its_scores(
-    run: Run, capsys: pytest.CaptureFixture[str]
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pretend_a_terminal(monkeypatch)
     log = TrainingLog(run, TOTAL, **PSNR)
     with log.start(10, {"scores": {1: 29.0}, "seconds": 3.0}):
         pass
     first = drawn(capsys.readouterr().err)[-1]
     assert first.startswith("50% 10/20")
     assert first.endswith("psnr 29.00 dB")
+
+
+def test_in_a_pipe_a_message_after_each_validation_takes_the_place_of_the_line(
+    run: Run, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="elasticnet")
+    with TrainingLog(run, TOTAL, **PSNR) as log:
+        log.add(terms(1))
+        log.write(1)
+        log.add(terms(2))
+        log.write(2, {1: 30.004, 3: 31.5})
+    assert capsys.readouterr().err == ""
+    (message,) = caplog.messages
+    assert message.startswith(f"step 2 of {TOTAL}: loss ")
+    assert message.endswith(", psnr 30.00 31.50 dB")
+
+
+@pytest.mark.parametrize(
+    ("seconds_of_a_step", "expected"),
+    [
+        (1.1, "1.1 s a step: 999,889 steps more take 12 d 17 h, until "),
+        (0.004, "0.004 s a step: 999,889 steps more take 1 h 7 min, until "),
+        (0.0001, "0.0001 s a step: 999,889 steps more take 2 min, until "),
+    ],
+)
+def test_after_a_few_steps_it_is_said_when_the_training_will_end(
+    run: Run,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_of_a_step: float,
+    expected: str,
+) -> None:
+    caplog.set_level("INFO", logger="elasticnet")
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    log = TrainingLog(run, 1_000_000)
+    with log.start(100):
+        now += 60.0  # the first step is slow and does not count
+        log.add(terms(101))
+        for step in range(102, 112):
+            assert caplog.messages == []
+            now += seconds_of_a_step
+            log.add(terms(step))
+        log.add(terms(112))
+    (message,) = caplog.messages
+    assert message.startswith(expected)
+    assert message.endswith("validations not counted")
 
 
 def test_other_processes_draw_nothing_and_write_nothing(

@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,6 +32,7 @@ from elasticnet.training.options import (
     old_runs,
     open_run,
     parse_options,
+    resume_command,
     stored_options,
     with_values,
 )
@@ -244,16 +246,82 @@ def test_changed_options_are_said_once(tmp_path: Path, caplog: pytest.LogCapture
     with open_run(changed, changed.run, Path("not used"), Processes()) as run:
         assert run.folder == tmp_path
         assert run.writer
-        assert changed_options(run, changed)["sampled_taps"] == (None, 2)
         run.load_latest()
         for step in (1, 2):
             run.save(step, {})
         assert list(run.checkpoints()) == [2], "the new keep counts"
+    again = parse("--resume", tmp_path)
+    assert (again.network.sampled_taps, again.setup.data) == (2, Path("others"))
+    with open_run(again, again.run, Path("not used"), Processes()) as run:
+        assert changed_options(run, again) == {}
     assert caplog.messages == [
-        "note: --data was images when this run started and is others now",
-        "note: --keep was 2 when this run started and is 1 now",
-        "note: --sampled-taps was None when this run started and is 2 now",
+        "note: --data was images and is others now",
+        "note: --keep was 2 and is 1 now",
+        "note: --sampled-taps was None and is 2 now",
     ]
+
+
+def test_a_fixed_option_is_not_changed_by_a_resumed_run(tmp_path: Path) -> None:
+    stored = options_of(num_blocks=3)
+    with open_run(stored, stored.run, tmp_path, Processes()):
+        pass
+    pytest.importorskip("tyro", reason="needs tyro, of the extra train")
+    words = ["--resume", str(tmp_path), "--num-blocks"]
+    fixed = ["num_blocks"]
+    with pytest.raises(ValueError, match="--num-blocks 4: --num-blocks was 3 when this run"):
+        parse_options(Options, [*words, "4"], default=Options(), description="", fixed=fixed)
+    same = parse_options(Options, [*words, "3"], default=Options(), description="", fixed=fixed)
+    assert same.network.num_blocks == 3
+
+
+@pytest.mark.parametrize("place", ["start", "run", "both"])
+def test_a_relative_path_is_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    start = tmp_path / "start"
+    start.mkdir()
+    monkeypatch.chdir(start)
+    stored = options_of(data=Path("images"), out=Path("run"))
+    with open_run(stored, stored.run, Path("run"), Processes()):
+        pass
+    if place in ("start", "both"):
+        (start / "images").mkdir()
+    if place in ("run", "both"):
+        (start / "run" / "images").mkdir()
+    assert stored_options(Options, "run").setup.data == Path("images"), "as it was given"
+
+    monkeypatch.chdir(tmp_path)
+    found = stored_options(Options, "start/run")
+    expected = start / "run" / "images" if place == "run" else start / "images"
+    assert found.setup.data == expected
+    assert found.run.out == Path("run")
+    with open_run(
+        with_values(found, {"resume": Path("start/run")}),
+        RunOptions(resume=Path("start/run")),
+        tmp_path,
+        Processes(),
+    ) as run:
+        assert changed_options(run, found) == {}, "the same images are no change"
+
+
+def test_a_relative_path_that_leads_nowhere_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = options_of(data=Path("images"))
+    with open_run(stored, stored.run, tmp_path / "run", Processes()):
+        pass
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert stored_options(Options, tmp_path / "run").setup.data == Path("images")
+
+
+def test_the_command_that_resumes_a_run_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["recipes/recipe.py", "--steps", "5"])
+    with Run.create(tmp_path / "a run", {}) as run:
+        words = shlex.split(resume_command(run))
+    assert words == ["python", "recipes/recipe.py", "--resume", str(tmp_path / "a run")]
 
 
 def test_of_several_processes_only_the_first_one_writes(

@@ -155,6 +155,28 @@ def test_options_come_back_and_differences_are_reported(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+def test_changed_options_are_stored_with_the_next_save(tmp_path: Path) -> None:
+    with Run.create(tmp_path, {"rate": 1.0}):
+        pass
+    with Run.resume(tmp_path) as run:
+        run.load_latest()
+        run.change_options({"rate": 2.0})
+        assert run.options == {"rate": 2.0}
+    assert Run.resume(tmp_path, writer=False).options == {"rate": 1.0}, "nothing was saved"
+    with Run.resume(tmp_path) as run:
+        run.load_latest()
+        run.change_options({"rate": 2.0})
+        run.save(1, {})
+    assert Run.resume(tmp_path, writer=False).options == {"rate": 2.0}
+
+
+def test_a_file_is_no_run_folder_and_the_folder_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=rf"best.safetensors is a file: .* {tmp_path}$"):
+        Run.resume(path)
+
+
 def test_damaged_options_are_named(tmp_path: Path) -> None:
     fill(tmp_path, 1)
     (tmp_path / "options.json").write_text('{"a": ')

@@ -21,6 +21,7 @@ def test_the_first_stop_signal_asks_and_a_later_one_interrupts(
         assert not stop.requested
         signal.raise_signal(number)
         assert stop.requested
+        assert stop.exit_status == 128 + number
         now = 100.9
         # what a launcher passes on at once is no second request
         signal.raise_signal(signal.SIGTERM)
@@ -29,3 +30,7 @@ def test_the_first_stop_signal_asks_and_a_later_one_interrupts(
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
     assert not StopSignal().requested
+
+
+def test_a_process_whose_neighbour_got_the_signal_ends_as_after_ctrl_c() -> None:
+    assert StopSignal().exit_status == 130
