@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -14,10 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
+if sys.platform != "win32":
+    import fcntl
+
 AnyPath = str | os.PathLike[str]
 
 # A temporary file's name begins with that of its target, cut so that a long one still fits.
 _NAME_IN_TEMPORARY = 32
+_TEMPORARY_NAME = re.compile(r"\..{0,32}\.\d+-[0-9a-f]{8}\.tmp", re.DOTALL)
+_cleaned_folders: set[Path] = set()  # once in a process is enough
 
 
 @contextmanager
@@ -27,7 +33,8 @@ def replacing(path: AnyPath, *, overwrite: bool = False) -> Generator[BinaryIO, 
     It is written beside `path`, flushed to the disk and renamed, so that a kill, a power cut or a
     full disk leaves the old content or the new, never a part. After an exception nothing is left
     behind. A file that existed keeps its permissions, and a link stays a link: what it points to
-    is replaced.
+    is replaced. Temporary files that killed processes have left in the folder, which nobody holds
+    a lock on, are removed.
 
     Args:
         path: The target. Its folder must exist.
@@ -46,10 +53,14 @@ def replacing(path: AnyPath, *, overwrite: bool = False) -> Generator[BinaryIO, 
         `with replacing("out.png", overwrite=True) as file: image.save(file, "PNG")`
     """
     target = Path(os.path.realpath(path))
+    _remove_what_kills_left(target.parent)
     unique = f"{os.getpid()}-{secrets.token_hex(4)}"
     temporary = target.with_name(f".{target.name[:_NAME_IN_TEMPORARY]}.{unique}.tmp")
+    lock: int | None = None
     try:
-        with open(temporary, "xb+") as file:
+        with _open_new(temporary) as file:
+            if sys.platform != "win32":  # which renames no file that is open
+                lock = _second_descriptor(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -68,7 +79,49 @@ def replacing(path: AnyPath, *, overwrite: bool = False) -> Generator[BinaryIO, 
         # It is gone after the rename, and it never was there if its name could not be opened.
         with suppress(OSError):
             temporary.unlink()
+        if lock is not None:
+            os.close(lock)
     _flush_folder(target.parent)
+
+
+def _open_new(path: Path) -> BinaryIO:
+    """A new file, locked, so that no other process takes it for one that a kill has left."""
+    while True:
+        file = open(path, "xb+")  # noqa: SIM115 - the caller closes it
+        _has_locked(file)
+        # Another process may have removed the file before it was locked.
+        if path.exists():
+            return file
+        file.close()
+
+
+def _second_descriptor(file: BinaryIO) -> int:
+    """A second descriptor of the file: it holds the lock from closing the file to renaming it."""
+    return os.dup(file.fileno())
+
+
+def _has_locked(file: BinaryIO) -> bool:
+    """Lock a file; False if another process has, or the system has no such locks."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # locked, or a file system without locks
+        return False
+    return True
+
+
+def _remove_what_kills_left(folder: Path) -> None:
+    """Remove temporary files whose writer is gone: a lock says so, as process ids come again."""
+    if folder in _cleaned_folders:
+        return
+    _cleaned_folders.add(folder)
+    with suppress(OSError):  # whatever is wrong with the folder, the writer says it better
+        for path in folder.iterdir():
+            if _TEMPORARY_NAME.fullmatch(path.name):
+                with suppress(OSError), open(path, "rb+") as file:
+                    if _has_locked(file):
+                        path.unlink()
 
 
 def write_atomic(path: AnyPath, data: bytes | bytearray | str) -> None:
