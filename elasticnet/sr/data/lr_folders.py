@@ -7,7 +7,7 @@ The names are those of DIV2K, BasicSR (`GTmod12`, `LRbicx4`, `X4_sub`), neosr an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -206,20 +206,17 @@ def match_lr_files(
         LR files by the name of the HR image; empty where all of them are of another scale.
 
     Raises:
-        ValueError: Some are missing; the message counts them.
+        ValueError: Some are missing, and the message counts them; or two HR images have one file.
     """
-    letter = TRACK_LETTERS.get(kind, "")
-    lr_files = {path.stem.lower(): path for path in images_in(lr_folder).values()}
-    matched: dict[str, list[Path]] = {}
-    for name, path in images.items():
-        pattern = _lr_names(path.stem.lower(), scale, letter)
-        matched[name] = [file for stem, file in lr_files.items() if pattern.fullmatch(stem)]
+    lr_files = _LrFiles(lr_folder)
+    matched = {name: lr_files.of(path.stem, scale, kind) for name, path in images.items()}
     nothing_fits = not any(matched.values())
-    if nothing_fits and _are_named_for_another_scale(images, lr_files, letter):
+    if nothing_fits and _are_named_for_another_scale(images, lr_files, kind):
         return {}
     if _is_of_another_scale(images, matched, scale):
         return {}
     refuse_half_copied(matched, lr_folder)
+    _refuse_shared_files(matched)
     return matched
 
 
@@ -300,23 +297,64 @@ def _of_scale(folder: Path, scale: int, *, prefers_sub: bool) -> Path | None:
     return folder
 
 
-def _lr_names(hr_stem: str, scale: int, letter: str) -> re.Pattern[str]:
-    """The names of LR files that belong to an HR file, both in lower case."""
-    without_hr = re.sub(r"[_-](hr|gt|h)$", "", hr_stem)
-    both = "|".join(re.escape(stem) for stem in dict.fromkeys([hr_stem, without_hr]))
-    number = r"\d?" if letter else ""  # of the four variants of "wild"
-    return re.compile(rf"(?:{both})(?:[_-]?(?:lr|lq|l))?(?:[_-]?x?{scale}{letter}{number})?")
+class _LrFiles:
+    """The image files of a folder of LR images, to be found by the names of HR images."""
+
+    def __init__(self, folder: Path) -> None:
+        self._by_stem = {path.stem: path for path in images_in(folder).values()}
+        self._by_lower_stem = {stem.lower(): path for stem, path in self._by_stem.items()}
+
+    def of(self, hr_stem: str, scale: int, kind: str) -> list[Path]:
+        """The LR files of an HR image: at most one, or of the track "wild" several."""
+        letter = TRACK_LETTERS.get(kind, "")
+        if kind == "wild":
+            variants = [self._find(f"{hr_stem}x{scale}{letter}{number}") for number in range(1, 10)]
+            found = [path for path in variants if path is not None]
+            if found:
+                return found
+        for stem in _lr_stems(hr_stem, scale, letter):
+            path = self._find(stem)
+            if path is not None:
+                return [path]
+        return []
+
+    def _find(self, stem: str) -> Path | None:
+        """The file of this name; one whose letters are of another case only if there is no such."""
+        return self._by_stem.get(stem) or self._by_lower_stem.get(stem.lower())
 
 
-def _are_named_for_another_scale(
-    images: Mapping[str, Path], lr_files: Mapping[str, Path], letter: str
-) -> bool:
+def _lr_stems(hr_stem: str, scale: int, letter: str) -> Iterator[str]:
+    """Yield the names that an HR image's LR file may have, the likeliest first.
+
+    A scale stands behind an x or behind LR, as 14 is not 1 at scale 4.
+    """
+    without_hr = re.sub(r"[_-](hr|gt|h)$", "", hr_stem, flags=re.IGNORECASE)
+    for base in dict.fromkeys([hr_stem, without_hr]):
+        for ending in ("", f"x{scale}{letter}", f"_x{scale}{letter}", f"-x{scale}{letter}"):
+            yield base + ending
+        for lr_word in ("_lr", "-lr", "_lq", "-lq", "_l"):
+            for ending in ("", f"{scale}", f"x{scale}", f"_x{scale}"):
+                yield base + lr_word + ending
+
+
+def _refuse_shared_files(matched: Mapping[str, Sequence[Path]]) -> None:
+    """Raise if two HR images have the same LR file."""
+    owners: dict[Path, str] = {}
+    for name, files in matched.items():
+        for path in files:
+            if path in owners:
+                raise ValueError(
+                    f"{path} belongs to two HR images by its name, {owners[path]} and {name}; "
+                    "rename one"
+                )
+            owners[path] = name
+
+
+def _are_named_for_another_scale(images: Mapping[str, Path], lr_files: _LrFiles, kind: str) -> bool:
     """Whether an HR image has LR files whose name has another scale."""
     for path in images.values():
-        for scale in OTHER_SCALES:
-            pattern = _lr_names(path.stem.lower(), scale, letter)
-            if any(pattern.fullmatch(stem) for stem in lr_files):
-                return True
+        if any(lr_files.of(path.stem, scale, kind) for scale in OTHER_SCALES):
+            return True
     return False
 
 

@@ -141,6 +141,28 @@ def test_the_list_of_real_esrgan_pairs_the_images(tmp_path: Path) -> None:
         find_pairs(tmp_path, 4)
 
 
+def test_a_number_is_not_another_number_with_the_scale_behind_it(tmp_path: Path) -> None:
+    for name in ("1", "14", "1x", "a_4", "a"):
+        put(tmp_path / f"HR/{name}.png", 64, 64)
+        put(tmp_path / f"LR/{name}.png", 16, 16)
+    assert lr_names(tmp_path) == [f"LR/{name}.png" for name in ("1", "14", "1x", "a", "a_4")]
+
+
+def test_upper_and_lower_case_are_told_apart_where_both_are_there(tmp_path: Path) -> None:
+    for name in ("A", "a"):
+        put(tmp_path / f"HR/{name}.png", 64, 64)
+        put(tmp_path / f"LR/{name}x4.png", 16, 16)
+    assert lr_names(tmp_path) == ["LR/Ax4.png", "LR/ax4.png"]
+
+
+def test_an_lr_file_of_two_hr_images_is_refused(tmp_path: Path) -> None:
+    for title in ("ARMS", "Belmondo"):
+        put(tmp_path / f"images/{title}/000.png", 64, 64)
+    put(tmp_path / "LR/000.png", 16, 16)
+    with pytest.raises(ValueError, match=r"LR/000\.png belongs to two HR images .*ARMS/000 and"):
+        find_pairs(tmp_path, 4)
+
+
 # --- given by the user
 
 
