@@ -193,7 +193,9 @@ def run(options: argparse.Namespace) -> int:
         images_dir=options.save_images,
         progress=True,
     )
-    result.settings["degradation"] = options.degradation
+    if options.track is None and options.data_lr is None:
+        result.settings["degradation"] = options.degradation
+    result.settings["lr"] = {f"{name} x{pairs.scale}": pairs.lr_source for name, pairs in sets}
     for name in ("blur_sigma", "noise_sigma", "track", "data_lr"):
         value = getattr(options, name)
         if value is not None:
@@ -271,7 +273,16 @@ def _scales(
 def _title(options: argparse.Namespace, nets: Sequence[tuple[str, ElasticWrapper]]) -> str:
     labels = list(dict.fromkeys(label for label, _ in nets))  # each once, in order
     scored = ", ".join(labels) or "bicubic"
-    return f"{scored}, {options.degradation}"
+    return f"{scored}, {_lr_kind(options)}"
+
+
+def _lr_kind(options: argparse.Namespace) -> str:
+    """What the low-resolution images are, in a word or two."""
+    if options.track is not None:
+        return f"track {options.track}"
+    if options.data_lr is not None:
+        return f"LR of {Path(options.data_lr).name}"
+    return options.degradation
 
 
 def _make_folders(options: argparse.Namespace) -> None:

@@ -238,6 +238,67 @@ def test_a_file_of_any_registered_architecture_is_scored(photos, tmp_path, capsy
     assert "own, BI; photos (2 images)" in capsys.readouterr().out
 
 
+def put_noise(path: Path, side: int, seed: int = 0) -> None:
+    """Save a random square image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def test_benchmark_says_where_lr_images_come_from(photos, tmp_path, capsys):
+    put_noise(tmp_path / "pairs/HR/a.png", 64)
+    put_noise(tmp_path / "pairs/LR/a.png", 16, seed=1)
+    data = ["--data", str(tmp_path / "pairs"), str(photos)]
+    assert main(["benchmark", *data, "--scale", "4", "--out", str(tmp_path / "out")]) == 0
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first == "pairs x4, LR: from files (LR)"
+    assert second == "photos x4, LR: made (BI)"
+    settings = json.loads((tmp_path / "out/table.json").read_text())["settings"]
+    assert settings["lr"] == {"pairs x4": "from files (LR)", "photos x4": "made (BI)"}
+
+
+def test_benchmark_takes_given_lr_images_and_tracks(tmp_path, capsys):
+    put_noise(tmp_path / "high/a.png", 64)
+    put_noise(tmp_path / "low/a.png", 16, seed=1)
+    common = ["benchmark", "--no-cost", "--scale", "4", "--data"]
+    given = ["--data-lr", str(tmp_path / "low")]
+    assert main([*common, str(tmp_path / "high"), *given]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("high x4, LR: from files (../low)\n")
+    assert "bicubic, LR of low; high (1 image)" in said
+    assert main([*common, str(tmp_path / "high"), str(tmp_path / "low"), *given]) == 2
+    assert "beside 2 data sets: give the one that they belong to" in capsys.readouterr().err
+
+    put_noise(tmp_path / "DIV2K/DIV2K_valid_HR/0801.png", 64)
+    put_noise(tmp_path / "DIV2K/DIV2K_valid_LR_mild/0801x4m.png", 16, seed=1)
+    assert main([*common, str(tmp_path / "DIV2K"), "--track", "mild"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("DIV2K x4, LR: from files (DIV2K_valid_LR_mild)\n")
+    assert "bicubic, track mild; DIV2K (1 image)" in said
+
+
+def test_a_link_that_leads_nowhere_is_reported_with_exit_code_1(photos, tmp_path, capsys):
+    root = tmp_path / "set"
+    put_noise(root / "good.png", 64)
+    (root / "gone.png").symlink_to(tmp_path / "elsewhere.png")
+    assert main(["benchmark", "--data", str(root), "--scales", "2"]) == 1
+    end = capsys.readouterr().err.splitlines()[-2:]
+    assert end[0] == "elasticnet: images left out: 1"
+    assert end[1].startswith("  set x2 gone: ")
+    assert end[1].endswith(f"is a link to {tmp_path / 'elsewhere.png'}, which is not there")
+
+
+def test_a_black_frame_is_reported_and_spoils_no_mean(tmp_path, capsys):
+    root = tmp_path / "set"
+    put_noise(root / "noise.png", 64)
+    Image.new("RGB", (64, 64)).save(root / "black.png")
+    assert main(["benchmark", "--data", str(root), "--scales", "2"]) == 1
+    said = capsys.readouterr()
+    assert "set x2 black: it has one colour" in said.err
+    assert "set (1 image)" in said.out
+    assert "inf" not in said.out
+
+
 def test_an_unreadable_image_is_reported_at_the_end_with_exit_code_1(tmp_path, capsys):
     root = tmp_path / "set"
     root.mkdir()
