@@ -62,6 +62,7 @@ from elasticnet.sr.options import DataOptions
 from elasticnet.training.learning_rate import cosine
 from elasticnet.training.log import TrainingLog, show_messages
 from elasticnet.training.options import (
+    PATHS,
     Above,
     AtLeast,
     ComputeOptions,
@@ -164,7 +165,7 @@ class Network(OptionGroup):
 class Images(DataOptions):
     """The images, of which patches are cut."""
 
-    valid: list[str] = field(default_factory=list)
+    valid: list[str] = field(default_factory=list, metadata=PATHS)
     """Images to score, one or more folders in any known layout. Default: held out of the training
     images.
     """

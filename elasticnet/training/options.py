@@ -169,6 +169,10 @@ class OptionGroup:
 NOT_STORED = {"stored": False}
 
 
+# Metadata of an option that is a list of strings: they are paths of files or folders to read.
+PATHS = {"paths": True}
+
+
 def old_runs(value: Any) -> dict[str, Any]:
     """Return the metadata of an option that was added after trainings had been started without it.
 
@@ -532,18 +536,25 @@ def _with_found_paths(options: Options, folder: Path) -> Options:
         started_in = Path(json.loads(note.read_text(encoding="utf-8"))["folder"])
     if started_in == Path.cwd():
         return options
-    found: dict[str, Path] = {}
+    places = [folder.absolute()]
+    if started_in is not None:
+        places.insert(0, started_in)
+    declared = _declarations(options)
+    found: dict[str, Any] = {}
     for name, value in flat_values(options).items():
-        if not isinstance(value, Path) or value.is_absolute() or name in _OUTPUTS:
-            continue
-        candidates = [folder.absolute() / value]
-        if started_in is not None:
-            candidates.insert(0, started_in / value)
-        for path in candidates:
-            if path.exists():
-                found[name] = path
-                break
+        if declared[name].metadata.get("paths", False):
+            found[name] = [os.fspath(_found(Path(path), places)) for path in value]
+        elif isinstance(value, Path) and name not in _OUTPUTS:
+            found[name] = _found(value, places)
     return with_values(options, found)
+
+
+def _found(path: Path, places: Sequence[Path]) -> Path:
+    """Return a relative path as seen from the first place where it leads somewhere; or as it is."""
+    for place in places:
+        if (place / path).exists():
+            return place / path
+    return path
 
 
 def changed_options(run: Run, options: OptionGroup) -> dict[str, tuple[Any, Any]]:

@@ -499,3 +499,9 @@ def test_help_and_errors_on_the_command_line(tmp_path):
 
 if __name__ == "__main__":
     kill_in_every_phase(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+def test_several_processes_are_refused_in_a_line(recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="one process, and a launcher started 2"):
+        recipe.main(recipe.parse([]))

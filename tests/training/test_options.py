@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from elasticnet.training.options import (
     NOT_STORED,
+    PATHS,
     Above,
     AtLeast,
     FromTo,
@@ -62,6 +63,8 @@ class Network(OptionGroup):
     """Taps a step."""
     tap_weights: Annotated[Literal["paper", "rising"] | float, FromTo(0, 1)] = "paper"
     """Weights."""
+    scored: list[str] = field(default_factory=list, metadata=PATHS)
+    """Sets to score it on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,7 +284,7 @@ def test_a_relative_path_is_found_from_another_folder(
     start = tmp_path / "start"
     start.mkdir()
     monkeypatch.chdir(start)
-    stored = options_of(data=Path("images"), out=Path("run"))
+    stored = options_of(data=Path("images"), out=Path("run"), scored=["images", "nowhere"])
     with open_run(stored, stored.run, Path("run"), Processes()):
         pass
     if place in ("start", "both"):
@@ -294,6 +297,7 @@ def test_a_relative_path_is_found_from_another_folder(
     found = stored_options(Options, "start/run")
     expected = start / "run" / "images" if place == "run" else start / "images"
     assert found.setup.data == expected
+    assert found.network.scored == [str(expected), "nowhere"]
     assert found.run.out == Path("run")
     with open_run(
         with_values(found, {"resume": Path("start/run")}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -28,6 +30,22 @@ def test_ctrl_c_ends_with_a_line_and_status_130(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("kind", [OSError, ValueError, RuntimeError, FloatingPointError])
 def test_an_error_is_its_message(kind: type[Exception]) -> None:
     assert fail_with(kind("--steps 0")).code == "error: --steps 0"
+
+
+def test_a_reader_that_is_gone_is_no_error() -> None:
+    code = (
+        "from elasticnet.training.program import run_program; "
+        "run_program(lambda words: print('x' * 1_000_000), list)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert errors.read() == b""
 
 
 def test_a_stopped_training_keeps_its_status() -> None:
