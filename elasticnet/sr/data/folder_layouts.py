@@ -217,7 +217,15 @@ def _pairs_of_layout(
     if layout == "nested":
         return _nested_pairs(root, wanted)
     images = images_in(root)
-    refuse_lr_as_hr(Path(os.path.abspath(root)), images)
+    place = Path(os.path.abspath(root))
+    refuse_lr_as_hr(place, images)
+    beside = lr_folders_in(place.parent) if looks_like_hr(place.name) else []
+    if beside and wanted.lr_root is None:
+        listed = ", ".join(path.name for path in beside)
+        notes.append(
+            f"{root} is read alone, and LR images beside it are not used: {listed}; to use them, "
+            "give the folder above, or one of them by --data-lr"
+        )
     return _with_lr_files(_of_meta_info(root, images), root, "", wanted)
 
 
@@ -232,11 +240,10 @@ def _wanted(
         _check_track(track, scale)
     if track is not None and lr_root is not None:
         raise ValueError(f"track {track!r} beside the LR images {lr_root}: give one of the two")
-    given = track or lr_root
-    if given is not None and degradation != "BI":
+    if track is not None and degradation != "BI":
         raise ValueError(
-            f"degradation {degradation!r} beside {given!s}: these LR images are files, and "
-            "nothing is made; leave the degradation out"
+            f"degradation {degradation!r} beside track {track!r}: a track's LR images are files, "
+            "and nothing is made; leave the degradation out"
         )
     is_bicubic = track in (None, "bicubic", "x8")
     kind = degradation if track is None or is_bicubic else track

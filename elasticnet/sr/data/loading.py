@@ -89,7 +89,7 @@ def load_pairs(
     found = find_files(root, scale, split, degradation, track=track, lr_root=lr_root)
     files = found.pairs
     lr_source = found.lr_source
-    if settings.sigmas:
+    if settings.sigmas and lr_root is None:
         files = [pair._replace(lr=None) for pair in files]
         lr_source = f"made ({degradation})"
     for note in found.notes:

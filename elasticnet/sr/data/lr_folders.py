@@ -128,6 +128,9 @@ def find_lr_folder(
             that leads nowhere, or two are what is asked for.
     """
     found: list[Path] = []
+    by_scale_alone = parent / f"X{scale}"
+    if hr_name and by_scale_alone.is_dir():
+        found.append(by_scale_alone)
     for folder in lr_folders_in(parent):
         if not folder.name.startswith(prefix):
             continue
@@ -161,11 +164,12 @@ def lr_folders_in(parent: Path) -> list[Path]:
     Args:
         parent: An existing folder.
     """
-    return [
-        path
-        for path in sorted(parent.iterdir())
-        if looks_like_lr(path.name) and (path.is_dir() or _may_be_folder(path))
-    ]
+    found: list[Path] = []
+    for path in sorted(parent.iterdir()):
+        is_hidden = path.name.startswith(".")
+        if looks_like_lr(path.name) and not is_hidden and (path.is_dir() or _may_be_folder(path)):
+            found.append(path)
+    return found
 
 
 def given_lr_folder(folder: Path, scale: int) -> Path:
@@ -312,7 +316,7 @@ class _LrFiles:
             found = [path for path in variants if path is not None]
             if found:
                 return found
-        for stem in _lr_stems(hr_stem, scale, letter):
+        for stem in _lr_stems(hr_stem, scale, kind, letter):
             path = self._find(stem)
             if path is not None:
                 return [path]
@@ -323,16 +327,17 @@ class _LrFiles:
         return self._by_stem.get(stem) or self._by_lower_stem.get(stem.lower())
 
 
-def _lr_stems(hr_stem: str, scale: int, letter: str) -> Iterator[str]:
+def _lr_stems(hr_stem: str, scale: int, kind: str, letter: str) -> Iterator[str]:
     """Yield the names that an HR image's LR file may have, the likeliest first.
 
     A scale stands behind an x or behind LR, as 14 is not 1 at scale 4.
     """
-    without_hr = re.sub(r"[_-](hr|gt|h)$", "", hr_stem, flags=re.IGNORECASE)
+    # DRealSR has a_x1 and a_x4, RCAN's sets a_HR_x4 and a_LRBI_x4.
+    without_hr = re.sub(r"[_-]((hr|gt|h)(_x\d)?|x1)$", "", hr_stem, flags=re.IGNORECASE)
     for base in dict.fromkeys([hr_stem, without_hr]):
         for ending in ("", f"x{scale}{letter}", f"_x{scale}{letter}", f"-x{scale}{letter}"):
             yield base + ending
-        for lr_word in ("_lr", "-lr", "_lq", "-lq", "_l"):
+        for lr_word in ("_lr", "-lr", "_lq", "-lq", "_l", f"_lr{kind}"):
             for ending in ("", f"{scale}", f"x{scale}", f"_x{scale}"):
                 yield base + lr_word + ending
 

@@ -175,10 +175,52 @@ def test_a_folder_of_lr_images_that_is_given(tmp_path: Path) -> None:
         find_pairs(tmp_path / "photos", 2, lr_root=tmp_path / "small")
     with pytest.raises(FileNotFoundError, match=r"LR images .*nowhere does not exist"):
         find_pairs(tmp_path / "photos", 4, lr_root=tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"degradation 'DN' beside .*small"):
-        find_pairs(tmp_path / "photos", 4, degradation="DN", lr_root=tmp_path / "small")
     with pytest.raises(ValueError, match=r"--data-lr .*small: give the images"):
         training_pairs(None, None, 4, lr_root=tmp_path / "small")
+
+
+def test_given_lr_images_are_read_whatever_the_degradation_is(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "clean", "noisy")  # as for the task of denoising, which has a sigma
+    noisy = load_pairs(
+        tmp_path / "clean",
+        4,
+        degradation="DN",
+        noise_sigma=25,
+        lr_root=tmp_path / "noisy",
+        progress=False,
+    )
+    assert noisy.lr_source == "from files (../noisy)"
+    np.testing.assert_array_equal(noisy.lr(0), noise(16, 16, seed=11))
+
+
+def test_a_folder_of_hr_images_that_is_read_alone_is_noted(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "HR", "LR")
+    (note,) = find_files(tmp_path / "HR", 4).notes
+    assert "LR images beside it are not used: LR; to use them, give the folder above" in note
+    assert find_files(tmp_path / "HR", 4, lr_root=tmp_path / "LR").notes == []
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr"),
+    [
+        ("HR/a_HR.png", "LR/a_LR.png"),
+        ("HR/a_HR_x4.png", "LR_bicubic/X4/a_LRBI_x4.png"),
+        ("train_HR/a_x1.png", "train_LR/a_x4.png"),
+        ("HR/a.png", "X4/a.png"),
+        ("HR/a.png", "LR/a.jpg"),
+        ("HR/a.PNG", "lr/A_lr4.bmp"),
+    ],
+)
+def test_names_of_lr_files(tmp_path: Path, hr: str, lr: str) -> None:
+    put(tmp_path / hr, 64, 64)
+    put(tmp_path / lr, 16, 16)
+    assert lr_names(tmp_path) == [lr]
+
+
+def test_hidden_folders_are_passed_over(tmp_path: Path) -> None:
+    put(tmp_path / "HR/a.png", 64, 64)
+    (tmp_path / ".LR").mkdir()
+    assert lr_names(tmp_path) == [None]
 
 
 @pytest.fixture
@@ -211,6 +253,8 @@ def test_tracks_that_are_not_there(tracks: Path) -> None:
         find_pairs(tracks, 2, track="mild")
     with pytest.raises(ValueError, match=r"track 'x8' is of scale 8, and scale 4 was asked for"):
         find_pairs(tracks, 4, track="x8")
+    with pytest.raises(ValueError, match=r"degradation 'DN' beside track 'mild'"):
+        find_pairs(tracks, 4, degradation="DN", track="mild")
     with pytest.raises(ValueError, match=r"track 'tame': expected one of bicubic, unknown"):
         find_pairs(tracks, 4, track="tame")
 
