@@ -615,3 +615,20 @@ def test_a_best_score_that_is_infinite_is_replaced(recipe, tmp_path):
     best = recipe.keep_best(run_folder, net, 1, {1: 20.0}, best_psnr=math.inf)
     assert best == 20.0
     assert recipe.keep_best(run_folder, net, 2, {1: 19.0}, best_psnr=best) == 20.0
+
+
+# --- LR images from files
+
+
+def test_lr_images_that_are_given_are_trained_on_and_said(recipe, photos, tmp_path, capsys):
+    low = tmp_path / "low"
+    low.mkdir()
+    for path in photos.iterdir():
+        Image.open(path).resize((40, 32), Image.Resampling.BOX).save(low / path.name)
+    size = ["--data", photos, "--num-valid", 2]
+    run(recipe, *size, "--data-lr", low, "--out", tmp_path / "given")
+    assert f"LR: from files ({os.path.relpath(low, photos)})" in capsys.readouterr().out
+    run(recipe, *size, "--out", tmp_path / "made")
+    assert "LR: made (BI)" in capsys.readouterr().out
+    given, made = (log_of(tmp_path / name)[-1]["psnr"] for name in ("given", "made"))
+    assert given != made
