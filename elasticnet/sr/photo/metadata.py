@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"  # begins the segment of a JPEG that holds XMP
 
 X_RESOLUTION, Y_RESOLUTION, XMP = 282, 283, 700  # tags of TIFF, as Pillow numbers them
+RESOLUTION_UNIT, NO_UNIT = 296, 1
 UPRIGHT = 1  # the orientation of an image that lies as it is stored
 MAX_DPI = 1e6  # more is no resolution but a damaged file
 
@@ -145,6 +146,42 @@ def read_dpi(image: Image.Image) -> tuple[float, float] | None:
     if not (0 < horizontal < MAX_DPI and 0 < vertical < MAX_DPI):
         return None
     return horizontal, vertical
+
+
+def note_resolution_without_unit(image: Image.Image, notes: list[str]) -> None:
+    """Say that pixels are not square, or that a resolution has no unit: neither is kept.
+
+    Args:
+        image: As Pillow opened it.
+        notes: Gets the line.
+    """
+    ratio = _resolution_without_unit(image)
+    if ratio is None:
+        return
+    horizontal, vertical = ratio
+    if horizontal != vertical:
+        notes.append(
+            f"its pixels are not square (resolution {horizontal:g} by {vertical:g}, without a "
+            "unit), and this was left out"
+        )
+    elif horizontal > 1:  # 1 by 1 says nothing
+        notes.append(f"a resolution of {horizontal:g} without a unit was left out")
+
+
+def _resolution_without_unit(image: Image.Image) -> tuple[float, float] | None:
+    """The horizontal and vertical numbers; None if there are none, or if they have a unit."""
+    info: Mapping[Any, Any] = image.info
+    if "aspect" in info:  # of a PNG
+        return info["aspect"]
+    if info.get("jfif_unit") == 0:
+        return info["jfif_density"]
+    tags = tiff_tags(image)
+    if tags.get(RESOLUTION_UNIT) == NO_UNIT and X_RESOLUTION in tags and Y_RESOLUTION in tags:
+        try:
+            return float(tags[X_RESOLUTION]), float(tags[Y_RESOLUTION])
+        except (TypeError, ValueError, ZeroDivisionError):
+            return None
+    return None
 
 
 def tiff_tags(image: Image.Image) -> Mapping[int, Any]:

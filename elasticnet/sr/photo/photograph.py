@@ -27,10 +27,10 @@ class Photo:
         xmp: The XMP packet; empty if there is none.
         icc: The colour profile; empty if there is none.
         dpi: Dots per inch, (horizontal, vertical), or None.
-        png_colors: Kind and body of the chunks of a PNG that say how its colours are meant (cICP,
-            cHRM, gAMA and others); no other format holds them.
         format: Pillow's name of the format that it was read from.
         notes: What the file held and the photograph does not, a line each.
+        png_colors: Kind and body of the chunks of a PNG that say how its colours are meant (cICP,
+            cHRM, gAMA and others); no other format holds them.
     """
 
     pixels: NDArray[Any]
@@ -39,9 +39,9 @@ class Photo:
     xmp: bytes = b""
     icc: bytes = b""
     dpi: tuple[float, float] | None = None
-    png_colors: tuple[tuple[bytes, bytes], ...] = ()
     format: str = "PNG"
     notes: tuple[str, ...] = ()
+    png_colors: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:

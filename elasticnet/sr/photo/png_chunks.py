@@ -23,6 +23,7 @@ ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 OF_PIXELS = (b"tRNS", *ANIMATION)  # ancillary by name, but they change what is seen
 # Pillow calls a file with a wrong checksum in one of these no image at all.
 CHECKED_OF_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL")
+OF_PLACES = (b"sCAL", b"pCAL", b"oFFs")  # the size of a pixel, its value, an offset
 TEXT = (b"tEXt", b"zTXt", b"iTXt")
 # The only text that is used: XMP, and EXIF as ImageMagick writes it.
 USED_TEXT = (b"XML:com.adobe.xmp", b"Raw profile type exif")
@@ -96,12 +97,11 @@ def without_unusable_chunks(file: BinaryIO, notes: list[str]) -> ReadableChunks:
             _refuse_if_damaged(file, chunk)
         if not _is_metadata(chunk.kind):
             continue
-        body, reason = _checked_body(file, chunk)
-        if not reason and chunk.kind in TEXT:
-            text_bytes += chunk.length
-            reason = _why_text_is_left_out(body, text_bytes)
+        reason = _why_left_out(file, chunk, text_bytes + chunk.length)
         if reason:
             left_out[chunk] = reason
+        elif chunk.kind in TEXT:
+            text_bytes += chunk.length
     notes.extend(_notes(left_out))
     colors: list[tuple[bytes, bytes]] = []
     for chunk in chunks:
@@ -165,6 +165,18 @@ def _refuse_if_damaged(file: BinaryIO, chunk: Chunk) -> None:
     if _has_wrong_checksum(file, chunk, _body(file, chunk)):
         name = chunk.kind.decode("ascii")
         raise ValueError(f"its chunk {name} is damaged: the checksum (CRC) is wrong")
+
+
+def _why_left_out(file: BinaryIO, chunk: Chunk, text_bytes: int) -> str:
+    """Why a chunk of metadata is left out; empty if it stays."""
+    body, reason = _checked_body(file, chunk)
+    if reason:
+        return reason
+    if chunk.kind in OF_PLACES:
+        return "it speaks of the pixels of the smaller image"
+    if chunk.kind in TEXT:
+        return _why_text_is_left_out(body, text_bytes)
+    return ""
 
 
 def _checked_body(file: BinaryIO, chunk: Chunk) -> tuple[bytes, str]:

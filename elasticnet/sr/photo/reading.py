@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageFile
 from elasticnet.sr.photo.metadata import (
     UPRIGHT,
     first_line,
+    note_resolution_without_unit,
     orientation_in,
     read_dpi,
     read_exif,
@@ -40,7 +41,8 @@ from elasticnet.sr.photo.samples import (
     read_samples,
     why_samples_are_refused,
 )
-from elasticnet.sr.photo.tiff_pages import directories, go_to_main_page
+from elasticnet.sr.photo.scaled_metadata import without_places
+from elasticnet.sr.photo.tiff_pages import directories, go_to_main_page, note_left_out_of_tiff
 
 HAS_AVIF = find_spec("PIL.AvifImagePlugin") is not None  # since Pillow 11.3
 # Pillow's names of the formats that are read.
@@ -243,13 +245,18 @@ def _decode(
     # These three are asked before the image is loaded. Pillow turns TIFF files itself when it loads
     # them, by their tag, and then forgets it; and it is not to see what XMP says as well.
     dpi = read_dpi(image)
-    is_turned_by_pillow = tiff_tags(image).get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT
+    tags = dict(tiff_tags(image))
+    is_turned_by_pillow = tags.get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT
     xmp = take_xmp(image)
     samples = read_samples(image, file, notes, cmyk_by_profile=cmyk_by_profile)
+    note_resolution_without_unit(image, notes)
+    note_left_out_of_tiff(tags, has_alpha=samples.alpha is not None, notes=notes)
     xmp = xmp or take_xmp(image)  # PNG may have it behind the pixels
     exif, orientation = read_exif(image, notes)
     if orientation is None:
         orientation = orientation_in(xmp)
+    if is_turned_by_pillow or orientation not in (None, UPRIGHT):
+        exif = without_places(exif, notes)
     photo = Photo(
         pixels=samples.pixels,
         alpha=samples.alpha,

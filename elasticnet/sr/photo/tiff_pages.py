@@ -11,6 +11,9 @@ from PIL import ImageFile, TiffImagePlugin
 NEW_SUBFILE_TYPE, REDUCED_BIT, MASK_BIT = 254, 1, 4
 OLD_SUBFILE_TYPE, OLD_REDUCED = 255, 2
 SUB_DIRECTORIES = 330
+PHOTOMETRIC, SAMPLES_PER_PIXEL = 262, 277
+_NUM_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # by photometric interpretation
+PHOTOSHOP_LAYERS = 37724
 BIG_TIFF = b"\x2b"  # in the header, for files beyond 4 GB
 CLASSIC_HEADER, BIG_HEADER = 8, 16  # bytes
 
@@ -70,6 +73,25 @@ def go_to_main_page(image: ImageFile.ImageFile, file: BinaryIO, notes: list[str]
         image.info.clear()  # what belongs to the first page
         image.seek(pages[0])
     return len(pages)
+
+
+def note_left_out_of_tiff(tags: Mapping[int, Any], *, has_alpha: bool, notes: list[str]) -> None:
+    """Say which channels and layers of a page were not read.
+
+    Args:
+        tags: Of the page; empty for other formats.
+        has_alpha: Whether one channel was read as alpha.
+        notes: Gets the lines.
+    """
+    if PHOTOSHOP_LAYERS in tags:
+        notes.append("the layers of Photoshop were left out, and the flat picture was read")
+    num_samples: int = tags.get(SAMPLES_PER_PIXEL, 1)
+    num_colors = _NUM_COLORS.get(tags.get(PHOTOMETRIC, 1), num_samples)
+    num_left_out = num_samples - num_colors - int(has_alpha)
+    if num_left_out == 1:
+        notes.append("an extra channel was left out")
+    elif num_left_out > 1:
+        notes.append(f"{num_left_out} extra channels were left out")
 
 
 def _is_marked(tags: Mapping[int, Any]) -> bool:

@@ -14,6 +14,7 @@ from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import UpscalePlan
 from elasticnet.sr.photo.large_array import large_array
 from elasticnet.sr.photo.photograph import Photo
+from elasticnet.sr.photo.scaled_metadata import fitted_metadata
 from elasticnet.sr.pixels import to_integers
 from elasticnet.sr.resize import imresize
 
@@ -29,7 +30,7 @@ def upscale_photo(
     progress: Callable[[int, int], object] | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> Photo:
-    """Return a photograph enlarged, with the same metadata.
+    """Return a photograph enlarged, with metadata that fit it.
 
     Colours go through `upscale_array`. Alpha is resized by `imresize` on its own; colours that it
     hides are first replaced by `fill_hidden`, so that they cannot reach what is seen.
@@ -54,7 +55,7 @@ def upscale_photo(
     pixels = large_array(shape, source.dtype, folder)
     upscale_array(source, plan, out=pixels, progress=progress)
     alpha = None if photo.alpha is None else imresize(photo.alpha, plan.scale)
-    return replace(photo, pixels=pixels, alpha=alpha)
+    return fitted_metadata(replace(photo, pixels=pixels, alpha=alpha), plan.scale)
 
 
 def fill_hidden(pixels: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:

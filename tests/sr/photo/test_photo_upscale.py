@@ -171,6 +171,12 @@ def test_metadata_stays_and_options_reach_the_network() -> None:
     assert seen[-1][0] == seen[-1][1] > 1
 
 
+def test_sizes_in_metadata_are_those_of_the_result() -> None:
+    photo = Photo(scene(), xmp=b'tiff:ImageWidth="1"')
+    result = upscale_photo(photo, plan_upscale(NET, depth=1))
+    assert result.xmp == b'tiff:ImageWidth="%d"' % result.size[1]
+
+
 def test_large_results_are_mapped_to_a_file_that_leaves_nothing(tmp_path: Path) -> None:
     small, large = (
         large_array((4, 5, 3), np.uint8, tmp_path),

@@ -1,0 +1,207 @@
+"""Metadata that speak of pixels, fitted to an enlarged photograph or left out with a note."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from PIL import ExifTags, Image
+
+from elasticnet.sr.photo.metadata import first_line
+from elasticnet.sr.photo.photograph import Photo
+
+# Tags of GeoTIFF (OGC 19-008, 7.1): where pixels lie on the ground.
+PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, GEO_KEYS = 33550, 33922, 34264, 34735
+RASTER_TYPE_KEY, PIXEL_IS_POINT = 1025, 2
+
+# Tags of EXIF that count pixels.
+FOCAL_PLANE_RESOLUTIONS = (0xA20E, 0xA20F)  # pixels for a unit of the sensor
+SUBJECT_PLACES = (0x9214, 0xA214)  # where the subject is, and how large
+
+# Tags that are left out, as they tell sizes in ways of their own.
+DESCRIPTION = 270
+_LEFT_OUT = {
+    50844: "the camera model of a satellite (RPC)",
+    33560: "the metadata of a microscope",  # Olympus
+    33628: "the metadata of a microscope",  # MetaMorph, four tags
+    33629: "the metadata of a microscope",
+    33630: "the metadata of a microscope",
+    33631: "the metadata of a microscope",
+    34118: "the metadata of a microscope",  # Zeiss
+    34412: "the metadata of a microscope",  # Zeiss LSM
+    34680: "the metadata of a microscope",  # FEI, two tags
+    34682: "the metadata of a microscope",
+    50838: "the metadata of ImageJ",
+    50839: "the metadata of ImageJ",
+    50719: "the crop of a DNG",
+    50720: "the crop of a DNG",
+    50829: "the crop of a DNG",
+}
+_DESCRIPTIONS_OF_PIXELS = {  # how an image description begins, and what it is then
+    "<?xml": "a description in XML (such as OME)",
+    "<OME": "a description in XML (such as OME)",
+    "ImageJ=": "the description of ImageJ",
+    "SCIFIO=": "the description of ImageJ",
+    '{"shape"': "the description of tifffile",
+}
+
+# Properties of XMP that are the size of the image, and those that count pixels in it.
+_WIDTHS = (b"tiff:ImageWidth", b"exif:PixelXDimension")
+_HEIGHTS = (b"tiff:ImageLength", b"exif:PixelYDimension")
+_COUNTS = rb"GPano:\w+Pixels"  # of panoramas
+_REGIONS = re.compile(rb"<mwg-rs:AppliedToDimensions.*?(?:/>|</mwg-rs:AppliedToDimensions>)", re.S)
+
+
+def fitted_metadata(photo: Photo, scale: int) -> Photo:
+    """Return an enlarged photograph whose metadata speak of its own pixels.
+
+    Args:
+        photo: With pixels already enlarged, and the metadata of the smaller one.
+        scale: How many times as long each side has become.
+    """
+    notes: list[str] = []
+    exif = photo.exif
+    if exif:
+        try:
+            exif = _fitted_exif(exif, scale, notes)
+        except Exception as error:  # damaged tags make Pillow raise nearly every built-in type
+            notes.append(f"damaged EXIF was left out ({first_line(error)})")
+            exif = b""
+    height, width = photo.size
+    xmp = _fitted_xmp(photo.xmp, width, height, scale)
+    return replace(photo, exif=exif, xmp=xmp, notes=(*photo.notes, *notes))
+
+
+def without_places(data: bytes, notes: list[str]) -> bytes:
+    """Return EXIF without what names places in pixels, for a photograph that is turned upright.
+
+    Args:
+        data: As it was read; may be empty.
+        notes: Gets a line if something was left out.
+    """
+    if not data:
+        return data
+    exif = Image.Exif()
+    exif.load(data)
+    details: dict[int, Any] = dict(exif.get_ifd(ExifTags.IFD.Exif))
+    found = [tag for tag in (PIXEL_SCALE, TIE_POINTS, TRANSFORMATION) if tag in exif]
+    found_details = [tag for tag in SUBJECT_PLACES if tag in details]
+    if not found and not found_details:
+        return data
+    for tag in found:
+        del exif[tag]
+    for tag in found_details:
+        del details[tag]
+    exif[ExifTags.IFD.Exif] = details
+    notes.append("places in pixels in EXIF were left out, as the photograph was turned upright")
+    return exif.tobytes()
+
+
+def _fitted_exif(data: bytes, scale: int, notes: list[str]) -> bytes:
+    """EXIF with all that counts pixels multiplied; the same bytes if nothing does."""
+    exif = Image.Exif()
+    exif.load(data)
+    changed = _fit_ground(exif, scale)
+    left_out: list[str] = []
+    for tag, meaning in _LEFT_OUT.items():
+        if tag in exif:
+            del exif[tag]
+            left_out.append(meaning)
+    description = str(exif.get(DESCRIPTION, ""))
+    for start, meaning in _DESCRIPTIONS_OF_PIXELS.items():
+        if description.lstrip().startswith(start):
+            del exif[DESCRIPTION]
+            left_out.append(meaning)
+            break
+    for meaning in dict.fromkeys(left_out):  # each once
+        notes.append(f"{meaning} was left out: it speaks of the pixels of the smaller image")
+    details: dict[int, Any] = dict(exif.get_ifd(ExifTags.IFD.Exif))
+    if _fit_details(details, scale):
+        exif[ExifTags.IFD.Exif] = details
+        changed = True
+    return exif.tobytes() if changed or left_out else data
+
+
+def _fit_details(details: dict[int, Any], scale: int) -> bool:
+    """Multiply what counts pixels in EXIF's own directory; whether anything does."""
+    changed = False
+    for tag in FOCAL_PLANE_RESOLUTIONS:
+        if tag in details:
+            details[tag] = float(details[tag]) * scale
+            changed = True
+    for tag in SUBJECT_PLACES:
+        if tag in details:
+            details[tag] = tuple(value * scale for value in details[tag])
+            changed = True
+    return changed
+
+
+def _fit_ground(exif: Image.Exif, scale: int) -> bool:
+    """Fit where pixels lie on the ground; whether the file says so."""
+    # The middle of the first pixel is 0, not 0.5, where pixels are points.
+    origin = 0.5 if _pixels_are_points(exif.get(GEO_KEYS, ())) else 0.0
+    if PIXEL_SCALE in exif:
+        across, down, up = exif[PIXEL_SCALE]
+        exif[PIXEL_SCALE] = (across / scale, down / scale, up)
+    if TIE_POINTS in exif:
+        exif[TIE_POINTS] = _fitted_tie_points(exif[TIE_POINTS], scale, origin)
+    if TRANSFORMATION in exif:
+        exif[TRANSFORMATION] = _fitted_transformation(exif[TRANSFORMATION], scale, origin)
+    return any(tag in exif for tag in (PIXEL_SCALE, TIE_POINTS, TRANSFORMATION))
+
+
+def _pixels_are_points(geo_keys: Sequence[int]) -> bool:
+    """Whether the keys, four numbers each (name, place, count, value), say PixelIsPoint."""
+    for start in range(0, len(geo_keys), 4):
+        if geo_keys[start] == RASTER_TYPE_KEY:
+            return geo_keys[start + 3] == PIXEL_IS_POINT
+    return False
+
+
+def _fitted_tie_points(points: Sequence[float], scale: int, origin: float) -> tuple[float, ...]:
+    """Points of six numbers: column, row, depth, and the place on the ground."""
+    fitted = list(points)
+    for start in range(0, len(fitted), 6):
+        for index in (start, start + 1):
+            fitted[index] = (fitted[index] + origin) * scale - origin
+    return tuple(fitted)
+
+
+def _fitted_transformation(matrix: Sequence[float], scale: int, origin: float) -> tuple[float, ...]:
+    """The matrix (4, 4), row by row, from column and row in the image to the ground.
+
+    The old column is (new column + origin) / scale - origin; the same for rows.
+    """
+    shift = origin / scale - origin
+    fitted = list(matrix)
+    for start in range(0, 16, 4):
+        per_column, per_row = matrix[start], matrix[start + 1]
+        fitted[start] = per_column / scale
+        fitted[start + 1] = per_row / scale
+        fitted[start + 3] = matrix[start + 3] + shift * (per_column + per_row)
+    return tuple(fitted)
+
+
+def _fitted_xmp(xmp: bytes, width: int, height: int, scale: int) -> bytes:
+    """XMP with the new size, and with panoramas and regions in the new pixels."""
+    for name in _WIDTHS:
+        xmp = _with_numbers(xmp, name, lambda _: width)
+    for name in _HEIGHTS:
+        xmp = _with_numbers(xmp, name, lambda _: height)
+    xmp = _with_numbers(xmp, _COUNTS, lambda value: value * scale)
+
+    def in_new_pixels(found: re.Match[bytes]) -> bytes:
+        return _with_numbers(found[0], rb"stDim:[wh]", lambda value: value * scale)
+
+    return _REGIONS.sub(in_new_pixels, xmp)
+
+
+def _with_numbers(xmp: bytes, name: bytes, change: Callable[[int], int]) -> bytes:
+    """XMP in which the numbers of a property are changed, an attribute or an element."""
+
+    def changed(found: re.Match[bytes]) -> bytes:
+        return found[1] + b"%d" % change(int(found[2]))
+
+    return re.sub(rb"(\b" + name + rb"(?:\s*=\s*[\"']|>\s*))(\d+)", changed, xmp)
