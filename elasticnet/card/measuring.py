@@ -85,7 +85,8 @@ def measure(
     used_metrics = _metrics_of(quality, metrics, net.taps)
     warnings: list[str] = []
     num_passes = len(net.taps) * (1 + repeats)
-    bar = tqdm(total=num_passes, unit="pass", disable=not progress, leave=False)
+    hidden = None if progress else True  # None: unless standard error is a terminal
+    bar = tqdm(total=num_passes, unit="pass", disable=hidden, leave=False)
     with limited_threads(threads), bar:
         machine = this_machine(example.device, dtype_of(net, example))
         macs: dict[int, int] = {}

@@ -178,9 +178,8 @@ def evaluate(
         ValueError: A depth that the net lacks.
     """
     by_depth: dict[Any, dict[str, Scores]] = {}
-    indices = tqdm(
-        range(len(pairs)), desc="evaluating", unit="image", disable=not progress, leave=False
-    )
+    hidden = None if progress else True  # None: unless standard error is a terminal
+    indices = tqdm(range(len(pairs)), desc="evaluating", unit="image", disable=hidden, leave=False)
     for index in indices:
         predicted = predict_depths(net, pairs.lr(index), depths, device, self_ensemble)
         hr = pairs.hr(index)
@@ -265,7 +264,8 @@ def benchmark(
     images: list[ImageScore] = []
     for name, pairs in sets:
         taking_part = [entry for entry in entries if entry.scale == pairs.scale]
-        bar = tqdm(range(len(pairs)), f"{name} x{pairs.scale}", unit="image", disable=not progress)
+        hidden = None if progress else True  # None: unless standard error is a terminal
+        bar = tqdm(range(len(pairs)), f"{name} x{pairs.scale}", unit="image", disable=hidden)
         for index in bar:
             made = _make_images(pairs, index, taking_part, border, device, self_ensemble)
             images += _score_images(made, name, pairs, index, protocol)
@@ -338,7 +338,8 @@ def _measure_costs(
     """The cost by label, scale and depth; without `measured`, parameters alone."""
     costs: dict[tuple[str, int, Depth], _Cost] = {}
     shows_bar = progress and measured and bool(entries)
-    for entry in tqdm(entries, "measuring", disable=not shows_bar):
+    hidden = None if shows_bar else True  # None: unless standard error is a terminal
+    for entry in tqdm(entries, "measuring", disable=hidden):
         elastic = _as_elastic(entry.net)
         by_depth = _measured(elastic, entry, device) if measured else _counted(elastic, entry)
         for depth, cost in by_depth.items():

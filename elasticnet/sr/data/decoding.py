@@ -75,12 +75,13 @@ def write_decoded(
     lr_sizes: list[tuple[int, int]] = []
     skipped: list[Skipped] = []
     decoded = _map_ahead(partial(decode_pair, settings=settings), pairs)
+    hidden = None if progress else True  # None: unless standard error is a terminal
     bar = tqdm(
         decoded,
         total=len(pairs),
         desc=f"decoding {title}",
         unit="image",
-        disable=not progress,
+        disable=hidden,
     )
     with open(folder / HR_FILE, "wb") as hr_file, open(folder / LR_FILE, "wb") as lr_file:
         for pair, result in zip(pairs, bar, strict=True):

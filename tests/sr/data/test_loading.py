@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,13 @@ def test_wrong_degradation_is_named() -> None:
         pairs_from_arrays({"a": noise(8, 8)}, 2, degradation="BX")
 
 
-def test_progress_is_shown_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_request_and_only_on_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path / "photos" / "a.png")
+    load_pairs(tmp_path / "photos", 4)
+    assert capsys.readouterr().err == "", "standard error is no terminal"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     load_pairs(tmp_path / "photos", 2)
     assert "decoding photos: 100%" in capsys.readouterr().err
     load_pairs(tmp_path / "photos", 3, progress=False)
