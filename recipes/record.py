@@ -91,8 +91,10 @@ def scored(run: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[
     net = elasticnet.load(run / "best.safetensors").with_taps(None).eval()
     degradation: dict[str, Any] = {name: options.get(name) for name in DEGRADATION}
     sets = load_sets(folders, [scale_of(net)], **degradation)
-    rows = benchmark([("net", net)], sets, costs=False, progress=True).rows
-    return [{name: getattr(row, name) for name in KEPT_OF_ROW} for row in rows]
+    result = benchmark([("net", net)], sets, costs=False, progress=True)
+    for each in result.skipped:  # the means are over fewer images than the data set has
+        print(f"image left out: {each.data} {each.image}: {each.reason}", file=sys.stderr)
+    return [{name: getattr(row, name) for name in KEPT_OF_ROW} for row in result.rows]
 
 
 def without_folders(value: Any) -> Any:

@@ -107,3 +107,13 @@ def test_what_stands_between_a_tap_and_the_head_is_scored_with_it(record, tmp_pa
     rows = record.scored(tmp_path, {"degradation": "BI"}, [tmp_path])
     expected = evaluate(net, load_pairs(tmp_path, 2))
     assert {row["depth"]: (row["psnr"], row["ssim"]) for row in rows[1:]} == expected
+
+
+def test_an_image_that_is_left_out_of_the_record_is_named(record, tmp_path, capsys):
+    data = tmp_path / "photos"
+    data.mkdir()
+    Image.fromarray(skimage.data.astronaut()[:48, :60]).save(data / "astronaut.png")
+    Image.new("RGB", (48, 60)).save(data / "black.png")
+    save(asrn(2, 1, 8), tmp_path / "best.safetensors")
+    record.scored(tmp_path, {"degradation": "BI"}, [data])
+    assert "image left out: photos black: it has one colour" in capsys.readouterr().err
