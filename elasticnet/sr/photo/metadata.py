@@ -10,6 +10,8 @@ from PIL import ExifTags, Image
 
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"  # begins the segment of a JPEG that holds XMP
 
+JPEG_PROFILE = b"ICC_PROFILE\0"  # begins the segments that hold a colour profile
+
 X_RESOLUTION, Y_RESOLUTION, XMP = 282, 283, 700  # tags of TIFF, as Pillow numbers them
 RESOLUTION_UNIT, NO_UNIT = 296, 1
 UPRIGHT = 1  # the orientation of an image that lies as it is stored
@@ -146,6 +148,22 @@ def read_dpi(image: Image.Image) -> tuple[float, float] | None:
     if not (0 < horizontal < MAX_DPI and 0 < vertical < MAX_DPI):
         return None
     return horizontal, vertical
+
+
+def note_damaged_profile(image: Image.Image, notes: list[str]) -> None:
+    """Say that a JPEG has a colour profile of which Pillow has found only a part.
+
+    Args:
+        image: As Pillow opened it.
+        notes: Gets the line.
+    """
+    if image.info.get("icc_profile"):
+        return
+    segments: list[tuple[str, bytes]] = getattr(image, "applist", [])  # of a JPEG
+    for marker, body in segments:
+        if marker == "APP2" and body.startswith(JPEG_PROFILE):
+            notes.append("a damaged colour profile was left out")
+            return
 
 
 def note_resolution_without_unit(image: Image.Image, notes: list[str]) -> None:

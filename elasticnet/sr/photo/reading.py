@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageFile
 from elasticnet.sr.photo.metadata import (
     UPRIGHT,
     first_line,
+    note_damaged_profile,
     note_resolution_without_unit,
     orientation_in,
     read_dpi,
@@ -249,6 +250,7 @@ def _decode(
     is_turned_by_pillow = tags.get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT
     xmp = take_xmp(image)
     samples = read_samples(image, file, notes, cmyk_by_profile=cmyk_by_profile)
+    note_damaged_profile(image, notes)
     note_resolution_without_unit(image, notes)
     note_left_out_of_tiff(tags, has_alpha=samples.alpha is not None, notes=notes)
     xmp = xmp or take_xmp(image)  # PNG may have it behind the pixels
@@ -279,7 +281,9 @@ def _fitting_profile(samples: Samples, notes: list[str]) -> bytes:
     color_space = samples.icc[16:20]  # ICC specification, 7.2.6
     expected = b"GRAY" if samples.pixels.ndim == 2 else b"RGB "
     if color_space != expected:
-        notes.append(f"a colour profile for {color_space!r} was left out")
+        name = color_space.decode("latin-1").strip()
+        kind = name if name.isalnum() else "an unknown kind of colours"
+        notes.append(f"a colour profile for {kind} was left out")
         return b""
     return samples.icc
 

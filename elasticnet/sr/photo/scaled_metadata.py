@@ -85,7 +85,7 @@ def without_places(data: bytes, notes: list[str]) -> bytes:
         return data
     exif = Image.Exif()
     exif.load(data)
-    details: dict[int, Any] = dict(exif.get_ifd(ExifTags.IFD.Exif))
+    details = _details_of(exif)
     found = [tag for tag in (PIXEL_SCALE, TIE_POINTS, TRANSFORMATION) if tag in exif]
     found_details = [tag for tag in SUBJECT_PLACES if tag in details]
     if not found and not found_details:
@@ -94,7 +94,8 @@ def without_places(data: bytes, notes: list[str]) -> bytes:
         del exif[tag]
     for tag in found_details:
         del details[tag]
-    exif[ExifTags.IFD.Exif] = details
+    if found_details:
+        exif[ExifTags.IFD.Exif] = details
     notes.append("places in pixels in EXIF were left out, as the photograph was turned upright")
     return exif.tobytes()
 
@@ -117,11 +118,18 @@ def _fitted_exif(data: bytes, scale: int, notes: list[str]) -> bytes:
             break
     for meaning in dict.fromkeys(left_out):  # each once
         notes.append(f"{meaning} was left out: it speaks of the pixels of the smaller image")
-    details: dict[int, Any] = dict(exif.get_ifd(ExifTags.IFD.Exif))
+    details = _details_of(exif)
     if _fit_details(details, scale):
         exif[ExifTags.IFD.Exif] = details
         changed = True
     return exif.tobytes() if changed or left_out else data
+
+
+def _details_of(exif: Image.Exif) -> dict[int, Any]:
+    """EXIF's own directory; asking for one that is absent would make an empty one."""
+    if ExifTags.IFD.Exif not in exif:
+        return {}
+    return dict(exif.get_ifd(ExifTags.IFD.Exif))
 
 
 def _fit_details(details: dict[int, Any], scale: int) -> bool:

@@ -347,8 +347,19 @@ def test_metadata_is_read(format: str) -> None:
 def test_a_profile_of_another_color_space_is_left_out_and_said() -> None:
     photo = saved(Image.fromarray(COLOR), "TIFF", icc_profile=gray_profile())
     assert photo.icc == b""
-    assert photo.notes == ("a colour profile for b'GRAY' was left out",)
+    assert photo.notes == ("a colour profile for GRAY was left out",)
     assert saved(Image.fromarray(GRAY), "TIFF", icc_profile=gray_profile()).icc == gray_profile()
+
+
+def test_a_damaged_profile_of_a_jpeg_is_left_out_and_said() -> None:
+    file = io.BytesIO()
+    Image.fromarray(COLOR).save(file, "JPEG", icc_profile=srgb_profile())
+    data = bytearray(file.getvalue())
+    count = data.index(b"ICC_PROFILE\0") + 13
+    data[count] = 2  # of which one is there
+    photo = read_photo(io.BytesIO(bytes(data)))
+    assert photo.icc == b""
+    assert photo.notes == ("a damaged colour profile was left out",)
 
 
 def test_damaged_exif_is_left_out_and_said() -> None:
