@@ -75,7 +75,7 @@ def find_layout(root: str | os.PathLike[str]) -> str:
     - "benchmark": a folder of HR images, such as `HR`, `gt` or `GTmod12`, and, if it is there, one
       of LR images, such as `LR_bicubic/X2`, `LR`, `lq` or `LRbicx4`;
     - "listed": `meta_info.txt` whose lines are `HR file, LR file`, as Real-ESRGAN writes it;
-    - "realsr": `Canon_001_HR.png` and `Canon_001_LR4.png` in one folder;
+    - "realsr": `Canon_001_HR.png` and `Canon_001_LR4.png` in one folder, or in a folder `4` of it;
     - "flat": image files directly in the folder, all of them HR, and perhaps a folder of LR images;
     - "nested": Manga109's `images/TITLE/000.jpg`.
 
@@ -103,17 +103,26 @@ def find_layout(root: str | os.PathLike[str]) -> str:
         return "listed"
     if any(looks_like_hr(name) for name in folders):
         return "benchmark"
-    images = images_in(root)
-    if images:
-        return "realsr" if _realsr_names(images) else "flat"
-    if _nested_root(root) is not None:
-        return "nested"
+    layout = _layout_of_images(root)
+    if layout is not None:
+        return layout
     raise ValueError(
         f"no images found in {root}: looked for DIV2K_train_HR/ or DIV2K_valid_HR/ (DIV2K), "
         "image_SRF_2/ and the like (SelfExSR), HR/, gt/ or GTmod12/ (sets with HR and LR images), "
         "images/TITLE/ (Manga109) and image files directly in it "
         f"({' '.join(EXTENSIONS)}); its folders are: {', '.join(folders) or 'none'}"
     )
+
+
+def _layout_of_images(root: Path) -> str | None:
+    """The layout of a folder without one for HR images; None if no images are found."""
+    images = images_in(root)
+    if images:
+        return "realsr" if _realsr_names(images) else "flat"
+    for folder in root.iterdir():
+        if folder.name.isdecimal() and folder.is_dir() and _realsr_names(images_in(folder)):
+            return "realsr"
+    return "nested" if _nested_root(root) is not None else None
 
 
 def find_pairs(
@@ -389,6 +398,9 @@ def _realsr_names(images: Mapping[str, Path]) -> dict[str, Path]:
 
 def _realsr_pairs(root: Path, wanted: _Wanted) -> list[Pair]:
     images = images_in(root)
+    if not images:  # RealSR has a folder for each scale
+        root = root / f"{wanted.scale}"
+        images = some_images_in(root)
     hr_images = _realsr_names(images)
     others = [
         path.name

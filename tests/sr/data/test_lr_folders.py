@@ -121,6 +121,15 @@ def test_realsr(tmp_path: Path) -> None:
         find_pairs(tmp_path, 4)
 
 
+def test_realsr_with_a_folder_for_each_scale(tmp_path: Path) -> None:
+    put(tmp_path / "4/Canon_001_HR.png", 64, 64)
+    put(tmp_path / "4/Canon_001_LR4.png", 16, 16)
+    assert find_layout(tmp_path) == "realsr"
+    assert lr_names(tmp_path) == ["4/Canon_001_LR4.png"]
+    with pytest.raises(ValueError, match=r"looked in .*/2, there is no such folder"):
+        find_pairs(tmp_path, 2)
+
+
 def test_the_list_of_basicsr_chooses_the_images(tmp_path: Path) -> None:
     put_pairs(tmp_path, "gt", "lq", "x4", count=3)
     meta = tmp_path / "meta_info.txt"
