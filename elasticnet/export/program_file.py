@@ -49,7 +49,7 @@ def open_program(data: bytes) -> Callable[[Tensor], Tensor]:
 
 def _remove_what_is_private(program: torch.export.ExportedProgram) -> None:
     """Remove the example, which may be somebody's data, and the paths of this machine."""
-    program.example_inputs = None
+    _remove_example(program)
     for module in program.graph_module.modules():
         if not isinstance(module, torch.fx.GraphModule):
             continue
@@ -57,3 +57,14 @@ def _remove_what_is_private(program: torch.export.ExportedProgram) -> None:
             notes: dict[str, Any] = node.meta
             for key in SOURCE_NOTES:
                 notes.pop(key, None)
+
+
+def _remove_example(program: torch.export.ExportedProgram) -> None:
+    """Remove the example inputs; torch 2.6 needs some, so there they become zeros."""
+    assert program.example_inputs is not None  # the program was just made from some
+    arguments, _ = program.example_inputs
+    try:
+        program.example_inputs = None
+    except ValueError:  # from torch 2.6: "Example inputs should be a tuple"
+        zeros = tuple(torch.zeros_like(each) for each in arguments)
+        program.example_inputs = (zeros, {})

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elasticnet.sr.models.heads import wide_dtype
 from elasticnet.wrapper import ElasticWrapper, Origin, evaluating
 
 STEPS = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}  # the upsampler's factors at each scale
@@ -314,7 +315,7 @@ class SkipHead(nn.Module):
         weights = [layer.weight for layer in self.tail.modules() if isinstance(layer, nn.Conv2d)]
         *step_weights, last_weight = weights
         device = last_weight.device
-        wide = torch.promote_types(last_weight.dtype, torch.float32)
+        wide = wide_dtype(last_weight.dtype)
         with torch.autocast(device.type, enabled=False):
             # one image for each sub-pixel and colour: (3 scale^2, 3 scale^2, 1, 1)
             pixels = torch.eye(3 * self.scale**2, dtype=wide, device=device)[:, :, None, None]

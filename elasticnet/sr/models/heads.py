@@ -47,6 +47,18 @@ def bicubic_upsample(image: Tensor | None, scale: int) -> Tensor:
     return enlarged.to(image.dtype)
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the floating type itself if it has at least 32 bits, otherwise float32.
+
+    `torch.promote_types` gives the same, but torch 2.6 records its call in an exported program,
+    which can then not be read back.
+
+    Args:
+        dtype: A floating type.
+    """
+    return dtype if dtype.itemsize >= torch.float32.itemsize else torch.float32
+
+
 def add_to(fresh: Tensor, x: Tensor) -> Tensor:
     """Return `fresh` + `x`, of any dtypes; in place where the dtypes allow it.
 
@@ -56,7 +68,8 @@ def add_to(fresh: Tensor, x: Tensor) -> Tensor:
         fresh: What a convolution or a concatenation has just made and nobody else holds.
         x: Of a shape that broadcasts to that of `fresh`.
     """
-    if torch.promote_types(fresh.dtype, x.dtype) == fresh.dtype:
+    # float16 and bfloat16 are equally wide, and their sum is float32
+    if fresh.dtype == x.dtype or fresh.dtype.itemsize > x.dtype.itemsize:
         return fresh.add_(x)
     return fresh + x
 
@@ -312,4 +325,4 @@ def _conv3x3(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
 def _wide(x: Tensor | None) -> Tensor:
     """`x` in at least float32."""
     assert x is not None
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(wide_dtype(x.dtype))
