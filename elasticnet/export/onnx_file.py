@@ -169,9 +169,7 @@ def store_integers(model: Any) -> int:
             weight = _as_integers(node, float_tensors[name])
             if weight is not None:
                 stored[name] = weight
-        # two layers may share a weight
-        if name in stored:
-            node.input[1] = stored[name].output
+    _rename_inputs(graph, {name: weight.output for name, weight in stored.items()})
 
     nodes: list[Any] = []
     tensors = list(graph.initializer)
@@ -183,6 +181,17 @@ def store_integers(model: Any) -> int:
     _replace_entries(graph.node, nodes)
     _replace_entries(graph.initializer, [tensor for tensor in tensors if tensor.name in used])
     return len(stored)
+
+
+def _rename_inputs(graph: Any, new_names: Mapping[str, str]) -> None:
+    """Rename inputs of all nodes: two layers may share a weight, and others may ask for its type.
+
+    torch 2.6 writes CastLike nodes, whose second input only lends its type.
+    """
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name in new_names:
+                node.input[position] = new_names[name]
 
 
 def _as_integers(node: Any, tensor: Any) -> _StoredWeight | None:
