@@ -17,7 +17,7 @@ from elasticnet.sr.data.folder_layouts import Pair, find_files
 from elasticnet.sr.data.pair_set import PairSet, Skipped, open_pixels
 from elasticnet.sr.data.read_rgb import ImageError
 
-CACHE_FORMAT = 1  # of the cached files: raise it when the same images give other bytes
+CACHE_FORMAT = 2  # raised when the same file gives other pixels; 2: the main page of a TIFF
 
 logger = logging.getLogger(__name__)
 
