@@ -60,6 +60,15 @@ class StepFactors(NamedTuple):
     tap: dict[int, float | Tensor]
     psd: float | Tensor
 
+    @property
+    def include_psd(self) -> bool:
+        """Whether L_PSD is computed at all.
+
+        In a compiled step a scheduled lambda is a tensor. The graph cannot look at its value, and
+        always computes the term.
+        """
+        return isinstance(self.psd, Tensor) or self.psd != 0
+
 
 class TapNet(Protocol):
     """The part of a network that the objective uses; every ElasticWrapper has it.
@@ -87,7 +96,7 @@ class TapNet(Protocol):
         ...
 
 
-def deep_supervision(
+def tap_losses(
     predictions: Sequence[Any], target: Any, task_loss: TaskLoss = F.l1_loss
 ) -> list[Tensor]:
     """Return the task loss of every prediction, without weights.
@@ -255,33 +264,31 @@ class ElasticObjective(nn.Module):
         """
         depths = self.depths_at(step)
         *shallower, deepest = depths
-        if not self._needs_packed_factors():
+        if self._factors_may_be_numbers():
             factors = self._step_factors(depths, step)
         else:
-            # Must be inline: torch.compile breaks the graph at this call. Inside a helper it would
-            # break the graph there, and again here.
+            # Compiled, with a schedule. Must be inline: torch.compile breaks the graph at this
+            # call. Inside a helper it would break the graph there, and again here.
             packed = _outside_the_graph(self._packed_factors)(depths, step)
             factors = self._unpacked_factors(packed, depths)
 
         # the predictions and their task losses, by depth
         outputs = self.net.forward_taps(x, depths=depths, **keywords)
         predictions = dict(zip(depths, outputs.predictions, strict=True))
-        task_losses = deep_supervision(outputs.predictions, target, self.task_loss)
-        losses = dict(zip(depths, task_losses, strict=True))
+        losses_in_order = tap_losses(outputs.predictions, target, self.task_loss)
+        losses = dict(zip(depths, losses_in_order, strict=True))
 
         # w_N L_N
         routine = _scaled(losses[deepest], factors.tap[deepest])
 
         # sum over n < N of w_n L_n
-        supervision = torch.zeros_like(routine)
+        deep_supervision = torch.zeros_like(routine)
         for depth in shallower:
-            supervision = supervision + _scaled(losses[depth], factors.tap[depth])
+            term = _scaled(losses[depth], factors.tap[depth])
+            deep_supervision = deep_supervision + term
 
         # lambda L_PSD
-        # In a compiled step a scheduled lambda is a tensor. The graph cannot look at its value, and
-        # always computes the term.
-        psd_is_on = isinstance(factors.psd, Tensor) or factors.psd != 0
-        if psd_is_on:
+        if factors.include_psd:
             psd = _scaled(self._psd_loss(outputs.features), factors.psd)
         else:
             psd = torch.zeros_like(routine)
@@ -295,11 +302,11 @@ class ElasticObjective(nn.Module):
                 output_factor = self.output_weight * factors.tap[depth]
                 distillation = distillation + _scaled(output_loss, output_factor)
 
-        total = routine + supervision + distillation
+        total = routine + deep_supervision + distillation
         return LossTerms(
             total=total,
             routine=routine,
-            deep_supervision=supervision,
+            deep_supervision=deep_supervision,
             distillation=distillation,
             per_depth=_detached(losses, total),
         )
@@ -318,12 +325,17 @@ class ElasticObjective(nn.Module):
 
     def _step_factors(self, depths: Sequence[int], step: int | None) -> StepFactors:
         """Return the factors of a step that computes the predictions at these depths."""
+        *shallower, deepest = depths
         tap_weights = self.tap_weights_at(step)
-        tap_factors: dict[int, float | Tensor] = {depth: tap_weights[depth] for depth in depths}
+        # Every step computes the deepest tap. The others are sampled, and the division keeps the
+        # expected loss the same.
+        probability = 1.0
         if self.sampled_taps is not None:
             probability = inclusion_probability(self.net.taps, self.sampled_taps)
-            for depth in depths[:-1]:  # without the deepest, which every step computes
-                tap_factors[depth] = tap_weights[depth] / probability
+        tap_factors: dict[int, float | Tensor] = {}
+        for depth in shallower:
+            tap_factors[depth] = tap_weights[depth] / probability
+        tap_factors[deepest] = tap_weights[deepest]
         psd_weight = self.psd_weight
         if callable(psd_weight):
             psd_weight = psd_weight(_required(step, "a psd_weight schedule"))
@@ -334,10 +346,10 @@ class ElasticObjective(nn.Module):
     # step is compiled again, or its CUDA graph is recorded again. Therefore the factors are
     # computed outside the graph, and enter it as a tensor.
 
-    def _needs_packed_factors(self) -> bool:
-        """Return whether this step is compiled and has factors that change with the step."""
+    def _factors_may_be_numbers(self) -> bool:
+        """Return False for a compiled step whose factors change with the step, otherwise True."""
         is_scheduled = callable(self.tap_weights) or callable(self.psd_weight)
-        return is_scheduled and torch.compiler.is_compiling()
+        return not (is_scheduled and torch.compiler.is_compiling())
 
     def _packed_factors(self, depths: Sequence[int], step: int | None) -> Tensor:
         """Return the factors of the depths, then that of L_PSD, on the parameters' device."""

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -75,10 +75,10 @@ class ElasticWrapper(nn.Module):
     prediction. In eval mode three ways give the same prediction at depth d, bit for bit:
     `net(x, depth=d)`, `net.forward_taps(x)` and `net.truncate(d)(x)`.
 
-    The stem gets those keyword arguments of `net(x, **keywords)` that its forward names.
-    `call_block` gets the context of a block and returns that of the next one. The first block's
-    context is what the stem returns beside its features. If the stem returns features alone, the
-    context is the dict of all keyword arguments.
+    The context is what a block passes on beside its features. It starts as what the stem returns
+    beside its features, or else as the dict of all keyword arguments of `net(x, **keywords)`.
+    `call_block` takes and returns it. The stem itself gets those keyword arguments that its
+    forward names.
 
     State dict keys: `stem.*`, `blocks.{index from 0}.*`, `head.*`, `adapters.{depth}.*`.
 
@@ -416,18 +416,19 @@ class ElasticWrapper(nn.Module):
         output = x if stem is None else stem(x, **for_stem)
         # Without a stem, a tuple is an ordinary input of the first block.
         stem_returns_context = stem is not None and _is_tuple(output)
-        if stem_returns_context and self.call_block is None:
+        if not stem_returns_context:
+            if self.call_block is None:
+                _check_all_used(keywords, used=for_stem)
+            return output, keywords
+
+        if self.call_block is None:
             raise ValueError(
                 "the stem returned (x, context): pass call_block to use the context in the blocks"
             )
         # The stem's own context takes the place of the keyword arguments.
-        keywords_reach_blocks = self.call_block is not None and not stem_returns_context
-        if not keywords_reach_blocks:
-            _check_all_used(keywords, used=for_stem)
-        if stem_returns_context:
-            features, context = output
-            return features, context
-        return output, keywords
+        _check_all_used(keywords, used=for_stem)
+        features, context = output
+        return features, context
 
     def _skip_of(self, x: Any, stem_output: Any) -> Any:
         """Return what the head takes beside the features of a tap; None if it takes no skip."""
@@ -449,9 +450,9 @@ class ElasticWrapper(nn.Module):
 
         run = _recomputed(block) if recompute else block
         output = run(features)
-        if isinstance(output, tuple):
+        if _is_tuple(output):
             self._blocks_return_tuples = True  # read by to_sequential
-            output = cast(tuple[Any, ...], output)[0]
+            output = output[0]
         return output, context
 
     def _head_for_one_pass(self) -> Callable[..., Any]:
@@ -563,12 +564,14 @@ class ElasticWrapper(nn.Module):
     ) -> TapReport:
         """Return the report of one tap, which `check` completes with the deepest tap's shape."""
         output: Any = None
-        problem = None
+        rejection: str | None = None
         try:
             output = self._predict(head, features, skip, depth)
         except RuntimeError as error:
-            problem = str(error)
+            rejection = str(error)
         not_finite = int((~torch.isfinite(features)).sum())
+        # Features that are not finite explain everything else, a rejection by the head too.
+        problem = rejection
         if not_finite:
             problem = (
                 f"depth {depth}: {not_finite} of {features.numel()} features are not finite "
@@ -690,6 +693,7 @@ def _not_identity(before: Tensor, after: Tensor) -> str | None:
 
 def _with_deepest_shape(report: TapReport, deepest_shape: tuple[int, ...]) -> TapReport:
     """Add the deepest tap's shape to the problem of a tap that the head rejects for its shape."""
+    # The only problem that a tap of finite features can have is that the head rejects it.
     rejected = report.finite and report.problem is not None
     if not rejected or report.shape == deepest_shape:
         return report

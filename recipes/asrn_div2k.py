@@ -411,16 +411,17 @@ def train(
 
         while step < last_step and not stopping:
             # Train on one batch: loss at every tap, gradients, clipping, update, moving average.
-            # `batch(part, num_parts)` cuts one part of this step's batch; training_step asks for
-            # all parts in turn, for as many as --accumulate says.
-            batch = partial(sampler.batch, step)
+            # The batch is given as a function: `cut_part(part, num_parts)` cuts one part of it, and
+            # training_step asks for as many parts as --accumulate says.
+            cut_part = partial(sampler.batch, step)
             learning_rate = learning_rate_at(step, options.optimiser)
-            terms = training_step(batch=batch, step=step, learning_rate=learning_rate)
+            terms = training_step(cut_part, step, learning_rate)
             log.add(terms)
             step += 1
 
-            # Decide what is due after this step, and whether Ctrl-C or a signal asks to stop. All
-            # processes must agree on that, so they look only when a line of the log is due.
+            # Decide what is due after this step, and whether Ctrl-C or a signal asks to stop. One
+            # process looks after every step. Several look together when a line of the log is due,
+            # so that all of them stop after the same step.
             due = due_after(step, options)
             stopping = is_stop_requested(stop_signal, processes, together=due.line)
 
@@ -434,7 +435,9 @@ def train(
             if due.line or stopping:
                 log.write(step, scores, learning_rate=learning_rate)
 
-            # Keep the best network so far in a file of its own, and show what every depth sees.
+            # Keep the best network so far in a file of its own, and show what every depth makes of
+            # the validation images. Only the first process has scores, and only its `best_psnr`
+            # moves and is saved.
             if scores is not None:
                 best_psnr = keep_best(run, net_to_ship, step, scores, best_psnr)
                 crops = validation_crops(net_to_ship, validation_images, processes.device)
@@ -442,7 +445,7 @@ def train(
 
             # Save the state to resume from, and the network as it is now, also before stopping.
             if due.save or stopping:
-                save(run, step, training_step, log, best_psnr, processes)
+                save_state(run, step, training_step, log, best_psnr, processes)
 
     # A run that was asked to stop in its last step is finished all the same.
     if step < last_step:
@@ -772,7 +775,7 @@ def keep_best(
     return mean
 
 
-def save(
+def save_state(
     run: Run,
     step: int,
     training_step: TrainingStep,

@@ -19,7 +19,7 @@ from contract import projection
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
 from elasticnet.distillation import progressive_distillation
 from elasticnet.loss_weights import deepest_share, normalised, rising_deepest_share
-from elasticnet.losses import charbonnier, deep_supervision
+from elasticnet.losses import charbonnier, tap_losses
 from elasticnet.taps import sample_depths
 from tiny_nets import (
     LAYOUTS,
@@ -424,5 +424,5 @@ def test_a_task_loss_that_is_not_a_scalar_raises() -> None:
     ):
         ElasticObjective(conv_net(2), nn.L1Loss(reduction="none"), 0)(X, Y)
     with pytest.raises(ValueError, match=r"shape \(3,\): expected a scalar \(reduce it\)"):
-        deep_supervision([X], X, lambda p, t: torch.ones(3))
-    assert [float(loss) for loss in deep_supervision([X, X + 1], X)] == [0, pytest.approx(1)]
+        tap_losses([X], X, lambda p, t: torch.ones(3))
+    assert [float(loss) for loss in tap_losses([X, X + 1], X)] == [0, pytest.approx(1)]

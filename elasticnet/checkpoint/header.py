@@ -298,8 +298,8 @@ def _check_description(description: Mapping[str, Any]) -> None:
     if type(description["format"]) is not int or description["format"] < 1:
         raise ValueError(f"format {description['format']}")
     _check_taps(description["taps"])
-    _check_types_in_table("sha256", description["sha256"], str)
-    _check_types_in_table("cards", description["cards"], dict)
+    _check_value_types("sha256", description["sha256"], str)
+    _check_value_types("cards", description["cards"], dict)
 
 
 def _check_taps(taps: list[Any]) -> None:
@@ -311,8 +311,8 @@ def _check_taps(taps: list[Any]) -> None:
         raise ValueError(f"taps {short(taps)}")
 
 
-def _check_types_in_table(key: str, table: Mapping[str, Any], expected_type: type) -> None:
-    """Raise unless all values of one of the description's tables are of a type."""
-    for name, value in table.items():
+def _check_value_types(key: str, values: Mapping[str, Any], expected_type: type) -> None:
+    """Raise unless all values of one of the description's mappings are of a type."""
+    for name, value in values.items():
         if not isinstance(value, expected_type):
             raise ValueError(f"{key} of {short(name)} is of type {type(value).__name__}")

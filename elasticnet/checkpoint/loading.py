@@ -135,6 +135,7 @@ def _build_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
         raise ValueError(
             f"{checkpoint.name}: {name} cannot be built as the file describes it: {reason}"
         ) from error
+    # With these arguments this depth was built; after `truncate` a net keeps those of the whole.
     net.origin = Origin(name, arguments)
     return net
 
@@ -219,12 +220,12 @@ def _read_state(checkpoint: Checkpoint, net: ElasticWrapper, depth: int) -> dict
 
 def _check_names(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int) -> None:
     """Raise unless net and file have the same tensors; the file may have more in deeper blocks."""
-    on_one_side_only = state.keys() ^ checkpoint.table.entries.keys()
-    for name in sorted(on_one_side_only):
-        if name in state:
-            raise ValueError(
-                f"{checkpoint.name}: no tensor {name!r}, which depth {depth} of this net needs"
-            )
+    in_file = checkpoint.table.entries.keys()
+    for name in sorted(state.keys() - in_file):
+        raise ValueError(
+            f"{checkpoint.name}: no tensor {name!r}, which depth {depth} of this net needs"
+        )
+    for name in sorted(in_file - state.keys()):
         if shallowest_depth(name) <= depth:
             raise ValueError(f"{checkpoint.name}: tensor {name!r} has no place in this net")
 
@@ -261,12 +262,12 @@ def _replace_state(net: ElasticWrapper, loaded: Mapping[str, Tensor]) -> None:
     """Replace a net's parameters and buffers by tensors read from a file, without copying them."""
     new_state: dict[str, Tensor] = {}
     # Tied weights are one tensor under two names: the second name gets the same new tensor.
-    new_of_old: dict[int, Tensor] = {}  # new tensors, by the id of the tensors that they replace
+    new_by_old_id: dict[int, Tensor] = {}  # new tensors, by the id of the tensors that they replace
     for name, old in net.state_dict(keep_vars=True).items():
-        if id(old) not in new_of_old:
+        if id(old) not in new_by_old_id:
             new = loaded[name]
             if isinstance(old, nn.Parameter):
                 new = nn.Parameter(new, requires_grad=old.requires_grad)
-            new_of_old[id(old)] = new
-        new_state[name] = new_of_old[id(old)]
+            new_by_old_id[id(old)] = new
+        new_state[name] = new_by_old_id[id(old)]
     net.load_state_dict(new_state, assign=True)

@@ -87,8 +87,8 @@ def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[
 
 
 def _by_depth(tensor_name: str) -> tuple[int, str]:
-    """Sort key: within one dtype width, the tensors of a depth are one piece of the file.
+    """Sort key: shallow tensors first.
 
-    This piece begins where the tensors of that width begin, whatever the depth is.
+    So the tensors of one dtype width that a depth needs lie next to each other, and are one read.
     """
     return shallowest_depth(tensor_name), tensor_name

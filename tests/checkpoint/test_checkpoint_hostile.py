@@ -325,7 +325,11 @@ def forged(path: Path, net: ElasticWrapper, **changes: Any) -> None:
             {"group_size": -1, "taps": [10**9]},
             r"rcan cannot be built as .*: 1000000000 blocks cannot lie in \d+ tensors",
         ),
-        (rcan, {"group_size": 20}, "tensor 'blocks.0.body.1.bias' has no place in this net"),
+        (
+            rcan,
+            {"group_size": 20},
+            "no tensor 'blocks.0.body.1.body.0.bias', which depth 1 of this net needs",
+        ),
         (rcan, {"reduction": 0}, "rcan cannot be built as .*: reduction 0: expected 1 to 8"),
     ],
 )

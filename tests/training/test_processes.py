@@ -127,6 +127,13 @@ def overflow_in_one(processes: Processes) -> list[tuple[float, bool]]:
     return seen
 
 
+class Terminal(io.StringIO):
+    """A stream that takes itself for a terminal, since progress is drawn on nothing else."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def log_of_two(processes: Processes, folder: Path) -> dict[str, Any]:
     """What this process draws, and its error when one loss is NaN in the second process."""
     net = make_net()
@@ -138,7 +145,7 @@ def log_of_two(processes: Processes, folder: Path) -> dict[str, Any]:
     )
     with (
         run,
-        contextlib.redirect_stderr(io.StringIO()) as drawn,
+        contextlib.redirect_stderr(Terminal()) as drawn,
         TrainingLog(run, 9, processes) as log,
     ):
         for step in range(5):

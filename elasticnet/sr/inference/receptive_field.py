@@ -28,8 +28,9 @@ from elasticnet.wrapper import ElasticWrapper, evaluating
 STRIP_WIDTH = 8  # pixels
 LONGEST_STRIP = 1024  # pixels
 STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; the shortest that is enough is cut
-# When the longest strip is cut, at least one pixel must be out of reach of both cuts.
-LARGEST_REACH = (LONGEST_STRIP - 2) // 2 - 1
+# When the longest strip is cut, at least one pixel must be out of reach of both cuts: it needs a
+# length of 2 * reach + 3, see _length_to_cut.
+LARGEST_REACH = (LONGEST_STRIP - 3) // 2
 SQUARE = 48  # pixels a side of the image on which memory is measured
 TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
 HEIGHT, WIDTH = 2, 3  # the axes of an image (b, c, h, w)
@@ -45,8 +46,9 @@ class Footprint(NamedTuple):
         scale: How many times as long each side of the output is.
         reach: How many LR pixels away an input pixel can be and still change an output pixel. None
             if there is no bound (global pooling), if it is more than 510, or if it changes with the
-            place (windows, strides): then no tiles can equal the whole image. The reach is too
-            small for a network that sees pixels more than 512 away and none 511 or 512 away.
+            place (windows, strides): then no tiles can equal the whole image. A strip of 1024
+            pixels shows nothing that is more than 512 pixels from its middle. A network that sees
+            only pixels farther away than that, beside near ones, gets too small a reach.
         bytes_per_pixel: The most bytes that the tensors of a pass hold at any time, for each LR
             pixel, in the network's own precision.
     """
@@ -95,7 +97,10 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
 
 
 def _measure(net: ElasticWrapper, depth: int, at_least: int | None) -> Footprint:
-    """The footprint of a depth that sees at least as far as the reach `at_least`."""
+    """The footprint of a depth that sees at least as far as `at_least`.
+
+    That is the reach of a shallower depth; None means that it has no bound, so this depth has none.
+    """
     scale = scale_of(net)
     # A network without parameters counts as one in float32 on the CPU.
     parameter = next(net.parameters(), torch.zeros(()))

@@ -1,7 +1,7 @@
 """The plan of an upscaling: everything that is known of it before the first pixel is computed.
 
-The command, `Upscaler` or a program calls `plan_upscale` once, and the functions below them only
-read the plan. `first_tiling` lays the tiles that a plan asks for over an image of one size.
+`plan_upscale` makes the plan once; everything that enlarges an image only reads it.
+`first_tiling` lays the tiles that a plan asks for over an image of one size.
 """
 
 from __future__ import annotations
