@@ -1,13 +1,14 @@
-"""What a training step takes beside other work, with OpenMP's threads spinning and sleeping.
+"""What a training step takes beside other work, by how OpenMP's threads wait for each other.
 
     python tests/benchmarks/bench_wait_policy.py [--steps 10] [--batch-size 16] [--load 1]
-    [--json FILE]
+    [--rounds 3] [--json FILE]
 
 It makes its own load: `--load` processes that each keep a core busy. A step of the recipe's demo
-(ASRN ×2, five blocks, L1 at every tap) is timed four times: idle and under load, with
-OMP_WAIT_POLICY=PASSIVE and without it. Each of the four is a process of its own, because OpenMP
-reads the policy once, when torch is imported. Medians over the steps. Run it on a machine that does
-nothing else.
+(ASRN ×2, five blocks, L1 at every tap) is timed idle and under load with each of the settings:
+threads that spin while they wait (libgomp's default), that sleep at once (OMP_WAIT_POLICY=PASSIVE),
+and that spin briefly and then sleep (what commands and recipes set). Each measurement is a process
+of its own, because OpenMP reads its settings once, when torch is imported. The settings take turns
+within a round; medians over steps, then over rounds. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -24,21 +25,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-POLICY = "OMP_WAIT_POLICY"
+SPIN_COUNTS = (1_000, 10_000, 100_000)
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 BUSY_LOOP = "while True: pass"
 WARM_UP_STEPS = 2
 
 
 class Row(NamedTuple):
-    """Seconds of a step with one policy.
+    """Seconds of a step with one setting.
 
     Attributes:
-        policy: Of OpenMP.
+        setting: The environment variables that differ from the default.
         idle: The median on the idle machine.
         loaded: The median beside the load.
     """
 
-    policy: str
+    setting: str
     idle: float
     loaded: float
 
@@ -53,19 +55,44 @@ def main() -> None:
     # torch is imported by these; the processes that are measured are others
     from harness import machine_name, write_report
 
-    rows: list[Row] = []
-    for policy in ("default", "PASSIVE"):
-        idle = median_of_a_process(options, policy)
+    settings = all_settings()
+    idle: dict[str, list[float]] = {name: [] for name in settings}
+    loaded: dict[str, list[float]] = {name: [] for name in settings}
+    for _ in range(options.rounds):
+        for name, variables in settings.items():
+            idle[name].append(median_of_a_process(options, variables))
         with load(options.load):
-            loaded = median_of_a_process(options, policy)
-        rows.append(Row(policy, idle, loaded))
+            for name, variables in settings.items():
+                loaded[name].append(median_of_a_process(options, variables))
+    rows = [
+        Row(name, statistics.median(idle[name]), statistics.median(loaded[name]))
+        for name in settings
+    ]
 
-    print(f"{machine_name()}; load: {options.load} busy processes\n")
-    print(f"| {POLICY} | idle, s a step | under load, s a step |")
+    print(f"{machine_name()}; load: {options.load} busy processes; {options.rounds} rounds\n")
+    print("| setting | idle, s a step | under load, s a step |")
     print("| --- | ---: | ---: |")
     for row in rows:
-        print(f"| {row.policy} | {row.idle:.2f} | {row.loaded:.2f} |")
+        print(f"| {row.setting} | {row.idle:.3f} | {row.loaded:.3f} |")
     write_report(options, machine_name(), rows=[row._asdict() for row in rows])
+
+
+def all_settings() -> dict[str, dict[str, str]]:
+    """Return the environment variables of each setting, by the name in the table."""
+    settings = {"default": {}, "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"}}
+    for count in SPIN_COUNTS:
+        settings[f"GOMP_SPINCOUNT={count}"] = {"GOMP_SPINCOUNT": str(count)}
+    settings["commands and recipes"] = what_commands_set()
+    return settings
+
+
+def what_commands_set() -> dict[str, str]:
+    """Return the variables that `elasticnet.before_torch` sets in an environment without them."""
+    code = "import json, os, elasticnet.before_torch; print(json.dumps(dict(os.environ)))"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=environment_with({}), stdout=subprocess.PIPE, check=True)
+    after = json.loads(done.stdout)
+    return {name: after[name] for name in VARIABLES if name in after}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -76,10 +103,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each process")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--load", type=int, default=1, help="processes that keep a core busy")
+    parser.add_argument("--rounds", type=int, default=3, help="times that every row is measured")
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    for name in ("steps", "batch_size", "load"):
+    for name in ("steps", "batch_size", "load", "rounds"):
         if getattr(options, name) < 1:
             parser.error(
                 f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1"
@@ -99,14 +127,18 @@ def load(num_processes: int) -> Generator[None, None, None]:
             process.wait()
 
 
-def median_of_a_process(options: argparse.Namespace, policy: str) -> float:
-    """Return the median of a step's seconds in a new process with this policy."""
-    environment = {name: value for name, value in os.environ.items() if name != POLICY}
-    environment.pop("OMP_NUM_THREADS", None)  # one thread has nobody to wait for
-    if policy != "default":
-        environment[POLICY] = policy
+def environment_with(variables: dict[str, str]) -> dict[str, str]:
+    """Return this process's environment with these settings of OpenMP and no others."""
+    # OMP_NUM_THREADS goes, too: one thread has nobody to wait for
+    others = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return {**others, **variables}
+
+
+def median_of_a_process(options: argparse.Namespace, variables: dict[str, str]) -> float:
+    """Return the median of a step's seconds in a new process with these variables."""
     words = [sys.executable, __file__, "--child"]
     words += ["--steps", str(options.steps), "--batch-size", str(options.batch_size)]
+    environment = environment_with(variables)
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, check=True)
     return statistics.median(json.loads(done.stdout))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -121,11 +122,26 @@ def test_python_dash_m_is_the_command() -> None:
     assert python("-m", "elasticnet.cli", "--version").stdout == done.stdout
 
 
-def test_the_command_lets_waiting_threads_sleep_unless_told_otherwise() -> None:
-    code = "import os, elasticnet.cli; print(os.environ['OMP_WAIT_POLICY'])"
-    assert python("-c", code).stdout == "PASSIVE\n"
-    set_before = "import os; os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'; "
-    assert python("-c", set_before + code).stdout == "ACTIVE\n"
+def openmp_settings(before: str = "") -> dict[str, str]:
+    """Return what is set of OpenMP after the command's import, without what the caller has set."""
+    code = (
+        "import json, os; "
+        "[os.environ.pop(name, None) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')]; "
+        f"{before}import elasticnet.cli; "
+        "print(json.dumps({k: v for k, v in os.environ.items() if 'OMP_WAIT' in k or 'SPIN' in k}))"
+    )
+    return json.loads(python("-c", code).stdout)
+
+
+def test_the_command_lets_waiting_threads_sleep_after_a_short_spin() -> None:
+    assert openmp_settings() == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+
+
+def test_settings_of_openmp_by_the_user_are_kept() -> None:
+    policy = "os.environ['OMP_WAIT_POLICY'] = 'ACTIVE'; "
+    assert openmp_settings(before=policy) == {"OMP_WAIT_POLICY": "ACTIVE"}
+    count = "os.environ['GOMP_SPINCOUNT'] = '7'; "
+    assert openmp_settings(before=count)["GOMP_SPINCOUNT"] == "7"
 
 
 # --- --version
