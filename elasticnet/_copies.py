@@ -1,0 +1,122 @@
+"""Copies of modules that hold tensors which autograd computed, which `copy.deepcopy` refuses.
+
+Such tensors lie in many modules: the old `weight_norm` and `spectral_norm`, and `prune`, keep the
+weight that they computed as an attribute; other modules keep their last attention map; the object
+behind a hook keeps the features that it saw.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import types
+import weakref
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+Value = TypeVar("Value")
+
+# What `copy.deepcopy` shares instead of copying it, so that nothing behind it can be in its way.
+SHARED_TYPES = (
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.CodeType,
+    weakref.ref,
+    str,
+    bytes,
+)
+
+
+def detached_copy(value: Value, memo: dict[int, Any] | None = None) -> Value:
+    """Return a deep copy, in which tensors that autograd computed are detached.
+
+    Parameters and all other tensors are copied as `copy.deepcopy` does it.
+
+    Args:
+        value: A module, or anything that `copy.deepcopy` takes.
+        memo: What the copy holds in the place of an object, by the object's `id`, as for
+            `copy.deepcopy`. What is copied is added to it. None: nothing is replaced.
+
+    Returns:
+        The copy.
+
+    Raises:
+        TypeError: A module holds an attribute that cannot be copied, such as a lock or an open
+            file; the message names it.
+    """
+    if memo is None:
+        memo = {}
+    for tensor in _computed_tensors(value, memo):
+        memo[id(tensor)] = _detached(tensor)
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception as error:  # whatever the classes of the user's objects raise
+        name = _name_of_what_fails(value) if isinstance(value, nn.Module) else None
+        if name is None:
+            raise
+        raise TypeError(
+            f"{name} cannot be copied ({type(error).__name__}: {error}); "
+            "remove it, or give its class a __deepcopy__"
+        ) from error
+
+
+def _computed_tensors(value: Any, memo: dict[int, Any]) -> list[Tensor]:
+    """Return the tensors inside a value that `copy.deepcopy` refuses.
+
+    The garbage collector knows what any object refers to: in attributes, slots, lists, dicts, bound
+    methods and partial functions alike. It may find more than `copy.deepcopy` would come to, which
+    costs nothing but a copy.
+    """
+    found: list[Tensor] = []
+    seen: set[int] = set(memo)
+    waiting: list[Any] = [value]
+    while waiting:
+        each = waiting.pop()
+        # By type(), because isinstance() asks the object, which a dead weak proxy does not survive.
+        if id(each) in seen or issubclass(type(each), SHARED_TYPES):
+            continue
+        seen.add(id(each))
+        if issubclass(type(each), Tensor) and _is_computed(each):
+            found.append(each)
+        else:
+            waiting.extend(gc.get_referents(each))
+    return found
+
+
+def _is_computed(tensor: Tensor) -> bool:
+    """Return whether `copy.deepcopy` refuses a tensor: autograd computed it, or its gradient."""
+    if not tensor.is_leaf:
+        return True
+    # Copies of parameters have no gradient, those of other tensors have.
+    if isinstance(tensor, nn.Parameter) or tensor.grad is None:
+        return False
+    return not tensor.grad.is_leaf
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor without its history, a leaf that requires a gradient if it did."""
+    copied = tensor.detach().clone()
+    if tensor.is_leaf:
+        copied.requires_grad_(tensor.requires_grad)
+    return copied
+
+
+def _name_of_what_fails(module: Any) -> str | None:
+    """Return the path of the first attribute that cannot be copied; None: each of them can.
+
+    Modules, parameters and buffers are looked at one by one, as attributes of their own module.
+    """
+    for path, part in module.named_modules():
+        inner = {id(child): child for child in part.children()}
+        attributes: dict[str, Any] = vars(part)
+        for name, attribute in attributes.items():
+            if name == "_modules":
+                continue
+            try:
+                detached_copy(attribute, memo=dict(inner))
+            except Exception:
+                return f"{path}.{name}" if path else name
+    return None
