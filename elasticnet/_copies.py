@@ -109,10 +109,10 @@ def _name_of_what_fails(module: Any) -> str | None:
 
     Modules, parameters and buffers are looked at one by one, as attributes of their own module.
     """
-    for path, part in module.named_modules():
+    parts: list[tuple[str, nn.Module]] = list(module.named_modules())
+    for path, part in parts:
         inner = {id(child): child for child in part.children()}
-        attributes: dict[str, Any] = vars(part)
-        for name, attribute in attributes.items():
+        for name, attribute in vars(part).items():
             if name == "_modules":
                 continue
             try:

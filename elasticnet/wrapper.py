@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from elasticnet._compare import largest_difference, same_bits
+from elasticnet._copies import detached_copy
 from elasticnet.taps import resolve_depth, resolve_depths, resolve_taps
 
 HEAD_SKIPS = (None, "stem", "input")
@@ -260,7 +260,7 @@ class ElasticWrapper(nn.Module):
         depth = resolve_depth(depth, self.taps)
         taps = [tap for tap in self.taps if tap <= depth]
         shared = self._rebuilt(self.blocks[:depth], taps, self._adapters_by_depth())
-        return copy.deepcopy(shared)
+        return detached_copy(shared)
 
     def with_taps(self, taps: Iterable[int] | None) -> ElasticWrapper:
         """Return a network of the same modules with predictions at other depths.
@@ -316,7 +316,7 @@ class ElasticWrapper(nn.Module):
         # Only the two containers are new; every other module keeps its own mode.
         sequence.training = self.training
         blocks.training = self.training
-        return copy.deepcopy(sequence)
+        return detached_copy(sequence)
 
     def grow(
         self,
@@ -356,11 +356,11 @@ class ElasticWrapper(nn.Module):
         adapters = self._adapters_by_depth()
         if old_depth in adapters:
             for depth in new_taps:
-                adapters[depth] = copy.deepcopy(adapters[old_depth])
+                adapters[depth] = detached_copy(adapters[old_depth])
         shared = self._rebuilt(
             blocks=[*self.blocks, *new_blocks], taps=[*self.taps, *new_taps], adapters=adapters
         )
-        grown = copy.deepcopy(shared)
+        grown = detached_copy(shared)
         with evaluating(grown), torch.no_grad():
             grown._prove_identity(old_depth=old_depth, example=example, keywords=keywords)
         return grown
@@ -514,7 +514,7 @@ class ElasticWrapper(nn.Module):
         self, block: nn.Module, init: Callable[[nn.Module], Any] | None, name: str
     ) -> nn.Module:
         """Return a copy of a block, made the identity, with this net's device, dtype and mode."""
-        identity = copy.deepcopy(block)
+        identity = detached_copy(block)
         if init is None:
             init_identity = getattr(identity, "init_identity", None)
             if init_identity is None:
