@@ -44,7 +44,7 @@ from elasticnet.sr.benchmark.report import write_report
 from elasticnet.sr.benchmark.validation_crops import validation_crops
 from elasticnet.sr.data import PairSet
 from elasticnet.sr.data.download import download_div2k
-from elasticnet.sr.data.image_record import changed_images, note_images
+from elasticnet.sr.data.image_record import keep_image_record
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.options import DataOptions, DegradationOptions
@@ -82,6 +82,8 @@ DOWNLOADS = Path("datasets/DIV2K")
 # arguments of a network that may differ in a warm start: they leave its head what it is
 SAME_HEAD = ("num_blocks", "fold", "tap_affine")
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
+
+NOTHING_KEPT = -math.inf  # what a state holds as the best PSNR if no network was kept yet
 
 # what a resumed run cannot change: its weights belong to this network, trained for this task
 FIXED = ("task", "scale", "num_blocks", "channels", "upsampler", "skip", "tap_affine", "variant")
@@ -370,7 +372,12 @@ def main(options: Options) -> None:
 
         folder = options.run.out or default_folder(options)
         with open_run(options, options.run, folder, processes) as run:
-            compare_images(options, run, training_images, validation_images, processes)
+            keep_image_record(
+                run,
+                {"training": training_images, "validation": validation_images},
+                changes_allowed=options.images.changed_images,
+                say=processes.say,
+            )
             processes.say(
                 f"training on {training_images}, validating on {validation_images}; "
                 f"run folder {run.folder}"
@@ -503,29 +510,6 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
     return training_images, scorable(validation_images)
 
 
-def compare_images(
-    options: Options,
-    run: Run,
-    training_images: PairSet,
-    validation_images: PairSet,
-    processes: Processes,
-) -> None:
-    """Note the images of a new run; refuse others at --resume, unless --changed-images says so."""
-    sets = {"training": training_images, "validation": validation_images}
-    changes = ""
-    if options.run.resume is not None:
-        changes = changed_images(run.folder, sets)
-    if changes and not options.images.changed_images:
-        raise ValueError(
-            f"the images are not those that {run.folder} was started with: {changes}. Give those "
-            "by --data and --valid, or go on with these by --changed-images"
-        )
-    if changes:
-        processes.say(f"note: other images from now on: {changes}")
-    if processes.first:
-        note_images(run.folder, sets)
-
-
 def build(options: Options, processes: Processes) -> ElasticWrapper:
     """Return the network on its device, from the weights of --init if it is given."""
     # The variant ss (single supervision) is the ordinary network: one tap, at the deepest block.
@@ -552,12 +536,12 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
     """Return the network and its loss in one: deep supervision and self-distillation."""
     image_loss = LOSSES[options.loss.loss]
     # An L1 loss of images in 0..255 is 255 times that of images in 0..1, an MSE loss 255**2 times.
-    factor = options.loss.image_scale**image_loss.power
+    task_factor = options.loss.image_scale**image_loss.power
     # The output distillation is an L1 loss, whatever --loss is.
     output_factor = options.loss.image_scale ** LOSSES["l1"].power
 
     def task_loss(prediction: Tensor, target: Tensor) -> Tensor:
-        return factor * image_loss.function(prediction, target)
+        return task_factor * image_loss.function(prediction, target)
 
     psd_weight = options.loss.psd_weight if options.loss.variant == "full" else 0.0
     sampled_taps = None if options.loss.variant == "ss" else options.loss.sampled_taps
@@ -663,12 +647,12 @@ class Standing(NamedTuple):
 
     Attributes:
         step: The steps that are done.
-        best_psnr: The best mean PSNR over the depths so far, in dB.
+        best_psnr: The best mean PSNR over the depths so far, in dB; None if none was kept.
         log_state: The state of its log; None where nothing is done.
     """
 
     step: int
-    best_psnr: float
+    best_psnr: float | None
     log_state: Mapping[str, Any] | None
 
 
@@ -678,7 +662,7 @@ def resume(
     """Load the newest state that the run has saved, if it has one; return where the run stands."""
     latest = run.load_latest()
     if latest is None:
-        return Standing(step=0, best_psnr=-math.inf, log_state=None)
+        return Standing(step=0, best_psnr=None, log_state=None)
     step, state = latest
     last_step = options.optimiser.steps
     if step > last_step:
@@ -692,22 +676,27 @@ def resume(
     return Standing(step, best_psnr=best_psnr, log_state=state["log"])
 
 
-def psnr_of_best(run: Run, stored: float, processes: Processes) -> float:
-    """Return the mean PSNR of best.safetensors; -inf if there is none, so that the next is kept.
+def psnr_of_best(run: Run, stored: float, processes: Processes) -> float | None:
+    """Return the mean PSNR over the depths that best.safetensors holds; None if there is no file.
 
     The file is asked, and not the state: it may be of a later step than the last state of a machine
-    that went down, or be missing in a copy of the run folder.
+    that went down, or be missing in a copy of the run folder. `stored` is what the state holds.
     """
     try:
         psnr = read_header(run.folder / "best.safetensors")["notes"]["psnr"]
     except (OSError, ValueError, KeyError) as error:
-        if stored > -math.inf:
+        if stored != NOTHING_KEPT:
             processes.say(
                 f"note: the best network so far, of {stored:.2f} dB, is not there ({error}); "
                 "the next one that is validated takes its place"
             )
-        return -math.inf
-    return sum(psnr.values()) / len(psnr)
+        return None
+    mean = sum(psnr.values()) / len(psnr)
+    if not math.isfinite(mean):
+        # Older versions also scored images that a network reproduces exactly, whose PSNR is
+        # infinite. No later network could take the place of such a best one.
+        return None
+    return mean
 
 
 def log_initial_weights(
@@ -764,12 +753,11 @@ def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) ->
 
 
 def keep_best(
-    run: Run, net: ElasticWrapper, step: int, scores: dict[int, float], best_psnr: float
+    run: Run, net: ElasticWrapper, step: int, scores: dict[int, float], best_psnr: float | None
 ) -> float:
     """Write best.safetensors if the mean PSNR over the depths is a new best; return the best."""
     mean = sum(scores.values()) / len(scores)
-    # Runs of older versions may have stored an infinite one, which nothing would ever replace.
-    if math.isfinite(best_psnr) and mean <= best_psnr:
+    if best_psnr is not None and mean <= best_psnr:
         return best_psnr
     elasticnet.save(net, run.folder / "best.safetensors", {"step": step, "psnr": scores})
     return mean
@@ -780,14 +768,14 @@ def save_state(
     step: int,
     training_step: TrainingStep,
     log: TrainingLog,
-    best_psnr: float,
+    best_psnr: float | None,
     processes: Processes,
 ) -> None:
     """Write the state to resume from, and the network that would be shipped now."""
     state = {
         "training": training_step.state_dict(),
         "log": log.state_dict(),
-        "best": best_psnr,
+        "best": NOTHING_KEPT if best_psnr is None else best_psnr,
         "random": processes.gather(random_state()),
     }
     run.save(step, state)

@@ -52,7 +52,7 @@ from elasticnet.sr.benchmark import (
 )
 from elasticnet.sr.benchmark.figures import elastic_curve
 from elasticnet.sr.data import PairSet
-from elasticnet.sr.data.image_record import changed_images, note_images
+from elasticnet.sr.data.image_record import keep_image_record
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.models.convert import BUILDERS, load_official, read_official
@@ -300,7 +300,12 @@ def main(options: Options) -> None:
     )
     folder = options.run.out or default_folder(options, scale)
     with open_run(options, options.run, folder, processes) as run:
-        compare_images(options, run, training_images, sets, processes)
+        keep_image_record(
+            run,
+            {"training": training_images, **dict(sets)},
+            changes_allowed=options.images.changed_images,
+            say=processes.say,
+        )
         scored = ", ".join(name for name, _ in sets)
         processes.say(
             f"training on {training_images}, scoring on {scored}; run folder {run.folder}"
@@ -405,7 +410,7 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
             log.add(terms)
             step += 1
 
-            # Decide what is due, and whether a signal asks to stop; then it is saved, too.
+            # Decide what is due, and whether a signal asks to stop. Stopping saves as well.
             stopping = training.stop_signal.requested
             validating = step == end or step % options.run.eval_every == 0
             saving = validating or stopping or step % options.run.save_every == 0
@@ -415,7 +420,8 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
             if validating:
                 scores = psnr_per_depth(training, phase, net)
 
-            # Write a line of the log. It comes before the save, which counts on it.
+            # Write the line of the log before the save: a resumed run cuts the log back to the
+            # step of the state that it continues from.
             if saving or step % options.run.log_every == 0:
                 log.write(step, scores, learning_rate=learning_rate, phase=phase.number + 1)
             if saving:
@@ -627,28 +633,6 @@ def read_weights(path: Path) -> ElasticWrapper:
     if architecture not in BUILDERS:
         raise ValueError(f"--weights {path}: holds {architecture}, expected edsr or rcan")
     return saved.with_taps(None).train()
-
-
-def compare_images(
-    options: Options,
-    run: Run,
-    training_images: PairSet,
-    scored: Sequence[tuple[str, PairSet]],
-    processes: Processes,
-) -> None:
-    """Note the images of a new run; refuse others at --resume, unless --changed-images says so."""
-    sets = {"training": training_images, **dict(scored)}
-    changes = ""
-    if options.run.resume is not None:
-        changes = changed_images(run.folder, sets)
-    if changes and not options.images.changed_images:
-        raise ValueError(
-            f"the images are not those that {run.folder} was started with: {changes}. Give those "
-            "by --data and --valid, or go on with these by --changed-images"
-        )
-    if changes:
-        processes.say(f"note: other images from now on: {changes}")
-    note_images(run.folder, sets)
 
 
 def tap_cost(net: ElasticWrapper, options: Options) -> str:

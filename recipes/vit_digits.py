@@ -242,7 +242,8 @@ def main(options: Options) -> None:
 
 def compare(session: Session, seed: int, results: Results) -> bool:
     """Train and measure all networks of one seed; return False if a signal stopped it before."""
-    options, run = session.options, session.run
+    options = session.options
+    run = session.run
     digits = read_digits(options.experiment.num_test, seed)
     for case in cases_of(options.network.num_blocks, seed):
         session.bar.set_postfix_str(f"seed {seed}, {LABELS[case.variant]}, depth {case.depth}")

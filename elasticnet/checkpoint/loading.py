@@ -97,9 +97,10 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
 class _EmptyOnMeta(TorchFunctionMode):
     """A mode in which layers are built without memory, whatever sizes a forged file claims.
 
-    Layers of torch.nn allocate their parameters by torch.empty. In this mode torch.empty puts them
-    on the meta device, where they take no memory and draw no random numbers. torch.device("meta")
-    is not used instead, because it would also catch torch.eye, which imports 900 modules on meta.
+    Tensors on the meta device have a shape and a dtype, but no memory and no values; initialising
+    them draws no random numbers. Layers of torch.nn allocate their parameters by torch.empty, which
+    in this mode puts them on the meta device. torch.device("meta") is not used instead, because it
+    would also catch torch.eye, which imports 900 modules on meta.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,7 +111,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def _build_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
-    """Return the net that a file describes, cut to a depth; parameters are on the meta device."""
+    """Return the net that a file describes, cut to a depth; its parameters have no memory yet."""
     name = checkpoint.description["architecture"]
     if name is None:
         raise ValueError(
@@ -135,7 +136,7 @@ def _build_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
         raise ValueError(
             f"{checkpoint.name}: {name} cannot be built as the file describes it: {reason}"
         ) from error
-    # With these arguments this depth was built; after `truncate` a net keeps those of the whole.
+    # Record the arguments for this depth; those in the file are for the whole net.
     net.origin = Origin(name, arguments)
     return net
 

@@ -87,8 +87,9 @@ def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[
 
 
 def _by_depth(tensor_name: str) -> tuple[int, str]:
-    """Sort key: shallow tensors first.
+    """Sort key for `place_tensors`, which groups tensors by the width of their dtypes.
 
-    So the tensors of one dtype width that a depth needs lie next to each other, and are one read.
+    Within a group, shallow tensors come first. So those that a depth needs lie next to each other,
+    and are one read.
     """
     return shallowest_depth(tensor_name), tensor_name

@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from elasticnet._files import write_json
 from elasticnet.sr.data.pair_set import PairSet
+from elasticnet.training.run_folder import Run
 
 FILE_NAME = "images.json"
 MAX_NAMES = 5  # of images that a message names
 
 # name -> height and width of the LR image
 Sizes = dict[str, list[int]]
+
+
+def keep_image_record(
+    run: Run,
+    sets: Mapping[str, PairSet],
+    *,
+    changes_allowed: bool,
+    say: Callable[[str], object],
+) -> None:
+    """Note the images of a new run; of a resumed run, compare them with those that are noted.
+
+    Args:
+        run: The open run.
+        sets: The sets of images by what they are for, such as "training".
+        changes_allowed: Whether a resumed run goes on with other images, which are noted from then
+            on: the option --changed-images.
+        say: Gets a line on what has changed.
+
+    Raises:
+        ValueError: The images have changed, and changes are not allowed.
+    """
+    changes = changed_images(run.folder, sets)
+    if changes and not changes_allowed:
+        raise ValueError(
+            f"the images are not those that {run.folder} was started with: {changes}. Give those "
+            "by --data and --valid, or go on with these by --changed-images"
+        )
+    if changes:
+        say(f"note: other images from now on: {changes}")
+    if run.writer:
+        note_images(run.folder, sets)
 
 
 def note_images(folder: Path, sets: Mapping[str, PairSet]) -> None:

@@ -44,11 +44,15 @@ class Footprint(NamedTuple):
     Attributes:
         depth: The number of blocks that run.
         scale: How many times as long each side of the output is.
-        reach: How many LR pixels away an input pixel can be and still change an output pixel. None
-            if there is no bound (global pooling), if it is more than 510, or if it changes with the
-            place (windows, strides): then no tiles can equal the whole image. A strip of 1024
-            pixels shows nothing that is more than 512 pixels from its middle. A network that sees
-            only pixels farther away than that, beside near ones, gets too small a reach.
+        reach: How many LR pixels away an input pixel can be and still change an output pixel. It is
+            None, and no tiles can equal the whole image, in three cases:
+
+            - there is no bound, as with global pooling;
+            - it is more than 510;
+            - it changes with the place, as with windows and strides.
+
+            One case is missed: a network that sees near pixels and pixels that are more than 512
+            away, but none between them, gets too small a reach. The strip ends before the far ones.
         bytes_per_pixel: The most bytes that the tensors of a pass hold at any time, for each LR
             pixel, in the network's own precision.
     """
@@ -87,20 +91,15 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
     shallowest = net.taps[0]
     with _lock:
         footprints = _measured.setdefault(net, {})
-        # A depth contains the blocks of every shallower one, so it sees at least as far. And if the
-        # shallowest depth has no bounded reach, no other depth has one.
         if shallowest not in footprints:
-            footprints[shallowest] = _measure(net, shallowest, at_least=0)
+            footprints[shallowest] = _measure(net, shallowest, shallower=None)
         if depth not in footprints:
-            footprints[depth] = _measure(net, depth, at_least=footprints[shallowest].reach)
+            footprints[depth] = _measure(net, depth, shallower=footprints[shallowest])
         return footprints[depth]
 
 
-def _measure(net: ElasticWrapper, depth: int, at_least: int | None) -> Footprint:
-    """The footprint of a depth that sees at least as far as `at_least`.
-
-    That is the reach of a shallower depth; None means that it has no bound, so this depth has none.
-    """
+def _measure(net: ElasticWrapper, depth: int, shallower: Footprint | None) -> Footprint:
+    """The footprint of a depth, given that of a shallower depth of the same network, if any."""
     scale = scale_of(net)
     # A network without parameters counts as one in float32 on the CPU.
     parameter = next(net.parameters(), torch.zeros(()))
@@ -112,7 +111,7 @@ def _measure(net: ElasticWrapper, depth: int, at_least: int | None) -> Footprint
 
     with evaluating(net), torch.inference_mode():
         peak_bytes = _peak_bytes(predict, scale)
-        reach = _reach(predict, scale, at_least)
+        reach = _reach_beyond(shallower, predict, scale)
     bytes_in_own_dtype = peak_bytes * parameter.element_size() / torch.float32.itemsize
     bytes_per_pixel = bytes_in_own_dtype / SQUARE**2
     return Footprint(depth=depth, scale=scale, reach=reach, bytes_per_pixel=bytes_per_pixel)
@@ -137,31 +136,44 @@ def _check_output_shape(image: Tensor, output: Tensor, scale: int) -> None:
         )
 
 
-def _reach(predict: Predict, scale: int, at_least: int | None) -> int | None:
-    """The reach along the axis along which the network sees further; None if it has no bound."""
-    if at_least is None:  # a shallower depth has no bound
+def _reach_beyond(shallower: Footprint | None, predict: Predict, scale: int) -> int | None:
+    """The reach of a depth, which contains the blocks of the shallower one and sees as far."""
+    if shallower is None:
+        return _reach(predict, scale)
+    if shallower.reach is None:
+        return None  # what has no bound in a part has none in the whole
+    reach = _reach(predict, scale)
+    if reach is None:
         return None
+    return max(reach, shallower.reach)
+
+
+def _reach(predict: Predict, scale: int) -> int | None:
+    """The reach along the axis along which the network sees further; None as in `Footprint`."""
     vertical = _reach_along(predict, scale, HEIGHT)
     if vertical is None:
         return None
     horizontal = _reach_along(predict, scale, WIDTH)
     if horizontal is None:
         return None
-    return max(at_least, vertical, horizontal)
+    return max(vertical, horizontal)
 
 
 def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
-    """The reach along one axis; None if it has no bound or changes with the place."""
+    """The reach along one axis; None as in `Footprint`."""
     # A shorter strip would not show a layer that sees a pixel far away and none of those between,
     # such as a dilated convolution.
     nan_positions = _nan_positions(predict, scale, axis, length=LONGEST_STRIP)
-    reach = _distance_from_middle(nan_positions, LONGEST_STRIP)
-    if reach > LARGEST_REACH:
-        return None
     if nan_positions:
+        reach = _distance_from_middle(nan_positions, LONGEST_STRIP)
+        if reach > LARGEST_REACH:
+            return None
         length = _length_to_cut(reach)
     else:
-        length = LONGEST_STRIP  # the NaN was replaced on the way: reach 0 is only a guess
+        # The network replaced the NaN on the way. Reach 0 is a guess, and the longest strip tests
+        # it best.
+        reach = 0
+        length = LONGEST_STRIP
     if _is_same_when_cut(predict, scale, axis, length=length, reach=reach):
         return reach
     return None  # the reach changes with the place, or the guess was too small
@@ -193,8 +205,6 @@ def _nan_positions(predict: Predict, scale: int, axis: int, length: int) -> list
 
 def _distance_from_middle(positions: list[int], length: int) -> int:
     """The largest distance between the middle of a strip and one of some ascending positions."""
-    if not positions:
-        return 0  # the network replaced the NaN on the way; cutting shows whether it sees further
     middle = length // 2
     return max(middle - positions[0], positions[-1] - middle)
 

@@ -124,6 +124,7 @@ def upscale_array(
             if plan.device.type == "cuda":
                 torch.cuda.empty_cache()
             was_one_tile = tiling.num_tiles == 1
+            # This ends the loop by a MemoryError if no smaller tiles are possible.
             tiling = smaller_tiling(plan, tiling, size, shortage)
             if was_one_tile:  # there were no seams to warn of until now
                 _warn_of_seams(plan, tiling)

@@ -185,14 +185,14 @@ class Tiling(NamedTuple):
         columns: Spans along the width, left to right.
         side: LR pixels a side of a tile at most.
         overlap: LR pixels by which a window is longer than its tile, at each side.
-        is_whole: Whether the image must run as one tile, so that no smaller tiles may follow.
+        must_be_whole: Whether the image must run as one tile, so that no smaller tiles may follow.
     """
 
     rows: list[Span]
     columns: list[Span]
     side: int
     overlap: int
-    is_whole: bool
+    must_be_whole: bool
 
     @property
     def num_tiles(self) -> int:
@@ -210,11 +210,13 @@ class Tiling(NamedTuple):
 def spans(length: int, tile: int, overlap: int) -> list[Span]:
     """Cover a length by windows of one size, whose cores follow each other without gap or overlap.
 
-    Two windows over 22 pixels with an overlap of 4; "=" is the core, "-" the rest of the window:
+    The network runs on a window, and only the output of its core is kept. Here are the windows that
+    `spans(30, tile=8, overlap=3)` returns; "=" is the core, and "-" is the rest of the window:
 
-        pixel           0          11         22
-        first window    ===========----
-        second window          ----===========
+        pixel            0          11      19         30
+        first window     ===========---
+        second window            ---========---
+        third window                     ---===========
 
     A core begins and ends `overlap` pixels inside its window, or at an end of the image. The
     windows are equal so that one choice of kernels serves all of them. They are spread evenly, so
@@ -271,7 +273,7 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
         return _tiling(size, side=plan.tile, overlap=overlap)
     free = free_memory(plan.device)
     if plan.tile is None or plan.reach is None:
-        whole = _tiling(size, side=max(size), overlap=0, is_whole=True)
+        whole = _tiling(size, side=max(size), overlap=0, must_be_whole=True)
         _check_whole_image_fits(plan, whole, free)
         return whole
     side = _fastest_side(plan, plan.reach, free)
@@ -279,7 +281,7 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
 
 
 def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], shortage: str) -> Tiling:
-    """Return tiles of half the side, for an image that ran out of memory.
+    """Return tiles of half the side, for an image that ran out of memory; raise if there are none.
 
     Args:
         plan: The plan.
@@ -291,16 +293,18 @@ def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], short
         The tiles.
 
     Raises:
-        MemoryError: No smaller tiles are possible; the message says what can be done.
+        MemoryError: The image must run as one tile, or the tiles are the smallest already. The
+            message says what can be done.
     """
-    if tiling.is_whole or tiling.side <= MIN_TILE:
+    is_smallest = tiling.side <= MIN_TILE
+    if tiling.must_be_whole or is_smallest:
         raise _does_not_fit(plan, tiling, shortage)
     longest = min(tiling.side, max(size))  # a tile can be larger than the image
     side = max(longest // 2, MIN_TILE)
     return _tiling(size, side=side, overlap=tiling.overlap)
 
 
-def _tiling(size: Sequence[int], side: int, overlap: int, is_whole: bool = False) -> Tiling:
+def _tiling(size: Sequence[int], side: int, overlap: int, must_be_whole: bool = False) -> Tiling:
     """Tiles of one side and overlap over an image of a size (height, width)."""
     height, width = size
     return Tiling(
@@ -308,7 +312,7 @@ def _tiling(size: Sequence[int], side: int, overlap: int, is_whole: bool = False
         columns=spans(width, side, overlap),
         side=side,
         overlap=overlap,
-        is_whole=is_whole,
+        must_be_whole=must_be_whole,
     )
 
 
@@ -340,7 +344,7 @@ def _check_whole_image_fits(plan: UpscalePlan, tiling: Tiling, free: int | None)
 
 def _does_not_fit(plan: UpscalePlan, tiling: Tiling, shortage: str) -> MemoryError:
     """The error to raise if no smaller tiles are possible."""
-    if not tiling.is_whole:
+    if not tiling.must_be_whole:
         part = f"a tile of {tiling.side} pixels"
         remedy = "free some, or take a smaller depth or another device"
     elif plan.reach is not None:

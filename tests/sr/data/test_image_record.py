@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from elasticnet.sr.data import PairSet, pairs_from_arrays
-from elasticnet.sr.data.image_record import changed_images, note_images
+from elasticnet.sr.data.image_record import changed_images, keep_image_record, note_images
+from elasticnet.training.run_folder import Run
 
 
 def pairs_of(**sides: int) -> PairSet:
@@ -49,3 +50,29 @@ def test_of_many_images_the_first_five_are_named(tmp_path: Path) -> None:
 
 def test_a_run_without_a_note_is_not_said_to_differ(tmp_path: Path) -> None:
     assert changed_images(tmp_path, {"training": pairs_of(a=40)}) == ""
+
+
+def test_a_run_notes_its_images_and_goes_on_with_others_only_if_allowed(tmp_path: Path) -> None:
+    said: list[str] = []
+    before = {"training": pairs_of(a=40)}
+    now = {"training": pairs_of(a=40, b=40)}
+    with Run.create(tmp_path / "run", {}) as run:
+        keep_image_record(run, before, changes_allowed=False, say=said.append)
+        assert said == []
+
+        with pytest.raises(
+            ValueError, match=r"was started with: training: 1 more \(b\)\. Give those"
+        ):
+            keep_image_record(run, now, changes_allowed=False, say=said.append)
+        assert changed_images(run.folder, before) == ""
+
+        keep_image_record(run, now, changes_allowed=True, say=said.append)
+        assert said == ["note: other images from now on: training: 1 more (b)"]
+        assert changed_images(run.folder, now) == ""
+
+
+def test_a_process_that_does_not_write_compares_only(tmp_path: Path) -> None:
+    with Run.create(tmp_path, {}, writer=False) as run:
+        sets = {"training": pairs_of(a=40)}
+        keep_image_record(run, sets, changes_allowed=False, say=print)
+    assert list(tmp_path.iterdir()) == []
