@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet.retrofit.graph import first_of
+from elasticnet.retrofit.kept_attributes import attributes_put_back
 from elasticnet.retrofit.parts import Split, assemble, children
 from elasticnet.wrapper import evaluating
 
@@ -69,6 +70,27 @@ def split_found(
         raise ValueError(f"stages {stages!r}: expected a whole number, at least 1")
     if stages is not None and blocks is not None:
         raise ValueError(f"stages={stages} and blocks={blocks!r}: pass one of them")
+    with attributes_put_back(model):
+        return _split_first_choice(
+            model,
+            example,
+            stages=stages,
+            blocks=blocks,
+            prefix_tokens=prefix_tokens,
+            leaf_functions=leaf_functions,
+        )
+
+
+def _split_first_choice(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    stages: int | None,
+    blocks: str | None,
+    prefix_tokens: int,
+    leaf_functions: Iterable[Callable[..., Any]],
+) -> Split:
+    """The parts of the first choice of blocks that is a chain and reproduces the model."""
     ran = _run(model, example)
     if blocks is None:
         choices = _choices(model, ran, stages)

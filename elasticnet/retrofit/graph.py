@@ -28,6 +28,8 @@ class Cut(NamedTuple):
         call_block: How the blocks get the context; None where x is all they take.
         head_skip: "input" or "stem" where the head takes the model's input or the stem's output
             besides, otherwise None.
+        assigned: The paths of the attributes that the forward assigns to the model, and the parts
+            do not.
     """
 
     stem: nn.Module
@@ -35,6 +37,7 @@ class Cut(NamedTuple):
     head: nn.Module
     call_block: Callable[..., tuple[Any, Any]] | None
     head_skip: str | None
+    assigned: Sequence[str]
 
 
 def call_with_arguments(
@@ -114,7 +117,8 @@ def cut(
         ValueError: The forward is not stem -> blocks -> head; the message says why.
     """
     # where the blocks are called, and where the stem ends
-    flow = _Flow(model, trace(model, blocks, leaf_functions), blocks)
+    forward = trace(model, blocks, leaf_functions)
+    flow = _Flow(model, forward, blocks)
     first_input = _first_input(flow)
     start = _choose_start(flow, first_input)
 
@@ -142,6 +146,7 @@ def cut(
         head=head,
         call_block=call_block,
         head_skip=start.head_skip,
+        assigned=forward.assigned,
     )
 
 
@@ -187,18 +192,26 @@ def _choose_start(flow: _Flow, first_input: fx.Node) -> _Start:
     choices = [_Start(first_input, None), _Start(first_input, "input")]
     choices += [_Start(node, "stem") for node in _steps_back(flow, first_input)]
     for start in choices:
-        given = {flow.calls[-1].output, *_skip_nodes(flow, start)}
-        needed = flow.needed(flow.result, stops=given)
-        if flow.call_nodes & set(needed.nodes):
-            raise ValueError(
-                "what comes behind the blocks takes more than the output of the last one"
-            )
-        # The head may repeat cheap steps from before the blocks, but no module of the stem, and
-        # it does not have the input unless it is given.
-        missing = [node for node in needed.nodes if node in flow.before_blocks]
-        if not any(node.op in ("call_module", "placeholder") for node in missing):
+        if _head_has_all(flow, start):
+            return start
+    # A head that gives a constant the input's type can do without the input.
+    flow.drop_conversions()
+    for start in choices:
+        if _head_has_all(flow, start):
             return start
     raise ValueError("what comes behind the blocks takes more than one value from before them")
+
+
+def _head_has_all(flow: _Flow, start: _Start) -> bool:
+    """Whether the head can work out the result from what it takes with this start."""
+    given = {flow.calls[-1].output, *_skip_nodes(flow, start)}
+    needed = flow.needed(flow.result, stops=given)
+    if flow.call_nodes & set(needed.nodes):
+        raise ValueError("what comes behind the blocks takes more than the output of the last one")
+    # The head may repeat cheap steps from before the blocks, but no module of the stem, and it does
+    # not have the input unless it is given.
+    missing = [node for node in needed.nodes if node in flow.before_blocks]
+    return not any(node.op in ("call_module", "placeholder") for node in missing)
 
 
 def _skip_nodes(flow: _Flow, start: _Start) -> list[fx.Node]:
@@ -319,6 +332,29 @@ class _Flow:
         self.constant = set(self.nodes) - self.from_input
         # made from the input, with no block in between
         self.before_blocks = self.from_input - self.made_from(self.call_nodes)
+        # constants by the nodes that convert them; see drop_conversions
+        self.unconverted: dict[fx.Node, fx.Node] = {}
+
+    def drop_conversions(self) -> None:
+        """Let parts that do not take the input have constants as they are, not in its type.
+
+        `self.mean.type_as(x)` follows the input to another type or device. In a part, the constant
+        is a buffer, which follows the network there, and the network's input has its type.
+        """
+        for node in self.nodes:
+            constant = _first_argument(node)
+            if constant is None or not _follows(node, self.input):
+                continue
+            if self._is_float_constant(constant):
+                self.unconverted[node] = constant
+
+    def _is_float_constant(self, node: fx.Node) -> bool:
+        """Whether a node is a tensor of floats that the model holds, or is made of such alone."""
+        if node not in self.constant:
+            return False
+        sources = self.needed(node, stops=set()).nodes
+        tensors = [self.attribute(str(node.target)) for node in sources if node.op == "get_attr"]
+        return all(tensor.is_floating_point() for tensor in tensors)
 
     def block(self, call: _Call) -> nn.Module:
         """The model's own block."""
@@ -343,11 +379,21 @@ class _Flow:
                 reached.add(node)
             elif node not in inside:
                 inside.add(node)
-                waiting += node.all_input_nodes
+                waiting += self._inputs_of(node, stops)
         return _Needed(
             nodes=[node for node in self.nodes if node in inside],
             stops=[node for node in self.nodes if node in reached],
         )
+
+    def _inputs_of(self, node: fx.Node, stops: set[fx.Node]) -> list[fx.Node]:
+        """The nodes that a node takes; of a conversion that is dropped, the constant alone."""
+        if self._is_dropped(node, stops):
+            return [self.unconverted[node]]
+        return node.all_input_nodes
+
+    def _is_dropped(self, node: fx.Node, stops: set[fx.Node]) -> bool:
+        """Whether a conversion to the input's type is left out: where the input is not at hand."""
+        return node in self.unconverted and self.input not in stops
 
     def between(self, start: fx.Node, end: fx.Node) -> _Needed:
         """What makes `end` from `start` and from values that are there before the blocks."""
@@ -371,6 +417,9 @@ class _Flow:
         for node in inputs:
             copies[node] = graph.placeholder(node.name)
         for node in needed.nodes:
+            if self._is_dropped(node, stops=set(inputs)):
+                copies[node] = copies[self.unconverted[node]]
+                continue
             copied = graph.node_copy(node, copies.__getitem__)
             copies[node] = copied
             if node.op in ("call_module", "get_attr"):
@@ -412,6 +461,21 @@ def _tensor_of(node: fx.Node) -> fx.Node:
         if _is_item(user, of=node, place=0):
             return user
     return node
+
+
+def _follows(node: fx.Node, like: fx.Node) -> bool:
+    """Whether a node gives its first argument the type or the device of `like`."""
+    if node.op != "call_method" or node.target not in ("to", "type", "type_as"):
+        return False
+    rest = _nodes_in((node.args[1:], node.kwargs))
+    return len(rest) > 0 and all(_is_like(other, like) for other in rest)
+
+
+def _is_like(node: fx.Node, like: fx.Node) -> bool:
+    """Whether a node is `like` itself, its type or its device."""
+    if node is like:
+        return True
+    return node.target is getattr and node.args in ((like, "dtype"), (like, "device"))
 
 
 def _is_item(value: Any, of: fx.Node, place: int) -> bool:

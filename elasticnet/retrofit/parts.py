@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from elasticnet._compare import largest_difference, same_bits
 from elasticnet.distillation import position_axes
 from elasticnet.retrofit.graph import cut
+from elasticnet.retrofit.kept_attributes import attributes_put_back
+from elasticnet.retrofit.tracing import said_of_assignments
 from elasticnet.taps import resolve_taps
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
@@ -164,9 +166,10 @@ def split(
         `net = split(model, "encoder.layers", images).wrap()`
     """
     names = children(model, blocks) if isinstance(blocks, str) else list(blocks)
-    return assemble(
-        model, names, example, layout=layout, prefix_tokens=prefix_tokens, adapters=adapters
-    )
+    with attributes_put_back(model):
+        return assemble(
+            model, names, example, layout=layout, prefix_tokens=prefix_tokens, adapters=adapters
+        )
 
 
 def assemble(
@@ -206,7 +209,7 @@ def assemble(
         call_block=parts.call_block,
         head_skip=parts.head_skip,
     )
-    verify(split_model, model, example)
+    _verify_and_name_assignments(split_model, model, example, parts.assigned)
 
     # the axes of the features, and adapters for those that differ
     with evaluating(model), torch.no_grad():
@@ -324,6 +327,20 @@ def verify(
             except BATCH_ERRORS:
                 return  # it is the model that takes no other
             _compare(net, other, expected, {}, name)
+
+
+def _verify_and_name_assignments(
+    parts: Split, model: nn.Module, example: Any, assigned: Sequence[str]
+) -> None:
+    """Prove the parts of a model whose forward may assign attributes, which the parts do not."""
+    try:
+        verify(parts, model, example)
+        if assigned:
+            verify(parts, model, example)  # again, since what was assigned may change the output
+    except ValueError as error:
+        if not assigned:
+            raise
+        raise ValueError(f"{error}{said_of_assignments(assigned)}") from error
 
 
 def _compare(

@@ -6,13 +6,15 @@ others are called as they are, and nothing of the model is changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.fx.proxy import TraceError
+
+from elasticnet.retrofit.kept_attributes import KeptAttributes
 
 MODEL_PREFIX = "model."  # the model is a submodule of what is traced
 TRACE_ERRORS = (
@@ -33,10 +35,12 @@ class TracedForward(NamedTuple):
             model's own modules and parameters have `MODEL_PREFIX` before their names.
         additions: What the graph uses and the model does not hold, by name: constant tensors, and
             modules in the place of functional dropouts.
+        assigned: The paths of the attributes that the forward assigns to the model.
     """
 
     graph: fx.Graph
     additions: dict[str, Any]
+    assigned: Sequence[str] = ()
 
 
 def trace(
@@ -46,42 +50,82 @@ def trace(
 
     Args:
         model: Any model; its first input is traced, the others keep their defaults. Its modules
-            are switched to training mode and back meanwhile.
+            are switched to training mode and back meanwhile, and what its forward assigns to them
+            is put back.
         blocks: The paths of the blocks.
         leaf_functions: Functions that are called as they are, as modules are.
 
     Raises:
         ValueError: torch.fx cannot trace the forward, or it takes other steps in training mode.
     """
-    opened = _containers(model, blocks)
+    containers = _containers(model, blocks)
+    assigned: set[str] = set()
     traces: list[TracedForward] = []
     with _modes_restored(model):
         for training in (True, False):
             model.train(training)
             try:
-                traces.append(_trace_once(model, opened, leaf_functions))
+                with _assignments_undone(containers, assigned):
+                    traces.append(_trace_once(model, containers.values(), leaf_functions))
             except TRACE_ERRORS as error:
                 # torch.fx explains at length from the second sentence on
                 reason = str(error).split("\n")[0].split(". ")[0]
                 raise ValueError(
                     f"torch.fx cannot trace the forward around {blocks[-1]}: {reason}"
+                    f"{said_of_assignments(assigned)}"
                 ) from error
     in_training, in_eval = traces
     if _steps(in_training.graph) != _steps(in_eval.graph):
         raise ValueError(
             "the forward takes other steps in training mode: switch that off in the model first"
+            f"{said_of_assignments(assigned)}"
         )
-    return in_eval
+    return in_eval._replace(assigned=sorted(assigned))
 
 
-def _containers(model: nn.Module, blocks: Sequence[str]) -> set[nn.Module]:
-    """The model and the modules that lead to the blocks: their forwards are traced."""
-    containers = {model}
+def said_of_assignments(assigned: Iterable[str]) -> str:
+    """Return the end of a message about a forward that assigns to its model; "" if it does not.
+
+    Args:
+        assigned: The paths of the attributes.
+    """
+    names = [f"self.{path}" for path in sorted(assigned)]
+    if not names:
+        return ""
+    return f" (the forward assigns {', '.join(names)}, which the parts would not do)"
+
+
+def _containers(model: nn.Module, blocks: Sequence[str]) -> dict[str, nn.Module]:
+    """The model and the modules that lead to the blocks, by path: their forwards are traced."""
+    containers = {"": model}
     for path in blocks:
         parts = path.split(".")
         for end in range(1, len(parts)):
-            containers.add(model.get_submodule(".".join(parts[:end])))
+            container = ".".join(parts[:end])
+            containers[container] = model.get_submodule(container)
     return containers
+
+
+@contextmanager
+def _assignments_undone(
+    containers: Mapping[str, nn.Module], assigned: set[str]
+) -> Generator[None, None, None]:
+    """Put back what a trace assigns to modules inside a `with` block, and note it in `assigned`.
+
+    A trace assigns its own values, which stand for tensors and would spoil the model. Buffers are
+    plain attributes meanwhile, because modules refuse such values as buffers.
+    """
+    kept = KeptAttributes(containers)
+    for module in containers.values():
+        buffers = vars(module)["_buffers"]
+        vars(module).update(buffers)
+        buffers.clear()
+    attributes = KeptAttributes(containers)
+    try:
+        yield
+    finally:
+        assigned.update(attributes.assigned())
+        kept.put_back()
 
 
 @contextmanager
@@ -96,7 +140,7 @@ def _modes_restored(model: nn.Module) -> Generator[None, None, None]:
 
 
 def _trace_once(
-    model: nn.Module, opened: set[nn.Module], leaf_functions: Iterable[Callable[..., Any]]
+    model: nn.Module, opened: Iterable[nn.Module], leaf_functions: Iterable[Callable[..., Any]]
 ) -> TracedForward:
     """The forward in the mode that the model is in."""
     entry = _Entry(model)

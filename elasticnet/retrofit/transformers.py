@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from elasticnet._compare import same_bits
 from elasticnet.retrofit.graph import call_with_arguments
+from elasticnet.retrofit.kept_attributes import attributes_put_back
 from elasticnet.retrofit.parts import Split, verify
 from elasticnet.wrapper import evaluating
 
@@ -74,6 +75,14 @@ def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inp
         raise ValueError(
             f"{type(model).__name__} is not a transformers model: expected one with a base_model"
         )
+    with attributes_put_back(model):
+        return _split(model, base, example, output, inputs)
+
+
+def _split(
+    model: nn.Module, base: nn.Module, example: Tensor, output: str | None, inputs: dict[str, Any]
+) -> Split:
+    """The parts of a model around its base model, proved."""
     anatomy = _anatomy(model, base, example, inputs)
     head = HiddenStateHead(model, base, anatomy, output)
     parts = Split(
