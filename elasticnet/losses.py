@@ -53,25 +53,16 @@ class StepFactors(NamedTuple):
     """The factors of one step's losses: numbers, or scalar tensors in a compiled step.
 
     Attributes:
-        tap: The factor of the task loss at each computed depth.
-        psd: The factor of L_PSD: lambda at this step.
+        tap_factors: The factor of the task loss at each computed depth.
+        psd_factor: The factor of L_PSD: lambda at this step.
     """
 
-    tap: dict[int, float | Tensor]
-    psd: float | Tensor
-
-    @property
-    def include_psd(self) -> bool:
-        """Whether L_PSD is computed at all.
-
-        In a compiled step a scheduled lambda is a tensor. The graph cannot look at its value, and
-        always computes the term.
-        """
-        return isinstance(self.psd, Tensor) or self.psd != 0
+    tap_factors: dict[int, float | Tensor]
+    psd_factor: float | Tensor
 
 
 class TapNet(Protocol):
-    """The part of a network that the objective uses; every ElasticWrapper has it.
+    """What the objective reads from a network; every ElasticWrapper has it.
 
     Attributes:
         taps: The depths that carry a prediction, sorted, the deepest last.
@@ -84,16 +75,6 @@ class TapNet(Protocol):
     layout: str
     prefix_tokens: int
     adapters: nn.ModuleDict
-
-    def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **keywords: Any) -> Any:
-        """Return the predictions at some depths and the features of all taps.
-
-        Args:
-            x: The input.
-            depths: Taps of the net. None: all of them.
-            **keywords: Further inputs of the net.
-        """
-        ...
 
 
 def tap_losses(
@@ -139,6 +120,19 @@ def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor
     return ((prediction - target).square() + eps**2).sqrt().mean()
 
 
+def _outside_graphs(function: Callable[..., Any]) -> Any:
+    """Make torch.compile leave the calls of a function out of its graphs.
+
+    This is done when the module is loaded, because torch 2.6 cannot do it in a step that it is
+    compiling. It loads the compiler, as every optimizer of torch does.
+    """
+    return torch.compiler.disable(function)  # pyright: ignore[reportUnknownMemberType]
+
+
+# Traced into a graph, the draw would be a constant: each step would need its own graph.
+_draw_depths = _outside_graphs(sample_depths)
+
+
 class ElasticObjective(nn.Module):
     """A network and its loss in one forward: the module to train, and to wrap in DDP.
 
@@ -148,7 +142,8 @@ class ElasticObjective(nn.Module):
     unused; with a gradient of zeros, the optimiser's momentum would still move them.
 
     Args:
-        net: The elastic network.
+        net: The elastic network. It may be compiled, or wrapped by DistributedDataParallel and the
+            like: a step calls `net(x, taps=...)`.
         task_loss: `task_loss(prediction, target)` returns a scalar.
         psd_weight: lambda, the weight of L_PSD: a number, at least 0, or a function of the step. 0
             leaves the term out. There is no default, because a good value depends on the task loss
@@ -172,7 +167,8 @@ class ElasticObjective(nn.Module):
 
     Raises:
         ValueError: An argument is out of range, or the net's layout is invalid.
-        TypeError: The tap weights are neither a mapping nor a function that returns one.
+        TypeError: The tap weights are neither a mapping nor a function that returns one, or the net
+            is not elastic.
 
     Example:
         `objective = ElasticObjective(net, nn.L1Loss(), psd_weight=4e-4)` and, in the loop,
@@ -181,7 +177,7 @@ class ElasticObjective(nn.Module):
 
     def __init__(
         self,
-        net: TapNet,
+        net: nn.Module,
         task_loss: TaskLoss,
         psd_weight: Weight,
         *,
@@ -196,11 +192,12 @@ class ElasticObjective(nn.Module):
         output_loss: TaskLoss = F.l1_loss,
     ) -> None:
         super().__init__()
-        _check_arguments(net, psd_weight, sampled_taps, distance)
+        tap_net = _unwrapped(net)
+        _check_arguments(tap_net, psd_weight, sampled_taps, distance)
         self.net = net
         self.task_loss = task_loss
         self.psd_weight = psd_weight
-        self.tap_weights = _resolved_tap_weights(tap_weights, net.taps)
+        self.tap_weights = _resolved_tap_weights(tap_weights, tap_net.taps)
         self.sampled_taps = sampled_taps
         self.seed = seed
         self.distance = distance
@@ -211,9 +208,13 @@ class ElasticObjective(nn.Module):
         self.output_loss = output_loss
 
     @property
+    def _tap_net(self) -> TapNet:
+        return _unwrapped(self.net)
+
+    @property
     def needs_unused_search(self) -> bool:
         """Whether a step can leave parameters unused: the adapters of taps not sampled."""
-        return self.sampled_taps is not None and len(self.net.adapters) > 0
+        return self.sampled_taps is not None and len(self._tap_net.adapters) > 0
 
     def depths_at(self, step: int | None) -> tuple[int, ...]:
         """Return the depths whose predictions a step computes, the deepest last.
@@ -225,12 +226,9 @@ class ElasticObjective(nn.Module):
             ValueError: The step is needed and is None.
         """
         if self.sampled_taps is None:
-            return self.net.taps
+            return self._tap_net.taps
         step = _required(step, "sampled taps")
-        # Traced into a graph, the draw would be a constant: each step would need its own graph.
-        is_compiling = torch.compiler.is_compiling()
-        draw = _outside_the_graph(sample_depths) if is_compiling else sample_depths
-        return draw(self.net.taps, self.sampled_taps, self.seed, step)
+        return _draw_depths(self._tap_net.taps, self.sampled_taps, self.seed, step)
 
     def tap_weights_at(self, step: int | None) -> dict[int, float]:
         """Return the weight w_n of every tap in a step, not divided by a sampling probability.
@@ -242,10 +240,12 @@ class ElasticObjective(nn.Module):
             ValueError: The step is needed and is None, or the function returned invalid weights.
             TypeError: The function did not return a mapping.
         """
-        if callable(self.tap_weights):
-            weights = self.tap_weights(_required(step, "a tap_weights schedule"))
-            return check_tap_weights(weights, self.net.taps)
-        return dict(self.tap_weights)
+        # Not callable(self.tap_weights), which torch 2.6 cannot compile for a mapping.
+        if isinstance(self.tap_weights, Mapping):
+            # pyright cannot rule out a function that is a mapping, too
+            return dict(self.tap_weights)  # pyright: ignore[reportUnknownArgumentType]
+        weights = self.tap_weights(_required(step, "a tap_weights schedule"))
+        return check_tap_weights(weights, self._tap_net.taps)
 
     def forward(self, x: Any, target: Any, step: int | None = None, **keywords: Any) -> LossTerms:
         """Return the loss of one batch.
@@ -264,43 +264,44 @@ class ElasticObjective(nn.Module):
         """
         depths = self.depths_at(step)
         *shallower, deepest = depths
-        if self._factors_may_be_numbers():
+        if not self._compiled_with_schedule():
             factors = self._step_factors(depths, step)
         else:
-            # Compiled, with a schedule. Must be inline: torch.compile breaks the graph at this
-            # call. Inside a helper it would break the graph there, and again here.
-            packed = _outside_the_graph(self._packed_factors)(depths, step)
-            factors = self._unpacked_factors(packed, depths)
+            # Must be inline: torch.compile breaks the graph at this call. Inside a helper it would
+            # break the graph there, and again here.
+            factors: StepFactors = self._step_factors_as_tensors(depths, step)
 
         # the predictions and their task losses, by depth
-        outputs = self.net.forward_taps(x, depths=depths, **keywords)
+        outputs = self.net(x, taps=depths, **keywords)
         predictions = dict(zip(depths, outputs.predictions, strict=True))
         losses_in_order = tap_losses(outputs.predictions, target, self.task_loss)
         losses = dict(zip(depths, losses_in_order, strict=True))
 
         # w_N L_N
-        routine = _scaled(losses[deepest], factors.tap[deepest])
+        routine = _scaled(losses[deepest], factors.tap_factors[deepest])
 
         # sum over n < N of w_n L_n
         deep_supervision = torch.zeros_like(routine)
         for depth in shallower:
-            term = _scaled(losses[depth], factors.tap[depth])
+            term = _scaled(losses[depth], factors.tap_factors[depth])
             deep_supervision = deep_supervision + term
 
         # lambda L_PSD
-        if factors.include_psd:
-            psd = _scaled(self._psd_loss(outputs.features), factors.psd)
-        else:
-            psd = torch.zeros_like(routine)
+        psd = torch.zeros_like(routine)
+        if not _is_zero(factors.psd_factor):
+            psd = _scaled(self._psd_loss(outputs.features), factors.psd_factor)
 
-        # lambda L_PSD + mu sum over n < N of w_n D_n
-        distillation = psd
+        # mu w_n D_n for each n < N
+        output_distillation: list[Tensor] = []
         if self.output_weight != 0:
             teacher = predictions[deepest].detach()
             for depth in shallower:
                 output_loss = self.output_loss(predictions[depth], teacher)
-                output_factor = self.output_weight * factors.tap[depth]
-                distillation = distillation + _scaled(output_loss, output_factor)
+                output_factor = self.output_weight * factors.tap_factors[depth]
+                output_distillation.append(_scaled(output_loss, output_factor))
+
+        # lambda L_PSD + mu sum over n < N of w_n D_n
+        distillation = sum(output_distillation, start=psd)
 
         total = routine + deep_supervision + distillation
         return LossTerms(
@@ -315,8 +316,8 @@ class ElasticObjective(nn.Module):
         """Return L_PSD of the features at all taps, with this objective's options."""
         return progressive_distillation(
             features,
-            layout=self.net.layout,
-            prefix_tokens=self.net.prefix_tokens,
+            layout=self._tap_net.layout,
+            prefix_tokens=self._tap_net.prefix_tokens,
             power=self.power,
             distance=self.distance,
             detach_teacher=self.detach_teacher,
@@ -331,7 +332,7 @@ class ElasticObjective(nn.Module):
         # expected loss the same.
         probability = 1.0
         if self.sampled_taps is not None:
-            probability = inclusion_probability(self.net.taps, self.sampled_taps)
+            probability = inclusion_probability(self._tap_net.taps, self.sampled_taps)
         tap_factors: dict[int, float | Tensor] = {}
         for depth in shallower:
             tap_factors[depth] = tap_weights[depth] / probability
@@ -339,36 +340,46 @@ class ElasticObjective(nn.Module):
         psd_weight = self.psd_weight
         if callable(psd_weight):
             psd_weight = psd_weight(_required(step, "a psd_weight schedule"))
-        return StepFactors(tap=tap_factors, psd=psd_weight)
+        return StepFactors(tap_factors=tap_factors, psd_factor=psd_weight)
 
-    # --- for torch.compile: factors that change with the step, in one tensor.
+    # --- for torch.compile: what changes with the step.
     # A Python number in a graph is a constant or an input that is not a tensor. If it changes, the
     # step is compiled again, or its CUDA graph is recorded again. Therefore the factors are
-    # computed outside the graph, and enter it as a tensor.
+    # computed outside the graph, and enter it as tensors.
 
-    def _factors_may_be_numbers(self) -> bool:
-        """Return False for a compiled step whose factors change with the step, otherwise True."""
-        is_scheduled = callable(self.tap_weights) or callable(self.psd_weight)
-        return not (is_scheduled and torch.compiler.is_compiling())
+    def _compiled_with_schedule(self) -> bool:
+        """Whether this step is being compiled and has factors that change with the step."""
+        is_scheduled = not isinstance(self.tap_weights, Mapping) or callable(self.psd_weight)
+        return is_scheduled and torch.compiler.is_compiling()
 
-    def _packed_factors(self, depths: Sequence[int], step: int | None) -> Tensor:
-        """Return the factors of the depths, then that of L_PSD, on the parameters' device."""
+    @_outside_graphs
+    def _step_factors_as_tensors(self, depths: Sequence[int], step: int | None) -> StepFactors:
+        """Return the factors that change with the step as scalar tensors."""
         factors = self._step_factors(depths, step)
         parameter = next(self.parameters(), torch.zeros(()))
-        return torch.tensor(
-            [*factors.tap.values(), factors.psd],
-            dtype=torch.promote_types(parameter.dtype, torch.float32),
-            device=parameter.device,
-        )  # (number of depths + 1,)
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
 
-    def _unpacked_factors(self, packed: Tensor, depths: Sequence[int]) -> StepFactors:
-        """Return what `_packed_factors` packed, as scalar tensors of the graph."""
-        *tap, psd = packed.unbind()
-        tap_factors: dict[int, float | Tensor] = dict(zip(depths, tap, strict=True))
+        # One copy to the device for all of them.
+        numbers = [*factors.tap_factors.values(), factors.psd_factor]
+        *tap_factors, psd_factor = torch.tensor(
+            numbers, dtype=dtype, device=parameter.device
+        ).unbind()
         if not callable(self.psd_weight):
             # A constant lambda stays a number, so that 0 leaves the term out.
-            return StepFactors(tap=tap_factors, psd=self.psd_weight)
-        return StepFactors(tap=tap_factors, psd=psd)
+            psd_factor = factors.psd_factor
+        return StepFactors(dict(zip(depths, tap_factors, strict=True)), psd_factor)
+
+
+def _unwrapped(net: nn.Module) -> TapNet:
+    """Return the elastic net inside the modules that other libraries wrapped around it."""
+    elastic: Any = net
+    if hasattr(elastic, "taps"):
+        return elastic
+    # the names that torch.nn.parallel and torch.compile give to what they wrap
+    for name in ("module", "_orig_mod"):
+        if hasattr(elastic, name):
+            return _unwrapped(getattr(elastic, name))
+    raise TypeError(f"net is a {type(net).__name__}: expected an ElasticWrapper")
 
 
 def _check_arguments(
@@ -396,9 +407,13 @@ def _resolved_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -
     return check_tap_weights(tap_weights, taps)
 
 
-def _outside_the_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function as one that a compiled step calls without tracing it."""
-    return torch.compiler.disable(function)  # pyright: ignore[reportUnknownMemberType]
+def _is_zero(factor: float | Tensor) -> bool:
+    """Return whether a term is left out; never if its factor is a tensor.
+
+    In a compiled step a scheduled lambda is a tensor. The graph cannot look at its value, and
+    always computes the term.
+    """
+    return not isinstance(factor, Tensor) and factor == 0
 
 
 def _scaled(loss: Tensor, factor: float | Tensor) -> Tensor:

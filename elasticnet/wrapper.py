@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from elasticnet._copies import detached_copy
 from elasticnet.taps import resolve_depth, resolve_depths, resolve_taps
 
 HEAD_SKIPS = (None, "stem", "input")
+RESERVED_WORDS = ("depth", "taps")
+"""The keyword arguments of `net(x, ...)` that are never part of the context."""
 
 CallBlock = Callable[[nn.Module, Any, Any, int], tuple[Any, Any]]
 
@@ -73,21 +75,21 @@ class ElasticWrapper(nn.Module):
 
     Depths count blocks and start at 1; -1 is the deepest. A tap is a depth that carries a
     prediction. In eval mode three ways give the same prediction at depth d, bit for bit:
-    `net(x, depth=d)`, `net.forward_taps(x)` and `net.truncate(d)(x)`.
+    `net(x, depth=d)`, `net(x, taps=net.taps)` and `net.truncate(d)(x)`.
 
     The context is what a block passes on beside its features. It starts as what the stem returns
     beside its features, or else as the dict of all keyword arguments of `net(x, **keywords)`.
     `call_block` takes and returns it. The stem itself gets those keyword arguments that its
-    forward names.
+    forward names. `depth` and `taps` are the net's own arguments and never part of the context.
 
     State dict keys: `stem.*`, `blocks.{index from 0}.*`, `head.*`, `adapters.{depth}.*`.
 
     Args:
         body_blocks: The blocks. Each maps features to features, or to a tuple whose first entry is
             the features.
-        shared_head: Maps features to a prediction; one module for all taps. If it has a method
-            `prepare`, each pass calls `prepare()` once and uses the function that it returns as
-            the head of every tap.
+        shared_head: Maps features to a prediction; one module for all taps. If it has the attribute
+            `takes_all_taps = True`, each pass calls it once: it maps the tuple of the features of
+            several taps to the tuple of their predictions.
         stem: The module before the first block. It may return `(features, context)` if
             `call_block` is given. None: the first block takes the input.
         taps: The depths that carry a prediction; the deepest must be among them. None: every depth.
@@ -110,7 +112,8 @@ class ElasticWrapper(nn.Module):
 
     Raises:
         TypeError: A part is not a module, or `call_block` is a module.
-        ValueError: `body_blocks` is empty, or a tap, an adapter's depth or `head_skip` is invalid.
+        ValueError: `body_blocks` is empty, or a tap, an adapter's depth or `head_skip` is invalid,
+            or the stem's forward has an argument called `depth` or `taps`.
 
     Example:
         `net = ElasticWrapper([Block() for _ in range(5)], head, stem)`
@@ -133,6 +136,7 @@ class ElasticWrapper(nn.Module):
         blocks = list(body_blocks)
         adapters = dict(adapters or {})
         _check_modules(blocks, shared_head, stem)
+        _check_reserved_words(stem)
         if head_skip not in HEAD_SKIPS:
             raise ValueError(f"head_skip {head_skip!r}: expected None, 'stem' or 'input'")
         if isinstance(call_block, nn.Module):
@@ -162,36 +166,65 @@ class ElasticWrapper(nn.Module):
         """Return the text that `repr` shows before the modules."""
         return f"taps={self.taps}"
 
-    def forward(self, x: Any, depth: int | None = None, **keywords: Any) -> Any:
-        """Return the prediction at one depth; deeper blocks do not run.
+    if TYPE_CHECKING:
+        # nn.Module types the call of every module as (...) -> Any.
+        @overload
+        def __call__(
+            self, x: Any, depth: int | None = None, *, taps: None = None, **keywords: Any
+        ) -> Any: ...
+        @overload
+        def __call__(
+            self, x: Any, depth: None = None, *, taps: Iterable[int], **keywords: Any
+        ) -> Taps: ...
+        def __call__(self, *inputs: Any, **keywords: Any) -> Any: ...
+
+    def forward(
+        self,
+        x: Any,
+        depth: int | None = None,
+        *,
+        taps: Iterable[int] | None = None,
+        **keywords: Any,
+    ) -> Any:
+        """Return the prediction at one depth, or a `Taps` with those at several depths.
+
+        `net(x, depth=d)` does not run the blocks behind depth d. `net(x, taps=net.taps)` runs all
+        blocks once.
 
         Args:
             x: The input of the stem, or of the first block if there is no stem.
             depth: A tap of the net. None: the deepest tap, or inside `with net.at_depth(d)` the
                 tap at depth d.
+            taps: Taps of the net, or -1 for the deepest, instead of `depth`.
             **keywords: For the stem and `call_block`.
 
         Returns:
-            The head's output at that depth.
+            The head's output at that depth. With `taps`, a `Taps`: the predictions at these taps
+            and the features of all taps of the net.
 
         Raises:
-            ValueError: The depth carries no tap.
+            ValueError: A depth carries no tap or is named twice, `taps` is empty, or both `depth`
+                and `taps` are given.
             TypeError: Neither the stem nor `call_block` takes a keyword argument.
             RuntimeError: The head rejects the features; the message names the depth.
         """
+        if taps is not None:
+            if depth is not None:
+                raise ValueError(f"depth {depth!r} and taps {taps!r}: expected one of the two")
+            return self._run_all_taps(x, resolve_depths(taps, self.taps), keywords)
+
         last_depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
-        features, context = self._run_stem(x, keywords)
-        skip = self._skip_of(x, features)
-        head = self._head_for_one_pass()
+        features, context, skip = self._start_pass(x, keywords)
         # Not self.blocks[:last_depth], because a slice makes a new ModuleList in every call.
         for block_depth, block in enumerate(self.blocks, start=1):
             features, context = self._run_block(block, features, context, block_depth)
             if block_depth == last_depth:
                 break
-        return self._predict(head, features, skip, last_depth)
+        (prediction,) = self._predict({last_depth: features}, skip)
+        return prediction
 
     def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **keywords: Any) -> Taps:
-        """Run all blocks once and predict at several depths.
+        """Return `net(x, taps=depths)`; None for `depths` means all taps of the net.
 
         Args:
             x: The input of the stem, or of the first block if there is no stem.
@@ -206,20 +239,8 @@ class ElasticWrapper(nn.Module):
             TypeError: Neither the stem nor `call_block` takes a keyword argument.
             RuntimeError: The head rejects the features; the message names the depth.
         """
-        predicted_depths = resolve_depths(depths, self.taps)
-        features, context = self._run_stem(x, keywords)
-        skip = self._skip_of(x, features)
-        head = self._head_for_one_pass()
-        predictions: list[Any] = []
-        tap_features: list[Any] = []
-        for depth, block in enumerate(self.blocks, start=1):
-            features, context = self._run_block(block, features, context, depth)
-            if depth in self.taps:
-                tap_features.append(features)
-            if depth in predicted_depths:
-                # Inside the loop, because the next block may change the features in place.
-                predictions.append(self._predict(head, features, skip, depth))
-        return Taps(predicted_depths, tuple(predictions), tuple(tap_features))
+        taps = self.taps if depths is None else depths
+        return self(x, taps=taps, **keywords)
 
     @contextmanager
     def at_depth(self, depth: int) -> Generator[ElasticWrapper, None, None]:
@@ -286,7 +307,8 @@ class ElasticWrapper(nn.Module):
         Returns:
             An independent copy of `stem` (if the net has one), `blocks`, `adapter` (if the deepest
             tap has one) and `head`. The state dict keys stay the same, except that
-            `adapters.{depth}.*` becomes `adapter.*`.
+            `adapters.{depth}.*` becomes `adapter.*`. Around a head that takes all taps stand two
+            modules without parameters, `into_tuple` and `out_of_tuple`.
 
         Raises:
             ValueError: The net is not a plain sequence: it has `head_skip` or `call_block`, or its
@@ -312,8 +334,12 @@ class ElasticWrapper(nn.Module):
         deepest = str(self.taps[-1])
         if deepest in self.adapters:
             sequence.add_module("adapter", self.adapters[deepest])
+        if self._head_takes_all_taps():
+            sequence.add_module("into_tuple", _IntoTuple())
         sequence.add_module("head", self.head)
-        # Only the two containers are new; every other module keeps its own mode.
+        if self._head_takes_all_taps():
+            sequence.add_module("out_of_tuple", _OutOfTuple())
+        # Every module of the net keeps its own mode; the new ones get the net's.
         sequence.training = self.training
         blocks.training = self.training
         return detached_copy(sequence)
@@ -383,44 +409,58 @@ class ElasticWrapper(nn.Module):
         Raises:
             ValueError: With `strict`, the first problem.
         """
-        reports: list[TapReport] = []
+        outcomes: list[_TapOutcome] = []
         with evaluating(self), torch.no_grad():
-            features, context = self._run_stem(example, keywords)
-            skip = self._skip_of(example, features)
-            head = self._head_for_one_pass()
+            features, context, skip = self._start_pass(example, keywords)
             for depth, block in enumerate(self.blocks, start=1):
                 features, context = self._run_block(block, features, context, depth)
                 if depth in self.taps:
-                    reports.append(self._report(head, features, skip, depth))
-        # The deepest block always has a tap, so the last report is the deepest.
-        deepest_shape = reports[-1].shape
-        explained = [_with_deepest_shape(report, deepest_shape) for report in reports]
-        for report in explained:
+                    outcomes.append(self._try_tap(features, skip, depth))
+        # The deepest block always has a tap, so the last outcome is the deepest.
+        deepest_shape = outcomes[-1].shape
+        reports = [_report(outcome, deepest_shape) for outcome in outcomes]
+        for report in reports:
             if strict and report.problem is not None:
                 raise ValueError(report.problem)
-        return explained
+        return reports
 
     # --- the parts of a pass
+
+    def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
+        """Run all blocks once and predict at `depths`."""
+        features, context, skip = self._start_pass(x, keywords)
+        head_takes_all_taps = self._head_takes_all_taps()
+        tap_features: dict[int, Any] = {}
+        predictions: list[Any] = []
+        for depth, block in enumerate(self.blocks, start=1):
+            features, context = self._run_block(block, features, context, depth)
+            if depth in self.taps:
+                tap_features[depth] = features
+            if depth in depths and not head_takes_all_taps:
+                predictions += self._predict({depth: features}, skip)
+        if head_takes_all_taps:
+            predictions += self._predict({depth: tap_features[depth] for depth in depths}, skip)
+        return Taps(depths, tuple(predictions), tuple(tap_features.values()))
+
+    def _start_pass(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Run the stem; return features and context for the first block, and the head's skip."""
+        features, context = self._run_stem(x, keywords)
+        return features, context, self._skip_of(x, stem_output=features)
 
     def _run_stem(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Return the features and the context for the first block.
 
-        The stem gets the keyword arguments that its forward names. The context is the one that the
-        stem returns, or else the dict of all keyword arguments. A keyword argument that reaches
-        neither the stem nor `call_block` is a TypeError.
+        The context is the one that the stem returns, or else the dict of all keyword arguments.
         """
-        stem = self.stem
-        accepted = keywords if self._stem_takes_any_keyword else self._stem_keywords
-        # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
-        for_stem = {name: value for name, value in keywords.items() if name in accepted}
-        output = x if stem is None else stem(x, **for_stem)
-        # Without a stem, a tuple is an ordinary input of the first block.
-        stem_returns_context = stem is not None and _is_tuple(output)
-        if not stem_returns_context:
-            if self.call_block is None:
-                _check_all_used(keywords, used=for_stem)
-            return output, keywords
+        for_stem = self._keywords_for_stem(keywords)
+        if self.call_block is None:
+            _check_all_used(keywords, used=for_stem)
+        if self.stem is None:
+            return x, keywords
 
+        output = self.stem(x, **for_stem)
+        if not _is_tuple(output):
+            return output, keywords
         if self.call_block is None:
             raise ValueError(
                 "the stem returned (x, context): pass call_block to use the context in the blocks"
@@ -429,6 +469,13 @@ class ElasticWrapper(nn.Module):
         _check_all_used(keywords, used=for_stem)
         features, context = output
         return features, context
+
+    def _keywords_for_stem(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments that the stem's forward names."""
+        if self._stem_takes_any_keyword:
+            return keywords
+        # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
+        return {name: value for name, value in keywords.items() if name in self._stem_keywords}
 
     def _skip_of(self, x: Any, stem_output: Any) -> Any:
         """Return what the head takes beside the features of a tap; None if it takes no skip."""
@@ -455,31 +502,38 @@ class ElasticWrapper(nn.Module):
             output = output[0]
         return output, context
 
-    def _head_for_one_pass(self) -> Callable[..., Any]:
-        """Return the head, or the function that its `prepare` makes for all taps of one pass."""
-        prepare = getattr(self.head, "prepare", None)
-        return self.head if prepare is None else prepare()
+    def _head_takes_all_taps(self) -> bool:
+        """Whether one call of the head makes the predictions of several taps."""
+        return getattr(self.head, "takes_all_taps", False) is True
 
-    def _predict(self, head: Callable[..., Any], features: Any, skip: Any, depth: int) -> Any:
-        """Return the head's output at a tap, through the tap's adapter if it has one."""
-        name = str(depth)
+    def _predict(self, features: Mapping[int, Any], skip: Any) -> tuple[Any, ...]:
+        """Return the head's outputs for the features of one tap, or of several, by depth."""
         try:
-            adapted = self.adapters[name](features) if name in self.adapters else features
-            if self.head_skip is None:
-                return head(adapted)
-            return head(adapted, skip)
+            adapted = tuple(self._adapted(depth, each) for depth, each in features.items())
+            if not self._head_takes_all_taps():
+                return tuple(self._call_head(each, skip) for each in adapted)
+            predictions = self._call_head(adapted, skip)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(features, Tensor):
-                found = f"have shape {tuple(features.shape)}"
-            else:
-                found = f"are a {type(features).__name__}"
-            raise RuntimeError(
-                f"the head rejects the tap at depth {depth}, whose features {found}: "
-                f"{error}. If channels or resolution differ there, adapters={{{depth}: module}} "
-                "maps these features to what the head takes"
-            ) from error
+            raise RuntimeError(_rejection(features, error)) from error
+        if not _is_tuple(predictions) or len(predictions) != len(features):
+            raise TypeError(
+                f"the head has takes_all_taps and returned a {type(predictions).__name__}: "
+                f"expected a tuple of {len(features)} predictions, one for each tap"
+            )
+        return predictions
+
+    def _adapted(self, depth: int, features: Any) -> Any:
+        """Return what the head takes at a tap: its features, through its adapter if it has one."""
+        name = str(depth)
+        return self.adapters[name](features) if name in self.adapters else features
+
+    def _call_head(self, features: Any, skip: Any) -> Any:
+        """Return the head's output; the head takes a skip if the net has `head_skip`."""
+        if self.head_skip is None:
+            return self.head(features)
+        return self.head(features, skip)
 
     # --- truncate, with_taps, grow and check
 
@@ -535,14 +589,12 @@ class ElasticWrapper(nn.Module):
         """Raise unless the blocks deeper than `old_depth` change neither features nor output."""
         old_blocks = self.blocks[:old_depth]
         new_blocks = self.blocks[old_depth:]
-        features, context = self._run_stem(example, keywords)
-        skip = self._skip_of(example, features)
-        head = self._head_for_one_pass()
+        features, context, skip = self._start_pass(example, keywords)
         for depth, block in enumerate(old_blocks, start=1):
             features, context = self._run_block(block, features, context, depth)
 
         # Copies, because the head, or a new block, may change what it takes in place.
-        expected = self._predict(head, features.clone(), skip, old_depth)
+        expected = self._predict({old_depth: features.clone()}, skip)
         for index, block in enumerate(new_blocks):
             before = features.clone()
             depth = old_depth + index + 1
@@ -552,38 +604,84 @@ class ElasticWrapper(nn.Module):
                 name = _new_block_name(index, block)
                 raise ValueError(f"grow: {name} is not the identity: {problem}")
 
-        new_prediction = self._predict(head, features, skip, depth=len(self.blocks))
-        if not same_bits(expected, new_prediction):
+        new_depth = len(self.blocks)
+        if not same_bits(expected, self._predict({new_depth: features}, skip)):
             raise ValueError(
                 "grow: the adapters of the new taps change the prediction: "
                 "make them equal to the deepest tap's"
             )
 
-    def _report(
-        self, head: Callable[..., Any], features: Tensor, skip: Any, depth: int
-    ) -> TapReport:
-        """Return the report of one tap, which `check` completes with the deepest tap's shape."""
+    def _try_tap(self, features: Tensor, skip: Any, depth: int) -> _TapOutcome:
+        """Return what the head makes of one tap, whether it takes it or not."""
         output: Any = None
         rejection: str | None = None
         try:
-            output = self._predict(head, features, skip, depth)
+            (output,) = self._predict({depth: features}, skip)
         except RuntimeError as error:
             rejection = str(error)
-        not_finite = int((~torch.isfinite(features)).sum())
-        # Features that are not finite explain everything else, a rejection by the head too.
-        problem = rejection
-        if not_finite:
-            problem = (
-                f"depth {depth}: {not_finite} of {features.numel()} features are not finite "
-                "(NaN or infinity)"
-            )
-        return TapReport(
+        return _TapOutcome(
             depth=depth,
             shape=tuple(features.shape),
+            num_values=features.numel(),
+            num_not_finite=int((~torch.isfinite(features)).sum()),
             output_shape=tuple(output.shape) if isinstance(output, Tensor) else None,
-            finite=not_finite == 0,
-            problem=problem,
+            rejection=rejection,
         )
+
+
+class _IntoTuple(nn.Module):
+    """Makes a tuple of one tap's features, for a head that takes all taps."""
+
+    def forward(self, features: Any) -> tuple[Any]:
+        return (features,)
+
+
+class _OutOfTuple(nn.Module):
+    """Takes the only prediction out of the tuple that such a head returns."""
+
+    def forward(self, predictions: tuple[Any]) -> Any:
+        (prediction,) = predictions
+        return prediction
+
+
+class _TapOutcome(NamedTuple):
+    """What `check` saw at one tap.
+
+    Attributes:
+        depth: The tap's depth.
+        shape: The shape of its features.
+        num_values: How many values the features have.
+        num_not_finite: How many of them are NaN or infinite.
+        output_shape: The shape of the head's output, if that is a tensor.
+        rejection: The error of the head. None: it took the features.
+    """
+
+    depth: int
+    shape: tuple[int, ...]
+    num_values: int
+    num_not_finite: int
+    output_shape: tuple[int, ...] | None
+    rejection: str | None
+
+
+def _report(outcome: _TapOutcome, deepest_shape: tuple[int, ...]) -> TapReport:
+    """Return the report of one tap, whose problem names the deepest tap's shape if it differs."""
+    problem = outcome.rejection
+    if problem is not None and outcome.shape != deepest_shape:
+        problem = f"{problem} (the deepest tap has shape {deepest_shape})"
+    # Features that are not finite explain everything else, a rejection by the head too.
+    if outcome.num_not_finite:
+        problem = (
+            f"depth {outcome.depth}: {outcome.num_not_finite} of {outcome.num_values} features "
+            "are not finite (NaN or infinity)"
+        )
+    return TapReport(
+        depth=outcome.depth,
+        shape=outcome.shape,
+        output_shape=outcome.output_shape,
+        finite=outcome.num_not_finite == 0,
+        problem=problem,
+    )
 
 
 @contextmanager
@@ -648,6 +746,16 @@ def _named_keywords(stem: nn.Module | None) -> frozenset[str]:
     return frozenset(parameter.name for parameter in parameters if parameter.kind in keyword_kinds)
 
 
+def _check_reserved_words(stem: nn.Module | None) -> None:
+    """Raise if the stem's forward has an argument that `net(x, ...)` keeps for itself."""
+    for name in RESERVED_WORDS:
+        if name in _named_keywords(stem):
+            raise ValueError(
+                f"the stem's forward has an argument {name!r}, which it can never get: "
+                f"net(x, {name}=...) says where to predict. Give the stem's argument another name"
+            )
+
+
 def _check_all_used(keywords: Iterable[str], used: Container[str]) -> None:
     """Raise unless every keyword argument is used; an unused one may be misspelt."""
     for name in keywords:
@@ -660,6 +768,25 @@ def _check_all_used(keywords: Iterable[str], used: Container[str]) -> None:
 def _is_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:
     """Return isinstance(output, tuple); the type checker then takes the entries as Any."""
     return isinstance(output, tuple)
+
+
+def _rejection(features: Mapping[int, Any], error: Exception) -> str:
+    """Return what to say if the head, or an adapter, fails for the features at these depths."""
+    taps = "taps" if len(features) > 1 else "tap"
+    depths = ", ".join(str(depth) for depth in features)
+    found = ", ".join(_found(each) for each in features.values())
+    return (
+        f"the head rejects the {taps} at depth {depths}, whose features {found}: {error}. "
+        f"If channels or resolution differ there, adapters={{{depths}: module}} maps these "
+        "features to what the head takes"
+    )
+
+
+def _found(features: Any) -> str:
+    """Return what features are, as the end of a sentence about them."""
+    if isinstance(features, Tensor):
+        return f"have shape {tuple(features.shape)}"
+    return f"are a {type(features).__name__}"
 
 
 def _new_block_name(index: int, block: nn.Module) -> str:
@@ -689,13 +816,3 @@ def _not_identity(before: Tensor, after: Tensor) -> str | None:
         "normalises its own sum (post-norm) or ends in an activation cannot be the identity; for "
         "any other residual block, make `init` zero the last layer of its residual path"
     )
-
-
-def _with_deepest_shape(report: TapReport, deepest_shape: tuple[int, ...]) -> TapReport:
-    """Add the deepest tap's shape to the problem of a tap that the head rejects for its shape."""
-    # The only problem that a tap of finite features can have is that the head rejects it.
-    rejected = report.finite and report.problem is not None
-    if not rejected or report.shape == deepest_shape:
-        return report
-    problem = f"{report.problem} (the deepest tap has shape {deepest_shape})"
-    return report._replace(problem=problem)

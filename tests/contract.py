@@ -96,22 +96,20 @@ def blocks_behind_the_depth_do_not_run(net: ElasticWrapper, x: Any, **keywords: 
             assert calls.blocks == list(net.blocks[:depth]), (
                 f"depth {depth} ran {len(calls.blocks)} blocks"
             )
-            assert calls.prepare <= 1, f"depth {depth} called prepare() {calls.prepare} times"
+            assert calls.head == 1, f"depth {depth} called the head {calls.head} times"
 
 
 def one_pass(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
-    """forward_taps runs each block once, and prepare() once or the head once a tap."""
+    """forward_taps runs each block once, and the head once, or else once a tap."""
     with torch.no_grad(), recording(net) as calls:
         net.forward_taps(x, **keywords)
     assert calls.blocks == list(net.blocks), (
         f"{len(calls.blocks)} block calls for {len(net.blocks)} blocks"
     )
-    if hasattr(net.head, "prepare"):
-        assert calls.prepare == 1, f"prepare() was called {calls.prepare} times in one pass"
-    else:
-        assert calls.head == len(net.taps), (
-            f"the head was called {calls.head} times for {len(net.taps)} taps"
-        )
+    head_calls = 1 if takes_all_taps(net.head) else len(net.taps)
+    assert calls.head == head_calls, (
+        f"the head was called {calls.head} times for {len(net.taps)} taps"
+    )
 
 
 def truncated_keys_are_a_subset(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
@@ -330,11 +328,21 @@ def by_hand(net: ElasticWrapper, x: Any, depth: int, **keywords: Any) -> tuple[T
     adapted = features
     if str(depth) in net.adapters:
         adapted = net.adapters[str(depth)](features)
+    if takes_all_taps(net.head):
+        adapted = (adapted,)
     if net.head_skip == "stem":
-        return features, net.head(adapted, stem_output)
-    if net.head_skip == "input":
-        return features, net.head(adapted, x)
-    return features, net.head(adapted)
+        prediction = net.head(adapted, stem_output)
+    elif net.head_skip == "input":
+        prediction = net.head(adapted, x)
+    else:
+        prediction = net.head(adapted)
+    if takes_all_taps(net.head):
+        (prediction,) = prediction
+    return features, prediction
+
+
+def takes_all_taps(head: nn.Module) -> bool:
+    return getattr(head, "takes_all_taps", False)
 
 
 def same(actual: Any, expected: Any, what: str) -> None:
@@ -390,19 +398,17 @@ def blocks_reached(net: ElasticWrapper, loss: Tensor) -> list[int]:
 
 
 class Calls:
-    """What ran inside `recording`: the blocks in order, and how often head and prepare() did."""
+    """What ran inside `recording`: the blocks in order, and how often the head did."""
 
     def __init__(self) -> None:
         self.blocks: list[nn.Module] = []
         self.head = 0
-        self.prepare = 0
 
 
 @contextmanager
 def recording(net: ElasticWrapper) -> Generator[Calls, None, None]:
     """Record, inside a `with` block, which parts of the net run."""
     calls = Calls()
-    original_prepare = getattr(net.head, "prepare", None)
 
     def block_runs(block: nn.Module, inputs: Any) -> None:
         calls.blocks.append(block)
@@ -410,20 +416,11 @@ def recording(net: ElasticWrapper) -> Generator[Calls, None, None]:
     def head_runs(head: nn.Module, inputs: Any) -> None:
         calls.head += 1
 
-    def prepare() -> Any:
-        assert original_prepare is not None
-        calls.prepare += 1
-        return original_prepare()
-
     # A set, because one block may stand at several depths.
     hooks = [block.register_forward_pre_hook(block_runs) for block in {*net.blocks}]
     hooks.append(net.head.register_forward_pre_hook(head_runs))
-    if original_prepare is not None:
-        object.__setattr__(net.head, "prepare", prepare)
     try:
         yield calls
     finally:
         for hook in hooks:
             hook.remove()
-        if original_prepare is not None:
-            object.__delattr__(net.head, "prepare")

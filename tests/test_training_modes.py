@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import elasticnet.distillation
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
 from elasticnet.loss_weights import ramp, rising_deepest_share
-from tiny_nets import MASK, TOKENS, PreparedHead, conv_blocks, conv_net, rotary_net
+from tiny_nets import MASK, TOKENS, TogetherHead, conv_blocks, conv_net, rotary_net
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(2))
@@ -118,7 +118,7 @@ def recomputed(net: ElasticWrapper) -> ElasticWrapper:
 @pytest.mark.parametrize("sampled_taps", [None, 1])
 def test_recomputed_blocks_give_the_same_gradients(sampled_taps: int | None) -> None:
     blocks = [nn.Sequential(block, nn.Dropout(0.3)) for block in conv_blocks(3)]
-    net = ElasticWrapper(blocks, PreparedHead("b c h w", 4, 2), adapters={1: nn.Conv2d(4, 4, 1)})
+    net = ElasticWrapper(blocks, TogetherHead("b c h w", 4, 2), adapters={1: nn.Conv2d(4, 4, 1)})
     plain, saving = (
         ElasticObjective(each, nn.L1Loss(), 0.1, sampled_taps=sampled_taps)
         for each in (net, recomputed(net))
@@ -169,7 +169,7 @@ def test_blocks_are_recomputed_in_training_alone(checkpoint_blocks: bool) -> Non
     ids=["plain", "every option"],
 )
 def test_compiled_objective_is_eager_in_one_graph(options: dict[str, Any]) -> None:
-    net = ElasticWrapper(conv_blocks(3), PreparedHead("b c h w", 4, 2), nn.Conv2d(4, 4, 1))
+    net = ElasticWrapper(conv_blocks(3), TogetherHead("b c h w", 4, 2), nn.Conv2d(4, 4, 1))
     objective = ElasticObjective(net, nn.L1Loss(), **options)
     compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
     for step in (0, 3):
@@ -199,7 +199,7 @@ def test_schedules_leave_one_graph_of_tensors(options: dict[str, Any]) -> None:
         graphs.append(inputs)
         return module.forward
 
-    net = ElasticWrapper(conv_blocks(3), PreparedHead("b c h w", 4, 2), nn.Conv2d(4, 4, 1))
+    net = ElasticWrapper(conv_blocks(3), TogetherHead("b c h w", 4, 2), nn.Conv2d(4, 4, 1))
     objective = ElasticObjective(net, nn.L1Loss(), **options)
     compiled = torch.compile(objective, backend=backend)
     for step in (0, 3, 4, 9):

@@ -14,9 +14,9 @@ from tiny_nets import (
     KINDS,
     LAYOUTS,
     Case,
-    PreparedHead,
     TinyBlock,
     TinyHead,
+    TogetherHead,
     conv_blocks,
     conv_net,
     tiny_cases,
@@ -33,7 +33,7 @@ def test_random_networks_keep_the_contract(case: Case) -> None:
 def test_every_kind_of_block_in_every_layout(kind: str, layout: str) -> None:
     """Hypothesis draws; this makes sure that no combination is left out."""
     net = ElasticWrapper(
-        [TinyBlock(kind, layout, 3) for _ in range(3)], PreparedHead(layout, 3), layout=layout
+        [TinyBlock(kind, layout, 3) for _ in range(3)], TogetherHead(layout, 3), layout=layout
     )
     shape = [{"b": 2, "c": 3}.get(axis, 4) for axis in layout.split()]
     check_contract(net, torch.randn(shape))

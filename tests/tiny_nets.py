@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,22 +69,25 @@ class TinyHead(nn.Module):
         return y if skip is None else y + skip
 
 
-class PreparedHead(TinyHead):
-    """The same head with a prepare(): the weight of the pass is made once."""
+class TogetherHead(nn.Module):
+    """A TinyHead for all taps in one call: the weight of the pass is made once."""
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        return self.prepare()(x, skip)
+    takes_all_taps = True
 
-    def prepare(self) -> Callable[..., Tensor]:
+    def __init__(self, layout: str, channels: int, channels_out: int = 3) -> None:
+        super().__init__()
+        self.axis = layout.split().index("c")
+        self.linear = nn.Linear(channels, channels_out)
+
+    def forward(self, x: tuple[Tensor, ...], skip: Tensor | None = None) -> tuple[Tensor, ...]:
         weight = self.linear.weight * 1
-
-        def head(x: Tensor, skip: Tensor | None = None) -> Tensor:
-            y = nn.functional.linear(x.movedim(self.axis, -1), weight, self.linear.bias).movedim(
-                -1, self.axis
-            )
-            return y if skip is None else y + skip
-
-        return head
+        predictions: list[Tensor] = []
+        for features in x:
+            channels_last = features.movedim(self.axis, -1)
+            y = nn.functional.linear(channels_last, weight, self.linear.bias)
+            y = y.movedim(-1, self.axis)
+            predictions.append(y if skip is None else y + skip)
+        return tuple(predictions)
 
 
 class GainStem(nn.Module):
@@ -184,7 +187,7 @@ def tiny_cases(
         stem = TinyBlock("mlp", layout, channels_in, width_in)
     if contextual and stem is not None:
         stem = GainStem(stem, num_blocks)
-    head_type = draw(st.sampled_from([TinyHead, PreparedHead]), "head")
+    head_type = draw(st.sampled_from([TinyHead, TogetherHead]), "head")
     channels_out = {"stem": width_in, "input": channels_in, None: 3}[head_skip]
     net = ElasticWrapper(
         blocks,

@@ -6,8 +6,8 @@
 All variants of a table are timed in turn, round after round, forwards and backwards through the
 list. Times are medians over the rounds, ratios medians of the rounds' ratios. A training step is
 zero_grad, all losses (L1, and distillation where there is more than one tap), backward and fused
-Adam. `prepare()` is the fold itself, paid once a pass. The last table sets the wrapper beside an
-nn.Sequential of the very same modules, also at a size where overhead would show.
+Adam. `folded_kernels()` is the fold itself, paid once a pass. The last table sets the wrapper
+beside an nn.Sequential of the very same modules, also at a size where overhead would show.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
     fold_seconds = time_fold(options)
     print_fold(fold_seconds, statistics.median(seconds["training step"]["folded, all taps"]))
     wrapper = compare_wrapper(options)
-    heads = {"seconds": {**seconds, "prepare()": fold_seconds}}
+    heads = {"seconds": {**seconds, "folded_kernels()": fold_seconds}}
     write_report(options, machine, heads=heads, wrapper=wrapper)
 
 
@@ -147,7 +147,7 @@ def print_heads(seconds: dict[str, Times]) -> None:
 def time_fold(options: argparse.Namespace) -> Times:
     """Time the fold of the head alone, with and without the way back."""
     head = head_of(build(options, fold=True, all_taps=True))
-    cases: Cases = {"forward": head.prepare, "with backward": partial(fold_and_back, head)}
+    cases: Cases = {"forward": head.folded_kernels, "with backward": partial(fold_and_back, head)}
     return timed(options, cases, 5 * options.repeats)
 
 
@@ -156,7 +156,7 @@ def print_fold(times: Times, step_seconds: float) -> None:
     for name, seconds in times.items():
         median = statistics.median(seconds)
         share = f"{median / step_seconds:.1%} of the step with all taps"
-        print(f"{'prepare(), ' + name:36}{1000 * median:10.2f}   {share}")
+        print(f"{'folded_kernels(), ' + name:36}{1000 * median:10.2f}   {share}")
 
 
 def fold_and_back(head: DeconvHead) -> None:

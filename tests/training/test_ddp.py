@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from elasticnet import ElasticObjective, ElasticWrapper
-from tiny_nets import PreparedHead, TinyBlock
+from tiny_nets import TinyBlock, TogetherHead
 
 NUM_RANKS = 2
 NUM_STEPS = 6
@@ -38,7 +38,7 @@ def make_objective(options: dict[str, Any]) -> ElasticObjective:
     sampled = "sampled_taps" in options
     adapters = {1: nn.Conv2d(4, 4, 1), 2: nn.Conv2d(4, 4, 3, padding=1)} if sampled else None
     net = ElasticWrapper(
-        blocks, PreparedHead("b c h w", 4, 2), nn.Conv2d(3, 4, 1), adapters=adapters
+        blocks, TogetherHead("b c h w", 4, 2), nn.Conv2d(3, 4, 1), adapters=adapters
     )
     return ElasticObjective(net.double(), nn.L1Loss(), **options)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elasticnet.sr.models.heads import wide_dtype
+from elasticnet.sr.models.heads import predict_taps, wide_dtype
 from elasticnet.wrapper import ElasticWrapper, Origin, evaluating
 
 STEPS = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}  # the upsampler's factors at each scale
@@ -258,6 +258,8 @@ class SkipHead(nn.Module):
         fold: Whether the tail runs folded; False runs every layer as written.
     """
 
+    takes_all_taps = True  # see ElasticWrapper
+
     def __init__(
         self, conv: nn.Module, tail: nn.Module, add_mean: nn.Module, fold: bool = True
     ) -> None:
@@ -271,17 +273,19 @@ class SkipHead(nn.Module):
         ]
         self.scale = math.prod(self.steps)
 
-    def forward(self, features: Tensor, stem_output: Tensor) -> Tensor:
-        """Return the prediction (b, 3, scale h, scale w), RGB in 0..1.
+    def forward(
+        self, features: Tensor | tuple[Tensor, ...], stem_output: Tensor
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Return the prediction (b, 3, scale h, scale w), RGB in 0..1, or one for each tap.
 
         Args:
-            features: (b, channels, h, w).
-            stem_output: Of the same shape.
+            features: (b, channels, h, w), or a tuple of those of several taps.
+            stem_output: Of the shape of one tap's features.
         """
-        return self.prepare()(features, stem_output)
+        return predict_taps(self._tap_predictor(), features, stem_output)
 
-    def prepare(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return a callable, with `forward`'s arguments, that serves every tap of one pass.
+    def _tap_predictor(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a function of one tap's features and the stem's output, for all taps of one pass.
 
         All taps share one folded kernel.
         """
@@ -379,7 +383,7 @@ class TapMacs(NamedTuple):
 
 
 def tap_macs(net: ElasticWrapper, example: Tensor) -> TapMacs:
-    """Count the multiply-adds of `net.forward_taps(example)`, by PyTorch's own counter.
+    """Count the multiply-adds of `net(example, taps=net.taps)`, by PyTorch's own counter.
 
     Args:
         net: Any elastic network.
@@ -396,7 +400,7 @@ def tap_macs(net: ElasticWrapper, example: Tensor) -> TapMacs:
         with FlopCounterMode(display=False) as one_prediction:
             net(example, depth=-1)
         with FlopCounterMode(display=False) as all_predictions:
-            net.forward_taps(example)
+            net(example, taps=net.taps)
     flops_by_module = one_prediction.get_flop_counts()
     name = type(net).__name__
     trunk_parts = [f"{name}.stem"]

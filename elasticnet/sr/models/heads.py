@@ -5,7 +5,8 @@ the LR grid and a pixel shuffle. The kernel is the head's impulse response, comp
 canonical parameters once a pass, with autograd through it: state dict and function stay what they
 are, and only the cost changes.
 
-A head's `prepare()` is called once a pass; what it returns serves every tap of that pass.
+The heads have `takes_all_taps`: one call makes the predictions of all taps of a pass, which share
+the kernel and the enlarged image.
 """
 
 from __future__ import annotations
@@ -74,6 +75,22 @@ def add_to(fresh: Tensor, x: Tensor) -> Tensor:
     return fresh + x
 
 
+def predict_taps(
+    predict: Callable[..., Tensor], features: Tensor | tuple[Tensor, ...], skip: Tensor | None
+) -> Tensor | tuple[Tensor, ...]:
+    """Return the prediction of one tap, or the tuple of those of several taps.
+
+    Args:
+        predict: `predict(features, skip)` returns the prediction of one tap.
+        features: The features of one tap, or the tuple of those of several taps.
+        skip: What `predict` gets beside the features of each tap.
+    """
+    if isinstance(features, tuple):
+        # One tap after the other: joined in one batch, their last bits could differ.
+        return tuple(predict(each, skip) for each in features)
+    return predict(features, skip)
+
+
 class DeconvHead(nn.Module):
     """ASRN's published head: conv1x1, deconvolution with kernel = stride = scale, conv3x3.
 
@@ -88,6 +105,8 @@ class DeconvHead(nn.Module):
         skip: "bicubic" adds the enlarged input image, which the head is then called with; None
             adds nothing.
     """
+
+    takes_all_taps = True  # see ElasticWrapper
 
     def __init__(
         self,
@@ -107,20 +126,22 @@ class DeconvHead(nn.Module):
             self.deconvs.append(nn.ConvTranspose2d(hidden, hidden, step, stride=step))
         self.output = nn.Conv2d(hidden, 3, 3, padding=1)
 
-    def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
-        """Return the prediction (b, 3, scale h, scale w).
+    def forward(
+        self, features: Tensor | tuple[Tensor, ...], image: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Return the prediction (b, 3, scale h, scale w), or a tuple with one for each tap.
 
         Args:
-            features: (b, channels, h, w).
+            features: (b, channels, h, w), or a tuple of those of several taps.
             image: The network's input (b, 3, h, w); needed with a skip.
         """
-        return self.prepare()(features, image)
+        return predict_taps(self._tap_predictor(), features, image)
 
-    def prepare(self) -> Callable[..., Tensor]:
-        """Return a callable, with `forward`'s arguments, that serves every tap of one pass."""
+    def _tap_predictor(self) -> Callable[..., Tensor]:
+        """Return a function of one tap's features and the image, for all taps of one pass."""
         add_skip = _shared_skip(self.skip, self.scale)
         if self.fold:
-            return self._prepare_folded(add_skip)
+            return self._folded_tap_predictor(add_skip)
 
         def run_layers(features: Tensor, image: Tensor | None = None) -> Tensor:
             output = self.output(self.deconvs(self.reduce(features)))
@@ -128,7 +149,7 @@ class DeconvHead(nn.Module):
 
         return run_layers
 
-    def _prepare_folded(
+    def _folded_tap_predictor(
         self, add_skip: Callable[[Tensor, Tensor | None], Tensor]
     ) -> Callable[..., Tensor]:
         kernel, bias_kernel = self.folded_kernels()
@@ -260,6 +281,8 @@ class SubpixelHead(nn.Module):
         skip: As in `DeconvHead`.
     """
 
+    takes_all_taps = True  # see ElasticWrapper
+
     def __init__(self, channels: int, scale: int, skip: str | None = None) -> None:
         super().__init__()
         self.scale = scale
@@ -267,17 +290,19 @@ class SubpixelHead(nn.Module):
         self.expand = nn.Conv2d(channels, channels * scale**2, 3, padding=1)
         self.output = nn.Conv2d(channels, 3, 3, padding=1)
 
-    def forward(self, features: Tensor, image: Tensor | None = None) -> Tensor:
-        """Return the prediction (b, 3, scale h, scale w).
+    def forward(
+        self, features: Tensor | tuple[Tensor, ...], image: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Return the prediction (b, 3, scale h, scale w), or a tuple with one for each tap.
 
         Args:
-            features: (b, channels, h, w).
+            features: (b, channels, h, w), or a tuple of those of several taps.
             image: The network's input (b, 3, h, w); needed with a skip.
         """
-        return self.prepare()(features, image)
+        return predict_taps(self._tap_predictor(), features, image)
 
-    def prepare(self) -> Callable[..., Tensor]:
-        """Return a callable, with `forward`'s arguments, that serves every tap of one pass.
+    def _tap_predictor(self) -> Callable[..., Tensor]:
+        """Return a function of one tap's features and the image, for all taps of one pass.
 
         It enlarges the image for the skip once.
         """

@@ -151,9 +151,8 @@ def test_one_pass_enlarges_the_image_once(
     assert len(seen) == 1
     for depth, prediction in enumerate(predictions, start=1):
         assert torch.equal(prediction, net(first, depth=depth))
-    head = net.head.prepare()  # pyright: ignore[reportCallIssue]
     features = torch.rand(1, 16, 6, 5)
-    difference = head(features, first) - head(features, second)
+    difference = net.head(features, first) - net.head(features, second)
     assert torch.allclose(difference, bicubic_upsample(first - second, 2), atol=1e-5)
 
 

@@ -96,7 +96,7 @@ def test_plain_head_is_its_layers_bit_for_bit(scale: int) -> None:
         expected = deconv(expected)
     expected = head.output(expected)
     assert torch.equal(head(features), expected)
-    assert torch.equal(head.prepare()(features), expected)
+    assert torch.equal(head((features,))[0], expected)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
@@ -178,15 +178,14 @@ def test_half_precision_weights(dtype: torch.dtype, tolerance: float, skip: str 
 
 
 @pytest.mark.parametrize("fold", [True, False])
-def test_one_prepare_serves_taps_of_any_size_and_dtype(fold: bool) -> None:
+def test_one_call_serves_taps_of_any_size_and_dtype(fold: bool) -> None:
     folded, plain = (head.double() for head in heads(2))
     folded.fold = fold
     calls = []
     original = folded.folded_kernels
     object.__setattr__(folded, "folded_kernels", lambda: calls.append(1) or original())
     taps = [torch.randn(2, 6, height, 3, dtype=torch.float64) for height in (4, 4, 1, 5, 4)]
-    head = folded.prepare()
-    outputs = [head(features) for features in taps]
+    outputs = folded(tuple(taps))
     assert len(calls) == int(fold)
     for output, features in zip(outputs, taps, strict=True):
         assert_near(output, plain(features), 1e-12)
@@ -200,7 +199,8 @@ def test_one_prepare_serves_taps_of_any_size_and_dtype(fold: bool) -> None:
 
     folded, plain = heads(2)
     if fold:  # a tap in another dtype than the weights
-        assert_near(folded.prepare()(taps[0]), plain.double()(taps[0]), 1e-5)
+        (output,) = folded((taps[0],))
+        assert_near(output, plain.double()(taps[0]), 1e-5)
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
