@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard, cast
 
+from elasticnet.checkpoint.other_files import START_BYTES, describe_other_file
 from elasticnet.checkpoint.sources import Source, name_of, opened, read_range, size_of
 
 LENGTH_BYTES = 8  # the bytes that hold the header's length
@@ -24,12 +25,6 @@ MAX_SIZE = (1 << 63) - 1  # of an axis or an offset; torch counts them as int64
 MAX_SHOWN = 60  # characters of a value in a message
 ALIGNMENT = 8  # the tensors start at a multiple of this many bytes
 METADATA = "__metadata__"
-ZIP_START = b"PK\3\4"
-PICKLE_START = b"\x80\2"
-PICKLE_ADVICE = (
-    "it begins as PyTorch's own files do, which are pickles: read it with "
-    "torch.load(..., weights_only=True), load that into the network, and save that"
-)
 BYTES_PER_VALUE = {
     "F64": 8,
     "I64": 8,
@@ -97,6 +92,9 @@ def read_table(source: Source) -> Table:
         try:
             return _checked_table(file)
         except ValueError as error:
+            other_file = _described_as_other_file(file)
+            if other_file is not None:
+                raise ValueError(f"{name}: not a safetensors file: {other_file}") from error
             # Errors of `sources` begin with the file's name, and so does the new message.
             message = str(error).removeprefix(f"{name}: ")
             reason = message.splitlines()[0]
@@ -166,14 +164,12 @@ def short(value: Any) -> str:
 def _checked_table(file: Source) -> Table:
     """Return the table of an open file; raise unless all of it is valid."""
     first_bytes = bytes(read_range(file, 0, LENGTH_BYTES))
-    if first_bytes.startswith((ZIP_START, PICKLE_START)):
-        raise ValueError(PICKLE_ADVICE)
     length = int.from_bytes(first_bytes, "little")
     bytes_after = size_of(file) - LENGTH_BYTES
     if length > min(bytes_after, MAX_HEADER_BYTES):
         raise ValueError(
             f"a header of {length} bytes, with {bytes_after} in the file "
-            f"and {MAX_HEADER_BYTES} allowed"
+            f"and {MAX_HEADER_BYTES} allowed: it is cut off, damaged, or a file of another kind"
         )
     data_start = LENGTH_BYTES + length
     header = parse_json(bytes(read_range(file, LENGTH_BYTES, data_start)).decode("utf-8"))
@@ -181,6 +177,19 @@ def _checked_table(file: Source) -> Table:
     entries = {name: _checked_entry(name, value) for name, value in header.items()}
     _check_tensors_fill(entries, num_bytes=bytes_after - length)
     return Table(metadata=metadata, entries=entries, data_start=data_start)
+
+
+def _described_as_other_file(file: Source) -> str | None:
+    """What a file without a valid header is; None for a damaged one, and where nobody knows.
+
+    It is asked last: the length of a valid header may be any bytes, those of a pickle among them.
+    """
+    try:
+        start = bytes(read_range(file, 0, min(size_of(file), START_BYTES)))
+    except (OSError, ValueError):  # of a server: the first error says what is wrong with it
+        return None
+    has_header = start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
+    return None if has_header else describe_other_file(start)
 
 
 def _dict_without_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ TIMEOUT = 30.0  # seconds without a byte from the server
 PARTIAL_CONTENT = 206  # HTTP's answer to a request for a range
 RANGE_NOT_SATISFIABLE = 416  # HTTP's answer if the file ends before the range
 DEFAULT_FILE = "model.safetensors"  # in a repository on the hub
+RUN_FILE = "best.safetensors"  # in the folder of a run, the network to use
 HUB_SOURCE = re.compile(
     r"hf://(?P<repo>[^/@\s]+/[^/@\s]+)"
     r"(@(?P<revision>refs/(?:pr|convert)/[^/\s]+|[^/\s]+))?"
@@ -108,7 +109,7 @@ def opened(source: Source) -> Generator[BinaryIO | Remote, None, None]:
     """
     located = _located(source)
     if isinstance(located, (str, os.PathLike)):
-        with open(located, "rb") as file:
+        with _open_path(located) as file:
             yield file
     else:
         yield located
@@ -216,6 +217,33 @@ def _has_host(url: str) -> bool:
         return bool(urlsplit(url).hostname)
     except ValueError:  # such as http://[1/x
         return False
+
+
+def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to read; errors are one line with the path and what to do."""
+    try:
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{os.fspath(path)}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(_why_not_a_folder(Path(path))) from error
+    except PermissionError as error:
+        # Windows says so of folders, too.
+        if Path(path).is_dir():
+            raise IsADirectoryError(_why_not_a_folder(Path(path))) from error
+        raise PermissionError(f"{os.fspath(path)}: may not be read by this user") from error
+    except OSError as error:
+        raise OSError(f"{os.fspath(path)}: cannot be opened ({error.strerror})") from error
+
+
+def _why_not_a_folder(folder: Path) -> str:
+    """What to say where a folder stands in a file's place; of its files the likeliest is named."""
+    message = f"{folder}: a folder, and a file of weights is needed"
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not files:
+        return f"{message}; there is none in it whose name ends in .safetensors"
+    likeliest = RUN_FILE if RUN_FILE in files else files[0]
+    return f"{message}; give a file in it, such as {folder / likeliest}"
 
 
 def _read(file: BinaryIO, start: int, end: int) -> bytearray:

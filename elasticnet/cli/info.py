@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from elasticnet.cli.arguments import add_debug
 from elasticnet.cli.printable import printable
 
 if TYPE_CHECKING:
+    from elasticnet.checkpoint.header import DepthSize, Description
     from elasticnet.cli.arguments import Commands
 
 
@@ -58,29 +59,92 @@ def run(options: argparse.Namespace) -> int:
         header = read_header(file)
         sizes = read_sizes(file)
 
-    _print_network(header, sizes)
-    for name, value in header["notes"].items():
-        _print_line(f"{name}: {value}")
+    by_depth, notes = _split_notes(header["notes"], header["taps"])
+    _print_line(_network_line(header))
+    print()
+    _print_table(_depth_rows(header, sizes, by_depth))
+    if notes:
+        print()
+        for line in _pair_lines(_flat(notes)):
+            _print_line(line)
     for machine, card in header["cards"].items():
+        print()
         _print_line(f"card of {machine}:")
         for line in _card_lines(card):
             _print_line(f"  {line}")
     return 0
 
 
-def _print_network(header: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]]) -> None:
+def _network_line(header: Description) -> str:
+    """The network as a call of its builder."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in header["arguments"].items())
-    _print_line(f"{header['architecture'] or 'custom network'}({arguments})")
-    taps = ", ".join(str(depth) for depth in header["taps"])
-    _print_line(f"depths: {taps}")
+    return f"{header['architecture'] or 'custom network'}({arguments})"
+
+
+def _split_notes(
+    notes: Mapping[str, Any], taps: Sequence[int]
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any]]:
+    """The notes that hold a value for each depth, such as the PSNR, and all others."""
+    from elasticnet.checkpoint.safetensors_file import is_object
+
+    depths = {str(depth) for depth in taps}
+    by_depth: dict[str, Mapping[str, Any]] = {}
+    others: dict[str, Any] = {}
+    for name, value in notes.items():
+        if is_object(value) and value.keys() == depths and not _has_objects(value):
+            by_depth[name] = value
+        else:
+            others[name] = value
+    return by_depth, others
+
+
+def _has_objects(values: Mapping[str, Any]) -> bool:
+    return any(isinstance(value, (dict, list)) for value in values.values())
+
+
+def _depth_rows(
+    header: Description,
+    sizes: Mapping[int, DepthSize],
+    by_depth: Mapping[str, Mapping[str, Any]],
+) -> list[list[str]]:
+    """The table of depths: its header, and a row for each depth."""
     # of a custom network the header does not tell parameters from buffers
     counted = "parameters" if header["architecture"] else "values"
-    for depth, (values, size) in sizes.items():
-        _print_line(f"  depth {depth}: {values:,} {counted}, {size:,} bytes")
+    rows = [["depth", counted, "bytes", *by_depth]]
+    for depth, size in sizes.items():
+        noted = [_text_of(values[str(depth)]) for values in by_depth.values()]
+        rows.append([str(depth), f"{size.num_values:,}", f"{size.num_bytes:,}", *noted])
+    return rows
+
+
+def _flat(notes: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Notes as text by name; what is inside another note has its name in front: options.steps."""
+    from elasticnet.checkpoint.safetensors_file import is_object
+
+    found: dict[str, str] = {}
+    for name, value in notes.items():
+        if is_object(value) and value:
+            found.update(_flat(value, prefix=f"{prefix}{name}."))
+        else:
+            found[f"{prefix}{name}"] = _text_of(value)
+    return found
+
+
+def _text_of(value: Any) -> str:
+    """A note's value as text: a list by its entries, everything else as JSON has it."""
+    if value is None or value in ({}, []):
+        return "none"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.8g}"
+    if isinstance(value, list):
+        return ", ".join(_text_of(entry) for entry in cast(list[Any], value))
+    return json.dumps(value)
 
 
 def _card_lines(stored: dict[str, Any]) -> list[str]:
-    """What `elasticnet profile` prints of a card; its JSON where this version cannot read it."""
+    """What `elasticnet profile` prints of a card; its entries where this version cannot read it."""
     from elasticnet._tables import aligned
     from elasticnet.card import DepthCard
     from elasticnet.card.report import caption, markdown_table
@@ -89,11 +153,24 @@ def _card_lines(stored: dict[str, Any]) -> list[str]:
     try:
         card = with_titles(DepthCard.from_json(stored))
     except ValueError as error:
-        return [f"not readable by this version ({error}):", json.dumps(stored)]
+        return [f"not readable by this version ({error}):", *_pair_lines(_flat(stored))]
     lines = [caption(card)]
     lines += aligned(markdown_table(card)).splitlines()
     lines += [f"warning: {warning}" for warning in card.warnings]
     return lines
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    from elasticnet._tables import aligned, table
+
+    for line in aligned(table(rows, left=0)).splitlines():
+        _print_line(line)
+
+
+def _pair_lines(values: Mapping[str, str]) -> list[str]:
+    """Names and values in two columns."""
+    width = max((len(name) for name in values), default=0)
+    return [f"{name:{width}}  {value}" for name, value in values.items()]
 
 
 def _print_line(line: str) -> None:

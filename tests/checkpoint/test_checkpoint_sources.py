@@ -250,6 +250,15 @@ def test_a_net_without_memory_is_refused(files: dict) -> None:
 # --- elasticnet info
 
 
+def cells(line: str) -> list[str]:
+    """The cells of a row of a table."""
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def small_asrn_of_two() -> ElasticWrapper:
+    return asrn(2, num_blocks=2, channels=8)
+
+
 def test_info_shows_notes_sizes_and_cards_of_files_and_urls(
     files: dict, server: Loopback, capsys
 ) -> None:
@@ -263,10 +272,10 @@ def test_info_shows_notes_sizes_and_cards_of_files_and_urls(
     assert len(server.log) == 4
     lines = local.splitlines()
     assert lines[0] == "edsr(channels=4, fold=True, num_blocks=3, res_scale=1.0, scale=3)"
-    assert lines[1] == "depths: 1, 2, 3"
     count = sum(parameter.numel() for parameter in net.truncate(1).parameters())
-    assert lines[2] == f"  depth 1: {count:,} parameters, {count * 4:,} bytes"
-    assert lines[5:7] == ["name: edsr", "card of a machine:"]
+    assert cells(lines[2]) == ["depth", "parameters", "bytes"]
+    assert cells(lines[4]) == ["1", f"{count:,}", f"{count * 4:,}"]
+    assert lines[8:11] == ["name  edsr", "", "card of a machine:"]
 
 
 def test_info_of_a_custom_net_and_of_text_that_would_steer_a_terminal(
@@ -279,15 +288,44 @@ def test_info_of_a_custom_net_and_of_text_that_would_steer_a_terminal(
     assert main(["info", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "custom network()"
-    assert lines[2] == "  depth 1: 15 values, 64 bytes"
-    assert lines[3] == "note: \N{REPLACEMENT CHARACTER}[2Jred"
-    assert lines[4] == "card of mine:"
-    assert lines[5] == f"  {caption(card)}"
-    assert lines[6].startswith("  | depth | parameters |")
-    assert lines[8].split("|")[1:3] == ["     1 ", "         10 "]
+    assert cells(lines[2]) == ["depth", "values", "bytes"]
+    assert cells(lines[4]) == ["1", "15", "64"]
+    assert lines[6] == "note  \N{REPLACEMENT CHARACTER}[2Jred"
+    assert lines[8] == "card of mine:"
+    assert lines[9] == f"  {caption(card)}"
+    assert lines[10].startswith("  | depth | parameters |")
+    assert cells(lines[12])[:2] == ["1", "10"]
     assert lines[-3] == "card of other:"
     assert lines[-2].startswith("  not readable by this version (depth card: ")
-    assert lines[-1] == '  {"ms": 1}'
+    assert lines[-1] == "  ms  1"
+
+
+def test_info_shows_notes_of_each_depth_in_the_table_and_others_by_name(
+    tmp_path: Path, capsys
+) -> None:
+    path = tmp_path / "net.safetensors"
+    notes = {
+        "psnr": {1: 30.123456789, 2: 31.0},
+        "options": {"steps": 2, "loss": "l1", "taps": [1, 2], "adam": {"beta": 0.9}},
+        "of one depth": {2: 31.0},
+        "nothing": {},
+    }
+    elasticnet.save(small_asrn_of_two(), path, notes)
+    assert main(["info", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "{'" not in said
+    lines = said.splitlines()
+    assert cells(lines[2]) == ["depth", "parameters", "bytes", "psnr"]
+    assert cells(lines[4])[-1] == "30.123457"
+    assert cells(lines[5])[-1] == "31"
+    assert lines[7:] == [
+        "nothing            none",
+        "of one depth.2     31",
+        "options.adam.beta  0.9",
+        "options.loss       l1",
+        "options.steps      2",
+        "options.taps       1, 2",
+    ]
 
 
 def test_info_of_a_server_that_is_not_there_is_one_line(capsys) -> None:

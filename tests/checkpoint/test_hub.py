@@ -264,8 +264,8 @@ def test_the_command_reads_the_hub_that_the_environment_names(
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert "depth 3: " in run.stdout
-    assert "step: 5" in run.stdout
+    assert "|     3 |     20,379 |" in run.stdout
+    assert "step  5" in run.stdout
     assert sum(end - start for start, end in hub.ranges()) <= 2 * read_table(saved[0]).data_start
 
 

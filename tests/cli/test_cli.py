@@ -42,9 +42,9 @@ def test_info_shows_architecture_depths_parameters_and_notes(file, capsys):
     said = capsys.readouterr().out
     assert said.startswith("asrn(")
     assert "num_blocks=2, " in said
-    assert "depth 1: 70,787 parameters" in said
-    assert "depth 2: 109,955 parameters" in said
-    assert "step: 7" in said
+    assert "|     1 |     70,787 |" in said
+    assert "|     2 |    109,955 |" in said
+    assert "step  7" in said
 
 
 def test_bad_input_is_one_line_and_exit_code_2(file, capsys, tmp_path):

@@ -107,7 +107,7 @@ def test_info_imports_no_torch(tmp_path: Path) -> None:
     assert main(["profile", str(path), *quick]) == 0
     imported, done = modules_after("info", str(path))
     assert done.returncode == 0, done.stderr
-    assert "depth 2: " in done.stdout
+    assert "|     2 |" in done.stdout
     assert "card of " in done.stdout
     assert imported == set()
 

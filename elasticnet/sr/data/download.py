@@ -75,7 +75,7 @@ def download_div2k(
         splits: "train", "valid" or both.
         url: The address of the folder that holds the archives.
         keep_zips: Whether to keep the archives once they are unpacked.
-        progress: Whether to show progress bars.
+        progress: Whether to show progress bars, where standard error is a terminal.
 
     Returns:
         The folder.
@@ -122,7 +122,7 @@ def fetch(
         attempts: How often in a row to try without a single new byte.
         wait_s: Seconds before the second attempt; the wait doubles for each further one.
         timeout_s: Seconds without an answer after which a connection counts as lost.
-        progress: Whether to show progress bars.
+        progress: Whether to show progress bars, where standard error is a terminal.
 
     Returns:
         `path`.
@@ -158,7 +158,7 @@ def unzip(path: Path, folder: Path, *, progress: bool = True) -> dict[str, int]:
         path: The zip file.
         folder: Where to unpack. An archive with a link, a device, an encrypted file, an absolute
             name or a name that leads out of the folder is refused before anything is written.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar, where standard error is a terminal.
 
     Returns:
         The unpacked files, name -> size in bytes.
@@ -212,7 +212,8 @@ def _unpack(archive: zipfile.ZipFile, path: Path, folder: Path, progress: bool) 
     files = [member for member in members if not member.is_dir()]
     total = sum(member.file_size for member in files)
     _require_space(folder, total, f"unpacking {path.name}")
-    for member in tqdm(files, desc=f"unpacking {path.name}", unit="file", disable=not progress):
+    hidden = None if progress else True  # None: unless standard error is a terminal
+    for member in tqdm(files, desc=f"unpacking {path.name}", unit="file", disable=hidden):
         target = folder / member.filename
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + ".part")
@@ -366,11 +367,12 @@ def _file_chunks(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _byte_bar(title: str, total: int | None, progress: bool, initial: int = 0) -> tqdm[NoReturn]:
+    """A bar of bytes, which is drawn on a terminal alone."""
     return tqdm(
         desc=title,
         total=total,
         initial=initial,
         unit="B",
         unit_scale=True,
-        disable=not progress,
+        disable=None if progress else True,  # None: unless standard error is a terminal
     )

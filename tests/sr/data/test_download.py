@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import stat
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -232,11 +233,27 @@ def test_waits_double(
     assert waits == [0.5, 1, 2, 4]
 
 
-def test_progress(get: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_a_terminal(
+    get: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     get(progress=True)
+    unzip(zipped(tmp_path / "a.zip", {"a.txt": b"a"}), tmp_path, progress=True)
     shown = capsys.readouterr().err
     assert "file.bin: 100%" in shown
     assert "checking file.bin.part: 100%" in shown
+    assert "unpacking a.zip: 100%" in shown
+
+
+def test_no_progress_goes_into_pipes_and_files(
+    get: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    get(progress=True)
+    unzip(zipped(tmp_path / "a.zip", {"a.txt": b"a"}), tmp_path, progress=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_full_disk_is_told_before(
