@@ -186,7 +186,7 @@ def decode_photo(
         raise ImageError(f"cannot read image {name}: {reason}") from None
     except Image.DecompressionBombError as error:  # Pillow's own limit, or twice the one above
         pixels = int(re.findall(r"\d+", str(error))[0])
-        reason = _too_large(pixels, max_pixels) if max_pixels < math.inf else first_line(error)
+        reason = _too_large(pixels, max_pixels)
         raise ImageError(f"cannot read image {name}: {reason}") from error
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
         raise ImageError(f"cannot read image {name}: {first_line(error)}") from error
@@ -200,22 +200,26 @@ def _opened(file: BinaryIO, formats: Sequence[str]) -> ImageFile.ImageFile:
 
 
 def _check_size(pixels: int, max_pixels: float) -> None:
-    """Refuse what is too large; Pillow's own limit is asked, too, as it knows the first page only.
-
-    Pillow warns of images above its limit and refuses those above twice of it.
-    """
-    limit = max_pixels
-    if Image.MAX_IMAGE_PIXELS is not None:
-        limit = min(limit, 2 * Image.MAX_IMAGE_PIXELS)
-    if pixels > limit:
-        raise ValueError(_too_large(pixels, limit))
+    """Refuse what is too large; not every Pillow looks at other pages than the first."""
+    if pixels > _lowest_limit(max_pixels):
+        raise ValueError(_too_large(pixels, max_pixels))
 
 
-def _too_large(pixels: int, limit: float) -> str:
-    return (
-        f"{pixels:,} pixels are more than the limit of {limit:,}; "
-        f"--max-pixels {pixels} (max_pixels=) allows them"
-    )
+def _lowest_limit(max_pixels: float) -> float:
+    """The limit that holds: Pillow warns of images above its own, and refuses them above twice."""
+    if Image.MAX_IMAGE_PIXELS is None:
+        return max_pixels
+    return min(max_pixels, 2 * Image.MAX_IMAGE_PIXELS)
+
+
+def _too_large(pixels: int, max_pixels: float) -> str:
+    """What to say of an image beyond the limit; infinity is that of callers without an option."""
+    if max_pixels < math.inf:
+        remedy = f"--max-pixels {pixels} (max_pixels=) allows them"
+    else:
+        remedy = "cut the image into smaller ones, or raise PIL.Image.MAX_IMAGE_PIXELS"
+    limit = _lowest_limit(max_pixels)
+    return f"{pixels:,} pixels are more than the limit of {limit:,}; {remedy}"
 
 
 def _check_frames(

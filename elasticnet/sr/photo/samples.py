@@ -157,14 +157,20 @@ def _read_8_bits(image: Image.Image, raw_mode: str) -> tuple[NDArray[Any], NDArr
 
 
 def _stretch_key(image: Image.Image, raw_mode: str) -> None:
-    """Bring the key colour of gray with 2 or 4 bits to the range of the samples.
+    """Bring the key colour of gray with 1, 2 or 4 bits to the range of the samples.
 
     Pillow stretches the samples to 0..255 and leaves the key in the units of the file, so that no
-    pixel would be transparent (PNG specification, 11.3.1.1).
+    pixel would be transparent (PNG specification, 11.3.1.1). It also stretches a key of one bit in
+    versions later than 10.3.
     """
     key = image.info.get("transparency")
+    if not isinstance(key, int):
+        return
+    if image.mode == "1":
+        image.info["transparency"] = 255 if key else 0
+        return
     match = re.fullmatch(r"L;([24])", raw_mode)
-    if match and isinstance(key, int):
+    if match:
         white = 2 ** int(match[1]) - 1
         image.info["transparency"] = key * 255 // white
 

@@ -22,18 +22,6 @@ from elasticnet.sr.data.read_rgb import ImageError, read_rgb
 from elasticnet.sr.degrade import degrade, modcrop
 
 
-@pytest.fixture
-def div2k(tmp_path: Path) -> Path:
-    """DIV2K as its zips unpack, two images a split, scales 2 and 8."""
-    root = tmp_path / "DIV2K"
-    for split, numbers in (("train", ("0001", "0002")), ("valid", ("0801", "0802"))):
-        for number in numbers:
-            put(root / f"DIV2K_{split}_HR" / f"{number}.png")
-            put(root / f"DIV2K_{split}_LR_bicubic" / "X2" / f"{number}x2.png", 12, 18)
-            put(root / f"DIV2K_{split}_LR_x8" / f"{number}x8.png", 3, 4)
-    return root
-
-
 def test_splits_have_caches_of_their_own(div2k: Path) -> None:
     for split, names in (
         (None, ["0001", "0002"]),

@@ -135,7 +135,7 @@ def test_a_raw_file_is_not_scored_on_its_thumbnail(tmp_path: Path) -> None:
             read(path)
 
 
-def test_a_second_page_beyond_the_limit_is_refused(
+def test_any_page_beyond_the_limit_is_refused_in_the_same_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "pages.tif"
@@ -143,7 +143,11 @@ def test_a_second_page_beyond_the_limit_is_refused(
     with pytest.raises(ImageError, match="2,000 pixels are more than the limit of 500"):
         read_photo(path, max_pixels=500)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    with pytest.raises(ImageError, match="2,000 pixels are more than the limit of 1,000"):
+    message = "2,000 pixels are more than the limit of 1,000; .* raise PIL.Image.MAX_IMAGE_PIXELS"
+    with pytest.raises(ImageError, match=message):
+        read_rgb(path)
+    write_pages(path, (COLOR, 0))
+    with pytest.raises(ImageError, match=message):
         read_rgb(path)
 
 
