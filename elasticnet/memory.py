@@ -20,6 +20,8 @@ CGROUP = Path("/sys/fs/cgroup")
 
 # Words in the RuntimeErrors of failed allocations that have no type of their own.
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "ALLOC_FAILED")
+# The whole message of oneDNN, which computes convolutions on CPUs, if its own allocation fails.
+ONEDNN_OUT_OF_MEMORY = "could not create a primitive"
 
 # The names and numbers of glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -118,7 +120,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    if not isinstance(error, RuntimeError):
+        return False
+    message = str(error)
+    if message == ONEDNN_OUT_OF_MEMORY:
+        return True
+    return any(words in message for words in OUT_OF_MEMORY)
 
 
 def _free_on_cuda(device: torch.device) -> int:

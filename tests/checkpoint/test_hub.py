@@ -275,11 +275,11 @@ def test_without_the_extra_the_error_names_it_and_files_load_as_before(
     """In a process of its own, in which huggingface_hub cannot be imported.
 
     Nor is anything heavy imported beyond what torch itself imports: sympy comes with hundreds of
-    modules where torch.eye runs on the meta device (torch 2.6 always imports it).
+    modules where torch.eye runs on the meta device (and in torch 2.6 with torch.utils.checkpoint).
     """
     code = f"""
 import sys
-import torch
+import torch.utils.checkpoint
 with_torch = set(sys.modules)
 sys.modules["huggingface_hub"] = None
 import elasticnet, elasticnet.cli

@@ -139,7 +139,11 @@ def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="expected input"):
         enlarge(net, photo(20, 20))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(
+        RuntimeError("could not create a primitive descriptor for a matmul")
+    )
     assert is_out_of_memory(RuntimeError("std::bad_alloc"))
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
@@ -162,6 +166,8 @@ height, width, channels, tile, limit = map(int, sys.argv[1:])
 net = asrn(2, 1, channels).eval()
 image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 out = np.ones((2 * height, 2 * width, 3), np.uint8)
+# The first pass brings torch's own code into the memory: 85 MB of it in torch 2.6, 20 in 2.15.
+upscale_array(image[:40, :40], plan_upscale(net))
 before = status("VmRSS")
 if limit:
     import resource
@@ -197,7 +203,7 @@ def test_memory_is_bounded_by_the_tile() -> None:
     """The whole of this image would take 950 MB: 3 megapixels at 316 bytes."""
     _, grown, _, tiles = in_a_fresh_process(1500, 2000, 8, 256, 0)
     assert tiles == 48
-    assert grown < 100
+    assert grown < 60
 
 
 @linux
