@@ -50,7 +50,10 @@ class _AboveProgress(logging.Handler):
     """Writes messages to standard output, above tqdm's line of progress where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        # A program that is started with its output closed has none: print() passes over that, and
+        # so does tqdm, but not its version 4.66.
+        if sys.stdout is not None:
+            tqdm.write(self.format(record))
 
 
 class TrainingLog:

@@ -286,6 +286,16 @@ def test_messages_are_shown_once_above_the_line_of_progress(
     assert "from a recipe" not in output.err
 
 
+def test_a_program_without_standard_output_goes_on(
+    shown: logging.Logger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that was started with `>&-`."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        shown.info("to nobody")
+    assert capsys.readouterr() == ("", "")
+
+
 def test_without_show_messages_the_library_is_silent() -> None:
     code = "from elasticnet.training.processes import Processes; Processes().say('hidden')"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
