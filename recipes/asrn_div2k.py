@@ -505,6 +505,8 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         noise_sigma=degradation.noise_sigma,
         track=images.track,
         lr_root=images.data_lr,
+        cache_dir=images.cache_dir,
+        cache=images.cache,
     )
     processes.say(lr_line(training_images, validation_images))
     return training_images, scorable(validation_images)

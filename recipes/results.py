@@ -51,7 +51,15 @@ CUT = "ordinary, cut short"
 ELASTIC = "elastic"
 STEPS = {"train_steps": "ordinary", "srcnn_steps": "SRCNN", "tune_steps": "elastic"}
 # options without an effect on what is trained
-WITHOUT_EFFECT = ("out", "keep", "tensorboard", "save_every", "log_every")
+WITHOUT_EFFECT = (
+    "out",
+    "keep",
+    "tensorboard",
+    "save_every",
+    "log_every",
+    "cache_dir",
+    "cache",
+)
 
 Record = dict[str, Any]
 Records = dict[str, Record]  # by their files' names

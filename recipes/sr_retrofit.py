@@ -668,10 +668,18 @@ def load_images(
         min_size=images.patch_size,
         track=images.track,
         lr_root=images.data_lr,
+        cache_dir=images.cache_dir,
+        cache=images.cache,
     )
     processes.say(lr_line(training, validation))
     if images.valid:
-        sets = load_sets(images.valid, [scale], track=images.track)
+        sets = load_sets(
+            images.valid,
+            [scale],
+            track=images.track,
+            cache_dir=images.cache_dir,
+            cache=images.cache,
+        )
         for name, pairs in sets:
             for image, reason in pairs.skipped:
                 processes.say(f"image left out: {name} {image}: {reason}")

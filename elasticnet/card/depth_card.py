@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from elasticnet.card.machine import Machine
 from elasticnet.card.old_cards import upgraded
 
-FORMAT = 2  # of a card's JSON
+FORMAT = 3  # of a card's JSON
 LARGEST = 1e300  # of any number in a card: integers beyond it cannot be divided as floats
 NOISE = 0.03  # part by which times and memory differ from one measurement to the next
 COSTS = {"latency_ms": "ms", "memory_mb": "MB", "macs": "MACs"}  # budgets, with their units
-RESERVED = {"depth", "parameters", "latency_p95_ms", "quality", *COSTS}  # no names of metrics
+# no names of metrics
+RESERVED = {"depth", "parameters", "latency_spread_ms", "latency_p95_ms", "quality", *COSTS}
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class DepthRow:
         macs: Multiply-accumulates of one pass.
         latency_ms: Of one pass, in milliseconds; the median.
         latency_p95_ms: The 95th percentile of the same.
+        latency_spread_ms: Half the distance between the quartiles of the same. None of fewer than
+            three passes, and in cards of earlier versions.
         memory_mb: The peak of one pass, in 10**6 bytes: weights, input and all that the pass adds.
             None where it was not measured.
         quality: How good this depth is on the card's data, by the metrics' names.
@@ -88,6 +91,7 @@ class DepthRow:
     macs: int
     latency_ms: float
     latency_p95_ms: float
+    latency_spread_ms: float | None = None
     memory_mb: float | None = None
     quality: Mapping[str, float] = field(default_factory=dict[str, float])
 
@@ -97,6 +101,8 @@ class DepthRow:
         self._check_number("macs", self.macs, is_whole=True)
         self._check_number("latency_ms", self.latency_ms)
         self._check_number("latency_p95_ms", self.latency_p95_ms)
+        if self.latency_spread_ms is not None:
+            self._check_number("latency_spread_ms", self.latency_spread_ms)
         if self.memory_mb is not None:
             self._check_number("memory_mb", self.memory_mb)
         for name, value in self.quality.items():
@@ -291,7 +297,7 @@ class DepthCard:
 
     @classmethod
     def from_json(cls, value: Any) -> DepthCard:
-        """Return the card that `to_json` described, also one of the first format.
+        """Return the card that `to_json` described, also one of an earlier format.
 
         Args:
             value: What a file or a JSON text held.
@@ -399,10 +405,9 @@ def _remedy(name: str) -> str:
 def _card_from_json(value: Any) -> DepthCard:
     """Return the card in a JSON value; see `DepthCard.from_json`."""
     _check(isinstance(value, Mapping), "it", value, "a dict")
+    value = upgraded(value)
     number = value.get("format")
-    if number is None:
-        value = upgraded(value)
-    elif number != FORMAT:
+    if number != FORMAT:
         raise ValueError(
             f"depth card: format {number!r}, and this version reads up to {FORMAT}: "
             "update elasticnet"

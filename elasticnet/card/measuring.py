@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from elasticnet.card.counting import count_macs, count_parameters
 from elasticnet.card.depth_card import DepthCard, DepthRow, Metric, not_rising
 from elasticnet.card.machine import this_machine
 from elasticnet.card.peak_memory import NotMeasured, peak_memory
-from elasticnet.card.timing import limited_threads, time_depths
+from elasticnet.card.timing import limited_threads, time_depths, timing_of, unsteady
 from elasticnet.wrapper import ElasticWrapper
 
 MIN_PASSES_FOR_P95 = 20  # with fewer the 95th percentile is the slowest of them
@@ -31,12 +30,14 @@ class DepthCost(NamedTuple):
         parameters: Of the truncated net.
         macs: Multiply-accumulates of one pass, by torch's own counter.
         ms: Milliseconds of one pass; the median.
+        ms_spread: Half the distance between the quartiles of the times; None of fewer than three.
     """
 
     depth: int
     parameters: int
     macs: int
     ms: float
+    ms_spread: float | None = None
 
 
 def measure(
@@ -104,13 +105,15 @@ def measure(
             except NotMeasured as error:
                 warnings.append(f"peak memory was not measured: {error}")
 
+    timings = {depth: timing_of(times[depth]) for depth in net.taps}
     rows: list[DepthRow] = []
     for depth in net.taps:
         row = DepthRow(
             depth=depth,
             parameters=count_parameters(net, depth),
             macs=macs[depth],
-            latency_ms=statistics.median(times[depth]),
+            latency_ms=timings[depth].ms,
+            latency_spread_ms=timings[depth].spread_ms,
             latency_p95_ms=_percentile_95(times[depth]),
             memory_mb=peaks.get(depth),
             quality=_as_floats(quality[depth]) if quality else {},
@@ -121,6 +124,7 @@ def measure(
         warnings.append(
             f"p95 is of only {made_repeats} passes: give more repeats, and more seconds for them"
         )
+    warnings += unsteady({f"depth {depth}": timing for depth, timing in timings.items()})
     return DepthCard(
         machine=machine,
         input_shape=tuple(example.shape),
@@ -148,11 +152,13 @@ def depth_costs(net: ElasticWrapper, example: Tensor, repeats: int = 5) -> list[
     times = time_depths(net, example, repeats, warm_up=0)
     costs: list[DepthCost] = []
     for depth in net.taps:
+        timing = timing_of(times[depth])
         cost = DepthCost(
             depth=depth,
             parameters=count_parameters(net, depth),
             macs=macs[depth],
-            ms=statistics.median(times[depth]),
+            ms=timing.ms,
+            ms_spread=timing.spread_ms,
         )
         costs.append(cost)
     return costs

@@ -1,7 +1,8 @@
-"""Cards of the first format as cards of the present one.
+"""Cards of earlier formats as cards of the present one, the third.
 
-The first format had no list of metrics: each metric was a number of the row, null where it was not
-measured, and so was each throughput, `UNIT_per_second`. Memory was in 2**20 bytes.
+The first format, which had no number, had no list of metrics: each metric was a number of the row,
+null where it was not measured, and so was each throughput, `UNIT_per_second`. Memory was in 2**20
+bytes. The second format had no spread of the times.
 """
 
 from __future__ import annotations
@@ -14,14 +15,32 @@ PER_SECOND = "_per_second"
 NOT_METRICS = ("depth", "parameters", "macs", "latency_ms", "latency_p95_ms", "memory_mb")
 
 
-def upgraded(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON of a card of the first format as the present format writes it.
+def upgraded(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the JSON of a card as the present format writes it.
 
-    What is damaged stays as it is: whoever reads the result refuses it.
+    What is damaged, or of a newer format, stays as it is: whoever reads the result refuses it.
 
     Args:
-        old: The JSON of the old card.
+        card: The JSON of a card of any format.
     """
+    if card.get("format") is None:
+        card = _from_first_to_second(card)
+    if card.get("format") == 2:
+        card = _from_second_to_third(card)
+    return card
+
+
+def _from_second_to_third(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a card whose rows have no spread of the times as cards have it where it is unknown."""
+    card: dict[str, Any] = {**old, "format": 3}
+    rows = old.get("rows")
+    if _are_objects(rows):
+        card["rows"] = [{"latency_spread_ms": None, **row} for row in rows]
+    return card
+
+
+def _from_first_to_second(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a card with a list of metrics and with memory in 10**6 bytes."""
     card: dict[str, Any] = {**old, "format": 2, "per_pass": {}, "metrics": []}
     rows = old.get("rows")
     if _are_objects(rows) and rows:

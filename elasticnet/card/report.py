@@ -150,7 +150,7 @@ def _cells(card: DepthCard, row: DepthRow) -> list[str]:
         str(row.depth),
         f"{row.parameters:,}",
         significant(row.macs / 1e9, 4),
-        significant(row.latency_ms, 4),
+        _latency(row),
         significant(row.latency_p95_ms, 4),
     ]
     if _has_memory(card):
@@ -161,6 +161,14 @@ def _cells(card: DepthCard, row: DepthRow) -> list[str]:
     for metric in card.metrics:
         cells.append(_shown(row.quality[metric.name], metric))
     return cells
+
+
+def _latency(row: DepthRow) -> str:
+    """Return the median latency, with its spread where the card has one."""
+    median = significant(row.latency_ms, 4)
+    if row.latency_spread_ms is None:
+        return median
+    return f"{median} ± {significant(row.latency_spread_ms, 2)}"
 
 
 def _shown(value: float, metric: Metric) -> str:

@@ -1,12 +1,13 @@
-"""Time passes of a net to every depth."""
+"""Time passes of a net to every depth, and say how much the times vary."""
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,59 @@ from torch import Tensor
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
 MIN_ROUNDS = 3  # timed whatever the time limit says
+MIN_TIMES_FOR_SPREAD = 3
+# On an idle machine the spread of passes that take some milliseconds is 1 to 3 % of the median.
+LARGE_SPREAD = 0.1  # part of the median above which a time is not to be relied on
+
+
+class Timing(NamedTuple):
+    """What several passes took.
+
+    Attributes:
+        ms: The median, in milliseconds.
+        spread_ms: Half the distance between the quartiles: the middle half of the times lies within
+            about so many milliseconds of the median. None of fewer than three passes.
+    """
+
+    ms: float
+    spread_ms: float | None
+
+
+def timing_of(times: Sequence[float]) -> Timing:
+    """Return the median and the spread of times.
+
+    Args:
+        times: In milliseconds, at least one.
+
+    Example:
+        >>> timing_of([10.0, 11.0, 12.0, 13.0, 99.0])
+        Timing(ms=12.0, spread_ms=1.0)
+    """
+    median = statistics.median(times)
+    if len(times) < MIN_TIMES_FOR_SPREAD:
+        return Timing(median, spread_ms=None)
+    lower_quartile, _, upper_quartile = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(median, spread_ms=(upper_quartile - lower_quartile) / 2)
+
+
+def unsteady(timings: Mapping[str, Timing]) -> list[str]:
+    """Return a warning if times vary so much that they are not to be relied on, or nothing.
+
+    Args:
+        timings: By what they are of, such as "depth 3".
+    """
+    worst = ""
+    largest_part = LARGE_SPREAD
+    for name, timing in timings.items():
+        if timing.spread_ms is not None and timing.spread_ms > largest_part * timing.ms:
+            worst = name
+            largest_part = timing.spread_ms / timing.ms
+    if not worst:
+        return []
+    return [
+        f"the times vary much, most at {worst}, {timings[worst].ms:,.2f} ms ± {largest_part:.0%}: "
+        "something else was running; measure again when the machine is idle"
+    ]
 
 
 def time_depths(

@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 # It sets what torch reads when it is imported; no module below imports torch before it runs.
 import elasticnet.before_torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -24,6 +25,7 @@ from elasticnet.sr.architectures import register_all
 COMMANDS = (info, benchmark, profile, export, upscale, recipes)
 BAD_INPUT = 2  # exit status, as argparse's own for wrong arguments
 INTERRUPTED = 130  # exit status: what a shell reports after Ctrl-C
+BROKEN_PIPE = 141  # exit status: what a shell reports of a program that wrote into a closed pipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 when all went well, 1 when images were left out, 2 for bad input, 130
-        after Ctrl-C.
+        after Ctrl-C, 141 when whoever read the output has closed the pipe.
     """
     _replace_closed_standard_error()
     register_all()  # the library's own architectures, which a source tree does not declare
@@ -46,7 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with ended_by_signals():
             _import_modules(options.modules)
-            return options.run(options)
+            status = options.run(options)
+            _flush_output()
+            return status
+    except BrokenPipeError:  # such as in `elasticnet benchmark ... | head`
+        if options.debug:
+            raise
+        _discard_output()
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         if options.debug:
             raise
@@ -101,6 +110,21 @@ def _message_of(error: Exception) -> str | None:
         first_line = str(error).partition("\n")[0]
         return f"out of memory: {first_line}"
     return None
+
+
+def _flush_output() -> None:
+    """Write what was printed now: at the interpreter's end an error could not be caught."""
+    if sys.stdout is not None and not sys.stdout.closed:  # a parent may have closed it
+        sys.stdout.flush()
+
+
+def _discard_output() -> None:
+    """Let what is still to be written go nowhere, so that the interpreter's end is quiet, too."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a stream without a descriptor, or a closed one
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _replace_closed_standard_error() -> None:

@@ -44,6 +44,27 @@ def add_device(parser: Options) -> None:
     )
 
 
+def add_cache(parser: Options) -> None:
+    """Add `--cache-dir` and `--no-cache`: where the decoded images of a data set are kept.
+
+    Args:
+        parser: The subcommand's parser, or a group of its options.
+    """
+    places = parser.add_mutually_exclusive_group()
+    places.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="where decoded images are kept, so that the next start is quick; default: beside the "
+        "data set, or in ~/.cache/elasticnet where that cannot be written",
+    )
+    places.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        help="keep no decoded images; they are decoded at every start",
+    )
+
+
 def resolve_device(name: str) -> str:
     """Return the device to compute on, after one value was computed there.
 

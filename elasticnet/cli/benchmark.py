@@ -6,16 +6,19 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from elasticnet.cli.arguments import add_debug, add_device, resolve_device
+from elasticnet.cli.arguments import add_cache, add_debug, add_device, resolve_device
 
 if TYPE_CHECKING:
     from elasticnet.cli.arguments import Commands
-    from elasticnet.sr.benchmark import Skipped
+    from elasticnet.sr.benchmark import Benchmark, Skipped
+    from elasticnet.sr.data.pair_set import PairSet
     from elasticnet.wrapper import ElasticWrapper
 
+CHECKPOINT_SUFFIX = ".safetensors"
 BASELINE_SCALES = (2, 3, 4)  # of bicubic interpolation, where no network decides
 # The library's own tuples stand in modules that import torch or numpy; a test compares these.
 DEGRADATIONS = ("BI", "BD", "DN")
@@ -113,6 +116,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="LEVELS",
         help="of the noise of DN, on the 0..255 scale; default: 30",
     )
+    add_cache(group)
 
 
 def _add_scoring(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +148,14 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--out",
         metavar="DIR",
-        help="write tables (Markdown, CSV, JSON) and figures; files of an earlier run are replaced",
+        help="write tables (Markdown, CSV, JSON), as it goes, and figures; files of an earlier run "
+        "are replaced. A run that was stopped goes on there: what it has scored is not scored "
+        "again unless something has changed",
+    )
+    group.add_argument(
+        "--rescore",
+        action="store_true",
+        help="score everything again, whatever an earlier run has left in --out",
     )
 
 
@@ -162,12 +173,56 @@ def run(options: argparse.Namespace) -> int:
         OSError: A file that cannot be read or written.
     """
     from elasticnet._tables import aligned
-    from elasticnet.sr.benchmark import benchmark, load_sets
-    from elasticnet.sr.benchmark.report import caption, markdown_table, write_figures, write_tables
+    from elasticnet.sr.benchmark.report import caption, markdown_table, warnings_of, write_tables
 
+    _sort_files_from_data(options)
     device = resolve_device(options.device)
     nets = _named_nets(options, device)
     _make_folders(options)  # now, and not when everything is scored
+    sets = _load_sets(options, nets)
+    result = _score(options, nets, sets, device)
+
+    title = _title(options, nets)
+    if options.out:
+        # before anything is printed: whoever reads the output may have closed the pipe
+        write_tables(options.out, result, title)
+    print(f"\n{caption(result, title)}\n\n{aligned(markdown_table(result))}")
+    for warning in warnings_of(result):
+        print(f"warning: {warning}")
+    if options.out:
+        _draw_figures(options.out, result, nets, sets, device)
+    if result.skipped:
+        _report_skipped(result.skipped)
+        return 1
+    return 0
+
+
+def _sort_files_from_data(options: argparse.Namespace) -> None:
+    """Take checkpoints that stand behind --data for what they are: --data takes all that follows.
+
+    `benchmark --data DIR FILE` then is the same as `benchmark FILE --data DIR`.
+    """
+    folders: list[str] = []
+    for each in options.data:
+        if each.endswith(CHECKPOINT_SUFFIX) or "://" in each:
+            options.files.append(each)
+        else:
+            folders.append(each)
+    if not folders:
+        listed = " ".join(options.data)
+        raise ValueError(
+            f"--data {listed}: a checkpoint and no folder of images; write "
+            f"elasticnet benchmark {listed} --data DIR"
+        )
+    options.data = folders
+
+
+def _load_sets(
+    options: argparse.Namespace, nets: Sequence[tuple[str, ElasticWrapper]]
+) -> list[tuple[str, PairSet]]:
+    """Load the data sets, and say where their LR images come from."""
+    from elasticnet.sr.benchmark import load_sets, lr_lines
+
     sets = load_sets(
         options.data,
         _scales(options, nets),
@@ -176,44 +231,83 @@ def run(options: argparse.Namespace) -> int:
         border=options.border,
         blur_sigma=options.blur_sigma,
         noise_sigma=options.noise_sigma,
+        cache_dir=options.cache_dir,
+        cache=options.cache,
         track=options.track,
         lr_root=options.data_lr,
     )
-    for name, pairs in sets:
-        print(f"{name} x{pairs.scale}, LR: {pairs.lr_source}")
-    result = benchmark(
-        nets,
-        sets,
-        depths=options.depths,
-        protocol=options.protocol,
-        self_ensemble=options.self_ensemble,
-        border=options.border,
-        device=device,
-        costs=not options.no_cost,
-        images_dir=options.save_images,
-        progress=True,
-    )
+    for line in lr_lines(sets):
+        print(line)
+    return sets
+
+
+def _score(
+    options: argparse.Namespace,
+    nets: Sequence[tuple[str, ElasticWrapper]],
+    sets: Sequence[tuple[str, PairSet]],
+    device: str,
+) -> Benchmark:
+    """Score everything; with --out, go on from an earlier run, and write tables on the way."""
+    from elasticnet.sr.benchmark import KeptScores, benchmark
+    from elasticnet.sr.benchmark.report import write_tables
+
+    title = _title(options, nets)
+
+    def write_what_there_is(so_far: Benchmark) -> None:
+        so_far.settings.update(_data_settings(options, sets))
+        write_tables(options.out, so_far, title)
+
+    with ExitStack() as stack:
+        kept = None
+        if options.out:
+            kept = stack.enter_context(KeptScores(options.out, forget=options.rescore))
+        result = benchmark(
+            nets,
+            sets,
+            depths=options.depths,
+            protocol=options.protocol,
+            self_ensemble=options.self_ensemble,
+            border=options.border,
+            device=device,
+            costs=not options.no_cost,
+            images_dir=options.save_images,
+            progress=True,
+            kept=kept,
+            on_progress=write_what_there_is if options.out else None,
+        )
+    result.settings.update(_data_settings(options, sets))
+    return result
+
+
+def _data_settings(
+    options: argparse.Namespace, sets: Sequence[tuple[str, PairSet]]
+) -> dict[str, Any]:
+    """What the tables' settings say of the data."""
+    settings: dict[str, Any] = {}
     if options.track is None and options.data_lr is None:
-        result.settings["degradation"] = options.degradation
-    result.settings["lr"] = {f"{name} x{pairs.scale}": pairs.lr_source for name, pairs in sets}
+        settings["degradation"] = options.degradation
+    settings["lr"] = {f"{name} x{pairs.scale}": pairs.lr_source for name, pairs in sets}
     for name in ("blur_sigma", "noise_sigma", "track", "data_lr"):
         value = getattr(options, name)
         if value is not None:
-            result.settings[name] = value
+            settings[name] = value
+    return settings
 
-    title = _title(options, nets)
-    print(f"\n{caption(result, title)}\n\n{aligned(markdown_table(result))}")
-    if options.out:
-        write_tables(options.out, result, title)
-        if importlib.util.find_spec("matplotlib"):
-            write_figures(options.out, result, nets, sets, device)
-        else:
-            hint = 'no figures without matplotlib: pip install "elastic-depth[figures]"'
-            print(hint, file=sys.stderr)
-    if result.skipped:
-        _report_skipped(result.skipped)
-        return 1
-    return 0
+
+def _draw_figures(
+    folder: str,
+    result: Benchmark,
+    nets: Sequence[tuple[str, ElasticWrapper]],
+    sets: Sequence[tuple[str, PairSet]],
+    device: str,
+) -> None:
+    from elasticnet.sr.benchmark.report import write_figures
+
+    if importlib.util.find_spec("matplotlib"):
+        write_figures(folder, result, nets, sets, device)
+    else:
+        hint = 'no figures without matplotlib: pip install "elastic-depth[figures]"'
+        print(hint, file=sys.stderr)
 
 
 def _named_nets(options: argparse.Namespace, device: str) -> list[tuple[str, ElasticWrapper]]:

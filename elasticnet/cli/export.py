@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from elasticnet.cli.arguments import add_debug
+from elasticnet.cli.arguments import add_cache, add_debug
 
 if TYPE_CHECKING:
     from elasticnet import ElasticWrapper
@@ -130,6 +130,7 @@ def _add_weight_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with --int8, a data set of images: prints the PSNR of network and file on it, too",
     )
+    add_cache(group)
 
 
 def _depth(text: str) -> int | str:
@@ -300,9 +301,14 @@ def _data_sets(options: argparse.Namespace, net: ElasticWrapper) -> list[tuple[s
     """The data set of --data at the network's scale, with its name; empty without --data."""
     if not options.data:
         return []
-    from elasticnet.sr.benchmark import load_sets, scale_of
+    from elasticnet.sr.benchmark import load_sets, lr_lines, scale_of
 
-    return load_sets([options.data], [scale_of(net)])
+    sets = load_sets(
+        [options.data], [scale_of(net)], cache_dir=options.cache_dir, cache=options.cache
+    )
+    for line in lr_lines(sets):
+        print(line)
+    return sets
 
 
 def _costs(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from elasticnet.cli.arguments import (
+    add_cache,
     add_debug,
     add_device,
     positive_count,
@@ -86,6 +87,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a data set in any known layout, on which PSNR and SSIM are measured",
     )
+    add_cache(group)
     group.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="of weights and input; default: float32"
     )
@@ -170,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
     with limited_threads(options.threads):
         quality = None
         if options.data:
-            quality = _quality(net, options.data, device, dtype)
+            quality = _quality(options, net, device, dtype)
         card = measure(
             net.to(dtype),
             example,
@@ -268,12 +270,17 @@ def _example(options: argparse.Namespace, net: ElasticWrapper) -> torch.Tensor:
     return architecture.example(arguments)
 
 
-def _quality(net: ElasticWrapper, folder: str, device: str, dtype: torch.dtype) -> Quality:
+def _quality(
+    options: argparse.Namespace, net: ElasticWrapper, device: str, dtype: torch.dtype
+) -> Quality:
     """Score every depth on a data set, in the precision that the card is measured in."""
-    from elasticnet.sr.benchmark import evaluate, load_sets, scale_of
+    from elasticnet.sr.benchmark import evaluate, load_sets, lr_lines, scale_of
 
     scale = scale_of(net)
-    [(name, pairs)] = load_sets([folder], [scale])
+    sets = load_sets([options.data], [scale], cache_dir=options.cache_dir, cache=options.cache)
+    for line in lr_lines(sets):
+        print(line)
+    [(name, pairs)] = sets
     scores = evaluate(net.to(dtype), pairs, device=device, progress=True)
     data = f"{name} x{scale}, {len(pairs)} images, protocol matlab-y"
     return Quality(scores, data, list(pairs.skipped))

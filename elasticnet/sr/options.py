@@ -26,6 +26,12 @@ class DataOptions(OptionGroup):
     """
     track: Literal["bicubic", "unknown", "mild", "difficult", "wild", "x8"] | None = None
     """Which of DIV2K's LR images are read; they have to be there."""
+    cache_dir: Path | None = None
+    """Where decoded images are kept, so that the next start is quick. Default: beside the data set,
+    or in ~/.cache/elasticnet where that cannot be written.
+    """
+    cache: bool = True
+    """Keep decoded images. Without, they are decoded at every start, by every process."""
     changed_images: bool = field(default=False, metadata=NOT_STORED)
     """With --resume: go on although the images are not those that the run was started with."""
     num_valid: Annotated[int, AtLeast(0)] = 10

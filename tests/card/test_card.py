@@ -292,7 +292,12 @@ def test_json_round_trip(card):
         (("rows", 1, "parameters"), 99, "99 parameters at depth 2, fewer than the 100 of depth 1"),
         (("warnings",), [1], "warnings 1: expected str"),
         (("extra",), 1, "'extra' is unknown: it has data, date"),
-        (("format",), 3, "format 3, and this version reads up to 2: update elasticnet"),
+        (("format",), 4, "format 4, and this version reads up to 3: update elasticnet"),
+        (
+            ("rows", 0, "latency_spread_ms"),
+            -1,
+            "latency_spread_ms -1 at depth 1: expected a finite number, at least 0",
+        ),
         (("per_pass",), 7, "per_pass 7: expected a dict"),
         (("per_pass", "samples"), 0, "per_pass 'samples' 0: expected a number above 0"),
         (("metrics",), {}, r"metrics \{\}: expected a list"),
@@ -311,6 +316,22 @@ def test_wrong_json_is_refused_by_name_and_value(path, value, message):
         content = value
     with pytest.raises(ValueError, match=f"depth card: {message}"):
         DepthCard.from_json(content)
+
+
+def test_a_card_of_the_second_format_has_no_spread():
+    with_spread = card(row(1), replace(row(2), latency_spread_ms=0.5))
+    content = with_spread.to_json()
+    content["format"] = 2
+    for each in content["rows"]:
+        del each["latency_spread_ms"]
+    assert DepthCard.from_json(content) == card(row(1), row(2))
+
+
+def test_the_spread_is_stored_and_stands_beside_the_median():
+    both = card(row(1, 1483.0), replace(row(2, 1500.0), latency_spread_ms=420.0))
+    assert DepthCard.from_json(json.loads(json.dumps(both.to_json()))) == both
+    lines = markdown_table(both).splitlines()
+    assert [line.split(" | ")[3] for line in lines[2:]] == ["1,483", "1,500 ± 420"]
 
 
 @given(st.data())

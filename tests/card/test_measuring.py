@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from elasticnet import ElasticWrapper
 from elasticnet.card import Metric, count_parameters, depth_costs, measure
 from elasticnet.card.machine import this_machine
 from elasticnet.card.report import markdown_table
+from elasticnet.card.timing import Timing, timing_of, unsteady
 from elasticnet.sr import asrn
 from tiny_nets import conv_net, rotary_net
 
@@ -133,6 +135,33 @@ def test_wrong_arguments_of_measure_are_refused():
         measure(net, x, quality={1: {"macs": 1}, 2: {"macs": 2}})
     with pytest.raises(TypeError, match="unexpected keyword argument 'repeat'"):
         measure(net, x, repeat=3)
+
+
+def test_the_spread_is_half_the_distance_between_the_quartiles():
+    times = [40.0, 10.0, 30.0, 20.0, 50.0]
+    assert timing_of(times) == (30.0, 10.0)
+    lower, upper = np.percentile(times, [25, 75])  # an independent implementation
+    assert timing_of(times).spread_ms == (upper - lower) / 2
+    assert timing_of([7.0, 9.0]) == (8.0, None)  # two say nothing about it
+
+
+def test_a_large_spread_is_warned_of():
+    steady = Timing(100.0, 10.0)
+    assert unsteady({"depth 1": steady, "depth 2": Timing(5.0, None)}) == []
+    (warning,) = unsteady(
+        {"depth 1": steady, "depth 2": Timing(1483.0, 445.0), "depth 3": Timing(100.0, 11.0)}
+    )
+    assert warning.startswith("the times vary much, most at depth 2, 1,483.00 ms ± 30%: ")
+
+
+def test_a_busy_machine_is_named_in_the_card(monkeypatch):
+    monkeypatch.setattr(
+        "elasticnet.card.measuring.time_depths",
+        lambda net, *_, **__: {depth: [10.0, 10.0, 14.0, 30.0, 31.0] for depth in net.taps},
+    )
+    measured = measure(conv_net(2), torch.rand(1, 4, 3, 3), repeats=5, memory=False)
+    assert [each.latency_spread_ms for each in measured.rows] == [10.0, 10.0]
+    assert any("vary much, most at depth 1, 14.00 ms ± 71%" in each for each in measured.warnings)
 
 
 # --- peak memory

@@ -1,19 +1,14 @@
 """PSNR and SSIM per depth on sets of image pairs, beside bicubic interpolation.
 
-`scores` holds what is done with one image, `sets` loads the data, `evaluation` scores whole sets;
-`report` and `figures` show the result.
+`scores` holds what is done with one image, `sets` loads the data, `contestants` are what is scored,
+`costs` measures them, `evaluation` scores whole sets; `kept_scores` lets a benchmark that was
+killed go on; `report` and `figures` show the result.
 """
 
-from elasticnet.sr.benchmark.evaluation import (
-    OUTPUT_SIZE,
-    Benchmark,
-    ImageScore,
-    Row,
-    Skipped,
-    benchmark,
-    evaluate,
-    evaluate_bicubic,
-)
+from elasticnet.sr.benchmark.costs import OUTPUT_SIZE
+from elasticnet.sr.benchmark.evaluation import benchmark, evaluate, evaluate_bicubic
+from elasticnet.sr.benchmark.kept_scores import KeptScores
+from elasticnet.sr.benchmark.records import Benchmark, ImageScore, Row, Skipped
 from elasticnet.sr.benchmark.scores import (
     BASELINES,
     FULL,
@@ -28,6 +23,7 @@ from elasticnet.sr.benchmark.sets import (
     distinct_names,
     load_sets,
     lr_line,
+    lr_lines,
     scorable,
     without_unscorable,
 )
@@ -39,6 +35,7 @@ __all__ = [
     "OUTPUT_SIZE",
     "Benchmark",
     "ImageScore",
+    "KeptScores",
     "Row",
     "Scores",
     "Skipped",
@@ -50,6 +47,7 @@ __all__ = [
     "evaluate_bicubic",
     "load_sets",
     "lr_line",
+    "lr_lines",
     "predict_depths",
     "scale_of",
     "scorable",

@@ -4,146 +4,49 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from elasticnet.card.counting import count_parameters
-from elasticnet.card.measuring import depth_costs
+from elasticnet.sr.benchmark.contestants import (
+    Contestant,
+    Item,
+    Scoring,
+    basis_of,
+    bicubic_contestant,
+    contestant_of,
+    place_of,
+    score_item,
+)
+from elasticnet.sr.benchmark.costs import OUTPUT_SIZE, Cost, Measured, measure_costs
+from elasticnet.sr.benchmark.kept_scores import (
+    Basis,
+    CostPlace,
+    KeptScores,
+    Place,
+    digest_of_images,
+    survey,
+)
+from elasticnet.sr.benchmark.records import Benchmark, ImageScore, Row, Skipped
 from elasticnet.sr.benchmark.scores import (
     BICUBIC,
-    FULL,
     Depth,
     Scores,
-    baseline_name,
     bicubic,
     mean_scores,
     predict_depths,
     score_image,
-    scored_depths,
 )
 from elasticnet.sr.data.pair_set import PairSet
-from elasticnet.sr.inference.scale import scale_of
-from elasticnet.wrapper import ElasticWrapper
 
-# Width and height of the output for which MACs and latency are given, as the field does.
-OUTPUT_SIZE = (1280, 720)
 EXACT_REASON = "it is reproduced exactly, so its PSNR is infinite: kept out of the means"
+PART_BETWEEN_CALLS = 0.05  # of the images that are done, until `on_progress` is called again
 
 logger = logging.getLogger(__name__)
-
-
-class ImageScore(NamedTuple):
-    """The scores of one image.
-
-    Attributes:
-        data: The data set's name.
-        scale: How many times as long each side became.
-        network: The network's label, or "bicubic" ("input" at scale 1).
-        depth: Of the network; None for bicubic.
-        image: The image's name.
-        psnr: In dB.
-        ssim: At most 1.
-    """
-
-    data: str
-    scale: int
-    network: str
-    depth: Depth | None
-    image: str
-    psnr: float
-    ssim: float
-
-
-class Row(NamedTuple):
-    """Mean scores over one data set at one scale, with what the depth costs.
-
-    Attributes:
-        data: The data set's name.
-        scale: How many times as long each side became.
-        network: The network's label, or "bicubic" ("input" at scale 1).
-        depth: Of the network; None for bicubic.
-        psnr: Mean, in dB.
-        ssim: Mean, at most 1.
-        parameters: Of the net cut to this depth; None for bicubic.
-        macs: Multiply-adds of one pass to an output of `OUTPUT_SIZE`; None where not measured.
-        ms: Time of that pass in milliseconds; None where not measured.
-    """
-
-    data: str
-    scale: int
-    network: str
-    depth: Depth | None
-    psnr: float
-    ssim: float
-    parameters: int | None
-    macs: int | None
-    ms: float | None
-
-
-class Skipped(NamedTuple):
-    """An image that was left out.
-
-    Attributes:
-        data: The data set's name.
-        scale: At which it was loaded.
-        image: The image's name.
-        reason: Why.
-    """
-
-    data: str
-    scale: int
-    image: str
-    reason: str
-
-
-class Benchmark(NamedTuple):
-    """What `benchmark` measured.
-
-    Attributes:
-        rows: The means.
-        images: The scores that they are means of.
-        skipped: Images that were left out.
-        settings: What the numbers depend on, as JSON can hold it.
-    """
-
-    rows: list[Row]
-    images: list[ImageScore]
-    skipped: list[Skipped]
-    settings: dict[str, Any]
-
-
-class _Entry(NamedTuple):
-    """A network that takes part: `requested` are the depths asked for, `depths` what is scored."""
-
-    label: str
-    net: nn.Module
-    scale: int
-    requested: Sequence[int] | None
-    depths: tuple[Depth, ...]
-
-
-class _MadeImage(NamedTuple):
-    """What one depth of a network, or bicubic interpolation (depth None), made of an image."""
-
-    label: str
-    depth: Depth | None
-    image: NDArray[np.uint8]
-
-
-class _Cost(NamedTuple):
-    """What one depth costs; None is what was not measured."""
-
-    parameters: int | None = None
-    macs: int | None = None
-    ms: float | None = None
 
 
 def evaluate(
@@ -229,6 +132,8 @@ def benchmark(
     costs: bool = True,
     images_dir: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    kept: KeptScores | None = None,
+    on_progress: Callable[[Benchmark], None] | None = None,
 ) -> Benchmark:
     """Score bicubic interpolation and every depth of several networks on several data sets.
 
@@ -248,6 +153,10 @@ def benchmark(
             `..._full.png`, `..._bicubic.png` or, at scale 1, `..._input.png`; in a folder for each
             label where nets share a scale. Default: nowhere.
         progress: Whether bars are shown.
+        kept: What earlier runs have scored: it is not scored again unless something has changed,
+            which is said in the log. What is scored is added. Default: nothing is kept.
+        on_progress: Called with what there is so far after the first image, and again whenever a
+            twentieth more is scored.
 
     Returns:
         Means, the scores of each image, what was left out, and the settings. An image that
@@ -257,67 +166,67 @@ def benchmark(
         ValueError: A depth that a net lacks, a net without a set of its scale, or two nets or two
             sets of the same name at one scale.
     """
-    entries = [_entry(label, net, depths) for label, net in nets]
-    _check(entries, sets)
-    costs_of = _measure_costs(entries, device, measured=costs, progress=progress)
-
-    images: list[ImageScore] = []
-    for name, pairs in sets:
-        taking_part = [entry for entry in entries if entry.scale == pairs.scale]
-        hidden = None if progress else True  # None: unless standard error is a terminal
-        bar = tqdm(range(len(pairs)), f"{name} x{pairs.scale}", unit="image", disable=hidden)
-        for index in bar:
-            made = _make_images(pairs, index, taking_part, border, device, self_ensemble)
-            images += _score_images(made, name, pairs, index, protocol)
-            if images_dir is not None:
-                stem = f"{pairs.names[index]}_x{pairs.scale}"
-                _save_images(made, Path(images_dir, name), stem)
-
-    settings = {
-        "protocol": protocol,
-        "self_ensemble": self_ensemble,
-        "border": border,
-        "device": str(device),
-        "output_size": list(OUTPUT_SIZE),
-        "torch": torch.__version__,
-    }
-    rows, exact = _means(images, costs_of)
-    left_out = {(each.data, each.scale, each.image) for each in exact}
-    return Benchmark(
-        rows=rows,
-        images=[each for each in images if (each.data, each.scale, each.image) not in left_out],
-        skipped=_skipped(sets) + exact,
+    networks: list[Contestant] = []
+    for label, net in nets:
+        networks.append(contestant_of(label, net, depths, with_digest=kept is not None))
+    _check(networks, sets)
+    settings = _settings(protocol, self_ensemble, border, device)
+    scoring = Scoring(
+        protocol=protocol,
+        self_ensemble=self_ensemble,
+        border=border,
+        device=device,
+        images_dir=None if images_dir is None else Path(images_dir),
+        kept=kept,
         settings=settings,
     )
+    items = [list(_items(name, pairs, networks, scoring)) for name, pairs in sets]
+    if kept is not None:
+        for line in survey(kept, _wanted(items, scoring)):
+            logger.warning("%s", line)
+    costs_of = measure_costs(
+        [_as_measured(each) for each in networks],
+        device,
+        measured=costs,
+        progress=progress,
+        kept=kept,
+    )
+
+    images: list[ImageScore] = []
+    remaining = sum(len(of_one_set) for of_one_set in items)
+    done = 0
+    shown = 0  # how many images were done when `on_progress` was last called
+    hidden = None if progress else True  # None: unless standard error is a terminal
+    for (name, pairs), of_one_set in zip(sets, items, strict=True):
+        bar = tqdm(of_one_set, f"{name} x{pairs.scale}", unit="image", disable=hidden)
+        for item in bar:
+            scored = score_item(item, scoring, show=bar.set_postfix_str)
+            images += scored.images
+            done += 1
+            remaining -= 1
+            if on_progress is None or remaining == 0 or not scored.is_new:
+                continue
+            if done - shown > shown * PART_BETWEEN_CALLS:
+                on_progress(_result(images, costs_of, sets, settings, remaining))
+                shown = done
+    return _result(images, costs_of, sets, settings)
 
 
 # --- what takes part
 
 
-def _entry(label: str, net: nn.Module, depths: Sequence[int] | None) -> _Entry:
-    requested = depths if isinstance(net, ElasticWrapper) else None
-    return _Entry(
-        label=label,
-        net=net,
-        scale=scale_of(net),
-        requested=requested,
-        depths=scored_depths(net, requested),
-    )
-
-
-def _check(entries: Sequence[_Entry], sets: Sequence[tuple[str, PairSet]]) -> None:
+def _check(networks: Sequence[Contestant], sets: Sequence[tuple[str, PairSet]]) -> None:
     """Refuse a net without a data set, and names that stand twice."""
     scales = sorted({pairs.scale for _, pairs in sets})
-    for entry in entries:
-        if entry.scale not in scales:
+    for each in networks:
+        if each.scale not in scales:
             listed = ", ".join(str(scale) for scale in scales)
             raise ValueError(
-                f"network {entry.label!r} enlarges by {entry.scale}, and the data sets are loaded "
+                f"network {each.label!r} enlarges by {each.scale}, and the data sets are loaded "
                 f"at scale {listed}"
             )
-    networks = [(baseline_name(scale), scale) for scale in scales]
-    networks += [(entry.label, entry.scale) for entry in entries]
-    _check_distinct("network", networks)
+    contestants = [*(bicubic_contestant(scale) for scale in scales), *networks]
+    _check_distinct("network", [(each.label, each.scale) for each in contestants])
     _check_distinct("data set", [(name, pairs.scale) for name, pairs in sets])
 
 
@@ -329,113 +238,77 @@ def _check_distinct(kind: str, named: Sequence[tuple[str, int]]) -> None:
             )
 
 
-# --- what it costs
+def _as_measured(contestant: Contestant) -> Measured:
+    """A network as its costs are measured."""
+    assert contestant.net is not None
+    return Measured(
+        label=contestant.label,
+        net=contestant.net,
+        scale=contestant.scale,
+        depths=[depth for depth in contestant.depths if depth is not None],
+        weights=contestant.weights,
+    )
 
 
-def _measure_costs(
-    entries: Sequence[_Entry], device: torch.device | str, *, measured: bool, progress: bool
-) -> dict[tuple[str, int, Depth], _Cost]:
-    """The cost by label, scale and depth; without `measured`, parameters alone."""
-    costs: dict[tuple[str, int, Depth], _Cost] = {}
-    shows_bar = progress and measured and bool(entries)
-    hidden = None if shows_bar else True  # None: unless standard error is a terminal
-    for entry in tqdm(entries, "measuring", disable=hidden):
-        elastic = _as_elastic(entry.net)
-        by_depth = _measured(elastic, entry, device) if measured else _counted(elastic, entry)
-        for depth, cost in by_depth.items():
-            costs[entry.label, entry.scale, depth] = cost
-    return costs
+def _settings(
+    protocol: str, self_ensemble: bool, border: str, device: torch.device | str
+) -> dict[str, Any]:
+    return {
+        "protocol": protocol,
+        "self_ensemble": self_ensemble,
+        "border": border,
+        "device": str(device),
+        "output_size": list(OUTPUT_SIZE),
+        "torch": str(torch.__version__),
+    }
 
 
-def _as_elastic(net: nn.Module) -> ElasticWrapper:
-    """The net itself, or around any other module one that has it as its only block."""
-    if isinstance(net, ElasticWrapper):
-        return net
-    return ElasticWrapper([net], nn.Identity())
+def _items(
+    name: str, pairs: PairSet, networks: Sequence[Contestant], scoring: Scoring
+) -> Iterator[Item]:
+    """The images of one data set."""
+    of_this_scale = [each for each in networks if each.scale == pairs.scale]
+    contestants = [bicubic_contestant(pairs.scale), *of_this_scale]
+    for index in range(len(pairs)):
+        pixels = ""
+        if scoring.kept is not None:
+            pixels = digest_of_images(pairs.lr(index), pairs.hr(index))
+        yield Item(name, pairs, index, contestants, pixels)
 
 
-def _measured(net: ElasticWrapper, entry: _Entry, device: torch.device | str) -> dict[Depth, _Cost]:
-    width, height = (side // entry.scale for side in OUTPUT_SIZE)
-    example = torch.rand(1, 3, height, width, device=device)
-    deepest = net.truncate(_block_count(entry.depths[-1]))  # what lies deeper is not measured
-    by_count = {cost.depth: cost for cost in depth_costs(deepest, example)}
-    costs: dict[Depth, _Cost] = {}
-    for depth in entry.depths:
-        cost = by_count[_block_count(depth)]
-        costs[depth] = _Cost(parameters=cost.parameters, macs=cost.macs, ms=cost.ms)
-    return costs
+def _wanted(items: Sequence[Sequence[Item]], scoring: Scoring) -> Iterator[tuple[Place, Basis]]:
+    """All scores of the benchmark, and what they depend on."""
+    for of_one_set in items:
+        for item in of_one_set:
+            for contestant in item.contestants:
+                basis = basis_of(item, contestant, scoring)
+                for depth in contestant.depths:
+                    yield place_of(item, contestant, depth), basis
 
 
-def _counted(net: ElasticWrapper, entry: _Entry) -> dict[Depth, _Cost]:
-    costs: dict[Depth, _Cost] = {}
-    for depth in entry.depths:
-        costs[depth] = _Cost(parameters=count_parameters(net, _block_count(depth)))
-    return costs
+# --- means
 
 
-def _block_count(depth: Depth) -> int:
-    """The depth in `_as_elastic` of the net."""
-    return 1 if depth == FULL else depth
-
-
-# --- images and their means
-
-
-def _make_images(
-    pairs: PairSet,
-    index: int,
-    entries: Sequence[_Entry],
-    border: str,
-    device: torch.device | str,
-    self_ensemble: bool,
-) -> list[_MadeImage]:
-    """What bicubic interpolation and every depth of the nets make of one LR image."""
-    lr = pairs.lr(index)
-    baseline = bicubic(lr, pairs.scale, border)
-    made = [_MadeImage(baseline_name(pairs.scale), None, baseline)]
-    for entry in entries:
-        predicted = predict_depths(entry.net, lr, entry.requested, device, self_ensemble)
-        made += [_MadeImage(entry.label, depth, image) for depth, image in predicted.items()]
-    return made
-
-
-def _score_images(
-    made: Sequence[_MadeImage], data: str, pairs: PairSet, index: int, protocol: str
-) -> list[ImageScore]:
-    hr = pairs.hr(index)
-    found: list[ImageScore] = []
-    for each in made:
-        scores = score_image(each.image, hr, pairs.scale, protocol=protocol)
-        found.append(
-            ImageScore(
-                data=data,
-                scale=pairs.scale,
-                network=each.label,
-                depth=each.depth,
-                image=pairs.names[index],
-                psnr=scores.psnr,
-                ssim=scores.ssim,
-            )
-        )
-    return found
-
-
-def _save_images(made: Sequence[_MadeImage], folder: Path, stem: str) -> None:
-    """Save what was made of one image; of several networks each has a folder of its own."""
-    networks = {each.label for each in made if each.depth is not None}
-    for each in made:
-        if each.depth is None:
-            target = folder / f"{stem}_{each.label}.png"
-        else:
-            ending = FULL if each.depth == FULL else f"d{each.depth}"
-            inside = folder / each.label if len(networks) > 1 else folder
-            target = inside / f"{stem}_{ending}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(each.image).save(target)
+def _result(
+    images: Sequence[ImageScore],
+    costs_of: Mapping[CostPlace, Cost],
+    sets: Sequence[tuple[str, PairSet]],
+    settings: dict[str, Any],
+    remaining: int = 0,
+) -> Benchmark:
+    rows, exact = _means(images, costs_of)
+    left_out = {(each.data, each.scale, each.image) for each in exact}
+    return Benchmark(
+        rows=rows,
+        images=[each for each in images if (each.data, each.scale, each.image) not in left_out],
+        skipped=_skipped(sets) + exact,
+        settings=dict(settings),
+        remaining=remaining,
+    )
 
 
 def _means(
-    images: Sequence[ImageScore], costs: Mapping[tuple[str, int, Depth], _Cost]
+    images: Sequence[ImageScore], costs: Mapping[CostPlace, Cost]
 ) -> tuple[list[Row], list[Skipped]]:
     """One row for each data set, scale, network and depth, in the order of the images.
 
@@ -453,7 +326,7 @@ def _means(
         means = mean_scores(groups)
         exact += [Skipped(data, scale, image, EXACT_REASON) for image in means.exact]
         for (network, depth), mean in means.by_group.items():
-            cost = _Cost() if depth is None else costs[network, scale, depth]
+            cost = Cost() if depth is None else costs[CostPlace(network, scale, depth)]
             rows.append(
                 Row(
                     data=data,
@@ -465,6 +338,7 @@ def _means(
                     parameters=cost.parameters,
                     macs=cost.macs,
                     ms=cost.ms,
+                    ms_spread=cost.ms_spread,
                 )
             )
     return rows, exact

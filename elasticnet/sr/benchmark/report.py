@@ -15,7 +15,9 @@ from torch import nn
 
 from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import table
-from elasticnet.sr.benchmark.evaluation import Benchmark, ImageScore, Row, benchmark
+from elasticnet.card.timing import Timing, unsteady
+from elasticnet.sr.benchmark.evaluation import benchmark
+from elasticnet.sr.benchmark.records import Benchmark, ImageScore, Row
 from elasticnet.sr.benchmark.scores import (
     BASELINES,
     Depth,
@@ -91,6 +93,36 @@ def caption(result: Benchmark, title: str) -> str:
     if any(row.macs is not None for row in result.rows):
         width, height = settings["output_size"]
         text += f"; MACs and ms of one pass to {width}x{height} on {settings['device']}"
+    if any(row.ms_spread is not None for row in result.rows):
+        text += " (median ± half the distance between the quartiles)"
+    if result.remaining > 0:
+        text += f"; NOT FINISHED, images still to be scored: {result.remaining}"
+    return text
+
+
+def warnings_of(result: Benchmark) -> list[str]:
+    """Return a warning where the measured times are not to be relied on.
+
+    Args:
+        result: What `benchmark` returned.
+    """
+    timings: dict[str, Timing] = {}
+    for row in result.rows:
+        if row.ms is not None:
+            timings[f"{row.network} x{row.scale} depth {row.depth}"] = Timing(row.ms, row.ms_spread)
+    return unsteady(timings)
+
+
+def page(result: Benchmark, title: str) -> str:
+    """Return the caption, the Markdown table and the warnings.
+
+    Args:
+        result: What `benchmark` returned.
+        title: As in `caption`.
+    """
+    text = f"{caption(result, title)}\n\n{markdown_table(result)}"
+    for warning in warnings_of(result):
+        text += f"\nwarning: {warning}\n"
     return text
 
 
@@ -99,20 +131,23 @@ def write_tables(folder: str | os.PathLike[str], result: Benchmark, title: str) 
 
     Args:
         folder: Where they go; it exists.
-        result: What `benchmark` returned.
+        result: What `benchmark` returned, or what there is of it so far; table.md and table.json
+            then say so.
         title: As in `caption`.
     """
     folder = Path(folder)
-    write_atomic(folder / "table.md", f"{caption(result, title)}\n\n{markdown_table(result)}")
+    write_atomic(folder / "table.md", page(result, title))
     write_atomic(folder / "table.csv", _csv(Row._fields, result.rows))
     write_atomic(folder / "images.csv", _csv(ImageScore._fields, result.images))
-    content = {
+    content: dict[str, Any] = {
         "title": title,
         "settings": result.settings,
         "rows": [row._asdict() for row in result.rows],
         "images": [score._asdict() for score in result.images],
         "skipped": [each._asdict() for each in result.skipped],
     }
+    if result.remaining > 0:
+        content["remaining"] = result.remaining
     write_json(folder / "table.json", content)
 
 
@@ -164,7 +199,7 @@ def write_report(
     name = "validation"
     nets = [(title, net)]
     result = benchmark(nets, [(name, pairs)], device=device, progress=True)
-    text = f"{caption(result, title)}\n\n{markdown_table(result)}"
+    text = page(result, title)
     for each in result.skipped:
         text += f"\nleft out: {each.image}: {each.reason}\n"
     write_atomic(Path(folder, "table.md"), text)
@@ -234,7 +269,7 @@ def _line(
         cells.append(network)
     cells.append(network if depth is None else str(depth))
     any_row = next(iter(rows.values()))  # the costs are the same on every data set
-    cells += [_cost_cell(name, getattr(any_row, name)) for name in layout.costs]
+    cells += [_cost_cell(name, any_row) for name in layout.costs]
     for name in layout.sets:
         cells += _score_cells(layout, rows.get(name), baselines.get(name))
     return cells
@@ -253,13 +288,15 @@ def _score_cells(layout: _Layout, row: Row | None, baseline: Row | None) -> list
     return [psnr, ssim, gain] if layout.with_gain else [psnr, ssim]
 
 
-def _cost_cell(name: str, value: Any) -> str:
+def _cost_cell(name: str, row: Row) -> str:
+    value = getattr(row, name)
     if value is None:
         return ""
     if name == "macs":
         return f"{value / 1e9:.2f}"
     if name == "ms":
-        return f"{value:.0f}"
+        spread = "" if row.ms_spread is None else f" ± {row.ms_spread:.0f}"
+        return f"{value:.0f}{spread}"
     return f"{value:,}"
 
 

@@ -32,6 +32,7 @@ def load_sets(
     progress: bool = True,
     track: str | None = None,
     lr_root: str | os.PathLike[str] | None = None,
+    cache: bool = True,
 ) -> list[tuple[str, PairSet]]:
     """Load each data set at each scale, named after its folder.
 
@@ -50,6 +51,7 @@ def load_sets(
         progress: Whether a bar is shown while images are decoded.
         track: Which of DIV2K's LR images are read: see `load_pairs`.
         lr_root: The folder of the LR images, of one data set only.
+        cache: Whether decoded images are kept; if not, they are decoded at every start.
 
     Returns:
         (name, pairs), for each folder at each scale.
@@ -75,6 +77,7 @@ def load_sets(
                     split=split,
                     border=border,
                     cache_dir=cache_dir,
+                    cache=cache,
                     progress=progress,
                     blur_sigma=blur_sigma,
                     noise_sigma=noise_sigma,
@@ -122,6 +125,15 @@ def without_unscorable(
     chosen = pairs.subset(scored)
     chosen.skipped = skipped
     return chosen
+
+
+def lr_lines(sets: Sequence[tuple[str, PairSet]]) -> list[str]:
+    """Return a line for each data set that says where its LR images come from.
+
+    Args:
+        sets: (name, pairs) each, as `load_sets` gives them.
+    """
+    return [f"{name} x{pairs.scale}, LR: {pairs.lr_source}" for name, pairs in sets]
 
 
 def lr_line(training: PairSet, validation: PairSet) -> str:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,10 +100,44 @@ def open_or_build(
         # Another process may have built it while this one waited for the lock.
         index = _read_complete(final)
         if index is None:
+            logger.warning(
+                "decoded images are written to %s, so that the next start is quick; cache_dir "
+                "(--cache-dir) names another place, cache=False (--no-cache) keeps none",
+                place,
+            )
             _remove_unfinished(place, prefix)
             index = _build(final, write)
         _remove_outdated(place, prefix, final)
     return final, index
+
+
+@contextmanager
+def built_for_once(
+    write: Callable[[Path], Mapping[str, Any]],
+) -> Generator[tuple[Path, dict[str, Any]], None, None]:
+    """Build what `open_or_build` would keep in a temporary folder, which is removed in the end.
+
+    Args:
+        write: As in `open_or_build`.
+
+    Yields:
+        The folder and the index.
+
+    Raises:
+        OSError: The temporary folder cannot be written, or its disk is full.
+    """
+    # Windows does not remove what is still mapped; it is then left to the system.
+    with tempfile.TemporaryDirectory(prefix="elasticnet-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        try:
+            index = dict(write(folder))
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot decode images into {folder}: {error.strerror or error}; make room there, "
+                "name another folder by the variable TMPDIR, or let decoded images be kept",
+            ) from error
+        yield folder, index
 
 
 def _build(final: Path, write: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
@@ -124,7 +159,8 @@ def _build(final: Path, write: Callable[[Path], Mapping[str, Any]]) -> dict[str,
         raise OSError(
             error.errno,
             f"cannot write the image cache {final}: {error.strerror or error}; "
-            "make room there or choose another place by cache_dir",
+            "make room there, choose another place by cache_dir (--cache-dir), or keep none by "
+            "cache=False (--no-cache)",
         ) from error
     except BaseException:  # Ctrl-C, too, leaves nothing behind
         shutil.rmtree(building, ignore_errors=True)
@@ -152,7 +188,7 @@ def _first_writable(places: list[Path]) -> Path:
     tried = ", ".join(str(place) for place in places)
     raise OSError(
         f"no place for the image cache can be written, tried: {tried}; "
-        "choose another one by cache_dir"
+        "choose another one by cache_dir (--cache-dir), or keep none by cache=False (--no-cache)"
     )
 
 

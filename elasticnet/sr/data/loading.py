@@ -6,12 +6,14 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
-from elasticnet.sr.data.decoded_cache import cache_places, open_or_build
+from elasticnet.sr.data.decoded_cache import built_for_once, cache_places, open_or_build
 from elasticnet.sr.data.decoding import HR_FILE, LR_FILE, write_decoded
 from elasticnet.sr.data.folder_layouts import Pair, find_files
 from elasticnet.sr.data.pair_set import PairSet, Skipped, open_pixels
@@ -37,6 +39,7 @@ def load_pairs(
     noise_sigma: float | None = None,
     track: str | None = None,
     lr_root: str | os.PathLike[str] | None = None,
+    cache: bool = True,
 ) -> PairSet:
     """Load every pair of a data set, from a cache of decoded images that is built when needed.
 
@@ -60,12 +63,15 @@ def load_pairs(
         border: What lies outside an image that is resized: see `imresize`.
         min_size: Smallest side of an LR image that is used, in pixels: give the patch size.
         cache_dir: Where to keep the cache. By default it is `<root>.elasticnet-cache` beside the
-            data set, or, where that cannot be written, in the user's cache folder.
+            data set, or, where that cannot be written, in the user's cache folder. A message in
+            the log names the folder when it is written.
         progress: Whether to show a progress bar while images are decoded.
         blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
         noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
         track: Which of DIV2K's LR images are read, such as "mild": see `find_files`.
         lr_root: The folder of the LR images, in place of one that the layout has.
+        cache: Whether decoded images are kept. If not, nothing is left on disk: they are decoded
+            at every start, in a temporary folder, and held in memory if they fit.
 
     Returns:
         The pairs, sorted by name, mapped from the cache.
@@ -97,7 +103,10 @@ def load_pairs(
     root = Path(root)
     # Other tracks have caches of their own, so that one does not take the other's place.
     which_lr = track if lr_root is None else os.path.abspath(lr_root)
-    pairs = _open_cached(root, files, settings, split or "train", which_lr, cache_dir, progress)
+    if cache:
+        pairs = _open_cached(root, files, settings, split or "train", which_lr, cache_dir, progress)
+    else:
+        pairs = _decode_for_once(root, files, settings, progress)
     pairs.lr_source = lr_source
     if min_size > 0:  # here and not in the cache, so that all patch sizes share one
         pairs = _without_small_images(pairs, min_size)
@@ -191,23 +200,42 @@ def _open_cached(
         if pair.lr is not None:
             sources[f"{pair.name}/lr/{os.path.relpath(pair.lr, root)}"] = pair.lr
 
-    def write(folder: Path) -> dict[str, object]:
-        index = write_decoded(folder, files, settings, title=root.name, progress=progress)
-        if not index["names"]:  # such a cache could not be mapped, as no empty file can
-            raise _nothing_left(root, index["skipped"])
-        return index
-
     folder, index = open_or_build(
         cache_places(root, cache_dir),
         f"x{settings.scale}-{settings.degradation}",
         description,
         sources,
-        write,
+        partial(_write, root=root, files=files, settings=settings, progress=progress),
         progress=progress,
     )
+    return _mapped(folder, index, settings.scale)
+
+
+def _decode_for_once(
+    root: Path, files: Sequence[Pair], settings: LrSettings, progress: bool
+) -> PairSet:
+    """Return all pairs without a cache; the files that they are decoded into are gone already."""
+    write = partial(_write, root=root, files=files, settings=settings, progress=progress)
+    with built_for_once(write) as (folder, index):
+        # What does not fit into memory stays mapped: the disk's space is free again with the set.
+        return _mapped(folder, index, settings.scale).in_memory()
+
+
+def _write(
+    folder: Path, root: Path, files: Sequence[Pair], settings: LrSettings, progress: bool
+) -> dict[str, object]:
+    """Decode all pairs into a folder; return the index."""
+    index = write_decoded(folder, files, settings, title=root.name, progress=progress)
+    if not index["names"]:  # such a cache could not be mapped, as no empty file can
+        raise _nothing_left(root, index["skipped"])
+    return index
+
+
+def _mapped(folder: Path, index: Mapping[str, Any], scale: int) -> PairSet:
+    """Return the pairs that are decoded in a folder; some may be skipped."""
     return PairSet(
         index["names"],
-        settings.scale,
+        scale,
         lr_sizes=np.array(index["lr_sizes"]),
         lr_pixels=open_pixels(folder / LR_FILE),
         hr_pixels=open_pixels(folder / HR_FILE),

@@ -180,9 +180,12 @@ class PairSet:
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         for name in ("lr_pixels", "hr_pixels"):
-            pixels = state[name]
-            if isinstance(pixels, np.memmap):
-                state[name] = Path(str(pixels.filename))
+            pixels: np.ndarray = state[name]
+            if not isinstance(pixels, np.memmap):
+                continue
+            path = Path(str(pixels.filename))
+            # Without a cache the file is gone, and only this process has it mapped.
+            state[name] = path if path.exists() else np.array(state[name])
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ def training_pairs(
     noise_sigma: float | None = None,
     track: str | None = None,
     lr_root: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache: bool = True,
 ) -> tuple[PairSet, PairSet]:
     """Return the training pairs and the validation pairs, in memory if they fit.
 
@@ -45,6 +47,8 @@ def training_pairs(
         noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
         track: Which of DIV2K's LR images are read, of `data` and `valid`: see `find_files`.
         lr_root: The folder of the LR images of `data`.
+        cache_dir: Where decoded images are kept; default: as in `load_pairs`.
+        cache: Whether decoded images are kept; if not, they are decoded at every start.
 
     Returns:
         The training pairs and the validation pairs.
@@ -75,6 +79,8 @@ def training_pairs(
             noise_sigma=noise_sigma,
             track=track,
             lr_root=lr_root,
+            cache_dir=cache_dir,
+            cache=cache,
         )
         return pairs.in_memory(limit=MEMORY_SHARE / _processes_of_this_host())
 

@@ -228,7 +228,7 @@ def test_the_report_of_a_training(tmp_path):
         "ASRN x2, 3 steps; validation (2 images); protocol matlab-y; "
         "MACs and ms of one pass to 1280"
     )
-    assert re.search(r"\n\| 1 \| [\d,]+ \| [\d.]+ \| \d+ \| ", table)
+    assert re.search(r"\n\| 1 \| [\d,]+ \| [\d.]+ \| \d+ ± \d+ \| ", table)
     names = {"table.md", "table.json", "curve.png", "parameters.png", "crops.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     stored = json.loads((tmp_path / "table.json").read_text())
