@@ -57,6 +57,7 @@ def test_the_whole_command(file, photos):
         *QUICK,
         "--data",
         str(photos),
+        "--no-cache",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
