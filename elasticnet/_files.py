@@ -119,9 +119,18 @@ def _remove_what_kills_left(folder: Path) -> None:
     with suppress(OSError):  # whatever is wrong with the folder, the writer says it better
         for path in folder.iterdir():
             if _TEMPORARY_NAME.fullmatch(path.name):
-                with suppress(OSError), open(path, "rb+") as file:
-                    if _has_locked(file):
-                        path.unlink()
+                remove_if_left(path)
+
+
+def remove_if_left(path: Path) -> None:
+    """Remove a temporary file, unless a process that still writes it holds a lock on it.
+
+    Args:
+        path: The file; nothing happens if it is gone, or if nobody may remove it.
+    """
+    with suppress(OSError), open(path, "rb+") as file:
+        if _has_locked(file):
+            path.unlink()
 
 
 def write_atomic(path: AnyPath, data: bytes | bytearray | str) -> None:

@@ -43,6 +43,23 @@ def to_integers(values: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     return rounded.astype(dtype)  # what is left behind the point is cut off
 
 
+def refuse_not_finite(prediction: Tensor, depth: int | str) -> None:
+    """Raise if a network has made NaN or infinity, which would become black or white pixels.
+
+    Args:
+        prediction: Of any shape.
+        depth: The depth of the network, for the message.
+
+    Raises:
+        ValueError: A value is NaN or infinite.
+    """
+    if not prediction.isfinite().all():
+        raise ValueError(
+            f"depth {depth} of this net gives NaN or infinity: run it in float32, or "
+            "check its weights"
+        )
+
+
 def tensor_to_uint8(values: Tensor) -> Tensor:
     """Return an image as 8-bit integers, clipped to 0..255 and rounded half away from zero.
 

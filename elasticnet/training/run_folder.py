@@ -13,7 +13,14 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from elasticnet._files import AnyPath, strict_json, write_atomic, write_json
+from elasticnet._files import (
+    AnyPath,
+    make_writable_folder,
+    remove_if_left,
+    strict_json,
+    write_atomic,
+    write_json,
+)
 from elasticnet.training.state import pack_state, unpack_state
 
 if sys.platform == "win32":
@@ -98,7 +105,7 @@ class Run:
         if writer:
             self._lock = _take_lock(self.folder / "lock")
             for left_by_a_kill in self.folder.rglob(".*.[0-9]*.tmp"):
-                left_by_a_kill.unlink()
+                remove_if_left(left_by_a_kill)  # another command may just write there
 
     @classmethod
     def create(
@@ -117,6 +124,7 @@ class Run:
 
         Raises:
             FileExistsError: The folder is not empty, or is a file.
+            OSError: The folder cannot be made or be written to; the message names it.
             RuntimeError: Another process holds the run.
             TypeError: JSON cannot hold an option; the message names it.
         """
@@ -128,7 +136,7 @@ class Run:
 
         if folder.exists() and not folder.is_dir():
             raise FileExistsError(f"{folder} is a file: choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_writable_folder(folder)
         # Somebody else's folder is refused before a lock is put into it. A run's folder is refused
         # after the lock is taken, so that one in use is reported as that.
         if not (folder / "options.json").exists():

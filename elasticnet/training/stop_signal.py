@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a training loop sees between two steps."""
+"""Ctrl-C, SIGTERM and SIGHUP as a request that a training loop sees between two steps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from typing import Any
 MIN_SECONDS_BETWEEN_REQUESTS = 1.0
 """Signals that follow more closely are one request."""
 
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+"""By name, because Windows has no SIGHUP: what a process gets when its terminal goes away."""
+
 
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a request; a second request raises KeyboardInterrupt at once.
+    """Turns signals that end a process into a request; a second one raises KeyboardInterrupt.
+
+    These are Ctrl-C, SIGTERM and SIGHUP. One that is ignored stays so, as SIGHUP under nohup.
 
     What follows within a second belongs to the first request, because a launcher of several
     processes passes on a signal that they have already received themselves. As signals are, it is
@@ -40,8 +45,10 @@ class StopSignal:
         return 128 + self._number
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers_before[number] = signal.signal(number, self._request)
+        for name in NAMES:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers_before[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elasticnet._files import write_atomic, write_json
+from elasticnet._files import replacing, write_atomic, write_json
 from elasticnet.training.run_folder import Run, differing_options
 from elasticnet.training.state import pack_state
 
@@ -412,3 +412,18 @@ def test_a_new_process_clears_what_a_kill_left(tmp_path: Path) -> None:
     Run.resume(tmp_path).close()
     names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert names == ["lock", "log.jsonl", "options.json", "step_00000001.safetensors"]
+
+
+def test_what_another_command_writes_into_the_folder_is_left_alone(tmp_path: Path) -> None:
+    fill(tmp_path, 1)
+    with replacing(tmp_path / "table.md") as file:
+        file.write(b"a table")
+        Run.resume(tmp_path).close()
+    assert (tmp_path / "table.md").read_bytes() == b"a table"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of folders")
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=rf"{tmp_path}/file/run: cannot make this folder"):
+        Run.create(tmp_path / "file/run", {})

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask first and interrupt later."""
+"""Ctrl-C, SIGTERM and SIGHUP ask first and interrupt later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from elasticnet.training.stop_signal import StopSignal
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_stop_signal_asks_and_a_later_one_interrupts(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -34,3 +34,15 @@ def test_the_first_stop_signal_asks_and_a_later_one_interrupts(
 
 def test_a_process_whose_neighbour_got_the_signal_ends_as_after_ctrl_c() -> None:
     assert StopSignal().exit_status == 130
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from elasticnet.sr.inference.tiling import self_ensembled
 from elasticnet.sr.metrics import psnr_y, shave_for, ssim_y
-from elasticnet.sr.pixels import tensor_to_uint8, to_uint8
+from elasticnet.sr.pixels import refuse_not_finite, tensor_to_uint8, to_uint8
 from elasticnet.sr.resize import imresize
 from elasticnet.taps import resolve_depths
 from elasticnet.wrapper import ElasticWrapper, evaluating
@@ -110,7 +110,7 @@ def predict_depths(
         For each depth ("full" for a net that is no `ElasticWrapper`), uint8 (scale h, scale w, 3).
 
     Raises:
-        ValueError: As `scored_depths` does.
+        ValueError: As `scored_depths` does; and if the net gives NaN or infinity.
     """
     chosen = scored_depths(net, depths)
 
@@ -126,6 +126,7 @@ def predict_depths(
         predictions = self_ensembled(predict, x) if self_ensemble else predict(x)
     images: dict[Any, Image] = {}
     for depth, prediction in zip(chosen, predictions, strict=True):
+        refuse_not_finite(prediction, depth)
         images[depth] = to_image(prediction)
     return images
 

@@ -141,5 +141,6 @@ def noise_seed(seed: int, name: str) -> int:
     Returns:
         A whole number of 64 bits.
     """
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    # Names of files that are not valid UTF-8 hold surrogates, which encode back to their bytes.
+    digest = hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "little")

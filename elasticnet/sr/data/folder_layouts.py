@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from elasticnet.sr.data.image_files import images_in, some_images_in
+from elasticnet.sr.data.image_files import by_stem, images_in, some_images_in
 from elasticnet.sr.data.lr_folders import (
     TRACKS,
     find_lr_folder,
@@ -300,7 +300,8 @@ def _of_split(images: dict[str, Path], split: str) -> dict[str, Path]:
     """
     chosen: dict[str, Path] = {}
     for name, path in images.items():
-        is_for_validation = name.isdecimal() and int(name) > LAST_TRAINING_IMAGE
+        number = path.stem  # a name has its extension where two files differ in nothing else
+        is_for_validation = number.isdecimal() and int(number) > LAST_TRAINING_IMAGE
         if is_for_validation == (split == "valid"):
             chosen[name] = path
     return chosen
@@ -352,9 +353,9 @@ def _selfexsr_images(folder: Path, scale: int, kind: str) -> dict[str, Path]:
     """The images `<name>_SRF_<scale>_<kind>` of a folder by name."""
     ending = f"_SRF_{scale}_{kind}"
     found: dict[str, Path] = {}
-    for file_name, path in images_in(folder).items():
-        if file_name.endswith(ending):
-            found[file_name.removesuffix(ending)] = path
+    paths = [path for path in images_in(folder).values() if path.stem.endswith(ending)]
+    for stem, path in by_stem(paths).items():
+        found[stem.removesuffix(ending)] = path
     return found
 
 
@@ -390,9 +391,9 @@ def _realsr_names(images: Mapping[str, Path]) -> dict[str, Path]:
     if not has_lr:
         return {}
     found: dict[str, Path] = {}
-    for path in images.values():
-        if path.stem.lower().endswith("_hr"):
-            found[path.stem[: -len("_hr")]] = path
+    paths = [path for path in images.values() if path.stem.lower().endswith("_hr")]
+    for stem, path in by_stem(paths).items():
+        found[stem[: -len("_hr")]] = path
     return found
 
 
@@ -414,11 +415,12 @@ def _realsr_pairs(root: Path, wanted: _Wanted) -> list[Pair]:
         )
     if wanted.lr_root is not None:
         return _with_lr_files(hr_images, root, "", wanted)
-    by_stem = {path.stem.lower(): path for path in images.values()}
+    by_lower_stem = {stem.lower(): path for stem, path in by_stem(images.values()).items()}
     matched: dict[str, list[Path]] = {}
     for name in hr_images:
         stems = (f"{name}_LR{wanted.scale}".lower(), f"{name}_lr")
-        matched[name] = [by_stem[stem] for stem in map(str.lower, stems) if stem in by_stem][:1]
+        found = [by_lower_stem[stem] for stem in map(str.lower, stems) if stem in by_lower_stem]
+        matched[name] = found[:1]
     has_none = not any(matched.values())  # they are of another scale
     if has_none or wanted.kind != "BI":
         return [Pair(name, hr, None) for name, hr in hr_images.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from elasticnet.sr.data.read_rgb import EXTENSIONS
@@ -27,6 +28,27 @@ def images_in(folder: Path) -> dict[str, Path]:
         is_unique = stems[path.stem] == 1
         images[path.stem if is_unique else path.name] = path
     return images
+
+
+def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    """Return image files by their names without extension.
+
+    Args:
+        paths: Of one folder.
+
+    Raises:
+        ValueError: Two differ in nothing but their extension, and one would hide the other.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            other = found[path.stem].name
+            raise ValueError(
+                f"{path.parent} holds {other} and {path.name}, which are one image by their names: "
+                "move one away"
+            )
+        found[path.stem] = path
+    return found
 
 
 def some_images_in(folder: Path) -> dict[str, Path]:

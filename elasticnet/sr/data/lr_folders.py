@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from elasticnet.sr.data.image_files import images_in, is_broken_link
+from elasticnet.sr.data.image_files import by_stem, images_in, is_broken_link
 
 TRACKS = ("bicubic", "unknown", "mild", "difficult", "wild", "x8")  # of DIV2K's LR images
 # Behind the scale in the names of DIV2K's files: 0001x4m.png, 0001x4w1.png.
@@ -305,7 +305,7 @@ class _LrFiles:
     """The image files of a folder of LR images, to be found by the names of HR images."""
 
     def __init__(self, folder: Path) -> None:
-        self._by_stem = {path.stem: path for path in images_in(folder).values()}
+        self._by_stem = by_stem(images_in(folder).values())
         self._by_lower_stem = {stem.lower(): path for stem, path in self._by_stem.items()}
 
     def of(self, hr_stem: str, scale: int, kind: str) -> list[Path]:

@@ -22,7 +22,7 @@ from elasticnet.sr.inference.upscale_plan import (
     first_tiling,
     smaller_tiling,
 )
-from elasticnet.sr.pixels import tensor_to_integers
+from elasticnet.sr.pixels import refuse_not_finite, tensor_to_integers
 from elasticnet.wrapper import evaluating
 
 LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L has it (ITU-R 601)
@@ -300,13 +300,9 @@ def _to_pixels(
         values = (values - black_value) / (white_value - black_value)  # 0 is black, 1 is white
     if is_gray:
         values = values @ values.new_tensor(LUMA)  # (h, w)
+    refuse_not_finite(values, plan.depth)
     if dtype.kind == "f":
         return values.cpu().numpy()  # float32; the assignment to `out` casts it
-    if not values.isfinite().all():
-        raise ValueError(
-            f"depth {plan.depth} of this net gives NaN or infinity: run it in float32, or "
-            "check its weights"
-        )
     white = _white_of(dtype)
     integers = tensor_to_integers(values * white, white)
     return integers.cpu().numpy()  # int32; the assignment to `out` narrows it

@@ -11,6 +11,10 @@ from PIL import ExifTags, Image
 JPEG_XMP = b"http://ns.adobe.com/xap/1.0/\0"  # begins the segment of a JPEG that holds XMP
 
 JPEG_PROFILE = b"ICC_PROFILE\0"  # begins the segments that hold a colour profile
+JPEG_MORE_XMP = b"http://ns.adobe.com/xmp/extension/\0"  # begins those of XMP beyond 64 KB
+JPEG_PHOTOSHOP = b"Photoshop 3.0\0"  # begins those of Photoshop, in which IPTC is a block
+IPTC_BLOCK = b"8BIM\x04\x04"  # Photoshop's name of it
+IPTC = 33723  # a tag of TIFF
 
 X_RESOLUTION, Y_RESOLUTION, XMP = 282, 283, 700  # tags of TIFF, as Pillow numbers them
 RESOLUTION_UNIT, NO_UNIT = 296, 1
@@ -36,7 +40,7 @@ _STRUCTURE_TAGS = frozenset(
         *range(512, 522),  # old JPEG
         *range(529, 533),  # YCbCr
         XMP,
-        33723,  # IPTC
+        IPTC,
         34377,  # Photoshop's blocks
         34675,  # colour profile
         37724,  # Photoshop's layers
@@ -84,8 +88,44 @@ def _read_exif(image: Image.Image) -> Exif:
     orientation = kept.get(ExifTags.Base.Orientation)
     if orientation is not None:
         kept[ExifTags.Base.Orientation] = UPRIGHT
-    data = kept.tobytes() if len(kept) else b""
+    data = packed_exif(kept) if len(kept) else b""
     return Exif(data, orientation if orientation in range(1, 9) else None)
+
+
+def packed_exif(exif: Image.Exif) -> bytes:
+    """Return EXIF as the bytes of a file, in which all text is what it was.
+
+    Args:
+        exif: It is changed: see `plain_text`.
+    """
+    for tag, value in list(exif.items()):
+        exif[tag] = plain_text(value)
+    for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        if part in exif:
+            tags: Any = exif[part]
+            if not hasattr(tags, "items"):  # its place in the file
+                tags = exif.get_ifd(part)
+            exif[part] = {tag: plain_text(value) for tag, value in tags.items()}
+    return exif.tobytes()
+
+
+def plain_text(value: Any) -> Any:
+    """Return the value of a tag as Pillow writes it without loss.
+
+    Pillow reads text as Latin-1, whatever it is, and writes it as ASCII: of a name in UTF-8 nothing
+    but question marks would be left.
+
+    Args:
+        value: Of any type; only text is changed.
+    """
+    return _Latin1Text(value) if isinstance(value, str) else value
+
+
+class _Latin1Text(str):
+    """Text that becomes the bytes that it was read from, whatever Pillow asks for."""
+
+    def encode(self, encoding: str = "latin-1", errors: str = "replace") -> bytes:
+        return super().encode("latin-1", "replace")
 
 
 def take_xmp(image: Image.Image) -> bytes:
@@ -166,6 +206,30 @@ def note_damaged_profile(image: Image.Image, notes: list[str]) -> None:
             return
 
 
+def note_what_is_dropped(image: Image.Image, notes: list[str]) -> None:
+    """Say which texts of a file are not kept: IPTC, comments, and XMP in further segments.
+
+    Args:
+        image: As Pillow opened it.
+        notes: Gets the lines.
+    """
+    has_iptc = IPTC in tiff_tags(image)
+    has_more_xmp = False
+    segments: list[tuple[str, bytes]] = getattr(image, "applist", [])  # of a JPEG
+    for marker, body in segments:
+        if marker == "APP13" and body.startswith(JPEG_PHOTOSHOP) and IPTC_BLOCK in body:
+            has_iptc = True
+        if marker == "APP1" and body.startswith(JPEG_MORE_XMP):
+            has_more_xmp = True
+    if has_iptc:
+        notes.append("IPTC was left out")
+    if has_more_xmp:
+        notes.append("the part of XMP beyond 64 KB was left out")
+    # Every writer of JPEG 2000 leaves its own name there.
+    if image.info.get("comment") and image.format != "JPEG2000":
+        notes.append("a comment was left out")
+
+
 def note_resolution_without_unit(image: Image.Image, notes: list[str]) -> None:
     """Say that pixels are not square, or that a resolution has no unit: neither is kept.
 
@@ -194,12 +258,15 @@ def _resolution_without_unit(image: Image.Image) -> tuple[float, float] | None:
     if info.get("jfif_unit") == 0:
         return info["jfif_density"]
     tags = tiff_tags(image)
-    if tags.get(RESOLUTION_UNIT) == NO_UNIT and X_RESOLUTION in tags and Y_RESOLUTION in tags:
-        try:
-            return float(tags[X_RESOLUTION]), float(tags[Y_RESOLUTION])
-        except (TypeError, ValueError, ZeroDivisionError):
-            return None
-    return None
+    if tags.get(RESOLUTION_UNIT) != NO_UNIT or X_RESOLUTION not in tags or Y_RESOLUTION not in tags:
+        return None
+    try:
+        horizontal, vertical = float(tags[X_RESOLUTION]), float(tags[Y_RESOLUTION])
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not (0 < horizontal < MAX_DPI and 0 < vertical < MAX_DPI):  # 0 / 0 is NaN
+        return None
+    return horizontal, vertical
 
 
 def tiff_tags(image: Image.Image) -> Mapping[int, Any]:

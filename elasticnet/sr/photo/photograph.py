@@ -30,7 +30,7 @@ class Photo:
         format: Pillow's name of the format that it was read from.
         notes: What the file held and the photograph does not, a line each.
         png_colors: Kind and body of the chunks of a PNG that say how its colours are meant (cICP,
-            cHRM, gAMA and others); no other format holds them.
+            cHRM, gAMA and others). What an AVIF file says is a chunk cICP here.
     """
 
     pixels: NDArray[Any]

@@ -19,6 +19,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_UNPACKED = 2**20  # bytes of one packed chunk; Pillow's MAX_TEXT_CHUNK
 MAX_TEXT = 2**26  # bytes of all text that Pillow reads; its MAX_TEXT_MEMORY
 
+CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 OF_PIXELS = (b"tRNS", *ANIMATION)  # ancillary by name, but they change what is seen
 # Pillow calls a file with a wrong checksum in one of these no image at all.
@@ -84,7 +85,7 @@ def without_unusable_chunks(file: BinaryIO, notes: list[str]) -> ReadableChunks:
         notes: Gets a line for each kind of chunk that was left out, and why.
 
     Raises:
-        ValueError: A chunk that says what the pixels are has a wrong checksum.
+        ValueError: A chunk that says what the pixels are has a wrong checksum or is not known.
     """
     file.seek(0)
     if file.read(len(SIGNATURE)) != SIGNATURE:
@@ -93,6 +94,7 @@ def without_unusable_chunks(file: BinaryIO, notes: list[str]) -> ReadableChunks:
     left_out: dict[Chunk, str] = {}  # to the reason
     text_bytes = 0
     for chunk in chunks:
+        _refuse_unknown(chunk)
         if chunk.kind in CHECKED_OF_PIXELS:
             _refuse_if_damaged(file, chunk)
         if not _is_metadata(chunk.kind):
@@ -159,6 +161,13 @@ def _has_wrong_checksum(file: BinaryIO, chunk: Chunk, body: bytes) -> bool:
     file.seek(chunk.end - _CHECK)
     (check,) = struct.unpack(">I", file.read(_CHECK))
     return zlib.crc32(chunk.kind + body) != check
+
+
+def _refuse_unknown(chunk: Chunk) -> None:
+    """Refuse a critical chunk that is not known: pixels cannot be read rightly without it."""
+    if chunk.kind[:1].isupper() and chunk.kind not in CRITICAL:
+        name = chunk.kind.decode("ascii")
+        raise ValueError(f"its chunk {name} is not known, and pixels depend on it")
 
 
 def _refuse_if_damaged(file: BinaryIO, chunk: Chunk) -> None:

@@ -20,11 +20,13 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageFile
 
+from elasticnet.sr.photo.color_boxes import add_profile_of_jpeg2000, colors_of_avif
 from elasticnet.sr.photo.metadata import (
     UPRIGHT,
     first_line,
     note_damaged_profile,
     note_resolution_without_unit,
+    note_what_is_dropped,
     orientation_in,
     read_dpi,
     read_exif,
@@ -37,13 +39,19 @@ from elasticnet.sr.photo.png_chunks import without_unusable_chunks
 from elasticnet.sr.photo.png_colors import note_of_hdr
 from elasticnet.sr.photo.samples import (
     BITS_PER_SAMPLE,
+    PHOTOMETRIC,
     SAMPLES_PER_PIXEL,
     Samples,
     read_samples,
     why_samples_are_refused,
 )
 from elasticnet.sr.photo.scaled_metadata import without_places
-from elasticnet.sr.photo.tiff_pages import directories, go_to_main_page, note_left_out_of_tiff
+from elasticnet.sr.photo.tiff_pages import (
+    directories,
+    go_to_main_page,
+    note_left_out_of_tiff,
+    why_directory_is_damaged,
+)
 
 HAS_AVIF = find_spec("PIL.AvifImagePlugin") is not None  # since Pillow 11.3
 # Pillow's names of the formats that are read.
@@ -71,6 +79,19 @@ _MAGIC_OF_OTHERS = {  # how files of formats that are not read begin
     b"%!PS": "PostScript",
     b"<svg": "SVG",
     b"II\xbc": "JPEG XR",
+}
+_KINDS_OF_TIFF = {  # by photometric interpretation
+    0: "gray in which white is 0",
+    1: "gray",
+    2: "RGB",
+    3: "palette colours",
+    4: "a mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIELab",
+    9: "ICCLab",
+    10: "ITULab",
+    32803: "raw samples of a sensor",
 }
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _lock_of_pixel_limit = threading.Lock()
@@ -172,15 +193,17 @@ def decode_photo(
         if not file.seekable():
             file = io.BytesIO(file.read())
         chunks = without_unusable_chunks(file, notes)
-        about_colors = note_of_hdr(chunks.colors)
-        if about_colors is not None:
-            notes.append(about_colors)
         image = _opened(chunks.file, formats)
         with image:
+            add_profile_of_jpeg2000(image, chunks.file)
+            colors = chunks.colors or colors_of_avif(image, chunks.file)
+            about_colors = note_of_hdr(colors)
+            if about_colors is not None:
+                notes.append(about_colors)
             _check_frames(image, chunks.file, first_frame, notes)
             _check_size(image.width * image.height, max_pixels)
             photo = _decode(image, chunks.file, notes, cmyk_by_profile)
-        return replace(photo, png_colors=chunks.colors)
+        return replace(photo, png_colors=colors)
     except Image.UnidentifiedImageError:
         reason = _why_unidentified(file, formats)
         raise ImageError(f"cannot read image {name}: {reason}") from None
@@ -256,6 +279,7 @@ def _decode(
     samples = read_samples(image, file, notes, cmyk_by_profile=cmyk_by_profile)
     note_damaged_profile(image, notes)
     note_resolution_without_unit(image, notes)
+    note_what_is_dropped(image, notes)
     note_left_out_of_tiff(tags, has_alpha=samples.alpha is not None, notes=notes)
     xmp = xmp or take_xmp(image)  # PNG may have it behind the pixels
     exif, orientation = read_exif(image, notes)
@@ -332,9 +356,14 @@ def _why_unknown_tiff(file: BinaryIO) -> str | None:
         directory = directories(file)[0]
         bits = max(directory.get(BITS_PER_SAMPLE, (1,)))
         num_samples = directory.get(SAMPLES_PER_PIXEL, 1)
-        reason = why_samples_are_refused(directory)
+        reason = why_directory_is_damaged(file) or why_samples_are_refused(directory)
     except Exception:  # no TIFF, or a damaged one: Pillow raises nearly every built-in type
         return None
     if reason is not None:
         return reason
-    return f"{num_samples} samples a pixel of {bits} bits; save it as gray, RGB or RGBA, or as PNG"
+    photometric: int = directory.get(PHOTOMETRIC, -1)
+    kind = _KINDS_OF_TIFF.get(photometric, "an unknown kind of colours")
+    return (
+        f"a TIFF file in {kind}, {num_samples} samples a pixel of {bits} bits, which is not read; "
+        "save it as gray, RGB or RGBA, or as PNG"
+    )

@@ -17,8 +17,9 @@ from elasticnet.sr.photo.metadata import tiff_tags
 
 # Tags of TIFF, as Pillow numbers them, and values that they may have.
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES_PER_PIXEL, PLANAR = 258, 262, 277, 284
-SAMPLE_FORMAT = 339
-WHITE_IS_ZERO = 0
+EXTRA_SAMPLES, SAMPLE_FORMAT = 338, 339
+WHITE_IS_ZERO, RGB, CMYK = 0, 2, 5
+ASSOCIATED_ALPHA = 1  # colours are multiplied by it
 SEPARATE_PLANES = 2
 TIFF_BITS = (1, 2, 4, 8, 16)  # that are read
 _SAMPLE_FORMATS = {  # that are not; the others are unsigned integers or not said
@@ -29,6 +30,7 @@ _SAMPLE_FORMATS = {  # that are not; the others are unsigned integers or not sai
 }
 
 OPAQUE_16 = 65535
+_GRAY_BITS = {"L;2": 2, "L;4": 4, "L": 8}  # of a PNG, by Pillow's raw mode
 NATIVE_ORDER = {"little": "L", "big": "B"}[sys.byteorder]  # as in Pillow's raw modes
 OTHER_ORDER = {"L": "B", "B": "L"}
 
@@ -67,6 +69,7 @@ def read_samples(
     """
     icc: bytes = image.info.get("icc_profile") or b""
     _check_depth(image, file, notes)
+    _refuse_separate_planes(tiff_tags(image))
     if _bits_per_sample(image) == 16:
         pixels, alpha = _read_16_bits(image, file)
         return Samples(pixels, alpha, icc)
@@ -124,6 +127,25 @@ def why_samples_are_refused(tags: Mapping[int, Any]) -> str | None:
     return None
 
 
+def _refuse_separate_planes(tags: Mapping[int, Any]) -> None:
+    """Refuse a TIFF file in separate planes, unless it is of the kinds that Pillow reads rightly.
+
+    Of others it makes noise, other colours or another alpha, without a word.
+    """
+    num_samples = tags.get(SAMPLES_PER_PIXEL, 1)
+    if tags.get(PLANAR, 1) != SEPARATE_PLANES or num_samples == 1:
+        return
+    bits = max(tags.get(BITS_PER_SAMPLE, (1,)))
+    photometric = tags.get(PHOTOMETRIC)
+    is_multiplied = ASSOCIATED_ALPHA in tags.get(EXTRA_SAMPLES, ())
+    is_rgb = photometric == RGB and num_samples <= 4 and not is_multiplied
+    is_cmyk = photometric == CMYK and num_samples == 4
+    if bits != 8 or not (is_rgb or is_cmyk):
+        raise ValueError(
+            f"{bits}-bit colour in separate planes; save it with interleaved channels, or as PNG"
+        )
+
+
 def _raw_mode(image: ImageFile.ImageFile) -> str:
     """Pillow's name of how samples lie in the file; empty if the format has no such name."""
     if not image.tile:
@@ -145,7 +167,9 @@ def _read_8_bits(image: Image.Image, raw_mode: str) -> tuple[NDArray[Any], NDArr
             f"samples of mode {image.mode} (32-bit or float) have no defined range; "
             "save it with 16 bits"
         )
-    _stretch_key(image, raw_mode)
+    if image.mode in ("La", "RGBa"):  # multiplied by alpha
+        image = image.convert(image.mode.upper())
+    _fit_key(image, raw_mode)
     is_gray = image.mode in ("1", "L", "LA")
     if not image.has_transparency_data:
         return np.array(image.convert("L" if is_gray else "RGB")), None
@@ -156,23 +180,23 @@ def _read_8_bits(image: Image.Image, raw_mode: str) -> tuple[NDArray[Any], NDArr
     return np.ascontiguousarray(samples[..., :3]), alpha
 
 
-def _stretch_key(image: Image.Image, raw_mode: str) -> None:
-    """Bring the key colour of gray with 1, 2 or 4 bits to the range of the samples.
+def _fit_key(image: Image.Image, raw_mode: str) -> None:
+    """Bring the key colour of a PNG to the range of the samples.
 
-    Pillow stretches the samples to 0..255 and leaves the key in the units of the file, so that no
-    pixel would be transparent (PNG specification, 11.3.1.1). It also stretches a key of one bit in
-    versions later than 10.3.
+    It has 16 bits in the file, of which those beyond the file's depth are to be masked (PNG
+    specification, 11.3.1.1), and Pillow does not. Pillow stretches gray of 1, 2 or 4 bits to
+    0..255, and leaves the key in the units of the file, so that no pixel would be transparent; a
+    key of one bit it stretches, too, in versions later than 10.3.
     """
-    key = image.info.get("transparency")
-    if not isinstance(key, int):
-        return
-    if image.mode == "1":
+    key: Any = image.info.get("transparency")
+    if image.mode == "RGB" and key is not None:  # 8 bits each
+        red, green, blue = key
+        image.info["transparency"] = (red & 255, green & 255, blue & 255)
+    elif image.mode == "1" and key is not None:
         image.info["transparency"] = 255 if key else 0
-        return
-    match = re.fullmatch(r"L;([24])", raw_mode)
-    if match:
-        white = 2 ** int(match[1]) - 1
-        image.info["transparency"] = key * 255 // white
+    elif isinstance(key, int) and raw_mode in _GRAY_BITS:
+        largest = 2 ** _GRAY_BITS[raw_mode] - 1
+        image.info["transparency"] = (key & largest) * 255 // largest
 
 
 def _cmyk_to_rgb(image: Image.Image, icc: bytes, notes: list[str]) -> tuple[Image.Image, bytes]:
@@ -203,7 +227,6 @@ def _read_16_bits(
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Pixels and alpha of 16 bits."""
     raw_mode = _raw_mode(image)
-    _refuse_separate_planes(image)
     if image.mode.startswith("I;16") or image.format == "PPM":
         return _read_gray_16(image)
     if raw_mode == "LA;16B":
@@ -224,14 +247,6 @@ def _read_16_bits(
         return pixels, None
     is_hidden = (pixels == np.asarray(key)).all(axis=2)  # (h, w)
     return pixels, _alpha_16(is_hidden)
-
-
-def _refuse_separate_planes(image: Image.Image) -> None:
-    tags = tiff_tags(image)
-    if tags.get(PLANAR, 1) == SEPARATE_PLANES and tags.get(SAMPLES_PER_PIXEL, 1) > 1:
-        raise ValueError(
-            "16-bit colour in separate planes; save it with interleaved channels, or as PNG"
-        )
 
 
 def _read_gray_16(image: Image.Image) -> tuple[NDArray[Any], NDArray[Any] | None]:

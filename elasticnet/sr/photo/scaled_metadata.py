@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from elasticnet.sr.photo.metadata import first_line
+from elasticnet.sr.photo.metadata import first_line, packed_exif
 from elasticnet.sr.photo.photograph import Photo
 
 # Tags of GeoTIFF (OGC 19-008, 7.1): where pixels lie on the ground.
@@ -51,6 +51,15 @@ _DESCRIPTIONS_OF_PIXELS = {  # how an image description begins, and what it is t
 _WIDTHS = (b"tiff:ImageWidth", b"exif:PixelXDimension")
 _HEIGHTS = (b"tiff:ImageLength", b"exif:PixelYDimension")
 _COUNTS = rb"GPano:\w+Pixels"  # of panoramas
+_RESOLUTIONS = rb"exif:FocalPlane[XY]Resolution"
+_SUBJECT = re.compile(rb"<(exif:Subject(?:Area|Location))\b.*?</\1>", re.S)
+# Places of pictures and videos that stand behind a JPEG: gain maps of HDR, motion photographs.
+_BEHIND = re.compile(
+    rb"\s(?:hdrgm:|G?Camera:(?:MotionPhoto|MicroVideo))\w*\s*=\s*(?:\"[^\"]*\"|'[^']*')"
+    rb"|<(hdrgm:\w+|G?Camera:(?:MotionPhoto|MicroVideo)\w*|G?Container:Directory)\b"
+    rb"(?:[^>]*/>|.*?</\1>)",
+    re.S,
+)
 _REGIONS = re.compile(rb"<mwg-rs:AppliedToDimensions.*?(?:/>|</mwg-rs:AppliedToDimensions>)", re.S)
 
 
@@ -70,7 +79,12 @@ def fitted_metadata(photo: Photo, scale: int) -> Photo:
             notes.append(f"damaged EXIF was left out ({first_line(error)})")
             exif = b""
     height, width = photo.size
-    xmp = _fitted_xmp(photo.xmp, width, height, scale)
+    xmp = _BEHIND.sub(b"", photo.xmp)
+    if xmp != photo.xmp:
+        notes.append(
+            "what XMP says of a gain map or a video behind the photograph was left out, as they are"
+        )
+    xmp = _fitted_xmp(xmp, width, height, scale)
     return replace(photo, exif=exif, xmp=xmp, notes=(*photo.notes, *notes))
 
 
@@ -97,7 +111,7 @@ def without_places(data: bytes, notes: list[str]) -> bytes:
     if found_details:
         exif[ExifTags.IFD.Exif] = details
     notes.append("places in pixels in EXIF were left out, as the photograph was turned upright")
-    return exif.tobytes()
+    return packed_exif(exif)
 
 
 def _fitted_exif(data: bytes, scale: int, notes: list[str]) -> bytes:
@@ -122,7 +136,7 @@ def _fitted_exif(data: bytes, scale: int, notes: list[str]) -> bytes:
     if _fit_details(details, scale):
         exif[ExifTags.IFD.Exif] = details
         changed = True
-    return exif.tobytes() if changed or left_out else data
+    return packed_exif(exif) if changed or left_out else data
 
 
 def _details_of(exif: Image.Exif) -> dict[int, Any]:
@@ -199,11 +213,12 @@ def _fitted_xmp(xmp: bytes, width: int, height: int, scale: int) -> bytes:
     for name in _HEIGHTS:
         xmp = _with_numbers(xmp, name, lambda _: height)
     xmp = _with_numbers(xmp, _COUNTS, lambda value: value * scale)
+    xmp = _with_numbers(xmp, _RESOLUTIONS, lambda value: value * scale)
 
     def in_new_pixels(found: re.Match[bytes]) -> bytes:
-        return _with_numbers(found[0], rb"stDim:[wh]", lambda value: value * scale)
+        return _with_numbers(found[0], rb"(?:stDim:[wh]|rdf:li)", lambda value: value * scale)
 
-    return _REGIONS.sub(in_new_pixels, xmp)
+    return _SUBJECT.sub(in_new_pixels, _REGIONS.sub(in_new_pixels, xmp))
 
 
 def _with_numbers(xmp: bytes, name: bytes, change: Callable[[int], int]) -> bytes:
@@ -212,4 +227,5 @@ def _with_numbers(xmp: bytes, name: bytes, change: Callable[[int], int]) -> byte
     def changed(found: re.Match[bytes]) -> bytes:
         return found[1] + b"%d" % change(int(found[2]))
 
-    return re.sub(rb"(\b" + name + rb"(?:\s*=\s*[\"']|>\s*))(\d+)", changed, xmp)
+    # Numbers with a decimal point are of another kind; a fraction is changed by its numerator.
+    return re.sub(rb"(\b" + name + rb"(?:\s*=\s*[\"']|>\s*))(\d+)(?![\d.])", changed, xmp)

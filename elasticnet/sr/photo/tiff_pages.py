@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -42,6 +43,35 @@ def directories(file: BinaryIO) -> list[Mapping[int, Any]]:
         found.append(directory)
         place = directory.next
     return found
+
+
+def why_directory_is_damaged(file: BinaryIO) -> str | None:
+    """Return what to say of a first directory of which only a part can be read; None if all can.
+
+    Pillow stops at the first tag whose value lies beyond the end of the file.
+
+    Args:
+        file: A TIFF file, seekable, in binary mode.
+    """
+    file.seek(0)
+    header = file.read(BIG_HEADER)
+    order = "<" if header[:2] == b"II" else ">"
+    if header[2:3] == BIG_TIFF:
+        (place,) = struct.unpack_from(f"{order}Q", header, 8)
+        format_of_count = f"{order}Q"
+    else:
+        (place,) = struct.unpack_from(f"{order}L", header, 4)
+        format_of_count = f"{order}H"
+    file.seek(place)
+    count = file.read(struct.calcsize(format_of_count))
+    (num_tags,) = struct.unpack(format_of_count, count)
+    num_read = len(directories(file)[0])
+    if num_read >= num_tags:
+        return None
+    return (
+        f"only {num_read} of the {num_tags} tags of its directory can be read: the file is cut "
+        "short, or a tag is damaged"
+    )
 
 
 def go_to_main_page(image: ImageFile.ImageFile, file: BinaryIO, notes: list[str]) -> int:

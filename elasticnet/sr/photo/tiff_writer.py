@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from elasticnet.sr.photo.metadata import plain_text
 from elasticnet.sr.photo.photograph import ImageError, Photo, rows_of_a_strip, strips
 
 # Tags, and the values that they have here (TIFF 6.0).
@@ -106,9 +107,10 @@ def _add_exif(tags: TiffImagePlugin.ImageFileDirectory_v2, exif: bytes) -> None:
     described.pop(ExifTags.Base.Orientation, None)  # upright is what its absence means
     for tag, value in described.items():
         if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-            tags[tag] = described.get_ifd(tag)
+            details = described.get_ifd(tag)
+            tags[tag] = {key: plain_text(detail) for key, detail in details.items()}
         else:
-            tags[tag] = value
+            tags[tag] = plain_text(value)
 
 
 def _packed_directory(

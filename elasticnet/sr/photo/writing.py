@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from elasticnet._files import replacing as replacing  # part of this module's interface
 from elasticnet.sr.photo.large_array import large_array
-from elasticnet.sr.photo.metadata import JPEG_XMP
+from elasticnet.sr.photo.metadata import JPEG_XMP, packed_exif
 from elasticnet.sr.photo.photograph import STRIP_BYTES, ImageError, Photo
 from elasticnet.sr.photo.png_colors import other_than_srgb
 from elasticnet.sr.photo.png_writer import write_png
@@ -174,7 +174,7 @@ def _exif_with_size(photo: Photo) -> bytes:
     if not names_a_size:
         return photo.exif
     exif[ExifTags.IFD.Exif] = tags
-    return exif.tobytes()
+    return packed_exif(exif)
 
 
 def _jpeg_options(photo: Photo, exif: bytes, quality: int, notes: list[str]) -> Mapping[str, Any]:
@@ -206,7 +206,7 @@ def _webp_options(photo: Photo, exif: bytes, quality: int, lossless: bool) -> Ma
         described[X_RESOLUTION] = horizontal
         described[Y_RESOLUTION] = vertical
         described[RESOLUTION_UNIT] = INCH
-        exif = described.tobytes()
+        exif = packed_exif(described)
     options: dict[str, Any] = {
         "quality": quality,
         "lossless": lossless,

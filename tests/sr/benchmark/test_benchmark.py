@@ -138,6 +138,15 @@ def test_what_is_too_small_for_ssim_is_named_and_not_scored(caplog):
         scorable(pairs_from_arrays({"small": images["small"]}, 2))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_network_that_gives_nan_or_infinity_has_no_score(value):
+    net = net_of(Add(1), Add(value))
+    pairs = flat_pairs({"other": (100, 104)})
+    with pytest.raises(ValueError, match="depth 2 of this net gives NaN or infinity"):
+        evaluate(net, pairs)
+    assert evaluate(net, pairs, depths=(1,))[1].psnr == pytest.approx(decibels(3))
+
+
 # --- means
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,10 @@ def test_hr_and_lr_files_are_aligned(
     pairs = load_pairs(tmp_path, 2, progress=False, cache_dir=tmp_path / "cache")
     np.testing.assert_array_equal(pairs.lr(0), lr[: kept[0], : kept[1]])
     np.testing.assert_array_equal(pairs.hr(0), hr[: kept[0] * 2, : kept[1] * 2])
+
+
+def test_a_name_that_is_no_utf_8_has_a_seed() -> None:
+    """Such names of files hold surrogates; they may come from any old archive."""
+    image = noise(9, 7)
+    pairs = pairs_from_arrays({os.fsdecode(b"caf\xe9"): image}, 1)
+    np.testing.assert_array_equal(pairs.hr(0), image)

@@ -172,6 +172,30 @@ def test_an_lr_file_of_two_hr_images_is_refused(tmp_path: Path) -> None:
         find_pairs(tmp_path, 4)
 
 
+@pytest.mark.parametrize(
+    ("images", "folder"),
+    [
+        (["HR/a.png", "LR/a.png", "LR/a.bmp"], "LR"),
+        (["a_HR.png", "a_HR.bmp", "a_LR4.png"], "."),
+        (["a_HR.png", "a_LR4.png", "a_LR4.bmp"], "."),
+        (["image_SRF_4/a_SRF_4_HR.png", "image_SRF_4/a_SRF_4_HR.bmp"], "image_SRF_4"),
+        (
+            [f"image_SRF_4/a_SRF_4_{name}" for name in ("HR.png", "LR.png", "LR.bmp")],
+            "image_SRF_4",
+        ),
+    ],
+)
+def test_two_files_that_are_one_image_by_their_names_are_refused(
+    tmp_path: Path, images: list[str], folder: str
+) -> None:
+    for image in images:
+        side = 64 if "HR" in image else 16
+        put(tmp_path / image, side, side)
+    expected = rf"{tmp_path / folder} holds .*\.bmp and .*\.png, which are one image"
+    with pytest.raises(ValueError, match=expected):
+        find_pairs(tmp_path, 4)
+
+
 # --- given by the user
 
 

@@ -326,6 +326,8 @@ def test_other_refusals() -> None:
     broken = ElasticWrapper([nn.Identity()], Nearest(1, factor=float("inf")))
     with pytest.raises(ValueError, match="depth 1 of this net gives NaN or infinity"):
         enlarge(broken, image + 1)
+    with pytest.raises(ValueError, match="depth 1 of this net gives NaN or infinity"):
+        enlarge(broken, np.full((8, 9, 3), 0.5, np.float32))
 
 
 # --- networks that see the whole image

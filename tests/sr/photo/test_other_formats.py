@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import threading
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from PIL import Image, features
 from elasticnet.sr.data.read_rgb import read_rgb
 from elasticnet.sr.photo import ImageError, read_photo
 from elasticnet.sr.photo.bit_depth import bits_in_file
+from elasticnet.sr.photo.writing import write_photo
+from photo_files import png_chunks, srgb_profile
 
 COLOR = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
 DEEP = np.random.default_rng(1).integers(0, 65536, (16, 20), dtype=np.uint16)
@@ -56,6 +59,23 @@ def test_deep_colors_of_jpeg_2000_are_cut_with_a_note() -> None:
     assert photo.notes[0].startswith("16 bits per channel were read as 8")
 
 
+@needs_jpeg2000
+@pytest.mark.parametrize("method", [2, 3])  # a restricted profile, and any
+def test_the_colour_profile_of_jpeg_2000_is_kept(method: int) -> None:
+    data = encoded(Image.fromarray(COLOR), "JPEG2000").getvalue()
+    place = data.index(b"colr") - 4
+    (length,) = struct.unpack_from(">I", data, place)
+    body = bytes([method, 0, 0]) + srgb_profile()
+    box = struct.pack(">I", 8 + len(body)) + b"colr" + body
+    changed = bytearray(data[:place] + box + data[place + length :])
+    header = changed.index(b"jp2h") - 4
+    (header_length,) = struct.unpack_from(">I", changed, header)
+    struct.pack_into(">I", changed, header, header_length + len(box) - length)
+    photo = read_photo(io.BytesIO(bytes(changed)))
+    assert photo.icc == srgb_profile()
+    np.testing.assert_array_equal(photo.pixels, COLOR)
+
+
 @pytest.mark.parametrize("comment", [b"", b"# a comment\n"])
 def test_ppm_and_its_depth(comment: bytes) -> None:
     plain = read_photo(io.BytesIO(b"P6\n" + comment + b"20 16\n255\n" + COLOR.tobytes()))
@@ -81,6 +101,21 @@ def test_avif_is_read_and_more_than_8_bits_are_said() -> None:
     assert deep != data
     with Image.open(io.BytesIO(data)) as image:
         assert bits_in_file(image, io.BytesIO(deep)) == 10
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+def test_colours_of_avif_that_are_not_srgb_are_said_and_kept() -> None:
+    data = encoded(Image.fromarray(COLOR), "AVIF").getvalue()
+    srgb, pq = struct.pack(">HH", 1, 13), struct.pack(">HH", 9, 16)
+    assert data.count(b"nclx" + srgb) == 1
+    plain = read_photo(io.BytesIO(data))
+    hdr = read_photo(io.BytesIO(data.replace(b"nclx" + srgb, b"nclx" + pq)))
+    assert plain.notes == ()
+    assert hdr.notes == ("its colours are BT.2020, PQ (cICP), and the network takes them for sRGB",)
+    file = io.BytesIO()
+    write_photo(hdr, file, "PNG")
+    assert png_chunks(file.getvalue())[b"cICP"] == bytes([9, 16, 0, 1])
+    assert any("cICP was left out" in note for note in write_photo(hdr, io.BytesIO(), "JPEG"))
 
 
 @pytest.mark.parametrize(

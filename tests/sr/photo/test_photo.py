@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,19 @@ def test_a_key_of_few_bits_has_the_units_of_the_file(bits: int, row: int, gray: 
         assert photo.alpha.tolist() == [expected]
 
 
+def test_bits_of_a_key_beyond_the_depth_are_masked() -> None:
+    """PNG specification, 11.3.1.1; some writers leave other bits than 0 there."""
+    beyond = 0x0100
+    packed = packed_gray_png([b"\x07\x8f"], width=4, bits=4, key=0x7 | beyond)
+    gray = read_photo(io.BytesIO(packed))
+    assert gray.alpha is not None
+    assert gray.alpha.tolist() == [[255, 0, 255, 255]]
+    key = struct.pack(">3H", *(int(value) | beyond for value in COLOR[1, 2]))
+    color = read_photo(io.BytesIO(png_bytes(COLOR, ((b"tRNS", key),))))
+    assert color.alpha is not None
+    assert np.argwhere(color.alpha == 0).tolist() == [[1, 2]]
+
+
 @given(
     channels=st.integers(1, 4),
     height=st.integers(1, 9),
@@ -184,6 +198,17 @@ def test_16_bit_tiff_of_odd_kinds(tmp_path: Path) -> None:
             {"planarconfig": "separate"},
             "16-bit colour in separate planes",
         ),
+        # Pillow reads these two without a word: with another alpha, and in other colours.
+        (
+            np.moveaxis(COLOR[..., :2], 2, 0),
+            {"photometric": "minisblack", "planarconfig": "separate", "compression": "zlib"},
+            "8-bit colour in separate planes",
+        ),
+        (
+            np.moveaxis(COLOR, 2, 0),
+            {"photometric": "cielab", "planarconfig": "separate"},
+            "8-bit colour in separate planes",
+        ),
         (DEEP, {"extrasamples": ["assocalpha"]}, "16-bit samples of the kind RGBa;16"),
         (DEEP, {"photometric": "separated"}, "16-bit samples of the kind CMYK;16"),
         (
@@ -216,7 +241,7 @@ def test_what_pillow_would_cut_short_is_refused(
     [
         (DEEP[..., :3].astype(np.float32), "32 bits per channel; save it with 8 or 16"),
         (DEEP[..., :3].astype(np.uint32), "32 bits per channel; save it with 8 or 16"),
-        (DEEP[..., :2], "2 samples a pixel of 16 bits; save it as gray, RGB or RGBA"),
+        (DEEP[..., :2], "a TIFF file in gray, 2 samples a pixel of 16 bits"),
     ],
 )
 def test_whole_tiff_files_that_pillow_has_no_mode_for(
@@ -226,6 +251,42 @@ def test_whole_tiff_files_that_pillow_has_no_mode_for(
     tifffile.imwrite(tmp_path / "odd.tif", samples, photometric=photometric, planarconfig="contig")
     with pytest.raises(ImageError, match=rf"cannot read image .*odd\.tif: {message}"):
         read_photo(tmp_path / "odd.tif")
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "separated"])
+def test_separate_planes_of_8_bits_are_read(tmp_path: Path, photometric: str) -> None:
+    samples = COLOR if photometric == "rgb" else np.dstack([COLOR, GRAY])
+    options: dict[str, Any] = {"photometric": photometric, "compression": "zlib"}
+    tifffile.imwrite(tmp_path / "together.tif", samples, **options)
+    planes = np.moveaxis(samples, 2, 0)
+    tifffile.imwrite(tmp_path / "planes.tif", planes, planarconfig="separate", **options)
+    together = read_photo(tmp_path / "together.tif")
+    assert_holds(read_photo(tmp_path / "planes.tif"), together.pixels)
+
+
+def test_gray_that_is_multiplied_by_alpha(tmp_path: Path) -> None:
+    samples = np.array([[[50, 100], [0, 0], [200, 255]]], np.uint8)
+    path = tmp_path / "multiplied.tif"
+    tifffile.imwrite(path, samples, photometric="minisblack", extrasamples=["assocalpha"])
+    photo = read_photo(path)
+    assert photo.alpha is not None
+    assert photo.alpha.tolist() == [[100, 0, 255]]
+    assert photo.pixels.tolist() == [[50 * 255 // 100, 0, 200]]
+
+
+def test_a_damaged_tag_of_a_tiff_is_told_from_unusual_samples(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.tif"
+    tifffile.imwrite(path, COLOR, photometric="rgb", software="a name of some length")
+    data = bytearray(path.read_bytes())
+    (place,) = struct.unpack_from("<L", data, 4)
+    (num_tags,) = struct.unpack_from("<H", data, place)
+    bits_per_sample = 258
+    for entry in range(place + 2, place + 2 + 12 * num_tags, 12):
+        if struct.unpack_from("<H", data, entry) == (bits_per_sample,):
+            struct.pack_into("<L", data, entry + 8, 2**30)  # far beyond the end of the file
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match=rf"only 2 of the {num_tags} tags of its directory"):
+        read_photo(path)
 
 
 @pytest.mark.parametrize("profile", [b"", b"no profile", srgb_profile()])

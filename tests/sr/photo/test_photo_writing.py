@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tifffile
 from hypothesis import given
-from PIL import Image
+from PIL import ExifTags, Image
 
 from elasticnet.sr.photo import ImageError, Photo, photograph, read_photo, writing
+from elasticnet.sr.photo.scaled_metadata import fitted_metadata
 from elasticnet.sr.photo.writing import check_fits, format_of, write_photo
 from photo_files import exif_bytes, gray_profile, png_chunks, png_samples, srgb_profile
 
@@ -265,3 +266,26 @@ def test_no_format_for_an_extension(name: str) -> None:
 def test_png_header_is_what_it_says() -> None:
     header = png_chunks(written(noise(3, 7, np.uint16), "PNG").getvalue())[b"IHDR"]
     assert struct.unpack(">IIBBBBB", header) == (7, 3, 16, 2, 0, 0, 0)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_names_beyond_ascii_keep_their_bytes_in_exif(format: str) -> None:
+    """Cameras write text in UTF-8; Pillow reads Latin-1 and writes question marks."""
+    artist, owner = "Jürgen Łukasz".encode(), "名前の人".encode()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "A" * len(artist)
+    exif[ExifTags.IFD.Exif] = {
+        ExifTags.Base.CameraOwnerName: "O" * len(owner),
+        ExifTags.Base.ExifImageWidth: 5,
+        ExifTags.Base.FocalPlaneXResolution: 100.0,
+    }
+    data = exif.tobytes()
+    data = data.replace(b"A" * len(artist), artist).replace(b"O" * len(owner), owner)
+    jpeg = io.BytesIO()
+    Image.new("RGB", (5, 4)).save(jpeg, "JPEG", exif=data)
+    photo = fitted_metadata(read_photo(jpeg), 2)
+    with Image.open(written(photo, format)) as image:
+        found = image.getexif()
+        assert found[ExifTags.Base.Artist].encode("latin-1") == artist
+        details = found.get_ifd(ExifTags.IFD.Exif)
+        assert details[ExifTags.Base.CameraOwnerName].encode("latin-1") == owner

@@ -175,3 +175,10 @@ def test_a_format_that_cannot_hold_the_colors_is_said(
     else:
         expected = f"{names} was left out, as {format} cannot hold it: colours will look different"
         assert notes == [expected]
+
+
+@pytest.mark.parametrize("kind", [b"CgBI", b"JDAT"])
+def test_an_unknown_chunk_that_pixels_depend_on_is_refused(kind: bytes) -> None:
+    data = with_chunk(chunk(kind, b"abcd"), behind_pixels=False)
+    with pytest.raises(ImageError, match=rf"its chunk {kind.decode()} is not known"):
+        read_photo(io.BytesIO(data))

@@ -245,3 +245,33 @@ def test_sizes_of_pixels_in_png_are_left_out_and_said(kind: bytes) -> None:
     photo = read_photo(io.BytesIO(png_bytes(COLOR, ((kind, b"\x01" + bytes(8)),))))
     assert len(photo.notes) == 1
     assert kind.decode() in photo.notes[0]
+
+
+def test_xmp_of_the_subject_and_the_sensor_is_in_new_pixels() -> None:
+    xmp = (
+        b'<rdf:Description exif:FocalPlaneXResolution="3000/7">'
+        b"<exif:FocalPlaneYResolution>41</exif:FocalPlaneYResolution>"
+        b"<exif:SubjectArea><rdf:Seq><rdf:li>3</rdf:li><rdf:li>5</rdf:li></rdf:Seq>"
+        b"</exif:SubjectArea><dc:subject><rdf:Bag><rdf:li>3</rdf:li></rdf:Bag></dc:subject>"
+    )
+    fitted = enlarged(Photo(COLOR, xmp=xmp), 2).xmp
+    assert fitted == (
+        b'<rdf:Description exif:FocalPlaneXResolution="6000/7">'
+        b"<exif:FocalPlaneYResolution>82</exif:FocalPlaneYResolution>"
+        b"<exif:SubjectArea><rdf:Seq><rdf:li>6</rdf:li><rdf:li>10</rdf:li></rdf:Seq>"
+        b"</exif:SubjectArea><dc:subject><rdf:Bag><rdf:li>3</rdf:li></rdf:Bag></dc:subject>"
+    )
+
+
+def test_xmp_of_what_stands_behind_a_jpeg_is_left_out_with_a_note() -> None:
+    kept = b'<rdf:Description dc:format="image/jpeg"><dc:rights>me</dc:rights>'
+    xmp = (
+        b'<rdf:Description dc:format="image/jpeg" GCamera:MicroVideoOffset="4711"'
+        b" hdrgm:Version='1.0'><dc:rights>me</dc:rights>"
+        b"<Container:Directory><rdf:Seq><rdf:li>a picture</rdf:li></rdf:Seq></Container:Directory>"
+    )
+    photo = enlarged(Photo(COLOR, xmp=xmp), 2)
+    assert photo.xmp == kept
+    (note,) = photo.notes
+    assert "a gain map or a video behind the photograph was left out" in note
+    assert enlarged(Photo(COLOR, xmp=kept), 2).notes == ()
