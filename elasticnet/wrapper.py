@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from elasticnet._compare import largest_difference, same_bits
 from elasticnet._copies import detached_copy
+from elasticnet.recompute import recomputed
 from elasticnet.taps import resolve_depth, resolve_depths, resolve_taps
 
 HEAD_SKIPS = (None, "stem", "input")
@@ -491,11 +491,13 @@ class ElasticWrapper(nn.Module):
         """Return the features at a depth, which `block` computes, and the next block's context."""
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         if self.call_block is not None:
-            call_block = _recomputed(self.call_block) if recompute else self.call_block
+            call_block = self.call_block
+            if recompute:
+                call_block = recomputed(call_block, module=block)
             index = depth - 1  # call_block counts blocks from 0
             return call_block(block, features, context, index)
 
-        run = _recomputed(block) if recompute else block
+        run = recomputed(block, module=block) if recompute else block
         output = run(features)
         if _is_tuple(output):
             self._blocks_return_tuples = True  # read by to_sequential
@@ -791,15 +793,6 @@ def _found(features: Any) -> str:
 
 def _new_block_name(index: int, block: nn.Module) -> str:
     return f"new block {index} ({type(block).__name__})"
-
-
-def _recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that keeps no activations: the backward pass computes them again."""
-
-    def run(*inputs: Any) -> Any:
-        return checkpoint(function, *inputs, use_reentrant=False)
-
-    return run
 
 
 def _not_identity(before: Tensor, after: Tensor) -> str | None:

@@ -18,6 +18,7 @@ CORE = {
     "distillation",
     "loss_weights",
     "losses",
+    "recompute",
     "wrapper",
     "registry",
     "memory",
@@ -43,7 +44,8 @@ ALLOWED: dict[str, set[str]] = {
     "distillation": set(),
     "loss_weights": set(),
     "losses": {"taps", "distillation", "loss_weights"},  # and not wrapper: neither knows the other
-    "wrapper": {"taps", "_compare", "_copies"},
+    "recompute": {"_compare"},
+    "wrapper": {"taps", "recompute", "_compare", "_copies"},
     "registry": {"wrapper"},
     "checkpoint": {"taps", "wrapper", "registry", "_copies", "_files", "_lazy"},
     "card": {"taps", "wrapper", "registry", "checkpoint", "memory", "_files", "_lazy", "_tables"},

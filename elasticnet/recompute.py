@@ -1,0 +1,307 @@
+"""Blocks whose activations the backward pass computes again, from the state of the first run.
+
+`torch.utils.checkpoint` keeps the inputs of a block instead of its activations, and runs the block
+a second time in the backward pass. It gives both runs the same numbers of torch's own generators,
+and nothing else. The second run would begin with the buffers that the first one has changed, so
+that its gradients would be wrong, and it would change them once more. Here the second run begins
+with what the first one began with, and afterwards the later state is put back. This holds for:
+
+- the buffers of the block, and tensors, numbers, lists, dicts and sets that its modules hold as
+  attributes: spectral norm's vectors, running statistics, counters, the training mode;
+- the generators of Python's `random` and of NumPy, and generators that modules hold as attributes;
+- lists, dicts, sets and generators among the inputs, such as the context of `call_block`.
+
+What is kept elsewhere is not seen: in a closure, or in an object of another class.
+
+A graph of torch.compile needs none of this. It computes again from the values that entered it, and
+changes each buffer once.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
+
+from elasticnet._compare import same_bits
+
+IMMUTABLE_TYPES = (bool, int, float, complex, str, bytes, tuple, type(None))
+CONTAINER_TYPES = (list, dict, set, deque)
+GENERATOR_TYPES = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+STATE_TYPES = (Tensor, *IMMUTABLE_TYPES, *CONTAINER_TYPES, *GENERATOR_TYPES)
+
+# What every module holds: hooks, parameters, children. Of these only the mode is state of a run.
+MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
+
+
+def recomputed(function: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
+    """Return a function that keeps no activations: the backward pass computes them again.
+
+    Args:
+        function: What to run. The backward pass calls it again with the same inputs.
+        module: The module whose state `function` may change, submodules included.
+
+    Returns:
+        A function of the same inputs. Its output, its gradients and the state that it leaves are
+        those of `function`.
+
+    Example:
+        `output = recomputed(block, module=block)(features)`
+    """
+
+    def run(*inputs: Any) -> Any:
+        start: _Start | None = None
+
+        def run_first_or_again(*inputs: Any) -> Any:
+            nonlocal start
+            # Asked in here, because the compiler calls what it cannot trace as ordinary Python.
+            if torch.compiler.is_compiling():
+                return function(*inputs)
+            if start is None:
+                start = _Start(module, inputs)
+                output = function(*inputs)
+                start.drop_unchanged()
+                return output
+            with start.restored():
+                return function(*start.inputs_again(inputs))
+
+        return checkpoint(run_first_or_again, *inputs, use_reentrant=False)
+
+    return run
+
+
+class _Start:
+    """What the first run of a block began with."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[Any]) -> None:
+        copies: dict[int, Any] = {}
+        self.block_name = type(module).__name__
+        self.modules = [_ModuleStart(each, copies) for each in module.modules()]
+        # By position. Inputs that are tensors themselves are kept and checked by `checkpoint`.
+        self.inputs = {
+            position: _copied_input(value, copies)
+            for position, value in enumerate(inputs)
+            if not isinstance(value, Tensor)
+        }
+        self.input_versions = [
+            (tensor, _version(tensor))
+            for value in self.inputs.values()
+            for tensor in _tensors_in(value)
+        ]
+        self.python_state: Any = random.getstate()
+        self.numpy_state: Any = _numpy_state()
+
+    def drop_unchanged(self) -> None:
+        """Forget, after the first run, the copies of what it did not change."""
+        for module in self.modules:
+            module.drop_unchanged()
+        # A generator that the block does not use stays untouched in the second run, because
+        # another thread may use it then.
+        if random.getstate() == self.python_state:
+            self.python_state = None
+        if _same_generator_state(_numpy_state(), self.numpy_state):
+            self.numpy_state = None
+
+    def inputs_again(self, inputs: Sequence[Any]) -> list[Any]:
+        """Return the inputs for a second run, with copies of those that a run may change."""
+        for tensor, version in self.input_versions:
+            if _version(tensor) != version:
+                raise RuntimeError(
+                    f"checkpoint_blocks: a tensor of shape {tuple(tensor.shape)} inside the inputs "
+                    f"of {self.block_name} was changed in place after the block took it, so that "
+                    "the block cannot be computed again. Make a new tensor there, or leave out "
+                    "checkpoint_blocks"
+                )
+        copies: dict[int, Any] = {}
+        again = list(inputs)
+        for position, value in self.inputs.items():
+            again[position] = _copied_input(value, copies)
+        return again
+
+    @contextmanager
+    def restored(self) -> Generator[None, None, None]:
+        """Give modules and generators their state at the start, inside a `with` block."""
+        copies: dict[int, Any] = {}
+        later_states = [_attributes_of(start.module) for start in self.modules]
+        later_python_state = random.getstate()
+        later_numpy_state = _numpy_state()
+        try:
+            for start in self.modules:
+                start.restore(copies)
+            self._set_generators(self.python_state, self.numpy_state)
+            yield
+        finally:
+            for start, later in zip(self.modules, later_states, strict=True):
+                _set_attributes(start.module, _attributes_of(start.module), later)
+            self._set_generators(later_python_state, later_numpy_state)
+
+    def _set_generators(self, python_state: Any, numpy_state: Any) -> None:
+        """Set the generators that the first run used."""
+        if self.python_state is not None:
+            random.setstate(python_state)
+        if self.numpy_state is not None:
+            np.random.set_state(numpy_state)  # noqa: NPY002 (see _numpy_state)
+
+
+class _ModuleStart:
+    """What one module held, submodules apart, when a run began."""
+
+    def __init__(self, module: nn.Module, copies: dict[int, Any]) -> None:
+        self.module = module
+        self.constants: dict[str, Any] = {}  # what no run can change
+        self.copied: dict[str, Any] = {}  # copies of what a run can change
+        self.tensors: list[tuple[str, Tensor, int | None]] = []  # name, the original, its version
+        for name, value in _state_of(module).items():
+            if isinstance(value, IMMUTABLE_TYPES):
+                self.constants[name] = value
+                continue
+            self.copied[name] = _copied(value, copies)
+            if isinstance(value, Tensor):
+                self.tensors.append((name, value, _version(value)))
+
+    def drop_unchanged(self) -> None:
+        """Forget the copies of tensors that the run has left as they were."""
+        now = _state_of(self.module)
+        for name, tensor, version in self.tensors:
+            if now.get(name) is not tensor or _version(tensor) != version:
+                continue
+            # A write through `.data` counts in no version, so the values are compared as well.
+            if _same_values(tensor, self.copied[name]):
+                self.constants[name] = tensor
+                del self.copied[name]
+        self.tensors.clear()
+
+    def restore(self, copies: dict[int, Any]) -> None:
+        """Give the module what it held, with copies of what a run can change."""
+        wanted = dict(self.constants)
+        for name, value in self.copied.items():
+            wanted[name] = _copied(value, copies)
+        _set_attributes(self.module, current=_state_of(self.module), wanted=wanted)
+
+
+def _attributes_of(module: nn.Module) -> dict[str, Any]:
+    """Return the buffers and plain attributes of a module, submodules apart."""
+    attributes = {
+        name: value for name, value in vars(module).items() if name not in MODULE_INTERNALS
+    }
+    attributes.update(module.named_buffers(recurse=False, remove_duplicate=False))
+    return attributes
+
+
+def _state_of(module: nn.Module) -> dict[str, Any]:
+    """Return those attributes that can hold state between runs."""
+    return {
+        name: value
+        for name, value in _attributes_of(module).items()
+        # A tensor with a history belongs to one run, such as a weight that a hook computes.
+        if isinstance(value, STATE_TYPES) and not _has_history(value)
+    }
+
+
+def _set_attributes(
+    module: nn.Module, current: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """Turn the attributes of a module from the current ones into the wanted ones."""
+    for name in current:
+        if name not in wanted:
+            _remove_attribute(module, name)
+    for name, value in wanted.items():
+        if name not in current or current[name] is not value:
+            setattr(module, name, value)
+
+
+def _remove_attribute(module: nn.Module, name: str) -> None:
+    """Remove what was set since; a buffer becomes None, as one that is still to be filled."""
+    if name in vars(module):
+        delattr(module, name)
+    else:
+        setattr(module, name, None)
+
+
+def _copied(value: Any, copies: dict[int, Any]) -> Any:
+    """Return a copy of a tensor, container or generator; one copy for each object.
+
+    Args:
+        value: A container is copied, and not what it contains.
+        copies: The copies that were made already, by the identity of their originals.
+    """
+    if id(value) in copies:
+        return copies[id(value)]
+    if isinstance(value, Tensor):
+        copied = value.detach().clone()
+    elif isinstance(value, torch.Generator):
+        copied = value.clone_state()
+    elif isinstance(value, CONTAINER_TYPES):
+        copied = copy.copy(value)
+    elif isinstance(value, GENERATOR_TYPES):
+        # A shallow copy of NumPy's would share its stream of numbers.
+        copied = copy.deepcopy(value)
+    else:
+        copied = value
+    copies[id(value)] = copied
+    return copied
+
+
+def _copied_input(value: Any, copies: dict[int, Any]) -> Any:
+    """Return an input with its containers and generators copied, but not the tensors in them."""
+    if id(value) in copies:
+        return copies[id(value)]
+    if type(value) is tuple:
+        return tuple(_copied_input(entry, copies) for entry in value)
+    if not isinstance(value, (*CONTAINER_TYPES, *GENERATOR_TYPES)):
+        return value
+    copied = _copied(value, copies)
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            copied[key] = _copied_input(entry, copies)
+    elif isinstance(value, (list, deque)):
+        for index, entry in enumerate(value):
+            copied[index] = _copied_input(entry, copies)
+    return copied
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested dicts, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from _tensors_in(entry)
+    elif isinstance(value, (list, deque, tuple)):
+        for entry in value:
+            yield from _tensors_in(entry)
+
+
+def _has_history(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written to; None where nothing counts it."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _same_values(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors are equal; False where it cannot be known."""
+    is_ordinary = type(first) is Tensor and first.layout is torch.strided and not first.is_meta
+    return is_ordinary and same_bits(first, second)
+
+
+def _numpy_state() -> dict[str, Any]:
+    """Return the state of the generator behind NumPy's functions, which other code may use."""
+    return np.random.get_state(legacy=False)  # noqa: NPY002
+
+
+def _same_generator_state(first: Any, second: Any) -> bool:
+    """Return whether two states of a NumPy generator, which are nested dicts, are equal."""
+    if isinstance(first, dict):
+        return all(_same_generator_state(first[key], second[key]) for key in first)
+    return np.array_equal(first, second)
