@@ -14,7 +14,8 @@ with what the first one began with, and afterwards the later state is put back. 
 What is kept elsewhere is not seen: in a closure, or in an object of another class.
 
 A graph of torch.compile needs none of this. It computes again from the values that entered it, and
-changes each buffer once.
+changes each buffer once. An older torch may change them twice; there a block with buffers runs
+outside the graph.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -33,10 +34,23 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 
 from elasticnet._compare import same_bits
 
-IMMUTABLE_TYPES = (bool, int, float, complex, str, bytes, tuple, type(None))
-CONTAINER_TYPES = (list, dict, set, deque)
-GENERATOR_TYPES = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-STATE_TYPES = (Tensor, *IMMUTABLE_TYPES, *CONTAINER_TYPES, *GENERATOR_TYPES)
+Types = tuple[type[Any], ...]
+
+IMMUTABLE_TYPES: Types = (bool, int, float, complex, str, bytes, tuple, type(None))
+SEQUENCE_TYPES: Types = (list, deque)
+MAPPING_TYPES: Types = (dict,)
+CONTAINER_TYPES: Types = (*SEQUENCE_TYPES, *MAPPING_TYPES, set)
+GENERATOR_TYPES: Types = (
+    torch.Generator,
+    random.Random,
+    np.random.Generator,
+    np.random.RandomState,
+)
+
+# In torch 2.6 the backward graph repeats the writes of a recomputed block to its buffers, in torch
+# 2.15 it does not. The versions between were not tried.
+TORCH_VERSION = tuple(int(number) for number in torch.__version__.split(".")[:2])
+GRAPHS_REPEAT_WRITES = TORCH_VERSION < (2, 15)
 
 # What every module holds: hooks, parameters, children. Of these only the mode is state of a run.
 MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
@@ -58,24 +72,38 @@ def recomputed(function: Callable[..., Any], module: nn.Module) -> Callable[...,
     """
 
     def run(*inputs: Any) -> Any:
-        start: _Start | None = None
-
-        def run_first_or_again(*inputs: Any) -> Any:
-            nonlocal start
-            # Asked in here, because the compiler calls what it cannot trace as ordinary Python.
-            if torch.compiler.is_compiling():
-                return function(*inputs)
-            if start is None:
-                start = _Start(module, inputs)
-                output = function(*inputs)
-                start.drop_unchanged()
-                return output
-            with start.restored():
-                return function(*start.inputs_again(inputs))
-
-        return checkpoint(run_first_or_again, *inputs, use_reentrant=False)
+        if torch.compiler.is_compiling() and GRAPHS_REPEAT_WRITES and _has_buffers(module):
+            run_outside_the_graph: Callable[..., Any] = torch.compiler.disable(_run_and_recompute)
+            return run_outside_the_graph(function, module, inputs)
+        return _run_and_recompute(function, module, inputs)
 
     return run
+
+
+def _run_and_recompute(
+    function: Callable[..., Any], module: nn.Module, inputs: Sequence[Any]
+) -> Any:
+    """Run a function by `checkpoint`, which calls it again in the backward pass."""
+    start: _Start | None = None
+
+    def run_first_or_again(*inputs: Any) -> Any:
+        nonlocal start
+        # Asked in here, because the compiler calls what it cannot trace as ordinary Python.
+        if torch.compiler.is_compiling():
+            return function(*inputs)
+        if start is None:
+            start = _Start(module, inputs)
+            output = function(*inputs)
+            start.drop_unchanged()
+            return output
+        with start.restored(inputs) as first_inputs:
+            return function(*first_inputs)
+
+    return checkpoint(run_first_or_again, *inputs, use_reentrant=False)
+
+
+def _has_buffers(module: nn.Module) -> bool:
+    return next(module.buffers(), None) is not None
 
 
 class _Start:
@@ -110,8 +138,36 @@ class _Start:
         if _same_generator_state(_numpy_state(), self.numpy_state):
             self.numpy_state = None
 
-    def inputs_again(self, inputs: Sequence[Any]) -> list[Any]:
-        """Return the inputs for a second run, with copies of those that a run may change."""
+    @contextmanager
+    def restored(self, inputs: Sequence[Any]) -> Generator[list[Any], None, None]:
+        """Give modules and generators their state at the start, inside a `with` block.
+
+        Args:
+            inputs: The inputs as `checkpoint` gives them to the second run.
+
+        Yields:
+            The inputs that the first run began with. What a run can change in them is a copy.
+
+        Raises:
+            RuntimeError: A tensor inside an input was written to since the start.
+        """
+        self._check_inputs()
+        copies: dict[int, Any] = {}
+        first_inputs = list(inputs)
+        for position, value in self.inputs.items():
+            first_inputs[position] = _copied_input(value, copies)
+        later_states = [_attributes_of(start.module) for start in self.modules]
+        try:
+            for start in self.modules:
+                start.restore(copies)
+            with _python_generator_at(self.python_state), _numpy_generator_at(self.numpy_state):
+                yield first_inputs
+        finally:
+            for start, later in zip(self.modules, later_states, strict=True):
+                _set_attributes(start.module, current=_attributes_of(start.module), wanted=later)
+
+    def _check_inputs(self) -> None:
+        """Raise if a tensor inside a list or dict was written to since the start."""
         for tensor, version in self.input_versions:
             if _version(tensor) != version:
                 raise RuntimeError(
@@ -120,35 +176,6 @@ class _Start:
                     "the block cannot be computed again. Make a new tensor there, or leave out "
                     "checkpoint_blocks"
                 )
-        copies: dict[int, Any] = {}
-        again = list(inputs)
-        for position, value in self.inputs.items():
-            again[position] = _copied_input(value, copies)
-        return again
-
-    @contextmanager
-    def restored(self) -> Generator[None, None, None]:
-        """Give modules and generators their state at the start, inside a `with` block."""
-        copies: dict[int, Any] = {}
-        later_states = [_attributes_of(start.module) for start in self.modules]
-        later_python_state = random.getstate()
-        later_numpy_state = _numpy_state()
-        try:
-            for start in self.modules:
-                start.restore(copies)
-            self._set_generators(self.python_state, self.numpy_state)
-            yield
-        finally:
-            for start, later in zip(self.modules, later_states, strict=True):
-                _set_attributes(start.module, _attributes_of(start.module), later)
-            self._set_generators(later_python_state, later_numpy_state)
-
-    def _set_generators(self, python_state: Any, numpy_state: Any) -> None:
-        """Set the generators that the first run used."""
-        if self.python_state is not None:
-            random.setstate(python_state)
-        if self.numpy_state is not None:
-            np.random.set_state(numpy_state)  # noqa: NPY002 (see _numpy_state)
 
 
 class _ModuleStart:
@@ -169,6 +196,8 @@ class _ModuleStart:
 
     def drop_unchanged(self) -> None:
         """Forget the copies of tensors that the run has left as they were."""
+        if not self.tensors:
+            return
         now = _state_of(self.module)
         for name, tensor, version in self.tensors:
             if now.get(name) is not tensor or _version(tensor) != version:
@@ -198,12 +227,7 @@ def _attributes_of(module: nn.Module) -> dict[str, Any]:
 
 def _state_of(module: nn.Module) -> dict[str, Any]:
     """Return those attributes that can hold state between runs."""
-    return {
-        name: value
-        for name, value in _attributes_of(module).items()
-        # A tensor with a history belongs to one run, such as a weight that a hook computes.
-        if isinstance(value, STATE_TYPES) and not _has_history(value)
-    }
+    return {name: value for name, value in _attributes_of(module).items() if _can_be_state(value)}
 
 
 def _set_attributes(
@@ -254,34 +278,43 @@ def _copied_input(value: Any, copies: dict[int, Any]) -> Any:
     """Return an input with its containers and generators copied, but not the tensors in them."""
     if id(value) in copies:
         return copies[id(value)]
-    if type(value) is tuple:
+    if _is_plain_tuple(value):
         return tuple(_copied_input(entry, copies) for entry in value)
     if not isinstance(value, (*CONTAINER_TYPES, *GENERATOR_TYPES)):
         return value
     copied = _copied(value, copies)
-    if isinstance(value, dict):
+    if isinstance(value, MAPPING_TYPES):
         for key, entry in value.items():
             copied[key] = _copied_input(entry, copies)
-    elif isinstance(value, (list, deque)):
+    elif isinstance(value, SEQUENCE_TYPES):
         for index, entry in enumerate(value):
             copied[index] = _copied_input(entry, copies)
     return copied
+
+
+def _is_plain_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    """Return whether a value is a tuple of no class of its own, which can be built from entries."""
+    return type(value) is tuple
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested dicts, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
+    elif isinstance(value, MAPPING_TYPES):
         for entry in value.values():
             yield from _tensors_in(entry)
-    elif isinstance(value, (list, deque, tuple)):
+    elif isinstance(value, (*SEQUENCE_TYPES, tuple)):
         for entry in value:
             yield from _tensors_in(entry)
 
 
-def _has_history(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
+def _can_be_state(value: Any) -> bool:
+    """Return whether a value of this kind can change what the next run computes."""
+    if isinstance(value, (*IMMUTABLE_TYPES, *CONTAINER_TYPES, *GENERATOR_TYPES)):
+        return True
+    # A tensor with a history belongs to one run, such as a weight that a hook computes.
+    return isinstance(value, Tensor) and not value.requires_grad
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -295,6 +328,34 @@ def _same_values(first: Tensor, second: Tensor) -> bool:
     return is_ordinary and same_bits(first, second)
 
 
+@contextmanager
+def _python_generator_at(state: Any) -> Generator[None, None, None]:
+    """Give Python's generator a state inside a `with` block; None: leave it alone."""
+    if state is None:
+        yield
+        return
+    later = random.getstate()
+    random.setstate(state)
+    try:
+        yield
+    finally:
+        random.setstate(later)
+
+
+@contextmanager
+def _numpy_generator_at(state: Any) -> Generator[None, None, None]:
+    """Give NumPy's generator a state inside a `with` block; None: leave it alone."""
+    if state is None:
+        yield
+        return
+    later = _numpy_state()
+    np.random.set_state(state)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(later)  # noqa: NPY002
+
+
 def _numpy_state() -> dict[str, Any]:
     """Return the state of the generator behind NumPy's functions, which other code may use."""
     return np.random.get_state(legacy=False)  # noqa: NPY002
@@ -302,6 +363,6 @@ def _numpy_state() -> dict[str, Any]:
 
 def _same_generator_state(first: Any, second: Any) -> bool:
     """Return whether two states of a NumPy generator, which are nested dicts, are equal."""
-    if isinstance(first, dict):
+    if isinstance(first, MAPPING_TYPES):
         return all(_same_generator_state(first[key], second[key]) for key in first)
     return np.array_equal(first, second)

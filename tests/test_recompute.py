@@ -6,12 +6,14 @@ import copy
 import gc
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 
 from elasticnet import ElasticObjective, ElasticWrapper
@@ -260,7 +262,7 @@ def own_state(net: nn.Module) -> list[Any]:
         elif isinstance(generator, random.Random):
             state.append(generator.getstate())
         elif isinstance(generator, np.random.Generator):
-            state.append(generator.bit_generator.state)
+            state.append(generator.bit_generator.state["state"]["state"] % 2**32)
     return state
 
 
@@ -392,9 +394,13 @@ class TwoMapsInPlace(TwoMaps):
         return super().forward(maps)
 
 
-class LastMap(nn.Conv2d):
+class LastMap(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 2, 1)
+
     def forward(self, maps: list[Tensor]) -> Tensor:
-        return super().forward(maps[-1])
+        return self.conv(maps[-1])
 
 
 def two_maps(x: Tensor) -> list[Tensor]:
@@ -406,18 +412,46 @@ def test_a_list_of_features_that_a_block_changes() -> None:
     for checkpoint_blocks in (False, True):
         torch.manual_seed(0)
         blocks = [TwoMaps(), TwoMaps()]
-        net = ElasticWrapper(blocks, LastMap(4, 2, 1), checkpoint_blocks=checkpoint_blocks)
+        net = ElasticWrapper(blocks, LastMap(), checkpoint_blocks=checkpoint_blocks)
         net(two_maps(X)).sum().backward()
         gradients.append([parameter.grad for parameter in net.parameters()])
     assert_equal(gradients[1], gradients[0])
 
 
 def test_a_tensor_in_a_list_that_is_written_to_is_refused() -> None:
-    net = ElasticWrapper([TwoMapsInPlace()], LastMap(4, 2, 1), checkpoint_blocks=True)
+    net = ElasticWrapper([TwoMapsInPlace()], LastMap(), checkpoint_blocks=True)
     total = net(two_maps(X)).sum()
     message = r"shape \(2, 4, 6, 6\) inside the inputs of TwoMapsInPlace was changed in place"
     with pytest.raises(RuntimeError, match=message):
         total.backward()
+
+
+# --- in several processes
+
+
+@pytest.fixture
+def one_process_group(tmp_path: Path) -> Iterator[None]:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_group")
+@pytest.mark.parametrize("make_block", [batch_norm_block, spectral_norm_block])
+def test_distributed_recomputed_blocks(make_block: Callable[[], nn.Module]) -> None:
+    plain, saving = twins(make_block)
+    expected = train(plain)
+    seed_generators()
+    objective = DistributedDataParallel(ElasticObjective(saving, nn.L1Loss(), psd_weight=0.1))
+    for step in range(2):
+        saving.zero_grad()
+        total = objective(X, Y).total
+        total.backward()
+        gradients = [parameter.grad for parameter in saving.parameters()]
+        assert_equal([total.item(), gradients], expected[2 * step : 2 * step + 2])
+    assert_equal(own_state(saving), expected[-2])
 
 
 # --- what it costs
@@ -480,14 +514,18 @@ def test_a_function_may_be_recomputed_by_itself() -> None:
 # --- compiled
 
 
-COMPILED = pytest.mark.parametrize(
-    "make_block",
-    [batch_norm_block, spectral_norm_block, PythonRandom, NumpyRandom, Counter, NewBuffer],
-    ids=lambda make_block: make_block.__name__,
+COMPILED: list[Callable[[], nn.Module]] = [
+    batch_norm_block,
+    spectral_norm_block,
+    PythonRandom,
+    Counter,
+    NewBuffer,
+]
+
+
+@pytest.mark.parametrize(
+    "make_block", [*COMPILED, NumpyRandom], ids=lambda make_block: make_block.__name__
 )
-
-
-@COMPILED
 def test_a_compiled_objective_with_recomputed_blocks(make_block: Callable[[], nn.Module]) -> None:
     plain, saving = twins(make_block)
     expected = train(plain)
@@ -505,7 +543,7 @@ def test_a_compiled_objective_with_recomputed_blocks(make_block: Callable[[], nn
     torch.testing.assert_close(own_state(saving), expected[-2])
 
 
-@COMPILED
+@pytest.mark.parametrize("make_block", COMPILED, ids=lambda make_block: make_block.__name__)
 def test_compiled_blocks_may_be_recomputed(make_block: Callable[[], nn.Module]) -> None:
     plain, saving = twins(make_block)
     expected = train(plain)
