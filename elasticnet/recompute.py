@@ -73,7 +73,7 @@ def recomputed(function: Callable[..., Any], module: nn.Module) -> Callable[...,
 
     def run(*inputs: Any) -> Any:
         if torch.compiler.is_compiling() and GRAPHS_REPEAT_WRITES and _has_buffers(module):
-            run_outside_the_graph: Callable[..., Any] = torch.compiler.disable(_run_and_recompute)
+            run_outside_the_graph = _not_compiled(_run_and_recompute)
             return run_outside_the_graph(function, module, inputs)
         return _run_and_recompute(function, module, inputs)
 
@@ -100,6 +100,11 @@ def _run_and_recompute(
             return function(*first_inputs)
 
     return checkpoint(run_first_or_again, *inputs, use_reentrant=False)
+
+
+def _not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function as one that the compiler calls as ordinary Python."""
+    return torch.compiler.disable(function)  # pyright: ignore[reportUnknownMemberType]
 
 
 def _has_buffers(module: nn.Module) -> bool:
