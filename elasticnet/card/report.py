@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elasticnet._figure_text import show_all_letters
 from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import table
 from elasticnet.card.depth_card import DepthCard, DepthRow, Metric
@@ -87,6 +88,7 @@ def draw(card: DepthCard, path: str | os.PathLike[str], title: str = "") -> None
             figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axes.grid(alpha=0.3)
     axes.set_title(f"{title}\n{card.machine.key}".strip(), fontsize=8)
+    show_all_letters(figure)
     figure.savefig(path, dpi=150)
 
 

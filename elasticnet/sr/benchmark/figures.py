@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
+from elasticnet._figure_text import show_all_letters, show_letters_of
 from elasticnet.sr.metrics import psnr_y
 
 Path = str | os.PathLike[str]
@@ -228,6 +229,7 @@ def crop_comparison(
     figure = _draw_panels(hr, title, crops)
     marked = Rectangle((left, top), size, size, fill=False, edgecolor="red", linewidth=1.5)
     figure.axes[0].add_patch(marked)
+    show_all_letters(figure)
     # one pass does not settle the layout of titles of different heights
     figure.draw_without_rendering()
     figure.savefig(path, dpi=DOTS_PER_INCH)
@@ -273,6 +275,7 @@ def _short_count(count: float, _position: float) -> str:
 def _finish(path: Path, figure: Figure, axes: Axes, labels: Sequence[Label]) -> Figure:
     """Put the legend below, write each label near its dot where it hides least, and save."""
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    show_all_letters(figure)
     figure.draw_without_rendering()  # settles the layout, so that places on the paper are known
     pixels_per_point = figure.dpi / POINTS_PER_INCH
     dots = axes.transData.transform([(label.x, label.y) for label in labels])  # in pixels
@@ -288,6 +291,7 @@ def _finish(path: Path, figure: Figure, axes: Axes, labels: Sequence[Label]) -> 
             color=label.color,
         )
         text.set(ha="center", va="center", in_layout=False)
+        show_letters_of(text)
         half_size = np.array(text.get_window_extent().size) / 2
         places = _places_around(dot, half_size, pixels_per_point)
         # of places that cost the same, the first, which is nearest to the dot
