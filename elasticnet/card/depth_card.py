@@ -317,11 +317,26 @@ class DepthCard:
             raise ValueError(f"{name} {limit!r}: expected a finite number")
         if any(row.value_of(name) is None for row in self.rows):
             raise ValueError(f"{name} {limit:g}: the card holds no {name}; {_remedy(name)}")
+        if name == "macs":
+            self._check_macs(limit)
         if metric is None:
             return Budget(name, limit, COSTS[name], is_minimum=False, too_far="too much")
         if metric.lower_is_better:
             return Budget(name, limit, metric.unit, is_minimum=False, too_far="too high")
         return Budget(name, limit, metric.unit, is_minimum=True, too_far="too low")
+
+    def _check_macs(self, limit: float) -> None:
+        """Refuse a budget of multiply-accumulates where a deeper depth does not take more of them.
+
+        Its blocks compute something, so what they compute was not counted.
+        """
+        for before, after in pairwise(self.rows):
+            problem = _not_more("macs", before, after)
+            if problem is not None:
+                raise ValueError(
+                    f"macs {limit:g}: {problem}, so that they do not say what a depth costs; "
+                    "give latency_ms or memory_mb"
+                )
 
     def _no_fit(self, budgets: Sequence[Budget]) -> str:
         """Return what is said where no depth fits."""
@@ -365,11 +380,9 @@ def not_rising(rows: Sequence[DepthRow], metrics: Sequence[Metric] = ()) -> list
 def _not_rising(before: DepthRow, after: DepthRow, metrics: Sequence[Metric]) -> Iterator[str]:
     """Yield the lines of `not_rising` for two neighbouring depths."""
     for name in ("parameters", "macs"):
-        low, high = getattr(before, name), getattr(after, name)
-        if high == low:
-            yield _line(f"{name} does not rise", before, low, after, high)
-        elif high < low:
-            yield _line(f"{name} falls", before, low, after, high)
+        problem = _not_more(name, before, after)
+        if problem is not None:
+            yield problem
     for name in ("latency_ms", "memory_mb"):
         low, high = before.value_of(name), after.value_of(name)
         if low is None or high is None:
@@ -381,6 +394,15 @@ def _not_rising(before: DepthRow, after: DepthRow, metrics: Sequence[Metric]) ->
         if metric.is_worse(high, than=low):
             verb = "rises" if metric.lower_is_better else "falls"
             yield _line(f"{metric.name} {verb}", before, low, after, high)
+
+
+def _not_more(name: str, before: DepthRow, after: DepthRow) -> str | None:
+    """Return what is said if the deeper of two depths has no more of something; None if it has."""
+    low, high = getattr(before, name), getattr(after, name)
+    if high > low:
+        return None
+    verb = "falls" if high < low else "does not rise"
+    return _line(f"{name} {verb}", before, low, after, high)
 
 
 def _line(problem: str, before: DepthRow, low: float, after: DepthRow, high: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from elasticnet.card.counting import count_macs, count_parameters
+from elasticnet.card.counting import MacCount, count_parameters, count_pass
 from elasticnet.card.depth_card import DepthCard, DepthRow, Metric, not_rising
+from elasticnet.card.example_tensors import first_tensor
 from elasticnet.card.machine import this_machine
-from elasticnet.card.peak_memory import NotMeasured, peak_memory
+from elasticnet.card.memory_of_passes import NotMeasured, peak_memory
 from elasticnet.card.timing import limited_threads, time_depths, timing_of, unsteady
 from elasticnet.wrapper import ElasticWrapper
+
+logger = logging.getLogger(__name__)
 
 MIN_PASSES_FOR_P95 = 20  # with fewer the 95th percentile is the slowest of them
 Context = Mapping[str, Any]  # keyword arguments of the net's call
@@ -42,7 +46,7 @@ class DepthCost(NamedTuple):
 
 def measure(
     net: ElasticWrapper,
-    example: Tensor,
+    example: Any,
     *,
     repeats: int = 40,
     seconds: float = 60.0,
@@ -59,7 +63,8 @@ def measure(
 
     Args:
         net: The net.
-        example: An input of it, with its batch, on the device that shall be measured.
+        example: An input of it, with its batch, on the device that shall be measured: a tensor, or
+            a tuple, list or dict of tensors, of which the first one stands in the card.
         repeats: Passes timed at each depth, the depths taking turns.
         seconds: After this time no new round of passes begins; at least three are made.
         threads: Of the CPU; by default torch's present number.
@@ -77,23 +82,25 @@ def measure(
         The card; what could not be measured stands in its warnings.
 
     Raises:
-        ValueError: An argument is out of range, or `quality` is not of every depth.
+        ValueError: An argument is out of range, `quality` is not of every depth, or `example` holds
+            no tensor.
 
     Example:
         `measure(net, images, quality={1: {"accuracy": 0.5}, 2: {"accuracy": 0.6}})`
     """
     _check_options(repeats, seconds, threads)
+    shown_input = first_tensor(example)
     used_metrics = _metrics_of(quality, metrics, net.taps)
     warnings: list[str] = []
     num_passes = len(net.taps) * (1 + repeats)
     hidden = None if progress else True  # None: unless standard error is a terminal
     bar = tqdm(total=num_passes, unit="pass", disable=hidden, leave=False)
     with limited_threads(threads), bar:
-        machine = this_machine(example.device, dtype_of(net, example))
-        macs: dict[int, int] = {}
+        machine = this_machine(shown_input.device, dtype_of(net, shown_input))
+        counts: dict[int, MacCount] = {}
         bar.set_description("counting")
         for depth in net.taps:
-            macs[depth] = count_macs(net, example, depth, context)
+            counts[depth] = count_pass(net, example, depth, context)
             bar.update()
         bar.set_description("timing")
         times = time_depths(net, example, repeats, seconds, context, on_pass=bar.update)
@@ -111,7 +118,7 @@ def measure(
         row = DepthRow(
             depth=depth,
             parameters=count_parameters(net, depth),
-            macs=macs[depth],
+            macs=counts[depth].macs,
             latency_ms=timings[depth].ms,
             latency_spread_ms=timings[depth].spread_ms,
             latency_p95_ms=_percentile_95(times[depth]),
@@ -119,6 +126,7 @@ def measure(
             quality=_as_floats(quality[depth]) if quality else {},
         )
         rows.append(row)
+    warnings += _not_counted(counts.values())
     made_repeats = len(times[net.taps[0]])
     if made_repeats < MIN_PASSES_FOR_P95:
         warnings.append(
@@ -127,28 +135,30 @@ def measure(
     warnings += unsteady({f"depth {depth}": timing for depth, timing in timings.items()})
     return DepthCard(
         machine=machine,
-        input_shape=tuple(example.shape),
+        input_shape=tuple(shown_input.shape),
         repeats=made_repeats,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         rows=tuple(rows),
-        per_pass=dict(per_pass or {"samples": example.shape[0]}),
+        per_pass=dict(per_pass or {"samples": shown_input.shape[0]}),
         metrics=used_metrics,
         data=data,
         warnings=(*warnings, *not_rising(rows, used_metrics)),
     )
 
 
-def depth_costs(net: ElasticWrapper, example: Tensor, repeats: int = 5) -> list[DepthCost]:
+def depth_costs(net: ElasticWrapper, example: Any, repeats: int = 5) -> list[DepthCost]:
     """Return what every depth of a net costs, shallowest first, in eval mode without gradients.
 
     The depths take turns, so that a busy moment of the machine does not fall on one depth alone.
 
     Args:
         net: The net.
-        example: An input of it.
+        example: An input of it: a tensor, or a tuple, list or dict of tensors.
         repeats: Passes timed at each depth, after one to warm up.
     """
-    macs = {depth: count_macs(net, example, depth) for depth in net.taps}  # also the warm-up
+    counts = {depth: count_pass(net, example, depth) for depth in net.taps}  # also the warm-up
+    for warning in _not_counted(counts.values()):
+        logger.warning(warning)
     times = time_depths(net, example, repeats, warm_up=0)
     costs: list[DepthCost] = []
     for depth in net.taps:
@@ -156,7 +166,7 @@ def depth_costs(net: ElasticWrapper, example: Tensor, repeats: int = 5) -> list[
         cost = DepthCost(
             depth=depth,
             parameters=count_parameters(net, depth),
-            macs=macs[depth],
+            macs=counts[depth].macs,
             ms=timing.ms,
             ms_spread=timing.spread_ms,
         )
@@ -175,6 +185,16 @@ def dtype_of(net: nn.Module, example: Tensor) -> torch.dtype:
         if parameter.is_floating_point():
             return parameter.dtype
     return example.dtype
+
+
+def _not_counted(counts: Iterable[MacCount]) -> list[str]:
+    """Return a warning if there are operators whose multiply-accumulates are not known."""
+    names: set[str] = set()
+    for count in counts:
+        names.update(count.not_counted)
+    if not names:
+        return []
+    return [f"macs leave out operators that torch cannot count: {', '.join(sorted(names))}"]
 
 
 def _percentile_95(times: list[float]) -> float:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
+from elasticnet.card.example_tensors import first_tensor
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
 MIN_ROUNDS = 3  # timed whatever the time limit says
@@ -72,7 +72,7 @@ def unsteady(timings: Mapping[str, Timing]) -> list[str]:
 
 def time_depths(
     net: ElasticWrapper,
-    example: Tensor,
+    example: Any,
     repeats: int,
     seconds: float = math.inf,
     context: Mapping[str, Any] | None = None,
@@ -97,7 +97,8 @@ def time_depths(
     """
     keywords = dict(context or {})
     times: dict[int, list[float]] = {depth: [] for depth in net.taps}
-    with evaluating(net), torch.inference_mode():
+    # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
+    with evaluating(net), torch.no_grad():
         for _ in range(warm_up):
             for depth in net.taps:
                 _milliseconds(net, example, depth, keywords)
@@ -131,9 +132,7 @@ def limited_threads(threads: int | None) -> Generator[None, None, None]:
         torch.set_num_threads(before)
 
 
-def _milliseconds(
-    net: ElasticWrapper, example: Tensor, depth: int, context: dict[str, Any]
-) -> float:
+def _milliseconds(net: ElasticWrapper, example: Any, depth: int, context: dict[str, Any]) -> float:
     """Return how long one pass takes."""
     _synchronize(example)
     start = time.perf_counter()
@@ -142,7 +141,8 @@ def _milliseconds(
     return 1e3 * (time.perf_counter() - start)
 
 
-def _synchronize(example: Tensor) -> None:
+def _synchronize(example: Any) -> None:
     """Wait until the device has done what it was given."""
-    if example.device.type != "cpu":
-        torch.accelerator.synchronize(example.device.index)
+    device = first_tensor(example).device
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device.index)

@@ -81,12 +81,15 @@ def cards(draw: st.DrawFn) -> DepthCard:
     depths = sorted(draw(st.sets(st.integers(1, 60), min_size=1, max_size=6)))
     number = st.floats(0.1, 1000)
     with_memory, with_quality = draw(st.booleans()), draw(st.booleans())
+    # depth_for(macs=) refuses numbers that do not rise
+    many = st.sets(st.integers(1, 10**12), min_size=len(depths), max_size=len(depths))
+    macs = sorted(draw(many))
     rows = []
-    for depth in depths:
+    for index, depth in enumerate(depths):
         more = {"memory_mb": draw(number)} if with_memory else {}
         if with_quality:
             more |= {"accuracy": draw(number), "perplexity": draw(st.floats(-1, 1))}
-        rows.append(row(depth, draw(number), draw(st.integers(1, 10**12)), **more))
+        rows.append(row(depth, draw(number), macs[index], **more))
     threads = draw(st.sampled_from([None, 1, 16]))
     return card(
         *rows,

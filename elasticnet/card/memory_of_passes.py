@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elasticnet.card.example_tensors import first_tensor, tensors_in
+from elasticnet.checkpoint.header import shallowest_depth
 from elasticnet.memory import MB, peak_resident, restart_peak
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
@@ -22,7 +24,7 @@ ADDED_FILE = "added.json"
 # The fresh process: the same modules as here, and nothing but the measurement.
 CHILD_CODE = (
     "import sys; sys.path[:] = {path!r}; "
-    "from elasticnet.card.peak_memory import measure_in_this_process; "
+    "from elasticnet.card.memory_of_passes import measure_in_this_process; "
     "measure_in_this_process({folder!r})"
 )
 # Above a fixed threshold malloc maps each block by itself and gives it back at once: repeatable to
@@ -36,7 +38,7 @@ class NotMeasured(RuntimeError):
 
 
 def peak_memory(
-    net: ElasticWrapper, example: Tensor, context: Mapping[str, Any] | None = None
+    net: ElasticWrapper, example: Any, context: Mapping[str, Any] | None = None
 ) -> dict[int, float]:
     """Return the megabytes of one pass to each depth: weights, input, and the most the pass adds.
 
@@ -46,7 +48,7 @@ def peak_memory(
 
     Args:
         net: The net.
-        example: Its input.
+        example: Its input: a tensor, or a tuple, list or dict of tensors.
         context: Keyword arguments of its call.
 
     Returns:
@@ -56,21 +58,30 @@ def peak_memory(
         NotMeasured: This system has no way to tell, or the net cannot be sent to another process.
     """
     keywords = dict(context or {})
-    if example.device.type == "cuda":
+    device = first_tensor(example).device
+    if device.type == "cuda":
         added = _added_on_cuda(net, example, keywords)
-    elif example.device.type == "cpu" and sys.platform in ("linux", "darwin"):
+    elif device.type == "cpu" and sys.platform in ("linux", "darwin"):
         added = _added_on_cpu(net, example, keywords)
     else:
-        raise NotMeasured(
-            f"there is no way to read it on {example.device.type} under {sys.platform}"
-        )
+        raise NotMeasured(f"there is no way to read it on {device.type} under {sys.platform}")
     megabytes: dict[int, float] = {}
     for depth in net.taps:
-        cut = net.truncate(depth)
-        tensors = [*cut.parameters(), *cut.buffers(), example]
+        tensors = [*_tensors_of(net, depth), *tensors_in(example)]
         held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         megabytes[depth] = (held + added[depth]) / MB
     return megabytes
+
+
+def _tensors_of(net: ElasticWrapper, depth: int) -> list[Tensor]:
+    """Return the parameters and buffers of the net cut to a depth, shared ones once."""
+    parameters = net.named_parameters(remove_duplicate=False)
+    buffers = net.named_buffers(remove_duplicate=False)
+    held: dict[int, Tensor] = {}  # by identity
+    for name, tensor in (*parameters, *buffers):
+        if shallowest_depth(name) <= depth:
+            held[id(tensor)] = tensor
+    return list(held.values())
 
 
 def measure_in_this_process(folder: str) -> None:
@@ -86,7 +97,7 @@ def measure_in_this_process(folder: str) -> None:
     torch.set_num_threads(threads)
     net.eval()
     added: list[int] = []
-    with torch.inference_mode():
+    with torch.no_grad():
         can_restart = restart_peak()
         if can_restart:
             net(example, depth=-1, **context)  # warms up
@@ -102,22 +113,23 @@ def measure_in_this_process(folder: str) -> None:
     Path(folder, ADDED_FILE).write_text(json.dumps(added))
 
 
-def _added_on_cuda(net: ElasticWrapper, example: Tensor, context: dict[str, Any]) -> dict[int, int]:
+def _added_on_cuda(net: ElasticWrapper, example: Any, context: dict[str, Any]) -> dict[int, int]:
     """Return the bytes that a pass to each depth adds, by torch's allocator."""
     added: dict[int, int] = {}
-    with evaluating(net), torch.inference_mode():
+    device = first_tensor(example).device
+    with evaluating(net), torch.no_grad():
         for depth in net.taps:
             net(example, depth=depth, **context)  # warms up
-            torch.cuda.synchronize(example.device)
-            torch.cuda.reset_peak_memory_stats(example.device)
-            before = torch.cuda.memory_allocated(example.device)
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
             net(example, depth=depth, **context)
-            torch.cuda.synchronize(example.device)
-            added[depth] = torch.cuda.max_memory_allocated(example.device) - before
+            torch.cuda.synchronize(device)
+            added[depth] = torch.cuda.max_memory_allocated(device) - before
     return added
 
 
-def _added_on_cpu(net: ElasticWrapper, example: Tensor, context: dict[str, Any]) -> dict[int, int]:
+def _added_on_cpu(net: ElasticWrapper, example: Any, context: dict[str, Any]) -> dict[int, int]:
     """Return the bytes that a pass to each depth adds, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="elasticnet-") as folder:
         sent = (net, example, context, torch.get_num_threads())
