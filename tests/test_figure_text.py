@@ -25,7 +25,8 @@ FONTS = os.path.join(get_data_path(), "fonts", "ttf")
 @pytest.fixture
 def without_other_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has no fonts but matplotlib's own."""
-    monkeypatch.setattr(fontManager, "ttflist", [])
+    own = [font for font in fontManager.ttflist if font.fname.startswith(get_data_path())]
+    monkeypatch.setattr(fontManager, "ttflist", own)
 
 
 def drawn(title: str) -> str:
