@@ -138,13 +138,14 @@ def write_atomic(path: AnyPath, data: bytes | bytearray | str) -> None:
 
     Args:
         path: The target. Its folder must exist.
-        data: The content; text is written as UTF-8.
+        data: The content; text is written as UTF-8, and the bytes of a file's name that are none
+            as \\udcff and the like.
 
     Raises:
         OSError: The file could not be written; the old one, if any, is as it was.
     """
     with replacing(path, overwrite=True) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
 def check_target(path: AnyPath, *, overwrite: bool) -> None:

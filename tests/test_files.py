@@ -193,3 +193,10 @@ def test_json_is_strict_and_sorted(tmp_path: Path) -> None:
 def test_what_json_cannot_hold_is_named_with_its_place(value: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         strict_json(value, place="value")
+
+
+def test_text_with_the_bytes_of_a_strange_name_is_written(tmp_path: Path) -> None:
+    """Such a name, from an old archive, must not end a benchmark when its table is written."""
+    name = os.fsdecode(b"caf\xe9.png")
+    write_atomic(tmp_path / "table", name)
+    assert (tmp_path / "table").read_text(encoding="utf-8") == r"caf\udce9.png"

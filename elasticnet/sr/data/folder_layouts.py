@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from elasticnet.sr.data.image_files import by_stem, images_in, some_images_in
 from elasticnet.sr.data.lr_folders import (
+    MAX_NAMED,
     TRACKS,
     find_lr_folder,
     given_lr_folder,
     image_size,
     looks_like_hr,
+    lr_files_without_hr,
     lr_folders_in,
     match_lr_files,
     refuse_half_copied,
     refuse_lr_as_hr,
+    refuse_mixed_images,
 )
 from elasticnet.sr.data.read_rgb import EXTENSIONS
 
@@ -206,6 +209,9 @@ def find_files(
             f"track {track!r}: no LR images of it at scale {scale} in {root}; its folders of LR "
             f"images are: {present}"
         )
+    # A part of DIV2K's LR images, and of those of a list, belongs to HR images that are left out.
+    if layout != "div2k" and not _meta_lines(root):
+        notes += _note_lr_without_hr(pairs)
     return FoundPairs(pairs, _lr_source(root, pairs, degradation), notes)
 
 
@@ -220,7 +226,7 @@ def _pairs_of_layout(
     if layout == "listed":
         return _pairs_of_list(root, wanted)
     if layout == "benchmark":
-        return _benchmark_pairs(root, wanted)
+        return _benchmark_pairs(root, wanted, notes)
     if layout == "realsr":
         return _realsr_pairs(root, wanted)
     if layout == "nested":
@@ -228,6 +234,7 @@ def _pairs_of_layout(
     images = images_in(root)
     place = Path(os.path.abspath(root))
     refuse_lr_as_hr(place, images)
+    refuse_mixed_images(root, images)
     beside = lr_folders_in(place.parent) if looks_like_hr(place.name) else []
     if beside and wanted.lr_root is None:
         listed = ", ".join(path.name for path in beside)
@@ -264,6 +271,19 @@ def _check_track(track: str, scale: int) -> None:
         raise ValueError(f"track {track!r}: expected one of {', '.join(TRACKS)}")
     if track == "x8" and scale != 8:
         raise ValueError(f"track 'x8' is of scale 8, and scale {scale} was asked for")
+
+
+def _note_lr_without_hr(pairs: Sequence[Pair]) -> list[str]:
+    """A line if LR images have no HR image, as where those were copied by half."""
+    lr_files = [pair.lr for pair in pairs if pair.lr is not None]
+    if not lr_files or lr_files[0].parent == pairs[0].hr.parent:
+        return []
+    others = lr_files_without_hr(lr_files)
+    if not others:
+        return []
+    names = ", ".join(path.name for path in others[:MAX_NAMED])
+    etc = ", ..." if len(others) > MAX_NAMED else ""
+    return [f"{len(others)} LR images in {lr_files[0].parent} have no HR image: {names}{etc}"]
 
 
 def _lr_source(root: Path, pairs: list[Pair], degradation: str) -> str:
@@ -307,7 +327,7 @@ def _of_split(images: dict[str, Path], split: str) -> dict[str, Path]:
     return chosen
 
 
-def _benchmark_pairs(root: Path, wanted: _Wanted) -> list[Pair]:
+def _benchmark_pairs(root: Path, wanted: _Wanted, notes: list[str]) -> list[Pair]:
     """HR images in a folder of their own, LR images beside it."""
     names = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
     hr_names = [name for name in names if looks_like_hr(name)]
@@ -318,6 +338,12 @@ def _benchmark_pairs(root: Path, wanted: _Wanted) -> list[Pair]:
             "the data set, and its LR images, if it has some, by --data-lr"
         )
     images = _of_meta_info(root, some_images_in(root / hr_name))
+    num_beside = len(images_in(root))
+    if num_beside > 0:
+        notes.append(
+            f"{num_beside} images that lie in {root} itself are not used: its HR images are those "
+            f"in {hr_name}"
+        )
     return _with_lr_files(images, root, hr_name, wanted)
 
 
@@ -465,7 +491,10 @@ def _meta_lines(root: Path) -> list[str]:
         raise ValueError(f"several lists of images in {root}: {listed}; leave one there")
     if not files:
         return []
-    text = files[0].read_text(encoding="utf-8")
+    try:
+        text = files[0].read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{files[0]} is no list of images in UTF-8: {error.reason}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from elasticnet.sr.data.read_rgb import EXTENSIONS
+from elasticnet.sr.photo.reading import OTHER_EXTENSIONS
 
 
 def images_in(folder: Path) -> dict[str, Path]:
     """Return the image files of a folder by name, sorted.
 
-    Links that lead nowhere are among them, so that whoever reads the files names them as it names
-    any unreadable file.
+    Links that lead nowhere, and images of formats that are not read, are among them, so that
+    whoever reads the files names them as it names any unreadable file. Of a photograph that lies
+    there in two formats, as raw files lie beside JPEGs, the one that is read stands for both.
 
     Args:
         folder: An existing folder; what lies in folders inside it does not count.
@@ -21,7 +23,14 @@ def images_in(folder: Path) -> dict[str, Path]:
     Returns:
         The files. A name has no extension, unless two files differ in nothing else.
     """
-    paths = [path for path in sorted(folder.iterdir()) if _is_image(path)]
+    files = [path for path in sorted(folder.iterdir()) if _is_file(path)]
+    readable = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    readable_stems = {path.stem for path in readable}
+    paths = list(readable)
+    for path in files:
+        if path.suffix.lower() in OTHER_EXTENSIONS and path.stem not in readable_stems:
+            paths.append(path)
+    paths.sort()
     stems = Counter(path.stem for path in paths)
     images: dict[str, Path] = {}
     for path in paths:
@@ -80,7 +89,7 @@ def is_broken_link(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
-def _is_image(path: Path) -> bool:
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file that is not hidden, or a link that leads nowhere."""
     is_hidden = path.name.startswith(".")
-    has_ending = path.suffix.lower() in EXTENSIONS
-    return has_ending and not is_hidden and (path.is_file() or is_broken_link(path))
+    return not is_hidden and (path.is_file() or is_broken_link(path))

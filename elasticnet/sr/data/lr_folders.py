@@ -34,11 +34,19 @@ KIND_OF_WORD = {
 }
 # Words that say nothing of how LR images were made.
 EMPTY_WORDS = {"sub", "images", "image", "imgs", "img", "png"}
-WHOLE_LR_NAMES = {"l", "low", "lowres", "low_res", "low-res"}
-WHOLE_HR_NAMES = {"h", "high", "highres", "high_res", "high-res"}
+WHOLE_LR_NAMES = {"l", "low"}
+WHOLE_HR_NAMES = {"h", "high"}
+# The same words written out: low_res, lowresolution, high-res, ground_truth.
+LONG_WORDS = {
+    re.compile(r"(?<![a-z])low[ _-]?res(olution)?s?"): "lr",
+    re.compile(r"(?<![a-z])high[ _-]?res(olution)?s?"): "hr",
+    re.compile(r"(?<![a-z])ground[ _-]?truths?"): "gt",
+}
 LR_WORD = re.compile(r"(?:lr|lq)([a-z]*?)(?:x?(\d+))?|(?:train|valid|val|test)l")
 HR_WORD = re.compile(r"(?:hr|gt|hq)(?:mod)?(?:x?\d+)?|(?:train|valid|val|test)h")
 SCALE_WORD = re.compile(r"([a-z]*?)x?(\d+)")
+SCALE_ENDING = re.compile(r"[_-]?(?:LR)?x?[2348][mdw]?\d?$")  # of the names of LR files
+LR_STEM = re.compile(r"(.*?)[_-]?(?:x[2348][mdw]?\d?|[_-]l[rq](?:bi)?x?[2348]?(?:_x[2348])?)")
 LR_FILE_NAME = re.compile(r"\d{4}x[2348][mdw]?\d?")  # of DIV2K
 OTHER_SCALES = (2, 3, 4, 8)  # that data sets have LR images of
 MAX_NAMED = 5  # files that one message names
@@ -127,10 +135,7 @@ def find_lr_folder(
         ValueError: A folder looks like LR images and is none that could be asked for, is a link
             that leads nowhere, or two are what is asked for.
     """
-    found: list[Path] = []
-    by_scale_alone = parent / f"X{scale}"
-    if hr_name and by_scale_alone.is_dir():
-        found.append(by_scale_alone)
+    found = _named_by_scale_alone(parent, scale) if hr_name else []
     for folder in lr_folders_in(parent):
         if not folder.name.startswith(prefix):
             continue
@@ -156,6 +161,12 @@ def find_lr_folder(
             "--data-lr, or move the others away"
         )
     return found[0] if found else None
+
+
+def _named_by_scale_alone(parent: Path, scale: int) -> list[Path]:
+    """The folders of the name `X4` or `x4`."""
+    paths = sorted(parent.iterdir())
+    return [path for path in paths if path.name.lower() == f"x{scale}" and path.is_dir()]
 
 
 def lr_folders_in(parent: Path) -> list[Path]:
@@ -261,7 +272,11 @@ def image_size(path: Path) -> tuple[int, int] | None:
 
 
 def _words(name: str) -> list[str]:
-    return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    """The words of a folder's name in small letters, those that are written out in short."""
+    name = name.lower()
+    for long_word, short_word in LONG_WORDS.items():
+        name = long_word.sub(short_word, name)
+    return [word for word in re.split(r"[^a-z0-9]+", name) if word]
 
 
 def _described(name: str, hr_name: str) -> LrFolder:
@@ -269,7 +284,7 @@ def _described(name: str, hr_name: str) -> LrFolder:
     scale: int | None = None
     kind = "BI"
     strange: list[str] = []
-    says_nothing = EMPTY_WORDS | set(_words(hr_name)) | WHOLE_LR_NAMES | {"res"}
+    says_nothing = EMPTY_WORDS | set(_words(hr_name)) | WHOLE_LR_NAMES
     for word in _words(name):
         if word in says_nothing:
             continue
@@ -366,10 +381,12 @@ def _are_named_for_another_scale(images: Mapping[str, Path], lr_files: _LrFiles,
 def _is_of_another_scale(
     images: Mapping[str, Path], matched: Mapping[str, Sequence[Path]], scale: int
 ) -> bool:
-    """Whether the first pair is that of another scale, by the sizes of its files.
+    """Whether all pairs are those of another scale, by the sizes of their files.
 
-    Where both are of one size, it is none: such a pair is refused when it is read.
+    Where both are of one size, it is none: such a pair is refused when it is read. So is a pair of
+    another scale among pairs of this one.
     """
+    has_another_scale = False
     for name, files in matched.items():
         if not files:
             continue
@@ -378,8 +395,51 @@ def _is_of_another_scale(
         if hr_size is None or lr_size is None:
             continue
         ratios = {round(high / low) for high, low in zip(hr_size, lr_size, strict=True)}
-        return len(ratios) == 1 and scale not in ratios and min(ratios) > 1
-    return False
+        has_another_scale = len(ratios) == 1 and scale not in ratios and min(ratios) > 1
+        if not has_another_scale:
+            return False
+    return has_another_scale
+
+
+def lr_files_without_hr(lr_files: Sequence[Path]) -> list[Path]:
+    """Return the image files beside some LR files that belong to no HR image.
+
+    Args:
+        lr_files: Of one folder, each of an HR image.
+
+    Returns:
+        The others; those of the same HR images at other scales are not among them.
+    """
+    used = {SCALE_ENDING.sub("", path.stem) for path in lr_files}
+    others: list[Path] = []
+    for path in images_in(lr_files[0].parent).values():
+        if path not in lr_files and SCALE_ENDING.sub("", path.stem) not in used:
+            others.append(path)
+    return others
+
+
+def refuse_mixed_images(folder: Path, images: Mapping[str, Path]) -> None:
+    """Raise if images that would all be taken for HR are HR and LR images by their names.
+
+    Args:
+        folder: Where they lie.
+        images: The image files in it, by name.
+
+    Raises:
+        ValueError: The name of one is that of another with a scale, or with LR, behind it.
+    """
+    by_lower_stem = {path.stem.lower(): path for path in images.values()}
+    for stem, path in by_lower_stem.items():
+        found = LR_STEM.fullmatch(stem)
+        if found is None:
+            continue
+        for hr_stem in (found[1], f"{found[1]}_hr", f"{found[1]}_gt", f"{found[1]}_x1"):
+            if hr_stem in by_lower_stem:
+                raise ValueError(
+                    f"{folder} holds {by_lower_stem[hr_stem].name} and {path.name}, HR and LR "
+                    "images by their names, and all would be taken for HR; move the LR images "
+                    "into a folder of their own, and give it by --data-lr"
+                )
 
 
 def _may_be_folder(path: Path) -> bool:

@@ -11,12 +11,9 @@ from PIL import Image
 
 from elasticnet.sr.photo.photograph import ImageError as ImageError  # also of this module
 from elasticnet.sr.photo.photograph import Photo
-from elasticnet.sr.photo.reading import decode_photo
+from elasticnet.sr.photo.reading import READ_EXTENSIONS, decode_photo
 
-EXTENSIONS = (
-    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
-    *(".jp2", ".avif"),
-)
+EXTENSIONS = READ_EXTENSIONS
 
 
 def read_rgb(path: str | os.PathLike[str]) -> NDArray[Any]:

@@ -86,6 +86,19 @@ def test_unusable_images_are_skipped_by_name(tmp_path: Path) -> None:
         assert "small: its LR image of 20x5 pixels is smaller than 8" in message
 
 
+def test_images_of_formats_that_are_not_read_are_skipped_by_name(tmp_path: Path) -> None:
+    put(tmp_path / "both.png")
+    (tmp_path / "both.cr2").write_bytes(b"raw")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.warns(UserWarning, match="left out 1 of 2 images"):
+        pairs = load_pairs(tmp_path, 2, progress=False)
+    assert pairs.names == ["both"]
+    ((name, reason),) = pairs.skipped
+    assert name == "phone"
+    assert "phone.heic: a HEIC (HEIF) file, which is not read" in reason
+
+
 def test_nothing_is_left(tmp_path: Path) -> None:
     put(tmp_path / "set" / "tiny.png", 1, 20)
     with pytest.raises(

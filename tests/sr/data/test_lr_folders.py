@@ -50,6 +50,12 @@ def lr_names(root: Path, scale: int = 4, **options: str) -> list[str | None]:
         ("DIV2K_train_HR_sub", "DIV2K_train_LR_bicubic/X4_sub", ""),
         ("DIV2K_train_HR", "DIV2K_train_LR_bicubic/X4", "x4"),
         (".", "lq", ""),
+        ("HR", "lowres_x4", ""),
+        ("highres", "low-res", ""),
+        ("high_resolution", "low_resolution", ""),
+        ("groundtruth", "LR", ""),
+        ("HR", "X4", ""),
+        ("HR", "x4", ""),
     ],
 )
 def test_lr_images_under_usual_names_are_read(
@@ -71,7 +77,9 @@ def test_names_of_hr_folders(name: str) -> None:
     assert not looks_like_lr(name)
 
 
-@pytest.mark.parametrize("name", ["photos", "Set5", "three", "original", "light", "lamp", "gtk"])
+@pytest.mark.parametrize(
+    "name", ["photos", "Set5", "three", "original", "light", "lamp", "gtk", "slow_reset"]
+)
 def test_names_of_other_folders(name: str) -> None:
     assert not looks_like_hr(name)
     assert not looks_like_lr(name)
@@ -107,6 +115,17 @@ def test_lr_files_of_another_scale_are_passed_over(tmp_path: Path) -> None:
     for root in tmp_path.iterdir():
         assert lr_names(root, scale=2) == [None, None]
         assert find_files(root, 2).lr_source == "made (BI)"
+
+
+@pytest.mark.parametrize("name", ["0001", "0002"])
+def test_one_lr_image_of_another_scale_is_left_out_by_its_name(tmp_path: Path, name: str) -> None:
+    """Whether it is the first one or not: the others are not made anew for it."""
+    put_pairs(tmp_path, "HR", "LR")
+    put(tmp_path / f"LR/{name}.png", 32, 32)
+    with pytest.warns(UserWarning, match="left out 1 of 2 images"):
+        pairs = load_pairs(tmp_path, 4, progress=False)
+    assert pairs.lr_source == "from files (LR)"
+    assert pairs.skipped == [(name, "LR of 32x32 pixels does not fit HR of 64x64 at scale 4")]
 
 
 def test_realsr(tmp_path: Path) -> None:
@@ -318,6 +337,56 @@ def test_two_folders_of_lr_images_are_refused(tmp_path: Path) -> None:
     put_pairs(tmp_path, "HR", "LR")
     put_pairs(tmp_path, "HR", "LR_x4")
     with pytest.raises(ValueError, match=r"several folders of LR images .*: LR, LR_x4; give"):
+        find_pairs(tmp_path, 4)
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr"),
+    [
+        ("1.png", "1x4.png"),
+        ("1.png", "1_x2.png"),
+        ("0001.png", "0001x4m.png"),
+        ("1.png", "1_LR.png"),
+        ("1_HR.png", "1_x4.png"),
+        ("1_GT.png", "1_lq.png"),
+        ("a_x1.png", "a_x4.png"),
+    ],
+)
+def test_hr_and_lr_images_in_one_folder_are_not_all_taken_for_hr(
+    tmp_path: Path, hr: str, lr: str
+) -> None:
+    put(tmp_path / "set" / hr, 64, 64)
+    put(tmp_path / "set" / lr, 16, 16)
+    with pytest.raises(ValueError, match=rf"holds {hr} and {lr}, HR and LR images by their names"):
+        find_pairs(tmp_path / "set", 4)
+
+
+def test_names_that_end_like_those_of_lr_images_may_stand_alone(tmp_path: Path) -> None:
+    put(tmp_path / "set/renault-x4.png", 64, 64)
+    put(tmp_path / "set/x2.png", 64, 64)
+    assert len(find_pairs(tmp_path / "set", 4)) == 2
+
+
+def test_lr_images_without_an_hr_image_are_counted(tmp_path: Path) -> None:
+    put_pairs(tmp_path, "HR", "LR", "x4")
+    put(tmp_path / "LR/0001x2.png", 32, 32)
+    assert find_files(tmp_path, 4).notes == []
+    put(tmp_path / "LR/0003x4.png", 16, 16)
+    (note,) = find_files(tmp_path, 4).notes
+    assert note == f"1 LR images in {tmp_path}/LR have no HR image: 0003x4.png"
+
+
+def test_images_beside_the_folder_of_hr_images_are_counted(tmp_path: Path) -> None:
+    put(tmp_path / "HR/1.png", 64, 64)
+    put(tmp_path / "2.png", 64, 64)
+    (note,) = find_files(tmp_path, 4).notes
+    assert note.startswith(f"1 images that lie in {tmp_path} itself are not used")
+
+
+def test_a_list_that_is_no_text_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "1.png", 64, 64)
+    (tmp_path / "meta_info.txt").write_bytes(b"\xff\xfe1")
+    with pytest.raises(ValueError, match=r"meta_info\.txt is no list of images in UTF-8"):
         find_pairs(tmp_path, 4)
 
 
