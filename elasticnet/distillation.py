@@ -7,6 +7,7 @@ axis a position. Examples are "b c h w" and "b h w c" (images), "b n c" (tokens)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -83,24 +84,27 @@ def attention_map(
         The map (b, *positions), in float32, or in float64 for float64 features.
 
     Raises:
-        ValueError: The layout is invalid, the features do not have its axes, or there are prefix
-            tokens and more than one position axis.
+        ValueError: The power or the layout is invalid, the features do not have its axes, or the
+            prefix tokens are invalid: there are several position axes, or no position is left.
     """
+    check_power(power)
     axes = layout.split()
     positions = position_axes(layout)
     if features.ndim != len(axes):
         raise ValueError(
             f"features of shape {tuple(features.shape)} do not have the axes of layout {layout!r}"
         )
-    if prefix_tokens and len(positions) != 1:
+    check_prefix_tokens(prefix_tokens, layout)
+    if prefix_tokens and prefix_tokens >= features.shape[axes.index(positions[0])]:
         raise ValueError(
-            f"prefix_tokens={prefix_tokens} needs a layout with one position axis, not {layout!r}"
+            f"prefix_tokens={prefix_tokens} leaves no position of features of shape "
+            f"{tuple(features.shape)} with layout {layout!r}"
         )
     with torch.autocast(features.device.type, enabled=False):
         dtype = torch.promote_types(features.dtype, torch.float32)
         magnitude = features.to(dtype).abs()
         if power != 1:
-            magnitude = magnitude.pow(power)
+            magnitude = _power(magnitude, power)
         summed = magnitude.sum(dim=axes.index("c"))  # the layout's axes without c
         axes_left = " ".join(axis for axis in axes if axis != "c")
         attention = rearrange(summed, f"{axes_left} -> b {' '.join(positions)}")  # (b, *positions)
@@ -115,7 +119,7 @@ def attention_distance(
     """Return the distance between two attention maps, each scaled to unit L2 norm.
 
     If the maps differ in resolution, both are average-pooled to the smaller size along each axis.
-    The gradient at two identical maps is 0.
+    At two identical maps the gradient is 0, and second derivatives are finite.
 
     Args:
         student: A map (b, *positions), in float32 or float64.
@@ -126,14 +130,15 @@ def attention_distance(
             gradient bounded, where the map is 0.
 
     Returns:
-        The mean of the samples' distances, a scalar.
+        The mean of the samples' distances, a scalar; 0 for an empty batch.
 
     Raises:
-        ValueError: `distance` is not "norm" or "squared", or the maps differ in their number of
-            axes.
+        ValueError: `distance` is not "norm" or "squared", `eps` is invalid, or the maps differ in
+            their number of axes.
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
+    check_eps(eps)
     if student.ndim != teacher.ndim:
         raise ValueError(
             f"maps of shape {tuple(student.shape)} and {tuple(teacher.shape)} differ in their axes"
@@ -146,8 +151,8 @@ def attention_distance(
     with torch.autocast(student.device.type, enabled=False):
         difference = _unit(student, eps) - _unit(teacher, eps)  # (b, number of positions)
         if distance == "squared":
-            return difference.square().sum(dim=1).mean()
-        return _norm(difference).mean()
+            return _mean(difference.square().sum(dim=1))
+        return _mean(_norm(difference))
 
 
 def position_axes(layout: str) -> list[str]:
@@ -182,6 +187,66 @@ def position_axes(layout: str) -> list[str]:
     return positions
 
 
+def check_power(power: float) -> None:
+    """Raise unless |features| can be taken to this power.
+
+    Args:
+        power: The power of |features| in an attention map.
+
+    Raises:
+        ValueError: It is not above 0, or not finite.
+    """
+    if not 0 < power < math.inf:
+        raise ValueError(f"power={power}: expected a finite number above 0")
+
+
+def check_eps(eps: float) -> None:
+    """Raise unless a map can be divided by this norm.
+
+    Args:
+        eps: The smallest norm that a map is divided by.
+
+    Raises:
+        ValueError: It is not above 0, or not finite.
+    """
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps={eps}: expected a finite number above 0")
+
+
+def check_prefix_tokens(prefix_tokens: int, layout: str) -> None:
+    """Raise unless a layout can have so many prefix tokens.
+
+    Args:
+        prefix_tokens: How many leading positions attention maps leave out.
+        layout: A valid layout.
+
+    Raises:
+        ValueError: The number is negative, or there is more than one position axis.
+    """
+    if prefix_tokens < 0:
+        raise ValueError(f"prefix_tokens={prefix_tokens}: expected a whole number, at least 0")
+    if prefix_tokens and len(position_axes(layout)) != 1:
+        raise ValueError(
+            f"prefix_tokens={prefix_tokens} needs a layout with one position axis, not {layout!r}"
+        )
+
+
+def _power(magnitude: Tensor, power: float) -> Tensor:
+    """Return magnitude^power, with derivatives of 0 at 0.
+
+    Below a power of 2 a derivative of `pow` is infinite at 0, where ReLU has many features, and
+    the chain rule would multiply it by 0 to NaN.
+    """
+    is_zero = magnitude == 0
+    nonzero = torch.where(is_zero, 1, magnitude)
+    return torch.where(is_zero, 0, nonzero.pow(power))
+
+
+def _mean(distances: Tensor) -> Tensor:
+    """Return the mean of the samples' distances, (b,) -> (); 0 for an empty batch."""
+    return distances.mean() if len(distances) else distances.sum()
+
+
 def _pool(maps: Tensor, sides: list[int]) -> Tensor:
     """Average-pool maps (b, *positions) to the given sides."""
     pools = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
@@ -196,8 +261,15 @@ def _unit(maps: Tensor, eps: float) -> Tensor:
 
 
 def _norm(flat: Tensor) -> Tensor:
-    """Return each sample's L2 norm, (b, n) -> (b,).
+    """Return each sample's L2 norm, (b, n) -> (b,), with derivatives of 0 where it is 0.
 
-    Its gradient at 0 is 0, while that of `flat.square().sum(dim=1).sqrt()` would be NaN.
+    The gradient of `flat.square().sum(dim=1).sqrt()` at 0 would be NaN, and so would be the second
+    derivative of `vector_norm`.
     """
+    is_zero = _vector_norm(flat.detach()) == 0  # (b,)
+    nonzero = torch.where(is_zero.unsqueeze(1), 1, flat)  # (b, n)
+    return torch.where(is_zero, 0, _vector_norm(nonzero))  # (b,)
+
+
+def _vector_norm(flat: Tensor) -> Tensor:
     return torch.linalg.vector_norm(flat, dim=1)  # pyright: ignore[reportUnknownVariableType]

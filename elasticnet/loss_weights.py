@@ -121,7 +121,8 @@ def ramp(
     Example:
         `ElasticObjective(..., psd_weight=lambda step: ramp(step, 100_000, 0.0, 0.1, finish=0.2))`
     """
-    if total < 1 or not 0 <= begin <= finish <= 1:
+    # Written so that NaN is refused, too: no comparison with it holds.
+    if not total >= 1 or not 0 <= begin <= finish <= 1:
         raise ValueError(
             f"total={total}, begin={begin}, finish={finish}: "
             "expected total >= 1, 0 <= begin <= finish <= 1"

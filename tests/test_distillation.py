@@ -13,7 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from elasticnet.distillation import attention_distance, attention_map, position_axes
+from elasticnet.distillation import (
+    attention_distance,
+    attention_map,
+    position_axes,
+    progressive_distillation,
+)
 
 POSITIONS = {"b c h w": "h w", "b h w c": "h w", "b n c": "n", "b c t": "t", "b c t h w": "t h w"}
 
@@ -282,3 +287,75 @@ def test_a_zero_map_is_finite_and_its_gradient_is_bounded(level: float, distance
     assert student.grad.isfinite().all()
     assert student.grad.norm() <= 2 / eps
     assert attention_distance(torch.zeros(1, 4), torch.zeros(1, 4), distance, eps) == 0
+
+
+@pytest.mark.parametrize("distance", ["norm", "squared"])
+@pytest.mark.parametrize("level", [1.0, 0.0])
+def test_second_derivatives_at_identical_maps_are_finite(distance: str, level: float) -> None:
+    """A gradient penalty on a net that has just grown, whose neighbouring maps are identical."""
+    student = (level * torch.rand(2, 3, 4)).requires_grad_()
+    teacher = student.detach().clone()
+    loss = attention_distance(student, teacher, distance)
+    (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), student)
+    assert second.isfinite().all()
+
+
+def test_second_derivatives_against_finite_differences() -> None:
+    features = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.rand(2, 3, 4, dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        return attention_distance(attention_map(x), teacher)
+
+    assert torch.autograd.gradgradcheck(loss, features)
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 1.5, 2, 3])
+def test_features_of_zero_have_finite_derivatives_at_any_power(power: float) -> None:
+    """ReLU makes many of them, and the derivative of a root is infinite there."""
+    features = torch.randn(2, 3, 3, 4).relu().requires_grad_()
+    map_ = attention_map(features, power=power)
+    torch.testing.assert_close(map_, features.abs().pow(power).sum(dim=1))
+    (gradient,) = torch.autograd.grad(map_.sum(), features, create_graph=True)
+    assert gradient.isfinite().all()
+    (second,) = torch.autograd.grad(gradient.sum() + 0 * features.sum(), features)
+    assert second.isfinite().all()
+
+
+# --- values that would switch the distillation off, or make it NaN
+
+
+@pytest.mark.parametrize("distance", ["norm", "squared"])
+def test_an_empty_batch_has_the_distance_0(distance: str) -> None:
+    features = [torch.rand(0, 4, 6, 6), torch.rand(0, 8, 3, 3)]
+    for feature in features:
+        feature.requires_grad_()
+    loss = progressive_distillation(features, distance=distance)
+    loss.backward()
+    assert loss == 0
+    assert features[0].grad is not None
+    assert features[0].grad.shape == (0, 4, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("prefix_tokens", "message"),
+    [
+        (-1, "prefix_tokens=-1: expected a whole number, at least 0"),
+        (5, r"prefix_tokens=5 leaves no position of features of shape \(2, 5, 8\)"),
+        (9, "prefix_tokens=9 leaves no position"),
+    ],
+)
+def test_prefix_tokens_that_switch_the_distillation_off(prefix_tokens: int, message: str) -> None:
+    tokens = torch.rand(2, 5, 8)
+    with pytest.raises(ValueError, match=message):
+        progressive_distillation([tokens, tokens + 1], "b n c", prefix_tokens)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_powers_and_eps_without_a_finite_map(value: float) -> None:
+    features = [torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)]
+    with pytest.raises(ValueError, match=f"power={value}: expected a finite number above 0"):
+        progressive_distillation(features, power=value)
+    with pytest.raises(ValueError, match=f"eps={value}: expected a finite number above 0"):
+        progressive_distillation(features, eps=value)

@@ -64,6 +64,8 @@ def test_ramp_goes_one_way_and_stays_between(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"total": math.nan}, "total=nan, begin=0.0, finish=1.0: expected total >= 1"),
+        ({"finish": math.nan}, "finish=nan: expected"),
         ({"total": 0}, "total=0, begin=0.0, finish=1.0: expected total >= 1"),
         ({"begin": 0.6, "finish": 0.5}, "begin=0.6, finish=0.5: expected"),
         ({"finish": 1.5}, "finish=1.5: expected"),

@@ -103,11 +103,16 @@ class TrainingStep:
             self.processes.device.type, enabled=precision == "float16"
         )
         self._ema: Any = None
+        self._copied_buffers: list[str] = []  # which the average takes as they are
         if ema > 0:
             # imported here because only this option needs timm
             from timm.utils.model_ema import ModelEmaV3
 
             self._ema = ModelEmaV3(net, decay=ema, use_warmup=True)
+            # Masks, for example. The average of two infinite values is NaN: these are copied.
+            for name, buffer in net.named_buffers():
+                if _wide(buffer).isinf().any():
+                    self._copied_buffers.append(name)
 
     @property
     def averaged_net(self) -> Any:
@@ -141,24 +146,31 @@ class TrainingStep:
         self.scaler.update()
         if self._ema is not None:
             self._ema.update(self.net, step + 1)
+            for name in self._copied_buffers:
+                self._ema.module.get_buffer(name).copy_(self.net.get_buffer(name))
         return terms
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed training needs beside the random generators, for `Run.save`.
 
         Raises:
-            FloatingPointError: The last update left weights that are NaN or infinite. Those must
-                never be saved.
+            FloatingPointError: The last update left weights that are NaN or infinite, or a buffer
+                that is NaN. Those must never be saved. A buffer may be infinite, as masks are.
         """
-        weights = self.net.state_dict()
-        for name, tensor in weights.items():
-            if not tensor.isfinite().all():
+        for name, parameter in self.net.named_parameters():
+            if not _wide(parameter).isfinite().all():
                 raise FloatingPointError(
                     f"the weights became NaN or infinite (first: {name}), and were not saved: "
                     "an earlier state is good. Try a smaller learning rate, or clipped gradients"
                 )
+        for name, buffer in self.net.named_buffers():
+            if _wide(buffer).isnan().any():
+                raise FloatingPointError(
+                    f"the buffer {name} became NaN, and the weights were not saved: an earlier "
+                    "state is good. Try a smaller learning rate, or look for NaN in the inputs"
+                )
         return {
-            "net": weights,
+            "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self._ema is None else self._ema.module.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -258,6 +270,12 @@ class TrainingStep:
             self.processes.rank,
             parts,
         )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in a type that can be asked for NaN, which float8 cannot."""
+    is_float8 = tensor.is_floating_point() and tensor.element_size() == 1
+    return tensor.float() if is_float8 else tensor
 
 
 def _as_row(terms: LossTerms) -> Tensor:

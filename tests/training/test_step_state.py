@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.training.processes import Processes
@@ -196,4 +196,43 @@ def test_weights_that_are_not_finite_are_never_saved() -> None:
     with pytest.raises(
         FloatingPointError, match=r"NaN or infinite \(first: blocks.0.first.weight\).*not saved"
     ):
+        step.state_dict()
+
+
+class Causal(nn.Module):
+    """An attention block whose mask is a buffer that holds -inf."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.register_buffer("mask", torch.full((5, 5), -torch.inf).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended, _ = self.attend(x, x, x, attn_mask=self.mask, need_weights=False)
+        return x + attended
+
+
+def make_causal_step(**options: Any) -> TrainingStep:
+    net = ElasticWrapper([Causal(), Causal()], nn.Linear(8, 3), layout="b n c")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    objective = ElasticObjective(net, nn.L1Loss(), psd_weight=0.1)
+    return TrainingStep(objective, net, optimizer, **options)
+
+
+def test_a_mask_of_infinite_values_is_saved_and_averaged() -> None:
+    step = make_causal_step(ema=0.9)
+    for number in range(3):
+        step(lambda _part, _parts: (torch.rand(2, 5, 8), torch.rand(2, 5, 3)), number)
+    state = step.state_dict()
+    mask = torch.full((5, 5), -torch.inf).triu(1)
+    assert torch.equal(state["net"]["blocks.0.mask"], mask)
+    assert torch.equal(state["ema"]["blocks.1.mask"], mask)
+
+
+def test_a_buffer_that_became_nan_is_never_saved() -> None:
+    step = make_causal_step()
+    step.net.get_buffer("blocks.1.mask").fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"buffer blocks\.1\.mask became NaN.*not saved"):
         step.state_dict()
