@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from elasticnet._compare import largest_difference, same_bits
 from elasticnet._copies import detached_copy
+from elasticnet._kept import KeptTensors, OverwrittenError, copied
 from elasticnet.recompute import recomputed
 from elasticnet.taps import resolve_depth, resolve_depths, resolve_taps
 
 HEAD_SKIPS = (None, "stem", "input")
 RESERVED_WORDS = ("depth", "taps")
 """The keyword arguments of `net(x, ...)` that are never part of the context."""
+HOOK_REMEDY = (
+    "It must return a Taps, or None to change nothing. "
+    "A hook that changes each prediction belongs on the head"
+)
 
 CallBlock = Callable[[nn.Module, Any, Any, int], tuple[Any, Any]]
 
@@ -55,6 +61,18 @@ class TapReport(NamedTuple):
     output_shape: tuple[int, ...] | None
     finite: bool
     problem: str | None
+
+
+class _PassState(NamedTuple):
+    """What all parts of one pass share.
+
+    Attributes:
+        skip: What the head takes beside the features. None: it takes the features alone.
+        kept: What no part may overwrite.
+    """
+
+    skip: Any
+    kept: KeptTensors
 
 
 class Origin(NamedTuple):
@@ -105,6 +123,9 @@ class ElasticWrapper(nn.Module):
             the plain call of a block; `index` counts from 0.
         checkpoint_blocks: Whether training recomputes each block in the backward pass instead of
             keeping its activations.
+        copy_features: Whether stem, blocks, adapters and head get copies. Needed if one of them
+            changes in place what it is given, such as a head that begins with
+            `nn.ReLU(inplace=True)`: without it, that is an error.
 
     Attributes:
         taps: The depths that carry a prediction, sorted, the deepest last.
@@ -131,6 +152,7 @@ class ElasticWrapper(nn.Module):
         prefix_tokens: int = 0,
         call_block: CallBlock | None = None,
         checkpoint_blocks: bool = False,
+        copy_features: bool = False,
     ) -> None:
         super().__init__()
         blocks = list(body_blocks)
@@ -156,6 +178,7 @@ class ElasticWrapper(nn.Module):
         self.prefix_tokens = prefix_tokens
         self.call_block = call_block
         self.checkpoint_blocks = checkpoint_blocks
+        self.copy_features = copy_features
         self.default_depth = self.taps[-1]
         self.origin: Origin | None = None
         self._stem_takes_any_keyword = _takes_any_keyword(stem)
@@ -214,13 +237,13 @@ class ElasticWrapper(nn.Module):
             return self._run_all_taps(x, resolve_depths(taps, self.taps), keywords)
 
         last_depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
-        features, context, skip = self._start_pass(x, keywords)
+        features, context, state = self._start_pass(x, keywords)
         # Not self.blocks[:last_depth], because a slice makes a new ModuleList in every call.
         for block_depth, block in enumerate(self.blocks, start=1):
-            features, context = self._run_block(block, features, context, block_depth)
+            features, context = self._run_block(block, features, context, block_depth, state)
             if block_depth == last_depth:
                 break
-        (prediction,) = self._predict({last_depth: features}, skip)
+        (prediction,) = self._predict({last_depth: features}, state)
         return prediction
 
     def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **keywords: Any) -> Taps:
@@ -241,6 +264,18 @@ class ElasticWrapper(nn.Module):
         """
         taps = self.taps if depths is None else depths
         return self(x, taps=taps, **keywords)
+
+    def register_forward_hook(self, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
+        """Register a hook as for any module; it must leave a `Taps` a `Taps`.
+
+        Args:
+            hook: Called with what `net(x)` or `net(x, taps=...)` returns.
+            **options: See `torch.nn.Module.register_forward_hook`.
+
+        Returns:
+            A handle that removes the hook.
+        """
+        return super().register_forward_hook(_NetHook(hook), **options)
 
     @contextmanager
     def at_depth(self, depth: int) -> Generator[ElasticWrapper, None, None]:
@@ -411,11 +446,12 @@ class ElasticWrapper(nn.Module):
         """
         outcomes: list[_TapOutcome] = []
         with evaluating(self), torch.no_grad():
-            features, context, skip = self._start_pass(example, keywords)
+            features, context, state = self._start_pass(example, keywords, compare_values=True)
             for depth, block in enumerate(self.blocks, start=1):
-                features, context = self._run_block(block, features, context, depth)
+                features, context = self._run_block(block, features, context, depth, state)
                 if depth in self.taps:
-                    outcomes.append(self._try_tap(features, skip, depth))
+                    state.kept.keep(features, f"the features at depth {depth}")
+                    outcomes.append(self._try_tap(features, depth, state))
         # The deepest block always has a tap, so the last outcome is the deepest.
         deepest_shape = outcomes[-1].shape
         reports = [_report(outcome, deepest_shape) for outcome in outcomes]
@@ -428,24 +464,36 @@ class ElasticWrapper(nn.Module):
 
     def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
         """Run all blocks once and predict at `depths`."""
-        features, context, skip = self._start_pass(x, keywords)
+        features, context, state = self._start_pass(x, keywords)
         head_takes_all_taps = self._head_takes_all_taps()
         tap_features: dict[int, Any] = {}
         predictions: list[Any] = []
         for depth, block in enumerate(self.blocks, start=1):
-            features, context = self._run_block(block, features, context, depth)
+            features, context = self._run_block(block, features, context, depth, state)
             if depth in self.taps:
                 tap_features[depth] = features
+                state.kept.keep(features, f"the features at depth {depth}")
             if depth in depths and not head_takes_all_taps:
-                predictions += self._predict({depth: features}, skip)
+                predictions += self._predict({depth: features}, state)
         if head_takes_all_taps:
-            predictions += self._predict({depth: tap_features[depth] for depth in depths}, skip)
+            predictions += self._predict({depth: tap_features[depth] for depth in depths}, state)
         return Taps(depths, tuple(predictions), tuple(tap_features.values()))
 
-    def _start_pass(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Run the stem; return features and context for the first block, and the head's skip."""
+    def _start_pass(
+        self, x: Any, keywords: dict[str, Any], compare_values: bool = False
+    ) -> tuple[Any, Any, _PassState]:
+        """Run the stem; return features and context for the first block, and the pass's state."""
+        kept = KeptTensors(compare_values)
+        kept.keep(x, "the input")
         features, context = self._run_stem(x, keywords)
-        return features, context, self._skip_of(x, stem_output=features)
+        kept.check("the stem")
+        skip: Any = None
+        if self.head_skip == "stem":
+            skip = features
+            kept.keep(skip, "the stem's output")
+        elif self.head_skip == "input":
+            skip = x
+        return features, context, _PassState(skip, kept)
 
     def _run_stem(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Return the features and the context for the first block.
@@ -458,7 +506,7 @@ class ElasticWrapper(nn.Module):
         if self.stem is None:
             return x, keywords
 
-        output = self.stem(x, **for_stem)
+        output = self.stem(self._given(x), **for_stem)
         if not _is_tuple(output):
             return output, keywords
         if self.call_block is None:
@@ -477,44 +525,49 @@ class ElasticWrapper(nn.Module):
         # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
         return {name: value for name, value in keywords.items() if name in self._stem_keywords}
 
-    def _skip_of(self, x: Any, stem_output: Any) -> Any:
-        """Return what the head takes beside the features of a tap; None if it takes no skip."""
-        if self.head_skip == "stem":
-            return stem_output
-        if self.head_skip == "input":
-            return x
-        return None
+    def _given(self, value: Any) -> Any:
+        """Return what a part of the net is given instead of `value`: a copy if copies are asked."""
+        return copied(value) if self.copy_features else value
 
     def _run_block(
-        self, block: nn.Module, features: Any, context: Any, depth: int
+        self, block: nn.Module, features: Any, context: Any, depth: int, state: _PassState
     ) -> tuple[Any, Any]:
         """Return the features at a depth, which `block` computes, and the next block's context."""
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
+        if recompute:
+            state.kept.keep(features, f"the features at depth {depth - 1}, for the backward pass,")
+        features = self._given(features)
         if self.call_block is not None:
             call_block = self.call_block
             if recompute:
                 call_block = recomputed(call_block, module=block)
             index = depth - 1  # call_block counts blocks from 0
-            return call_block(block, features, context, index)
+            features, context = call_block(block, features, context, index)
+        else:
+            run = recomputed(block, module=block) if recompute else block
+            features = self._without_extras(run(features))
+        state.kept.check(f"block {depth} ({type(block).__name__})")
+        return features, context
 
-        run = recomputed(block, module=block) if recompute else block
-        output = run(features)
-        if _is_tuple(output):
-            self._blocks_return_tuples = True  # read by to_sequential
-            output = output[0]
-        return output, context
+    def _without_extras(self, output: Any) -> Any:
+        """Return the features in a block's output: the first entry if that is a tuple."""
+        if not _is_tuple(output):
+            return output
+        self._blocks_return_tuples = True  # read by to_sequential
+        return output[0]
 
     def _head_takes_all_taps(self) -> bool:
         """Whether one call of the head makes the predictions of several taps."""
         return getattr(self.head, "takes_all_taps", False) is True
 
-    def _predict(self, features: Mapping[int, Any], skip: Any) -> tuple[Any, ...]:
+    def _predict(self, features: Mapping[int, Any], state: _PassState) -> tuple[Any, ...]:
         """Return the head's outputs for the features of one tap, or of several, by depth."""
         try:
             adapted = tuple(self._adapted(depth, each) for depth, each in features.items())
-            if not self._head_takes_all_taps():
-                return tuple(self._call_head(each, skip) for each in adapted)
-            predictions = self._call_head(adapted, skip)
+            if self._head_takes_all_taps():
+                predictions = self._call_head(adapted, state.skip)
+            else:
+                predictions = tuple(self._call_head(each, state.skip) for each in adapted)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -524,10 +577,16 @@ class ElasticWrapper(nn.Module):
                 f"the head has takes_all_taps and returned a {type(predictions).__name__}: "
                 f"expected a tuple of {len(features)} predictions, one for each tap"
             )
+        depths = ", ".join(str(depth) for depth in features)
+        adapted_depths = [depth for depth in features if str(depth) in self.adapters]
+        writer = "the head or its adapter" if adapted_depths else "the head"
+        state.kept.check(f"{writer} at depth {depths}")
+        state.kept.keep(predictions, f"the prediction at depth {depths}")
         return predictions
 
     def _adapted(self, depth: int, features: Any) -> Any:
         """Return what the head takes at a tap: its features, through its adapter if it has one."""
+        features = self._given(features)
         name = str(depth)
         return self.adapters[name](features) if name in self.adapters else features
 
@@ -535,7 +594,7 @@ class ElasticWrapper(nn.Module):
         """Return the head's output; the head takes a skip if the net has `head_skip`."""
         if self.head_skip is None:
             return self.head(features)
-        return self.head(features, skip)
+        return self.head(features, self._given(skip))
 
     # --- truncate, with_taps, grow and check
 
@@ -557,6 +616,7 @@ class ElasticWrapper(nn.Module):
             prefix_tokens=self.prefix_tokens,
             call_block=self.call_block,
             checkpoint_blocks=self.checkpoint_blocks,
+            copy_features=self.copy_features,
         )
         # The net and its two containers are new; every other module keeps its own mode.
         net.training = self.training
@@ -591,34 +651,36 @@ class ElasticWrapper(nn.Module):
         """Raise unless the blocks deeper than `old_depth` change neither features nor output."""
         old_blocks = self.blocks[:old_depth]
         new_blocks = self.blocks[old_depth:]
-        features, context, skip = self._start_pass(example, keywords)
+        features, context, state = self._start_pass(example, keywords)
         for depth, block in enumerate(old_blocks, start=1):
-            features, context = self._run_block(block, features, context, depth)
+            features, context = self._run_block(block, features, context, depth, state)
 
         # Copies, because the head, or a new block, may change what it takes in place.
-        expected = self._predict({old_depth: features.clone()}, skip)
+        expected = self._predict({old_depth: copied(features)}, state)
         for index, block in enumerate(new_blocks):
-            before = features.clone()
+            before = copied(features)
             depth = old_depth + index + 1
-            features, context = self._run_block(block, features, context, depth)
+            features, context = self._run_block(block, features, context, depth, state)
             problem = _not_identity(before, features)
             if problem is not None:
                 name = _new_block_name(index, block)
                 raise ValueError(f"grow: {name} is not the identity: {problem}")
 
         new_depth = len(self.blocks)
-        if not same_bits(expected, self._predict({new_depth: features}, skip)):
+        if not same_bits(expected, self._predict({new_depth: features}, state)):
             raise ValueError(
                 "grow: the adapters of the new taps change the prediction: "
                 "make them equal to the deepest tap's"
             )
 
-    def _try_tap(self, features: Tensor, skip: Any, depth: int) -> _TapOutcome:
+    def _try_tap(self, features: Tensor, depth: int, state: _PassState) -> _TapOutcome:
         """Return what the head makes of one tap, whether it takes it or not."""
         output: Any = None
         rejection: str | None = None
         try:
-            (output,) = self._predict({depth: features}, skip)
+            (output,) = self._predict({depth: features}, state)
+        except OverwrittenError:
+            raise
         except RuntimeError as error:
             rejection = str(error)
         return _TapOutcome(
@@ -629,6 +691,34 @@ class ElasticWrapper(nn.Module):
             output_shape=tuple(output.shape) if isinstance(output, Tensor) else None,
             rejection=rejection,
         )
+
+
+class _NetHook:
+    """A forward hook on an elastic net. If it takes a `Taps` for a tensor, it is named.
+
+    Args:
+        hook: The hook that was registered.
+    """
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self.hook = hook
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what the hook returns."""
+        output = arguments[-1]
+        if not isinstance(output, Taps):
+            return self.hook(*arguments)
+        try:
+            result = self.hook(*arguments)
+        except (AttributeError, TypeError) as error:
+            raise TypeError(f"{self._description()} raised: {error}. {HOOK_REMEDY}") from error
+        if result is not None and not isinstance(result, Taps):
+            returned = type(result).__name__
+            raise TypeError(f"{self._description()} returned a {returned}. {HOOK_REMEDY}")
+        return result
+
+    def _description(self) -> str:
+        return f"the forward hook {_name_of(self.hook)} got a Taps, from net(x, taps=...), and"
 
 
 class _IntoTuple(nn.Module):
@@ -746,6 +836,11 @@ def _named_keywords(stem: nn.Module | None) -> frozenset[str]:
     keyword_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = _parameters_behind_input(stem)
     return frozenset(parameter.name for parameter in parameters if parameter.kind in keyword_kinds)
+
+
+def _name_of(hook: Any) -> str:
+    """Return what messages call a hook."""
+    return getattr(hook, "__qualname__", type(hook).__qualname__)
 
 
 def _check_reserved_words(stem: nn.Module | None) -> None:

@@ -25,6 +25,7 @@ CORE = {
     "_compare",
     "_copies",
     "_figure_text",
+    "_kept",
     "_files",
     "_lazy",
     "_tables",
@@ -38,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "_compare": set(),
     "_copies": set(),
     "_figure_text": set(),
+    "_kept": {"_compare"},
     "_files": set(),
     "_lazy": set(),
     "_tables": set(),
@@ -47,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "loss_weights": set(),
     "losses": {"taps", "distillation", "loss_weights"},  # and not wrapper: neither knows the other
     "recompute": {"_compare"},
-    "wrapper": {"taps", "recompute", "_compare", "_copies"},
+    "wrapper": {"taps", "recompute", "_compare", "_copies", "_kept"},
     "registry": {"wrapper"},
     "checkpoint": {"taps", "wrapper", "registry", "_copies", "_files", "_lazy"},
     "card": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elasticnet._compare import largest_difference, same_bits
+from elasticnet._kept import OverwrittenError
 from elasticnet.distillation import position_axes
 from elasticnet.retrofit.graph import cut
 from elasticnet.retrofit.kept_attributes import attributes_put_back
 from elasticnet.retrofit.tracing import said_of_assignments
 from elasticnet.taps import resolve_taps
 from elasticnet.wrapper import ElasticWrapper, evaluating
+
+logger = logging.getLogger(__name__)
 
 LAYOUTS = {3: "b n c", 4: "b c h w", 5: "b c t h w"}  # by the number of axes
 POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}  # by the number of position axes
@@ -45,6 +49,8 @@ class Split(NamedTuple):
         adapters: New modules by depth, for taps whose shape the head does not take.
         call_block: How a block is called that takes more than x; see `ElasticWrapper`.
         head_skip: What the head takes beside the features: "input", "stem" or nothing.
+        copy_features: Whether the parts get copies, because one of them changes in place what it
+            is given; see `ElasticWrapper`.
     """
 
     stem: nn.Module
@@ -55,6 +61,7 @@ class Split(NamedTuple):
     adapters: Mapping[int, nn.Module] = {}
     call_block: Callable[..., tuple[Any, Any]] | None = None
     head_skip: str | None = None
+    copy_features: bool = False
 
     def wrap(
         self, taps: Iterable[int] | None = None, checkpoint_blocks: bool = False
@@ -79,6 +86,7 @@ class Split(NamedTuple):
             prefix_tokens=self.prefix_tokens,
             call_block=self.call_block,
             checkpoint_blocks=checkpoint_blocks,
+            copy_features=self.copy_features,
         )
 
 
@@ -209,6 +217,7 @@ def assemble(
         call_block=parts.call_block,
         head_skip=parts.head_skip,
     )
+    split_model = _with_copies_if_needed(split_model, example)
     _verify_and_name_assignments(split_model, model, example, parts.assigned)
 
     # the axes of the features, and adapters for those that differ
@@ -222,7 +231,6 @@ def assemble(
 
     net = split_model.wrap()
     _check_head(net, example, last_shape=tuple(features[-1].shape))
-    _check_in_place(net, example)
     return split_model
 
 
@@ -250,15 +258,16 @@ def _check_head(net: ElasticWrapper, example: Any, last_shape: tuple[int, ...]) 
         )
 
 
-def _check_in_place(net: ElasticWrapper, example: Any) -> None:
-    """Refuse a head that changes the features: then the next block gets others than without it."""
-    with evaluating(net), torch.no_grad():
-        with_all_taps = net.forward_taps(example).predictions[-1]
-        if not same_bits(with_all_taps, net(example)):
-            raise ValueError(
-                "the head changes the features in place: "
-                "build the model without in-place activations"
-            )
+def _with_copies_if_needed(split_model: Split, example: Any) -> Split:
+    """Let the parts get copies if one of them overwrites what a pass with all taps keeps."""
+    try:
+        split_model.wrap().check(example)
+    except OverwrittenError as error:
+        logger.warning("%s. This split does so by itself", error)
+        return split_model._replace(copy_features=True)
+    except PART_ERRORS:
+        pass  # `verify` runs the parts again, and says what is wrong
+    return split_model
 
 
 def _adapters(features: Sequence[Tensor], layout: str, prefix_tokens: int) -> dict[int, nn.Module]:

@@ -290,7 +290,7 @@ class Branching(Chain):
 
 
 class InPlace(Chain):
-    """Its head works in place, so that the tap before would not be what the next block gets."""
+    """Its head works in place, so that a block behind a tap would get other features."""
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         x = self.conv_in(x)
@@ -373,7 +373,6 @@ class Hidden(Chain):
             Branching,
             r"torch\.fx cannot trace the forward around body\.2: symbolically traced variables",
         ),
-        (InPlace, "the head changes the features in place"),
         (Shared, r"body\.2 takes more than the output of the block before it: model\.body\.0"),
         (Rootless, r"body\.0: its first argument is not made from the input"),
         (Parallel, r"body\.1: its first argument is not made from the block before it"),
@@ -423,3 +422,16 @@ def test_a_path_for_each_block_leaves_the_rest_to_stem_and_head() -> None:
     assert list(net.blocks) == [model.body[1], model.body[2]]
     with torch.no_grad():
         assert torch.equal(net(X), model(X))
+
+
+def test_a_head_that_works_in_place_gets_copies(caplog: pytest.LogCaptureFixture) -> None:
+    model = InPlace().eval()
+    parts = split(model, "body", X)
+    assert "the head at depth 1 writes in place into the features at depth 1" in caplog.text
+    assert parts.copy_features
+    net = parts.wrap()
+    with torch.no_grad():
+        taps = net(X, taps=net.taps)
+        for depth, prediction in zip(*taps[:2], strict=True):
+            assert torch.equal(net(X, depth=depth), prediction)
+        assert torch.equal(taps.predictions[-1], model(X))

@@ -1,0 +1,119 @@
+"""The tensors that a pass of a network keeps, and a check that no module overwrites them.
+
+A pass keeps its input, and the features and predictions of its taps. A module that changes in
+place what it is given, such as one that begins with `nn.ReLU(inplace=True)`, overwrites them: they
+are then no longer what the stem, a block or the head had returned.
+
+PyTorch counts the writes into a tensor and its views (`tensor._version`), so that most of them are
+found at no cost. It does not count writes by `tensor.data`, nor those into tensors made in
+`torch.inference_mode`. A comparison of values finds these, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from elasticnet._compare import same_bits
+
+
+class OverwrittenError(RuntimeError):
+    """A module wrote in place into a tensor that the pass keeps."""
+
+
+class KeptTensor(NamedTuple):
+    """One tensor that a pass keeps.
+
+    Attributes:
+        name: What messages call it.
+        tensor: The tensor itself.
+        version: How often it was written to before it was kept. None: PyTorch does not count.
+        copy: The values that it had when it was kept. None: values are not compared.
+    """
+
+    name: str
+    tensor: Tensor
+    version: int | None
+    copy: Tensor | None
+
+    def is_overwritten(self) -> bool:
+        """Return whether the tensor was written to since it was kept."""
+        if self.version is not None and self.tensor._version != self.version:
+            return True
+        return self.copy is not None and not same_bits(self.tensor, self.copy)
+
+
+class KeptTensors:
+    """All tensors that one pass keeps.
+
+    Args:
+        compare_values: Whether to copy each tensor, and to compare its values with the copy.
+    """
+
+    def __init__(self, compare_values: bool = False) -> None:
+        self._compare_values = compare_values
+        self._kept: list[KeptTensor] = []
+
+    def keep(self, value: Any, name: str) -> None:
+        """Keep a value as it is now.
+
+        Args:
+            value: A tensor, or a nest of lists, tuples and dicts; tensors in anything else are
+                ignored.
+            name: What messages call it.
+        """
+        for tensor in tensors_in(value):
+            version = _version_of(tensor)
+            copy = tensor.clone() if self._compare_values else None
+            if version is not None or copy is not None:
+                self._kept.append(KeptTensor(name, tensor, version, copy))
+
+    def check(self, writer: str) -> None:
+        """Raise if a kept tensor was written to since it was kept.
+
+        Args:
+            writer: What messages call the module that ran last.
+
+        Raises:
+            OverwrittenError: A kept tensor was written to.
+        """
+        for kept in self._kept:
+            if kept.is_overwritten():
+                raise OverwrittenError(
+                    f"{writer} writes in place into {kept.name}, which the pass still needs: "
+                    "build it without in-place operations, or pass copy_features=True to "
+                    "ElasticWrapper, so that it gets copies"
+                )
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in a nest of lists, tuples and dicts.
+
+    Args:
+        value: A tensor, a nest of tensors, or any other value.
+    """
+    if isinstance(value, Tensor):
+        return [value]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def copied(value: Any) -> Any:
+    """Return a nest of the same kind in which every tensor is a copy, with its gradient.
+
+    Args:
+        value: A tensor, a nest of tensors in lists, tuples and dicts, or any other value.
+    """
+    return tree_map_only(Tensor, torch.clone, value)
+
+
+def _version_of(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written to; None if PyTorch does not count."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        return tensor._version
+    except Exception:  # a tensor made in inference mode, or another kind without a counter
+        return None
