@@ -53,6 +53,7 @@ from elasticnet.sr.benchmark import (
 from elasticnet.sr.benchmark.figures import elastic_curve
 from elasticnet.sr.data import PairSet
 from elasticnet.sr.data.image_record import keep_image_record
+from elasticnet.sr.data.pair_set import listing
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.models.convert import BUILDERS, load_official, read_official
@@ -681,8 +682,10 @@ def load_images(
             cache=images.cache,
         )
         for name, pairs in sets:
-            for image, reason in pairs.skipped:
-                processes.say(f"image left out: {name} {image}: {reason}")
+            if pairs.skipped:
+                processes.say(
+                    f"{name}: images left out: {len(pairs.skipped)}{listing(pairs.skipped)}"
+                )
         return training, sets
     return training, [("validation", scorable(validation))]
 
@@ -708,8 +711,9 @@ def write_report(
     for name, pairs in sets:
         rows = [row for row in result.rows if row.data == name]
         text += report_set(options, folder, name, pairs, rows, nets["elastic"].taps)
-    for each in result.skipped:
-        text += f"\nleft out: {each.data} {each.image}: {each.reason}\n"
+    if result.skipped:
+        named = [(f"{each.data} {each.image}", each.reason) for each in result.skipped]
+        text += f"\nimages left out: {len(named)}{listing(named)}\n"
 
     write_atomic(folder / "table.md", text)
     values = {

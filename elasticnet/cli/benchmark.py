@@ -92,6 +92,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--degradation",
+        type=_degradation,
         choices=DEGRADATIONS,
         default="BI",
         help="how low-resolution images are made where the data set has none: bicubic (BI, "
@@ -117,6 +118,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="of the noise of DN, on the 0..255 scale; default: 30",
     )
     add_cache(group)
+
+
+def _degradation(text: str) -> str:
+    """The value of --degradation; whoever means one of DIV2K's tracks is told how to say so."""
+    if text in TRACKS:
+        raise argparse.ArgumentTypeError(f"{text!r} is one of DIV2K's tracks: write --track {text}")
+    return text
 
 
 def _add_scoring(parser: argparse.ArgumentParser) -> None:
@@ -386,6 +394,7 @@ def _make_folders(options: argparse.Namespace) -> None:
 
 
 def _report_skipped(skipped: Sequence[Skipped]) -> None:
-    print(f"elasticnet: images left out: {len(skipped)}", file=sys.stderr)
-    for each in skipped:
-        print(f"  {each.data} x{each.scale} {each.image}: {each.reason}", file=sys.stderr)
+    from elasticnet.sr.data.pair_set import listing
+
+    named = [(f"{each.data} x{each.scale} {each.image}", each.reason) for each in skipped]
+    print(f"elasticnet: images left out: {len(named)}{listing(named)}", file=sys.stderr)

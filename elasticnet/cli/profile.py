@@ -307,8 +307,10 @@ def _report_skipped(quality: Quality | None) -> int:
     """Name the images that were left out; return the exit status."""
     if quality is None or not quality.skipped:
         return 0
-    for image, reason in quality.skipped:
-        print(f"elasticnet: image left out: {image}: {reason}", file=sys.stderr)
+    from elasticnet.sr.data.pair_set import listing
+
+    skipped = quality.skipped
+    print(f"elasticnet: images left out: {len(skipped)}{listing(skipped)}", file=sys.stderr)
     return 1
 
 

@@ -103,6 +103,12 @@ def test_a_checkpoint_in_the_place_of_data_is_refused(place, capsys):
     assert capsys.readouterr().err.endswith(expected)
 
 
+def test_a_track_as_degradation_is_told_how_to_be_written(place, capsys):
+    with pytest.raises(SystemExit):
+        score("--degradation", "unknown")
+    assert "'unknown' is one of DIV2K's tracks: write --track unknown" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="shells are POSIX's here")
 def test_a_closed_pipe_is_quiet(place):
     command = " ".join([*COMMAND, "benchmark --data photos --scale 2 --no-cache"])

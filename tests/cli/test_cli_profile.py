@@ -128,7 +128,7 @@ def test_an_image_that_cannot_be_used_is_named(file, photos, capsys):
         main(["profile", str(file), *QUICK, "--no-memory", "--no-store", "--data", str(photos)])
         == 1
     )
-    assert "elasticnet: image left out: tiny" in capsys.readouterr().err
+    assert "elasticnet: images left out: 1\n  tiny: " in capsys.readouterr().err
 
 
 def test_a_custom_net_is_sent_to_python(tmp_path, capsys):

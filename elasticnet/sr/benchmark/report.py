@@ -25,7 +25,7 @@ from elasticnet.sr.benchmark.scores import (
     bicubic,
     predict_depths,
 )
-from elasticnet.sr.data.pair_set import PairSet
+from elasticnet.sr.data.pair_set import MAX_LISTED, PairSet
 from elasticnet.sr.inference.scale import scale_of
 from elasticnet.wrapper import ElasticWrapper
 
@@ -200,8 +200,10 @@ def write_report(
     nets = [(title, net)]
     result = benchmark(nets, [(name, pairs)], device=device, progress=True)
     text = page(result, title)
-    for each in result.skipped:
+    for each in result.skipped[:MAX_LISTED]:
         text += f"\nleft out: {each.image}: {each.reason}\n"
+    if len(result.skipped) > MAX_LISTED:
+        text += f"\nleft out: {len(result.skipped)} in all; table.json names them\n"
     write_atomic(Path(folder, "table.md"), text)
     baseline, *rows = (row._asdict() for row in result.rows)
     content = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from elasticnet.sr.benchmark.scores import bicubic
 from elasticnet.sr.data.folder_layouts import find_layout
 from elasticnet.sr.data.loading import load_pairs
-from elasticnet.sr.data.pair_set import PairSet, Skipped
+from elasticnet.sr.data.pair_set import MAX_LISTED, PairSet, Skipped, listing
 from elasticnet.sr.data.read_rgb import ImageError
 from elasticnet.sr.metrics import SSIM_WINDOW, psnr_y, shave_for
 
@@ -120,8 +120,7 @@ def without_unscorable(
         return pairs
     skipped = sorted([*pairs.skipped, *unscorable])
     if not scored:
-        listing = "".join(f"\n  {each.name}: {each.reason}" for each in skipped)
-        raise ImageError(f"none of the {len(skipped)} images can be scored:{listing}")
+        raise ImageError(f"none of the {len(skipped)} images can be scored:{listing(skipped)}")
     chosen = pairs.subset(scored)
     chosen.skipped = skipped
     return chosen
@@ -164,9 +163,11 @@ def scorable(pairs: PairSet, *, protocol: str = "matlab-y") -> PairSet:
     """
     chosen = without_unscorable(pairs, protocol=protocol)
     already_named = set(pairs.skipped)
-    for each in chosen.skipped:
-        if each not in already_named:
-            logger.warning("validation image left out: %s: %s", each.name, each.reason)
+    skipped = [each for each in chosen.skipped if each not in already_named]
+    for each in skipped[:MAX_LISTED]:
+        logger.warning("validation image left out: %s: %s", each.name, each.reason)
+    if len(skipped) > MAX_LISTED:
+        logger.warning("validation images left out: %d in all", len(skipped))
     return chosen
 
 

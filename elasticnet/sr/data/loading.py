@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
 from elasticnet.sr.data.decoded_cache import built_for_once, cache_places, open_or_build
 from elasticnet.sr.data.decoding import HR_FILE, LR_FILE, write_decoded
 from elasticnet.sr.data.folder_layouts import Pair, find_files
-from elasticnet.sr.data.pair_set import PairSet, Skipped, open_pixels
+from elasticnet.sr.data.pair_set import PairSet, Skipped, listing, open_pixels
 from elasticnet.sr.data.read_rgb import ImageError
 
 CACHE_FORMAT = 2  # raised when the same file gives other pixels; 2: the main page of a TIFF
@@ -52,7 +52,8 @@ def load_pairs(
     says which.
 
     An image is left out if it cannot be read, does not fit its LR file, or is smaller than
-    `min_size`. One warning lists these images, and `.skipped` of the result holds them.
+    `min_size`. One warning counts these images and names the first ones, and `.skipped` of the
+    result holds them all.
 
     Args:
         root: A data set in one of the layouts of `find_layout`.
@@ -114,7 +115,7 @@ def load_pairs(
         raise _nothing_left(root, pairs.skipped)
     if pairs.skipped:
         left_out = f"left out {len(pairs.skipped)} of {len(files)} images of {root}:"
-        warnings.warn(left_out + _listing(pairs.skipped), stacklevel=2)
+        warnings.warn(left_out + listing(sorted(pairs.skipped)), stacklevel=2)
     return pairs
 
 
@@ -270,12 +271,7 @@ def _align_array(name: str, image: np.ndarray, settings: LrSettings) -> AlignedP
         raise ImageError(f"image {name!r}: {error}") from None
 
 
-def _listing(skipped: Iterable[tuple[str, str]]) -> str:
-    """Return a line for each image that was left out, the line break before it."""
-    return "".join(f"\n  {name}: {reason}" for name, reason in sorted(skipped))
-
-
 def _nothing_left(root: Path, skipped: Sequence[tuple[str, str]]) -> ImageError:
     return ImageError(
-        f"none of the {len(skipped)} images of {root} can be used:{_listing(skipped)}"
+        f"none of the {len(skipped)} images of {root} can be used:{listing(sorted(skipped))}"
     )

@@ -11,6 +11,8 @@ import numpy as np
 
 from elasticnet.memory import free_memory
 
+MAX_LISTED = 5  # images that a message names
+
 
 class Skipped(NamedTuple):
     """An image that was left out.
@@ -22,6 +24,27 @@ class Skipped(NamedTuple):
 
     name: str
     reason: str
+
+
+def listing(skipped: Iterable[tuple[str, str]]) -> str:
+    """Return a line for each of the first images that were left out, and how many more there are.
+
+    Args:
+        skipped: (name, reason) of each.
+
+    Returns:
+        At most six lines, each with its line break and two spaces in front.
+
+    Example:
+        >>> listing([("a", "cannot be read"), ("b", "is too small")])
+        '\\n  a: cannot be read\\n  b: is too small'
+    """
+    everything = list(skipped)
+    text = "".join(f"\n  {name}: {reason}" for name, reason in everything[:MAX_LISTED])
+    num_others = len(everything) - MAX_LISTED
+    if num_others > 0:
+        text += f"\n  and {num_others} more"
+    return text
 
 
 class PairSet:

@@ -119,6 +119,14 @@ def test_an_image_of_one_colour_cannot_be_scored(gray, caplog):
     assert "validation image left out: even: it has one colour" in caplog.text
 
 
+def test_many_images_that_cannot_be_scored_are_counted(caplog):
+    flat = {f"even{index}": (9, 9) for index in range(12)}
+    chosen = scorable(flat_pairs({**flat, "other": (100, 104)}))
+    assert len(chosen.skipped) == 12
+    assert len(caplog.messages) == 6
+    assert caplog.messages[-1] == "validation images left out: 12 in all"
+
+
 def test_flat_images_that_are_not_reproduced_are_scored():
     pairs = flat_pairs({"darker": (100, 101), "other": (100, 104)})
     assert scorable(pairs) is pairs

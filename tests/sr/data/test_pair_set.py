@@ -17,6 +17,7 @@ from elasticnet.sr.data import (
     pair_set,
     pairs_from_arrays,
 )
+from elasticnet.sr.data.pair_set import listing
 from elasticnet.sr.degrade import modcrop
 
 
@@ -80,3 +81,11 @@ def test_a_set_that_does_not_fit_stays_mapped(
 def test_a_set_in_memory_is_returned_itself() -> None:
     pairs = pairs_from_arrays({"image": noise(8, 8)}, 2)
     assert pairs.in_memory(0) is pairs
+
+
+def test_a_listing_names_the_first_five_and_counts_the_others():
+    many = [(f"s{index:04}", "too small") for index in range(4000)]
+    lines = listing(many).splitlines()
+    assert lines[1:] == [*(f"  s000{index}: too small" for index in range(5)), "  and 3995 more"]
+    assert listing(many[:5]).count("\n") == 5
+    assert listing([]) == ""
