@@ -487,13 +487,14 @@ class ElasticWrapper(nn.Module):
         kept.keep(x, "the input")
         features, context = self._run_stem(x, keywords)
         kept.check("the stem")
-        skip: Any = None
+
+        skip = None
+        if self.head_skip == "input":
+            skip = x
         if self.head_skip == "stem":
             skip = features
-            kept.keep(skip, "the stem's output")
-        elif self.head_skip == "input":
-            skip = x
-        return features, context, _PassState(skip, kept)
+            kept.keep(features, "the stem's output")
+        return features, context, _PassState(skip=skip, kept=kept)
 
     def _run_stem(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Return the features and the context for the first block.
@@ -525,76 +526,77 @@ class ElasticWrapper(nn.Module):
         # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
         return {name: value for name, value in keywords.items() if name in self._stem_keywords}
 
-    def _given(self, value: Any) -> Any:
-        """Return what a part of the net is given instead of `value`: a copy if copies are asked."""
-        return copied(value) if self.copy_features else value
-
     def _run_block(
         self, block: nn.Module, features: Any, context: Any, depth: int, state: _PassState
     ) -> tuple[Any, Any]:
         """Return the features at a depth, which `block` computes, and the next block's context."""
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         if recompute:
+            # The backward pass will run the block again, on these features.
             state.kept.keep(features, f"the features at depth {depth - 1}, for the backward pass,")
-        features = self._given(features)
+
+        given = self._given(features)
         if self.call_block is not None:
             call_block = self.call_block
             if recompute:
                 call_block = recomputed(call_block, module=block)
             index = depth - 1  # call_block counts blocks from 0
-            features, context = call_block(block, features, context, index)
+            features, context = call_block(block, given, context, index)
         else:
             run = recomputed(block, module=block) if recompute else block
-            features = self._without_extras(run(features))
+            features = self._features_in(run(given))
         state.kept.check(f"block {depth} ({type(block).__name__})")
         return features, context
 
-    def _without_extras(self, output: Any) -> Any:
+    def _features_in(self, output: Any) -> Any:
         """Return the features in a block's output: the first entry if that is a tuple."""
         if not _is_tuple(output):
             return output
         self._blocks_return_tuples = True  # read by to_sequential
         return output[0]
 
-    def _head_takes_all_taps(self) -> bool:
-        """Whether one call of the head makes the predictions of several taps."""
-        return getattr(self.head, "takes_all_taps", False) is True
-
     def _predict(self, features: Mapping[int, Any], state: _PassState) -> tuple[Any, ...]:
-        """Return the head's outputs for the features of one tap, or of several, by depth."""
+        """Return the predictions at one tap, or at several, from their features by depth."""
         try:
-            adapted = tuple(self._adapted(depth, each) for depth, each in features.items())
-            if self._head_takes_all_taps():
-                predictions = self._call_head(adapted, state.skip)
-            else:
-                predictions = tuple(self._call_head(each, state.skip) for each in adapted)
+            predictions = self._run_head(features, state.skip)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise RuntimeError(_rejection(features, error)) from error
-        if not _is_tuple(predictions) or len(predictions) != len(features):
-            raise TypeError(
-                f"the head has takes_all_taps and returned a {type(predictions).__name__}: "
-                f"expected a tuple of {len(features)} predictions, one for each tap"
-            )
-        depths = ", ".join(str(depth) for depth in features)
-        adapted_depths = [depth for depth in features if str(depth) in self.adapters]
-        writer = "the head or its adapter" if adapted_depths else "the head"
+        _check_predictions(predictions, num_taps=len(features))
+
+        depths = _listed(features)
+        has_adapter = any(str(depth) in self.adapters for depth in features)
+        writer = "the head or its adapter" if has_adapter else "the head"
         state.kept.check(f"{writer} at depth {depths}")
         state.kept.keep(predictions, f"the prediction at depth {depths}")
         return predictions
 
+    def _run_head(self, features: Mapping[int, Any], skip: Any) -> Any:
+        """Call the head once with the features of all taps, or else once a tap."""
+        adapted = tuple(self._adapted(depth, each) for depth, each in features.items())
+        if self._head_takes_all_taps():
+            return self._call_head(adapted, skip)
+        return tuple(self._call_head(each, skip) for each in adapted)
+
+    def _head_takes_all_taps(self) -> bool:
+        return getattr(self.head, "takes_all_taps", False) is True
+
     def _adapted(self, depth: int, features: Any) -> Any:
         """Return what the head takes at a tap: its features, through its adapter if it has one."""
-        features = self._given(features)
+        given = self._given(features)
         name = str(depth)
-        return self.adapters[name](features) if name in self.adapters else features
+        return self.adapters[name](given) if name in self.adapters else given
 
     def _call_head(self, features: Any, skip: Any) -> Any:
         """Return the head's output; the head takes a skip if the net has `head_skip`."""
         if self.head_skip is None:
             return self.head(features)
         return self.head(features, self._given(skip))
+
+    def _given(self, value: Any) -> Any:
+        """Return what a part is given to read: the value, or a copy in which it may write."""
+        return copied(value) if self.copy_features else value
 
     # --- truncate, with_taps, grow and check
 
@@ -814,8 +816,9 @@ def _check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int]
     """Raise unless each adapter belongs to a tap."""
     for depth in adapters:
         if type(depth) is not int or depth not in taps:  # True and 1.0 are equal to 1
-            listed = ", ".join(map(str, taps))
-            raise ValueError(f"adapter at depth {depth!r}: this net has taps at depths {listed}")
+            raise ValueError(
+                f"adapter at depth {depth!r}: this net has taps at depths {_listed(taps)}"
+            )
 
 
 def _parameters_behind_input(stem: nn.Module | None) -> list[inspect.Parameter]:
@@ -867,10 +870,23 @@ def _is_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:
     return isinstance(output, tuple)
 
 
+def _check_predictions(predictions: Any, num_taps: int) -> None:
+    """Raise unless there is a prediction for each tap; only a head that takes all taps can err."""
+    if not _is_tuple(predictions) or len(predictions) != num_taps:
+        raise TypeError(
+            f"the head has takes_all_taps and returned a {type(predictions).__name__}: "
+            f"expected a tuple of {num_taps} predictions, one for each tap"
+        )
+
+
+def _listed(depths: Iterable[int]) -> str:
+    return ", ".join(str(depth) for depth in depths)
+
+
 def _rejection(features: Mapping[int, Any], error: Exception) -> str:
     """Return what to say if the head, or an adapter, fails for the features at these depths."""
     taps = "taps" if len(features) > 1 else "tap"
-    depths = ", ".join(str(depth) for depth in features)
+    depths = _listed(features)
     found = ", ".join(_found(each) for each in features.values())
     return (
         f"the head rejects the {taps} at depth {depths}, whose features {found}: {error}. "
