@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from elasticnet.sr.matlab_random import matlab_normals
 from elasticnet.sr.pixels import to_uint8
 from elasticnet.sr.resize import imresize
 
@@ -16,6 +17,7 @@ KINDS = ("BI", "BD", "DN")
 SIGMAS = {"BD": "blur_sigma", "DN": "noise_sigma"}  # the setting of a kind that has one
 BLUR_SIGMA = 1.6  # pixels of the photograph
 NOISE_SIGMA = 30.0  # on the 0..255 scale
+NOISES = ("numpy", "matlab")  # where the noise of "DN" comes from
 BLUR_RADIUS = 3  # pixels; the Gaussian is 7x7
 
 
@@ -60,6 +62,7 @@ def degrade(
     border: str = "symmetric",
     blur_sigma: float = BLUR_SIGMA,
     noise_sigma: float = NOISE_SIGMA,
+    noise: str = "numpy",
 ) -> np.ndarray:
     """Return the low-resolution image of a photograph.
 
@@ -74,28 +77,34 @@ def degrade(
     At scale 1 nothing is made smaller: "BI" is the photograph itself, "BD" the blurred and "DN" the
     noisy one.
 
-    MATLAB's random numbers cannot be reproduced, so published values of DN are met on average only.
+    The noise of published values of "DN" is that of MATLAB's `randn('seed', 0)`, set before every
+    image: `noise="matlab"` makes the same images. NumPy's noise meets these values on average only.
 
     Args:
         image: uint8 of shape (height, width) or (height, width, channels), 0..255.
         kind: "BI", "BD" or "DN".
         scale: By how much to make the image smaller, a positive whole number.
-        seed: Of the noise of "DN", which is `numpy.random.default_rng(seed).standard_normal` of the
+        seed: Of NumPy's noise, which is `numpy.random.default_rng(seed).standard_normal` of the
             result's shape.
         generator: Where the noise is drawn from instead; it moves on.
         border: What lies outside the image for "BI" and "DN", as in `imresize`.
         blur_sigma: Standard deviation of the Gaussian of "BD", in pixels of the photograph.
         noise_sigma: Standard deviation of the noise of "DN", on the 0..255 scale.
+        noise: Where the noise of "DN" comes from: "numpy", or "matlab", which is the same for all
+            images of a size and takes neither a seed nor a generator.
 
     Returns:
         uint8 of shape (height // scale, width // scale), and channels.
 
     Raises:
         TypeError: The image is no NumPy array of uint8.
-        ValueError: The image's shape, the kind, the scale, the border or a sigma is wrong.
+        ValueError: The image's shape, the kind, the scale, the border, a sigma or the noise is
+            wrong.
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
+    if noise not in NOISES:
+        raise ValueError(f"noise {noise!r}: expected one of {', '.join(NOISES)}")
     _check_sigma("blur_sigma", blur_sigma)
     _check_sigma("noise_sigma", noise_sigma)
     image = modcrop(image, scale)
@@ -108,9 +117,12 @@ def degrade(
     low = imresize(image, size=(image.shape[0] // scale, image.shape[1] // scale), border=border)
     if kind == "BI":
         return low
-    if generator is None:
-        generator = np.random.default_rng(seed)
-    return to_uint8(low + noise_sigma * generator.standard_normal(low.shape))
+    if noise == "matlab":
+        normals = matlab_normals(low.shape)
+    else:
+        generator = generator or np.random.default_rng(seed)
+        normals = generator.standard_normal(low.shape)
+    return to_uint8(low + noise_sigma * normals)
 
 
 def given_sigmas(

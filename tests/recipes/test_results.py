@@ -141,13 +141,37 @@ def a_record(seed: int = 0, **options: object) -> dict:
     return {**record, "table": {"rows": costs}}
 
 
+def printed_bicubic(*psnrs: float) -> dict[str, dict[str, float]]:
+    """Published scores of bicubic interpolation on the three sets."""
+    return {
+        data: {"psnr": psnr, "ssim": 0.5}
+        for data, psnr in zip(("Set5", "Set14", "B100"), psnrs, strict=True)
+    }
+
+
+def test_gains_are_over_the_bicubic_of_each_side(results):
+    published = {
+        "bicubic": {scale: printed_bicubic(28.5, 26.1, 26) for scale in ("x2", "x3", "x4")},
+        "asrn": {"x4": {"Set5": {"5": 31.5}, "Set14": {"5": 28.0}}},
+        "methods": {"SRNET": {"parameters": 57000, "x4": {"Set5": 30.5, "B100": 26.9}}},
+    }
+    records = {"x2": a_record(), "x3": a_record(), "x4": a_record(), "published": published}
+    page = results.over_bicubic(records)
+    of_x4 = page.partition("| x4, gain over bicubic (dB) |")[2].splitlines()
+    assert of_x4[0] == " Set5 | Set14 | B100 |"
+    assert of_x4[2] == "| depth 1 | +0.01 | +0.01 | +0.01 |"
+    assert of_x4[6] == "| depth 5 | +0.05 (+3.00) | +0.05 (+1.90) | +0.05 |"
+    assert of_x4[7] == "| SRNET | (+2.00) |  | (+0.90) |"
+    assert page.count("SRNET") == 1
+
+
 def test_the_networks_in_the_package_stand_beside_the_published_ones(results, monkeypatch):
     monkeypatch.setattr(results, "SHIPPED", {"x4": "asrn_x4", "x4-published": "asrn_x4_published"})
     published = {
         "source": "A paper",
+        "bicubic": {"x4": printed_bicubic(28.5, 26.1, 26)},
         "asrn": {"x4": {"Set5": {"5": 31.5}}},
         "methods": {
-            "bicubic": {"x4": {"Set5": 28.5, "Set14": 26.1, "B100": 26}},
             "SRNET": {"parameters": 57000, "x4": {"Set5": 30.5, "Set14": 27.5, "B100": 26.9}},
             "x2 only": {"parameters": 1000, "x2": {}},
         },
@@ -178,7 +202,9 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
     assert page.count("| SRNET | 57K |  | (30.50) | (27.50) | (26.90) |  |  |") == 1
     assert "x2 only" not in page
     assert re.findall("patches of 48(.*); GMACs", page) == ["", ", started from asrn_x2"]
-    assert page.endswith("A paper (x4 alone). Another.")
+    assert page.endswith("In brackets: published PSNR. A paper. Another.")
+    set14 = "On Set14 published bicubic interpolation has 26.10 dB and ours 30.10, as a file"
+    assert page.count(set14) == 2
     card, other = results.cards({**records, "presets": presets()}).split("\n\n## ")
     assert other.startswith("`asrn_x4_published.safetensors`")
     assert "| network | ASRN x4, 5 blocks of 96 |" in other

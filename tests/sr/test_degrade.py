@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from elasticnet.sr.degrade import KINDS, degrade, given_sigmas, modcrop
+from elasticnet.sr.matlab_random import matlab_normals
 from elasticnet.sr.metrics import psnr_y, ssim_y
 from elasticnet.sr.resize import imresize
 
@@ -24,7 +25,12 @@ needs_data = pytest.mark.skipif(
 
 
 def bicubic_baseline(
-    kind: str, scale: int, *, round_once: bool = False, **options: Any
+    kind: str,
+    scale: int,
+    *,
+    round_once: bool = False,
+    protocol: str = "matlab-y",
+    **options: Any,
 ) -> tuple[float, float]:
     """Return mean PSNR and SSIM on Set5 of the degraded images, enlarged again by imresize.
 
@@ -43,7 +49,7 @@ def bicubic_baseline(
             )
         else:
             sr = imresize(lr, scale)
-        scores.append((psnr_y(sr, hr, scale), ssim_y(sr, hr, scale)))
+        scores.append((psnr_y(sr, hr, scale, protocol), ssim_y(sr, hr, scale, protocol)))
     return tuple(np.mean(scores, axis=0).tolist())
 
 
@@ -132,6 +138,28 @@ def test_dn_noise_has_the_stated_strength() -> None:
         noise = degrade(gray, "DN", 3, noise_sigma=sigma).astype(float) - 128
         assert noise.std() == pytest.approx(sigma, rel=0.02)
         assert noise.mean() == pytest.approx(0, abs=0.5)
+
+
+def test_matlab_s_noise_is_added_rounded_and_clipped() -> None:
+    image = photograph(30, 21)
+    low = imresize(image, size=(10, 7))
+    expected = np.clip(np.floor(low + 30 * matlab_normals((10, 7, 3)) + 0.5), 0, 255)
+    np.testing.assert_array_equal(degrade(image, "DN", 3, noise="matlab"), expected)
+    np.testing.assert_array_equal(degrade(image, "DN", 3, noise="matlab", seed=5), expected)
+
+
+@needs_data
+@pytest.mark.parametrize(("kind", "psnr", "ssim"), [("BD", 28.78, 0.8308), ("DN", 24.01, 0.5369)])
+def test_the_published_numbers_of_set5_are_met(kind: str, psnr: float, ssim: float) -> None:
+    # They stand on MATLAB's noise, and on the luma rounded to integers.
+    score = bicubic_baseline(kind, 3, protocol="imdn", noise="matlab")
+    assert round(score[0], 2) == psnr
+    assert round(score[1], 4) == ssim
+
+
+def test_noise_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="noise 'octave': expected one of numpy, matlab"):
+        degrade(photograph(9, 9), "DN", 3, noise="octave")
 
 
 def test_seeds() -> None:
