@@ -1,6 +1,16 @@
-"""Import this before torch: it sets what torch reads only once, when it is imported."""
+"""Import this before torch, in a program: it prepares for what takes seconds, and can be set once.
+
+It sets what torch reads only when it is imported, and lets Ctrl-C end the program with one line
+while torch is imported. The library itself never imports it.
+"""
+
+from __future__ import annotations
 
 import os
+import sys
+from types import TracebackType
+
+INTERRUPTED = 130  # exit status: what a shell reports after Ctrl-C
 
 # OpenMP's threads spin while they wait for each other. libgomp's default is to spin so long that
 # other work on the same cores slows a training step down many times. 1,000 turns cost nothing on an
@@ -9,3 +19,24 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+_hook_before = sys.excepthook
+
+
+def _say_interrupted(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """End a program that nothing else ends after Ctrl-C: a line in place of the traceback."""
+    if not issubclass(kind, KeyboardInterrupt):
+        _hook_before(kind, error, traceback)
+        return
+    print("interrupted", file=sys.stderr)
+    raise SystemExit(INTERRUPTED)
+
+
+def show_tracebacks() -> None:
+    """Let errors and Ctrl-C show tracebacks as if this module had not been imported."""
+    sys.excepthook = _hook_before
+
+
+sys.excepthook = _say_interrupted

@@ -6,6 +6,10 @@ and `elasticnet info` answer at once.
 
 from __future__ import annotations
 
+# First, so that Ctrl-C ends the imports below with a line, too; none of them imports torch.
+from elasticnet.before_torch import INTERRUPTED, show_tracebacks
+
+# isort: split
 import argparse
 import importlib
 import os
@@ -13,8 +17,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-# It sets what torch reads when it is imported; no module below imports torch before it runs.
-import elasticnet.before_torch  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from elasticnet.cli import benchmark, export, info, profile, recipes, upscale
 from elasticnet.cli.printable import printable
 from elasticnet.cli.signals import ended_by_signals
@@ -24,7 +26,6 @@ from elasticnet.sr.architectures import register_all
 
 COMMANDS = (info, benchmark, profile, export, upscale, recipes)
 BAD_INPUT = 2  # exit status, as argparse's own for wrong arguments
-INTERRUPTED = 130  # exit status: what a shell reports after Ctrl-C
 BROKEN_PIPE = 141  # exit status: what a shell reports of a program that wrote into a closed pipe
 
 
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except KeyboardInterrupt:
         if options.debug:
+            show_tracebacks()
             raise
         print("elasticnet: interrupted", file=sys.stderr)
         return INTERRUPTED
