@@ -25,7 +25,7 @@ class DataOptions(OptionGroup):
     under a known name; otherwise they are made.
     """
     track: Literal["bicubic", "unknown", "mild", "difficult", "wild", "x8"] | None = None
-    """Which of DIV2K's LR images are read; they have to be there."""
+    """Which of DIV2K's LR images are read, of --data and of --valid; they have to be there."""
     cache_dir: Path | None = None
     """Where decoded images are kept, so that the next start is quick. Default: beside the data set,
     or in ~/.cache/elasticnet where that cannot be written.

@@ -18,10 +18,12 @@ class AlignedPair(NamedTuple):
     Attributes:
         hr: uint8 of shape (scale * height, scale * width, 3), RGB, 0..255.
         lr: uint8 of shape (height, width, 3), RGB, 0..255.
+        notes: What the files hold and the images do not, a line each.
     """
 
     hr: np.ndarray
     lr: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
 from elasticnet.sr.data.folder_layouts import Pair
 from elasticnet.sr.data.image_files import is_broken_link
 from elasticnet.sr.data.pair_set import Skipped
-from elasticnet.sr.data.read_rgb import ImageError, read_rgb
+from elasticnet.sr.data.read_rgb import ImageError, read_rgb_with_notes
 
 HR_FILE = "hr.bin"  # the pixels of all HR images, three bytes each, as PairSet holds them
 LR_FILE = "lr.bin"
@@ -42,9 +42,12 @@ def decode_pair(pair: Pair, settings: LrSettings) -> AlignedPair | Skipped:
             target = os.readlink(path)
             return Skipped(pair.name, f"{path} is a link to {target}, which is not there")
     try:
-        hr = read_rgb(pair.hr)
-        lr = None if pair.lr is None else read_rgb(pair.lr)
-        return align(hr, lr, pair.name, settings)
+        hr, notes = read_rgb_with_notes(pair.hr)
+        lr = None
+        if pair.lr is not None:
+            lr, notes_of_lr = read_rgb_with_notes(pair.lr)
+            notes += tuple(note for note in notes_of_lr if note not in notes)
+        return align(hr, lr, pair.name, settings)._replace(notes=notes)
     except (ImageError, OSError) as error:
         return Skipped(pair.name, str(error))
 
@@ -68,12 +71,13 @@ def write_decoded(
 
     Returns:
         What a reader of the two files has to know, as JSON can hold it: "names" and "lr_sizes"
-        (height, width) of the images in the files, and "skipped", a (name, reason) for each of the
-        others.
+        (height, width) of the images in the files, "skipped", a (name, reason) for each of the
+        others, and "notes", the names of the images of which the same is to be said, by what it is.
     """
     names: list[str] = []
     lr_sizes: list[tuple[int, int]] = []
     skipped: list[Skipped] = []
+    notes: dict[str, list[str]] = {}  # to the names of images
     decoded = _map_ahead(partial(decode_pair, settings=settings), pairs)
     hidden = None if progress else True  # None: unless standard error is a terminal
     bar = tqdm(
@@ -91,9 +95,11 @@ def write_decoded(
             hr_file.write(np.ascontiguousarray(result.hr).data)
             lr_file.write(np.ascontiguousarray(result.lr).data)
             names.append(pair.name)
+            for note in result.notes:
+                notes.setdefault(note, []).append(pair.name)
             height, width = result.lr.shape[:2]
             lr_sizes.append((height, width))
-    return {"names": names, "lr_sizes": lr_sizes, "skipped": skipped}
+    return {"names": names, "lr_sizes": lr_sizes, "skipped": skipped, "notes": notes}
 
 
 def _map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -25,6 +25,7 @@ from elasticnet.sr.data.lr_folders import (
     refuse_half_copied,
     refuse_lr_as_hr,
     refuse_mixed_images,
+    unlabelled_lr_folders,
 )
 from elasticnet.sr.data.read_rgb import EXTENSIONS
 
@@ -203,16 +204,37 @@ def find_files(
     wanted = _wanted(scale, degradation, track, lr_root)
     notes: list[str] = []
     pairs = _pairs_of_layout(layout, root, split or "train", wanted, notes)
-    if track is not None and pairs[0].lr is None:
-        present = ", ".join(path.name for path in lr_folders_in(root)) or "none"
-        raise ValueError(
-            f"track {track!r}: no LR images of it at scale {scale} in {root}; its folders of LR "
-            f"images are: {present}"
-        )
+    _check_track_is_there(track, scale, root, pairs)
     # A part of DIV2K's LR images, and of those of a list, belongs to HR images that are left out.
     if layout != "div2k" and not _meta_lines(root):
         notes += _note_lr_without_hr(pairs)
+    if pairs[0].lr is None and degradation != "BI":
+        notes += _notes_of_unused_lr(root, layout, scale, degradation)
     return FoundPairs(pairs, _lr_source(root, pairs, degradation), notes)
+
+
+def _check_track_is_there(track: str | None, scale: int, root: Path, pairs: list[Pair]) -> None:
+    """Raise if LR images of a track are asked for and none were found."""
+    if track is None or pairs[0].lr is not None:
+        return
+    present = ", ".join(path.name for path in lr_folders_in(root)) or "none"
+    raise ValueError(
+        f"track {track!r}: no LR images of it at scale {scale} in {root}; its folders of LR "
+        f"images are: {present}"
+    )
+
+
+def _notes_of_unused_lr(root: Path, layout: str, scale: int, degradation: str) -> list[str]:
+    """What to say of LR images that nothing calls bicubic, where others are made in their place."""
+    if layout in ("listed", "realsr"):
+        unused = [f"the LR files that belong to the HR files of {root}"]
+    else:
+        unused = [str(folder) for folder in unlabelled_lr_folders(root, scale)]
+    return [
+        f"{each}: not used, as nothing says that these LR images were made by {degradation}; to "
+        "use them, give them by --data-lr, or leave the degradation out"
+        for each in unused
+    ]
 
 
 def _pairs_of_layout(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import numpy as np
 from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
 from elasticnet.sr.data.decoded_cache import built_for_once, cache_places, open_or_build
 from elasticnet.sr.data.decoding import HR_FILE, LR_FILE, write_decoded
-from elasticnet.sr.data.folder_layouts import Pair, find_files
+from elasticnet.sr.data.folder_layouts import FoundPairs, Pair, find_files
 from elasticnet.sr.data.pair_set import PairSet, Skipped, listing, open_pixels
 from elasticnet.sr.data.read_rgb import ImageError
 
 CACHE_FORMAT = 2  # raised when the same file gives other pixels; 2: the main page of a TIFF
+
+MAX_NAMED = 5  # images that one message names
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +94,10 @@ def load_pairs(
         blur_sigma=blur_sigma,
         noise_sigma=noise_sigma,
     )
-    # Files of "BD" or "DN" have the sigmas that they have: for given ones, LR is made.
     found = find_files(root, scale, split, degradation, track=track, lr_root=lr_root)
-    files = found.pairs
-    lr_source = found.lr_source
     if settings.sigmas and lr_root is None:
-        files = [pair._replace(lr=None) for pair in files]
-        lr_source = f"made ({degradation})"
+        found = _with_all_lr_made(found, settings)
+    files = found.pairs
     for note in found.notes:
         logger.warning("%s", note)
     root = Path(root)
@@ -108,7 +107,7 @@ def load_pairs(
         pairs = _open_cached(root, files, settings, split or "train", which_lr, cache_dir, progress)
     else:
         pairs = _decode_for_once(root, files, settings, progress)
-    pairs.lr_source = lr_source
+    pairs.lr_source = found.lr_source
     if min_size > 0:  # here and not in the cache, so that all patch sizes share one
         pairs = _without_small_images(pairs, min_size)
     if len(pairs) == 0:
@@ -174,6 +173,16 @@ def pairs_from_arrays(
     )
 
 
+def _with_all_lr_made(found: FoundPairs, settings: LrSettings) -> FoundPairs:
+    """Leave LR files out: those of "BD" or "DN" have the sigmas that they have, not given ones."""
+    notes = list(found.notes)
+    if found.pairs[0].lr is not None:
+        given = ", ".join(f"{name} {sigma:g}" for name, sigma in settings.sigmas.items())
+        notes.append(f"LR {found.lr_source}: not used, as {given} was given; LR images are made")
+    pairs = [pair._replace(lr=None) for pair in found.pairs]
+    return FoundPairs(pairs, f"made ({settings.degradation})", notes)
+
+
 def _open_cached(
     root: Path,
     files: Sequence[Pair],
@@ -206,20 +215,20 @@ def _open_cached(
         f"x{settings.scale}-{settings.degradation}",
         description,
         sources,
-        partial(_write, root=root, files=files, settings=settings, progress=progress),
+        functools.partial(_write, root=root, files=files, settings=settings, progress=progress),
         progress=progress,
     )
-    return _mapped(folder, index, settings.scale)
+    return _mapped(folder, index, root, settings.scale)
 
 
 def _decode_for_once(
     root: Path, files: Sequence[Pair], settings: LrSettings, progress: bool
 ) -> PairSet:
     """Return all pairs without a cache; the files that they are decoded into are gone already."""
-    write = partial(_write, root=root, files=files, settings=settings, progress=progress)
+    write = functools.partial(_write, root=root, files=files, settings=settings, progress=progress)
     with built_for_once(write) as (folder, index):
         # What does not fit into memory stays mapped: the disk's space is free again with the set.
-        return _mapped(folder, index, settings.scale).in_memory()
+        return _mapped(folder, index, root, settings.scale).in_memory()
 
 
 def _write(
@@ -232,8 +241,11 @@ def _write(
     return index
 
 
-def _mapped(folder: Path, index: Mapping[str, Any], scale: int) -> PairSet:
+def _mapped(folder: Path, index: Mapping[str, Any], root: Path, scale: int) -> PairSet:
     """Return the pairs that are decoded in a folder; some may be skipped."""
+    for note, names in index.get("notes", {}).items():  # caches of earlier versions have none
+        shown = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+        _warn_once(f"{root}: {note} (images: {len(names)}; {shown})")
     return PairSet(
         index["names"],
         scale,
@@ -242,6 +254,12 @@ def _mapped(folder: Path, index: Mapping[str, Any], scale: int) -> PairSet:
         hr_pixels=open_pixels(folder / HR_FILE),
         skipped=sorted((name, reason) for name, reason in index["skipped"]),
     )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Log a warning; of a set that is loaded at several scales it would come several times."""
+    logger.warning("%s", message)
 
 
 def _without_small_images(pairs: PairSet, min_size: int) -> PairSet:

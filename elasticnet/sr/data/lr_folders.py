@@ -57,12 +57,14 @@ class LrFolder(NamedTuple):
 
     Attributes:
         scale: Side of an HR image over the side of its LR image; None if the name has none.
-        kind: "BI", "BD", "DN" or a track of DIV2K.
+        kind: "BI", "BD", "DN" or a track of DIV2K; "BI" where the name does not say.
+        says_kind: Whether the name does say.
         strange: Words that say something else.
     """
 
     scale: int | None
     kind: str
+    says_kind: bool
     strange: list[str]
 
 
@@ -183,6 +185,24 @@ def lr_folders_in(parent: Path) -> list[Path]:
     return found
 
 
+def unlabelled_lr_folders(parent: Path, scale: int) -> list[Path]:
+    """Return folders of LR images at a scale whose names do not say how they were made.
+
+    They are taken for bicubic ones, and are therefore passed over where other ones are asked for.
+
+    Args:
+        parent: Where the folders of LR images lie.
+        scale: Side of an HR image over the side of its LR image.
+    """
+    found: list[Path] = []
+    for folder in lr_folders_in(parent):
+        described = _described(folder.name, hr_name="")
+        is_of_scale = described.scale in (None, scale)
+        if is_of_scale and not described.says_kind and not described.strange:
+            found.append(folder)
+    return found
+
+
 def given_lr_folder(folder: Path, scale: int) -> Path:
     """Return the folder with the image files in a folder of LR images that the user gave.
 
@@ -283,6 +303,7 @@ def _described(name: str, hr_name: str) -> LrFolder:
     """What the name of a folder of LR images says of them."""
     scale: int | None = None
     kind = "BI"
+    says_kind = False
     strange: list[str] = []
     says_nothing = EMPTY_WORDS | set(_words(hr_name)) | WHOLE_LR_NAMES
     for word in _words(name):
@@ -296,9 +317,10 @@ def _described(name: str, hr_name: str) -> LrFolder:
             continue
         if kind_word:
             kind = KIND_OF_WORD[kind_word]
+            says_kind = True
         if digits:
             scale = int(digits)
-    return LrFolder(scale, kind, strange)
+    return LrFolder(scale, kind, says_kind, strange)
 
 
 def _of_scale(folder: Path, scale: int, *, prefers_sub: bool) -> Path | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,20 @@ from elasticnet.sr.photo.photograph import Photo
 from elasticnet.sr.photo.reading import READ_EXTENSIONS, decode_photo
 
 EXTENSIONS = READ_EXTENSIONS
+
+logger = logging.getLogger(__name__)
+
+
+class RgbImage(NamedTuple):
+    """An image file as 8-bit RGB.
+
+    Attributes:
+        pixels: (h, w, 3), uint8, 0..255.
+        notes: What the file holds and the pixels do not, such as further frames; a line each.
+    """
+
+    pixels: NDArray[Any]
+    notes: tuple[str, ...]
 
 
 def read_rgb(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -30,6 +45,8 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[Any]:
     - of an animation or a multi-page file, the first frame is read, but no page of a TIFF that is
       marked as a thumbnail or mask.
 
+    What the file holds beside that is named in the log.
+
     Args:
         path: The file; its content says what it is, not its name.
 
@@ -41,15 +58,36 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[Any]:
         ImageError: The file is no image, cut off or damaged, or has no defined 8-bit range (float
             and 32-bit integer samples); the message names it.
     """
+    image = read_rgb_with_notes(path)
+    for note in image.notes:
+        logger.warning("%s: %s", os.fspath(path), note)
+    return image.pixels
+
+
+def read_rgb_with_notes(path: str | os.PathLike[str]) -> RgbImage:
+    """Read an image file as `read_rgb` does, and return the notes instead of logging them.
+
+    Args:
+        path: The file; its content says what it is, not its name.
+
+    Returns:
+        The pixels and the notes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ImageError: As `read_rgb` does.
+    """
     name = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            photo = decode_photo(file, name, first_frame=True, cmyk_by_profile=False)
+            photo = decode_photo(
+                file, name, first_frame=True, cmyk_by_profile=False, keeps_metadata=False
+            )
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ImageError(f"cannot read image {name}: {error.strerror or error}") from error
-    return _to_rgb(photo)
+    return RgbImage(pixels=_to_rgb(photo), notes=photo.notes)
 
 
 def _to_rgb(photo: Photo) -> NDArray[Any]:

@@ -169,6 +169,7 @@ def decode_photo(
     formats: Sequence[str] = READABLE,
     first_frame: bool = False,
     cmyk_by_profile: bool = True,
+    keeps_metadata: bool = True,
 ) -> Photo:
     """Decode an open image file; every error becomes an ImageError that names it.
 
@@ -181,6 +182,7 @@ def decode_photo(
             refused otherwise.
         cmyk_by_profile: Whether CMYK becomes sRGB by its embedded profile, rather than by Pillow's
             plain formula.
+        keeps_metadata: Whether the metadata are used; otherwise notes speak of pixels alone.
 
     Returns:
         The photograph, upright.
@@ -189,10 +191,12 @@ def decode_photo(
         ImageError: The file cannot be read; one line with the name and the reason.
     """
     notes: list[str] = []
+    unread: list[str] = []
+    about_metadata = notes if keeps_metadata else unread
     try:
         if not file.seekable():
             file = io.BytesIO(file.read())
-        chunks = without_unusable_chunks(file, notes)
+        chunks = without_unusable_chunks(file, about_metadata)
         image = _opened(chunks.file, formats)
         with image:
             add_profile_of_jpeg2000(image, chunks.file)
@@ -202,7 +206,7 @@ def decode_photo(
                 notes.append(about_colors)
             _check_frames(image, chunks.file, first_frame, notes)
             _check_size(image.width * image.height, max_pixels)
-            photo = _decode(image, chunks.file, notes, cmyk_by_profile)
+            photo = _decode(image, chunks.file, notes, about_metadata, cmyk_by_profile)
         return replace(photo, png_colors=colors)
     except Image.UnidentifiedImageError:
         reason = _why_unidentified(file, formats)
@@ -267,7 +271,11 @@ def _check_frames(
 
 
 def _decode(
-    image: ImageFile.ImageFile, file: BinaryIO, notes: list[str], cmyk_by_profile: bool
+    image: ImageFile.ImageFile,
+    file: BinaryIO,
+    notes: list[str],
+    about_metadata: list[str],
+    cmyk_by_profile: bool,
 ) -> Photo:
     """The photograph of one image that fits, upright."""
     # These three are asked before the image is loaded. Pillow turns TIFF files itself when it loads
@@ -277,8 +285,8 @@ def _decode(
     is_turned_by_pillow = tags.get(ExifTags.Base.Orientation, UPRIGHT) != UPRIGHT
     xmp = take_xmp(image)
     samples = read_samples(image, file, notes, cmyk_by_profile=cmyk_by_profile)
-    note_damaged_profile(image, notes)
-    note_resolution_without_unit(image, notes)
+    note_damaged_profile(image, about_metadata)
+    note_resolution_without_unit(image, about_metadata)
     note_what_is_dropped(image, notes)
     note_left_out_of_tiff(tags, has_alpha=samples.alpha is not None, notes=notes)
     xmp = xmp or take_xmp(image)  # PNG may have it behind the pixels
@@ -286,13 +294,13 @@ def _decode(
     if orientation is None:
         orientation = orientation_in(xmp)
     if is_turned_by_pillow or orientation not in (None, UPRIGHT):
-        exif = without_places(exif, notes)
+        exif = without_places(exif, about_metadata)
     photo = Photo(
         pixels=samples.pixels,
         alpha=samples.alpha,
         exif=exif,
         xmp=reset_orientation(xmp),
-        icc=_fitting_profile(samples, notes),
+        icc=_fitting_profile(samples, about_metadata),
         dpi=dpi,
         format=image.format or "",
         notes=tuple(notes),

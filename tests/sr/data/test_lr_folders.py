@@ -107,6 +107,43 @@ def test_with_a_sigma_of_its_own_lr_is_made(tmp_path: Path) -> None:
     assert (made.lr(0) != from_files.lr(0)).any()
 
 
+def test_lr_files_that_a_given_sigma_leaves_out_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_pairs(tmp_path, "HR", "LR_DN")
+    load_pairs(tmp_path, 4, degradation="DN", noise_sigma=9, progress=False)
+    expected = "LR from files (LR_DN): not used, as noise_sigma 9 was given; LR images are made"
+    assert expected in caplog.messages
+
+
+@pytest.mark.parametrize("degradation", ["BD", "DN"])
+def test_unlabelled_lr_images_are_named_where_others_are_made(
+    tmp_path: Path, degradation: str
+) -> None:
+    put_pairs(tmp_path, "HR", "LR_x4")
+    found = find_files(tmp_path, 4, degradation=degradation)
+    assert found.lr_source == f"made ({degradation})"
+    (note,) = found.notes
+    assert note.startswith(f"{tmp_path / 'LR_x4'}: not used, as nothing says that")
+    assert f"were made by {degradation}; to use them, give them by --data-lr" in note
+
+
+def test_lr_images_of_a_list_are_named_where_others_are_made(tmp_path: Path) -> None:
+    put(tmp_path / "gt/a.png")
+    put(tmp_path / "lq/a.png")
+    (tmp_path / "meta_info.txt").write_text("gt/a.png, lq/a.png\n")
+    (note,) = find_files(tmp_path, 4, degradation="BD").notes
+    assert note.startswith(f"the LR files that belong to the HR files of {tmp_path}: not used")
+
+
+@pytest.mark.parametrize("folder", ["LR_bicubic/X4", "LR_x2", "LR_DN"])
+def test_nothing_is_said_of_lr_images_whose_names_say_that_they_are_others(
+    tmp_path: Path, folder: str
+) -> None:
+    put_pairs(tmp_path, "HR", folder)
+    assert find_files(tmp_path, 4, degradation="BD").notes == []
+
+
 def test_lr_files_of_another_scale_are_passed_over(tmp_path: Path) -> None:
     for folder, ending in (("LR_x4", ""), ("LR_bicubic/X8", "")):
         put_pairs(tmp_path / folder.replace("/", "-"), "HR", folder, ending)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 import tifffile
 from hypothesis import given
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from elasticnet.sr.data import load_pairs
 from elasticnet.sr.data.read_rgb import ImageError, read_rgb
+from elasticnet.sr.photo import read_photo
 
 GRAY = np.arange(20, dtype=np.uint8).reshape(4, 5) * 12
 COLOR = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
@@ -263,3 +267,56 @@ def test_damaged_png_is_read_or_named(
     except ImageError as error:
         outcome = str(error)
     assert outcome == "read with 3 channels" or "hurt.png" in outcome
+
+
+# --- notes
+
+
+def animated(path: Path, frames: int = 2) -> Path:
+    """A PNG file of several frames."""
+    pictures = [Image.fromarray(np.full((20, 24, 3), 40 * n, np.uint8)) for n in range(frames)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:])
+    return path
+
+
+def test_further_frames_are_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = animated(tmp_path / "a.png", frames=3)
+    read_rgb(path)
+    assert caplog.messages == [f"{path}: the first of 3 frames or pages was read"]
+
+
+def test_metadata_that_nobody_uses_are_not_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = PngInfo()
+    text.add_text("Software", "an editor")
+    Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(tmp_path / "a.png", pnginfo=text)
+    read_rgb(tmp_path / "a.png")
+    assert caplog.messages == []
+    (note,) = read_photo(tmp_path / "a.png").notes
+    assert "text (tEXt) was left out" in note
+
+
+def test_a_data_set_s_notes_are_counted_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    for number in range(6):
+        animated(root / f"{number}.png")
+    for scale in (2, 4, 2):
+        load_pairs(root, scale, progress=False, cache_dir=tmp_path / "cache")
+    said = [message for message in caplog.messages if "frames" in message]
+    expected = "the first of 2 frames or pages was read (images: 6; 0, 1, 2, 3, 4, ...)"
+    assert said == [f"{root}: {expected}"]
+
+
+def test_notes_are_kept_beside_what_was_decoded(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    animated(tmp_path / "set" / "a.png")
+    load_pairs(tmp_path / "set", 2, progress=False, cache_dir=tmp_path / "cache")
+    (index,) = (tmp_path / "cache").rglob("index.json")
+    noted = json.loads(index.read_text())["notes"]
+    assert noted == {"the first of 2 frames or pages was read": ["a"]}
