@@ -237,6 +237,12 @@ def test_degradations_stand_beside_bicubic_of_the_same_input(results):
     records = {
         "bd-x3": a_record(degradation="BD", steps=1500),
         "dn-x3": a_record(degradation="DN", steps=1500),
+        "published": {
+            "bicubic": {
+                "BD x3": printed_bicubic(28.78, 26.38, 26.33),
+                "DN x3": printed_bicubic(24.01, 22.87, 22.92),
+            }
+        },
     }
     for row in records["dn-x3"]["sets"]:
         row["psnr"] -= 4 * (row["depth"] is None)
@@ -244,7 +250,50 @@ def test_degradations_stand_beside_bicubic_of_the_same_input(results):
     assert "| BD: PSNR (dB) | 30.00 | 30.01 | 30.02 | 30.03 | 30.04 | 30.05 |" in page
     assert "| DN: PSNR (dB) | 26.00 | 30.01 |" in page
     assert "| DN: gain (dB) |  | +4.01 | +4.02 | +4.03 | +4.04 | +4.05 |" in page
-    assert page.endswith("1,500 steps, batch 16, patches of 48 each.")
+    assert page.endswith(
+        "1,500 steps, batch 16, patches of 48 each. Published PSNR of bicubic interpolation: "
+        "BD 28.78, DN 24.01."
+    )
+
+
+def test_baselines_stand_beside_published_ones(results):
+    row = {
+        "benchmark": {"psnr": 24.0648, "ssim": 0.5386},
+        "as_published": {"psnr": 24.006, "ssim": 0.53689},
+    }
+    records = {
+        "bicubic": {
+            "baselines": [
+                {"mode": "DN x3", "data": "Set5", **row},
+                {"mode": "x2", "data": "Set5", **row},
+            ]
+        },
+        "published": {
+            "bicubic": {
+                "DN x3": printed_bicubic(24.01, 22.87, 22.92),
+                "x2": printed_bicubic(33.66, 30.24, 29.56),
+            }
+        },
+    }
+    page = results.baselines(records)
+    assert "| DN x3, Set5 | 24.01 / 0.5000 | 24.065 / 0.5386 | 24.006 / 0.5369 |" in page
+    assert "| BI x2, Set5 | 33.66 / 0.5000 |" in page
+
+
+def test_ways_of_making_noise_have_a_column_for_each_set(results):
+    def tried(way: str, data: str, psnr: float, deviation: float | None) -> dict[str, Any]:
+        return {"way": way, "data": data, "psnr": psnr, "ssim": 0.5, "psnr_deviation": deviation}
+
+    rows = [
+        *(tried("NumPy", data, 24.0, 0.0291) for data in ("Set5", "Set14", "B100")),
+        *(tried("MATLAB", data, 24.01, None) for data in ("Set5", "Set14", "B100")),
+    ]
+    published = {"bicubic": {"DN x3": printed_bicubic(24.01, 22.87, 22.92)}}
+    page = results.noise({"bicubic": {"seeds": 3, "tried": rows}, "published": published})
+    cell = "24.000 / 0.5000 (± 0.029)"
+    assert f"| NumPy | {cell} | {cell} | {cell} |" in page
+    assert "| MATLAB | 24.010 / 0.5000 | 24.010 / 0.5000 | 24.010 / 0.5000 |" in page
+    assert "deviation of 3 seeds" in page
 
 
 def test_regret_is_elastic_minus_alone_by_the_means_of_the_seeds(results):
