@@ -11,11 +11,12 @@ found at no cost. It does not count writes by `tensor.data`, nor those into tens
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from elasticnet._compare import same_bits
 
@@ -31,19 +32,19 @@ class KeptTensor(NamedTuple):
         name: What messages call it.
         tensor: The tensor itself.
         version: How often it was written to before it was kept. None: PyTorch does not count.
-        copy: The values that it had when it was kept. None: values are not compared.
+        values: A copy of the values that it had then. None: values are not compared.
     """
 
     name: str
     tensor: Tensor
     version: int | None
-    copy: Tensor | None
+    values: Tensor | None
 
     def is_overwritten(self) -> bool:
         """Return whether the tensor was written to since it was kept."""
         if self.version is not None and self.tensor._version != self.version:
             return True
-        return self.copy is not None and not same_bits(self.tensor, self.copy)
+        return self.values is not None and not same_bits(self.tensor, self.values)
 
 
 class KeptTensors:
@@ -67,9 +68,9 @@ class KeptTensors:
         """
         for tensor in tensors_in(value):
             version = _version_of(tensor)
-            copy = tensor.clone() if self._compare_values else None
-            if version is not None or copy is not None:
-                self._kept.append(KeptTensor(name, tensor, version, copy))
+            values = tensor.clone() if self._compare_values else None
+            if version is not None or values is not None:
+                self._kept.append(KeptTensor(name, tensor, version, values))
 
     def check(self, writer: str) -> None:
         """Raise if a kept tensor was written to since it was kept.
@@ -97,7 +98,10 @@ def tensors_in(value: Any) -> list[Tensor]:
     """
     if isinstance(value, Tensor):
         return [value]
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    found: list[Tensor] = []
+    for entry in _entries(value):
+        found += tensors_in(entry)
+    return found
 
 
 def copied(value: Any) -> Any:
@@ -106,7 +110,28 @@ def copied(value: Any) -> Any:
     Args:
         value: A tensor, a nest of tensors in lists, tuples and dicts, or any other value.
     """
-    return tree_map_only(Tensor, torch.clone, value)
+    if isinstance(value, Tensor):
+        return value.clone()
+    entries = [copied(entry) for entry in _entries(value)]
+    if isinstance(value, dict):
+        copies = copy.copy(value)  # pyright: ignore[reportUnknownVariableType]
+        copies.update(zip(value, entries, strict=True))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+        return copies  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list):
+        return entries
+    if isinstance(value, tuple):
+        # A named tuple, such as PackedSequence, takes its fields one by one.
+        return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
+    return value
+
+
+def _entries(value: Any) -> Sequence[Any]:
+    """Return what a list, tuple or dict contains; nothing for any other value."""
+    if isinstance(value, dict):
+        return list(value.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+    if isinstance(value, (list, tuple)):
+        return value  # pyright: ignore[reportUnknownVariableType]
+    return ()
 
 
 def _version_of(tensor: Tensor) -> int | None:

@@ -29,6 +29,10 @@ TaskLoss = Callable[[Any, Any], Tensor]
 Weight = float | Callable[[int], float]
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
 
+# Makes torch.compile leave the calls of a function out of its graphs. It is called when this module
+# is loaded, because torch 2.6 cannot compile a step that calls it.
+_outside_graphs: Any = torch.compiler.disable  # pyright: ignore[reportUnknownVariableType]
+
 
 class LossTerms(NamedTuple):
     """One step's loss and its terms, which are weighted already.
@@ -118,19 +122,6 @@ def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor
         A scalar.
     """
     return ((prediction - target).square() + eps**2).sqrt().mean()
-
-
-def _outside_graphs(function: Callable[..., Any]) -> Any:
-    """Make torch.compile leave the calls of a function out of its graphs.
-
-    This is done when the module is loaded, because torch 2.6 cannot do it in a step that it is
-    compiling. It loads the compiler, as every optimizer of torch does.
-    """
-    return torch.compiler.disable(function)  # pyright: ignore[reportUnknownMemberType]
-
-
-# Traced into a graph, the draw would be a constant: each step would need its own graph.
-_draw_depths = _outside_graphs(sample_depths)
 
 
 class ElasticObjective(nn.Module):
@@ -269,7 +260,7 @@ class ElasticObjective(nn.Module):
         else:
             # Must be inline: torch.compile breaks the graph at this call. Inside a helper it would
             # break the graph there, and again here.
-            factors: StepFactors = self._step_factors_as_tensors(depths, step)
+            factors = self._step_factors_as_tensors(depths, step)
 
         # the predictions and their task losses, by depth
         outputs = self.net(x, taps=depths, **keywords)
@@ -342,7 +333,7 @@ class ElasticObjective(nn.Module):
             psd_weight = psd_weight(_required(step, "a psd_weight schedule"))
         return StepFactors(tap_factors=tap_factors, psd_factor=psd_weight)
 
-    # --- for torch.compile: what changes with the step.
+    # --- for torch.compile: factors that change with the step.
     # A Python number in a graph is a constant or an input that is not a tensor. If it changes, the
     # step is compiled again, or its CUDA graph is recorded again. Therefore the factors are
     # computed outside the graph, and enter it as tensors.
@@ -354,20 +345,25 @@ class ElasticObjective(nn.Module):
 
     @_outside_graphs
     def _step_factors_as_tensors(self, depths: Sequence[int], step: int | None) -> StepFactors:
-        """Return the factors that change with the step as scalar tensors."""
+        """Return the factors of a step as scalar tensors, outside the graph."""
         factors = self._step_factors(depths, step)
         parameter = next(self.parameters(), torch.zeros(()))
         dtype = torch.promote_types(parameter.dtype, torch.float32)
+        device = parameter.device
 
-        # One copy to the device for all of them.
-        numbers = [*factors.tap_factors.values(), factors.psd_factor]
-        *tap_factors, psd_factor = torch.tensor(
-            numbers, dtype=dtype, device=parameter.device
-        ).unbind()
-        if not callable(self.psd_weight):
-            # A constant lambda stays a number, so that 0 leaves the term out.
-            psd_factor = factors.psd_factor
-        return StepFactors(dict(zip(depths, tap_factors, strict=True)), psd_factor)
+        numbers = list(factors.tap_factors.values())
+        tap_factors = torch.tensor(numbers, dtype=dtype, device=device)  # (number of depths,)
+        psd_factor = factors.psd_factor
+        # A constant lambda stays a number, so that 0 leaves the term out.
+        if callable(self.psd_weight):
+            psd_factor = torch.tensor(psd_factor, dtype=dtype, device=device)
+        return StepFactors(
+            tap_factors=dict(zip(depths, tap_factors.unbind(), strict=True)), psd_factor=psd_factor
+        )
+
+
+# Traced into a graph, the draw would be a constant: each step would need its own graph.
+_draw_depths = _outside_graphs(sample_depths)
 
 
 def _unwrapped(net: nn.Module) -> TapNet:
