@@ -19,6 +19,7 @@ TIMEOUT = 30.0  # seconds without a byte from the server
 PARTIAL_CONTENT = 206  # HTTP's answer to a request for a range
 RANGE_NOT_SATISFIABLE = 416  # HTTP's answer if the file ends before the range
 DEFAULT_FILE = "model.safetensors"  # in a repository on the hub
+MAX_NAMED = 5  # files that one message names
 RUN_FILE = "best.safetensors"  # in the folder of a run, the network to use
 HUB_SOURCE = re.compile(
     r"hf://(?P<repo>[^/@\s]+/[^/@\s]+)"
@@ -109,10 +110,36 @@ def opened(source: Source) -> Generator[BinaryIO | Remote, None, None]:
     """
     located = _located(source)
     if isinstance(located, (str, os.PathLike)):
-        with _open_path(located) as file:
+        with open_local(located) as file:
             yield file
     else:
         yield located
+
+
+def open_local(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file of weights to read; errors are one line with the path and what to do.
+
+    Args:
+        path: Of a file on this machine.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message names the weights beside it.
+        IsADirectoryError: It is a folder; the message names the likeliest file in it.
+        OSError: It cannot be opened for another reason.
+    """
+    try:
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_why_not_there(Path(path))) from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(_why_not_a_folder(Path(path))) from error
+    except PermissionError as error:
+        # Windows says so of folders, too.
+        if Path(path).is_dir():
+            raise IsADirectoryError(_why_not_a_folder(Path(path))) from error
+        raise PermissionError(f"{os.fspath(path)}: may not be read by this user") from error
+    except OSError as error:
+        raise OSError(f"{os.fspath(path)}: cannot be opened ({error.strerror})") from error
 
 
 def name_of(source: Source) -> str:
@@ -219,27 +246,26 @@ def _has_host(url: str) -> bool:
         return False
 
 
-def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file to read; errors are one line with the path and what to do."""
-    try:
-        return open(path, "rb")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{os.fspath(path)}: there is no such file") from error
-    except IsADirectoryError as error:
-        raise IsADirectoryError(_why_not_a_folder(Path(path))) from error
-    except PermissionError as error:
-        # Windows says so of folders, too.
-        if Path(path).is_dir():
-            raise IsADirectoryError(_why_not_a_folder(Path(path))) from error
-        raise PermissionError(f"{os.fspath(path)}: may not be read by this user") from error
-    except OSError as error:
-        raise OSError(f"{os.fspath(path)}: cannot be opened ({error.strerror})") from error
+def _why_not_there(path: Path) -> str:
+    """What to say of a file that is not there: what is there in its place."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path}: there is no such file, and no folder {folder}"
+    files = _weights_in(folder)
+    if not files:
+        return f"{path}: there is no such file"
+    shown = ", ".join(files[:MAX_NAMED]) + (", ..." if len(files) > MAX_NAMED else "")
+    return f"{path}: there is no such file; the weights in {folder} are: {shown}"
+
+
+def _weights_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
 def _why_not_a_folder(folder: Path) -> str:
     """What to say where a folder stands in a file's place; of its files the likeliest is named."""
     message = f"{folder}: a folder, and a file of weights is needed"
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    files = _weights_in(folder)
     if not files:
         return f"{message}; there is none in it whose name ends in .safetensors"
     likeliest = RUN_FILE if RUN_FILE in files else files[0]

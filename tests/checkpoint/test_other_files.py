@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import elasticnet
 from elasticnet.checkpoint import read_header
 from elasticnet.checkpoint.other_files import describe_other_file
 from elasticnet.checkpoint.safetensors_file import Entry, header_bytes, read_table
+from elasticnet.cli import main
 from elasticnet.sr import asrn
+from elasticnet.sr.models.convert import read_official
 
 
 def message_of(path: Path) -> str:
@@ -36,6 +39,22 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_header(path)
     assert message_of(path) == f"{path}: there is no such file"
+
+
+def test_of_an_absent_file_the_weights_beside_it_are_named(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / f"net{number}.safetensors").touch()
+    message = message_of(tmp_path / "net.safetensors")
+    assert message.endswith(
+        f"the weights in {tmp_path} are: net0.safetensors, net1.safetensors, net2.safetensors, "
+        "net3.safetensors, net4.safetensors, ..."
+    )
+
+
+def test_of_a_file_in_an_absent_folder_the_folder_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "absent"
+    path = folder / "net.safetensors"
+    assert message_of(path) == f"{path}: there is no such file, and no folder {folder}"
 
 
 def test_of_a_run_s_folder_the_best_network_is_named(tmp_path: Path) -> None:
@@ -144,3 +163,35 @@ def test_a_cut_checkpoint_is_called_cut_off(tmp_path: Path) -> None:
 
 def test_nothing_is_said_of_bytes_that_nobody_knows() -> None:
     assert describe_other_file(b"this is no safetensors file at all") is None
+
+
+# --- other ways to the same file
+
+
+@pytest.mark.parametrize("command", ["info", "export", "profile", "benchmark", "upscale"])
+def test_every_command_says_the_same(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.zeros((24, 24, 3), np.uint8)).save(tmp_path / "a.png")
+    words = {
+        "info": [],
+        "export": ["-o", f"{tmp_path}/net.onnx"],
+        "profile": ["--no-store"],
+        "benchmark": ["--data", f"{tmp_path}", "--no-cache"],
+        "upscale": [f"{tmp_path}/a.png", "-o", f"{tmp_path}/b.png", "--weights"],
+    }[command]
+    weights = f"{tmp_path}/runs"
+    (tmp_path / "runs").mkdir()
+    arguments = [command, *words, weights] if command == "upscale" else [command, weights, *words]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == (
+        f"elasticnet: {weights}: a folder, and a file of weights is needed; there is none in it "
+        "whose name ends in .safetensors\n"
+    )
+
+
+def test_official_checkpoints_are_looked_for_in_the_same_way(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth: there is no such file"):
+        read_official(tmp_path / "absent.pth")
+    with pytest.raises(IsADirectoryError, match="a folder, and a file of weights is needed"):
+        read_official(tmp_path)

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from elasticnet.checkpoint.sources import open_local
 from elasticnet.sr.models.edsr import ShiftStem, edsr
 from elasticnet.sr.models.rcan import rcan
 from elasticnet.wrapper import ElasticWrapper
@@ -198,7 +199,7 @@ def _sizes(net: ElasticWrapper) -> str:
 
 def _read(path: Path) -> Any:
     # so that an absent or unreadable file is an OSError, and all else is about content
-    with open(path, "rb") as file:
+    with open_local(path) as file:
         try:
             if path.suffix == ".safetensors":
                 return safetensors.torch.load_file(path)
