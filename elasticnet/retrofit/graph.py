@@ -7,13 +7,15 @@ in it, so the parts hold the model's own modules, and nothing of the model is ch
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeGuard
 
+import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from elasticnet.recompute import recomputed
 from elasticnet.retrofit.tracing import MODEL_PREFIX, TracedForward, trace
 
 
@@ -28,6 +30,8 @@ class Cut(NamedTuple):
         call_block: How the blocks get the context; None where x is all they take.
         head_skip: "input" or "stem" where the head takes the model's input or the stem's output
             besides, otherwise None.
+        recomputes_blocks: Whether the forward calls blocks by `torch.utils.checkpoint`. Modules in
+            stem and head that it calls so are called so in the parts.
         assigned: The paths of the attributes that the forward assigns to the model, and the parts
             do not.
     """
@@ -37,6 +41,7 @@ class Cut(NamedTuple):
     head: nn.Module
     call_block: Callable[..., tuple[Any, Any]] | None
     head_skip: str | None
+    recomputes_blocks: bool
     assigned: Sequence[str]
 
 
@@ -76,6 +81,26 @@ def call_with_carry(
     """
     x, *more = block(x, *context)
     return x, tuple(more)
+
+
+def call_recomputed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a module, and in training let the backward pass compute it again.
+
+    Args:
+        module: The module.
+        *args: Its positional arguments.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        What the module returns.
+    """
+    if not module.training or not torch.is_grad_enabled():
+        return module(*args, **kwargs)
+
+    def run(*inputs: Any) -> Any:
+        return module(*inputs, **kwargs)
+
+    return recomputed(run, module)(*args)
 
 
 def first_of(output: Any) -> Any:
@@ -136,8 +161,9 @@ def cut(
 
     # the parts around them
     stem_result = start.stem_output if call_block is None else (start.stem_output, context)
-    stem = flow.module([flow.input], stem_result)
-    head = flow.module([flow.calls[-1].output, *_skip_nodes(flow, start)], flow.result)
+    stem = flow.module([flow.input], stem_result, recomputed_calls=forward.recomputed)
+    head_inputs = [flow.calls[-1].output, *_skip_nodes(flow, start)]
+    head = flow.module(head_inputs, flow.result, recomputed_calls=forward.recomputed)
     modules = [piece.module for piece in pieces]
     _check_called_once([stem, *modules, head])
     return Cut(
@@ -146,6 +172,7 @@ def cut(
         head=head,
         call_block=call_block,
         head_skip=start.head_skip,
+        recomputes_blocks=any(call.node.name in forward.recomputed for call in flow.calls),
         assigned=forward.assigned,
     )
 
@@ -295,6 +322,8 @@ def _check_called_once(parts: Sequence[nn.Module]) -> None:
         if not isinstance(part, fx.GraphModule):
             continue
         names = {str(node.target) for node in part.graph.find_nodes(op="call_module")}
+        for node in part.graph.find_nodes(op="call_function", target=call_recomputed):
+            names.update(str(argument.target) for argument in _nodes_in(node.args[0]))
         if names & called:
             twice = sorted(names & called)[0]
             raise ValueError(f"more than one part needs what {twice} returns")
@@ -345,7 +374,7 @@ class _Flow:
             constant = _first_argument(node)
             if constant is None or not _follows(node, self.input):
                 continue
-            if self._is_float_constant(constant):
+            if constant in self.unconverted or self._is_float_constant(constant):
                 self.unconverted[node] = constant
 
     def _is_float_constant(self, node: fx.Node) -> bool:
@@ -401,10 +430,13 @@ class _Flow:
         known = self.before_blocks - self.made_from({start})
         return self.needed(end, stops={start} | known)
 
-    def module(self, inputs: Sequence[fx.Node], wanted: Any) -> fx.GraphModule:
+    def module(
+        self, inputs: Sequence[fx.Node], wanted: Any, recomputed_calls: Set[str] = frozenset()
+    ) -> fx.GraphModule:
         """A module that computes `wanted`, any nest of nodes, from `inputs`.
 
-        It holds the model's own modules and parameters under their own names.
+        It holds the model's own modules and parameters under their own names. The backward pass
+        computes the calls of modules again that `recomputed_calls` names.
         """
         needed = self.needed(wanted, stops=set(inputs))
         if self.input in needed.nodes:
@@ -426,6 +458,8 @@ class _Flow:
                 name = str(node.target).removeprefix(MODEL_PREFIX)
                 copied.target = name
                 attributes[name] = self.attribute(str(node.target))
+            if node.name in recomputed_calls:
+                _let_recompute(copied)
         graph.output(map_arg(wanted, copies.__getitem__))
         module = fx.GraphModule(attributes, graph, "Part")
         # the containers that torch.fx makes for dotted names, not the model's own modules
@@ -483,6 +517,15 @@ def _is_item(value: Any, of: fx.Node, place: int) -> bool:
     if not isinstance(value, fx.Node) or value.target is not operator.getitem:
         return False
     return value.args == (of, place)
+
+
+def _let_recompute(node: fx.Node) -> None:
+    """Turn the call of a module into a call of `call_recomputed` with that module."""
+    with node.graph.inserting_before(node):
+        module = node.graph.get_attr(str(node.target))
+    node.op = "call_function"
+    node.target = call_recomputed
+    node.args = (module, *node.args)
 
 
 def _first_argument(node: fx.Node) -> fx.Node | None:

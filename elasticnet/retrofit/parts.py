@@ -51,6 +51,8 @@ class Split(NamedTuple):
         head_skip: What the head takes beside the features: "input", "stem" or nothing.
         copy_features: Whether the parts get copies, because one of them changes in place what it
             is given; see `ElasticWrapper`.
+        checkpoint_blocks: Whether the model computes its blocks again in the backward pass (its own
+            gradient checkpointing was switched on); what `wrap` does by default.
     """
 
     stem: nn.Module
@@ -62,17 +64,20 @@ class Split(NamedTuple):
     call_block: Callable[..., tuple[Any, Any]] | None = None
     head_skip: str | None = None
     copy_features: bool = False
+    checkpoint_blocks: bool = False
 
     def wrap(
-        self, taps: Iterable[int] | None = None, checkpoint_blocks: bool = False
+        self, taps: Iterable[int] | None = None, checkpoint_blocks: bool | None = None
     ) -> ElasticWrapper:
         """Return the elastic network of these parts.
 
         Args:
             taps: The depths that carry a prediction; None means every depth.
             checkpoint_blocks: Recompute each block in the backward pass instead of keeping its
-                activations, which saves memory in training.
+                activations, which saves memory in training. None means as the model does it.
         """
+        if checkpoint_blocks is None:
+            checkpoint_blocks = self.checkpoint_blocks
         depths = resolve_taps(taps, num_blocks=len(self.blocks))
         adapters = {depth: module for depth, module in self.adapters.items() if depth in depths}
         return ElasticWrapper(
@@ -216,6 +221,7 @@ def assemble(
         adapters={} if isinstance(adapters, bool) else dict(adapters),
         call_block=parts.call_block,
         head_skip=parts.head_skip,
+        checkpoint_blocks=parts.recomputes_blocks,
     )
     split_model = _with_copies_if_needed(split_model, example)
     _verify_and_name_assignments(split_model, model, example, parts.assigned)

@@ -6,16 +6,19 @@ others are called as they are, and nothing of the model is changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from elasticnet.retrofit.kept_attributes import KeptAttributes
 
+CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 MODEL_PREFIX = "model."  # the model is a submodule of what is traced
 TRACE_ERRORS = (
     TraceError,
@@ -35,11 +38,14 @@ class TracedForward(NamedTuple):
             model's own modules and parameters have `MODEL_PREFIX` before their names.
         additions: What the graph uses and the model does not hold, by name: constant tensors, and
             modules in the place of functional dropouts.
+        recomputed: The names of the nodes that call a module inside of `torch.utils.checkpoint`:
+            the backward pass computes it again, which the graph does not show.
         assigned: The paths of the attributes that the forward assigns to the model.
     """
 
     graph: fx.Graph
     additions: dict[str, Any]
+    recomputed: Set[str]
     assigned: Sequence[str] = ()
 
 
@@ -80,7 +86,19 @@ def trace(
             "the forward takes other steps in training mode: switch that off in the model first"
             f"{said_of_assignments(assigned)}"
         )
-    return in_eval._replace(assigned=sorted(assigned))
+    # Some models recompute in training mode alone.
+    recomputed = _recomputed_in_either(in_training, in_eval)
+    return in_eval._replace(assigned=sorted(assigned), recomputed=recomputed)
+
+
+def _recomputed_in_either(in_training: TracedForward, in_eval: TracedForward) -> set[str]:
+    """The nodes of the second trace that were recomputed in one of two traces of the same steps."""
+    names: set[str] = set()
+    pairs = zip(in_training.graph.nodes, in_eval.graph.nodes, strict=True)
+    for node_in_training, node in pairs:
+        if node_in_training.name in in_training.recomputed or node.name in in_eval.recomputed:
+            names.add(node.name)
+    return names
 
 
 def said_of_assignments(assigned: Iterable[str]) -> str:
@@ -144,7 +162,8 @@ def _trace_once(
 ) -> TracedForward:
     """The forward in the mode that the model is in."""
     entry = _Entry(model)
-    graph = _Tracer({entry, *opened}, leaf_functions).trace(entry)
+    tracer = _Tracer({entry, *opened}, leaf_functions)
+    graph = tracer.trace(entry)
     additions: dict[str, Any] = {}
     # torch.fx stores tensors that the forward makes as attributes or as buffers of the traced
     # module, depending on its version
@@ -153,7 +172,7 @@ def _trace_once(
             additions[name] = value
     additions.update(entry.named_buffers(recurse=False))
     additions.update(_replace_functional_dropouts(graph))
-    return TracedForward(graph=graph, additions=additions)
+    return TracedForward(graph=graph, additions=additions, recomputed=tracer.recomputed)
 
 
 class _Entry(nn.Module):
@@ -175,9 +194,26 @@ class _Tracer(fx.Tracer):
     ) -> None:
         super().__init__(autowrap_functions=tuple(leaf_functions))
         self.opened = opened
+        self.recomputed: set[str] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m not in self.opened
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, *args, **kwargs)
+        if kind == "call_module" and _is_inside_checkpoint():
+            self.recomputed.add(node.name)
+        return node
+
+
+def _is_inside_checkpoint() -> bool:
+    """Whether `torch.utils.checkpoint` is among the callers, by whatever name it was called."""
+    frame = sys._getframe()  # pyright: ignore[reportPrivateUsage] - Python's only way to the callers
+    while frame is not None:
+        if frame.f_code.co_filename == CHECKPOINT_FILE:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _replace_functional_dropouts(graph: fx.Graph) -> dict[str, nn.Module]:

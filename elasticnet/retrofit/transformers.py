@@ -93,6 +93,7 @@ def _split(
         prefix_tokens=_prefix_tokens(base),
         call_block=call_with_arguments,
         head_skip="input" if head.takes_embeddings else None,
+        checkpoint_blocks=_recomputes_layers(base, anatomy.layers),
     )
 
     def run_model(*args: Any, **kwargs: Any) -> Tensor:
@@ -501,6 +502,20 @@ def _watch(name: str, module: nn.Module, started: list[str], ran: dict[str, Ran]
         module.register_forward_pre_hook(start),
         module.register_forward_hook(end, with_kwargs=True),
     ]
+
+
+def _recomputes_layers(base: Any, layers: Sequence[nn.Module]) -> bool:
+    """Whether a base model computes its layers again in the backward pass by its own forward.
+
+    Most models leave that to the layers, which have a switch of their own then and go on with it.
+    """
+    if any(_is_checkpointing(layer) for layer in layers):
+        return False
+    return any(_is_checkpointing(module) for module in base.modules())
+
+
+def _is_checkpointing(module: nn.Module) -> bool:
+    return getattr(module, "gradient_checkpointing", False) is True
 
 
 def _prefix_tokens(base: Any) -> int:

@@ -51,12 +51,12 @@ def to_device(mean: Tensor, x: Tensor) -> Tensor:
     return mean.to(x.device)
 
 
-def to_device_and_dtype(mean: Tensor, x: Tensor) -> Tensor:
-    return mean.to(device=x.device, dtype=x.dtype)
+def to_device_then_dtype(mean: Tensor, x: Tensor) -> Tensor:
+    return mean.to(x.device).to(x.dtype)
 
 
 @pytest.mark.parametrize("is_buffer", [False, True])
-@pytest.mark.parametrize("follow", [type_as, to_tensor, to_device, to_device_and_dtype])
+@pytest.mark.parametrize("follow", [type_as, to_tensor, to_device, to_device_then_dtype])
 def test_a_mean_that_follows_the_input_is_split(
     follow: Callable[[Tensor, Tensor], Tensor], is_buffer: bool
 ) -> None:
