@@ -14,6 +14,7 @@ import weakref
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 Value = TypeVar("Value")
 
@@ -87,8 +88,11 @@ def _computed_tensors(value: Any, memo: dict[int, Any]) -> list[Tensor]:
 
 
 def _is_computed(tensor: Tensor) -> bool:
-    """Return whether `copy.deepcopy` refuses a tensor: autograd computed it, or its gradient."""
-    if not tensor.is_leaf:
+    """Return whether `copy.deepcopy` refuses a tensor.
+
+    Autograd computed it, or its gradient; or it is a buffer of a lazy layer that has not run.
+    """
+    if isinstance(tensor, UninitializedBuffer) or not tensor.is_leaf:
         return True
     # Copies of parameters have no gradient, those of other tensors have.
     if isinstance(tensor, nn.Parameter) or tensor.grad is None:
@@ -98,6 +102,9 @@ def _is_computed(tensor: Tensor) -> bool:
 
 def _detached(tensor: Tensor) -> Tensor:
     """Return a copy of a tensor without its history, a leaf that requires a gradient if it did."""
+    if isinstance(tensor, UninitializedBuffer):
+        new: Any = UninitializedBuffer  # whose __new__ has arguments that its annotation lacks
+        return new(device=tensor.device, dtype=tensor.dtype)
     copied = tensor.detach().clone()
     if tensor.is_leaf:
         copied.requires_grad_(tensor.requires_grad)

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from elasticnet._autocast import without_autocast
+
 DISTANCES = ("norm", "squared")
 
 
@@ -100,7 +102,7 @@ def attention_map(
             f"prefix_tokens={prefix_tokens} leaves no position of features of shape "
             f"{tuple(features.shape)} with layout {layout!r}"
         )
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features.device):
         dtype = torch.promote_types(features.dtype, torch.float32)
         magnitude = features.to(dtype).abs()
         if power != 1:
@@ -148,7 +150,7 @@ def attention_distance(
         smaller_sides = [min(pair) for pair in side_pairs]
         student = _pool(student, smaller_sides)  # (b, *smaller_sides)
         teacher = _pool(teacher, smaller_sides)  # (b, *smaller_sides)
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student.device):
         difference = _unit(student, eps) - _unit(teacher, eps)  # (b, number of positions)
         if distance == "squared":
             return _mean(difference.square().sum(dim=1))

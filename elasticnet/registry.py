@@ -41,6 +41,8 @@ class Architecture:
             file before anything is built, so that a hostile file cannot ask for a million blocks.
         example: Returns an input for a network with these arguments: what `export`, `profile` and
             `check` run when they are given none. None where only the user can know.
+        tiny_example: Returns a smaller one, on which `save` compares the network with what its file
+            describes. None: `example` is small enough.
         extras: What one room of the library knows to read, such as scale and value range for
             images; see the room's own page. The core passes it on and reads nothing in it.
     """
@@ -49,6 +51,7 @@ class Architecture:
     depth_argument: str = "num_blocks"
     count_arguments: tuple[str, ...] = ()
     example: Callable[[Mapping[str, Any]], Any] | None = None
+    tiny_example: Callable[[Mapping[str, Any]], Any] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def arguments_at(self, arguments: Mapping[str, Any], depth: int) -> dict[str, Any]:

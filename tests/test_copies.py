@@ -199,3 +199,13 @@ def test_an_attribute_that_cannot_be_copied_is_named() -> None:
 def test_a_value_that_cannot_be_copied_keeps_its_error() -> None:
     with pytest.raises(TypeError, match="lock"):
         detached_copy([threading.Lock()])
+
+
+def test_lazy_layers_that_have_not_run_are_copied() -> None:
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    copied = detached_copy(lazy)
+    x = torch.rand(2, 3, 5, 5)
+    copied(x)
+    lazy(x)
+    copied.load_state_dict(lazy.state_dict())
+    assert torch.equal(copied.eval()(x), lazy.eval()(x))

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import elasticnet
 from contract import same
 from elasticnet import ElasticWrapper
-from elasticnet.checkpoint import read_header
+from elasticnet.checkpoint import read_header, write_header
 from elasticnet.registry import (
     Architecture,
     architecture_of,
@@ -199,30 +199,61 @@ def test_a_forged_file_cannot_ask_for_more_modules_than_it_has_tensors(tmp_path:
     assert built == []
 
 
-def build_with_empty_buffer(num_blocks: int = 1, taps: list[int] | None = None) -> ElasticWrapper:
-    net = linear_net(num_blocks, taps=taps)
-    net.blocks[0].register_buffer("scratch", torch.empty(3), persistent=False)
-    return net
+class ScaledLinear(nn.Linear):
+    """Has a buffer outside the state dict and a tensor in a plain attribute, of torch.empty."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(4, 4)
+        self.register_buffer("gain", torch.empty(size).fill_(2.0), persistent=False)
+        self.offset = torch.empty(1).fill_(3.0)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.get_buffer("gain")[:1] + self.offset
 
 
-@pytest.mark.parametrize(
-    ("broken", "message"),
-    [
-        (
-            lambda num_blocks, taps: nn.Linear(1, 1),
-            "its builder returned a Linear: expected an ElasticWrapper",
-        ),
-        (build_with_empty_buffer, "buffer 'blocks.0.scratch' is made by torch.empty"),
-    ],
-)
-def test_a_builder_that_a_file_cannot_complete_is_named(
-    tmp_path: Path, broken: Any, message: str
-) -> None:
-    register("linear", Architecture(build=build_with_empty_buffer))
+def build_with_unsaved_tensors(
+    num_blocks: int = 1, size: int = 1, taps: list[int] | None = None
+) -> ElasticWrapper:
+    blocks = [ScaledLinear(size) for _ in range(num_blocks)]
+    return ElasticWrapper(blocks, nn.Linear(4, 1), taps=taps)
+
+
+def test_a_builder_that_returns_something_else_is_named(tmp_path: Path) -> None:
+    register("linear", LINEAR)
     elasticnet.save(build("linear"), tmp_path / "net.safetensors")
     unregister("linear")
-    register("linear", Architecture(build=broken))
-    with pytest.raises(ValueError, match=f"linear cannot be built as .*: {message}"):
+    register("linear", Architecture(build=lambda **_: nn.Linear(1, 1)))  # pyright: ignore
+    message = "linear cannot be built as .*: its builder returned a Linear: expected an ElasticWr"
+    with pytest.raises(ValueError, match=message):
+        elasticnet.load(tmp_path / "net.safetensors")
+
+
+def test_buffers_that_no_file_holds_have_the_builders_values(tmp_path: Path) -> None:
+    register("linear", Architecture(build=build_with_unsaved_tensors))
+    net = build("linear", num_blocks=2)
+    elasticnet.save(net, tmp_path / "net.safetensors")
+    generator = torch.get_rng_state()
+    loaded = elasticnet.load(tmp_path / "net.safetensors", depth=1)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert loaded.get_buffer("blocks.0.gain").tolist() == [2.0]
+    (block,) = loaded.blocks
+    assert isinstance(block, ScaledLinear)
+    assert block.offset.tolist() == [3.0]
+    x = torch.rand(2, 4)
+    assert torch.equal(loaded(x), net(x, depth=1))
+
+
+def test_buffers_that_no_file_holds_must_not_be_large(tmp_path: Path) -> None:
+    register("linear", Architecture(build=build_with_unsaved_tensors))
+    elasticnet.save(build("linear"), tmp_path / "net.safetensors")
+    description = dict(read_header(tmp_path / "net.safetensors"))
+    description["arguments"] = {"num_blocks": 1, "size": 10**12}
+    write_header(tmp_path / "net.safetensors", description)
+    message = (
+        r"linear cannot be built as .*: its tensors that are not in the state dict, such as "
+        r"'blocks\.0\.gain', take 4000000 MB: expected at most 256 MB"
+    )
+    with pytest.raises(ValueError, match=message):
         elasticnet.load(tmp_path / "net.safetensors")
 
 
@@ -230,7 +261,7 @@ def test_a_builder_that_a_file_cannot_complete_is_named(
 
 
 GOOD = """
-from torch import nn
+from torch import Tensor, nn
 from elasticnet import ElasticWrapper
 from elasticnet.registry import Architecture
 def build(num_blocks=2, taps=None):

@@ -7,23 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elasticnet._wrapped import unwrapped
 from elasticnet.wrapper import ElasticWrapper
 
 
-def check_is_wrapper(net: Any) -> None:
-    """Raise unless a net is an `ElasticWrapper`.
+def elastic_net(net: Any) -> ElasticWrapper:
+    """Return a user's net, without what compilation or parallel training has put around it.
 
     Args:
         net: What a user passed as a net.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: It is not an `ElasticWrapper`, and wraps none.
     """
-    if not isinstance(net, ElasticWrapper):
+    inner = unwrapped(net)
+    if isinstance(inner, ElasticWrapper):
+        return inner
+    if hasattr(net, "merge_and_unload"):
         raise TypeError(
-            f"net is a {type(net).__name__}: expected an ElasticWrapper, "
-            "such as ElasticWrapper(blocks, head)"
+            f"net is a {type(net).__name__}, whose adapters no file can hold: merge them first, "
+            "net = net.merge_and_unload()"
         )
+    raise TypeError(
+        f"net is a {type(net).__name__}: expected an ElasticWrapper, "
+        "such as ElasticWrapper(blocks, head)"
+    )
 
 
 def describe_invalid_values(tensor: Tensor, *, is_parameter: bool) -> str | None:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from elasticnet.checkpoint.checks import check_is_wrapper, describe_invalid_values
+from elasticnet._ties import find_conflict, is_expanded
+from elasticnet._wrapped import match_names
+from elasticnet.checkpoint.building import (
+    BUILD_ERRORS,
+    build_without_memory,
+    check_arguments,
+    fill_unsaved,
+)
+from elasticnet.checkpoint.checks import describe_invalid_values, elastic_net
 from elasticnet.checkpoint.header import Checkpoint, opened_checkpoint, shallowest_depth
 from elasticnet.checkpoint.sources import Source
+from elasticnet.checkpoint.state import find_untied, has_shape, replace_state, state_of
 from elasticnet.checkpoint.tensors import DTYPES, digest, read_tensors
-from elasticnet.registry import Architecture, find
+from elasticnet.registry import find
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, Origin
-
-# What builders raise for invalid arguments.
-BUILD_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def load(
@@ -46,12 +45,14 @@ def load(
             range requests, or `hf://owner/name[@revision][/file]`.
         depth: A depth that carries a tap; None and -1 mean the deepest.
         build: A function that builds the whole net. It is needed if the file names no registered
-            architecture.
+            architecture. At the deepest depth the net that it returns is filled and returned; at
+            another depth, a copy that is cut to it.
         device: The device of the net.
 
     Raises:
-        ValueError: The file is damaged; names, shapes or dtypes do not fit; a weight is NaN or
-            infinite; the depth carries no tap; the architecture is not registered.
+        ValueError: The file is damaged; names, shapes or dtypes do not fit; the file has different
+            values for tensors that the net shares; a weight is NaN or infinite; the depth carries
+            no tap; the architecture is not registered.
         TypeError: `build` did not return an ElasticWrapper.
         OSError: The file cannot be reached.
 
@@ -61,11 +62,11 @@ def load(
     with opened_checkpoint(source) as checkpoint:
         depth = resolve_depth(depth, checkpoint.description["taps"])
         if build is None:
-            net = _build_registered(checkpoint, depth)
+            net, loaded = _build_registered(checkpoint, depth)
         else:
-            net = _build_whole(build).truncate(depth)
-        loaded = _read_state(checkpoint, net, depth)
-    _replace_state(net, loaded)
+            net = _build_and_cut(build, depth)
+            loaded = _read_state(checkpoint, net, depth)
+    replace_state(net, loaded)
     return net.to(device).eval()
 
 
@@ -73,10 +74,12 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
     """Copy a file's weights into an existing net of any architecture.
 
     Parameters stay the same objects, so that an optimizer that updates them stays valid. They keep
-    their device, dtype and memory format, and the net stays in training or eval mode.
+    their device, dtype and memory format, and the net stays in training or eval mode. Lazy layers
+    get the shapes of the file.
 
     Args:
-        net: A net of the file's depth or a shallower one.
+        net: A net of the file's depth or a shallower one; it may be compiled or wrapped for
+            parallel training.
         source: As in `load`.
 
     Raises:
@@ -85,33 +88,23 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
             is then as it was.
         OSError: The file cannot be reached.
     """
-    check_is_wrapper(net)
+    net = elastic_net(net)
+    state = state_of(net)
     with opened_checkpoint(source) as checkpoint:
-        _check_can_be_filled(net, checkpoint)
+        _check_can_be_filled(net, state, checkpoint)
         loaded = _read_state(checkpoint, net, depth=net.taps[-1])
+        _check_shared_memory(checkpoint, state, loaded)
     with torch.no_grad():
-        for name, tensor in net.state_dict(keep_vars=True).items():
+        for name, tensor in state.items():
+            if not has_shape(tensor):
+                _give_shape(tensor, loaded[name].shape)
             tensor.copy_(loaded[name])
 
 
-class _EmptyOnMeta(TorchFunctionMode):
-    """A mode in which layers are built without memory, whatever sizes a forged file claims.
-
-    Tensors on the meta device have a shape and a dtype, but no memory and no values; initialising
-    them draws no random numbers. Layers of torch.nn allocate their parameters by torch.empty, which
-    in this mode puts them on the meta device. torch.device("meta") is not used instead, because it
-    would also catch torch.eye, which imports 900 modules on meta.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        keywords = dict(kwargs or {})
-        if func is torch.empty:
-            keywords["device"] = "meta"
-        return func(*args, **keywords)
-
-
-def _build_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
-    """Return the net that a file describes, cut to a depth; its parameters have no memory yet."""
+def _build_registered(
+    checkpoint: Checkpoint, depth: int
+) -> tuple[ElasticWrapper, dict[str, Tensor]]:
+    """Return the net that a file describes, cut to a depth, and the tensors to fill it with."""
     name = checkpoint.description["architecture"]
     if name is None:
         raise ValueError(
@@ -126,67 +119,47 @@ def _build_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
         ) from error
     arguments = architecture.arguments_at(checkpoint.description["arguments"], depth)
     taps = [tap for tap in checkpoint.description["taps"] if tap <= depth]
+    build = partial(architecture.build, **arguments, taps=taps)
     try:
-        _check_arguments(architecture, arguments, num_tensors=len(checkpoint.table.entries))
-        with _EmptyOnMeta():
-            net = architecture.build(**arguments, taps=taps)
-        _check_built(net)
+        check_arguments(architecture, arguments, num_tensors=len(checkpoint.table.entries))
+        net = build_without_memory(build)
     except BUILD_ERRORS as error:
-        reason = _first_line(error)
-        raise ValueError(
-            f"{checkpoint.name}: {name} cannot be built as the file describes it: {reason}"
-        ) from error
+        raise _cannot_be_built(checkpoint, error) from error
+    # This checks the shapes, too. So what is built with memory below is no larger than the file.
+    loaded = _read_state(checkpoint, net, depth)
+    try:
+        fill_unsaved(net, build)
+    except BUILD_ERRORS as error:
+        raise _cannot_be_built(checkpoint, error) from error
     # Record the arguments for this depth; those in the file are for the whole net.
     net.origin = Origin(name, arguments)
-    return net
+    return net, loaded
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message; the error's type if the message is empty."""
+def _cannot_be_built(checkpoint: Checkpoint, error: Exception) -> ValueError:
+    """Return the error to raise if a registered builder fails."""
     lines = str(error).splitlines()
-    if not lines:
-        return type(error).__name__
-    return lines[0]
+    reason = lines[0] if lines else type(error).__name__
+    name = checkpoint.description["architecture"]
+    return ValueError(
+        f"{checkpoint.name}: {name} cannot be built as the file describes it: {reason}"
+    )
 
 
-def _check_arguments(
-    architecture: Architecture, arguments: Mapping[str, Any], num_tensors: int
-) -> None:
-    """Raise unless arguments are plain values and ask for no more blocks than the file has tensors.
-
-    A forged file could otherwise make the builder use much time and memory.
-    """
-    for argument, value in arguments.items():
-        if not isinstance(value, (bool, int, float, str, type(None))):
-            raise TypeError(f"argument {argument} is a {type(value).__name__}")
-    num_blocks = architecture.count_blocks(arguments)
-    if num_blocks > num_tensors:
-        raise ValueError(f"{num_blocks} blocks cannot lie in {num_tensors} tensors")
-
-
-def _check_built(net: ElasticWrapper) -> None:
-    """Raise unless a registered builder returned a net that the tensors of a file can fill."""
-    if not isinstance(net, ElasticWrapper):
-        raise TypeError(f"its builder returned a {type(net).__name__}: expected an ElasticWrapper")
-    state = net.state_dict()
-    for name, buffer in net.named_buffers():
-        if buffer.is_meta and name not in state:
-            raise ValueError(
-                f"buffer {name!r} is made by torch.empty and is not in the state dict, "
-                "so that no file can fill it"
-            )
-
-
-def _build_whole(build: Callable[[], ElasticWrapper]) -> ElasticWrapper:
-    """Return what the user's function builds; raise unless it is an ElasticWrapper."""
+def _build_and_cut(build: Callable[[], ElasticWrapper], depth: int) -> ElasticWrapper:
+    """Return what the user's function builds, cut to a depth; raise unless it is elastic."""
     net = build()
     if not isinstance(net, ElasticWrapper):
         raise TypeError(f"build returned {type(net).__name__}: expected an ElasticWrapper")
-    return net
+    if resolve_depth(depth, net.taps) == len(net.blocks):
+        return net
+    return net.truncate(depth)
 
 
-def _check_can_be_filled(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
-    """Raise unless the file has every tap of the net, and every tensor of the net has memory."""
+def _check_can_be_filled(
+    net: ElasticWrapper, state: Mapping[str, Tensor], checkpoint: Checkpoint
+) -> None:
+    """Raise unless the file has every tap of the net, and every tensor of the net can be filled."""
     taps = checkpoint.description["taps"]
     for tap in net.taps:
         if tap not in taps:
@@ -195,46 +168,65 @@ def _check_can_be_filled(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.name}: this net has a tap at depth {tap}, "
                 f"and the file at depths {listed}"
             )
-    for name, tensor in net.state_dict(keep_vars=True).items():
+    for name, tensor in state.items():
         if tensor.is_meta:
             raise ValueError(
                 f"{name!r} of this net is on the meta device: call net.to_empty(device=...) first"
+            )
+        if has_shape(tensor) and is_expanded(tensor):
+            raise ValueError(
+                f"{name!r} of this net is an expanded tensor, whose values share memory: "
+                "clone it first"
             )
 
 
 def _read_state(checkpoint: Checkpoint, net: ElasticWrapper, depth: int) -> dict[str, Tensor]:
     """Return the tensors that a net needs from a file, by name, checked to fit and to be valid.
 
-    Names, shapes and dtypes are checked before the first tensor is read.
+    Names, shapes, dtypes and ties are checked before the first tensor is read.
     """
-    state = net.state_dict(keep_vars=True)
-    _check_names(checkpoint, state, depth)
+    state = state_of(net)
+    in_file = _names_in_file(checkpoint, state, depth)
     for name, tensor in state.items():
-        _check_shape_and_dtype(checkpoint, name, needed=tensor)
+        _check_shape_and_dtype(checkpoint, in_file[name], needed=tensor)
+    _check_ties(checkpoint, state, in_file)
+
+    names = {stored_name: name for name, stored_name in in_file.items()}
     loaded: dict[str, Tensor] = {}
-    for name, tensor in read_tensors(checkpoint.file, checkpoint.table, names=state.keys()):
+    for stored_name, tensor in read_tensors(checkpoint.file, checkpoint.table, names=names):
+        name = names[stored_name]
         is_parameter = isinstance(state[name], nn.Parameter)
-        _check_content(checkpoint, name, tensor, is_parameter=is_parameter)
+        _check_content(checkpoint, stored_name, tensor, is_parameter=is_parameter)
         loaded[name] = tensor
     return loaded
 
 
-def _check_names(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int) -> None:
-    """Raise unless net and file have the same tensors; the file may have more in deeper blocks."""
-    in_file = checkpoint.table.entries.keys()
-    for name in sorted(state.keys() - in_file):
-        raise ValueError(
-            f"{checkpoint.name}: no tensor {name!r}, which depth {depth} of this net needs"
-        )
-    for name in sorted(in_file - state.keys()):
-        if shallowest_depth(name) <= depth:
-            raise ValueError(f"{checkpoint.name}: tensor {name!r} has no place in this net")
+def _names_in_file(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int
+) -> dict[str, str]:
+    """Return under which name the file holds each tensor of a net; raise unless both have the same.
+
+    The file may have more tensors in deeper blocks. Files of earlier versions may have names such
+    as "blocks.0._orig_mod.weight", of blocks that were compiled.
+    """
+    stored_names = checkpoint.table.entries.keys()
+    matched = match_names(stored_names, known=state)
+    in_file = {name: stored_name for stored_name, name in matched.items()}
+    for name in sorted(state):
+        if name not in in_file:
+            raise ValueError(
+                f"{checkpoint.name}: no tensor {name!r}, which depth {depth} of this net needs"
+            )
+    for stored_name in sorted(stored_names):
+        if stored_name not in matched and shallowest_depth(stored_name) <= depth:
+            raise ValueError(f"{checkpoint.name}: tensor {stored_name!r} has no place in this net")
+    return in_file
 
 
 def _check_shape_and_dtype(checkpoint: Checkpoint, name: str, needed: Tensor) -> None:
     """Raise unless shape and dtype fit; one float dtype may stand in for another."""
     entry = checkpoint.table.entries[name]
-    if entry.shape != tuple(needed.shape):
+    if has_shape(needed) and entry.shape != tuple(needed.shape):
         raise ValueError(
             f"{checkpoint.name}: tensor {name!r} has shape {entry.shape}, "
             f"this net needs {tuple(needed.shape)}"
@@ -247,6 +239,43 @@ def _check_shape_and_dtype(checkpoint: Checkpoint, name: str, needed: Tensor) ->
         )
 
 
+def _check_ties(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], in_file: Mapping[str, str]
+) -> None:
+    """Raise if the net has one tensor where the file has two that differ."""
+    hashes = checkpoint.description["sha256"]
+
+    def is_same(first: str, second: str) -> bool:
+        return hashes.get(in_file[first]) == hashes.get(in_file[second])
+
+    untied = find_untied(state, is_same)
+    if untied is not None:
+        raise _untied_error(checkpoint, *untied)
+
+
+def _check_shared_memory(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], loaded: Mapping[str, Tensor]
+) -> None:
+    """Raise if copying into one tensor of the net would overwrite what another one is to hold."""
+    with_shape = {name: tensor for name, tensor in state.items() if has_shape(tensor)}
+    conflict = find_conflict(targets=with_shape, values=loaded)
+    if conflict is not None:
+        raise _untied_error(checkpoint, *conflict)
+
+
+def _untied_error(checkpoint: Checkpoint, first: str, second: str) -> ValueError:
+    """Return the error to raise if a file has different values for tensors that a net shares."""
+    return ValueError(
+        f"{checkpoint.name}: {first!r} and {second!r} are shared in this net, and differ in the "
+        "file: build a net in which they are separate"
+    )
+
+
+def _give_shape(tensor: Any, shape: Sequence[int]) -> None:
+    """Give a tensor of a lazy layer its shape and memory; it stays the same object."""
+    tensor.materialize(shape)
+
+
 def _check_content(checkpoint: Checkpoint, name: str, tensor: Tensor, is_parameter: bool) -> None:
     """Raise if the bytes of a tensor are not those that were saved, or if a value is invalid."""
     if digest(tensor) != checkpoint.description["sha256"].get(name):
@@ -257,18 +286,3 @@ def _check_content(checkpoint: Checkpoint, name: str, tensor: Tensor, is_paramet
     invalid = describe_invalid_values(tensor, is_parameter=is_parameter)
     if invalid is not None:
         raise ValueError(f"{checkpoint.name}: tensor {name!r} holds {invalid} and is refused")
-
-
-def _replace_state(net: ElasticWrapper, loaded: Mapping[str, Tensor]) -> None:
-    """Replace a net's parameters and buffers by tensors read from a file, without copying them."""
-    new_state: dict[str, Tensor] = {}
-    # Tied weights are one tensor under two names: the second name gets the same new tensor.
-    new_by_old_id: dict[int, Tensor] = {}  # new tensors, by the id of the tensors that they replace
-    for name, old in net.state_dict(keep_vars=True).items():
-        if id(old) not in new_by_old_id:
-            new = loaded[name]
-            if isinstance(old, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=old.requires_grad)
-            new_by_old_id[id(old)] = new
-        new_state[name] = new_by_old_id[id(old)]
-    net.load_state_dict(new_state, assign=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from elasticnet._files import write_atomic
-from elasticnet.checkpoint.checks import check_is_wrapper, describe_invalid_values
+from elasticnet.checkpoint.checks import describe_invalid_values, elastic_net
 from elasticnet.checkpoint.header import (
     FORMAT,
     KEY,
@@ -17,10 +18,13 @@ from elasticnet.checkpoint.header import (
     encode_description,
     shallowest_depth,
 )
+from elasticnet.checkpoint.proof import describe
 from elasticnet.checkpoint.safetensors_file import header_bytes
+from elasticnet.checkpoint.state import has_shape, state_of
 from elasticnet.checkpoint.tensors import digest, place_tensors, raw_bytes
-from elasticnet.registry import recorded
 from elasticnet.wrapper import ElasticWrapper
+
+logger = logging.getLogger(__name__)
 
 
 def save(
@@ -33,9 +37,16 @@ def save(
 
     The file is written whole or not at all, and the same net gives the same bytes.
 
+    If a registered architecture built the net, the file also records the name and the arguments of
+    the architecture. Before that, `save` proves that these give the net's function, as `describe`
+    in `elasticnet.checkpoint.proof` does it. For a net that was changed since it was built, a
+    warning is logged that names the change, and the file names no architecture: `load` then needs
+    `build=`.
+
     Args:
-        net: The net. If a registered architecture built it, the file also records the name and the
-            arguments of the architecture.
+        net: The net. It may be compiled or wrapped for parallel training, and so may its blocks:
+            the file holds the names that the tensors have without that. Of a sharded net, all
+            processes call `save`, with different paths.
         path: Where to write. An existing file is replaced.
         notes: Anything JSON can hold (data, options, scores); `read_header` returns it.
         cards: Depth cards as JSON objects, by machine.
@@ -49,13 +60,19 @@ def save(
     Example:
         `save(net, "x4.safetensors", notes={"epochs": 300})`
     """
-    check_is_wrapper(net)
+    net = elastic_net(net)
     tensors = _checked_tensors(net, path)
-    architecture, arguments = recorded(net)
+    described = describe(net)
+    if described.doubt is not None:
+        logger.warning(
+            "%s: saved without an architecture, so that load needs build=: %s",
+            path,
+            described.doubt,
+        )
     description: Description = {
         "format": FORMAT,
-        "architecture": architecture,
-        "arguments": arguments,
+        "architecture": described.architecture,
+        "arguments": described.arguments,
         "taps": list(net.taps),
         "sha256": {name: digest(tensor) for name, tensor in tensors.items()},
         "notes": dict(notes or {}),
@@ -72,18 +89,30 @@ def save(
 def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the net's state on the CPU; raise unless `load` would accept every tensor."""
     tensors: dict[str, Tensor] = {}
-    for name, tensor in net.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
+    for name, tensor in state_of(net).items():
+        if not has_shape(tensor):
             raise ValueError(
-                f"state {name!r} is of type {type(tensor).__name__}: "
-                "a checkpoint can hold only tensors"
+                f"{path}: tensor {name!r} belongs to a lazy layer that has not run yet, and was "
+                "not saved: run the net once"
             )
+        if tensor.is_meta:
+            raise ValueError(
+                f"{path}: tensor {name!r} is on the meta device, has no values and was not saved"
+            )
+        whole = _whole(tensor)
         is_parameter = isinstance(tensor, nn.Parameter)
-        invalid = describe_invalid_values(tensor, is_parameter=is_parameter)
+        invalid = describe_invalid_values(whole, is_parameter=is_parameter)
         if invalid is not None:
             raise ValueError(f"{path}: tensor {name!r} holds {invalid} and was not saved")
-        tensors[name] = tensor.detach().cpu().contiguous()
+        tensors[name] = whole.cpu().contiguous()
     return tensors
+
+
+def _whole(tensor: Any) -> Tensor:
+    """Return a tensor without its history; of one that is sharded, all shards together."""
+    if hasattr(tensor, "full_tensor"):  # DTensor, whose import takes long
+        return tensor.detach().full_tensor()
+    return tensor.detach()
 
 
 def _by_depth(tensor_name: str) -> tuple[int, str]:

@@ -49,6 +49,7 @@ IMAGE_EXTRAS = MappingProxyType(
     }
 )
 EXAMPLE_SHAPE = (1, 3, 24, 20)  # not square, so that no export can confuse height and width
+TINY_EXAMPLE_SHAPE = (1, 3, 6, 5)
 
 
 def image_example(arguments: Mapping[str, Any]) -> Tensor:
@@ -61,6 +62,18 @@ def image_example(arguments: Mapping[str, Any]) -> Tensor:
 
     generator = torch.Generator().manual_seed(0)
     return torch.rand(EXAMPLE_SHAPE, generator=generator)
+
+
+def tiny_image_example(arguments: Mapping[str, Any]) -> Tensor:
+    """Return an RGB image (1, 3, 6, 5) in 0..1, the same each time.
+
+    Args:
+        arguments: Those of the network's builder; all of them take this size.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(TINY_EXAMPLE_SHAPE, generator=generator)
 
 
 def _build_asrn(**arguments: Any) -> ElasticWrapper:
@@ -81,12 +94,23 @@ def _build_rcan(**arguments: Any) -> ElasticWrapper:
     return rcan(**arguments)
 
 
-ASRN = Architecture(build=_build_asrn, example=image_example, extras=IMAGE_EXTRAS)
-EDSR = Architecture(build=_build_edsr, example=image_example, extras=IMAGE_EXTRAS)
+ASRN = Architecture(
+    build=_build_asrn,
+    example=image_example,
+    tiny_example=tiny_image_example,
+    extras=IMAGE_EXTRAS,
+)
+EDSR = Architecture(
+    build=_build_edsr,
+    example=image_example,
+    tiny_example=tiny_image_example,
+    extras=IMAGE_EXTRAS,
+)
 RCAN = Architecture(
     build=_build_rcan,
     count_arguments=("group_size",),
     example=image_example,
+    tiny_example=tiny_image_example,
     extras=IMAGE_EXTRAS,
 )
 

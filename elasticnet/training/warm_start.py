@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from elasticnet._copies import detached_copy
+from elasticnet._ties import find_conflict, same_bytes, shared_names
+from elasticnet._wrapped import plain_name, unwrapped
 from elasticnet.wrapper import ElasticWrapper
 
 
@@ -24,6 +27,13 @@ class _Pair(NamedTuple):
     theirs: nn.Module | None
 
 
+class _Choice(NamedTuple):
+    """The parts of one kind that are taken, and phrases on what happens to these and the others."""
+
+    taken: list[_Pair]
+    report: list[str]
+
+
 @torch.no_grad()
 def warm_start(
     net: ElasticWrapper, source: ElasticWrapper, *, may_differ: Collection[str] = ()
@@ -37,7 +47,8 @@ def warm_start(
     taken stays as it was made.
 
     Args:
-        net: The network to start; its weights are changed.
+        net: The network to start; its weights are changed. It may be compiled or wrapped for
+            parallel training, and so may `source`.
         source: The network to start from; nothing is changed in it.
         may_differ: Names of the builders' arguments that leave the head what it is, such as the
             number of blocks. Any other argument with another value means another head.
@@ -46,26 +57,32 @@ def warm_start(
         Short phrases that say what was taken and what was made anew, with the reason.
 
     Raises:
-        ValueError: Stem or blocks have other shapes, or a new block has no `init_identity()`.
-            Nothing has been copied then.
+        ValueError: Stem or blocks have other shapes; a new block has no `init_identity()`, or would
+            change weights that it shares with what is taken; or `net` shares weights that differ in
+            `source`. Nothing has been copied then.
     """
+    net = unwrapped(net)
+    source = unwrapped(source)
     num_common = min(len(net.blocks), len(source.blocks))
     body = _body_pairs(net, source, num_common)
+    head = _choose_head(net, source, may_differ)
+    adapters = _choose_adapters(net, source, num_common)
+    taken = [*body, *head.taken, *adapters.taken]
     # All refusals come before the first copy.
     _refuse_another_body(body)
     new_blocks = _new_blocks(net, num_common)
+    _refuse_untied(taken)
+    _refuse_shared_new_blocks(new_blocks, taken)
 
-    for pair in body:
+    for pair in taken:
         _copy(pair)
-    for block in new_blocks:
+    for block in new_blocks.values():
         block.init_identity()
 
     report = [f"stem and {num_common} of {len(source.blocks)} blocks taken"]
     if new_blocks:
         report.append(f"{len(new_blocks)} new blocks start as identities")
-    report.append(_start_head(net, source, may_differ))
-    report += _start_adapters(net, source, num_common)
-    return report
+    return [*report, *head.report, *adapters.report]
 
 
 def _body_pairs(net: ElasticWrapper, source: ElasticWrapper, num_common: int) -> list[_Pair]:
@@ -85,9 +102,9 @@ def _refuse_another_body(pairs: list[_Pair]) -> None:
             )
 
 
-def _new_blocks(net: ElasticWrapper, num_common: int) -> list[_CanBeIdentity]:
-    """Return the blocks that only `net` has; refuse one that cannot be made an identity."""
-    new_blocks: list[_CanBeIdentity] = []
+def _new_blocks(net: ElasticWrapper, num_common: int) -> dict[str, _CanBeIdentity]:
+    """Return the blocks that only `net` has, by name; refuse one that cannot be an identity."""
+    new_blocks: dict[str, _CanBeIdentity] = {}
     for index, block in enumerate(net.blocks):
         if index < num_common:
             continue
@@ -96,22 +113,61 @@ def _new_blocks(net: ElasticWrapper, num_common: int) -> list[_CanBeIdentity]:
                 f"warm start: blocks.{index} is new, and {type(block).__name__} has no "
                 f"init_identity(): give it one, or take {num_common} blocks"
             )
-        new_blocks.append(block)
+        new_blocks[f"blocks.{index}"] = block
     return new_blocks
 
 
-def _start_head(net: ElasticWrapper, source: ElasticWrapper, may_differ: Collection[str]) -> str:
-    """Take the head if it is the same; return the phrase that says so, or why it is not."""
+def _refuse_untied(taken: list[_Pair]) -> None:
+    """Refuse weights that are shared here and differ in the source: one copy would undo another."""
+    targets: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
+    for pair in taken:
+        targets.update(_named_state(pair.name, pair.mine))
+        values.update(_named_state(pair.name, pair.theirs))
+    conflict = find_conflict(targets, values)
+    if conflict is not None:
+        raise ValueError(
+            f"warm start: {conflict.first} and {conflict.second} are shared here, and differ in "
+            "the source: build a net in which they are separate"
+        )
+
+
+def _refuse_shared_new_blocks(new_blocks: Mapping[str, Any], taken: list[_Pair]) -> None:
+    """Refuse a new block whose init_identity() would change weights that were just taken."""
+    taken_state: dict[str, Tensor] = {}
+    for pair in taken:
+        taken_state.update(_named_state(pair.name, pair.mine))
+    for name, block in new_blocks.items():
+        state = _named_state(name, block)
+        shared = shared_names(state, taken_state)
+        if not shared:
+            continue
+        trial = detached_copy(block)
+        trial.init_identity()
+        changed_state = _named_state(name, trial)
+        for own_name, taken_name in shared.items():
+            if not same_bytes(state[own_name], changed_state[own_name]):
+                raise ValueError(
+                    f"warm start: {own_name} is new and must change to make its block the "
+                    f"identity, but is shared with {taken_name}, which is taken: build a net in "
+                    "which they are separate"
+                )
+
+
+def _choose_head(
+    net: ElasticWrapper, source: ElasticWrapper, may_differ: Collection[str]
+) -> _Choice:
+    """Take the head if it is the same; otherwise say why it is not."""
     pair = _Pair("head", net.head, source.head)
     reason = _built_differently(net, source, may_differ) or _difference(pair)
     if reason:
-        return f"the head is made anew ({reason})"
-    _copy(pair)
-    return "the head taken"
+        return _Choice(taken=[], report=[f"the head is made anew ({reason})"])
+    return _Choice(taken=[pair], report=["the head taken"])
 
 
-def _start_adapters(net: ElasticWrapper, source: ElasticWrapper, num_common: int) -> list[str]:
-    """Take the adapters that fit; return a phrase for each of the others."""
+def _choose_adapters(net: ElasticWrapper, source: ElasticWrapper, num_common: int) -> _Choice:
+    """Take the adapters that fit; the report has a phrase for each of the others."""
+    taken: list[_Pair] = []
     report: list[str] = []
     for depth, adapter in net.adapters.items():
         theirs = source.adapters[depth] if depth in source.adapters else None
@@ -120,11 +176,11 @@ def _start_adapters(net: ElasticWrapper, source: ElasticWrapper, num_common: int
         if difference:
             report.append(f"the adapter of depth {depth} is made anew ({difference})")
         else:
-            _copy(pair)
+            taken.append(pair)
     for depth in source.adapters:
         if int(depth) <= num_common and depth not in net.adapters:
             report.append(f"the adapter of depth {depth} is left out")
-    return report
+    return _Choice(taken=taken, report=report)
 
 
 def _built_differently(
@@ -156,12 +212,25 @@ def _difference(pair: _Pair) -> str:
 
 
 def _shapes(module: nn.Module | None) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in _plain_state(module).items()}
+
+
+def _named_state(name: str, module: nn.Module | None) -> dict[str, Tensor]:
+    """Return the tensors of a part of a net, by their names in the whole net."""
+    return {f"{name}.{key}": tensor for key, tensor in _plain_state(module).items()}
+
+
+def _plain_state(module: nn.Module | None) -> dict[str, Tensor]:
+    """Return the tensors of a module by the names that they have if nothing is compiled."""
     if module is None:
         return {}
-    state: dict[str, Tensor] = module.state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    inner = unwrapped(module)
+    state: dict[str, Tensor] = inner.state_dict()
+    return {plain_name(inner, key): tensor for key, tensor in state.items()}
 
 
 def _copy(pair: _Pair) -> None:
-    if pair.mine is not None and pair.theirs is not None:
-        pair.mine.load_state_dict(pair.theirs.state_dict())
+    """Copy the weights of one part, whose names and shapes are known to be the same."""
+    theirs = _plain_state(pair.theirs)
+    for name, tensor in _plain_state(pair.mine).items():
+        tensor.copy_(theirs[name])

@@ -261,3 +261,63 @@ def test_adapters_that_differ_are_said() -> None:
         "the adapter of depth 1 is left out",
     ]
     assert_same(state(net.adapters), as_made)
+
+
+# --- shared weights
+
+
+def tied_net(num_blocks: int) -> ElasticWrapper:
+    """One block at every depth."""
+    block = conv_net(1).blocks[0]
+    return ElasticWrapper([block] * num_blocks, TinyHead("b c h w", 4))
+
+
+def separate_net(num_blocks: int) -> ElasticWrapper:
+    return ElasticWrapper(conv_net(num_blocks).blocks, TinyHead("b c h w", 4))
+
+
+def test_blocks_that_are_shared_here_and_differ_there_are_refused() -> None:
+    net = tied_net(3)
+    before = state(net)
+    message = "blocks.0.first.weight and blocks.1.first.weight are shared here, and differ in the"
+    with pytest.raises(ValueError, match=f"warm start: {message} source"):
+        warm_start(net, trained(separate_net(3)))
+    assert_same(state(net), before)
+
+
+def test_blocks_that_are_shared_here_and_equal_there_are_taken() -> None:
+    source = trained(separate_net(2))
+    source.blocks[1].load_state_dict(source.blocks[0].state_dict())
+    net = tied_net(2)
+    warm_start(net, source)
+    assert_same(predictions(net, FEATURES), predictions(source, FEATURES))
+
+
+def test_a_new_block_that_is_shared_with_a_taken_one_is_refused() -> None:
+    net = tied_net(3)
+    before = state(net)
+    message = "blocks.2.last.weight is new and must change .* is shared with blocks.1.last.weight"
+    with pytest.raises(ValueError, match=f"warm start: {message}"):
+        warm_start(net, trained(tied_net(2)))
+    assert_same(state(net), before)
+
+
+def test_a_new_block_may_share_what_its_identity_leaves_alone() -> None:
+    net = separate_net(2)
+    first: Any = net.blocks[0]
+    second: Any = net.blocks[1]
+    second.first.weight = first.first.weight
+    source = trained(separate_net(1))
+    warm_start(net, source)
+    (expected,) = predictions(source, FEATURES)
+    assert_same(predictions(net, FEATURES), (expected, expected))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_wrapped_nets_are_started(wrap: Any) -> None:
+    source = trained(conv_net(2))
+    net = conv_net(2)
+    for index, block in enumerate(net.blocks):
+        net.blocks[index] = wrap(block)
+    warm_start(wrap(net), wrap(source))
+    assert_same(predictions(net, FEATURES), predictions(source, FEATURES))

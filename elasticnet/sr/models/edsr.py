@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elasticnet._autocast import without_autocast
 from elasticnet.sr.models.heads import predict_taps, wide_dtype
 from elasticnet.wrapper import ElasticWrapper, Origin, evaluating
 
@@ -320,7 +321,7 @@ class SkipHead(nn.Module):
         *step_weights, last_weight = weights
         device = last_weight.device
         wide = wide_dtype(last_weight.dtype)
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             # one image for each sub-pixel and colour: (3 scale^2, 3 scale^2, 1, 1)
             pixels = torch.eye(3 * self.scale**2, dtype=wide, device=device)[:, :, None, None]
             images = F.pixel_shuffle(pixels, self.scale)  # (3 scale^2, 3, scale, scale)

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from elasticnet._autocast import without_autocast
+
 SKIPS = (None, "bicubic")
 # kernel = stride of each deconvolution, by scale; two of 2 at x4, as the published counts need
 DECONV_STEPS = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}
@@ -177,7 +179,7 @@ class DeconvHead(nn.Module):
             zeros there. The last conv's own bias is not in it.
         """
         channels = self.reduce.in_channels
-        with torch.autocast(self.reduce.weight.device.type, enabled=False):
+        with without_autocast(self.reduce.weight.device):
             response = self._response_before_output()  # (channels + 1, scale, scale, hidden)
             # Each pixel adds what the last conv makes of it to the 3x3 pixels around it.
             weight = rearrange(_wide(self.output.weight).flip(2, 3), "o c kh kw -> c (o kh kw)")
@@ -224,7 +226,7 @@ class DeconvHead(nn.Module):
         """What all biases add up to, (1, 3 scale^2, h, w), for the taps of one pass."""
         # In the memory format of `folded`: an addition across formats takes five times as long.
         plane = torch.zeros_like(folded[:1], dtype=bias_kernel.dtype)
-        with torch.autocast(bias_kernel.device.type, enabled=False):
+        with without_autocast(bias_kernel.device):
             inner = F.conv2d(torch.ones_like(plane[:, :1]), bias_kernel, padding=1)
             last = _wide(self.output.bias).repeat_interleave(self.scale**2)
             return plane + inner + last[:, None, None]

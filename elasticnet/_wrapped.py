@@ -1,0 +1,167 @@
+"""Modules that other libraries wrap around a module: what is inside, and the names without them.
+
+`torch.compile`, parallel training and activation checkpointing put a module of their own around a
+network or around single blocks. The function stays, but the keys of the state dict get a piece such
+as `_orig_mod.` or `module.` more. Files hold the plain names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+# The attribute in which a wrapping class keeps its module. The classes are given by their names,
+# because importing some of them takes seconds.
+INNER_ATTRIBUTES = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch.optim.swa_utils.AveragedModel": "module",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": (
+        "_checkpoint_wrapped_module"
+    ),
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
+        "_fsdp_wrapped_module"
+    ),
+}
+# What wrapped modules add to keys. "module" comes last, because it is also an ordinary name.
+KEY_PIECES = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
+
+
+def unwrapped(module: Any) -> Any:
+    """Return what is inside of all wrappers around a module, or the module if there are none.
+
+    Args:
+        module: Any module; anything else is returned as it is.
+    """
+    attribute = _inner_attribute(module)
+    while attribute is not None:
+        module = getattr(module, attribute)
+        attribute = _inner_attribute(module)
+    return module
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module, or one inside it, is compiled by `torch.compile`.
+
+    Args:
+        module: Any module.
+    """
+    for part in module.modules():
+        if _inner_attribute(part) == "_orig_mod":
+            return True
+        if getattr(part, "_compiled_call_impl", None) is not None:  # module.compile()
+            return True
+    return False
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a module was made of; FSDP2 replaces it by a class of its own.
+
+    Args:
+        module: A module that is not wrapped.
+    """
+    first, *others = type(module).__mro__
+    if others and _full_name(others[0]) == "torch.distributed.fsdp.FSDPModule":
+        return others[1]
+    return first
+
+
+def plain_name(root: nn.Module, key: str) -> str:
+    """Return a key of a network's state dict without the pieces that wrapped modules add.
+
+    Args:
+        root: The network.
+        key: A key of its state dict, such as "blocks.0._orig_mod.weight".
+
+    Returns:
+        Such as "blocks.0.weight".
+    """
+    module: Any = root
+    kept: list[str] = []
+    for piece in key.split("."):
+        # Some wrappers leave their piece out of the keys themselves.
+        while _inner_attribute(module) not in (None, piece):
+            module = unwrapped_once(module)
+        if _inner_attribute(module) == piece:
+            module = unwrapped_once(module)
+            continue
+        kept.append(piece)
+        module = _child(module, piece)
+    return ".".join(kept)
+
+
+def match_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Return a known name for every name that has one, with or without pieces of wrapped modules.
+
+    Args:
+        names: Such as the keys of a file, which may have been written with wrapped modules.
+        known: Plain names.
+
+    Returns:
+        The known name, by name. What has none, or would share one with another name, is left out.
+    """
+    wanted = set(known)
+    found = {name: name for name in names if name in wanted}
+    taken = set(found)
+    for name in names:
+        if name in found:
+            continue
+        plain = _without_pieces(name, wanted)
+        if plain is not None and plain not in taken:
+            found[name] = plain
+            taken.add(plain)
+    return found
+
+
+def children(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the submodules of a module by name; one that has two names is there twice.
+
+    Args:
+        module: Any module.
+    """
+    named: dict[str, nn.Module | None] = vars(module)["_modules"]
+    return {name: child for name, child in named.items() if child is not None}
+
+
+def unwrapped_once(module: nn.Module) -> nn.Module:
+    """Return the module inside of a wrapper.
+
+    Args:
+        module: A wrapper.
+    """
+    attribute = _inner_attribute(module)
+    assert attribute is not None
+    return getattr(module, attribute)
+
+
+def _without_pieces(name: str, wanted: set[str]) -> str | None:
+    """Return the wanted name that is left when pieces of wrapped modules are taken out; or None."""
+    for count in range(1, len(KEY_PIECES) + 1):
+        removed = KEY_PIECES[:count]
+        plain = ".".join(piece for piece in name.split(".") if piece not in removed)
+        if plain in wanted:
+            return plain
+    return None
+
+
+def _inner_attribute(module: Any) -> str | None:
+    """Return the attribute in which a module keeps the one that it wraps; None if it wraps none."""
+    for each in type(module).__mro__:
+        attribute = INNER_ATTRIBUTES.get(_full_name(each))
+        if attribute is not None:
+            return attribute
+    return None
+
+
+def _full_name(each: type) -> str:
+    return f"{each.__module__}.{each.__qualname__}"
+
+
+def _child(module: Any, name: str) -> Any:
+    """Return a submodule by its name; None for a parameter or a buffer."""
+    if isinstance(module, nn.Module):
+        return children(module).get(name)
+    return None
