@@ -39,6 +39,11 @@ class DataOptions(OptionGroup):
     patch_size: Annotated[int, AtLeast(1)] = 48
     """Side of an LR patch in pixels."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache_dir is not None and not self.cache:
+            raise ValueError(f"--cache-dir {self.cache_dir} with --no-cache: give one of the two")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DegradationOptions(OptionGroup):

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
@@ -103,17 +104,26 @@ class CostPlace(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """A score with what it depends on, as the file holds it."""
+    """A score with all that the file says of it."""
 
+    place: Place
     basis: Basis
     kept: KeptScore
+
+
+class _CostLine(NamedTuple):
+    """A cost with all that the file says of it."""
+
+    place: CostPlace
+    basis: Mapping[str, Any]
+    cost: Mapping[str, Any]
 
 
 class KeptScores:
     """The scores in a folder, to be used in a `with` statement: it holds the folder's lock.
 
-    A line that a kill has cut off is no line. Scores of what has changed stay in the file until
-    they are replaced.
+    A score is found by what it depends on, whatever data set and network are called now; those of
+    earlier weights and settings stay in the file. A line that a kill has cut off is no line.
 
     Args:
         folder: Where `scores.jsonl` is kept; made if need be.
@@ -126,8 +136,9 @@ class KeptScores:
 
     def __init__(self, folder: str | os.PathLike[str], *, forget: bool = False) -> None:
         self.path = make_writable_folder(folder) / FILE_NAME
-        self._scores: dict[Place, _Line] = {}
-        self._costs: dict[CostPlace, dict[str, Any]] = {}
+        self._scores: dict[str, _Line] = {}  # by what they depend on
+        self._costs: dict[str, _CostLine] = {}
+        self._newest: dict[Place, Basis] = {}  # what the newest score at each place depends on
         self._lock = FileLock(self.path.with_name(LOCK_NAME))
         try:
             self._lock.acquire(timeout=0)
@@ -146,7 +157,10 @@ class KeptScores:
 
     def close(self) -> None:
         """Let go of the file and of its lock."""
-        self._file.close()
+        # Each line is flushed when it is written. Where that failed, it fails again, and the first
+        # error is the one to be seen.
+        with suppress(OSError):
+            self._file.close()
         self._lock.release()
 
     def find(self, place: Place, basis: Basis) -> KeptScore | None:
@@ -156,10 +170,8 @@ class KeptScores:
             place: Which score.
             basis: What it depends on now.
         """
-        line = self._scores.get(place)
-        if line is None or line.basis != basis:
-            return None
-        return line.kept
+        line = self._scores.get(_key(place, basis))
+        return None if line is None else line.kept
 
     def change(self, place: Place, basis: Basis) -> str:
         """Return in a few words why the score of an earlier run is of no use now.
@@ -169,10 +181,11 @@ class KeptScores:
             basis: What it depends on now.
 
         Returns:
-            Such as "other weights"; empty if nothing has changed, or there is no earlier score.
+            Such as "other weights"; empty if there is a score, or never was one at this place.
         """
-        line = self._scores.get(place)
-        return "" if line is None else basis.difference(line.basis)
+        if self.find(place, basis) is not None or place not in self._newest:
+            return ""
+        return basis.difference(self._newest[place])
 
     def add(self, place: Place, basis: Basis, kept: KeptScore) -> None:
         """Keep a score.
@@ -182,20 +195,19 @@ class KeptScores:
             basis: What it depends on.
             kept: The score.
         """
-        self._scores[place] = _Line(basis, kept)
-        self._write(_score_as_json(place, basis, kept))
+        line = _Line(place, basis, kept)
+        self._take(line)
+        self._write(_score_as_json(line))
 
-    def find_cost(self, place: CostPlace, basis: Mapping[str, Any]) -> dict[str, Any] | None:
+    def find_cost(self, place: CostPlace, basis: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return the cost that an earlier run has measured; None without, or if it has changed.
 
         Args:
             place: Which cost.
             basis: What it depends on now, as JSON can hold it: weights, machine, size.
         """
-        entry = self._costs.get(place)
-        if entry is None or entry["basis"] != basis:
-            return None
-        return entry["cost"]
+        line = self._costs.get(_key(place, basis))
+        return None if line is None else line.cost
 
     def add_cost(self, place: CostPlace, basis: Mapping[str, Any], cost: Mapping[str, Any]) -> None:
         """Keep a cost.
@@ -205,19 +217,18 @@ class KeptScores:
             basis: What it depends on, as JSON can hold it.
             cost: The numbers by name.
         """
-        self._costs[place] = {"basis": dict(basis), "cost": dict(cost)}
-        self._write(_cost_as_json(place, self._costs[place]))
+        line = _CostLine(place, basis, cost)
+        self._costs[_key(place, basis)] = line
+        self._write(_cost_as_json(line))
 
     def _open(self, forget: bool) -> BinaryIO:
-        """Read what is there, leave out what is cut off or replaced, and open the file to add."""
+        """Read what is there, leave out what is cut off, and open the file to add to it."""
         try:
             if not forget and self.path.exists():
                 for text in self.path.read_bytes().split(b"\n"):
                     self._read(text)
-            lines = [
-                _score_as_json(place, line.basis, line.kept) for place, line in self._scores.items()
-            ]
-            lines += [_cost_as_json(place, entry) for place, entry in self._costs.items()]
+            lines = [_score_as_json(line) for line in self._scores.values()]
+            lines += [_cost_as_json(line) for line in self._costs.values()]
             write_atomic(self.path, "".join(_as_text(line) for line in lines))
             return open(self.path, "ab")
         except BaseException:
@@ -232,16 +243,27 @@ class KeptScores:
                 place = Place(**line["place"])
                 scores = Scores(psnr=float(line["psnr"]), ssim=float(line["ssim"]))
                 kept = KeptScore(scores, line["made"])
-                self._scores[place] = _Line(Basis(**line["basis"]), kept)
+                self._take(_Line(place, Basis(**line["basis"]), kept))
             elif line["kind"] == "cost":
-                entry = {"basis": line["basis"], "cost": line["cost"]}
-                self._costs[CostPlace(**line["place"])] = entry
+                place = CostPlace(**line["place"])
+                key = _key(place, line["basis"])
+                self._costs[key] = _CostLine(place, line["basis"], line["cost"])
         except (ValueError, TypeError, KeyError):
             return
 
+    def _take(self, line: _Line) -> None:
+        key = _key(line.place, line.basis)
+        self._scores.pop(key, None)  # so that the newest score comes last, in the file, too
+        self._scores[key] = line
+        self._newest[line.place] = line.basis
+
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(_as_text(line).encode())
-        self._file.flush()  # what the system has, it keeps when this process is killed
+        try:
+            self._file.write(_as_text(line).encode())
+            self._file.flush()  # what the system has, it keeps when this process is killed
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(error.errno, f"could not write {self.path} ({reason})") from error
 
 
 def survey(kept: KeptScores, wanted: Iterable[tuple[Place, Basis]]) -> list[str]:
@@ -308,19 +330,24 @@ def digest_of_net(net: nn.Module) -> str:
     return digest.hexdigest()[:DIGEST_LENGTH]
 
 
-def _score_as_json(place: Place, basis: Basis, kept: KeptScore) -> dict[str, Any]:
+def _key(place: Place | CostPlace, basis: Basis | Mapping[str, Any]) -> str:
+    """What a score or a cost depends on, as a key: names are not in it."""
+    return json.dumps([place.scale, place.depth, basis], sort_keys=True)
+
+
+def _score_as_json(line: _Line) -> dict[str, Any]:
     return {
         "kind": "score",
-        "place": place._asdict(),
-        "psnr": kept.scores.psnr,
-        "ssim": kept.scores.ssim,
-        "made": kept.made,
-        "basis": basis._asdict(),
+        "place": line.place._asdict(),
+        "psnr": line.kept.scores.psnr,
+        "ssim": line.kept.scores.ssim,
+        "made": line.kept.made,
+        "basis": line.basis._asdict(),
     }
 
 
-def _cost_as_json(place: CostPlace, entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "cost", "place": place._asdict(), **entry}
+def _cost_as_json(line: _CostLine) -> dict[str, Any]:
+    return {"kind": "cost", "place": line.place._asdict(), "basis": line.basis, "cost": line.cost}
 
 
 def _as_text(line: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,34 @@ def test_other_weights_are_scored_anew_and_said(tmp_path, monkeypatch, caplog):
     assert changed == run(None, nets=[("net", net(seed=1))])
     expected = "scored anew: net, 4 images (set x2 img0, set x2 img1, set x2 img2, ...)"
     assert f"{expected}: other weights" in caplog.text
+
+
+def test_scores_of_earlier_weights_are_found_again_also_under_other_names(tmp_path, monkeypatch):
+    first = run(tmp_path)
+    run(tmp_path, nets=[("net", net(seed=1))])
+    counter = Counter(monkeypatch)
+    again = run(tmp_path, nets=[("renamed", net())], sets=[("other", pairs())])
+    assert counter.made == []
+    assert [row.psnr for row in again.rows] == [row.psnr for row in first.rows]
+    assert [row.network for row in again.rows] == ["bicubic", "renamed", "renamed"]
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may become larger than 1,000 bytes, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_is_named_and_the_folder_is_free_again(tmp_path):
+    with pytest.raises(OSError, match=r"could not write .*scores\.jsonl \(File too large\)"):
+        run(tmp_path)
+    with KeptScores(tmp_path):
+        pass
 
 
 def test_an_image_with_other_pixels_is_scored_anew_and_said(tmp_path, monkeypatch, caplog):
