@@ -44,11 +44,24 @@ def cache_places(root: Path, cache_dir: str | os.PathLike[str] | None = None) ->
     own_name = f"{root.name or 'root'}-{_digest(str(root))[:8]}"
     if cache_dir is not None:
         return [Path(cache_dir) / own_name]
-    user_caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    user_place = user_caches / "elasticnet" / own_name
-    if not root.name:  # the root of the file system has nothing beside it
-        return [user_place]
-    return [root.with_name(root.name + ".elasticnet-cache"), user_place]
+    places: list[Path] = []
+    if root.name:  # the root of the file system has nothing beside it
+        places.append(root.with_name(root.name + ".elasticnet-cache"))
+    user_caches = _user_caches()
+    if user_caches is not None:
+        places.append(user_caches / "elasticnet" / own_name)
+    return places
+
+
+def _user_caches() -> Path | None:
+    """The folder for the user's caches; None for a user without a home, as in some containers."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return None
 
 
 def open_or_build(

@@ -19,7 +19,7 @@ from PIL import Image
 
 from elasticnet.sr.data import Pair, PairSet, decoding, load_pairs
 from elasticnet.sr.data.alignment import AlignedPair, LrSettings
-from elasticnet.sr.data.decoded_cache import cache_places, open_or_build
+from elasticnet.sr.data.decoded_cache import built_for_once, cache_places, open_or_build
 from elasticnet.sr.data.pair_set import Skipped, open_pixels
 
 
@@ -144,10 +144,9 @@ class Waiters(logging.Filter):
         self.announced = threading.Semaphore(0)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        waits = record.getMessage().startswith("waiting")
-        if waits:
+        if record.getMessage().startswith("waiting"):
             self.announced.release()
-        return waits
+        return True
 
 
 def test_threads_that_start_together_build_once(
@@ -175,7 +174,8 @@ def test_threads_that_start_together_build_once(
     assert read == ["FIRST"] * 4
     assert source.builds == 1
     waiting = f"waiting for another process that builds the image cache {source.places[0]}"
-    assert [record.getMessage() for record in caplog.records] == [waiting] * 3
+    messages = [text for text in caplog.messages if not text.startswith("decoded images")]
+    assert messages == [waiting] * 3
 
 
 def test_a_place_that_cannot_be_written_is_passed_over(
@@ -234,6 +234,51 @@ def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # two sets of one name stay apart
     assert cache_places(tmp_path / "other" / "DIV2K", "/chosen") != [chosen]
     assert cache_places(Path("/"))[0].parent == Path("/user/cache/elasticnet")
+
+
+def test_a_user_without_a_home_has_the_place_beside_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_places(tmp_path / "DIV2K") == [tmp_path / "DIV2K.elasticnet-cache"]
+
+
+def test_a_build_names_the_place_once(source: Source, caplog: pytest.LogCaptureFixture) -> None:
+    source.open()
+    source.open()
+    (said,) = caplog.messages
+    assert said.startswith(f"decoded images are written to {source.places[0]}, ")
+    assert "--cache-dir" in said
+    assert "--no-cache" in said
+
+
+def test_built_for_once_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def write(folder: Path) -> dict[str, str]:
+        (folder / "pixels.bin").write_bytes(b"123")
+        return {"kind": "numbers"}
+
+    with built_for_once(write) as (folder, index):
+        assert index == {"kind": "numbers"}
+        assert (folder / "pixels.bin").read_bytes() == b"123"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_temporary_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def write(folder: Path) -> dict[str, str]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    expected = f"cannot decode images into {tmp_path}.*: No space left on device; .*TMPDIR"
+    with pytest.raises(OSError, match=expected), built_for_once(write):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mapped_pixels_are_read_only(tmp_path: Path) -> None:

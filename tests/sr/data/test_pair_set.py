@@ -58,6 +58,19 @@ def test_pickled_pairs(tmp_path: Path) -> None:
     assert isinstance(pickle.loads(pickle.dumps(mapped)).hr_pixels, np.memmap)
 
 
+def test_pairs_without_a_cache_are_pickled_although_their_files_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "set" / "a.png")
+    monkeypatch.setattr(pair_set, "free_memory", lambda: 0)  # so that they stay mapped
+    mapped = load_pairs(tmp_path / "set", 2, progress=False, cache=False)
+    assert isinstance(mapped.hr_pixels, np.memmap)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    copy: PairSet = pickle.loads(pickle.dumps(mapped))
+    assert contents(copy) == contents(mapped)
+    np.testing.assert_array_equal(copy.hr(0), noise(24, 36))
+
+
 def test_a_set_that_does_not_fit_stays_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from made_images import contents, flat, noise, put
 
 from elasticnet.sr.data import PairSet, load_pairs, pair_set, scikit_image_photos
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
+from elasticnet.sr.options import DataOptions
 
 SCALE = 2
 
@@ -107,6 +109,28 @@ def test_scale_degradation_and_seed_reach_the_pairs(folders: dict[int, Path]) ->
         assert np.array_equal(first.lr_pixels, again.lr_pixels)
         assert not np.array_equal(first.lr_pixels, other.lr_pixels)
         assert np.array_equal(first.hr_pixels, other.hr_pixels), "HR has no noise"
+
+
+# --- where decoded images are kept
+
+
+@pytest.mark.parametrize("as_options", [{"cache": False}, {"cache_dir": "cache"}])
+def test_training_pairs_keep_decoded_images_where_they_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_options: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "valid"):
+        flat(tmp_path / name, 2)
+    training, valid = training_pairs("train", "valid", SCALE, progress=False, **as_options)
+    assert (len(training), len(valid)) == (2, 2)
+    there = sorted(path.name for path in tmp_path.iterdir())
+    kept = ["cache"] if "cache_dir" in as_options else []
+    assert there == sorted([*kept, "train", "valid"])
+
+
+def test_a_cache_that_is_placed_and_not_kept_is_refused() -> None:
+    with pytest.raises(ValueError, match="--cache-dir kept with --no-cache: give one of the two"):
+        DataOptions(cache_dir=Path("kept"), cache=False)
 
 
 # --- pixels in memory
