@@ -122,9 +122,13 @@ def open_local(path: str | os.PathLike[str]) -> BinaryIO:
     Args:
         path: Of a file on this machine.
 
+    Returns:
+        The open file, in binary mode.
+
     Raises:
         FileNotFoundError: There is no such file; the message names the weights beside it.
         IsADirectoryError: It is a folder; the message names the likeliest file in it.
+        PermissionError: This user may not read it.
         OSError: It cannot be opened for another reason.
     """
     try:
