@@ -6,6 +6,8 @@ Nothing here imports torch while the command line is parsed.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,6 +89,23 @@ def resolve_device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {name}: {reason}; --device cpu always works") from error
     return name
+
+
+def report_skipped(skipped: Sequence[tuple[str, str]]) -> int:
+    """Name the first images that were left out, and count all, on standard error.
+
+    Args:
+        skipped: (image, reason) of each.
+
+    Returns:
+        The exit status: 1 where images were left out, otherwise 0.
+    """
+    if not skipped:
+        return 0
+    from elasticnet.sr.data.pair_set import listing
+
+    print(f"elasticnet: images left out: {len(skipped)}{listing(skipped)}", file=sys.stderr)
+    return 1
 
 
 def positive_count(text: str) -> int:

@@ -10,11 +10,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elasticnet.cli.arguments import add_cache, add_debug, add_device, resolve_device
+from elasticnet.cli.arguments import (
+    add_cache,
+    add_debug,
+    add_device,
+    report_skipped,
+    resolve_device,
+)
 
 if TYPE_CHECKING:
     from elasticnet.cli.arguments import Commands
-    from elasticnet.sr.benchmark import Benchmark, Skipped
+    from elasticnet.sr.benchmark import Benchmark
     from elasticnet.sr.data.pair_set import PairSet
     from elasticnet.wrapper import ElasticWrapper
 
@@ -199,10 +205,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"warning: {warning}")
     if options.out:
         _draw_figures(options.out, result, nets, sets, device)
-    if result.skipped:
-        _report_skipped(result.skipped)
-        return 1
-    return 0
+    skipped = [(f"{each.data} x{each.scale} {each.image}", each.reason) for each in result.skipped]
+    return report_skipped(skipped)
 
 
 def _sort_files_from_data(options: argparse.Namespace) -> None:
@@ -391,10 +395,3 @@ def _make_folders(options: argparse.Namespace) -> None:
     for folder in (options.out, options.save_images):
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
-
-
-def _report_skipped(skipped: Sequence[Skipped]) -> None:
-    from elasticnet.sr.data.pair_set import listing
-
-    named = [(f"{each.data} x{each.scale} {each.image}", each.reason) for each in skipped]
-    print(f"elasticnet: images left out: {len(named)}{listing(named)}", file=sys.stderr)

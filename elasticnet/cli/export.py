@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from elasticnet.cli.arguments import add_cache, add_debug
+from elasticnet.cli.arguments import add_cache, add_debug, report_skipped
 
 if TYPE_CHECKING:
     from elasticnet import ElasticWrapper
@@ -26,7 +26,8 @@ ALL_DEPTHS = "all"
 DESCRIPTION = (
     "Write one depth of a checkpoint, or every one, to a file that stands alone. Batch, height and "
     "width stay open where the network allows. Each file is run and compared with the network at "
-    "several sizes before it is written; where they differ by more than 1e-4, nothing is."
+    "several sizes before it is written; where they differ by more than 1e-4, nothing is. The exit "
+    "status is 1 when an image of --data could not be used."
 )
 
 
@@ -149,7 +150,7 @@ def run(options: argparse.Namespace) -> int:
         options: The parsed command line.
 
     Returns:
-        0, the command's exit code.
+        The exit status: 1 where images of --data were left out, otherwise 0.
 
     Raises:
         ValueError: Options contradict each other, or the file is no checkpoint.
@@ -192,7 +193,7 @@ def run(options: argparse.Namespace) -> int:
     if several:
         print()
         print(_table(written))
-    return 0
+    return report_skipped([each for _, pairs in data_sets for each in pairs.skipped])
 
 
 # --- before anything is written

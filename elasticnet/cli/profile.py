@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +14,7 @@ from elasticnet.cli.arguments import (
     add_debug,
     add_device,
     positive_count,
+    report_skipped,
     resolve_device,
     thread_count,
 )
@@ -192,7 +192,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.no_store:
         store_card(options.file, card)
         print(f"stored in {options.file}")
-    return _report_skipped(quality)
+    return 0 if quality is None else report_skipped(quality.skipped)
 
 
 def _check_architecture(options: argparse.Namespace) -> None:
@@ -301,17 +301,6 @@ def _write(card: DepthCard, folder: Path, file: str) -> None:
     stem = Path(file).name.removesuffix(".safetensors")
     written = write_report(card, folder, stem)
     print(f"written: {', '.join(str(path) for path in written)}")
-
-
-def _report_skipped(quality: Quality | None) -> int:
-    """Name the images that were left out; return the exit status."""
-    if quality is None or not quality.skipped:
-        return 0
-    from elasticnet.sr.data.pair_set import listing
-
-    skipped = quality.skipped
-    print(f"elasticnet: images left out: {len(skipped)}{listing(skipped)}", file=sys.stderr)
-    return 1
 
 
 def _is_remote(file: str) -> bool:

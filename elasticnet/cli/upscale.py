@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from tqdm import tqdm
 
+from elasticnet.before_torch import INTERRUPTED
 from elasticnet.cli.arguments import add_debug, add_device, positive_count, resolve_device
 from elasticnet.cli.printable import printable
 from elasticnet.sr.models.pretrained import packaged, weights_file
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 MIN_TILE = 16  # LR pixels; smaller tiles are nearly all margin and take hours
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
 SOME_FAILED = 1  # exit status
-INTERRUPTED = 130  # exit status: what a shell reports after Ctrl-C
 
 
 def add_parser(commands: Commands) -> None:

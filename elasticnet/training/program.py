@@ -14,7 +14,7 @@ INTERRUPTED = 130
 READER_IS_GONE = 141
 """The exit status after a write into a pipe that nobody reads: 128 plus the number of SIGPIPE."""
 
-SECONDS_FOR_THE_FIRST_PROCESS = 3.0
+SECONDS_FOR_THE_FIRST_PROCESS = 10.0
 """How long another process waits before it says its own error."""
 
 

@@ -116,6 +116,18 @@ def test_checkpoints_of_all_depths_go_into_a_folder_with_their_notes(file, tmp_p
     assert "net_d1.safetensors: " in capsys.readouterr().out
 
 
+def test_images_that_int8_cannot_be_measured_on_are_named(file, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    image = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    Image.fromarray(image).save(photos / "a.png")
+    (photos / "b.png").write_bytes(b"no image")
+    options = ["--int8", "--depth", "1", "-o", str(tmp_path / "a.pt2"), "--data", str(photos)]
+    assert main(["export", str(file), *options]) == 1
+    said = capsys.readouterr().err
+    assert "elasticnet: images left out: 1\n  b: cannot read image" in said
+
+
 def test_int8_prints_its_cost_also_on_data(file, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -123,11 +135,12 @@ def test_int8_prints_its_cost_also_on_data(file, tmp_path, capsys):
     Image.fromarray(image).save(photos / "image.png")
     command = ["export", str(file), "--int8", "-o", str(tmp_path / "a.pt2"), "--data", str(photos)]
     assert main(command) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert float(said[0].partition("; int8 against float: ")[2].removesuffix(" dB")) > 50
-    assert said[1].startswith("  photos: ")
+    where_lr_is_from, summary, on_data = capsys.readouterr().out.splitlines()
+    assert where_lr_is_from == "photos x2, LR: made (BI)"
+    assert float(summary.partition("; int8 against float: ")[2].removesuffix(" dB")) > 50
+    assert on_data.startswith("  photos: ")
     before, after, cost = (
-        float(word) for word in said[1].split()[1:] if word[0] in "+-0123456789" and "." in word
+        float(word) for word in on_data.split()[1:] if word[0] in "+-0123456789" and "." in word
     )
     assert cost == pytest.approx(after - before, abs=0.0011)
     assert abs(cost) < 0.01

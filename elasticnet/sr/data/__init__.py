@@ -1,9 +1,9 @@
 """Image pairs for super-resolution: from folders of photographs to batches of patches.
 
-`load_pairs` finds the image files of a data set (`folder_layouts`), reads them (`images`), fits LR
-to HR or makes it (`alignment`), keeps what it decoded (`decoded_cache`), and returns a `PairSet`.
-`splits` divides pairs into training and validation, `patches` cuts training patches from them, and
-`download` fetches DIV2K.
+`load_pairs` finds the image files of a data set (`folder_layouts`, `lr_folders`), reads them
+(`decoding`, `read_rgb`), fits LR to HR or makes it (`alignment`), keeps what it decoded
+(`decoded_cache`), and returns a `PairSet`. `splits` divides pairs into training and validation,
+`patches` cuts training patches from them, and `download` fetches DIV2K.
 """
 
 from elasticnet.sr.data.alignment import noise_seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ PHOTO_FILES = (
     "rocket.jpg",
 )
 
+logger = logging.getLogger(__name__)
+
 
 def scikit_image_photos() -> dict[str, np.ndarray]:
     """Return the photographs that scikit-image carries in its wheel, by name.
@@ -49,12 +52,22 @@ def scikit_image_photos() -> dict[str, np.ndarray]:
         )
     folder = Path(spec.submodule_search_locations[0]) / "data"
     photos: dict[str, np.ndarray] = {}
+    absent: list[str] = []
     for file_name in PHOTO_FILES:
         path = folder / file_name
         if path.is_file():
             photos[path.stem] = read_rgb(path)
+        else:
+            absent.append(file_name)
     if not photos:
         raise FileNotFoundError(
             f"none of scikit-image's photographs in {folder}; reinstall scikit-image"
+        )
+    if absent:
+        logger.warning(
+            "%d of %d photographs are not part of this scikit-image: %s",
+            len(absent),
+            len(PHOTO_FILES),
+            ", ".join(absent),
         )
     return photos

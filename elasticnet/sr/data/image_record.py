@@ -68,11 +68,20 @@ def changed_images(folder: Path, sets: Mapping[str, PairSet]) -> str:
 
     Returns:
         Such as "training: 2 more (0003, 0004)"; empty if nothing differs.
+
+    Raises:
+        ValueError: The note is damaged.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         return ""
-    noted: dict[str, Sizes] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        noted: dict[str, Sizes] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it, and the images are no longer compared with "
+            "those of the start"
+        ) from error
     differences: list[str] = []
     for use, pairs in sets.items():
         difference = _difference(noted.get(use, {}), _sizes_of(pairs))

@@ -60,7 +60,8 @@ def load_pairs(
     Args:
         root: A data set in one of the layouts of `find_layout`.
         scale: Side of an HR image over the side of its LR image.
-        degradation: How LR is made: "BI", "BD" or "DN" (see `degrade`). LR files serve "BI" only.
+        degradation: How LR is made: "BI", "BD" or "DN" (see `degrade`). LR files serve if they
+            are of this degradation, "BI" if their folder does not say.
         split: "train" or "valid", of DIV2K only; None means "train" there.
         seed: Of the noise of "DN", which differs from image to image (see `noise_seed`).
         border: What lies outside an image that is resized: see `imresize`.

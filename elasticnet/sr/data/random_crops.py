@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from elasticnet.sr.data.augmentation import drawn_bits
-from elasticnet.sr.data.pair_set import PairSet
+from elasticnet.sr.data.pair_set import MAX_LISTED, PairSet
 
 # Constants of SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
 # OOPSLA 2014. The first is 2**64 divided by the golden ratio, the step between two states.
@@ -136,6 +136,7 @@ def _check_that_patches_fit(pairs: PairSet, patch_size: int, fits: np.ndarray) -
         )
     small = [name for name, is_large in zip(pairs.names, fits, strict=True) if not is_large]
     if small:
-        message = f"patch_size {patch_size}: left out {len(small)} smaller LR images: "
+        shown = ", ".join(small[:MAX_LISTED]) + (", ..." if len(small) > MAX_LISTED else "")
+        message = f"patch_size {patch_size}: left out {len(small)} smaller LR images: {shown}"
         # 4: the caller of PatchSampler or PatchDataset is the one to be named
-        warnings.warn(message + ", ".join(small), stacklevel=4)
+        warnings.warn(message, stacklevel=4)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from elasticnet.sr.data import (
-    scikit_image_photos,
-)
+from elasticnet.sr.data import scikit_image_photos
 
 
 def test_photos_of_scikit_image() -> None:
@@ -31,3 +31,17 @@ def test_photos_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)  # as if it were not installed
     with pytest.raises(ModuleNotFoundError, match=r'pip install "elastic-depth\[train\]"'):
         scikit_image_photos()
+
+
+def test_photographs_that_are_not_there_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "skimage" / "data"
+    data.mkdir(parents=True)
+    (tmp_path / "skimage" / "__init__.py").touch()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(data / "astronaut.png")
+    monkeypatch.delitem(sys.modules, "skimage", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(scikit_image_photos()) == ["astronaut"]
+    (message,) = caplog.messages
+    assert message.startswith("14 of 15 photographs are not part of this scikit-image: brick.png")

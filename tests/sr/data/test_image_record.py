@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,13 @@ def test_of_many_images_the_first_five_are_named(tmp_path: Path) -> None:
     many = pairs_of(a=40, **{f"n{number}": 40 for number in range(7)})
     difference = changed_images(tmp_path, {"training": many})
     assert difference == "training: 7 more (n0, n1, n2, n3, n4, ...)"
+
+
+def test_a_damaged_note_is_named(tmp_path: Path) -> None:
+    note = tmp_path / "images.json"
+    note.write_text('{"training": ')
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(note))} is damaged .*: remove it"):
+        changed_images(tmp_path, {})
 
 
 def test_a_run_without_a_note_is_not_said_to_differ(tmp_path: Path) -> None:

@@ -293,6 +293,13 @@ def test_small_images_are_left_out_by_name() -> None:
     assert (sampler.batch(0)[0][:, 0] * 255).round().unique().tolist() == [1]
 
 
+def test_many_small_images_are_counted_and_the_first_five_named() -> None:
+    pairs = coordinate_pairs([(9, 9), *[(4, 4)] * 7])
+    message = "left out 7 smaller LR images: image1, image2, image3, image4, image5, ...$"
+    with pytest.warns(UserWarning, match=message):
+        PatchSampler(pairs, 5, 64)
+
+
 def test_no_image_is_large_enough() -> None:
     with pytest.raises(ValueError, match=r"patch_size 48: none of the 1 LR images .*image0, 20x20"):
         PatchSampler(coordinate_pairs([(20, 20)]), 48, 4)
