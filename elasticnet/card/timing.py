@@ -16,8 +16,9 @@ from elasticnet.wrapper import ElasticWrapper, evaluating
 
 MIN_ROUNDS = 3  # timed whatever the time limit says
 MIN_TIMES_FOR_SPREAD = 3
-# On an idle machine the spread of passes that take some milliseconds is 1 to 3 % of the median.
-LARGE_SPREAD = 0.1  # part of the median above which a time is not to be relied on
+# Part of the median above which a time is not to be relied on: neighbouring depths, whose costs
+# often differ by less than a fifth, could then change places.
+LARGE_SPREAD = 0.1
 
 
 class Timing(NamedTuple):

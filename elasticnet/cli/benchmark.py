@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -272,6 +272,7 @@ def _score(
     with ExitStack() as stack:
         kept = None
         if options.out:
+            stack.enter_context(_says_how_to_go_on(options.out))
             kept = stack.enter_context(KeptScores(options.out, forget=options.rescore))
         result = benchmark(
             nets,
@@ -289,6 +290,19 @@ def _score(
         )
     result.settings.update(_data_settings(options, sets))
     return result
+
+
+@contextmanager
+def _says_how_to_go_on(folder: str) -> Generator[None, None, None]:
+    """After Ctrl-C or a signal, say that what was scored is not lost."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        print(
+            f"elasticnet: stopped; what was scored is in {folder}, and the same command goes on",
+            file=sys.stderr,
+        )
+        raise
 
 
 def _data_settings(

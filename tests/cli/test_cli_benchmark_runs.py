@@ -81,6 +81,19 @@ def test_tables_stand_in_out_while_it_runs(place, monkeypatch):
     assert seen == [5, 4, 3, 2, 1, 0]
 
 
+def test_a_stopped_benchmark_says_how_to_go_on(place, monkeypatch, capsys):
+    from elasticnet.sr.benchmark import contestants
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(contestants, "bicubic", interrupted)
+    assert score("--scale", "2", "--out", "out") == 130
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("what was scored is in out, and the same command goes on")
+    assert second == "elasticnet: interrupted"
+
+
 def test_rescore_forgets_what_was_scored(place, caplog):
     assert score("--scale", "2", "--out", "out") == 0
     assert score("--scale", "2", "--out", "out") == 0
