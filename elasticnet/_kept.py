@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -113,25 +113,38 @@ def copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     entries = [copied(entry) for entry in _entries(value)]
-    if isinstance(value, dict):
-        copies = copy.copy(value)  # pyright: ignore[reportUnknownVariableType]
-        copies.update(zip(value, entries, strict=True))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
-        return copies  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, list):
+    if _is_dict(value):
+        copies = copy.copy(value)  # keeps its class, such as OrderedDict
+        copies.update(zip(value, entries, strict=True))
+        return copies
+    if _is_list(value):
         return entries
-    if isinstance(value, tuple):
+    if _is_tuple(value):
         # A named tuple, such as PackedSequence, takes its fields one by one.
-        return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
+        is_named = hasattr(value, "_fields")
+        return type(value)(*entries) if is_named else tuple(entries)
     return value
 
 
 def _entries(value: Any) -> Sequence[Any]:
     """Return what a list, tuple or dict contains; nothing for any other value."""
-    if isinstance(value, dict):
-        return list(value.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
-    if isinstance(value, (list, tuple)):
-        return value  # pyright: ignore[reportUnknownVariableType]
+    if _is_dict(value):
+        return list(value.values())
+    if _is_list(value) or _is_tuple(value):
+        return value
     return ()
+
+
+def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
+    return isinstance(value, dict)
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
 
 
 def _version_of(tensor: Tensor) -> int | None:
