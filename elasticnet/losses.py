@@ -25,6 +25,9 @@ from elasticnet.distillation import DISTANCES, position_axes, progressive_distil
 from elasticnet.loss_weights import check_tap_weights, equal
 from elasticnet.taps import check_num_sampled, inclusion_probability, sample_depths
 
+RESERVED_WORDS = ("target", "step")
+"""The arguments of `objective(x, target, step)` that are never handed to the network."""
+
 TaskLoss = Callable[[Any, Any], Tensor]
 Weight = float | Callable[[int], float]
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
@@ -73,12 +76,14 @@ class TapNet(Protocol):
         layout: What the axes of the features mean, see `elasticnet.distillation`.
         prefix_tokens: How many leading positions attention maps leave out.
         adapters: The modules that run only in steps that compute their tap's prediction.
+        stem_keywords: The keyword arguments of the stem's forward.
     """
 
     taps: tuple[int, ...]
     layout: str
     prefix_tokens: int
     adapters: nn.ModuleDict
+    stem_keywords: frozenset[str]
 
 
 def tap_losses(
@@ -390,7 +395,14 @@ def _check_arguments(
         )
     if sampled_taps is not None:
         check_num_sampled(sampled_taps, net.taps)
-    position_axes(net.layout)  # raises if the layout is invalid
+    if callable(psd_weight) or psd_weight != 0:
+        position_axes(net.layout)  # raises if the layout has no use in L_PSD
+    for name in RESERVED_WORDS:
+        if name in net.stem_keywords:
+            raise ValueError(
+                f"the stem's forward has an argument {name!r}, which it can never get: "
+                f"objective(x, target, step=...) keeps it. Give the stem's argument another name"
+            )
 
 
 def _resolved_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> TapWeights:

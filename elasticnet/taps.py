@@ -6,6 +6,7 @@ stands for the deepest. A tap is a depth that carries a prediction.
 
 from __future__ import annotations
 
+import numbers
 import random
 from collections.abc import Iterable, Sequence
 
@@ -25,9 +26,11 @@ def resolve_taps(taps: Iterable[int] | None, num_blocks: int) -> tuple[int, ...]
     Raises:
         ValueError: A depth is outside the network or named twice, or the deepest is missing. The
             deepest block needs a tap, because blocks behind the last tap are never used or trained.
+        TypeError: `taps` is a single number.
     """
     if taps is None:
         return tuple(range(1, num_blocks + 1))
+    _check_several("taps", taps)
     depths = [_resolved_tap(tap, num_blocks) for tap in taps]
     _check_distinct("taps", depths)
     if num_blocks not in depths:
@@ -53,11 +56,11 @@ def resolve_depth(depth: int | None, taps: Sequence[int]) -> int:
     """
     if depth is None:
         return taps[-1]
-    if _is_int(depth) and depth == DEEPEST:
+    if is_whole_number(depth) and depth == DEEPEST:
         return taps[-1]
-    if not _is_int(depth) or depth not in taps:
+    if not is_whole_number(depth) or depth not in taps:
         raise ValueError(
-            f"depth {depth!r}: this net has taps at depths {_listed(taps)} (-1 is the deepest)"
+            f"depth {depth!r:.50}: this net has taps at depths {_listed(taps)} (-1 is the deepest)"
         )
     # Not `depth` itself: torch.compile treats an argument that changes between calls as symbolic.
     return taps[taps.index(depth)]
@@ -75,9 +78,11 @@ def resolve_depths(depths: Iterable[int] | None, taps: Sequence[int]) -> tuple[i
 
     Raises:
         ValueError: A depth carries no tap or is named twice, or `depths` is empty.
+        TypeError: `depths` is a single number.
     """
     if depths is None:
         return tuple(taps)
+    _check_several("depths", depths)
     resolved = [resolve_depth(depth, taps) for depth in depths]
     if not resolved:
         raise ValueError(f"depths is empty: name at least one of {_listed(taps)}")
@@ -127,6 +132,15 @@ def inclusion_probability(taps: Sequence[int], num_sampled: int) -> float:
     return min(1.0, num_sampled / num_others)
 
 
+def is_whole_number(value: object) -> bool:
+    """Return whether a value is an int, of NumPy too, and not a bool, which Python counts as one.
+
+    Args:
+        value: Anything.
+    """
+    return isinstance(value, (int, numbers.Integral)) and not isinstance(value, bool)
+
+
 def check_num_sampled(num_sampled: int, taps: Sequence[int]) -> None:
     """Raise unless a number of taps can be sampled.
 
@@ -137,7 +151,7 @@ def check_num_sampled(num_sampled: int, taps: Sequence[int]) -> None:
     Raises:
         ValueError: `num_sampled` is negative or not an int.
     """
-    if not _is_int(num_sampled) or num_sampled < 0:
+    if not is_whole_number(num_sampled) or num_sampled < 0:
         raise ValueError(
             f"sampled taps {num_sampled!r}: expected a whole number from 0 to {len(taps) - 1}"
         )
@@ -145,18 +159,19 @@ def check_num_sampled(num_sampled: int, taps: Sequence[int]) -> None:
 
 def _resolved_tap(tap: int, num_blocks: int) -> int:
     """Return the depth of a tap, which may be given as -1."""
-    if _is_int(tap) and tap == DEEPEST:
+    if is_whole_number(tap) and tap == DEEPEST:
         return num_blocks
-    if not _is_int(tap) or not 1 <= tap <= num_blocks:
+    if not is_whole_number(tap) or not 1 <= tap <= num_blocks:
         raise ValueError(
             f"tap {tap!r}: taps are whole numbers from 1 to {num_blocks}, or -1 for the deepest"
         )
-    return tap
+    return int(tap)
 
 
-def _is_int(value: object) -> bool:
-    """Return whether a value is an int and not a bool, which Python counts as one."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def _check_several(what: str, depths: object) -> None:
+    """Raise if a single number is given where depths are listed."""
+    if is_whole_number(depths):
+        raise TypeError(f"{what} {depths!r}: expected a list of depths, such as [{depths!r}]")
 
 
 def _listed(depths: Iterable[int]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,11 +17,13 @@ from elasticnet._compare import largest_difference, same_bits
 from elasticnet._copies import detached_copy
 from elasticnet._kept import KeptTensors, OverwrittenError, copied
 from elasticnet.recompute import recomputed
-from elasticnet.taps import resolve_depth, resolve_depths, resolve_taps
+from elasticnet.taps import is_whole_number, resolve_depth, resolve_depths, resolve_taps
 
 HEAD_SKIPS = (None, "stem", "input")
 RESERVED_WORDS = ("depth", "taps")
 """The keyword arguments of `net(x, ...)` that are never part of the context."""
+PARTS = ("stem", "blocks", "head", "adapters")
+"""The modules of a net, as its state dict names them."""
 HOOK_REMEDY = (
     "It must return a Taps, or None to change nothing. "
     "A hook that changes each prediction belongs on the head"
@@ -104,7 +108,8 @@ class ElasticWrapper(nn.Module):
 
     Args:
         body_blocks: The blocks. Each maps features to features, or to a tuple whose first entry is
-            the features.
+            the features. Anything that is no plain tuple is the features as it is: a list, a dict,
+            a named tuple, a `PackedSequence`.
         shared_head: Maps features to a prediction; one module for all taps. If it has the attribute
             `takes_all_taps = True`, each pass calls it once: it maps the tuple of the features of
             several taps to the tuple of their predictions.
@@ -172,7 +177,7 @@ class ElasticWrapper(nn.Module):
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
         self.head = shared_head
-        self.adapters = nn.ModuleDict({str(depth): adapters[depth] for depth in sorted(adapters)})
+        self.adapters = _module_dict(adapters)
         self.head_skip = head_skip
         self.layout = layout
         self.prefix_tokens = prefix_tokens
@@ -184,6 +189,11 @@ class ElasticWrapper(nn.Module):
         self._stem_takes_any_keyword = _takes_any_keyword(stem)
         self._stem_keywords = _named_keywords(stem)
         self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
+
+    @property
+    def stem_keywords(self) -> frozenset[str]:
+        """The names of the keyword arguments that the stem's forward lists."""
+        return self._stem_keywords
 
     def extra_repr(self) -> str:
         """Return the text that `repr` shows before the modules."""
@@ -308,10 +318,11 @@ class ElasticWrapper(nn.Module):
 
         Returns:
             A copy of stem, head, and the blocks and adapters up to `depth`, under the same keys.
-            Its taps are this net's taps up to `depth`.
+            Its taps are this net's taps up to `depth`. Hooks on the net, its buffers and its class
+            stay.
 
         Raises:
-            ValueError: The depth carries no tap.
+            ValueError: The depth carries no tap, or `net.forward` was replaced.
         """
         depth = resolve_depth(depth, self.taps)
         taps = [tap for tap in self.taps if tap <= depth]
@@ -328,10 +339,12 @@ class ElasticWrapper(nn.Module):
                 every depth.
 
         Returns:
-            The new net. It keeps this net's adapters at the taps that both nets have.
+            The new net. It keeps this net's adapters at the taps that both nets have, and the hooks
+            on the net, its buffers and its class.
 
         Raises:
-            ValueError: A tap is outside the net or named twice, or the deepest is missing.
+            ValueError: A tap is outside the net or named twice, or the deepest is missing, or
+                `net.forward` was replaced.
         """
         resolved = resolve_taps(taps, num_blocks=len(self.blocks))
         return self._rebuilt(self.blocks, resolved, self._adapters_by_depth())
@@ -346,21 +359,22 @@ class ElasticWrapper(nn.Module):
             modules without parameters, `into_tuple` and `out_of_tuple`.
 
         Raises:
-            ValueError: The net is not a plain sequence: it has `head_skip` or `call_block`, or its
-                blocks returned tuples when they ran. `elasticnet.export` can make a plain module
-                of such a net.
+            ValueError: The net is not a plain sequence: it has `head_skip` or `call_block`, its
+                blocks returned tuples when they ran, or something sits on the net itself, such as a
+                hook. `elasticnet.export` can make a plain module of such a net.
         """
-        obstacles = {
-            "head_skip": self.head_skip is not None,
-            "call_block": self.call_block is not None,
-            "blocks that return tuples": self._blocks_return_tuples,
-        }
-        for name, present in obstacles.items():
-            if present:
-                raise ValueError(
-                    f"a net with {name} is not a plain sequence: "
-                    "elasticnet.export makes a plain module of it"
-                )
+        obstacles = self.additions()
+        if self.head_skip is not None:
+            obstacles.append("head_skip")
+        if self.call_block is not None:
+            obstacles.append("call_block")
+        if self._blocks_return_tuples:
+            obstacles.append("blocks that return tuples")
+        if obstacles:
+            raise ValueError(
+                f"a net with {obstacles[0]} is not a plain sequence: elasticnet.export makes a "
+                "plain module of it"
+            )
         blocks = nn.Sequential(*self.blocks)
         sequence = nn.Sequential()
         if self.stem is not None:
@@ -378,6 +392,26 @@ class ElasticWrapper(nn.Module):
         sequence.training = self.training
         blocks.training = self.training
         return detached_copy(sequence)
+
+    def additions(self) -> list[str]:
+        """Return what sits on the net itself, beside stem, blocks, head and adapters.
+
+        Returns:
+            Descriptions of a class of its own, a replaced forward, forward hooks, parameters,
+            buffers and further modules. Empty for a net as this class builds it.
+        """
+        found: list[str] = []
+        if type(self) is not ElasticWrapper:
+            found.append(f"the class {type(self).__name__}")
+        if "forward" in vars(self):
+            found.append("a replaced forward")
+        hook_tables: list[dict[int, Any]] = [self._forward_pre_hooks, self._forward_hooks]
+        for hooks in hook_tables:
+            found += [f"the hook {_name_of(hook)}" for hook in hooks.values()]
+        found += [f"the parameter {name!r}" for name in self._parameters]
+        found += [f"the buffer {name!r}" for name in self._buffers]
+        found += [f"the module {name!r}" for name in self._modules if name not in PARTS]
+        return found
 
     def grow(
         self,
@@ -404,7 +438,7 @@ class ElasticWrapper(nn.Module):
 
         Raises:
             ValueError: No blocks are given, or a block is not the identity; the message names the
-                block and the difference.
+                block and the difference. Or `net.forward` was replaced.
         """
         new_blocks = [
             self._identity_block(block, init, name=_new_block_name(index, block))
@@ -422,8 +456,7 @@ class ElasticWrapper(nn.Module):
             blocks=[*self.blocks, *new_blocks], taps=[*self.taps, *new_taps], adapters=adapters
         )
         grown = detached_copy(shared)
-        with evaluating(grown), torch.no_grad():
-            grown._prove_identity(old_depth=old_depth, example=example, keywords=keywords)
+        self._prove_same_function(grown, example, keywords)
         return grown
 
     def check(self, example: Any, strict: bool = False, **keywords: Any) -> list[TapReport]:
@@ -508,7 +541,7 @@ class ElasticWrapper(nn.Module):
             return x, keywords
 
         output = self.stem(self._given(x), **for_stem)
-        if not _is_tuple(output):
+        if not _is_plain_tuple(output):
             return output, keywords
         if self.call_block is None:
             raise ValueError(
@@ -549,8 +582,8 @@ class ElasticWrapper(nn.Module):
         return features, context
 
     def _features_in(self, output: Any) -> Any:
-        """Return the features in a block's output: the first entry if that is a tuple."""
-        if not _is_tuple(output):
+        """Return the features in a block's output: the first entry if that is a plain tuple."""
+        if not _is_plain_tuple(output):
             return output
         self._blocks_return_tuples = True  # read by to_sequential
         return output[0]
@@ -606,26 +639,25 @@ class ElasticWrapper(nn.Module):
     def _rebuilt(
         self, blocks: Iterable[nn.Module], taps: Sequence[int], adapters: Mapping[int, nn.Module]
     ) -> ElasticWrapper:
-        """Return a net with this one's settings, made of the given modules without copying them."""
-        net = ElasticWrapper(
-            body_blocks=blocks,
-            shared_head=self.head,
-            stem=self.stem,
-            taps=taps,
-            adapters={depth: adapters[depth] for depth in taps if depth in adapters},
-            head_skip=self.head_skip,
-            layout=self.layout,
-            prefix_tokens=self.prefix_tokens,
-            call_block=self.call_block,
-            checkpoint_blocks=self.checkpoint_blocks,
-            copy_features=self.copy_features,
-        )
-        # The net and its two containers are new; every other module keeps its own mode.
-        net.training = self.training
+        """Return this net with other blocks, taps and adapters, without copying any module."""
+        if "forward" in vars(self):
+            raise ValueError(
+                "net.forward was replaced, and the replacement may call the whole net: put "
+                "ElasticWrapper's own forward back first (del net.forward)"
+            )
+        # Class, settings, hooks and buffers stay. What is a dict, such as the table of the hooks,
+        # is a dict of its own in the new net.
+        net = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                vars(net)[name] = value.copy()
+        net.taps = tuple(taps)
+        net.default_depth = net.taps[-1]
+        net.blocks = nn.ModuleList(blocks)
+        net.adapters = _module_dict({depth: adapters[depth] for depth in taps if depth in adapters})
+        # The two containers are new; every other module keeps its own mode.
         net.blocks.training = self.training
         net.adapters.training = self.training
-        net._blocks_return_tuples = self._blocks_return_tuples
-        net.origin = self.origin
         return net
 
     def _identity_block(
@@ -649,31 +681,42 @@ class ElasticWrapper(nn.Module):
             return identity
         return identity.to(parameter)  # its device and dtype
 
-    def _prove_identity(self, old_depth: int, example: Any, keywords: dict[str, Any]) -> None:
-        """Raise unless the blocks deeper than `old_depth` change neither features nor output."""
-        old_blocks = self.blocks[:old_depth]
-        new_blocks = self.blocks[old_depth:]
-        features, context, state = self._start_pass(example, keywords)
-        for depth, block in enumerate(old_blocks, start=1):
-            features, context = self._run_block(block, features, context, depth, state)
+    def _prove_same_function(
+        self, grown: ElasticWrapper, example: Any, keywords: dict[str, Any]
+    ) -> None:
+        """Raise unless the new blocks of the grown net change neither features nor output."""
+        old_depth = len(self.blocks)
+        with evaluating(self), evaluating(grown), torch.no_grad():
+            features = grown._features_of_copies(old_depth, example, keywords)
+            for depth in range(old_depth + 1, len(grown.blocks) + 1):
+                problem = _not_identity(features[depth - 1], features[depth])
+                if problem is not None:
+                    name = _new_block_name(depth - old_depth - 1, grown.blocks[depth - 1])
+                    raise ValueError(f"grow: {name} is not the identity: {problem}")
 
-        # Copies, because the head, or a new block, may change what it takes in place.
-        expected = self._predict({old_depth: copied(features)}, state)
-        for index, block in enumerate(new_blocks):
-            before = copied(features)
-            depth = old_depth + index + 1
-            features, context = self._run_block(block, features, context, depth, state)
-            problem = _not_identity(before, features)
-            if problem is not None:
-                name = _new_block_name(index, block)
-                raise ValueError(f"grow: {name} is not the identity: {problem}")
+            prediction = grown(example, depth=-1, **keywords)
+            if not same_bits(prediction, grown(example, depth=old_depth, **keywords)):
+                raise ValueError(
+                    "grow: the adapters of the new taps change the prediction: "
+                    "make them equal to the deepest tap's"
+                )
+            if not same_bits(prediction, self(example, depth=-1, **keywords)):
+                raise ValueError(
+                    "grow: a copy of this net gives another prediction than the net: something in "
+                    "it draws random numbers, or depends on what is not copied"
+                )
 
-        new_depth = len(self.blocks)
-        if not same_bits(expected, self._predict({new_depth: features}, state)):
-            raise ValueError(
-                "grow: the adapters of the new taps change the prediction: "
-                "make them equal to the deepest tap's"
-            )
+    def _features_of_copies(
+        self, depth: int, example: Any, keywords: dict[str, Any]
+    ) -> dict[int, Any]:
+        """Return the features at every tap; the head runs at one depth alone.
+
+        The parts get copies, so that the features stay what each block returned.
+        """
+        net = self.with_taps(self.taps)
+        net.copy_features = True
+        taps = net(example, taps=[depth], **keywords)
+        return dict(zip(net.taps, taps.features, strict=True))
 
     def _try_tap(self, features: Tensor, depth: int, state: _PassState) -> _TapOutcome:
         """Return what the head makes of one tap, whether it takes it or not."""
@@ -703,6 +746,7 @@ class _NetHook:
     """
 
     def __init__(self, hook: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, hook)  # keeps its name and module
         self.hook = hook
 
     def __call__(self, *arguments: Any) -> Any:
@@ -812,10 +856,15 @@ def _check_modules(blocks: Sequence[nn.Module], head: nn.Module, stem: nn.Module
             raise TypeError(f"{name} is a {type(part).__name__}: expected a torch.nn.Module")
 
 
+def _module_dict(adapters: Mapping[int, nn.Module]) -> nn.ModuleDict:
+    """Return the adapters by the name of their depth, shallowest first."""
+    return nn.ModuleDict({str(depth): adapters[depth] for depth in sorted(adapters)})
+
+
 def _check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int]) -> None:
     """Raise unless each adapter belongs to a tap."""
     for depth in adapters:
-        if type(depth) is not int or depth not in taps:  # True and 1.0 are equal to 1
+        if not is_whole_number(depth) or depth not in taps:  # True and 1.0 are equal to 1
             raise ValueError(
                 f"adapter at depth {depth!r}: this net has taps at depths {_listed(taps)}"
             )
@@ -865,14 +914,14 @@ def _check_all_used(keywords: Iterable[str], used: Container[str]) -> None:
             )
 
 
-def _is_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:
-    """Return isinstance(output, tuple); the type checker then takes the entries as Any."""
-    return isinstance(output, tuple)
+def _is_plain_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:
+    """Return whether an output is a tuple of parts, and not of a class like PackedSequence."""
+    return type(output) is tuple
 
 
 def _check_predictions(predictions: Any, num_taps: int) -> None:
     """Raise unless there is a prediction for each tap; only a head that takes all taps can err."""
-    if not _is_tuple(predictions) or len(predictions) != num_taps:
+    if not _is_plain_tuple(predictions) or len(predictions) != num_taps:
         raise TypeError(
             f"the head has takes_all_taps and returned a {type(predictions).__name__}: "
             f"expected a tuple of {num_taps} predictions, one for each tap"

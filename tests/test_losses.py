@@ -417,6 +417,30 @@ def test_an_invalid_layout_raises_before_training() -> None:
         ElasticObjective(conv_net(2, layout="n c h w"), nn.L1Loss(), 0.1)
 
 
+def test_a_layout_without_positions_does_where_no_map_is_made() -> None:
+    net = ElasticWrapper([nn.Linear(4, 4)], nn.Linear(4, 2), layout="b c")
+    x = torch.randn(3, 4)
+    assert ElasticObjective(net, nn.L1Loss(), psd_weight=0.0)(x, net(x)).total == 0
+    for psd_weight in (0.1, lambda step: 0.1):
+        with pytest.raises(ValueError, match="layout 'b c': expected an axis list"):
+            ElasticObjective(net, nn.L1Loss(), psd_weight=psd_weight)
+
+
+@pytest.mark.parametrize("word", ["step", "target"])
+def test_a_stem_with_an_argument_that_the_objective_keeps_is_refused(word: str) -> None:
+    class WithStep(nn.Module):
+        def forward(self, x: Tensor, step: int = 0) -> Tensor:
+            return x
+
+    class WithTarget(nn.Module):
+        def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+            return x
+
+    stem = {"step": WithStep(), "target": WithTarget()}[word]
+    with pytest.raises(ValueError, match=f"the stem's forward has an argument '{word}', which it"):
+        ElasticObjective(conv_net(2, stem=stem), nn.L1Loss(), psd_weight=0.1)
+
+
 def test_a_task_loss_that_is_not_a_scalar_raises() -> None:
     with pytest.raises(
         ValueError,

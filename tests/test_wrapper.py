@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from contract import same
 from elasticnet import ElasticWrapper, Taps
@@ -422,3 +425,88 @@ def test_a_stem_context_without_call_block_is_an_error() -> None:
     net = conv_net(2, stem=GainStem(nn.Identity(), 2))
     with pytest.raises(ValueError, match=r"the stem returned \(x, context\): pass call_block"):
         net(torch.randn(1, 4, 3, 3))
+
+
+# --- what depths may be
+
+
+def test_whole_numbers_of_numpy_are_depths() -> None:
+    x = torch.randn(1, 4, 3, 3)
+    adapters = {np.int64(1): nn.Conv2d(4, 4, 1)}
+    net = conv_net(3, taps=np.array([1, 3]), adapters=adapters)
+    assert net.taps == (1, 3)
+    assert all(type(tap) is int for tap in net.taps)
+    expected = net.forward_taps(x)
+    same(net(x, depth=np.int32(1)), expected.predictions[0], "depth")  # pyright: ignore[reportArgumentType]
+    same(net(x, taps=np.array([1, -1])), expected, "taps")
+    same(net.truncate(np.int64(1))(x), expected.predictions[0], "truncate")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_single_number_for_several_depths_is_refused() -> None:
+    net, x = conv_net(3), torch.randn(1, 4, 3, 3)
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("taps", lambda: conv_net(3, taps=3)),
+        ("taps", lambda: net.with_taps(3)),  # pyright: ignore[reportArgumentType]
+        ("depths", lambda: net(x, taps=3)),  # pyright: ignore[reportArgumentType, reportCallIssue]
+        ("depths", lambda: net.forward_taps(x, depths=3)),  # pyright: ignore[reportArgumentType]
+    ]
+    for what, call in calls:
+        with pytest.raises(TypeError, match=rf"{what} 3: expected a list of depths, such as \[3\]"):
+            call()
+
+
+def test_a_depth_that_is_a_large_tensor_is_not_printed_whole() -> None:
+    net, x = conv_net(3), torch.randn(1, 4, 3, 3)
+    with pytest.raises(
+        ValueError, match=r"depth tensor.*: this net has taps at depths 1, 2, 3"
+    ) as e:
+        net(x, depth=torch.rand(50, 50))  # pyright: ignore[reportArgumentType]
+    assert len(str(e.value)) < 200
+
+
+# --- what a block returns
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+def test_a_plain_tuple_is_taken_apart_and_nothing_else() -> None:
+    """The features are the first entry of a plain tuple, and anything else as it is."""
+
+    class Returning(nn.Module):
+        def __init__(self, make: Callable[[Tensor], Any]) -> None:
+            super().__init__()
+            self.make = make
+
+        def forward(self, x: Tensor) -> Any:
+            return self.make(x)
+
+    x = torch.randn(2, 3)
+    head = nn.Identity()
+    same(ElasticWrapper([Returning(lambda x: (x, "more"))], head)(x), x, "a plain tuple")
+    for make in (lambda x: Pair(x, x + 1), lambda x: [x, x + 1], lambda x: {"left": x}):
+        same(ElasticWrapper([Returning(make)], head)(x), make(x), "features as they are")
+
+
+def test_packed_sequences_go_from_block_to_block() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(6, 6)
+
+        def forward(self, packed: PackedSequence) -> PackedSequence:
+            output, _ = self.lstm(packed)
+            return output
+
+    class OutputHead(nn.Module):
+        def forward(self, packed: PackedSequence) -> Tensor:
+            return packed.data
+
+    packed = pack_padded_sequence(torch.randn(5, 2, 6), [5, 3])
+    blocks = [Recurrent() for _ in range(3)]
+    net = ElasticWrapper(blocks, OutputHead(), layout="b n c").eval()
+    expected = blocks[1](blocks[0](packed)).data
+    same(net(packed, depth=2), expected, "depth 2")
+    same(net(packed, taps=[2, 3]).predictions[0], expected, "taps")
