@@ -148,6 +148,22 @@ def write_atomic(path: AnyPath, data: bytes | bytearray | str) -> None:
         file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
 
 
+def message_of(error: Exception) -> str:
+    """Return what an error says, without the number that the system has for it.
+
+    Args:
+        error: Any. An OSError of the system's names its file first.
+
+    Returns:
+        Such as "a.png: Permission denied", and not "[Errno 13] Permission denied: 'a.png'".
+    """
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    if error.filename is None:
+        return str(error.strerror)
+    return f"{error.filename}: {error.strerror}"
+
+
 def check_target(path: AnyPath, *, overwrite: bool) -> None:
     """Refuse a file that could not be written, before any work is done for it.
 

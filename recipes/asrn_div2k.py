@@ -86,7 +86,17 @@ TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
 NOTHING_KEPT = -math.inf  # what a state holds as the best PSNR if no network was kept yet
 
 # what a resumed run cannot change: its weights belong to this network, trained for this task
-FIXED = ("task", "scale", "num_blocks", "channels", "upsampler", "skip", "tap_affine", "variant")
+FIXED = (
+    "preset",
+    "task",
+    "scale",
+    "num_blocks",
+    "channels",
+    "upsampler",
+    "skip",
+    "tap_affine",
+    "variant",
+)
 
 # what a task fixes; at scale 1 DN is the noisy photograph and BD the blurred one
 TASKS: dict[str, dict[str, Any]] = {

@@ -15,6 +15,7 @@ import torch
 from elasticnet._files import (
     check_target,
     make_writable_folder,
+    message_of,
     replacing,
     strict_json,
     write_atomic,
@@ -200,3 +201,12 @@ def test_text_with_the_bytes_of_a_strange_name_is_written(tmp_path: Path) -> Non
     name = os.fsdecode(b"caf\xe9.png")
     write_atomic(tmp_path / "table", name)
     assert (tmp_path / "table").read_text(encoding="utf-8") == r"caf\udce9.png"
+
+
+def test_messages_of_the_system_are_told_without_its_numbers(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as found:
+        (tmp_path / "absent").read_bytes()
+    assert message_of(found.value) == f"{tmp_path / 'absent'}: No such file or directory"
+    assert message_of(OSError(28, "could not write a.png")) == "could not write a.png"
+    assert message_of(OSError("only text")) == "only text"
+    assert message_of(ValueError("depth 7")) == "depth 7"

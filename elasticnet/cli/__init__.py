@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from elasticnet._files import message_of
 from elasticnet.cli import benchmark, export, info, profile, recipes, upscale
 from elasticnet.cli.printable import printable
 from elasticnet.cli.signals import ended_by_signals
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = _message_of(error)
         if options.debug or message is None:
             raise
-        print(f"elasticnet: {printable(message)}", file=sys.stderr)
+        # A list of images has an indented line for each of them; no other line break is ours.
+        lines = [printable(line) for line in message.split("\n  ")]
+        print("elasticnet: " + "\n  ".join(lines), file=sys.stderr)
         return BAD_INPUT
 
 
@@ -107,7 +110,7 @@ def _import_modules(names: Sequence[str]) -> None:
 def _message_of(error: Exception) -> str | None:
     """The line that tells the user of an error; None where it is a fault of the program."""
     if isinstance(error, ImportError | OSError | ValueError):  # ImportError: an extra is missing
-        return str(error)
+        return message_of(error)
     if is_out_of_memory(error):
         first_line = str(error).partition("\n")[0]
         return f"out of memory: {first_line}"

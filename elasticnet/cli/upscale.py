@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from tqdm import tqdm
 
+from elasticnet._files import message_of
 from elasticnet.before_torch import INTERRUPTED
 from elasticnet.cli.arguments import add_debug, add_device, positive_count, resolve_device
 from elasticnet.cli.printable import printable
@@ -225,7 +226,9 @@ def _upscale_each(
                 raise
             if options.debug:
                 traceback.print_exc()
-            message = str(error) if job.name in str(error) else f"{job.name}: {error}"
+            message = message_of(error)
+            if job.name not in message:
+                message = f"{job.name}: {message}"
             failures.append(message)
             _say(f"elasticnet: {message}")
         else:

@@ -29,7 +29,7 @@ import torch
 from elasticnet._files import write_json
 from elasticnet.training.log import tensorboard_installed
 from elasticnet.training.processes import Processes
-from elasticnet.training.run_folder import Run, differing_options
+from elasticnet.training.run_folder import Run, differing_options, refuse_foreign_folder
 
 CUDA = torch.cuda.is_available()
 # how JSON files of ours write the numbers that JSON does not have
@@ -443,7 +443,9 @@ def parse_options(
         The options.
 
     Raises:
-        ValueError: The run of --resume was started with another value of a fixed option.
+        ValueError: The run of --resume was started with another value of a fixed option, or --out
+            stands beside it.
+        OSError: No run can be started in the folder of --out.
     """
     import tyro
 
@@ -461,16 +463,32 @@ def parse_options(
     )
     if folder is not None:
         _refuse_changes(default, options, fixed)
+    else:
+        _refuse_target(flat_values(options).get("out"))
     if flat_values(options).get("print_options"):
         print(json.dumps(as_json(options), indent=2))
         sys.exit()
     return options
 
 
+def _refuse_target(out: Path | None) -> None:
+    """Refuse a folder that no run can be started in, before images are read for it.
+
+    Of several processes the first one looks: when the others do, it may have begun to write.
+    """
+    if out is not None and int(os.environ.get("RANK", "0")) == 0:
+        refuse_foreign_folder(out)
+
+
 def _refuse_changes(stored: OptionGroup, options: OptionGroup, fixed: Collection[str]) -> None:
     """Refuse other values of the fixed options than those that a run was started with."""
     before = flat_values(stored)
     now = flat_values(options)
+    if now.get("out") != before.get("out"):
+        raise ValueError(
+            f"--out {now['out']} beside --resume: a run stays in its folder; copy the folder, and "
+            "resume the copy"
+        )
     for name in fixed:
         if now[name] != before[name]:
             raise ValueError(

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from elasticnet._files import message_of
+
 INTERRUPTED = 130
 """The exit status after Ctrl-C: 128 plus the number of SIGINT, as a shell has it."""
 
@@ -49,5 +51,5 @@ def run_program(main: Callable[[Options], object], parse: Callable[[list[str]], 
         rank = int(os.environ.get("RANK", "0"))
         if rank > 0:
             time.sleep(SECONDS_FOR_THE_FIRST_PROCESS)
-            raise SystemExit(f"error in process {rank}: {error}") from error
-        raise SystemExit(f"error: {error}") from error
+            raise SystemExit(f"error in process {rank}: {message_of(error)}") from error
+        raise SystemExit(f"error: {message_of(error)}") from error

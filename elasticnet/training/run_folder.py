@@ -134,13 +134,8 @@ class Run:
         if not writer:
             return cls(folder, plain_options, keep=keep, writer=False)
 
-        if folder.exists() and not folder.is_dir():
-            raise FileExistsError(f"{folder} is a file: choose another --out")
+        refuse_foreign_folder(folder)
         make_writable_folder(folder)
-        # Somebody else's folder is refused before a lock is put into it. A run's folder is refused
-        # after the lock is taken, so that one in use is reported as that.
-        if not (folder / "options.json").exists():
-            _refuse_used(folder)
         run = cls(folder, plain_options, keep=keep, writer=True)
         try:
             _refuse_used(folder)
@@ -354,6 +349,28 @@ class Run:
 def _is_count(value: Any) -> bool:
     """Whether a value is an integer from 0 up, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def refuse_foreign_folder(folder: Path) -> None:
+    """Refuse a folder that no run can be started in; nothing is made or changed.
+
+    It is somebody else's folder, and no lock is to be put into it. The folder of another run is
+    refused later, after its lock is taken, so that one in use is reported as that.
+
+    Args:
+        folder: Of a new run.
+
+    Raises:
+        FileExistsError: It is a file, or holds files and no run.
+        NotADirectoryError: A part of its path is a file.
+    """
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file: choose another --out")
+    for parent in folder.parents:
+        if parent.is_file():
+            raise NotADirectoryError(f"{folder}: {parent} is a file: choose another --out")
+    if folder.is_dir() and not (folder / "options.json").exists():
+        _refuse_used(folder)
 
 
 def _refuse_used(folder: Path) -> None:

@@ -277,6 +277,32 @@ def test_a_fixed_option_is_not_changed_by_a_resumed_run(tmp_path: Path) -> None:
     assert same.network.num_blocks == 3
 
 
+def test_a_folder_that_no_run_can_start_in_is_refused_with_the_options(tmp_path: Path) -> None:
+    """Before images are read for it, which may take long."""
+    pytest.importorskip("tyro", reason="needs tyro, of the extra train")
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    for out, message in (
+        ("photo.jpg", "photo.jpg is a file: choose another --out"),
+        ("photo.jpg/run", "photo.jpg is a file: choose another --out"),
+        (".", r"is not empty \(photo.jpg\)"),
+    ):
+        with pytest.raises(OSError, match=message):
+            parse_options(
+                Options, ["--out", str(tmp_path / out)], default=Options(), description=""
+            )
+    words = ["--out", str(tmp_path / "new")]
+    parse_options(Options, words, default=Options(), description="")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_resumed_run_stays_in_its_folder(tmp_path: Path) -> None:
+    pytest.importorskip("tyro", reason="needs tyro, of the extra train")
+    Run.create(tmp_path / "run", as_json(Options())).close()
+    words = ["--resume", str(tmp_path / "run"), "--out", str(tmp_path / "other")]
+    with pytest.raises(ValueError, match=r"--out .*other beside --resume: a run stays"):
+        parse_options(Options, words, default=Options(), description="")
+
+
 @pytest.mark.parametrize("place", ["start", "run", "both"])
 def test_a_relative_path_is_found_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

@@ -425,5 +425,5 @@ def test_what_another_command_writes_into_the_folder_is_left_alone(tmp_path: Pat
 @pytest.mark.skipif(os.name == "nt", reason="permissions of folders")
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=rf"{tmp_path}/file/run: cannot make this folder"):
+    with pytest.raises(OSError, match=rf"{tmp_path}/file/run: {tmp_path}/file is a file"):
         Run.create(tmp_path / "file/run", {})
