@@ -463,7 +463,7 @@ class ElasticWrapper(nn.Module):
         """Run the net once on an example and report what comes out at every tap.
 
         The run is in eval mode and without gradients. Afterwards every module has its own mode
-        again.
+        again. Hooks on the net itself do not run.
 
         Args:
             example: An input of the network.
@@ -476,6 +476,7 @@ class ElasticWrapper(nn.Module):
 
         Raises:
             ValueError: With `strict`, the first problem.
+            RuntimeError: A part overwrites in place what a pass keeps, see `copy_features`.
         """
         outcomes: list[_TapOutcome] = []
         with evaluating(self), torch.no_grad():
@@ -577,14 +578,20 @@ class ElasticWrapper(nn.Module):
             features, context = call_block(block, given, context, index)
         else:
             run = recomputed(block, module=block) if recompute else block
-            features = self._features_in(run(given))
+            features = self._features_in(run(given), given, depth)
         state.kept.check(f"block {depth} ({type(block).__name__})")
         return features, context
 
-    def _features_in(self, output: Any) -> Any:
+    def _features_in(self, output: Any, given: Any, depth: int) -> Any:
         """Return the features in a block's output: the first entry if that is a plain tuple."""
         if not _is_plain_tuple(output):
             return output
+        if _is_plain_tuple(given):
+            raise TypeError(
+                f"block {depth} takes a tuple and returns a tuple, and only the first entry would "
+                "go on: pass call_block, which says what the features are, or let the blocks take "
+                "and return a list or a named tuple, which go on as they are"
+            )
         self._blocks_return_tuples = True  # read by to_sequential
         return output[0]
 

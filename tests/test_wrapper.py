@@ -490,6 +490,19 @@ def test_a_plain_tuple_is_taken_apart_and_nothing_else() -> None:
         same(ElasticWrapper([Returning(make)], head)(x), make(x), "features as they are")
 
 
+def test_blocks_that_pass_on_a_tuple_are_refused() -> None:
+    class TwoStreams(nn.Module):
+        def forward(self, streams: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return streams
+
+    net = ElasticWrapper([TwoStreams(), TwoStreams()], nn.Identity())
+    x = torch.randn(2, 3)
+    message = "block 1 takes a tuple and returns a tuple, and only the first entry would go on"
+    for call in (net, net.check, net.forward_taps):
+        with pytest.raises(TypeError, match=message):
+            call((x, x))
+
+
 def test_packed_sequences_go_from_block_to_block() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
