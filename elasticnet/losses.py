@@ -14,14 +14,23 @@ multiplies a loss by: the weight at that step, divided by the probability that t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from elasticnet.distillation import DISTANCES, position_axes, progressive_distillation
+from elasticnet.distillation import (
+    DISTANCES,
+    check_eps,
+    check_power,
+    check_prefix_tokens,
+    position_axes,
+    progressive_distillation,
+)
 from elasticnet.loss_weights import check_tap_weights, equal
 from elasticnet.taps import check_num_sampled, inclusion_probability, sample_depths
 
@@ -100,16 +109,12 @@ def tap_losses(
         One scalar for each prediction.
 
     Raises:
+        TypeError: The task loss did not return a tensor of real numbers.
         ValueError: The task loss did not return a scalar.
     """
-    losses = [task_loss(prediction, target) for prediction in predictions]
-    for loss in losses:
-        if loss.ndim:
-            raise ValueError(
-                f"the task loss returned a tensor of shape {tuple(loss.shape)}: "
-                "expected a scalar (reduce it)"
-            )
-    return losses
+    return [
+        _checked_loss(task_loss(prediction, target), name="task loss") for prediction in predictions
+    ]
 
 
 def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
@@ -127,6 +132,23 @@ def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor
         A scalar.
     """
     return ((prediction - target).square() + eps**2).sqrt().mean()
+
+
+def _checked_loss(loss: Any, name: str) -> Tensor:
+    """Return what a loss function returned; raise unless it is a scalar tensor of real numbers."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"the {name} returned a {type(loss).__name__}: "
+            "expected a scalar tensor (add up its parts, and do not call item())"
+        )
+    if not loss.is_floating_point():
+        raise TypeError(f"the {name} returned a tensor of {loss.dtype}: expected a real number")
+    if loss.ndim:
+        raise ValueError(
+            f"the {name} returned a tensor of shape {tuple(loss.shape)}: "
+            "expected a scalar (reduce it)"
+        )
+    return loss
 
 
 class ElasticObjective(nn.Module):
@@ -189,7 +211,13 @@ class ElasticObjective(nn.Module):
     ) -> None:
         super().__init__()
         tap_net = _unwrapped(net)
-        _check_arguments(tap_net, psd_weight, sampled_taps, distance)
+        _check_net(tap_net, psd_weight, sampled_taps)
+        _check_psd_weight(psd_weight)
+        _check_weight("output_weight", output_weight)
+        if distance not in DISTANCES:
+            raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
+        check_power(power)
+        check_eps(eps)
         self.net = net
         self.task_loss = task_loss
         self.psd_weight = psd_weight
@@ -209,22 +237,36 @@ class ElasticObjective(nn.Module):
 
     @property
     def needs_unused_search(self) -> bool:
-        """Whether a step can leave parameters unused: the adapters of taps not sampled."""
-        return self.sampled_taps is not None and len(self._tap_net.adapters) > 0
+        """Whether a step can leave parameters unused: the adapters of taps not computed.
+
+        Those are taps that are not sampled, or whose weight is 0.
+        """
+        adapters = self._tap_net.adapters
+        if self.sampled_taps is not None or not isinstance(self.tap_weights, Mapping):
+            return len(adapters) > 0
+        *shallower, _ = self._tap_net.taps
+        tap_weights = self.tap_weights_at(step=None)
+        return any(str(depth) in adapters and tap_weights[depth] == 0 for depth in shallower)
 
     def depths_at(self, step: int | None) -> tuple[int, ...]:
         """Return the depths whose predictions a step computes, the deepest last.
 
+        A tap whose weight is 0 is left out: its loss may be infinite, and 0 times infinity is NaN.
+
         Args:
-            step: The training step; needed with `sampled_taps`.
+            step: The training step; needed with `sampled_taps` and if `tap_weights` is a function.
 
         Raises:
             ValueError: The step is needed and is None.
         """
-        if self.sampled_taps is None:
-            return self._tap_net.taps
-        step = _required(step, "sampled taps")
-        return _draw_depths(self._tap_net.taps, self.sampled_taps, self.seed, step)
+        depths = self._tap_net.taps
+        if self.sampled_taps is not None:
+            step = _required(step, "sampled taps")
+            depths = _draw_depths(depths, self.sampled_taps, self.seed, step)
+        tap_weights = self.tap_weights_at(step)
+        *shallower, deepest = depths
+        weighted = [depth for depth in shallower if tap_weights[depth] != 0]
+        return (*weighted, deepest)
 
     def tap_weights_at(self, step: int | None) -> dict[int, float]:
         """Return the weight w_n of every tap in a step, not divided by a sampling probability.
@@ -256,16 +298,19 @@ class ElasticObjective(nn.Module):
             The terms of the loss; minimise `total`.
 
         Raises:
-            ValueError: The step is needed and is None, or the task loss is not a scalar.
+            ValueError: The step is needed and is None, a weight of the step is invalid, or a loss is
+                not a scalar.
+            TypeError: A loss function did not return a tensor.
         """
-        depths = self.depths_at(step)
-        *shallower, deepest = depths
+        # the factors of the losses that this step computes, by depth
         if not self._compiled_with_schedule():
-            factors = self._step_factors(depths, step)
+            factors = self._step_factors(self.depths_at(step), step)
         else:
             # Must be inline: torch.compile breaks the graph at this call. Inside a helper it would
             # break the graph there, and again here.
-            factors = self._step_factors_as_tensors(depths, step)
+            factors = self._step_factors_as_tensors(step)
+        depths = tuple(factors.tap_factors)
+        *shallower, deepest = depths
 
         # the predictions and their task losses, by depth
         outputs = self.net(x, taps=depths, **keywords)
@@ -289,10 +334,11 @@ class ElasticObjective(nn.Module):
 
         # mu w_n D_n for each n < N
         output_distillation: list[Tensor] = []
-        if self.output_weight != 0:
-            teacher = predictions[deepest].detach()
+        if self.output_weight != 0 and not _is_empty(predictions[deepest]):
+            teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
             for depth in shallower:
                 output_loss = self.output_loss(predictions[depth], teacher)
+                output_loss = _checked_loss(output_loss, name="output loss")
                 output_factor = self.output_weight * factors.tap_factors[depth]
                 output_distillation.append(_scaled(output_loss, output_factor))
 
@@ -336,6 +382,7 @@ class ElasticObjective(nn.Module):
         psd_weight = self.psd_weight
         if callable(psd_weight):
             psd_weight = psd_weight(_required(step, "a psd_weight schedule"))
+            _check_weight(f"at step {step} psd_weight is", psd_weight)
         return StepFactors(tap_factors=tap_factors, psd_factor=psd_weight)
 
     # --- for torch.compile: factors that change with the step.
@@ -349,8 +396,9 @@ class ElasticObjective(nn.Module):
         return is_scheduled and torch.compiler.is_compiling()
 
     @_outside_graphs
-    def _step_factors_as_tensors(self, depths: Sequence[int], step: int | None) -> StepFactors:
+    def _step_factors_as_tensors(self, step: int | None) -> StepFactors:
         """Return the factors of a step as scalar tensors, outside the graph."""
+        depths = self.depths_at(step)
         factors = self._step_factors(depths, step)
         parameter = next(self.parameters(), torch.zeros(()))
         dtype = torch.promote_types(parameter.dtype, torch.float32)
@@ -383,26 +431,36 @@ def _unwrapped(net: nn.Module) -> TapNet:
     raise TypeError(f"net is a {type(net).__name__}: expected an ElasticWrapper")
 
 
-def _check_arguments(
-    net: TapNet, psd_weight: Weight, sampled_taps: int | None, distance: str
-) -> None:
-    """Raise what the first step would raise for these arguments, before any training."""
-    if distance not in DISTANCES:
-        raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
-    if not callable(psd_weight) and psd_weight < 0:
-        raise ValueError(
-            f"psd_weight {psd_weight}: expected a number, at least 0, or a function of the step"
-        )
+def _check_net(net: TapNet, psd_weight: Weight, sampled_taps: int | None) -> None:
+    """Raise what the first step would raise for this network, before any training."""
     if sampled_taps is not None:
         check_num_sampled(sampled_taps, net.taps)
     if callable(psd_weight) or psd_weight != 0:
         position_axes(net.layout)  # raises if the layout has no use in L_PSD
+        check_prefix_tokens(net.prefix_tokens, net.layout)
     for name in RESERVED_WORDS:
         if name in net.stem_keywords:
             raise ValueError(
                 f"the stem's forward has an argument {name!r}, which it can never get: "
                 f"objective(x, target, step=...) keeps it. Give the stem's argument another name"
             )
+
+
+def _check_psd_weight(psd_weight: Weight) -> None:
+    """Raise unless lambda is valid; if it is a function, it is checked in each step."""
+    if callable(psd_weight):
+        return
+    if not 0 <= psd_weight < math.inf:  # NaN is refused, too
+        raise ValueError(
+            f"psd_weight {psd_weight}: expected a finite number, at least 0, or a function of the "
+            "step"
+        )
+
+
+def _check_weight(name: str, weight: float) -> None:
+    """Raise unless a loss can be multiplied by this weight."""
+    if not 0 <= weight < math.inf:  # NaN is refused, too
+        raise ValueError(f"{name} {weight}: expected a finite number, at least 0")
 
 
 def _resolved_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> TapWeights:
@@ -424,8 +482,18 @@ def _is_zero(factor: float | Tensor) -> bool:
     return not isinstance(factor, Tensor) and factor == 0
 
 
+def _is_empty(prediction: Any) -> bool:
+    """Return whether a prediction, or a nest of them, is of an empty batch: it has no distance."""
+    tensors = [leaf for leaf in tree_leaves(prediction) if isinstance(leaf, Tensor)]
+    return len(tensors) > 0 and all(tensor.numel() == 0 for tensor in tensors)
+
+
 def _scaled(loss: Tensor, factor: float | Tensor) -> Tensor:
     """Return factor * loss in the loss's dtype, which a factor in a wider dtype would change."""
+    if _is_zero(factor):
+        # The deepest tap's, for example. 0 times infinity would be NaN. The gradients of 0 stay,
+        # because DistributedDataParallel waits for those of all parameters.
+        loss = torch.where(loss.isfinite(), loss, 0)
     if isinstance(factor, Tensor):
         factor = factor.to(loss.dtype)
     return factor * loss

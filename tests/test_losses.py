@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from collections.abc import Callable
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -367,6 +368,104 @@ def test_keyword_arguments_reach_the_network() -> None:
         objective(TOKENS, TOKENS, msak=MASK)
 
 
+# --- taps of weight 0, empty batches, predictions of several tensors
+
+
+def infinite_loss_at(net: ElasticWrapper, depth: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return an L1 loss that overflows at one tap of a net."""
+    (overflowing,) = net(X, taps=[depth]).predictions
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        factor = 1e30 if torch.equal(prediction, overflowing) else 1.0
+        return (factor * (prediction - target).abs()).square().mean()
+
+    return loss
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("is_scheduled", [False, True])
+def test_an_infinite_loss_of_weight_0_spoils_nothing(depth: int, is_scheduled: bool) -> None:
+    net = conv_net(3)
+    weights = {tap: 0.0 if tap == depth else 1.0 for tap in net.taps}
+    loss = infinite_loss_at(net, depth)
+    with torch.no_grad():
+        (prediction,) = net(X, taps=[depth]).predictions
+        assert loss(prediction, Y).isinf()
+    tap_weights = (lambda _step: weights) if is_scheduled else weights
+    objective = ElasticObjective(net, loss, 0.1, tap_weights=tap_weights, output_weight=0.1)
+    terms = objective(X, Y, step=0)
+    terms.total.backward()
+    assert terms.total.isfinite()
+    gradients = [parameter.grad for parameter in net.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+
+
+def test_the_head_does_not_run_at_a_tap_of_weight_0() -> None:
+    net = conv_net(3)
+    runs: list[int] = []
+    net.head.register_forward_hook(lambda *_: runs.append(1))
+    objective = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights={1: 0.0, 2: 1.0, 3: 1.0})
+    terms = objective(X, Y)
+    assert objective.depths_at(None) == tuple(terms.per_depth) == (2, 3)
+    assert len(runs) == 2
+
+
+def test_an_adapter_at_a_tap_of_weight_0_is_unused() -> None:
+    net = conv_net(3, adapters={1: nn.Conv2d(4, 4, 1)})
+    for first_weight, is_unused in ((0.0, True), (0.5, False)):
+        weights = {1: first_weight, 2: 0.0, 3: 1.0}
+        objective = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights)
+        assert objective.needs_unused_search == is_unused
+    schedule = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=lambda _step: weights)
+    assert schedule.needs_unused_search
+
+
+def test_an_empty_batch_adds_nothing_to_a_summed_loss() -> None:
+    net = conv_net(3)
+    objective = ElasticObjective(net, nn.L1Loss(reduction="sum"), 0.1, output_weight=0.5)
+    terms = objective(X[:0], Y[:0])
+    terms.total.backward()
+    assert terms.total == 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+class TwoTasks(nn.Module):
+    """A head that predicts two things, in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.colour = nn.Conv2d(4, 2, 1)
+        self.distance = nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"colour": self.colour(x), "distances": [self.distance(x)]}
+
+
+def two_task_loss(prediction: dict[str, Any], target: dict[str, Any]) -> Tensor:
+    colour = F.l1_loss(prediction["colour"], target["colour"])
+    return colour + F.l1_loss(prediction["distances"][0], target["distances"][0])
+
+
+def test_output_distillation_of_a_dict_of_predictions() -> None:
+    net = ElasticWrapper([nn.Conv2d(4, 4, 1) for _ in range(3)], TwoTasks())
+    target = {"colour": torch.rand(2, 2, 5, 6), "distances": [torch.rand(2, 1, 5, 6)]}
+    first, second, deepest = net(X, taps=net.taps).predictions
+    teacher = {
+        "colour": deepest["colour"].detach(),
+        "distances": [deepest["distances"][0].detach()],
+    }
+    expected = two_task_loss(first, teacher) + two_task_loss(second, teacher)
+    expected_gradients = torch.autograd.grad(expected, list(net.head.parameters()))
+
+    objective = ElasticObjective(
+        net, two_task_loss, 0.0, output_weight=1.0, output_loss=two_task_loss
+    )
+    distillation = objective(X, target).distillation
+    gradients = torch.autograd.grad(distillation, list(net.head.parameters()))
+    torch.testing.assert_close(distillation, expected)
+    torch.testing.assert_close(gradients, expected_gradients)
+
+
 # --- misuse
 
 
@@ -384,8 +483,14 @@ def test_psd_weight_has_no_default() -> None:
     [
         (
             {"psd_weight": -0.1},
-            "psd_weight -0.1: expected a number, at least 0, or a function of the step",
+            "psd_weight -0.1: expected a finite number, at least 0, or a function of the step",
         ),
+        ({"psd_weight": math.nan}, "psd_weight nan: expected a finite number"),
+        ({"psd_weight": math.inf}, "psd_weight inf: expected a finite number"),
+        ({"output_weight": math.nan}, "output_weight nan: expected a finite number, at least 0"),
+        ({"output_weight": -1.0}, "output_weight -1.0: expected a finite number, at least 0"),
+        ({"power": math.nan}, "power=nan: expected a finite number above 0"),
+        ({"eps": 0.0}, "eps=0.0: expected a finite number above 0"),
         ({"distance": "l1"}, "distance 'l1': expected one of norm, squared"),
         ({"sampled_taps": -1}, "sampled taps -1: expected a whole number from 0 to 2"),
         ({"sampled_taps": True}, "sampled taps True: expected a whole number"),
@@ -439,6 +544,42 @@ def test_a_stem_with_an_argument_that_the_objective_keeps_is_refused(word: str) 
     stem = {"step": WithStep(), "target": WithTarget()}[word]
     with pytest.raises(ValueError, match=f"the stem's forward has an argument '{word}', which it"):
         ElasticObjective(conv_net(2, stem=stem), nn.L1Loss(), psd_weight=0.1)
+
+
+@pytest.mark.parametrize("prefix_tokens", [-1, 1])
+def test_invalid_prefix_tokens_raise_before_training(prefix_tokens: int) -> None:
+    net = conv_net(2)
+    net.prefix_tokens = prefix_tokens
+    with pytest.raises(ValueError, match=f"prefix_tokens={prefix_tokens}"):
+        ElasticObjective(net, nn.L1Loss(), 0.1)
+
+
+@pytest.mark.parametrize("psd_weight", [math.nan, math.inf, -1.0])
+def test_a_schedule_that_returns_an_invalid_psd_weight_raises(psd_weight: float) -> None:
+    objective = ElasticObjective(conv_net(2), nn.L1Loss(), lambda _step: psd_weight)
+    with pytest.raises(ValueError, match=f"at step 7 psd_weight is {psd_weight}: expected"):
+        objective(X, Y, step=7)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"l1": torch.ones(())}, "returned a dict: expected a scalar tensor"),
+        ((torch.ones(()), torch.ones(())), "returned a tuple: expected a scalar tensor"),
+        (0.5, "returned a float: expected a scalar tensor .*do not call item"),
+        (None, "returned a NoneType: expected a scalar tensor"),
+        (torch.ones((), dtype=torch.int64), r"returned a tensor of torch\.int64: expected a real"),
+    ],
+)
+def test_a_loss_that_returns_no_tensor_is_named(returned: Any, message: str) -> None:
+    def loss(_prediction: Tensor, _target: Tensor) -> Any:
+        return returned
+
+    with pytest.raises(TypeError, match=f"the task loss {message}"):
+        ElasticObjective(conv_net(2), loss, 0)(X, Y)
+    objective = ElasticObjective(conv_net(2), nn.L1Loss(), 0, output_weight=1, output_loss=loss)
+    with pytest.raises(TypeError, match=f"the output loss {message}"):
+        objective(X, Y)
 
 
 def test_a_task_loss_that_is_not_a_scalar_raises() -> None:

@@ -223,6 +223,8 @@ def test_compiled_objective_with_context_and_recomputed_blocks() -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # a compiled dropout draws other numbers
     objective = ElasticObjective(net, token_loss, 0.1)
+    # Torch 2.6 fails in an assertion of its own where it breaks a graph and has seen other weights.
+    torch._dynamo.reset()
     compiled = torch.compile(objective, backend="aot_eager")
     expected = step_and_gradients(objective, objective, TOKENS, TOKENS, mask=MASK)
     assert_same_step(step_and_gradients(objective, compiled, TOKENS, TOKENS, mask=MASK), expected)
