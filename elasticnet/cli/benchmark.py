@@ -31,6 +31,7 @@ DEGRADATIONS = ("BI", "BD", "DN")
 PROTOCOLS = ("matlab-y", "imdn", "rgb")
 TRACKS = ("bicubic", "unknown", "mild", "difficult", "wild", "x8")
 BORDERS = ("symmetric", "replicate")
+NOISES = ("numpy", "matlab")
 
 
 def add_parser(commands: Commands) -> None:
@@ -122,6 +123,12 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="LEVELS",
         help="of the noise of DN, on the 0..255 scale; default: 30",
+    )
+    group.add_argument(
+        "--noise",
+        choices=NOISES,
+        help="where the noise of DN comes from: numpy (default), or matlab, on which published "
+        "numbers stand",
     )
     add_cache(group)
 
@@ -243,6 +250,7 @@ def _load_sets(
         border=options.border,
         blur_sigma=options.blur_sigma,
         noise_sigma=options.noise_sigma,
+        noise=options.noise or NOISES[0],
         cache_dir=options.cache_dir,
         cache=options.cache,
         track=options.track,
@@ -313,7 +321,7 @@ def _data_settings(
     if options.track is None and options.data_lr is None:
         settings["degradation"] = options.degradation
     settings["lr"] = {f"{name} x{pairs.scale}": pairs.lr_source for name, pairs in sets}
-    for name in ("blur_sigma", "noise_sigma", "track", "data_lr"):
+    for name in ("blur_sigma", "noise_sigma", "noise", "track", "data_lr"):
         value = getattr(options, name)
         if value is not None:
             settings[name] = value
@@ -406,6 +414,8 @@ def _lr_kind(options: argparse.Namespace) -> str:
 
 
 def _make_folders(options: argparse.Namespace) -> None:
+    from elasticnet._files import make_writable_folder
+
     for folder in (options.out, options.save_images):
         if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            make_writable_folder(folder)

@@ -277,13 +277,14 @@ def _folder_and_name(options: argparse.Namespace, format: str) -> tuple[Path, st
         # what comes from the network goes into the current folder
         folder = Path() if "://" in options.file else Path(options.file).parent
         return folder, None
+    from elasticnet._files import make_writable_folder
     from elasticnet.export import SUFFIXES
 
     out = Path(options.out)
     if options.depth == ALL_DEPTHS:
         if out.suffix.lower() in SUFFIXES.values() or out.is_file():
             raise ValueError(f"-o {out}: one file for several depths; name a folder")
-        out.mkdir(parents=True, exist_ok=True)
+        make_writable_folder(out)
     if out.is_dir():
         return out, None
     return out.parent, out.name

@@ -223,11 +223,10 @@ def _check_storable(file: str) -> None:
 
 def _report_folder(options: argparse.Namespace) -> Path | None:
     """The folder of the report, made if need be; None where no report is written."""
+    from elasticnet._files import make_writable_folder
+
     if options.out:
-        folder = Path(options.out)
-        folder.mkdir(parents=True, exist_ok=True)  # now, and not when everything is measured
-        _check_writable(folder)
-        return folder
+        return make_writable_folder(options.out)  # now, and not when everything is measured
     if options.no_store:
         return None
     return Path(options.file).parent

@@ -157,6 +157,16 @@ def test_checkpoints_are_scored_at_their_own_scales_and_everything_is_written(
     assert (saved != bicubic(pairs.lr(0), 2)).any()
 
 
+def test_the_noise_of_published_numbers_is_an_option(photos, tmp_path, capsys):
+    options = ["--scale", "3", "--degradation", "DN", "--noise", "matlab", "--out", str(tmp_path)]
+    assert main(["benchmark", "--data", str(photos), *options]) == 0
+    assert "photos x3, LR: made (DN, noise of matlab)" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "table.json").read_text())
+    assert stored["settings"]["noise"] == "matlab"
+    ((_, pairs),) = load_sets([photos], [3], degradation="DN", noise="matlab", progress=False)
+    assert stored["rows"][0]["psnr"] == evaluate_bicubic(pairs).psnr
+
+
 def test_a_built_in_model_with_its_costs(photos, capsys):
     assert (
         main(

@@ -239,7 +239,7 @@ def test_what_could_steer_a_terminal_is_replaced() -> None:
 def test_choices_of_the_command_are_the_library_s() -> None:
     from elasticnet.cli import benchmark
     from elasticnet.sr.data.lr_folders import TRACKS
-    from elasticnet.sr.degrade import KINDS
+    from elasticnet.sr.degrade import KINDS, NOISES
     from elasticnet.sr.metrics import PROTOCOLS
     from elasticnet.sr.resize import BORDERS
 
@@ -247,3 +247,4 @@ def test_choices_of_the_command_are_the_library_s() -> None:
     assert tuple(PROTOCOLS) == benchmark.PROTOCOLS
     assert tuple(TRACKS) == benchmark.TRACKS
     assert tuple(BORDERS) == benchmark.BORDERS
+    assert tuple(NOISES) == benchmark.NOISES

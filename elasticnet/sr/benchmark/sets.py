@@ -28,6 +28,7 @@ def load_sets(
     border: str = "symmetric",
     blur_sigma: float | None = None,
     noise_sigma: float | None = None,
+    noise: str = "numpy",
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
     track: str | None = None,
@@ -47,6 +48,7 @@ def load_sets(
         border: What lies outside an image when LR is made: "symmetric" or "replicate".
         blur_sigma: Of the blur of "BD", in pixels; default: 1.6.
         noise_sigma: Of the noise of "DN", on the scale 0..255; default: 30.
+        noise: Where the noise of "DN" comes from: "numpy" or "matlab" (see `degrade`).
         cache_dir: Where decoded images are kept; default: beside the data set.
         progress: Whether a bar is shown while images are decoded.
         track: Which of DIV2K's LR images are read: see `load_pairs`.
@@ -81,6 +83,7 @@ def load_sets(
                     progress=progress,
                     blur_sigma=blur_sigma,
                     noise_sigma=noise_sigma,
+                    noise=noise,
                     track=track,
                     lr_root=lr_root,
                 )

@@ -9,7 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from elasticnet.sr.data.read_rgb import ImageError
-from elasticnet.sr.degrade import BLUR_SIGMA, KINDS, NOISE_SIGMA, degrade, given_sigmas, modcrop
+from elasticnet.sr.degrade import (
+    BLUR_SIGMA,
+    KINDS,
+    NOISE_SIGMA,
+    NOISES,
+    degrade,
+    given_sigmas,
+    modcrop,
+)
+
+DEFAULT_NOISE = NOISES[0]
 
 
 class AlignedPair(NamedTuple):
@@ -37,10 +47,11 @@ class LrSettings:
         border: What lies outside an image that is resized: see `elasticnet.sr.resize.imresize`.
         blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
         noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
+        noise: Where the noise of "DN" comes from, "numpy" or "matlab".
 
     Raises:
-        ValueError: There is no such scale or degradation, or a sigma was given that the
-            degradation has no use for.
+        ValueError: There is no such scale, degradation or noise, or a sigma or a noise was given
+            that the degradation has no use for.
     """
 
     scale: int
@@ -49,6 +60,7 @@ class LrSettings:
     border: str = "symmetric"
     blur_sigma: float | None = None
     noise_sigma: float | None = None
+    noise: str = DEFAULT_NOISE
 
     def __post_init__(self) -> None:
         if not isinstance(self.scale, int) or isinstance(self.scale, bool) or self.scale < 1:
@@ -56,14 +68,22 @@ class LrSettings:
         if self.degradation not in KINDS:
             expected = ", ".join(KINDS)
             raise ValueError(f"degradation {self.degradation!r}: expected one of {expected}")
+        if self.noise not in NOISES:
+            raise ValueError(f"noise {self.noise!r}: expected one of {', '.join(NOISES)}")
+        if self.noise != DEFAULT_NOISE and self.degradation != "DN":
+            raise ValueError(f"noise {self.noise!r}: degradation {self.degradation!r} has no noise")
         given_sigmas(self.degradation, blur_sigma=self.blur_sigma, noise_sigma=self.noise_sigma)
 
     @property
-    def sigmas(self) -> dict[str, float]:
-        """The sigmas that were given, by the name that `degrade` has for them."""
-        return given_sigmas(
-            self.degradation, blur_sigma=self.blur_sigma, noise_sigma=self.noise_sigma
+    def given(self) -> dict[str, float | str]:
+        """The sigmas and the noise that were given, by the names that `degrade` has for them."""
+        given: dict[str, float | str] = {}
+        given.update(
+            given_sigmas(self.degradation, blur_sigma=self.blur_sigma, noise_sigma=self.noise_sigma)
         )
+        if self.noise != DEFAULT_NOISE:
+            given["noise"] = self.noise
+        return given
 
 
 def align(hr: np.ndarray, lr: np.ndarray | None, name: str, settings: LrSettings) -> AlignedPair:
@@ -100,6 +120,7 @@ def _with_made_lr(hr: np.ndarray, name: str, settings: LrSettings) -> AlignedPai
         border=settings.border,
         blur_sigma=blur_sigma,
         noise_sigma=noise_sigma,
+        noise=settings.noise,
     )
     return AlignedPair(hr=hr, lr=lr)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
+from elasticnet.sr.data.alignment import DEFAULT_NOISE, AlignedPair, LrSettings, align
 from elasticnet.sr.data.decoded_cache import built_for_once, cache_places, open_or_build
 from elasticnet.sr.data.decoding import HR_FILE, LR_FILE, write_decoded
 from elasticnet.sr.data.folder_layouts import FoundPairs, Pair, find_files
@@ -39,6 +39,7 @@ def load_pairs(
     progress: bool = True,
     blur_sigma: float | None = None,
     noise_sigma: float | None = None,
+    noise: str = DEFAULT_NOISE,
     track: str | None = None,
     lr_root: str | os.PathLike[str] | None = None,
     cache: bool = True,
@@ -72,6 +73,7 @@ def load_pairs(
         progress: Whether to show a progress bar while images are decoded.
         blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
         noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
+        noise: Where the noise of "DN" comes from: "numpy", or "matlab" (see `degrade`).
         track: Which of DIV2K's LR images are read, such as "mild": see `find_files`.
         lr_root: The folder of the LR images, in place of one that the layout has.
         cache: Whether decoded images are kept. If not, nothing is left on disk: they are decoded
@@ -86,17 +88,20 @@ def load_pairs(
         ImageError: Not one image can be used. (It is a ValueError, too.)
         OSError: The cache cannot be written anywhere.
     """
-    # Only "DN" draws noise: with a seed of its own, every other set would be decoded once a seed.
+    # Only NumPy's noise has seeds: with one of its own, every other set would be decoded once a
+    # seed.
+    has_seed = degradation == "DN" and noise == DEFAULT_NOISE
     settings = LrSettings(
         scale=scale,
         degradation=degradation,
-        seed=seed if degradation == "DN" else 0,
+        seed=seed if has_seed else 0,
         border=border,
         blur_sigma=blur_sigma,
         noise_sigma=noise_sigma,
+        noise=noise,
     )
     found = find_files(root, scale, split, degradation, track=track, lr_root=lr_root)
-    if settings.sigmas and lr_root is None:
+    if settings.given and lr_root is None:
         found = _with_all_lr_made(found, settings)
     files = found.pairs
     for note in found.notes:
@@ -175,13 +180,16 @@ def pairs_from_arrays(
 
 
 def _with_all_lr_made(found: FoundPairs, settings: LrSettings) -> FoundPairs:
-    """Leave LR files out: those of "BD" or "DN" have the sigmas that they have, not given ones."""
+    """Leave LR files out: they have a sigma and a noise of their own, not the given ones."""
     notes = list(found.notes)
     if found.pairs[0].lr is not None:
-        given = ", ".join(f"{name} {sigma:g}" for name, sigma in settings.sigmas.items())
+        given = ", ".join(f"{name} {value}" for name, value in settings.given.items())
         notes.append(f"LR {found.lr_source}: not used, as {given} was given; LR images are made")
     pairs = [pair._replace(lr=None) for pair in found.pairs]
-    return FoundPairs(pairs, f"made ({settings.degradation})", notes)
+    kind = settings.degradation
+    if settings.noise != DEFAULT_NOISE:
+        kind += f", noise of {settings.noise}"
+    return FoundPairs(pairs, f"made ({kind})", notes)
 
 
 def _open_cached(
@@ -201,7 +209,7 @@ def _open_cached(
         "split": split,
         "seed": settings.seed,
         "border": settings.border,
-        **settings.sigmas,
+        **settings.given,
     }
     if which_lr is not None:
         description["lr"] = which_lr

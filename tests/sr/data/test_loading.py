@@ -206,3 +206,35 @@ def test_sigmas_reach_the_images_and_have_a_cache_of_their_own(tmp_path: Path) -
         assert np.array_equal(in_memory.lr(0), expected)
     with pytest.raises(ValueError, match=r"blur_sigma 2\.0: degradation 'DN' has no such setting"):
         load_pairs(tmp_path / "photos", 1, degradation="DN", blur_sigma=2.0)
+
+
+# --- the noise of published numbers
+
+
+def test_matlab_s_noise_is_that_of_degrade_whatever_the_seed_is(tmp_path: Path) -> None:
+    for index in range(2):
+        put(tmp_path / "photos" / f"{index}.png", 24, 30, seed=index)
+    root = tmp_path / "photos"
+    options = {"degradation": "DN", "noise": "matlab", "progress": False}
+    pairs = load_pairs(root, 2, seed=1, **options)
+    assert pairs.lr_source == "made (DN, noise of matlab)"
+    for index in range(2):
+        made = degrade(pairs.hr(index), "DN", 2, noise="matlab")
+        np.testing.assert_array_equal(pairs.lr(index), made)
+    np.testing.assert_array_equal(load_pairs(root, 2, seed=2, **options).lr(0), pairs.lr(0))
+    numpys = load_pairs(root, 2, degradation="DN", progress=False)
+    assert (numpys.lr(0) != pairs.lr(0)).any()
+
+
+@pytest.mark.parametrize(
+    ("degradation", "source", "message"),
+    [
+        ("BI", "matlab", "noise 'matlab': degradation 'BI' has no noise"),
+        ("DN", "octave", "noise 'octave': expected one of numpy, matlab"),
+    ],
+)
+def test_noise_that_does_not_fit_is_refused(
+    tmp_path: Path, degradation: str, source: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_pairs(tmp_path, 2, degradation=degradation, noise=source, progress=False)
