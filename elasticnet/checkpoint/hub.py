@@ -67,11 +67,11 @@ def push_to_hub(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     with tempfile.TemporaryDirectory() as folder:
-        if isinstance(net_or_file, ElasticWrapper):
+        if isinstance(net_or_file, (str, os.PathLike)):
+            path = Path(net_or_file)
+        else:
             path = Path(folder, DEFAULT_FILE)
             save(net_or_file, path)
-        else:
-            path = Path(net_or_file)
         description = read_header(path)
         api = HfApi(token=token, library_name="elasticnet")
         # The hub answers with the full name: it adds the user's name to one without an owner.

@@ -20,7 +20,13 @@ from elasticnet.checkpoint.building import (
 from elasticnet.checkpoint.checks import describe_invalid_values, elastic_net
 from elasticnet.checkpoint.header import Checkpoint, opened_checkpoint, shallowest_depth
 from elasticnet.checkpoint.sources import Source
-from elasticnet.checkpoint.state import find_untied, has_shape, replace_state, state_of
+from elasticnet.checkpoint.state import (
+    find_untied,
+    has_shape,
+    is_sharded,
+    replace_state,
+    state_of,
+)
 from elasticnet.checkpoint.tensors import DTYPES, digest, read_tensors
 from elasticnet.registry import find
 from elasticnet.taps import resolve_depth
@@ -98,7 +104,7 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
         for name, tensor in state.items():
             if not has_shape(tensor):
                 _give_shape(tensor, loaded[name].shape)
-            tensor.copy_(loaded[name])
+            _copy(loaded[name], tensor)
 
 
 def _build_registered(
@@ -257,8 +263,11 @@ def _check_shared_memory(
     checkpoint: Checkpoint, state: Mapping[str, Tensor], loaded: Mapping[str, Tensor]
 ) -> None:
     """Raise if copying into one tensor of the net would overwrite what another one is to hold."""
-    with_shape = {name: tensor for name, tensor in state.items() if has_shape(tensor)}
-    conflict = find_conflict(targets=with_shape, values=loaded)
+    targets: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if has_shape(tensor) and not is_sharded(tensor):  # others have no memory that can be shared
+            targets[name] = tensor
+    conflict = find_conflict(targets, values=loaded)
     if conflict is not None:
         raise _untied_error(checkpoint, *conflict)
 
@@ -274,6 +283,16 @@ def _untied_error(checkpoint: Checkpoint, first: str, second: str) -> ValueError
 def _give_shape(tensor: Any, shape: Sequence[int]) -> None:
     """Give a tensor of a lazy layer its shape and memory; it stays the same object."""
     tensor.materialize(shape)
+
+
+def _copy(value: Tensor, target: Any) -> None:
+    """Copy a tensor of a file into one of a net; of a sharded one, each process gets its shard."""
+    if is_sharded(target):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = value.to(target.device)
+        value = distribute_tensor(value, target.device_mesh, target.placements)
+    target.copy_(value)
 
 
 def _check_content(checkpoint: Checkpoint, name: str, tensor: Tensor, is_parameter: bool) -> None:

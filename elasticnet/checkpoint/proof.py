@@ -212,7 +212,8 @@ def _count_hooks(module: nn.Module) -> int:
     for table in ("_forward_pre_hooks", "_forward_hooks"):
         hooks: list[Any] = list(vars(module)[table].values())
         for hook in hooks:
-            if not str(getattr(hook, "__module__", "")).startswith("torch.distributed"):
+            user_hook = getattr(hook, "hook", hook)  # ElasticWrapper keeps hooks in objects
+            if not str(getattr(user_hook, "__module__", "")).startswith("torch.distributed"):
                 count += 1
     return count
 
@@ -274,9 +275,16 @@ def _compare_outputs(run: _Pass, twin: ElasticWrapper) -> str | None:
 
 @torch.no_grad()
 def _predictions(net: ElasticWrapper, example: Any) -> list[Any]:
-    """Return the predictions of a net at all taps, and that of its own call; it stays as it is."""
+    """Return what a net predicts at the deepest tap, and at taps with adapters; it stays as it is.
+
+    The deepest prediction has passed all blocks and the head. Shallower ones would show no more.
+    """
+    depths_with_adapters = sorted(int(depth) for depth in net.adapters)
     with _left_as_it_was(net), evaluating(net), _same_random_numbers(), _not_compiled(net):
-        return [net(example), *net(example, taps=net.taps).predictions]
+        predictions = [net(example, depth=-1)]
+        for depth in depths_with_adapters:
+            predictions.append(net(example, depth=depth))
+    return predictions
 
 
 def _largest_value(predictions: list[Any]) -> float:

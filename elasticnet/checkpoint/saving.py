@@ -20,7 +20,7 @@ from elasticnet.checkpoint.header import (
 )
 from elasticnet.checkpoint.proof import describe
 from elasticnet.checkpoint.safetensors_file import header_bytes
-from elasticnet.checkpoint.state import has_shape, state_of
+from elasticnet.checkpoint.state import has_shape, is_sharded, state_of
 from elasticnet.checkpoint.tensors import digest, place_tensors, raw_bytes
 from elasticnet.wrapper import ElasticWrapper
 
@@ -110,7 +110,7 @@ def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[
 
 def _whole(tensor: Any) -> Tensor:
     """Return a tensor without its history; of one that is sharded, all shards together."""
-    if hasattr(tensor, "full_tensor"):  # DTensor, whose import takes long
+    if is_sharded(tensor):
         return tensor.detach().full_tensor()
     return tensor.detach()
 

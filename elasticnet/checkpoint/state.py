@@ -82,3 +82,12 @@ def has_shape(tensor: Tensor) -> bool:
         tensor: A parameter or a buffer.
     """
     return not is_lazy(tensor)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is spread over several processes, as a DTensor is.
+
+    Args:
+        tensor: Any tensor.
+    """
+    return hasattr(tensor, "full_tensor")  # not isinstance: the import of DTensor takes long

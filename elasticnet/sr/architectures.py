@@ -49,7 +49,7 @@ IMAGE_EXTRAS = MappingProxyType(
     }
 )
 EXAMPLE_SHAPE = (1, 3, 24, 20)  # not square, so that no export can confuse height and width
-TINY_EXAMPLE_SHAPE = (1, 3, 6, 5)
+TINY_EXAMPLE_SHAPE = (1, 3, 5, 4)
 
 
 def image_example(arguments: Mapping[str, Any]) -> Tensor:
@@ -65,7 +65,7 @@ def image_example(arguments: Mapping[str, Any]) -> Tensor:
 
 
 def tiny_image_example(arguments: Mapping[str, Any]) -> Tensor:
-    """Return an RGB image (1, 3, 6, 5) in 0..1, the same each time.
+    """Return an RGB image (1, 3, 5, 4) in 0..1, the same each time.
 
     Args:
         arguments: Those of the network's builder; all of them take this size.
