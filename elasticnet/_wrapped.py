@@ -57,6 +57,24 @@ def is_compiled(module: nn.Module) -> bool:
     return False
 
 
+def is_in_flat_shards(module: nn.Module) -> bool:
+    """Return whether a module, or one inside it, is sharded by FSDP1, into flat pieces.
+
+    The parameters have their shapes only inside `FullyShardedDataParallel.summon_full_params`.
+
+    Args:
+        module: Any module.
+    """
+    for part in module.modules():
+        if _inner_attribute(part) != "_fsdp_wrapped_module":
+            continue
+        fsdp: Any = part
+        is_summoned = fsdp.training_state.name == "SUMMON_FULL_PARAMS"
+        if fsdp.world_size > 1 and not is_summoned:
+            return True
+    return False
+
+
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """Return the class that a module was made of; FSDP2 replaces it by a class of its own.
 

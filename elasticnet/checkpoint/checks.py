@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elasticnet._wrapped import unwrapped
+from elasticnet._wrapped import is_in_flat_shards, unwrapped
 from elasticnet.wrapper import ElasticWrapper
 
 
@@ -19,9 +19,15 @@ def elastic_net(net: Any) -> ElasticWrapper:
 
     Raises:
         TypeError: It is not an `ElasticWrapper`, and wraps none.
+        ValueError: FSDP1 keeps its parameters in flat shards, which have lost their shapes.
     """
     inner = unwrapped(net)
     if isinstance(inner, ElasticWrapper):
+        if is_in_flat_shards(net):
+            raise ValueError(
+                "net is sharded by FullyShardedDataParallel: save or load inside "
+                "`with FullyShardedDataParallel.summon_full_params(net):`"
+            )
         return inner
     if hasattr(net, "merge_and_unload"):
         raise TypeError(

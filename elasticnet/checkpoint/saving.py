@@ -112,6 +112,10 @@ def _whole(tensor: Any) -> Tensor:
     """Return a tensor without its history; of one that is sharded, all shards together."""
     if is_sharded(tensor):
         return tensor.detach().full_tensor()
+    if tensor.untyped_storage().nbytes() > tensor.nbytes:
+        # A part of a larger memory, such as FSDP1 has, is copied: its bytes are read by NumPy,
+        # after which the memory could not be resized any more.
+        return tensor.detach().clone()
     return tensor.detach()
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 import elasticnet
@@ -77,6 +80,49 @@ def test_a_file_is_loaded_into_a_wrapped_net(path: Path, wrap: Callable[[nn.Modu
     wrapped = wrap(net)
     elasticnet.load_into(wrapped, path)
     same(wrapped(X), saved(X), "prediction")
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """A group of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_net_in_distributed_data_parallel_gives_the_same_bytes(
+    path: Path, tmp_path: Path
+) -> None:
+    elasticnet.save(small_asrn(), path)
+    elasticnet.save(DistributedDataParallel(small_asrn()), tmp_path / "parallel.safetensors")
+    assert (tmp_path / "parallel.safetensors").read_bytes() == path.read_bytes()
+
+
+def sharded(net: ElasticWrapper) -> ElasticWrapper:
+    mesh = init_device_mesh("cpu", (1,))
+    for part in (*net.blocks, net):
+        fully_shard(part, mesh=mesh)
+    return net
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_sharded_net_gives_the_same_bytes_and_is_filled(path: Path, tmp_path: Path) -> None:
+    saved = small_asrn()
+    elasticnet.save(saved, path)
+    elasticnet.save(sharded(small_asrn()), tmp_path / "sharded.safetensors")
+    assert (tmp_path / "sharded.safetensors").read_bytes() == path.read_bytes()
+    net = sharded(asrn(2, num_blocks=2, channels=8).eval())
+    elasticnet.load_into(net, path)
+    same(net(X), saved(X), "prediction")
+
+
+def test_memory_that_a_parameter_is_a_part_of_can_be_resized_after_a_save(path: Path) -> None:
+    net = linear_net([nn.Linear(4, 4)])
+    flat = torch.rand(40)
+    net.get_parameter("blocks.0.weight").data = flat[4:20].view(4, 4)
+    elasticnet.save(net, path)
+    flat.untyped_storage().resize_(0)  # as sharded training does between passes
 
 
 def linear_net(blocks: list[Any]) -> ElasticWrapper:
