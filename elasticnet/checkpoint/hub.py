@@ -6,10 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from torch import nn
+
 from elasticnet.checkpoint.header import Description, read_header
 from elasticnet.checkpoint.saving import save
 from elasticnet.checkpoint.sources import DEFAULT_FILE, check_hub_library
-from elasticnet.wrapper import ElasticWrapper
 
 README = """---
 library_name: elasticnet
@@ -31,7 +32,7 @@ net = elasticnet.load("hf://{repo}{file_suffix}", depth={depth}{build_argument})
 
 
 def push_to_hub(
-    net_or_file: ElasticWrapper | str | os.PathLike[str],
+    net_or_file: nn.Module | str | os.PathLike[str],
     repo: str,
     *,
     file: str = DEFAULT_FILE,
@@ -46,7 +47,7 @@ def push_to_hub(
     repository has no README.md, a short one is added.
 
     Args:
-        net_or_file: The net, or the path of the file.
+        net_or_file: The net, as `save` takes it, or the path of the file.
         repo: The repository as "owner/name". It is created if it does not exist.
         file: The file's name in the repository; it must end in .safetensors.
         revision: A branch, which is created if it does not exist. Default: main.

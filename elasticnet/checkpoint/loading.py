@@ -76,7 +76,7 @@ def load(
     return net.to(device).eval()
 
 
-def load_into(net: ElasticWrapper, source: Source) -> None:
+def load_into(net: nn.Module, source: Source) -> None:
     """Copy a file's weights into an existing net of any architecture.
 
     Parameters stay the same objects, so that an optimizer that updates them stays valid. They keep
@@ -84,8 +84,8 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
     get the shapes of the file.
 
     Args:
-        net: A net of the file's depth or a shallower one; it may be compiled or wrapped for
-            parallel training.
+        net: An `ElasticWrapper` of the file's depth or a shallower one; it may be compiled or
+            wrapped for parallel training.
         source: As in `load`.
 
     Raises:
@@ -94,11 +94,11 @@ def load_into(net: ElasticWrapper, source: Source) -> None:
             is then as it was.
         OSError: The file cannot be reached.
     """
-    net = elastic_net(net)
-    state = state_of(net)
+    elastic = elastic_net(net)
+    state = state_of(elastic)
     with opened_checkpoint(source) as checkpoint:
-        _check_can_be_filled(net, state, checkpoint)
-        loaded = _read_state(checkpoint, net, depth=net.taps[-1])
+        _check_can_be_filled(elastic, state, checkpoint)
+        loaded = _read_state(checkpoint, elastic, depth=elastic.taps[-1])
         _check_shared_memory(checkpoint, state, loaded)
     with torch.no_grad():
         for name, tensor in state.items():

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def save(
-    net: ElasticWrapper,
+    net: nn.Module,
     path: str | os.PathLike[str],
     notes: Mapping[str, Any] | None = None,
     cards: Mapping[str, Any] | None = None,
@@ -44,9 +44,9 @@ def save(
     `build=`.
 
     Args:
-        net: The net. It may be compiled or wrapped for parallel training, and so may its blocks:
-            the file holds the names that the tensors have without that. Of a sharded net, all
-            processes call `save`, with different paths.
+        net: An `ElasticWrapper`. It may be compiled or wrapped for parallel training, and so may
+            its blocks: the file holds the names that the tensors have without that. Of a sharded
+            net, all processes call `save`, with different paths.
         path: Where to write. An existing file is replaced.
         notes: Anything JSON can hold (data, options, scores); `read_header` returns it.
         cards: Depth cards as JSON objects, by machine.
@@ -60,9 +60,9 @@ def save(
     Example:
         `save(net, "x4.safetensors", notes={"epochs": 300})`
     """
-    net = elastic_net(net)
-    tensors = _checked_tensors(net, path)
-    described = describe(net)
+    elastic = elastic_net(net)
+    tensors = _checked_tensors(elastic, path)
+    described = describe(elastic)
     if described.doubt is not None:
         logger.warning(
             "%s: saved without an architecture, so that load needs build=: %s",
@@ -73,7 +73,7 @@ def save(
         "format": FORMAT,
         "architecture": described.architecture,
         "arguments": described.arguments,
-        "taps": list(net.taps),
+        "taps": list(elastic.taps),
         "sha256": {name: digest(tensor) for name, tensor in tensors.items()},
         "notes": dict(notes or {}),
         "cards": dict(cards or {}),
