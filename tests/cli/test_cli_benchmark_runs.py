@@ -116,6 +116,14 @@ def test_a_checkpoint_in_the_place_of_data_is_refused(place, capsys):
     assert capsys.readouterr().err.endswith(expected)
 
 
+@pytest.mark.parametrize("option", ["--out", "--save-images"])
+@pytest.mark.parametrize("folder", ["net.safetensors", "net.safetensors/inside"])
+def test_a_folder_that_cannot_be_made_is_named(place, capsys, option, folder):
+    assert score("--scale", "2", option, folder) == 2
+    expected = f"elasticnet: {folder}: cannot make this folder ("
+    assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
+
+
 def test_a_track_as_degradation_is_told_how_to_be_written(place, capsys):
     with pytest.raises(SystemExit):
         score("--degradation", "unknown")
