@@ -35,8 +35,8 @@ _OTHER_STARTS = {
     b"GGUF": "a GGUF file",
     b"\x93NUMPY": "a NumPy array",
     b"\x1f\x8b": "a gzip archive",
-    b"\x89PNG": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG file",
+    b"\xff\xd8\xff": "a JPEG file",
     b"%PDF": "a PDF document",
 }
 

@@ -129,7 +129,7 @@ def test_archives_of_other_things(tmp_path: Path) -> None:
         (json.dumps({"preset": "best"}).encode(), "a JSON file; give the checkpoint"),
         (b"GGUF\3\0\0\0" + bytes(60), "a GGUF file; give the checkpoint"),
         (b"\x89HDF\r\n\x1a\n" + bytes(60), "an HDF5 file, as Keras writes; give the checkpoint"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(60), "a PNG image; give the checkpoint"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(60), "a PNG file; give the checkpoint"),
     ],
 )
 def test_other_kinds(tmp_path: Path, content: bytes, said: str) -> None:
