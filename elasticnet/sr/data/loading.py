@@ -215,9 +215,9 @@ def _open_cached(
         description["lr"] = which_lr
     sources: dict[str, Path] = {}
     for pair in files:
-        sources[f"{pair.name}/hr/{os.path.relpath(pair.hr, root)}"] = pair.hr
+        sources[f"{pair.name}/hr/{_state_of(pair.hr, root)}"] = pair.hr
         if pair.lr is not None:
-            sources[f"{pair.name}/lr/{os.path.relpath(pair.lr, root)}"] = pair.lr
+            sources[f"{pair.name}/lr/{_state_of(pair.lr, root)}"] = pair.lr
 
     folder, index = open_or_build(
         cache_places(root, cache_dir),
@@ -269,6 +269,15 @@ def _mapped(folder: Path, index: Mapping[str, Any], root: Path, scale: int) -> P
 def _warn_once(message: str) -> None:
     """Log a warning; of a set that is loaded at several scales it would come several times."""
     logger.warning("%s", message)
+
+
+def _state_of(path: Path, root: Path) -> str:
+    """Where a file lies, and whether it may not be read: permissions change neither size nor time.
+
+    So an image that was left out for them is read when it may be.
+    """
+    place = os.path.relpath(path, root)
+    return place if os.access(path, os.R_OK) else f"{place}, unreadable"
 
 
 def _without_small_images(pairs: PairSet, min_size: int) -> PairSet:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,6 +100,28 @@ def test_images_of_formats_that_are_not_read_are_skipped_by_name(tmp_path: Path)
     ((name, reason),) = pairs.skipped
     assert name == "phone"
     assert "phone.heic: a HEIC (HEIF) file, which is not read" in reason
+
+
+def test_an_image_that_may_be_read_again_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its permissions change neither its size nor its time, by which the cache knows it."""
+    put(tmp_path / "set/a.png")
+    locked = put(tmp_path / "set/b.png")
+    opened = builtins.open
+
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:
+        if path == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    with monkeypatch.context() as patch:  # root may read all files, so that chmod does not do
+        patch.setattr(os, "access", lambda path, mode: path != locked)
+        patch.setattr(builtins, "open", refuse)
+        with pytest.warns(UserWarning, match="Permission denied"):
+            pairs = load_pairs(tmp_path / "set", 2, progress=False)
+    assert pairs.names == ["a"]
+    assert load_pairs(tmp_path / "set", 2, progress=False).names == ["a", "b"]
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
