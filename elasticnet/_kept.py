@@ -50,44 +50,90 @@ class KeptTensor(NamedTuple):
 class KeptTensors:
     """All tensors that one pass keeps.
 
+    A part of the network can write into what it is given: the input, the skip, and the features of
+    the part before. `check` looks at these alone, so that its cost does not grow with the depth.
+
     Args:
         compare_values: Whether to copy each tensor, and to compare its values with the copy.
     """
 
     def __init__(self, compare_values: bool = False) -> None:
         self._compare_values = compare_values
-        self._kept: list[KeptTensor] = []
+        self._inputs: list[KeptTensor] = []
+        self._latest_features: list[KeptTensor] = []
+        self._others: list[KeptTensor] = []  # what no part is given any more
 
-    def keep(self, value: Any, name: str) -> None:
-        """Keep a value as it is now.
+    def keep_input(self, value: Any, name: str) -> None:
+        """Keep what any part of the network may be given: the input, the skip.
 
         Args:
             value: A tensor, or a nest of lists, tuples and dicts; tensors in anything else are
                 ignored.
             name: What messages call it.
         """
+        self._inputs += self._entries(value, name)
+
+    def keep_features(self, value: Any, name: str) -> None:
+        """Keep what the next parts are given: a block's output.
+
+        Args:
+            value: As in `keep_input`.
+            name: What messages call it.
+        """
+        self._others += self._latest_features
+        self._latest_features = self._entries(value, name)
+
+    def keep_prediction(self, value: Any, name: str) -> None:
+        """Keep what no other part is given: the head's output.
+
+        Args:
+            value: As in `keep_input`.
+            name: What messages call it.
+        """
+        self._others += self._entries(value, name)
+
+    def check(self, writer: str) -> None:
+        """Raise if something that a part can be given was written to since it was kept.
+
+        Args:
+            writer: What messages call the part that ran last.
+
+        Raises:
+            OverwrittenError: It was written to.
+        """
+        _check_entries(self._inputs, writer)
+        _check_entries(self._latest_features, writer)
+
+    def check_all(self, writer: str) -> None:
+        """Raise if anything was written to since it was kept.
+
+        Args:
+            writer: What messages call the parts that may have written.
+
+        Raises:
+            OverwrittenError: It was written to.
+        """
+        self.check(writer)
+        _check_entries(self._others, writer)
+
+    def _entries(self, value: Any, name: str) -> list[KeptTensor]:
+        entries: list[KeptTensor] = []
         for tensor in tensors_in(value):
             version = _version_of(tensor)
             values = tensor.clone() if self._compare_values else None
             if version is not None or values is not None:
-                self._kept.append(KeptTensor(name, tensor, version, values))
+                entries.append(KeptTensor(name, tensor, version, values))
+        return entries
 
-    def check(self, writer: str) -> None:
-        """Raise if a kept tensor was written to since it was kept.
 
-        Args:
-            writer: What messages call the module that ran last.
-
-        Raises:
-            OverwrittenError: A kept tensor was written to.
-        """
-        for kept in self._kept:
-            if kept.is_overwritten():
-                raise OverwrittenError(
-                    f"{writer} writes in place into {kept.name}, which the pass still needs: "
-                    "build it without in-place operations, or pass copy_features=True to "
-                    "ElasticWrapper, so that it gets copies"
-                )
+def _check_entries(entries: Sequence[KeptTensor], writer: str) -> None:
+    for entry in entries:
+        if entry.is_overwritten():
+            raise OverwrittenError(
+                f"{writer} writes in place into {entry.name}, which the pass still needs: build it "
+                "without in-place operations, or pass copy_features=True to ElasticWrapper, so "
+                "that it gets copies"
+            )
 
 
 def tensors_in(value: Any) -> list[Tensor]:

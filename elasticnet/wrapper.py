@@ -484,8 +484,9 @@ class ElasticWrapper(nn.Module):
             for depth, block in enumerate(self.blocks, start=1):
                 features, context = self._run_block(block, features, context, depth, state)
                 if depth in self.taps:
-                    state.kept.keep(features, f"the features at depth {depth}")
+                    state.kept.keep_features(features, f"the features at depth {depth}")
                     outcomes.append(self._try_tap(features, depth, state))
+            state.kept.check_all("the head, or a block behind,")
         # The deepest block always has a tap, so the last outcome is the deepest.
         deepest_shape = outcomes[-1].shape
         reports = [_report(outcome, deepest_shape) for outcome in outcomes]
@@ -506,11 +507,12 @@ class ElasticWrapper(nn.Module):
             features, context = self._run_block(block, features, context, depth, state)
             if depth in self.taps:
                 tap_features[depth] = features
-                state.kept.keep(features, f"the features at depth {depth}")
+                state.kept.keep_features(features, f"the features at depth {depth}")
             if depth in depths and not head_takes_all_taps:
                 predictions += self._predict({depth: features}, state)
         if head_takes_all_taps:
             predictions += self._predict({depth: tap_features[depth] for depth in depths}, state)
+        state.kept.check_all("the head, or a block behind,")
         return Taps(depths, tuple(predictions), tuple(tap_features.values()))
 
     def _start_pass(
@@ -518,7 +520,7 @@ class ElasticWrapper(nn.Module):
     ) -> tuple[Any, Any, _PassState]:
         """Run the stem; return features and context for the first block, and the pass's state."""
         kept = KeptTensors(compare_values)
-        kept.keep(x, "the input")
+        kept.keep_input(x, "the input")
         features, context = self._run_stem(x, keywords)
         kept.check("the stem")
 
@@ -527,7 +529,7 @@ class ElasticWrapper(nn.Module):
             skip = x
         if self.head_skip == "stem":
             skip = features
-            kept.keep(features, "the stem's output")
+            kept.keep_input(features, "the stem's output")
         return features, context, _PassState(skip=skip, kept=kept)
 
     def _run_stem(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
@@ -567,7 +569,8 @@ class ElasticWrapper(nn.Module):
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         if recompute:
             # The backward pass will run the block again, on these features.
-            state.kept.keep(features, f"the features at depth {depth - 1}, for the backward pass,")
+            name = f"the features at depth {depth - 1}, for the backward pass,"
+            state.kept.keep_features(features, name)
 
         given = self._given(features)
         if self.call_block is not None:
@@ -609,7 +612,7 @@ class ElasticWrapper(nn.Module):
         has_adapter = any(str(depth) in self.adapters for depth in features)
         writer = "the head or its adapter" if has_adapter else "the head"
         state.kept.check(f"{writer} at depth {depths}")
-        state.kept.keep(predictions, f"the prediction at depth {depths}")
+        state.kept.keep_prediction(predictions, f"the prediction at depth {depths}")
         return predictions
 
     def _run_head(self, features: Mapping[int, Any], skip: Any) -> Any:

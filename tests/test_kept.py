@@ -234,7 +234,7 @@ def test_kept_tensors_in_any_nest() -> None:
     first, second, third = torch.zeros(3, 2)
     nest = [first, ("text", {"key": second.clone()}), None, 3, {"last": [third.clone()]}]
     kept = KeptTensors()
-    kept.keep(nest, "the nest")
+    kept.keep_features(nest, "the nest")
     kept.check("nobody")
     tensors_in(nest)[2].add_(1)
     with pytest.raises(OverwrittenError, match="somebody writes in place into the nest"):
