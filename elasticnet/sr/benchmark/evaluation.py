@@ -183,6 +183,7 @@ def benchmark(
         settings=settings,
     )
     items = [list(_items(name, pairs, networks, scoring)) for name, pairs in sets]
+    # Say what an earlier run has scored, and what is scored anew, before anything takes time.
     if kept is not None:
         for line in survey(kept, _wanted(items, scoring)):
             logger.warning("%s", line)
@@ -195,9 +196,9 @@ def benchmark(
     )
 
     images: list[ImageScore] = []
-    remaining = sum(len(of_one_set) for of_one_set in items)
+    num_items = sum(len(pairs) for _, pairs in sets)
     done = 0
-    shown = 0  # how many images were done when `on_progress` was last called
+    done_at_last_call = 0  # of on_progress
     hidden = None if progress else True  # None: unless standard error is a terminal
     for (name, pairs), of_one_set in zip(sets, items, strict=True):
         bar = tqdm(of_one_set, f"{name} x{pairs.scale}", unit="image", disable=hidden)
@@ -205,12 +206,12 @@ def benchmark(
             scored = score_item(item, scoring, show=bar.set_postfix_str)
             images += scored.images
             done += 1
-            remaining -= 1
-            if on_progress is None or remaining == 0 or not scored.is_new:
-                continue
-            if done - shown > shown * PART_BETWEEN_CALLS:
+            # While kept scores are read back, tables of an earlier run may hold more than there is.
+            is_due = scored.is_new and done > done_at_last_call * (1 + PART_BETWEEN_CALLS)
+            if on_progress is not None and is_due and done < num_items:
+                remaining = num_items - done
                 on_progress(_result(images, costs_of, sets, settings, remaining))
-                shown = done
+                done_at_last_call = done
     return _result(images, costs_of, sets, settings)
 
 
