@@ -27,12 +27,10 @@ def caption(card: DepthCard) -> str:
         card: The card.
     """
     shape = "x".join(str(size) for size in card.input_shape)
-    parts = [
-        card.machine.key,
-        f"input {shape}",
-        f"{card.repeats} passes at each depth",
-        card.date,
-    ]
+    passes = f"{card.repeats} passes at each depth"
+    if any(row.latency_spread_ms is not None for row in card.rows):
+        passes += " (ms: median ± half the distance between the quartiles)"
+    parts = [card.machine.key, f"input {shape}", passes, card.date]
     if card.data:
         titles = " and ".join(metric.title or metric.name for metric in card.metrics)
         parts.append(f"{titles} on {card.data}" if titles else f"data {card.data}")

@@ -335,6 +335,8 @@ def test_the_spread_is_stored_and_stands_beside_the_median():
     assert DepthCard.from_json(json.loads(json.dumps(both.to_json()))) == both
     lines = markdown_table(both).splitlines()
     assert [line.split(" | ")[3] for line in lines[2:]] == ["1,483", "1,500 ± 420"]
+    assert "(ms: median ± half the distance between the quartiles)" in caption(both)
+    assert "±" not in caption(card(row(1, 1483.0)))
 
 
 @given(st.data())
