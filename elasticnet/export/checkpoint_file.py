@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import tempfile
 from pathlib import Path
 
+from elasticnet._copies import detached_copy
 from elasticnet.checkpoint import load, save
 from elasticnet.export.plan import ExportPlan
 from elasticnet.wrapper import ElasticWrapper
@@ -48,6 +48,6 @@ def read_back(data: bytes, net: ElasticWrapper) -> ElasticWrapper:
         return open_checkpoint(data)
 
     def build() -> ElasticWrapper:
-        return copy.deepcopy(net)
+        return detached_copy(net)
 
     return load(io.BytesIO(data), build=build)

@@ -8,13 +8,13 @@ gets, and its rounding is a small part of a small part; stem and head carry the 
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from elasticnet._copies import detached_copy
 from elasticnet.wrapper import ElasticWrapper
 
 INTEGER_TYPES = {8: torch.int8, 16: torch.int16}
@@ -66,10 +66,13 @@ def quantized_copy(net: ElasticWrapper, keep_integers: bool) -> ElasticWrapper:
         keep_integers: Hold the weights as integers and scale, and make floats of them in every
             pass; False holds the rounded floats. Both compute the same.
     """
-    rounded = copy.deepcopy(net)
+    rounded = detached_copy(net)
     untyped: Any = rounded  # PyTorch does not annotate named_modules
     for name, layer in list(untyped.named_modules()):  # a list, since the loop adds modules
-        if not isinstance(layer, LAYERS) or layer.weight.numel() < MIN_WEIGHTS:
+        # A hook may compute the weight in every pass: then it is no parameter, and stays float.
+        if not isinstance(layer, LAYERS) or "weight" not in dict(layer.named_parameters()):
+            continue
+        if layer.weight.numel() < MIN_WEIGHTS:
             continue
         # PyTorch's transposed convolutions have the input channels first
         axis = 1 if isinstance(layer, TRANSPOSED) else 0

@@ -11,18 +11,20 @@ optional:
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from elasticnet._copies import detached_copy
 from elasticnet._files import check_target
 from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs
+from elasticnet.export.plain_weights import make_weights_plain
+from elasticnet.export.same_function import difference_from_net, names_of_what_sits_on
 from elasticnet.registry import Architecture, find, recorded
 from elasticnet.wrapper import ElasticWrapper
 
@@ -145,6 +147,8 @@ def make_plan(
     builder = _builder(small)
     if example is None:
         example = builder.example()
+    inputs = _inputs_of(small, net, example, axes)
+    _check_is_the_net(small, net, inputs.tensors, tolerance)
     return ExportPlan(
         path=path,
         format=format,
@@ -155,8 +159,35 @@ def make_plan(
         tolerance=tolerance,
         metadata=_description(builder, depth, int8) | dict(metadata or {}),
         output_range=builder.extra("output_range"),
-        inputs=find_inputs(small, example, axes),
+        inputs=inputs,
     )
+
+
+def _inputs_of(
+    small: ElasticWrapper, net: ElasticWrapper, example: Tensor, axes: Mapping[int, str] | None
+) -> Inputs:
+    """The inputs of the cut network; where it takes none, what it lacks of the net is named."""
+    try:
+        return find_inputs(small, example, axes)
+    except ValueError as error:
+        missing = names_of_what_sits_on(net)
+        if not missing:
+            raise
+        raise ExportError(
+            f"{error}. The cut net does not have {' and '.join(missing)}; nothing was written"
+        ) from error
+
+
+def _check_is_the_net(
+    small: ElasticWrapper, net: ElasticWrapper, inputs: Sequence[Tensor], tolerance: float
+) -> None:
+    """Raise unless the cut network gives what the user's own network gives at this depth."""
+    difference = difference_from_net(small, net, inputs, tolerance)
+    if difference is not None:
+        raise ExportError(
+            f"depth {small.taps[-1]} cannot be cut out of this net: on an example, {difference}; "
+            "nothing was written"
+        )
 
 
 def resolve_format(path: str | os.PathLike[str], format: str | None) -> str:
@@ -204,13 +235,16 @@ def require(format: str) -> None:
 def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
     """Return a copy of a network for tracing: the same function, and one way to compute it.
 
+    Weights that are computed in every pass, as by weight norm, are ordinary weights in the copy.
+
     Args:
         net: Any network; it stays as it is.
         fold: Replace every part that offers `folded()` by the module this returns, which computes
             the same with fewer operations. A `fold` switch that is left on a module is off in the
             copy in any case, since what it does may depend on the input's size.
     """
-    plain = copy.deepcopy(net)
+    plain = detached_copy(net)
+    make_weights_plain(plain)
     if fold:
         for parent in list(plain.modules()):
             for name, part in list(parent.named_children()):
