@@ -95,7 +95,8 @@ def export(
     ONNX files and programs are in float32 and eval mode. The file appears whole or not at all.
 
     Args:
-        net: Any network, on any device; it stays as it is.
+        net: Any network, on any device, compiled or wrapped for parallel training or not; it stays
+            as it is.
         path: The file to be written; its folder must exist.
         depth: How many blocks; None means the deepest tap.
         format: "onnx", "torch" (a torch.export program) or "safetensors" (a checkpoint for `load`,
@@ -119,7 +120,9 @@ def export(
         What was written, and how it compares with the network.
 
     Raises:
-        ExportError: The network cannot be traced, or the file does not compute the same.
+        ExportError: The network cannot be traced, or the file does not compute the same. What sits
+            on the network itself, such as a forward hook, is named where it is the cause.
+        TypeError: `net` is no network.
         ImportError: A package that the format needs is not installed; the message names it.
         FileExistsError: The file exists, and `overwrite` is off.
         OSError: The folder does not exist or cannot be written to.

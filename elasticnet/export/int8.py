@@ -69,8 +69,7 @@ def quantized_copy(net: ElasticWrapper, keep_integers: bool) -> ElasticWrapper:
     rounded = detached_copy(net)
     untyped: Any = rounded  # PyTorch does not annotate named_modules
     for name, layer in list(untyped.named_modules()):  # a list, since the loop adds modules
-        # A hook may compute the weight in every pass: then it is no parameter, and stays float.
-        if not isinstance(layer, LAYERS) or "weight" not in dict(layer.named_parameters()):
+        if not isinstance(layer, LAYERS) or not _holds_weight(layer):
             continue
         if layer.weight.numel() < MIN_WEIGHTS:
             continue
@@ -83,3 +82,9 @@ def quantized_copy(net: ElasticWrapper, keep_integers: bool) -> ElasticWrapper:
         if not keep_integers:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return rounded
+
+
+def _holds_weight(layer: nn.Module) -> bool:
+    """Whether the weight is a parameter or a buffer, and not what a hook computes in a pass."""
+    held = (*layer.named_parameters(), *layer.named_buffers())
+    return any(name == "weight" for name, _ in held)

@@ -12,6 +12,7 @@ optional:
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,15 @@ from torch import Tensor
 
 from elasticnet._copies import detached_copy
 from elasticnet._files import check_target
+from elasticnet.checkpoint.checks import elastic_net
+from elasticnet.checkpoint.proof import describe
 from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs
 from elasticnet.export.plain_weights import make_weights_plain
 from elasticnet.export.same_function import difference_from_net, names_of_what_sits_on
 from elasticnet.registry import Architecture, find, recorded
 from elasticnet.wrapper import ElasticWrapper
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
@@ -95,7 +100,7 @@ def make_plan(
     """Return the plan of one export; the arguments are those of `elasticnet.export.export`.
 
     Args:
-        net: Any network; it stays as it is.
+        net: Any network, compiled or wrapped for parallel training or not; it stays as it is.
         path: The file to be written.
         depth: None means the deepest.
         format: None means the one of the path's suffix.
@@ -108,6 +113,7 @@ def make_plan(
         metadata: What is added to the file's metadata.
 
     Raises:
+        TypeError: `net` is no network.
         ValueError: An argument is wrong; the message names it.
         FileExistsError: There is a file, and it may not be replaced.
         OSError: The folder does not exist or cannot be written to.
@@ -125,10 +131,14 @@ def make_plan(
     require(format)
 
     # the copy that everything below works on; this resolves the depth, once
+    net = elastic_net(net)
     small = net.truncate(-1 if depth is None else depth)
     depth = small.taps[-1]
     small = small.cpu().eval().requires_grad_(False)
+    builder = _builder(small)
+    _forget_wrong_origin(small, path)
     if format == "safetensors":
+        _check_before_saving(small, net, builder, tolerance, path)
         return ExportPlan(
             path=path,
             format=format,
@@ -144,7 +154,6 @@ def make_plan(
 
     # ONNX files and programs are float32, and they are compared on inputs
     small = small.float()
-    builder = _builder(small)
     if example is None:
         example = builder.example()
     inputs = _inputs_of(small, net, example, axes)
@@ -157,10 +166,34 @@ def make_plan(
         plain=plain_copy(small, fold),
         int8=int8,
         tolerance=tolerance,
-        metadata=_description(builder, depth, int8) | dict(metadata or {}),
+        metadata=_description(small, builder, int8) | dict(metadata or {}),
         output_range=builder.extra("output_range"),
         inputs=inputs,
     )
+
+
+def _forget_wrong_origin(small: ElasticWrapper, path: Path) -> None:
+    """Let a network that was changed since it was built have no origin, so that no file names it.
+
+    A block that was switched, say, is no longer what the architecture's builder makes.
+    """
+    doubt = describe(small).doubt
+    if doubt is not None:
+        small.origin = None
+        logger.warning("%s: the file names no architecture: %s", path, doubt)
+
+
+def _check_before_saving(
+    small: ElasticWrapper, net: ElasticWrapper, builder: _Builder, tolerance: float, path: Path
+) -> None:
+    """Compare a network that becomes a checkpoint with the user's, if there is an example."""
+    if builder.brings_example:
+        in_float32 = detached_copy(small).float()
+        _check_is_the_net(in_float32, net, [builder.example()], tolerance)
+        return
+    missing = names_of_what_sits_on(net)
+    if missing:
+        logger.warning("%s: the file does not have %s", path, " and ".join(missing))
 
 
 def _inputs_of(
@@ -264,6 +297,11 @@ class _Builder(NamedTuple):
     arguments: Mapping[str, Any]
     architecture: Architecture | None
 
+    @property
+    def brings_example(self) -> bool:
+        """Whether the architecture brings an input."""
+        return self.architecture is not None and self.architecture.example is not None
+
     def example(self) -> Tensor:
         """The input that the architecture brings; ValueError where there is none."""
         if self.architecture is None:
@@ -292,13 +330,13 @@ def _builder(net: ElasticWrapper) -> _Builder:
     return _Builder(name=name, arguments=arguments, architecture=architecture)
 
 
-def _description(builder: _Builder, depth: int, int8: bool) -> dict[str, Any]:
+def _description(small: ElasticWrapper, builder: _Builder, int8: bool) -> dict[str, Any]:
     """What the metadata of an ONNX file or a program says about a network."""
     text: dict[str, Any] = {
-        "depth": depth,
+        "depth": small.taps[-1],
         "weights": "int8, int16 in stem and head" if int8 else "float32",
     }
-    if builder.architecture is not None:
+    if small.origin is not None:  # see _forget_wrong_origin
         text["architecture"] = builder.name
         text["arguments"] = builder.arguments
     file_metadata = builder.extra("file_metadata")

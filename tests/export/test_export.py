@@ -179,13 +179,17 @@ def test_an_architecture_says_what_its_files_say_and_what_range_its_outputs_have
     def described(arguments):
         return {"made for": f"{arguments['num_blocks']} blocks"}
 
-    net = ElasticWrapper([nn.Linear(64, 64) for _ in range(2)], nn.Identity())
+    def build(num_blocks, taps=None):
+        blocks = [nn.Linear(64, 64) for _ in range(num_blocks)]
+        return ElasticWrapper(blocks, nn.Identity(), taps=taps, layout="b c")
+
+    net = build(num_blocks=2)
     net.origin = Origin("mine", {"num_blocks": 2})
     x = torch.rand(2, 64)
     snr = {}
     for width in (1.0, 10.0):
         extras = {"file_metadata": described, "output_range": (0.0, width)}
-        mine = Architecture(build=lambda **_: net, example=lambda _: x, extras=extras)
+        mine = Architecture(build=build, example=lambda _: x, extras=extras)
         monkeypatch.setattr(registry, "_registered", {"mine": mine})
         result = export(net, tmp_path / "net.pt2", depth=1, int8=True, overwrite=True)
         snr[width] = result.int8_snr

@@ -1,0 +1,264 @@
+"""A file is compared with the network that the user holds, and says no more than what is true."""
+
+from __future__ import annotations
+
+import json
+import types
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import elasticnet
+from elasticnet import ElasticWrapper
+from elasticnet.checkpoint import read_header
+from elasticnet.export import export, runner
+from elasticnet.sr import asrn
+
+X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+WIDTH = 32  # so wide that int8 rounds the weights
+
+
+def conv_block() -> nn.Module:
+    return nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+
+
+def make_net(
+    block: Callable[[], nn.Module] = conv_block, kind: type[ElasticWrapper] = ElasticWrapper
+) -> ElasticWrapper:
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, WIDTH, 1)
+    return kind([block() for _ in range(2)], nn.Conv2d(WIDTH, 2, 1), stem).eval()
+
+
+# --- what sits on the net itself
+
+
+def scaled(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0] * 2 - 1, *inputs[1:])
+
+
+def doubled(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output * 2
+
+
+def seen(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Change nothing."""
+
+
+class Normalising(ElasticWrapper):
+    def forward(self, x: Tensor, depth: int | None = None, **keywords: Any) -> Any:
+        return super().forward(x - 0.5, depth, **keywords)
+
+
+class Named(ElasticWrapper):
+    """A subclass that computes the same."""
+
+    def title(self) -> str:
+        return "named"
+
+
+def with_pre_hook() -> ElasticWrapper:
+    net = make_net()
+    net.register_forward_pre_hook(scaled)
+    return net
+
+
+def with_hook() -> ElasticWrapper:
+    net = make_net()
+    net.register_forward_hook(doubled)
+    return net
+
+
+def with_another_forward() -> ElasticWrapper:
+    net = make_net()
+
+    def forward(self: ElasticWrapper, x: Tensor, **keywords: Any) -> Any:
+        return ElasticWrapper.forward(self, x * 2, **keywords)
+
+    vars(net)["forward"] = types.MethodType(forward, net)
+    return net
+
+
+CHANGED: dict[str, tuple[Callable[[], ElasticWrapper], str]] = {
+    "pre-hook": (with_pre_hook, "forward pre-hook scaled"),
+    "hook": (with_hook, "forward hook doubled"),
+    "class": (lambda: make_net(kind=Normalising), "class Normalising"),
+    "forward": (with_another_forward, "forward"),
+    "pre-hook, bfloat16": (lambda: with_pre_hook().bfloat16(), "forward pre-hook scaled"),
+}
+
+
+def error_of(call: Callable[[], Any]) -> str | None:
+    """Return the message of the error that a call raises; None if it raises none."""
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_would_be_lost_is_the_same_function_or_is_named(name: str, tmp_path: Path) -> None:
+    make, named = CHANGED[name]
+    path = tmp_path / "net.pt2"
+    net = make()
+
+    error = error_of(lambda: export(net, path, depth=1, example=X))
+
+    if error is not None:
+        assert named in error
+        assert not path.exists()
+    else:
+        with torch.no_grad():
+            expected = net.float()(X, depth=1)
+        assert torch.allclose(runner(path)(X), expected, atol=1e-5)
+
+
+def test_a_hook_that_lets_the_net_take_an_input_is_named(tmp_path: Path) -> None:
+    net = make_net()
+    net.register_forward_pre_hook(to_float)
+
+    with pytest.raises(ValueError, match="to_float"):
+        export(net, tmp_path / "net.pt2", example=(X * 255).to(torch.uint8))
+
+
+def to_float(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0].float() / 255, *inputs[1:])
+
+
+def test_what_changes_nothing_is_in_nobodys_way(tmp_path: Path) -> None:
+    net = make_net(kind=Named)
+    net.register_forward_hook(seen)
+
+    written = export(net, tmp_path / "net.pt2", example=X)
+
+    with torch.no_grad():
+        assert torch.allclose(runner(written.path)(X), net(X), atol=1e-5)
+
+
+def test_a_checkpoint_of_a_hooked_architecture_is_refused(tmp_path: Path) -> None:
+    net = asrn(2, num_blocks=2, channels=16)
+    net.register_forward_pre_hook(scaled)
+
+    with pytest.raises(ValueError, match="scaled"):
+        export(net, tmp_path / "net.safetensors", depth=1)
+
+
+@pytest.mark.parametrize("wrapping", ["net", "blocks", "DataParallel"])
+def test_what_others_put_around_a_net_is_left_out(wrapping: str, tmp_path: Path) -> None:
+    net = make_net()
+    given: Any = net
+    if wrapping == "net":
+        given = torch.compile(net, backend="eager")
+    elif wrapping == "DataParallel":
+        given = nn.DataParallel(net)
+    else:
+        for index in range(2):
+            compiled: Any = torch.compile(net.blocks[index], backend="eager")
+            net.blocks[index] = compiled
+
+    written = export(given, tmp_path / "net.pt2", example=X)
+
+    with torch.no_grad():
+        assert torch.allclose(runner(written.path)(X), net(X), atol=1e-5)
+
+
+def test_what_is_no_net_is_refused(tmp_path: Path) -> None:
+    anything: Any = nn.Conv2d(3, 3, 1)
+
+    with pytest.raises(TypeError, match="net is a Conv2d: expected an ElasticWrapper"):
+        export(anything, tmp_path / "net.pt2", example=X)
+
+
+# --- what a file says of its net
+
+
+def switched() -> ElasticWrapper:
+    net = asrn(2, num_blocks=2, channels=16)
+    vars(net.blocks[1])["shuffle"] = False
+    return net
+
+
+def test_a_switched_block_has_no_architecture_in_its_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = switched()
+
+    written = export(net, tmp_path / "net.safetensors")
+
+    assert read_header(written.path)["architecture"] is None
+    assert f"{written.path}: the file names no architecture: asrn builds another net" in caplog.text
+    loaded = elasticnet.load(written.path, build=switched)
+    example = torch.rand(1, 3, 9, 9)
+    assert torch.equal(loaded(example), net(example))
+
+
+def test_a_switched_block_has_no_architecture_in_its_onnx_file(tmp_path: Path) -> None:
+    import onnx
+
+    written = export(switched(), tmp_path / "net.onnx")
+
+    model: Any = onnx.load(written.path)
+    described = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    assert "architecture" not in described
+    assert "arguments" not in described
+    assert described["depth"] == 2
+
+
+def test_a_switch_behind_the_depth_is_no_change(tmp_path: Path) -> None:
+    written = export(switched(), tmp_path / "net.safetensors", depth=1)
+
+    assert read_header(written.path)["architecture"] == "asrn"
+
+
+# --- what autograd computed
+
+
+def weight_normed() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the old weight_norm is deprecated
+        return nn.utils.weight_norm(conv_block())
+
+
+class Caching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv_block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last_map = self.conv(x).sigmoid()
+        return x * self.last_map
+
+
+COMPUTED: dict[str, Callable[[], nn.Module]] = {
+    "old weight norm": weight_normed,
+    "old spectral norm": lambda: nn.utils.spectral_norm(conv_block()),
+    "pruned": lambda: prune.random_unstructured(conv_block(), "weight", amount=0.5),
+    "weight norm": lambda: parametrizations.weight_norm(conv_block()),
+    "spectral norm": lambda: parametrizations.spectral_norm(conv_block()),
+    "kept activation": Caching,
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_trained_net_is_exported_and_stays_as_it_was(name: str, tmp_path: Path) -> None:
+    net = make_net(COMPUTED[name])
+    net(X).mean().backward()
+    with torch.no_grad():
+        expected = net(X, depth=1)
+
+    whole = export(net, tmp_path / "net.pt2", depth=1, example=X)
+    rounded = export(net, tmp_path / "int8.pt2", depth=1, example=X, int8=True)
+
+    assert torch.allclose(runner(whole.path)(X), expected, atol=1e-5)
+    assert rounded.int8_snr is not None
+    assert rounded.int8_snr > 30
+    assert rounded.size < 0.8 * whole.size
+    with torch.no_grad():
+        assert torch.equal(net(X, depth=1), expected)
