@@ -86,9 +86,15 @@ def attention_map(
         The map (b, *positions), in float32, or in float64 for float64 features.
 
     Raises:
+        TypeError: The features are not a tensor.
         ValueError: The power or the layout is invalid, the features do not have its axes, or the
             prefix tokens are invalid: there are several position axes, or no position is left.
     """
+    if not isinstance(features, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"the self-distillation needs one tensor at each tap, and the features are a "
+            f"{type(features).__name__}: leave it out with psd_weight=0"
+        )
     check_power(power)
     axes = layout.split()
     positions = position_axes(layout)

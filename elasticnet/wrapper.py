@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from elasticnet._compare import largest_difference, same_bits
 from elasticnet._copies import detached_copy
-from elasticnet._kept import KeptTensors, OverwrittenError, copied
+from elasticnet._kept import KeptTensors, OverwrittenError, copied, tensors_in
 from elasticnet.recompute import recomputed
 from elasticnet.taps import is_whole_number, resolve_depth, resolve_depths, resolve_taps
 
@@ -52,7 +52,8 @@ class TapReport(NamedTuple):
 
     Attributes:
         depth: The tap's depth.
-        shape: The shape of its features.
+        shape: The shape of its features. If they are a list, tuple or dict, the shape of each
+            tensor in it.
         output_shape: The shape of the head's output. None if the head rejects the tap, or if its
             output is not a tensor.
         finite: Whether all features are finite.
@@ -61,7 +62,7 @@ class TapReport(NamedTuple):
     """
 
     depth: int
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     output_shape: tuple[int, ...] | None
     finite: bool
     problem: str | None
@@ -426,7 +427,8 @@ class ElasticWrapper(nn.Module):
         proves that each block is the identity.
 
         Args:
-            blocks: The new blocks, in order. They are copied; the originals do not change.
+            blocks: The new blocks, in order. They are copied; the originals do not change. The
+                copies go to the device of the net and keep their types.
             example: An input of the network.
             init: A function that makes a block the identity, in place. None: the block's own
                 `init_identity()`.
@@ -673,7 +675,7 @@ class ElasticWrapper(nn.Module):
     def _identity_block(
         self, block: nn.Module, init: Callable[[nn.Module], Any] | None, name: str
     ) -> nn.Module:
-        """Return a copy of a block, made the identity, with this net's device, dtype and mode."""
+        """Return a copy of a block, made the identity, on this net's device and in its mode."""
         identity = detached_copy(block)
         if init is None:
             init_identity = getattr(identity, "init_identity", None)
@@ -689,7 +691,7 @@ class ElasticWrapper(nn.Module):
         parameter = next(self.parameters(), None)
         if parameter is None:
             return identity
-        return identity.to(parameter)  # its device and dtype
+        return identity.to(parameter.device)
 
     def _prove_same_function(
         self, grown: ElasticWrapper, example: Any, keywords: dict[str, Any]
@@ -728,7 +730,7 @@ class ElasticWrapper(nn.Module):
         taps = net(example, taps=[depth], **keywords)
         return dict(zip(net.taps, taps.features, strict=True))
 
-    def _try_tap(self, features: Tensor, depth: int, state: _PassState) -> _TapOutcome:
+    def _try_tap(self, features: Any, depth: int, state: _PassState) -> _TapOutcome:
         """Return what the head makes of one tap, whether it takes it or not."""
         output: Any = None
         rejection: str | None = None
@@ -740,9 +742,9 @@ class ElasticWrapper(nn.Module):
             rejection = str(error)
         return _TapOutcome(
             depth=depth,
-            shape=tuple(features.shape),
-            num_values=features.numel(),
-            num_not_finite=int((~torch.isfinite(features)).sum()),
+            shape=_shape_of(features),
+            num_values=sum(tensor.numel() for tensor in tensors_in(features)),
+            num_not_finite=sum(_count_not_finite(tensor) for tensor in tensors_in(features)),
             output_shape=tuple(output.shape) if isinstance(output, Tensor) else None,
             rejection=rejection,
         )
@@ -797,7 +799,8 @@ class _TapOutcome(NamedTuple):
 
     Attributes:
         depth: The tap's depth.
-        shape: The shape of its features.
+        shape: The shape of its features. If they are a list, tuple or dict, the shape of each
+            tensor in it.
         num_values: How many values the features have.
         num_not_finite: How many of them are NaN or infinite.
         output_shape: The shape of the head's output, if that is a tensor.
@@ -805,14 +808,14 @@ class _TapOutcome(NamedTuple):
     """
 
     depth: int
-    shape: tuple[int, ...]
+    shape: tuple[Any, ...]
     num_values: int
     num_not_finite: int
     output_shape: tuple[int, ...] | None
     rejection: str | None
 
 
-def _report(outcome: _TapOutcome, deepest_shape: tuple[int, ...]) -> TapReport:
+def _report(outcome: _TapOutcome, deepest_shape: tuple[Any, ...]) -> TapReport:
     """Return the report of one tap, whose problem names the deepest tap's shape if it differs."""
     problem = outcome.rejection
     if problem is not None and outcome.shape != deepest_shape:
@@ -965,11 +968,22 @@ def _new_block_name(index: int, block: nn.Module) -> str:
     return f"new block {index} ({type(block).__name__})"
 
 
-def _not_identity(before: Tensor, after: Tensor) -> str | None:
+def _shape_of(features: Any) -> tuple[Any, ...]:
+    """Return the shape of features, or the shapes of the tensors in a nest of them."""
+    if isinstance(features, Tensor):
+        return tuple(features.shape)
+    return tuple(tuple(tensor.shape) for tensor in tensors_in(features))
+
+
+def _count_not_finite(tensor: Tensor) -> int:
+    return int((~torch.isfinite(tensor)).sum())
+
+
+def _not_identity(before: Any, after: Any) -> str | None:
     """Return why a block that turns `before` into `after` is not the identity; None if it is."""
-    if before.shape != after.shape:
-        return f"it turns shape {tuple(before.shape)} into {tuple(after.shape)}"
-    if before.isnan().any():
+    if _shape_of(before) != _shape_of(after):
+        return f"it turns shape {_shape_of(before)} into {_shape_of(after)}"
+    if any(tensor.isnan().any() for tensor in tensors_in(before)):
         return "its input has NaN on this example, so that this run cannot prove that it is"
     if same_bits(before, after):
         return None

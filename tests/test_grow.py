@@ -26,7 +26,7 @@ def test_a_grown_network_is_the_same_function(case: Case, kinds: list[str]) -> N
         return
     deepest = case.net.taps[-1]
     width = case.net.blocks[-1].get_parameter("last.weight").shape[0]
-    new_blocks = [TinyBlock(kind, case.net.layout, width) for kind in kinds]
+    new_blocks = [TinyBlock(kind, case.net.layout, width).to(case.x.dtype) for kind in kinds]
     grown = case.net.grow(new_blocks, case.x)
     assert grown.taps == (*case.net.taps, *range(deepest + 1, deepest + len(kinds) + 1))
     with torch.no_grad():
@@ -172,16 +172,107 @@ def test_the_deepest_adapter_is_copied_to_the_new_taps() -> None:
     same(grown(X), net(X), "grown")
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_dtype_and_mode_are_kept(dtype: torch.dtype) -> None:
-    net = conv_net(2).to(dtype)
+def test_the_mode_is_kept() -> None:
+    net = conv_net(2)
     net.blocks[0].eval()
-    grown = net.grow(conv_blocks(1), X.to(dtype))
-    assert {parameter.dtype for parameter in grown.parameters()} == {dtype}
+    grown = net.grow(conv_blocks(1), X)
     assert [block.training for block in grown.blocks] == [False, True, True]
-    assert not any(
-        module.training for module in net.eval().grow(conv_blocks(1), X.to(dtype)).modules()
-    )
+    assert not any(module.training for module in net.eval().grow(conv_blocks(1), X).modules())
+
+
+class InOtherType(nn.Module):
+    """A stem that computes in bfloat16, in front of blocks in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1).bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.bfloat16()).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_new_blocks_keep_the_types_that_they_were_given(dtype: torch.dtype) -> None:
+    net = conv_net(2).to(dtype)
+    grown = net.grow([block.to(dtype) for block in conv_blocks(1)], X.to(dtype))
+    assert {parameter.dtype for parameter in grown.parameters()} == {dtype}
+
+
+def test_a_stem_in_another_type_does_not_change_the_new_blocks() -> None:
+    net = conv_net(2, stem=InOtherType())
+    grown = net.grow(conv_blocks(1), X)
+    assert {parameter.dtype for parameter in grown.blocks.parameters()} == {torch.float32}
+    same(grown(X), net(X), "grown")
+
+
+class TwoScales(nn.Module):
+    """A block that hands on a nest of two maps, as multi-scale networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Conv2d(4, 4, 1)
+        self.coarse = nn.Conv2d(4, 4, 1)
+
+    def forward(self, maps: dict[str, Any]) -> dict[str, Any]:
+        fine = maps["fine"] + self.fine(maps["fine"])
+        (coarse,) = maps["coarse"]
+        return {"fine": fine, "coarse": [coarse + self.coarse(coarse)]}
+
+    def init_identity(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+class TwoScaleStem(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"fine": x, "coarse": [nn.functional.avg_pool2d(x, 2)]}
+
+
+class CoarseHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, maps: dict[str, Any]) -> Tensor:
+        return self.linear(maps["coarse"][0].mean((2, 3)))
+
+
+def two_scale_net() -> ElasticWrapper:
+    return ElasticWrapper([TwoScales(), TwoScales()], CoarseHead(), TwoScaleStem()).eval()
+
+
+def test_a_net_whose_features_are_a_nest_grows() -> None:
+    net = two_scale_net()
+    same(net.grow([TwoScales()], X)(X), net(X), "grown")
+    message = r"new block 0 \(TwoScales\) is not the identity: .*differs from its input by up to"
+    with pytest.raises(ValueError, match=message):
+        net.grow([TwoScales()], X, init=lambda block: None)
+
+
+def test_check_reports_each_tensor_of_a_nest() -> None:
+    net = two_scale_net()
+    height, width = X.shape[-2:]
+    fine = (len(X), 4, height, width)
+    coarse = (len(X), 4, height // 2, width // 2)
+    for report in net.check(X):
+        assert report.shape == (fine, coarse)
+        assert report.output_shape == (len(X), 3)
+        assert report.problem is None
+    with torch.no_grad():
+        net.get_parameter("blocks.1.coarse.bias")[0] = torch.nan
+    problem = net.check(X)[1].problem
+    assert problem is not None
+    assert "features are not finite" in problem
+
+
+def test_the_self_distillation_names_features_that_are_no_tensor() -> None:
+    objective = ElasticObjective(two_scale_net(), nn.CrossEntropyLoss(), psd_weight=0.1)
+    with pytest.raises(
+        TypeError, match="needs one tensor at each tap, and the features are a dict"
+    ):
+        objective(X, torch.zeros(len(X), dtype=torch.int64))
+    objective.psd_weight = 0.0
+    assert objective(X, torch.zeros(len(X), dtype=torch.int64)).total.isfinite()
 
 
 def test_the_proof_runs_in_eval_mode_and_moves_no_statistics() -> None:
