@@ -140,24 +140,29 @@ def ramp(
     return start + (end - start) * fraction
 
 
-def check_tap_weights(weights: Mapping[int, float], taps: Sequence[int]) -> dict[int, float]:
+def check_tap_weights(
+    weights: Mapping[int, float] | Sequence[float], taps: Sequence[int]
+) -> dict[int, float]:
     """Return the weights of the taps; raise unless every tap, and no other depth, has a valid one.
 
     Args:
-        weights: The weight of each depth's loss.
+        weights: The weight of each depth's loss, by depth, or one for each tap, shallowest first.
         taps: The network's taps.
 
     Returns:
         The weights as floats, in the order of the taps.
 
     Raises:
-        TypeError: The weights are not a mapping by depth.
+        TypeError: The weights are neither a mapping by depth nor a list or tuple of numbers.
         ValueError: Depths are missing or carry no tap, or a weight is negative or not finite.
     """
+    if isinstance(weights, (list, tuple)):
+        weights = _weights_by_depth(weights, taps)
     if not isinstance(weights, Mapping):
         raise TypeError(
-            f"tap weights {weights!r}: expected a mapping by depth; elasticnet.loss_weights has "
-            "functions that make one, such as normalised(net.taps)"
+            f"tap weights {weights!r}: expected a mapping by depth, or a list with a number for "
+            "each tap; elasticnet.loss_weights has functions that make one, such as "
+            "normalised(net.taps)"
         )
     if set(weights) != set(taps):
         raise ValueError(
@@ -169,3 +174,12 @@ def check_tap_weights(weights: Mapping[int, float], taps: Sequence[int]) -> dict
                 f"tap weight {weight} at depth {depth}: expected a finite number, at least 0"
             )
     return {depth: float(weights[depth]) for depth in taps}
+
+
+def _weights_by_depth(weights: Sequence[float], taps: Sequence[int]) -> dict[int, float]:
+    """Return weights that are given in the order of the taps as a mapping by depth."""
+    if len(weights) != len(taps):
+        raise ValueError(
+            f"{len(weights)} tap weights {list(weights)}: this net has taps at {list(taps)}"
+        )
+    return dict(zip(taps, weights, strict=True))

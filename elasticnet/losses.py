@@ -39,7 +39,9 @@ RESERVED_WORDS = ("target", "step")
 
 TaskLoss = Callable[[Any, Any], Tensor]
 Weight = float | Callable[[int], float]
-TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
+FixedTapWeights = Mapping[int, float] | Sequence[float]
+ScheduledTapWeights = Callable[[int], FixedTapWeights]
+TapWeights = FixedTapWeights | ScheduledTapWeights
 
 # Makes torch.compile leave the calls of a function out of its graphs. It is called when this module
 # is loaded, because torch 2.6 cannot compile a step that calls it.
@@ -167,9 +169,9 @@ class ElasticObjective(nn.Module):
             leaves the term out. There is no default, because a good value depends on the task loss
             and on the scale of the target. For example, a value published for targets in 0..255 has
             255 times the effect beside an L1 loss on targets in 0..1.
-        tap_weights: w_n, the weight of each tap's task loss: a mapping by depth, or a function of
-            the step that returns one. `elasticnet.loss_weights` has both. None: 1 for every tap, as
-            in the paper.
+        tap_weights: w_n, the weight of each tap's task loss: a mapping by depth, a list with a
+            number for each tap, or a function of the step that returns one of these.
+            `elasticnet.loss_weights` has many. None: 1 for every tap, as in the paper.
         sampled_taps: How many taps a step computes besides the deepest; seed and step alone decide
             which. The loss of a sampled tap is divided by the probability that it is sampled, so
             that the expected loss stays the same. L_PSD uses all taps in any case. None: every
@@ -185,8 +187,7 @@ class ElasticObjective(nn.Module):
 
     Raises:
         ValueError: An argument is out of range, or the net's layout is invalid.
-        TypeError: The tap weights are neither a mapping nor a function that returns one, or the net
-            is not elastic.
+        TypeError: The tap weights are not one of the kinds named above, or the net is not elastic.
 
     Example:
         `objective = ElasticObjective(net, nn.L1Loss(), psd_weight=4e-4)` and, in the loop,
@@ -298,8 +299,8 @@ class ElasticObjective(nn.Module):
             The terms of the loss; minimise `total`.
 
         Raises:
-            ValueError: The step is needed and is None, a weight of the step is invalid, or a loss is
-                not a scalar.
+            ValueError: The step is needed and is None, a weight of the step is invalid, or a loss
+                is not a scalar.
             TypeError: A loss function did not return a tensor.
         """
         # the factors of the losses that this step computes, by depth
@@ -463,7 +464,9 @@ def _check_weight(name: str, weight: float) -> None:
         raise ValueError(f"{name} {weight}: expected a finite number, at least 0")
 
 
-def _resolved_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> TapWeights:
+def _resolved_tap_weights(
+    tap_weights: TapWeights | None, taps: Sequence[int]
+) -> Mapping[int, float] | ScheduledTapWeights:
     """Return checked weights, or the function that returns them, which is checked at step 0."""
     if tap_weights is None:
         return equal(taps)
