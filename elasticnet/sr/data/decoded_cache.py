@@ -23,6 +23,7 @@ from elasticnet._files import make_writable_folder
 
 INDEX_FILE = "index.json"
 BUILDING_SUFFIX = ".building"
+WRITABLE_BY_ANYBODY = 0o222  # of a file's mode
 
 logger = logging.getLogger(__name__)
 
@@ -207,11 +208,27 @@ def _first_writable(places: list[Path]) -> Path:
 
 def _is_writable(folder: Path) -> bool:
     """Whether files can be written into a folder, which is made if it is not there."""
+    if _is_marked_read_only(folder):
+        return False
     try:
         make_writable_folder(folder)
     except OSError:
         return False
     return True
+
+
+def _is_marked_read_only(folder: Path) -> bool:
+    """Whether the folder, or the one that it would be made in, may be written to by nobody.
+
+    The system lets root write there all the same.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        return existing.stat().st_mode & WRITABLE_BY_ANYBODY == 0
+    except OSError:
+        return True
 
 
 @contextmanager
