@@ -47,7 +47,11 @@ from elasticnet.sr.data.download import download_div2k
 from elasticnet.sr.data.image_record import keep_image_record
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
-from elasticnet.sr.options import DataOptions, DegradationOptions
+from elasticnet.sr.options import (
+    DataOptions,
+    DegradationOptions,
+    refuse_track_as_degradation,
+)
 from elasticnet.training.learning_rate import cosine, halving
 from elasticnet.training.log import TrainingLog, show_messages
 from elasticnet.training.options import (
@@ -316,20 +320,23 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The options that choose the defaults of all others, and are therefore read before them.
+    """The options that are read before all others.
 
-    Their values are not checked here but with all the others.
+    They choose the defaults of the others, or get a message of their own, as the degradation does.
+    Otherwise their values are not checked here but with all the others.
     """
 
     preset: str | None = None
     task: str = "sr"
     data: Path | None = None
     download: bool = False
+    degradation: str = "BI"
 
 
 def parse(arguments: list[str]) -> Options:
     """Return the options of a command line."""
     choice = given_options(Choice, arguments)
+    refuse_track_as_degradation(choice.degradation)
     description = f"{__doc__}\n{table_of_presets()}"
     return parse_options(
         Options, arguments, default=defaults(choice), description=description, fixed=FIXED

@@ -9,7 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from elasticnet.sr.data.lr_folders import TRACKS
 from elasticnet.training.options import NOT_STORED, AtLeast, OptionGroup
+
+
+def refuse_track_as_degradation(degradation: str) -> None:
+    """Raise if the value of --degradation is one of DIV2K's tracks, whose option is another one.
+
+    Args:
+        degradation: The value, which need not be valid otherwise.
+
+    Raises:
+        ValueError: It is a track; the message says how to write it.
+    """
+    if degradation in TRACKS:
+        raise ValueError(
+            f"--degradation {degradation}: one of DIV2K's tracks: write --track {degradation}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,6 +153,11 @@ def test_data_without_a_preset_says_that_it_means_paper(recipe, photos, capsys, 
     assert "preset paper (which --data without --preset means): 6 steps" in first_line
 
 
+def test_a_track_given_as_degradation_is_told_how_to_be_written(recipe):
+    with pytest.raises(ValueError, match="^--degradation mild: .*: write --track mild$"):
+        recipe.parse(["--degradation", "mild"])
+
+
 def test_help_shows_each_presets_values(recipe, capsys):
     with pytest.raises(SystemExit):
         recipe.parse(["--help"])
