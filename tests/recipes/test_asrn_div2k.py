@@ -154,7 +154,7 @@ def test_data_without_a_preset_says_that_it_means_paper(recipe, photos, capsys, 
 
 
 def test_a_track_given_as_degradation_is_told_how_to_be_written(recipe):
-    with pytest.raises(ValueError, match="^--degradation mild: .*: write --track mild$"):
+    with pytest.raises(ValueError, match=r"^--degradation mild: .*: write --track mild$"):
         recipe.parse(["--degradation", "mild"])
 
 
