@@ -12,8 +12,10 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
+
+from elasticnet.sr.photo.file_parts import file_without
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_UNPACKED = 2**20  # bytes of one packed chunk; Pillow's MAX_TEXT_CHUNK
@@ -112,21 +114,8 @@ def without_unusable_chunks(file: BinaryIO, notes: list[str]) -> ReadableChunks:
     file.seek(0)
     if not left_out:
         return ReadableChunks(file, tuple(colors))
-    parts = _parts_between(list(left_out), end_of_file=file.seek(0, io.SEEK_END))
-    view = io.BufferedReader(_FileParts(file, parts))
+    view = file_without(file, [(chunk.start, chunk.end) for chunk in left_out])
     return ReadableChunks(view, tuple(colors))
-
-
-def _parts_between(left_out: Sequence[Chunk], end_of_file: int) -> list[tuple[int, int]]:
-    """What remains of a file without some chunks, which are in order: (start, end) each."""
-    parts: list[tuple[int, int]] = []
-    place = 0
-    for chunk in left_out:
-        if chunk.start > place:
-            parts.append((place, chunk.start))
-        place = chunk.end
-    parts.append((place, end_of_file))
-    return parts
 
 
 def _walk(file: BinaryIO) -> list[Chunk]:
@@ -278,49 +267,3 @@ def _notes(left_out: dict[Chunk, str]) -> list[str]:
         times = f", {count} times" if count > 1 else ""
         lines.append(f"{meaning} was left out{times}: {reason}")
     return lines
-
-
-class _FileParts(io.RawIOBase):
-    """Parts of a seekable file, as one file to read."""
-
-    def __init__(self, file: BinaryIO, parts: Sequence[tuple[int, int]]) -> None:
-        super().__init__()
-        self._file = file
-        self._parts = parts  # (start, end) in the file
-        self._size = sum(end - start for start, end in parts)
-        self._place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}
-        self._place = max(0, origins[whence] + offset)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes, of one part at most; all that are left if it is negative."""
-        if size < 0:
-            return self.readall()
-        first = 0  # where a part begins in the view
-        for start, end in self._parts:
-            length = end - start
-            if self._place < first + length:
-                skipped = self._place - first
-                self._file.seek(start + skipped)
-                data = self._file.read(min(size, length - skipped))
-                self._place += len(data)
-                return data
-            first += length
-        return b""
-
-    def readinto(self, buffer: memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

@@ -21,6 +21,7 @@ from typing import BinaryIO
 from PIL import ExifTags, Image, ImageFile
 
 from elasticnet.sr.photo.color_boxes import add_profile_of_jpeg2000, colors_of_avif
+from elasticnet.sr.photo.jpeg_segments import without_exif
 from elasticnet.sr.photo.metadata import (
     UPRIGHT,
     first_line,
@@ -197,7 +198,7 @@ def decode_photo(
         if not file.seekable():
             file = io.BytesIO(file.read())
         chunks = without_unusable_chunks(file, about_metadata)
-        image = _opened(chunks.file, formats)
+        image = _opened(chunks.file, formats, notes)
         with image:
             add_profile_of_jpeg2000(image, chunks.file)
             colors = chunks.colors or colors_of_avif(image, chunks.file)
@@ -219,9 +220,17 @@ def decode_photo(
         raise ImageError(f"cannot read image {name}: {first_line(error)}") from error
 
 
-def _opened(file: BinaryIO, formats: Sequence[str]) -> ImageFile.ImageFile:
+def _opened(file: BinaryIO, formats: Sequence[str], notes: list[str]) -> ImageFile.ImageFile:
+    """The image as Pillow opens it; a JPEG without its EXIF, if Pillow fails for that."""
     file.seek(0)
-    image = Image.open(file, formats=list(formats))
+    try:
+        image = Image.open(file, formats=list(formats))
+    except Image.UnidentifiedImageError:
+        without = without_exif(file)
+        if without is None:
+            raise
+        image = Image.open(without, formats=list(formats))
+        notes.append("damaged EXIF was left out")
     assert isinstance(image, ImageFile.ImageFile)
     return image
 

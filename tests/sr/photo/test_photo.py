@@ -253,6 +253,23 @@ def test_whole_tiff_files_that_pillow_has_no_mode_for(
         read_photo(tmp_path / "odd.tif")
 
 
+def test_a_jpeg_whose_exif_pillow_fails_at_is_read_without_it() -> None:
+    """A resolution of text in the place of numbers: Pillow takes the file for no image."""
+    resolution, text, rational = 282, 2, 5
+    entry = struct.pack(">HHL", resolution, rational, 1)
+    exif = Image.Exif()
+    exif[resolution] = 72.0
+    file = io.BytesIO()
+    Image.fromarray(COLOR).save(file, "JPEG", exif=exif.tobytes())
+    whole = file.getvalue()
+    damaged = whole.replace(entry, struct.pack(">HHL", resolution, text, 1))
+    assert damaged != whole
+    photo = read_photo(io.BytesIO(damaged))
+    np.testing.assert_array_equal(photo.pixels, read_photo(io.BytesIO(whole)).pixels)
+    assert photo.notes == ("damaged EXIF was left out",)
+    assert photo.exif == b""
+
+
 @pytest.mark.parametrize("photometric", ["rgb", "separated"])
 def test_separate_planes_of_8_bits_are_read(tmp_path: Path, photometric: str) -> None:
     samples = COLOR if photometric == "rgb" else np.dstack([COLOR, GRAY])
