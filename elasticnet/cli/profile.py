@@ -317,7 +317,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _seconds(text: str) -> float:
-    """The number above 0 of an argument; not a number (nan) is none."""
+    """The number above 0 of an argument; "nan" is refused."""
     try:
         seconds = float(text)
     except ValueError:

@@ -91,7 +91,7 @@ def find_layout(root: str | os.PathLike[str]) -> str:
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: The folder has none of the layouts, or holds LR images; the message says what
+        ValueError: The folder has another layout, or holds LR images; the message says what
             was looked for.
     """
     root = Path(root)
@@ -188,8 +188,8 @@ def find_files(
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: The folder has no known layout or no images at this scale, or the split is
-            none that it has; LR files are missing, or there are some that would not be used.
+        ValueError: The folder has no known layout, no images at this scale, or no such split; LR
+            files are missing, or there are some that would not be used.
     """
     if split is not None and split not in SPLITS:
         expected = ", ".join(repr(name) for name in SPLITS)
@@ -459,16 +459,18 @@ def _realsr_pairs(root: Path, wanted: _Wanted) -> list[Pair]:
     if others:
         raise ValueError(
             f"{root} holds images NAME_HR and NAME_LR{wanted.scale}, and others that are neither: "
-            f"{', '.join(others[:5])}; move one kind away"
+            f"{', '.join(others[:MAX_NAMED])}; move one kind away"
         )
     if wanted.lr_root is not None:
         return _with_lr_files(hr_images, root, "", wanted)
     by_lower_stem = {stem.lower(): path for stem, path in by_stem(images.values()).items()}
     matched: dict[str, list[Path]] = {}
     for name in hr_images:
-        stems = (f"{name}_LR{wanted.scale}".lower(), f"{name}_lr")
-        found = [by_lower_stem[stem] for stem in map(str.lower, stems) if stem in by_lower_stem]
-        matched[name] = found[:1]
+        matched[name] = []
+        for ending in (f"_lr{wanted.scale}", "_lr"):
+            stem = name.lower() + ending
+            if stem in by_lower_stem and not matched[name]:
+                matched[name].append(by_lower_stem[stem])
     has_none = not any(matched.values())  # they are of another scale
     if has_none or wanted.kind != "BI":
         return [Pair(name, hr, None) for name, hr in hr_images.items()]
@@ -570,7 +572,8 @@ def _with_lr_files(
     images: Mapping[str, Path], root: Path, hr_name: str, wanted: _Wanted, *, prefix: str = ""
 ) -> list[Pair]:
     """Pair HR images with the LR files that are asked for, or with none if there are none."""
-    scale, kind = wanted.scale, wanted.kind
+    scale = wanted.scale
+    kind = wanted.kind
     if wanted.lr_root is not None:
         lr_folder = given_lr_folder(wanted.lr_root, scale)
         matched = match_lr_files(images, lr_folder, scale, kind)

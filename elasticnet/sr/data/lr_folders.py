@@ -134,8 +134,8 @@ def find_lr_folder(
         The folder that holds the image files themselves.
 
     Raises:
-        ValueError: A folder looks like LR images and is none that could be asked for, is a link
-            that leads nowhere, or two are what is asked for.
+        ValueError: A folder looks like LR images and could not be asked for, is a link that leads
+            nowhere, or two are what is asked for.
     """
     found = _named_by_scale_alone(parent, scale) if hr_name else []
     for folder in lr_folders_in(parent):
@@ -405,8 +405,8 @@ def _is_of_another_scale(
 ) -> bool:
     """Whether all pairs are those of another scale, by the sizes of their files.
 
-    Where both are of one size, it is none: such a pair is refused when it is read. So is a pair of
-    another scale among pairs of this one.
+    A pair of equal sizes does not count as one of another scale: it is refused when it is read. So
+    is a pair of another scale among pairs of this one.
     """
     has_another_scale = False
     for name, files in matched.items():
