@@ -27,7 +27,7 @@ from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.checkpoint.proof import describe
 from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs
 from elasticnet.export.plain_weights import make_weights_plain
-from elasticnet.export.same_function import difference_from_net, names_of_what_sits_on
+from elasticnet.export.same_function import difference_from_net
 from elasticnet.registry import Architecture, find, recorded
 from elasticnet.wrapper import ElasticWrapper
 
@@ -138,7 +138,9 @@ def make_plan(
     builder = _builder(small)
     _forget_wrong_origin(small, path)
     if format == "safetensors":
-        _check_before_saving(small, net, builder, tolerance, path)
+        if builder.brings_example:
+            in_float32 = detached_copy(small).float()
+            _check_is_the_net(in_float32, net, [builder.example()], tolerance)
         return ExportPlan(
             path=path,
             format=format,
@@ -156,7 +158,7 @@ def make_plan(
     small = small.float()
     if example is None:
         example = builder.example()
-    inputs = _inputs_of(small, net, example, axes)
+    inputs = find_inputs(small, example, axes)
     _check_is_the_net(small, net, inputs.tensors, tolerance)
     return ExportPlan(
         path=path,
@@ -181,34 +183,6 @@ def _forget_wrong_origin(small: ElasticWrapper, path: Path) -> None:
     if doubt is not None:
         small.origin = None
         logger.warning("%s: the file names no architecture: %s", path, doubt)
-
-
-def _check_before_saving(
-    small: ElasticWrapper, net: ElasticWrapper, builder: _Builder, tolerance: float, path: Path
-) -> None:
-    """Compare a network that becomes a checkpoint with the user's, if there is an example."""
-    if builder.brings_example:
-        in_float32 = detached_copy(small).float()
-        _check_is_the_net(in_float32, net, [builder.example()], tolerance)
-        return
-    missing = names_of_what_sits_on(net)
-    if missing:
-        logger.warning("%s: the file does not have %s", path, " and ".join(missing))
-
-
-def _inputs_of(
-    small: ElasticWrapper, net: ElasticWrapper, example: Tensor, axes: Mapping[int, str] | None
-) -> Inputs:
-    """The inputs of the cut network; where it takes none, what it lacks of the net is named."""
-    try:
-        return find_inputs(small, example, axes)
-    except ValueError as error:
-        missing = names_of_what_sits_on(net)
-        if not missing:
-            raise
-        raise ExportError(
-            f"{error}. The cut net does not have {' and '.join(missing)}; nothing was written"
-        ) from error
 
 
 def _check_is_the_net(

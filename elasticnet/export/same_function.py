@@ -1,7 +1,7 @@
 """The proof that a network that was cut for an export is the network that the user holds.
 
-Cutting takes stem, blocks, adapters and head. What sits on the network itself, such as a forward
-hook or a subclass's own forward, may be lost with it.
+What sits on the network itself, such as a forward hook or a subclass's own forward, goes along with
+the cut, but may do something else there: a hook may count the blocks, say.
 """
 
 from __future__ import annotations
@@ -17,31 +17,6 @@ from elasticnet._compare import largest_difference, same_bits
 from elasticnet._copies import detached_copy
 from elasticnet.export.inputs import first_line
 from elasticnet.wrapper import ElasticWrapper, evaluating
-
-PARTS = ("stem", "blocks", "head", "adapters")  # the modules that every network has
-HOOKS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
-
-
-def names_of_what_sits_on(net: ElasticWrapper) -> list[str]:
-    """Return what a network has beside its parts: hooks, a forward of its own, buffers, modules.
-
-    Args:
-        net: Any network.
-    """
-    attributes = vars(net)
-    found: list[str] = []
-    for key, kind in HOOKS.items():
-        for hook in attributes[key].values():
-            found.append(f"the {kind} {_name_of_hook(hook)}")
-    kind_of_net = type(net)
-    if kind_of_net.forward is not ElasticWrapper.forward:
-        found.append(f"the class {kind_of_net.__name__}, which has a forward of its own")
-    if "forward" in attributes:
-        found.append("the forward that was replaced on the net")
-    found += [f"the parameter {name}" for name in attributes["_parameters"]]
-    found += [f"the buffer {name}" for name in attributes["_buffers"]]
-    found += [f"the module {name}" for name in attributes["_modules"] if name not in PARTS]
-    return found
 
 
 def difference_from_net(
@@ -66,12 +41,18 @@ def difference_from_net(
         for x in inputs:
             difference = _difference(cut, held, x, depth, tolerance)
             if difference is not None:
-                causes = names_of_what_sits_on(net) or ["something on the net"]
-                return (
-                    f"{difference}. A cut net does not have {' and '.join(causes)}: "
-                    "move it into the stem, a block or the head"
-                )
+                return f"{difference}{_said_of_additions(net)}"
     return None
+
+
+def _said_of_additions(net: ElasticWrapper) -> str:
+    """Return the end of the clause, which names what may be the cause."""
+    additions = net.additions()
+    if not additions:
+        return ""
+    return (
+        f". On the net sits {' and '.join(additions)}: move it into the stem, a block or the head"
+    )
 
 
 def _difference(
@@ -101,9 +82,3 @@ def _is_float32_on_cpu(net: nn.Module) -> bool:
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             return False
     return True
-
-
-def _name_of_hook(hook: Any) -> str:
-    """Return what a hook is called; that of an elastic net's forward hook stands inside another."""
-    hook = getattr(hook, "hook", hook)
-    return getattr(hook, "__qualname__", type(hook).__qualname__)
