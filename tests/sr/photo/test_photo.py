@@ -254,15 +254,16 @@ def test_whole_tiff_files_that_pillow_has_no_mode_for(
 
 
 def test_a_jpeg_whose_exif_pillow_fails_at_is_read_without_it() -> None:
-    """A resolution of text in the place of numbers: Pillow takes the file for no image."""
-    resolution, text, rational = 282, 2, 5
+    """A resolution of one byte in the place of a fraction: Pillow takes the file for no image."""
+    resolution, unit, byte, rational = 282, 296, 1, 5
     entry = struct.pack(">HHL", resolution, rational, 1)
     exif = Image.Exif()
     exif[resolution] = 72.0
+    exif[unit] = 2
     file = io.BytesIO()
     Image.fromarray(COLOR).save(file, "JPEG", exif=exif.tobytes())
     whole = file.getvalue()
-    damaged = whole.replace(entry, struct.pack(">HHL", resolution, text, 1))
+    damaged = whole.replace(entry, struct.pack(">HHL", resolution, byte, 1))
     assert damaged != whole
     photo = read_photo(io.BytesIO(damaged))
     np.testing.assert_array_equal(photo.pixels, read_photo(io.BytesIO(whole)).pixels)
