@@ -44,20 +44,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         after Ctrl-C, 141 when whoever read the output has closed the pipe.
     """
     _replace_closed_standard_error()
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            _flush_output()  # --help, which ends by SystemExit, prints, too
+    except BrokenPipeError:  # such as in `elasticnet benchmark ... | head`
+        _discard_output()
+        return BROKEN_PIPE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run the command line; a closed pipe is left to `main`."""
     register_all()  # the library's own architectures, which a source tree does not declare
     options = _parser().parse_args(arguments)
     keep_freed_memory()
     try:
         with ended_by_signals():
             _import_modules(options.modules)
-            status = options.run(options)
-            _flush_output()
-            return status
-    except BrokenPipeError:  # such as in `elasticnet benchmark ... | head`
-        if options.debug:
-            raise
-        _discard_output()
-        return BROKEN_PIPE
+            return options.run(options)
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         if options.debug:
             show_tracebacks()

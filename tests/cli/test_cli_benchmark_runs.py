@@ -131,8 +131,17 @@ def test_a_track_as_degradation_is_told_how_to_be_written(place, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="shells are POSIX's here")
-def test_a_closed_pipe_is_quiet(place):
-    command = " ".join([*COMMAND, "benchmark --data photos --scale 2 --no-cache"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "benchmark --data photos --scale 2 --no-cache",
+        "benchmark --help",
+        "info net.safetensors",
+        "info missing.safetensors 2>&1",
+    ],
+)
+def test_a_closed_pipe_is_quiet(place, words):
+    command = " ".join([*COMMAND, words])
     # Output stays in Python's buffer until the end, as it does unless somebody says otherwise.
     buffered = {name: text for name, text in ENVIRONMENT.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
