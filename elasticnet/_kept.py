@@ -20,6 +20,11 @@ from torch import Tensor
 
 from elasticnet._compare import same_bits
 
+PARTS_REMEDY = (
+    "build it without in-place operations, or pass copy_features=True to ElasticWrapper, so that "
+    "it gets copies"
+)
+
 
 class OverwrittenError(RuntimeError):
     """A module wrote in place into a tensor that the pass keeps."""
@@ -55,10 +60,12 @@ class KeptTensors:
 
     Args:
         compare_values: Whether to copy each tensor, and to compare its values with the copy.
+        remedy: What messages advise.
     """
 
-    def __init__(self, compare_values: bool = False) -> None:
+    def __init__(self, compare_values: bool = False, remedy: str = PARTS_REMEDY) -> None:
         self._compare_values = compare_values
+        self._remedy = remedy
         self._inputs: list[KeptTensor] = []
         self._latest_features: list[KeptTensor] = []
         self._others: list[KeptTensor] = []  # what no part is given any more
@@ -101,8 +108,8 @@ class KeptTensors:
         Raises:
             OverwrittenError: It was written to.
         """
-        _check_entries(self._inputs, writer)
-        _check_entries(self._latest_features, writer)
+        self._check_entries(self._inputs, writer)
+        self._check_entries(self._latest_features, writer)
 
     def check_all(self, writer: str) -> None:
         """Raise if anything was written to since it was kept.
@@ -114,7 +121,7 @@ class KeptTensors:
             OverwrittenError: It was written to.
         """
         self.check(writer)
-        _check_entries(self._others, writer)
+        self._check_entries(self._others, writer)
 
     def _entries(self, value: Any, name: str) -> list[KeptTensor]:
         entries: list[KeptTensor] = []
@@ -125,15 +132,13 @@ class KeptTensors:
                 entries.append(KeptTensor(name, tensor, version, values))
         return entries
 
-
-def _check_entries(entries: Sequence[KeptTensor], writer: str) -> None:
-    for entry in entries:
-        if entry.is_overwritten():
-            raise OverwrittenError(
-                f"{writer} writes in place into {entry.name}, which the pass still needs: build it "
-                "without in-place operations, or pass copy_features=True to ElasticWrapper, so "
-                "that it gets copies"
-            )
+    def _check_entries(self, entries: Sequence[KeptTensor], writer: str) -> None:
+        for entry in entries:
+            if entry.is_overwritten():
+                raise OverwrittenError(
+                    f"{writer} writes in place into {entry.name}, which is still needed: "
+                    f"{self._remedy}"
+                )
 
 
 def tensors_in(value: Any) -> list[Tensor]:

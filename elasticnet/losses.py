@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from elasticnet._kept import KeptTensors
 from elasticnet.distillation import (
     DISTANCES,
     check_eps,
@@ -113,10 +114,17 @@ def tap_losses(
     Raises:
         TypeError: The task loss did not return a tensor of real numbers.
         ValueError: The task loss did not return a scalar.
+        RuntimeError: The task loss changes in place what other losses read.
     """
-    return [
+    kept = KeptTensors(remedy="compute it without in-place operations")
+    kept.keep_prediction(target, "the target")
+    kept.keep_prediction(predictions, "the prediction")
+    losses = [
         _checked_loss(task_loss(prediction, target), name="task loss") for prediction in predictions
     ]
+    if len(losses) > 1:
+        kept.check_all("the task loss")
+    return losses
 
 
 def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:

@@ -53,7 +53,8 @@ ALLOWED: dict[str, set[str]] = {
     "taps": set(),
     "distillation": {"_autocast"},
     "loss_weights": set(),
-    "losses": {"taps", "distillation", "loss_weights"},  # and not wrapper: neither knows the other
+    # and not wrapper: neither knows the other
+    "losses": {"taps", "distillation", "loss_weights", "_kept"},
     "recompute": {"_compare"},
     "wrapper": {"taps", "recompute", "_compare", "_copies", "_kept"},
     "registry": {"wrapper"},

@@ -582,6 +582,21 @@ def test_a_loss_that_returns_no_tensor_is_named(returned: Any, message: str) -> 
         objective(X, Y)
 
 
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [
+        (lambda p, t: t.sub_(p).abs().mean(), "the target"),
+        (lambda p, t: p.sub_(t).abs().mean(), "the prediction"),
+    ],
+)
+def test_a_task_loss_that_overwrites_what_other_losses_read_is_named(loss: Any, what: str) -> None:
+    message = f"the task loss writes in place into {what}, which is still needed"
+    with torch.no_grad(), pytest.raises(RuntimeError, match=message):
+        ElasticObjective(conv_net(2), loss, psd_weight=0.1)(X, Y.clone())
+    with torch.no_grad():
+        ElasticObjective(conv_net(2, taps=[2]), loss, psd_weight=0.1)(X, Y.clone())
+
+
 def test_a_task_loss_that_is_not_a_scalar_raises() -> None:
     with pytest.raises(
         ValueError,
