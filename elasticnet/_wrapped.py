@@ -19,6 +19,8 @@ INNER_ATTRIBUTES = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
     "torch.optim.swa_utils.AveragedModel": "module",
+    "timm.utils.model_ema.ModelEmaV2": "module",
+    "timm.utils.model_ema.ModelEmaV3": "module",
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": (
         "_checkpoint_wrapped_module"
     ),
@@ -36,10 +38,8 @@ def unwrapped(module: Any) -> Any:
     Args:
         module: Any module; anything else is returned as it is.
     """
-    attribute = _inner_attribute(module)
-    while attribute is not None:
-        module = getattr(module, attribute)
-        attribute = _inner_attribute(module)
+    while _inner_attribute(module) is not None:
+        module = _unwrapped_once(module)
     return module
 
 
@@ -75,16 +75,19 @@ def is_in_flat_shards(module: nn.Module) -> bool:
     return False
 
 
-def plain_class(module: nn.Module) -> type[nn.Module]:
-    """Return the class that a module was made of; FSDP2 replaces it by a class of its own.
+def class_name(module: nn.Module) -> str:
+    """Return the full name of the class that a module was made of.
+
+    FSDP2 replaces the class by one of its own. Some modules, such as traced ones, have a class of
+    their own for each object, so that only the names of their classes can be compared.
 
     Args:
         module: A module that is not wrapped.
     """
     first, *others = type(module).__mro__
     if others and _full_name(others[0]) == "torch.distributed.fsdp.FSDPModule":
-        return others[1]
-    return first
+        return _full_name(others[1])
+    return _full_name(first)
 
 
 def plain_name(root: nn.Module, key: str) -> str:
@@ -102,12 +105,12 @@ def plain_name(root: nn.Module, key: str) -> str:
     for piece in key.split("."):
         # Some wrappers leave their piece out of the keys themselves.
         while _inner_attribute(module) not in (None, piece):
-            module = unwrapped_once(module)
+            module = _unwrapped_once(module)
         if _inner_attribute(module) == piece:
-            module = unwrapped_once(module)
-            continue
-        kept.append(piece)
-        module = _child(module, piece)
+            module = _unwrapped_once(module)
+        else:
+            kept.append(piece)
+            module = _child(module, piece)
     return ".".join(kept)
 
 
@@ -144,12 +147,8 @@ def children(module: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in named.items() if child is not None}
 
 
-def unwrapped_once(module: nn.Module) -> nn.Module:
-    """Return the module inside of a wrapper.
-
-    Args:
-        module: A wrapper.
-    """
+def _unwrapped_once(module: Any) -> Any:
+    """Return the module inside of a wrapper."""
     attribute = _inner_attribute(module)
     assert attribute is not None
     return getattr(module, attribute)
@@ -157,6 +156,7 @@ def unwrapped_once(module: nn.Module) -> nn.Module:
 
 def _without_pieces(name: str, wanted: set[str]) -> str | None:
     """Return the wanted name that is left when pieces of wrapped modules are taken out; or None."""
+    # First only the piece that nobody uses as a name of their own, then more of them.
     for count in range(1, len(KEY_PIECES) + 1):
         removed = KEY_PIECES[:count]
         plain = ".".join(piece for piece in name.split(".") if piece not in removed)

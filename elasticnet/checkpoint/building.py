@@ -112,6 +112,18 @@ def fill_unsaved(net: ElasticWrapper, build: Callable[[], Any]) -> None:
         setattr(net.get_submodule(path), attribute, tensor.detach())
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; the error's type if the message is empty.
+
+    Args:
+        error: Any error.
+    """
+    lines = str(error).splitlines()
+    if not lines:
+        return type(error).__name__
+    return lines[0]
+
+
 def unsaved_tensors(net: nn.Module) -> dict[str, Tensor]:
     """Return the buffers of a net that are not in its state dict, by name.
 

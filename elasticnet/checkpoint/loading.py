@@ -16,6 +16,7 @@ from elasticnet.checkpoint.building import (
     build_without_memory,
     check_arguments,
     fill_unsaved,
+    first_line,
 )
 from elasticnet.checkpoint.checks import describe_invalid_values, elastic_net
 from elasticnet.checkpoint.header import Checkpoint, opened_checkpoint, shallowest_depth
@@ -144,11 +145,9 @@ def _build_registered(
 
 def _cannot_be_built(checkpoint: Checkpoint, error: Exception) -> ValueError:
     """Return the error to raise if a registered builder fails."""
-    lines = str(error).splitlines()
-    reason = lines[0] if lines else type(error).__name__
     name = checkpoint.description["architecture"]
     return ValueError(
-        f"{checkpoint.name}: {name} cannot be built as the file describes it: {reason}"
+        f"{checkpoint.name}: {name} cannot be built as the file describes it: {first_line(error)}"
     )
 
 

@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves
 
 from elasticnet._compare import largest_difference, same_bits
 from elasticnet._ties import same_bytes
-from elasticnet._wrapped import children, is_compiled, plain_class, plain_name, unwrapped
+from elasticnet._wrapped import children, class_name, is_compiled, plain_name, unwrapped
 from elasticnet.checkpoint.building import (
-    BUILD_ERRORS,
     build_without_memory,
     fill_unsaved,
+    first_line,
     unsaved_tensors,
 )
 from elasticnet.checkpoint.settings import differing_setting
@@ -85,8 +85,8 @@ def _find_doubt(
         if doubt is not None:
             return doubt
         fill_unsaved(twin, build)
-    except BUILD_ERRORS as error:
-        return f"its builder fails: {error}"
+    except Exception as error:  # somebody else's builder may raise anything
+        return f"its builder fails: {first_line(error)}"
 
     # What is unusual may change the function or not, and only outputs can show that.
     unusual = _find_extra_code(net, twin) or _compare_unsaved(net, twin)
@@ -173,14 +173,11 @@ def _compare_modules(net: ElasticWrapper, twin: ElasticWrapper) -> str | None:
             return f"the module {name!r} is missing here"
         module = modules[name]
         twin_module = twin_modules[name]
-        module_class = plain_class(module)
         shown = repr(name) if name else "the net"
-        twin_class = type(twin_module)
-        if module_class is not twin_class:
-            return (
-                f"{shown} is of class {twin_class.__name__} there, "
-                f"and of class {module_class.__name__} here"
-            )
+        if class_name(module) != class_name(twin_module):
+            twin_class = _last_part(class_name(twin_module))
+            own_class = _last_part(class_name(module))
+            return f"{shown} is of class {twin_class} there, and of class {own_class} here"
         difference = differing_setting(module, twin_module)
         if difference is not None:
             return (
@@ -188,6 +185,10 @@ def _compare_modules(net: ElasticWrapper, twin: ElasticWrapper) -> str | None:
                 f"and {difference.here!r} here"
             )
     return None
+
+
+def _last_part(dotted_name: str) -> str:
+    return dotted_name.rpartition(".")[2]
 
 
 def _find_extra_code(net: ElasticWrapper, twin: ElasticWrapper) -> str | None:
@@ -198,6 +199,11 @@ def _find_extra_code(net: ElasticWrapper, twin: ElasticWrapper) -> str | None:
         twin_module = twin_modules[name]
         if _count_hooks(module) > _count_hooks(twin_module):
             return f"{shown} has a forward hook here"
+        if "_original_forward" in vars(module):  # the name that accelerate gives it
+            return (
+                f"the forward of {shown} is replaced here by accelerate: save "
+                "accelerator.unwrap_model(net, keep_fp32_wrapper=False)"
+            )
         if "forward" in vars(module) and "forward" not in vars(twin_module):
             return f"the forward of {shown} is replaced here"
     return None
@@ -235,9 +241,9 @@ def _run_on_example(
     make_example = architecture.tiny_example or architecture.example
     if net.training or make_example is None or not _has_plain_cpu_tensors(net):
         return None
-    with _same_random_numbers():
-        example = _as_net_takes_it(make_example(arguments), net)
     try:
+        with _same_random_numbers():
+            example = _as_net_takes_it(make_example(arguments), net)
         return _Pass(example=example, predictions=_predictions(net, example))
     except Exception:  # the net's own code may raise anything, such as for float16 on the CPU
         return None
@@ -265,7 +271,7 @@ def _compare_outputs(run: _Pass, twin: ElasticWrapper) -> str | None:
         twin_predictions = _predictions(twin, run.example)
         difference = largest_difference(run.predictions, twin_predictions)
     except Exception as error:  # the twin's code may raise anything
-        return f"that one fails on an example ({type(error).__name__}: {error})"
+        return f"that one fails on an example: {first_line(error)}"
     if same_bits(run.predictions, twin_predictions):
         return None
     if difference <= TOLERANCE * _largest_value(run.predictions):
@@ -316,7 +322,8 @@ def _left_as_it_was(net: nn.Module) -> Generator[None, None, None]:
         yield
     finally:
         for table, before in tables:
-            table.clear()
+            for name in table.keys() - before.keys():
+                del table[name]
             table.update(before)
         for buffer, before in buffers:
             if not same_bits(buffer, before):

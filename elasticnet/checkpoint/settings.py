@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 # Attributes of any module that do not change what it computes in eval mode.
-NOT_SETTINGS = ("training", "origin", "default_depth", "checkpoint_blocks", "copy_features")
+NOT_SETTINGS = ("training", "origin", "default_depth", "checkpoint_blocks")
 NUMBERS = (int, float, complex, type(None))
 WORDS = (bool, str, bytes, torch.dtype, torch.memory_format)
-CALLABLES = (FunctionType, BuiltinFunctionType, type)
+CODE = (FunctionType, BuiltinFunctionType, CodeType, type)
 
 
 class Difference(NamedTuple):
@@ -78,7 +78,7 @@ def _differ(here: Any, there: Any, may_be_counter: bool) -> bool:
         return _sequences_differ(here, there, may_be_counter)
     if _are(list, here, there):
         return not may_be_counter and _sequences_differ(here, there, may_be_counter)
-    if _are(CALLABLES, here, there) or _are(WORDS, here, there):
+    if _are(CODE, here, there) or _are(WORDS, here, there):
         return bool(here != there)
     if _are((*NUMBERS, *WORDS), here, there):
         return not may_be_counter and bool(here != there)
@@ -113,5 +113,14 @@ def _functions_differ(first: FunctionType, second: FunctionType) -> bool:
 
 
 def _enclosed(function: FunctionType) -> tuple[Any, ...]:
-    """Return the values of a function's closure."""
-    return tuple(cell.cell_contents for cell in function.__closure__ or ())
+    """Return the values of a function's closure; of functions, such as itself, only the code."""
+    values: list[Any] = []
+    for cell in function.__closure__ or ():
+        try:
+            value = cell.cell_contents
+        except ValueError:  # a variable that was never set
+            continue
+        if isinstance(value, FunctionType):
+            value = value.__code__
+        values.append(value)
+    return tuple(values)

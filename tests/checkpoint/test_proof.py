@@ -257,6 +257,29 @@ def test_the_proof_draws_no_random_numbers_and_moves_nothing() -> None:
         unregister("restless")
 
 
+def traced_net(num_blocks: int = 2, taps: list[int] | None = None) -> ElasticWrapper:
+    """Return a net of traced blocks, each of which has a class of its own."""
+    blocks = [torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4))) for _ in range(num_blocks)]
+    return ElasticWrapper(blocks, nn.Linear(4, 1), taps=taps)
+
+
+def test_classes_that_are_made_for_each_object_are_compared_by_their_names() -> None:
+    register("traced", Architecture(build=traced_net))
+    try:
+        described = describe(build("traced"))
+    finally:
+        unregister("traced")
+    assert described.architecture == "traced"
+
+
+def test_a_net_prepared_by_accelerate_is_to_be_unwrapped() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    net = small_net("asrn")
+    prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(net)
+    doubt = str(describe(prepared).doubt)
+    assert "the forward of the net is replaced here by accelerate: save accelerator.unw" in doubt
+
+
 def test_a_builder_that_fails_is_no_description() -> None:
     def fails(num_blocks: int = 2, taps: list[int] | None = None) -> ElasticWrapper:
         if taps is not None:
