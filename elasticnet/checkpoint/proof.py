@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -334,10 +335,13 @@ def _left_as_it_was(net: nn.Module) -> Generator[None, None, None]:
 def _same_random_numbers() -> Generator[None, None, None]:
     """Begin with the same random numbers each time; afterwards the generators go on as before."""
     state_of_python = random.getstate()
+    state_of_numpy = np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             random.seed(0)
+            np.random.seed(0)
             yield
     finally:
         random.setstate(state_of_python)
+        np.random.set_state(state_of_numpy)
