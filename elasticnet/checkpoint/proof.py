@@ -334,14 +334,15 @@ def _left_as_it_was(net: nn.Module) -> Generator[None, None, None]:
 @contextmanager
 def _same_random_numbers() -> Generator[None, None, None]:
     """Begin with the same random numbers each time; afterwards the generators go on as before."""
+    # NumPy's old functions, because the generator behind them is the one that modules draw from.
     state_of_python = random.getstate()
-    state_of_numpy = np.random.get_state()
+    state_of_numpy = np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             random.seed(0)
-            np.random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
             yield
     finally:
         random.setstate(state_of_python)
-        np.random.set_state(state_of_numpy)
+        np.random.set_state(state_of_numpy)  # noqa: NPY002

@@ -228,7 +228,7 @@ class Restless(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         self.calls += 1
         self.get_buffer("steps").add_(1)
-        noise = torch.rand(()) + random.random() + np.random.rand()
+        noise = torch.rand(()) + random.random() + np.random.rand()  # noqa: NPY002
         self.last_output = super().forward(input) + noise
         return self.last_output
 
@@ -239,12 +239,12 @@ def restless_net(num_blocks: int = 2, taps: list[int] | None = None) -> ElasticW
 
 def seed_every_generator() -> None:
     random.seed(123)
-    np.random.seed(123)
+    np.random.seed(123)  # noqa: NPY002
     torch.manual_seed(123)
 
 
 def draw_from_every_generator() -> tuple[float, float, float]:
-    return random.random(), np.random.rand(), torch.rand(()).item()
+    return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
 
 
 def test_the_proof_draws_no_random_numbers_and_moves_nothing() -> None:
