@@ -5,14 +5,15 @@ All take and give (b, channels, h, w), have no biases, and add their input to th
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elasticnet._copies import detached_copy
 from elasticnet.sr.models.asrn_start import make_small
+from elasticnet.sr.models.folding import is_plain_conv, runs_as_built
 from elasticnet.sr.models.heads import add_to
 
 NUM_GROUPS = 4
@@ -32,7 +33,7 @@ class MultiScaleBlock(nn.Module):
         shuffle: Whether the channels are shuffled.
         residual: Whether the block's input is added.
         fold: Whether the shuffle is done as a permutation of the last conv's input channels, which
-            is exact up to rounding and saves a copy.
+            is exact up to rounding and saves a copy; as long as that conv is the one built here.
     """
 
     def __init__(
@@ -54,7 +55,21 @@ class MultiScaleBlock(nn.Module):
         self.residual_links = residual_links
         self.shuffle = shuffle
         self.residual = residual
-        self.fold = fold
+        self._fold = fold
+
+    @property
+    def fold(self) -> bool:
+        """Whether the shuffle is folded now; False where that is not the block's function."""
+        return self._fold and is_plain_conv(self.fusion, side=1, has_bias=False)
+
+    @fold.setter
+    def fold(self, fold: bool) -> None:
+        """Set whether it is to run folded.
+
+        Args:
+            fold: False runs the layers as written.
+        """
+        self._fold = fold
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output (b, channels, h, w).
@@ -82,9 +97,11 @@ class MultiScaleBlock(nn.Module):
         return y if self.fusion is None else self.fusion(y)
 
     def folded(self) -> MultiScaleBlock:
-        """Return a copy whose last conv holds the shuffle, for inference and export."""
-        block = copy.deepcopy(self)
-        if block.fusion is not None and block.shuffle:
+        """Return a copy for export, whose last conv holds the shuffle if it may be folded."""
+        block = detached_copy(self)
+        is_plain = is_plain_conv(self.fusion, side=1, has_bias=False)
+        can_fold = is_plain and runs_as_built(self, MultiScaleBlock)
+        if block.fusion is not None and block.shuffle and can_fold:
             weight = _unshuffled(block.fusion.weight).detach().contiguous()
             block.fusion.weight = nn.Parameter(weight)
             block.shuffle = False

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elasticnet._autocast import without_autocast
+from elasticnet.sr.models.folding import is_plain_conv, runs_as_built
 from elasticnet.sr.models.heads import predict_taps, wide_dtype
 from elasticnet.wrapper import ElasticWrapper, Origin, evaluating
 
@@ -256,7 +257,8 @@ class SkipHead(nn.Module):
         conv: The plain network's conv behind the blocks.
         tail: Its upsampler and last conv.
         add_mean: Its second mean shift.
-        fold: Whether the tail runs folded; False runs every layer as written.
+        fold: Whether the tail runs folded, as long as its layers are plain convolutions and pixel
+            shuffles; False runs every layer as written.
     """
 
     takes_all_taps = True  # see ElasticWrapper
@@ -268,11 +270,40 @@ class SkipHead(nn.Module):
         self.conv = conv
         self.tail = tail
         self.add_mean = add_mean
-        self.fold = fold
+        self._fold = fold
         self.steps = [
             layer.upscale_factor for layer in tail.modules() if isinstance(layer, nn.PixelShuffle)
         ]
         self.scale = math.prod(self.steps)
+
+    @property
+    def fold(self) -> bool:
+        """Whether the tail runs folded now; False where that is not its function."""
+        return self._fold and self.tail_is_plain()
+
+    @fold.setter
+    def fold(self, fold: bool) -> None:
+        """Set whether it is to run folded.
+
+        Args:
+            fold: False runs the layers as written.
+        """
+        self._fold = fold
+
+    def tail_is_plain(self) -> bool:
+        """Return whether the tail is conv, shuffle, ..., conv, so that the fold is its function."""
+        found: list[int | str] = []  # for each layer its factor, or "conv"
+        for layer in self.tail.modules():
+            if is_plain_conv(layer, side=3):
+                found.append("conv")
+            elif isinstance(layer, nn.PixelShuffle) and runs_as_built(layer, nn.PixelShuffle):
+                found.append(layer.upscale_factor)
+            elif not runs_as_built(layer, nn.Sequential):
+                return False
+        expected: list[int | str] = []
+        for step in self.steps:
+            expected += ["conv", step]
+        return found == [*expected, "conv"]
 
     def forward(
         self, features: Tensor | tuple[Tensor, ...], stem_output: Tensor

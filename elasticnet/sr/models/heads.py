@@ -3,7 +3,8 @@
 Images are RGB floats in 0..1, NCHW. ASRN's head is linear, so that it equals one 3x3 convolution on
 the LR grid and a pixel shuffle. The kernel is the head's impulse response, computed from the
 canonical parameters once a pass, with autograd through it: state dict and function stay what they
-are, and only the cost changes.
+are, and only the cost changes. Where a layer is hooked, pruned, parametrized or replaced, the
+layers run one by one (`folding`).
 
 The heads have `takes_all_taps`: one call makes the predictions of all taps of a pass, which share
 the kernel and the enlarged image.
@@ -11,6 +12,7 @@ the kernel and the enlarged image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +21,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from elasticnet._autocast import without_autocast
+from elasticnet._copies import detached_copy
+from elasticnet.sr.models.folding import is_plain_conv, is_plain_deconv, runs_as_built
 
 SKIPS = (None, "bicubic")
 # kernel = stride of each deconvolution, by scale; two of 2 at x4, as the published counts need
@@ -103,7 +107,8 @@ class DeconvHead(nn.Module):
         channels: Of the features.
         scale: 1, 2, 3 or 4.
         hidden: Channels between the convolutions.
-        fold: Whether it runs as the folded kernel; False runs the layers one by one.
+        fold: Whether it runs as the folded kernel, as long as its layers are those built here;
+            False runs the layers one by one.
         skip: "bicubic" adds the enlarged input image, which the head is then called with; None
             adds nothing.
     """
@@ -120,13 +125,40 @@ class DeconvHead(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.fold = fold
+        self._fold = fold
         self.skip = skip
         self.reduce = nn.Conv2d(channels, hidden, 1)
         self.deconvs = nn.Sequential()
         for step in DECONV_STEPS[scale]:
             self.deconvs.append(nn.ConvTranspose2d(hidden, hidden, step, stride=step))
         self.output = nn.Conv2d(hidden, 3, 3, padding=1)
+
+    @property
+    def fold(self) -> bool:
+        """Whether the head runs as the folded kernel now; False where that is not its function."""
+        return self._fold and self.layers_are_plain()
+
+    @fold.setter
+    def fold(self, fold: bool) -> None:
+        """Set whether it is to run folded.
+
+        Args:
+            fold: False runs the layers as written.
+        """
+        self._fold = fold
+
+    def layers_are_plain(self) -> bool:
+        """Return whether the layers are those built here, so that the fold is their function."""
+        if not runs_as_built(self.deconvs, nn.Sequential):
+            return False
+        if not all(is_plain_deconv(layer) for layer in self.deconvs):
+            return False
+        steps = [layer.stride[0] for layer in self.deconv_layers()]
+        return (
+            math.prod(steps) == self.scale
+            and is_plain_conv(self.reduce, side=1)
+            and is_plain_conv(self.output, side=3)
+        )
 
     def forward(
         self, features: Tensor | tuple[Tensor, ...], image: Tensor | None = None
@@ -193,9 +225,18 @@ class DeconvHead(nn.Module):
             ).flip(2, 3)  # a convolution's kernel is the response turned round
         return kernel[:, :channels], kernel[:, channels:]
 
-    def folded(self) -> FoldedHead:
-        """Return this head as plain layers that hold the folded kernel, for inference, export."""
-        return FoldedHead(self)
+    def folded(self) -> FoldedHead | DeconvHead:
+        """Return the head that computes the same with the fewest operations, for export.
+
+        Returns:
+            Plain layers that hold the folded kernel. Where they would not be this head's function,
+            because it or a layer is hooked, replaced or the like: a copy of this head, not folded.
+        """
+        if self.layers_are_plain() and runs_as_built(self, DeconvHead):
+            return FoldedHead(self)
+        unfolded = detached_copy(self)
+        unfolded.fold = False
+        return unfolded
 
     def deconv_layers(self) -> list[nn.ConvTranspose2d]:
         """Return the deconvolutions, in order."""
@@ -241,10 +282,18 @@ class FoldedHead(nn.Module):
 
     Args:
         head: The head to fold; it is not changed.
+
+    Raises:
+        ValueError: A layer of the head is not as it was built.
     """
 
     def __init__(self, head: DeconvHead) -> None:
         super().__init__()
+        if not head.layers_are_plain():
+            raise ValueError(
+                "a layer of the head is hooked, parametrized or replaced: its folded kernel would "
+                "be another function"
+            )
         self.scale = head.scale
         self.skip = head.skip
         with torch.no_grad():
