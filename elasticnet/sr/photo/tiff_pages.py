@@ -12,6 +12,7 @@ from PIL import ImageFile, TiffImagePlugin
 NEW_SUBFILE_TYPE, REDUCED_BIT, MASK_BIT = 254, 1, 4
 OLD_SUBFILE_TYPE, OLD_REDUCED = 255, 2
 SUB_DIRECTORIES = 330
+IMAGE_WIDTH = 256
 PHOTOMETRIC, SAMPLES_PER_PIXEL = 262, 277
 _NUM_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # by photometric interpretation
 PHOTOSHOP_LAYERS = 37724
@@ -80,7 +81,7 @@ def go_to_main_page(image: ImageFile.ImageFile, file: BinaryIO, notes: list[str]
     Args:
         image: Opened at its first page, not loaded.
         file: What it was opened from.
-        notes: Gets a line if pages were passed over.
+        notes: Gets a line if pages were passed over, or are damaged.
 
     Returns:
         How many pages are left: those that are not marked, or all if all are marked.
@@ -88,11 +89,15 @@ def go_to_main_page(image: ImageFile.ImageFile, file: BinaryIO, notes: list[str]
     Raises:
         ValueError: The file holds nothing but a thumbnail, and its picture in a sub-directory.
     """
-    tags_of_pages = directories(file)
+    found = directories(file)
+    # Some writers leave a number behind the last page that leads to no further one.
+    tags_of_pages = {page: tags for page, tags in enumerate(found) if IMAGE_WIDTH in tags}
     num_pages = len(tags_of_pages)
-    pages = [page for page, tags in enumerate(tags_of_pages) if not _is_marked(tags)]
+    if num_pages < len(found):
+        notes.append("what the file calls a further page is none, or damaged, and was left out")
+    pages = [page for page, tags in tags_of_pages.items() if not _is_marked(tags)]
     if not pages:
-        _refuse_raw_files(tags_of_pages)
+        _refuse_raw_files(found)
         return num_pages
     if len(pages) < num_pages:
         notes.append(

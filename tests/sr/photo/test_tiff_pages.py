@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,20 @@ def test_samples_of_other_kinds_are_called_what_they_are(samples: np.ndarray, ki
     tifffile.imwrite(file, samples, photometric=photometric)
     with pytest.raises(ImageError, match=kind):
         read_photo(file)
+
+
+@pytest.mark.parametrize("place", [4, 2**20, 2**32 - 1])
+def test_a_place_behind_the_last_page_that_leads_nowhere_is_noted(place: int) -> None:
+    file = io.BytesIO()
+    color = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    tifffile.imwrite(file, color, photometric="rgb", metadata=None)
+    data = bytearray(file.getvalue())
+    (directory,) = struct.unpack_from("<L", data, 4)
+    (num_tags,) = struct.unpack_from("<H", data, directory)
+    next_place = directory + 2 + 12 * num_tags
+    assert struct.unpack_from("<L", data, next_place) == (0,)
+    struct.pack_into("<L", data, next_place, place)
+    photo = read_photo(io.BytesIO(bytes(data)))
+    np.testing.assert_array_equal(photo.pixels, color)
+    (note,) = photo.notes
+    assert note.startswith("what the file calls a further page is none, or damaged")
