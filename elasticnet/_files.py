@@ -72,7 +72,7 @@ def replacing(path: AnyPath, *, overwrite: bool = False) -> Generator[BinaryIO, 
     except FileExistsError:
         raise
     except OSError as error:
-        reason = error.strerror or error
+        reason = _reason_of(error, own_files=(temporary, target))
         message = f"could not write {target} ({reason}); nothing was changed"
         raise OSError(error.errno, message) from error
     finally:
@@ -82,6 +82,14 @@ def replacing(path: AnyPath, *, overwrite: bool = False) -> Generator[BinaryIO, 
         if lock is not None:
             os.close(lock)
     _flush_folder(target.parent)
+
+
+def _reason_of(error: OSError, own_files: tuple[Path, Path]) -> str:
+    """Why a file could not be written: an error of another file names that file."""
+    is_of_another_file = isinstance(error.filename, str) and Path(error.filename) not in own_files
+    if is_of_another_file:
+        return message_of(error)
+    return error.strerror or str(error)
 
 
 def _open_new(path: Path) -> BinaryIO:

@@ -104,6 +104,14 @@ def test_a_failure_to_write_names_the_target(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_failure_to_read_another_file_names_that_file(tmp_path: Path) -> None:
+    source = tmp_path / "absent.bin"
+    message = rf"could not write .*out\.png \({source}: No such file or directory\); nothing"
+    with pytest.raises(OSError, match=message), replacing(tmp_path / "out.png") as file:
+        file.write(source.read_bytes())
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_name_as_long_as_the_file_system_takes_can_be_written(tmp_path: Path) -> None:
     name = "ä" * 120 + ".png"
     write_atomic(tmp_path / name, b"new")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from elasticnet._files import message_of
 from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
 from elasticnet.sr.data.folder_layouts import Pair
 from elasticnet.sr.data.image_files import is_broken_link
@@ -49,7 +50,7 @@ def decode_pair(pair: Pair, settings: LrSettings) -> AlignedPair | Skipped:
             notes += tuple(note for note in notes_of_lr if note not in notes)
         return align(hr, lr, pair.name, settings)._replace(notes=notes)
     except (ImageError, OSError) as error:
-        return Skipped(pair.name, str(error))
+        return Skipped(pair.name, message_of(error))
 
 
 def write_decoded(
