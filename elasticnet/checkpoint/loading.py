@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -69,11 +70,9 @@ def load(
     with opened_checkpoint(source) as checkpoint:
         depth = resolve_depth(depth, checkpoint.description["taps"])
         if build is None:
-            net, loaded = _build_registered(checkpoint, depth)
+            net = _load_registered(checkpoint, depth)
         else:
-            net = _build_and_cut(build, depth)
-            loaded = _read_state(checkpoint, net, depth)
-    replace_state(net, loaded)
+            net = _load_built(checkpoint, build, depth)
     return net.to(device).eval()
 
 
@@ -108,10 +107,8 @@ def load_into(net: nn.Module, source: Source) -> None:
             _copy(loaded[name], tensor)
 
 
-def _build_registered(
-    checkpoint: Checkpoint, depth: int
-) -> tuple[ElasticWrapper, dict[str, Tensor]]:
-    """Return the net that a file describes, cut to a depth, and the tensors to fill it with."""
+def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
+    """Return the net that a file describes, cut to a depth."""
     name = checkpoint.description["architecture"]
     if name is None:
         raise ValueError(
@@ -127,38 +124,44 @@ def _build_registered(
     arguments = architecture.arguments_at(checkpoint.description["arguments"], depth)
     taps = [tap for tap in checkpoint.description["taps"] if tap <= depth]
     build = partial(architecture.build, **arguments, taps=taps)
-    try:
+    with _named_build_errors(checkpoint):
         check_arguments(architecture, arguments, num_tensors=len(checkpoint.table.entries))
         net = build_without_memory(build)
-    except BUILD_ERRORS as error:
-        raise _cannot_be_built(checkpoint, error) from error
-    # This checks the shapes, too. So what is built with memory below is no larger than the file.
-    loaded = _read_state(checkpoint, net, depth)
-    try:
+    # All shapes are compared before a tensor is read. So the parameters of the net are no larger
+    # than the file, and it may be built with memory below.
+    replace_state(net, _read_state(checkpoint, net, depth))
+    with _named_build_errors(checkpoint):
         fill_unsaved(net, build)
-    except BUILD_ERRORS as error:
-        raise _cannot_be_built(checkpoint, error) from error
     # Record the arguments for this depth; those in the file are for the whole net.
     net.origin = Origin(name, arguments)
-    return net, loaded
+    return net
 
 
-def _cannot_be_built(checkpoint: Checkpoint, error: Exception) -> ValueError:
-    """Return the error to raise if a registered builder fails."""
-    name = checkpoint.description["architecture"]
-    return ValueError(
-        f"{checkpoint.name}: {name} cannot be built as the file describes it: {first_line(error)}"
-    )
+@contextmanager
+def _named_build_errors(checkpoint: Checkpoint) -> Generator[None, None, None]:
+    """Raise what a registered builder raises as a ValueError that names the file."""
+    try:
+        yield
+    except BUILD_ERRORS as error:
+        name = checkpoint.description["architecture"]
+        raise ValueError(
+            f"{checkpoint.name}: {name} cannot be built as the file describes it: "
+            f"{first_line(error)}"
+        ) from error
 
 
-def _build_and_cut(build: Callable[[], ElasticWrapper], depth: int) -> ElasticWrapper:
-    """Return what the user's function builds, cut to a depth; raise unless it is elastic."""
+def _load_built(
+    checkpoint: Checkpoint, build: Callable[[], ElasticWrapper], depth: int
+) -> ElasticWrapper:
+    """Return what the user's function builds, cut to a depth and filled from a file."""
     net = build()
     if not isinstance(net, ElasticWrapper):
         raise TypeError(f"build returned {type(net).__name__}: expected an ElasticWrapper")
-    if resolve_depth(depth, net.taps) == len(net.blocks):
-        return net
-    return net.truncate(depth)
+    # At full depth nothing is copied: what the user built is filled.
+    if resolve_depth(depth, net.taps) < len(net.blocks):
+        net = net.truncate(depth)
+    replace_state(net, _read_state(checkpoint, net, depth))
+    return net
 
 
 def _check_can_be_filled(
