@@ -89,7 +89,8 @@ def _check_depth(image: ImageFile.ImageFile, file: BinaryIO, notes: list[str]) -
     is_gray_jpeg2000 = image.format == "JPEG2000" and image.mode in ("L", "LA", "I;16")
     if bits < 8 or (is_gray_jpeg2000 and bits not in (8, 16)):
         raise ValueError(f"{bits} bits per channel; save it with 8 or 16")
-    if bits > 8 and not is_gray_jpeg2000:
+    keeps_all_bits = is_gray_jpeg2000 and image.mode == "I;16"  # but not gray with alpha
+    if bits > 8 and not keeps_all_bits:
         notes.append(f"{bits} bits per channel were read as 8; 16 bits are read of PNG and TIFF")
 
 

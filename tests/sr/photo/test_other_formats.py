@@ -60,6 +60,18 @@ def test_deep_colors_of_jpeg_2000_are_cut_with_a_note() -> None:
 
 
 @needs_jpeg2000
+def test_deep_gray_with_alpha_of_jpeg_2000_is_cut_with_a_note() -> None:
+    image = Image.fromarray(COLOR[..., :2])
+    assert image.mode == "LA"
+    data = bytearray(encoded(image, "JPEG2000").getvalue())
+    first = data.index(b"\xff\x4f\xff\x51") + 42
+    data[first] = data[first + 3] = 15
+    photo = read_photo(io.BytesIO(bytes(data)))
+    assert photo.pixels.dtype == np.uint8
+    assert photo.notes[0].startswith("16 bits per channel were read as 8")
+
+
+@needs_jpeg2000
 @pytest.mark.parametrize("method", [2, 3])  # a restricted profile, and any
 def test_the_colour_profile_of_jpeg_2000_is_kept(method: int) -> None:
     data = encoded(Image.fromarray(COLOR), "JPEG2000").getvalue()
