@@ -42,9 +42,13 @@ LONG_WORDS = {
     re.compile(r"(?<![a-z])high[ _-]?res(olution)?s?"): "hr",
     re.compile(r"(?<![a-z])ground[ _-]?truths?"): "gt",
 }
-LR_WORD = re.compile(r"(?:lr|lq)([a-z]*?)(?:x?(\d+))?|(?:train|valid|val|test)l")
-HR_WORD = re.compile(r"(?:hr|gt|hq)(?:mod)?(?:x?\d+)?|(?:train|valid|val|test)h")
-SCALE_WORD = re.compile(r"([a-z]*?)x?(\d+)")
+# A scale may stand in front of LR or behind it, with an x on either side: x4, 4x, 4.
+LR_WORD = re.compile(
+    r"(?:x?(?P<before>\d+)x?)?(?:lr|lq)(?P<kind>[a-z]*?)(?:x?(?P<behind>\d+)x?)?"
+    r"|(?:train|valid|val|test)l"
+)
+HR_WORD = re.compile(r"(?:x?\d+x?)?(?:hr|gt|hq)(?:mod)?(?:x?\d+x?)?|(?:train|valid|val|test)h")
+SCALE_WORD = re.compile(r"(?P<kind>[a-z]*?)x?(?P<behind>\d+)x?")
 SCALE_ENDING = re.compile(r"[_-]?(?:LR)?x?[2348][mdw]?\d?$")  # of the names of LR files
 LR_STEM = re.compile(r"(.*?)[_-]?(?:x[2348][mdw]?\d?|[_-]l[rq](?:bi)?x?[2348]?(?:_x[2348])?)")
 LR_FILE_NAME = re.compile(r"\d{4}x[2348][mdw]?\d?")  # of DIV2K
@@ -311,7 +315,12 @@ def _described(name: str, hr_name: str) -> LrFolder:
             continue
         # "lrbicx4" is "bic" and 4, as are "bicx4" and, in two words, "bic" and "x4".
         match = LR_WORD.fullmatch(word) or SCALE_WORD.fullmatch(word)
-        kind_word, digits = match.groups() if match else (word, None)
+        kind_word: str | None = word
+        digits: str | None = None
+        if match is not None:
+            found = match.groupdict()
+            kind_word = found["kind"]
+            digits = found.get("before") or found["behind"]
         if kind_word and kind_word not in KIND_OF_WORD:
             strange.append(word)
             continue

@@ -56,6 +56,11 @@ def lr_names(root: Path, scale: int = 4, **options: str) -> list[str | None]:
         ("groundtruth", "LR", ""),
         ("HR", "X4", ""),
         ("HR", "x4", ""),
+        ("HR", "LR4x", ""),
+        ("HR", "4xLR", ""),
+        ("HR", "LR_4x", ""),
+        ("HR_4x", "LR_4x", ""),
+        ("HR", "LRbic4x", ""),
     ],
 )
 def test_lr_images_under_usual_names_are_read(
@@ -142,6 +147,12 @@ def test_nothing_is_said_of_lr_images_whose_names_say_that_they_are_others(
 ) -> None:
     put_pairs(tmp_path, "HR", folder)
     assert find_files(tmp_path, 4, degradation="BD").notes == []
+
+
+@pytest.mark.parametrize("folder", ["LR2x", "2xLR", "LR_x2", "LRx2", "lr2"])
+def test_folders_of_another_scale_are_passed_over(tmp_path: Path, folder: str) -> None:
+    put_pairs(tmp_path, "HR", folder)
+    assert lr_names(tmp_path) == [None, None]
 
 
 def test_lr_files_of_another_scale_are_passed_over(tmp_path: Path) -> None:
