@@ -554,8 +554,7 @@ class ElasticWrapper(nn.Module):
             )
         # The stem's own context takes the place of the keyword arguments.
         _check_all_used(keywords, used=for_stem)
-        features, context = output
-        return features, context
+        return _features_and_context(output, source="the stem")
 
     def _keywords_for_stem(self, keywords: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments that the stem's forward names."""
@@ -580,7 +579,8 @@ class ElasticWrapper(nn.Module):
             if recompute:
                 call_block = recomputed(call_block, module=block)
             index = depth - 1  # call_block counts blocks from 0
-            features, context = call_block(block, given, context, index)
+            returned = call_block(block, given, context, index)
+            features, context = _features_and_context(returned, source="call_block")
         else:
             run = recomputed(block, module=block) if recompute else block
             features = self._features_in(run(given), given, depth)
@@ -930,6 +930,23 @@ def _check_all_used(keywords: Iterable[str], used: Container[str]) -> None:
 def _is_plain_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:
     """Return whether an output is a tuple of parts, and not of a class like PackedSequence."""
     return type(output) is tuple
+
+
+def _features_and_context(returned: Any, source: str) -> tuple[Any, Any]:
+    """Return what the stem or call_block returned; raise unless it is a pair.
+
+    A tensor with a batch of two could be unpacked like a pair, too.
+    """
+    if _is_pair(returned):
+        return returned
+    found = f"a {type(returned).__name__}"
+    if _is_plain_tuple(returned):
+        found = f"a tuple of {len(returned)}"
+    raise TypeError(f"{source} returned {found}: expected a tuple (features, context)")
+
+
+def _is_pair(value: Any) -> TypeGuard[tuple[Any, Any]]:
+    return isinstance(value, tuple) and len(value) == 2  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _check_predictions(predictions: Any, num_taps: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +58,34 @@ def test_call_block_hands_its_context_on() -> None:
         (second, ["stem", 0], 1),
         (third, ["stem", 0, 1], 2),
     ]
+
+
+def test_call_block_returns_a_pair() -> None:
+    """A tensor with a batch of two must not be unpacked into features and context."""
+
+    def only_features(block: nn.Module, x: Tensor, context: Any, index: int) -> Any:
+        return block(x)
+
+    def three_values(block: nn.Module, x: Tensor, context: Any, index: int) -> Any:
+        return block(x), context, index
+
+    x = torch.randn(2, 4, 3, 3)
+    for call_block, found in ((only_features, "a Tensor"), (three_values, "a tuple of 3")):
+        net = conv_net(2, call_block=call_block)
+        message = rf"call_block returned {found}: expected a tuple \(features, context\)"
+        for call in (net, net.forward_taps, net.check):
+            with pytest.raises(TypeError, match=message):
+                call(x)
+
+
+def test_a_stem_that_returns_three_values_is_named() -> None:
+    class Stem(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, int, int]:
+            return x, 1, 2
+
+    net = conv_net(2, stem=Stem(), call_block=lambda block, x, context, index: (block(x), context))
+    with pytest.raises(TypeError, match="the stem returned a tuple of 3: expected a tuple"):
+        net(torch.randn(1, 4, 3, 3))
 
 
 def test_keyword_arguments_reach_call_block_where_the_stem_gives_no_context() -> None:
