@@ -30,7 +30,10 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
+from torch.utils.checkpoint import (
+    checkpoint,  # pyright: ignore[reportUnknownVariableType]
+    set_checkpoint_early_stop,
+)
 
 from elasticnet._compare import same_bits
 
@@ -99,7 +102,19 @@ def _run_and_recompute(
         with start.restored(inputs) as first_inputs:
             return function(*first_inputs)
 
+    if _has_late_noise(module):
+        with set_checkpoint_early_stop(False):
+            return checkpoint(run_first_or_again, *inputs, use_reentrant=False)
     return checkpoint(run_first_or_again, *inputs, use_reentrant=False)
+
+
+def _has_late_noise(module: nn.Module) -> bool:
+    """Return whether a module draws noise after autograd has kept the tensor for it.
+
+    `checkpoint` ends a second run as soon as autograd has kept all that it needs, which is before
+    RReLU draws its noise: the gradients would be NaN.
+    """
+    return any(isinstance(each, nn.RReLU) for each in module.modules())
 
 
 def _not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -193,10 +193,15 @@ def batch_norm_block() -> nn.Module:
     return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
 
 
+def noisy_activation_block() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.RReLU())
+
+
 MAKERS: list[Callable[[], nn.Module]] = [
     spectral_norm_block,
     old_spectral_norm_block,
     batch_norm_block,
+    noisy_activation_block,
     PythonRandom,
     NumpyRandom,
     OwnTorchGenerator,
