@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
@@ -36,6 +36,7 @@ from torch.utils.checkpoint import (
 )
 
 from elasticnet._compare import same_bits
+from elasticnet._kept import tensors_in
 
 Types = tuple[type[Any], ...]
 
@@ -142,7 +143,7 @@ class _Start:
         self.input_versions = [
             (tensor, _version(tensor))
             for value in self.inputs.values()
-            for tensor in _tensors_in(value)
+            for tensor in tensors_in(value)
         ]
         self.python_state: Any = random.getstate()
         self.numpy_state: Any = _numpy_state()
@@ -315,18 +316,6 @@ def _copied_input(value: Any, copies: dict[int, Any]) -> Any:
 def _is_plain_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
     """Return whether a value is a tuple of no class of its own, which can be built from entries."""
     return type(value) is tuple
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested dicts, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, MAPPING_TYPES):
-        for entry in value.values():
-            yield from _tensors_in(entry)
-    elif isinstance(value, (*SEQUENCE_TYPES, tuple)):
-        for entry in value:
-            yield from _tensors_in(entry)
 
 
 def _can_be_state(value: Any) -> bool:

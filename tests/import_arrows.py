@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "loss_weights": set(),
     # and not wrapper: neither knows the other
     "losses": {"taps", "distillation", "loss_weights", "_kept"},
-    "recompute": {"_compare"},
+    "recompute": {"_compare", "_kept"},
     "wrapper": {"taps", "recompute", "_compare", "_copies", "_kept"},
     "registry": {"wrapper"},
     "checkpoint": {
