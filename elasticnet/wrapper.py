@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import types
 from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, overload
@@ -404,7 +405,7 @@ class ElasticWrapper(nn.Module):
         found: list[str] = []
         if type(self) is not ElasticWrapper:
             found.append(f"the class {type(self).__name__}")
-        if "forward" in vars(self):
+        if self._has_replaced_forward():
             found.append("a replaced forward")
         hook_tables: list[dict[int, Any]] = [self._forward_pre_hooks, self._forward_hooks]
         for hooks in hook_tables:
@@ -648,11 +649,16 @@ class ElasticWrapper(nn.Module):
     def _adapters_by_depth(self) -> dict[int, nn.Module]:
         return {int(depth): adapter for depth, adapter in self.adapters.items()}
 
+    def _has_replaced_forward(self) -> bool:
+        """Return whether `net.forward` was set to something else than the method of the class."""
+        forward = vars(self).get("forward")
+        return forward is not None and forward != types.MethodType(type(self).forward, self)
+
     def _rebuilt(
         self, blocks: Iterable[nn.Module], taps: Sequence[int], adapters: Mapping[int, nn.Module]
     ) -> ElasticWrapper:
         """Return this net with other blocks, taps and adapters, without copying any module."""
-        if "forward" in vars(self):
+        if self._has_replaced_forward():
             raise ValueError(
                 "net.forward was replaced, and the replacement may call the whole net: put "
                 "ElasticWrapper's own forward back first (del net.forward)"
@@ -663,6 +669,7 @@ class ElasticWrapper(nn.Module):
         for name, value in vars(self).items():
             if isinstance(value, dict):
                 vars(net)[name] = value.copy()
+        vars(net).pop("forward", None)  # this net's own method
         net.taps = tuple(taps)
         net.default_depth = net.taps[-1]
         net.blocks = nn.ModuleList(blocks)

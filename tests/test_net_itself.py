@@ -148,6 +148,17 @@ def test_a_replaced_forward_is_named() -> None:
         net.to_sequential()
 
 
+def test_a_forward_that_was_put_back_is_no_replacement() -> None:
+    """As accelerate puts it back: the method of the class, set as an attribute."""
+    net = conv_net(3).eval()
+    method = net.forward
+    net.forward = method
+    assert net.additions() == []
+    small = net.truncate(1)
+    same(small(X), net(X, depth=1), "truncated")
+    assert small.taps == (1,)
+
+
 def test_a_compiled_net_is_truncated_to_one_that_is_not() -> None:
     net = conv_net(3).eval()
     net.compile(backend="eager")
