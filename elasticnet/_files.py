@@ -188,12 +188,13 @@ def check_target(path: AnyPath, *, overwrite: bool) -> None:
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(
-            f"{path}: the folder {path.parent} cannot be written to; choose another"
-        )
+    folder = path.parent
+    if path.is_symlink():  # what it leads to is written
+        folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {folder}; make it first")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{path}: the folder {folder} cannot be written to; choose another")
     if os.path.lexists(path) and not overwrite:
         raise FileExistsError(_exists(path))
 

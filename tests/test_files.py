@@ -151,6 +151,13 @@ def test_a_broken_link_counts_as_a_file_that_exists(tmp_path: Path) -> None:
         check_target(tmp_path / "link.onnx", overwrite=False)
 
 
+def test_a_link_into_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """Before the work whose result it shall take."""
+    (tmp_path / "link.png").symlink_to("absent/x.png")
+    with pytest.raises(FileNotFoundError, match=r"link\.png: there is no folder .*absent; make"):
+        check_target(tmp_path / "link.png", overwrite=True)
+
+
 def test_a_folder_is_made_with_its_parents_and_may_exist(tmp_path: Path) -> None:
     for _ in range(2):
         folder = make_writable_folder(tmp_path / "a" / "b")

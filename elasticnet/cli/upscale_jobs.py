@@ -172,7 +172,8 @@ def _find_sources(inputs: Sequence[str]) -> _Sources:
                 f"- beside {len(inputs) - 1} more: standard input is upscaled on its own"
             )
         return _Sources(images=[None], go_into_a_folder=False, notes=[])
-    found: dict[str, Path] = {}  # by real path, because globs and folders may name a file twice
+    # By the real folder and the name, because globs and folders may name a file twice.
+    found: dict[str, Path] = {}
     notes: list[str] = []
     go_into_a_folder = len(inputs) > 1
     for name in inputs:
@@ -188,9 +189,9 @@ def _find_sources(inputs: Sequence[str]) -> _Sources:
         else:
             raise ValueError(why_absent(path))
         for image in images:
-            # A broken link stands for itself: where it leads, another one may lead, too.
-            key = os.path.realpath(image) if image.exists() else os.path.abspath(image)
-            found[key] = image
+            # A link to an image has a name of its own, and so an output.
+            folder = os.path.realpath(image.parent)
+            found[os.path.join(folder, image.name)] = image
     return _Sources(list(found.values()), go_into_a_folder, notes)
 
 

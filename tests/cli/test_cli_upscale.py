@@ -573,7 +573,6 @@ def test_a_broken_link_is_named_and_fails(
     (folder / "in" / "notes.txt").unlink()
     os.symlink("/nowhere/x.png", folder / "in" / "x.png")
     os.symlink("y.png", folder / "in" / "y.png")  # in a circle
-    os.symlink("a.png", folder / "in" / "z.png")  # a second name of an image
     assert upscale(given, "-o", "out", "--quiet") == 1
     assert capsys.readouterr().err.splitlines()[-3:] == [
         "elasticnet: 2 of 5 images could not be upscaled:",
@@ -581,6 +580,13 @@ def test_a_broken_link_is_named_and_fails(
         "  in/y.png: a broken link to y.png",
     ]
     assert len(files(folder / "out")) == 3
+
+
+def test_a_link_to_an_image_has_an_output_of_its_own(folder: Path) -> None:
+    os.symlink("a.png", folder / "in" / "z.png")
+    os.symlink("in", folder / "again")
+    assert upscale("in", "in/a.png", "again/a.png", "-o", "out", "--quiet") == 0
+    assert {"a.png", "z.png"} <= set(files(folder / "out"))
 
 
 def test_what_a_folder_leaves_out_is_named(
