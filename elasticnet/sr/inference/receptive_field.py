@@ -10,7 +10,6 @@ network has no reach that tiles could use.
 
 from __future__ import annotations
 
-import copy
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from elasticnet._copies import detached_copy
 from elasticnet.sr.inference.scale import scale_of
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating
@@ -104,7 +104,7 @@ def _measure(net: ElasticWrapper, depth: int, shallower: Footprint | None) -> Fo
     # A network without parameters counts as one in float32 on the CPU.
     parameter = next(net.parameters(), torch.zeros(()))
     if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-        net = copy.deepcopy(net).to("cpu", torch.float32)
+        net = detached_copy(net).to("cpu", torch.float32)
 
     def predict(image: Tensor) -> Tensor:
         return net(image, depth=depth)

@@ -180,3 +180,14 @@ def test_a_layer_that_skips_pixels_gives_the_same_image_in_tiles() -> None:
     in_tiles = upscale_array(image, plan_upscale(net, tile=40))
     whole = upscale_array(image, plan_upscale(net, tile=None))
     np.testing.assert_allclose(in_tiles, whole, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_trained_net_of_another_type_with_the_old_weight_norm_is_measured() -> None:
+    body = nn.utils.weight_norm(nn.Conv2d(3, 3, 3, padding=1))
+    net = ElasticWrapper([body], nn.Identity()).double()
+    net(torch.rand(1, 3, 9, 9, dtype=torch.float64)).mean().backward()
+
+    measured = footprint(net)
+
+    assert measured.reach == 1
