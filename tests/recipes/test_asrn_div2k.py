@@ -412,7 +412,8 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
     before = log_of(folder)
 
     options = recipe.parse(["--resume", str(folder)])
-    newer = {"data_lr": None, "track": None}  # options that came later, at their neutral values
+    # options that came later, at their neutral values
+    newer = {"data_lr": None, "track": None, "cache": True, "cache_dir": None}
     assert as_json(options) == {**stored, **newer}
     recipe.main(options)
 
