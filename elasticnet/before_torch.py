@@ -1,7 +1,7 @@
-"""Import this before torch, in a program: it prepares for what takes seconds, and can be set once.
+"""Import this before torch, in a program: it sets what torch reads only once, when it is imported.
 
-It sets what torch reads only when it is imported, and lets Ctrl-C end the program with one line
-while torch is imported. The library itself never imports it.
+It also lets Ctrl-C end the program with one line while torch is imported, which takes seconds. The
+library itself never imports it.
 """
 
 from __future__ import annotations
