@@ -109,13 +109,16 @@ def sharded(net: ElasticWrapper) -> ElasticWrapper:
 
 @pytest.mark.usefixtures("process_group")
 def test_a_sharded_net_gives_the_same_bytes_and_is_filled(path: Path, tmp_path: Path) -> None:
-    saved = small_asrn()
-    elasticnet.save(saved, path)
-    elasticnet.save(sharded(small_asrn()), tmp_path / "sharded.safetensors")
-    assert (tmp_path / "sharded.safetensors").read_bytes() == path.read_bytes()
-    net = sharded(asrn(2, num_blocks=2, channels=8).eval())
+    elasticnet.save(small_asrn(), path)
+    from_sharded = tmp_path / "sharded.safetensors"
+    elasticnet.save(sharded(small_asrn()), from_sharded)
+    assert from_sharded.read_bytes() == path.read_bytes()
+
+    # A sharded net cannot run on the CPU with torch 2.6, so that what it holds is saved again.
+    net = sharded(asrn(2, num_blocks=2, channels=8))
     elasticnet.load_into(net, path)
-    same(net(X), saved(X), "prediction")
+    elasticnet.save(net, from_sharded)
+    assert from_sharded.read_bytes() == path.read_bytes()
 
 
 def test_memory_that_a_parameter_is_a_part_of_can_be_resized_after_a_save(path: Path) -> None:
