@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 # The attribute in which a wrapping class keeps its module. The classes are given by their names,
 # because importing some of them takes seconds.
@@ -78,12 +79,16 @@ def is_in_flat_shards(module: nn.Module) -> bool:
 def class_name(module: nn.Module) -> str:
     """Return the full name of the class that a module was made of.
 
-    FSDP2 replaces the class by one of its own. Some modules, such as traced ones, have a class of
-    their own for each object, so that only the names of their classes can be compared.
+    FSDP2 replaces the class by one of its own, and a lazy layer changes its class when it first
+    runs. Some modules, such as traced ones, have a class of their own for each object, so that only
+    the names of their classes can be compared.
 
     Args:
         module: A module that is not wrapped.
     """
+    lazy: Any = module
+    if isinstance(module, LazyModuleMixin) and lazy.cls_to_become is not None:
+        return _full_name(lazy.cls_to_become)
     first, *others = type(module).__mro__
     if others and _full_name(others[0]) == "torch.distributed.fsdp.FSDPModule":
         return _full_name(others[1])

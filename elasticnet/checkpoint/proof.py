@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves
 
 from elasticnet._compare import largest_difference, same_bits
@@ -29,7 +30,7 @@ from elasticnet.checkpoint.building import (
     unsaved_tensors,
 )
 from elasticnet.checkpoint.settings import differing_setting
-from elasticnet.checkpoint.state import find_untied, replace_state, state_of
+from elasticnet.checkpoint.state import find_untied, has_shape, replace_state, state_of
 from elasticnet.registry import Architecture, find, recorded
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
@@ -114,6 +115,8 @@ def _compare_tensors(state: Mapping[str, Tensor], twin: ElasticWrapper) -> str |
             return f"the tensor {name!r} is missing there"
         if name not in state:
             return f"the tensor {name!r} is missing here"
+        if not has_shape(twin_state[name]):
+            continue  # it will have the shape of the tensor that fills it
         shape = tuple(state[name].shape)
         twin_shape = tuple(twin_state[name].shape)
         if shape != twin_shape:
@@ -179,6 +182,8 @@ def _compare_modules(net: ElasticWrapper, twin: ElasticWrapper) -> str | None:
             twin_class = _last_part(class_name(twin_module))
             own_class = _last_part(class_name(module))
             return f"{shown} is of class {twin_class} there, and of class {own_class} here"
+        if isinstance(twin_module, LazyModuleMixin):
+            continue  # it gets its settings when it first runs
         difference = differing_setting(module, twin_module)
         if difference is not None:
             return (

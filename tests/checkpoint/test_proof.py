@@ -284,6 +284,49 @@ def test_classes_that_are_made_for_each_object_are_compared_by_their_names() -> 
     assert described.architecture == "traced"
 
 
+def lazy_blocks() -> list[nn.Module]:
+    return [nn.LazyLinear(4), nn.LazyLinear(4)]
+
+
+def spectral_blocks() -> list[nn.Module]:
+    return [parametrizations.spectral_norm(nn.Linear(4, 4)) for _ in range(2)]
+
+
+def old_weight_norm_blocks() -> list[nn.Module]:
+    return [nn.utils.weight_norm(nn.Linear(4, 4)) for _ in range(2)]
+
+
+def attention_blocks() -> list[nn.Module]:
+    return [nn.TransformerEncoderLayer(4, 2, 8, batch_first=True) for _ in range(2)]
+
+
+def batch_norm_blocks() -> list[nn.Module]:
+    return [nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(3)) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    "make_blocks",
+    [lazy_blocks, spectral_blocks, old_weight_norm_blocks, attention_blocks, batch_norm_blocks],
+)
+def test_unusual_layers_are_described_and_come_back(
+    tmp_path: Path, make_blocks: Callable[[], list[nn.Module]]
+) -> None:
+    def unusual_net(num_blocks: int = 2, taps: list[int] | None = None) -> ElasticWrapper:
+        return ElasticWrapper(make_blocks()[:num_blocks], nn.Linear(4, 1), taps=taps)
+
+    x = torch.rand(5, 3, 4)
+    register("unusual", Architecture(build=unusual_net, example=lambda _: x))
+    try:
+        net = build("unusual")
+        net(x).sum().backward()
+        elasticnet.save(net.eval(), tmp_path / "net.safetensors")
+        loaded = elasticnet.load(tmp_path / "net.safetensors", depth=1)
+        with torch.no_grad():
+            same(loaded(x), net(x, depth=1), "prediction")
+    finally:
+        unregister("unusual")
+
+
 def test_a_net_prepared_by_accelerate_is_to_be_unwrapped() -> None:
     accelerate = pytest.importorskip("accelerate")
     net = small_net("asrn")
