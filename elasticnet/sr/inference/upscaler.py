@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from elasticnet.checkpoint import load
+from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.sr.inference.scale import scale_of
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import UpscalePlan, plan_upscale
 from elasticnet.taps import resolve_depth
-from elasticnet.wrapper import ElasticWrapper
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,7 +35,8 @@ class Upscaler:
 
     Args:
         weights: A file that `elasticnet.save` wrote, of which only what `depth` needs is read; or
-            a net, which is kept, not copied, and put into eval mode once.
+            a net, which is kept, not copied, and put into eval mode once. Of a net that is compiled
+            or wrapped for parallel training, the net inside.
         depth: The default of a call, and of a file the deepest depth that is read. Default: the
             net's own.
         device: Where the network runs. Default: the CPU for a file, and where it is for a net.
@@ -48,21 +49,22 @@ class Upscaler:
         scale: How many times as long each side of an image becomes.
 
     Raises:
+        TypeError: A module that is not an `ElasticWrapper`, and wraps none.
         ValueError: Unknown depth, or a network that makes no larger image.
         OSError: The file cannot be read.
     """
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] | ElasticWrapper,
+        weights: str | os.PathLike[str] | nn.Module,
         depth: int | None = None,
         *,
         device: torch.device | str | None = None,
         tile: int | str | None = "auto",
         self_ensemble: bool = False,
     ) -> None:
-        if isinstance(weights, ElasticWrapper):
-            self.net = weights.eval()
+        if isinstance(weights, nn.Module):
+            self.net = elastic_net(weights).eval()
         else:
             self.net = load(weights, depth)
         if device is not None:

@@ -192,3 +192,14 @@ def test_threads_at_different_depths_do_not_meet(fresh: bool) -> None:
     for job, result in zip(jobs, results, strict=True):
         np.testing.assert_array_equal(result, reference[job[1:]])
     assert upscaler.depth == upscaler.net.default_depth == 4
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_a_wrapped_net_enlarges_as_the_net_inside(wrap: Any) -> None:
+    image = np.full((5, 6, 3), 0.5, np.float32)
+    assert np.array_equal(Upscaler(wrap(NET))(image), Upscaler(NET)(image))
+
+
+def test_a_module_that_is_not_elastic_is_refused() -> None:
+    with pytest.raises(TypeError, match="net is a Linear: expected an ElasticWrapper"):
+        Upscaler(nn.Linear(1, 1))
