@@ -9,6 +9,7 @@ import re
 import struct
 
 START_BYTES = 512  # of a file, which are enough for everything below
+MIN_TEXT = 16  # bytes; fewer may be those of a checkpoint that is cut off
 
 _CHECKPOINT = "give the checkpoint, a .safetensors file that elasticnet.save or a recipe wrote"
 _PICKLE_ADVICE = (
@@ -28,17 +29,25 @@ _PICKLE_START = re.compile(rb"\x80[\2-\5]")
 # An ONNX file is a protobuf message. Field 1 is the version, a small number; then comes field 2
 # (the producer), 3, 7 (the graph) or 8.
 _ONNX_START = re.compile(rb"\x08[\x01-\x1f][\x12\x1a\x3a\x42]")
-_HTML_START = re.compile(rb"\s*<(?:!doctype html|html|head|\?xml)", re.IGNORECASE)
+_HTML_START = re.compile(rb"\s*<(?:!doctype html|html|head)", re.IGNORECASE)
+_XML_START = re.compile(rb"\s*<\?xml")
 _JSON_START = re.compile(rb"\s*[{\[]")
 _OTHER_STARTS = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes",
     b"GGUF": "a GGUF file",
     b"\x93NUMPY": "a NumPy array",
     b"\x1f\x8b": "a gzip archive",
+    b"\xfd7zXZ\0": "an xz archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
     b"\x89PNG": "a PNG file",
     b"\xff\xd8\xff": "a JPEG file",
+    b"II*\0": "a TIFF file",
+    b"MM\0*": "a TIFF file",
     b"%PDF": "a PDF document",
 }
+_TAR_NAME = 257  # where a tar archive says what it is (POSIX.1-1988, ustar)
+_TFLITE_NAME = 4  # where a TFLite file says what it is
 
 
 def describe_other_file(start: bytes) -> str | None:
@@ -62,12 +71,33 @@ def describe_other_file(start: bytes) -> str | None:
         return f"an ONNX file; {_EXPORT_ADVICE}"
     if _HTML_START.match(start):
         return f"an HTML page; {_SAVED_PAGE}"
+    kind = _kind_of(start)
+    return None if kind is None else f"{kind}; {_CHECKPOINT}"
+
+
+def _kind_of(start: bytes) -> str | None:
+    """What a file is that has nothing to do with networks of ours; None where nobody knows."""
     if _JSON_START.match(start):
-        return f"a JSON file; {_CHECKPOINT}"
+        return "a JSON file"
+    if _XML_START.match(start):
+        return "an XML file, such as a server's message of an error"
     for beginning, kind in _OTHER_STARTS.items():
         if start.startswith(beginning):
-            return f"{kind}; {_CHECKPOINT}"
-    return None
+            return kind
+    if start.startswith(b"ustar", _TAR_NAME):
+        return "a tar archive"
+    if start.startswith(b"TFL3", _TFLITE_NAME):
+        return "a TFLite file"
+    return "a text file" if _is_text(start) else None
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether the beginning of a file is text in UTF-8; its last letter may be cut off."""
+    if len(start) < MIN_TEXT:
+        return False
+    text = start.decode("utf-8", errors="ignore")
+    is_whole = len(text.encode()) > len(start) - 4  # a letter has at most four bytes
+    return is_whole and all(letter.isprintable() or letter.isspace() for letter in text)
 
 
 def _describe_zip(start: bytes) -> str:

@@ -129,6 +129,14 @@ def test_archives_of_other_things(tmp_path: Path) -> None:
         (json.dumps({"preset": "best"}).encode(), "a JSON file; give the checkpoint"),
         (b"GGUF\3\0\0\0" + bytes(60), "a GGUF file; give the checkpoint"),
         (b"\x89HDF\r\n\x1a\n" + bytes(60), "an HDF5 file, as Keras writes; give the checkpoint"),
+        (
+            b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+            "an XML file, such as a",
+        ),
+        (bytes(257) + b"ustar\x0000" + bytes(100), "a tar archive; give the checkpoint"),
+        (b"\x1c\0\0\0TFL3" + bytes(60), "a TFLite file; give the checkpoint"),
+        ("model: größe\n".encode() * 60, "a text file; give the checkpoint"),
+        (b"II*\0" + bytes(60), "a TIFF file; give the checkpoint"),
         (b"\x89PNG\r\n\x1a\n" + bytes(60), "a PNG file; give the checkpoint"),
     ],
 )
@@ -162,7 +170,7 @@ def test_a_cut_checkpoint_is_called_cut_off(tmp_path: Path) -> None:
 
 
 def test_nothing_is_said_of_bytes_that_nobody_knows() -> None:
-    assert describe_other_file(b"this is no safetensors file at all") is None
+    assert describe_other_file(b"\x17\x91" * 40) is None
 
 
 # --- other ways to the same file
