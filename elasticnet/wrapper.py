@@ -511,6 +511,7 @@ class ElasticWrapper(nn.Module):
             if depth in self.taps:
                 tap_features[depth] = features
                 state.kept.keep_features(features, f"the features at depth {depth}")
+            # Any other head predicts at once, before the next block can change the features.
             if depth in depths and not head_takes_all_taps:
                 predictions += self._predict({depth: features}, state)
         if head_takes_all_taps:
