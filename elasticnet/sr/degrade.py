@@ -118,11 +118,12 @@ def degrade(
     if kind == "BI":
         return low
     if noise == "matlab":
-        normals = matlab_normals(low.shape)
-    else:
-        generator = generator or np.random.default_rng(seed)
-        normals = generator.standard_normal(low.shape)
-    return to_uint8(low + noise_sigma * normals)
+        # In single precision, as the script that made the published images has it.
+        added = (noise_sigma * matlab_normals(low.shape)).astype(np.float32)
+        return to_uint8(low.astype(np.float32) + added)
+    if generator is None:
+        generator = np.random.default_rng(seed)
+    return to_uint8(low + noise_sigma * generator.standard_normal(low.shape))
 
 
 def given_sigmas(

@@ -143,7 +143,8 @@ def test_dn_noise_has_the_stated_strength() -> None:
 def test_matlab_s_noise_is_added_rounded_and_clipped() -> None:
     image = photograph(30, 21)
     low = imresize(image, size=(10, 7))
-    expected = np.clip(np.floor(low + 30 * matlab_normals((10, 7, 3)) + 0.5), 0, 255)
+    added = np.float32(30 * matlab_normals((10, 7, 3)))
+    expected = np.clip(np.floor(np.float32(low) + added + 0.5), 0, 255)
     np.testing.assert_array_equal(degrade(image, "DN", 3, noise="matlab"), expected)
     np.testing.assert_array_equal(degrade(image, "DN", 3, noise="matlab", seed=5), expected)
 
