@@ -63,17 +63,23 @@ class Footprint(NamedTuple):
     bytes_per_pixel: float
 
 
-_measured: weakref.WeakKeyDictionary[ElasticWrapper, dict[int, Footprint]] = (
-    weakref.WeakKeyDictionary()
-)
+class _Measured(NamedTuple):
+    """What is remembered of a network: its footprints by depth, and how it was built then."""
+
+    structure: str
+    footprints: dict[int, Footprint]
+
+
+_measured: weakref.WeakKeyDictionary[ElasticWrapper, _Measured] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()  # threads that share a network measure it once
 
 
 def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
     """Measure how far one depth of an image network sees and how much memory it takes.
 
-    Each depth of a network is measured once and then remembered. The measurement runs on the CPU in
-    float32, because kernels of other devices may spread a NaN further than the network's sums do.
+    Each depth of a network is measured once and then remembered, as long as the network has the
+    same layers in the same dtype. The measurement runs on the CPU in float32, because kernels of
+    other devices may spread a NaN further than the network's sums do.
 
     Args:
         net: A network (b, 3, h, w) -> (b, 3, scale h, scale w). Its weights, device, dtype and mode
@@ -90,12 +96,23 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
     depth = net.default_depth if depth is None else resolve_depth(depth, net.taps)
     shallowest = net.taps[0]
     with _lock:
-        footprints = _measured.setdefault(net, {})
+        footprints = _footprints_so_far(net)
         if shallowest not in footprints:
             footprints[shallowest] = _measure(net, shallowest, shallower=None)
         if depth not in footprints:
             footprints[depth] = _measure(net, depth, shallower=footprints[shallowest])
         return footprints[depth]
+
+
+def _footprints_so_far(net: ElasticWrapper) -> dict[int, Footprint]:
+    """What is remembered of a network; nothing if its layers or its dtype have changed since."""
+    parameter = next(net.parameters(), torch.zeros(()))
+    structure = f"{parameter.dtype} {net!r}"  # the text has kernel sizes, strides and dilations
+    remembered = _measured.get(net)
+    if remembered is None or remembered.structure != structure:
+        remembered = _Measured(structure=structure, footprints={})
+        _measured[net] = remembered
+    return remembered.footprints
 
 
 def _measure(net: ElasticWrapper, depth: int, shallower: Footprint | None) -> Footprint:

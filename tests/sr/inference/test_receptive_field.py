@@ -191,3 +191,12 @@ def test_a_trained_net_of_another_type_with_the_old_weight_norm_is_measured() ->
     measured = footprint(net)
 
     assert measured.reach == 1
+
+
+def test_a_network_that_is_changed_is_measured_again() -> None:
+    net = asrn(2, num_blocks=2, channels=8).eval()
+    before = footprint(net)
+    assert before.reach is not None
+    net.blocks[0] = nn.Conv2d(8, 8, 3, padding=8, dilation=8)
+    assert footprint(net).reach == before.reach + 4  # a MAB sees 4 pixels to each side, this 8
+    assert footprint(net.half()).bytes_per_pixel < before.bytes_per_pixel
