@@ -1,11 +1,13 @@
 """Import this before torch, in a program: it sets what torch reads only once, when it is imported.
 
-It also lets Ctrl-C end the program with one line while torch is imported, which takes seconds. The
-library itself never imports it.
+It also lets Ctrl-C end the program with one line while torch is imported, which takes seconds, and
+lets the program print letters that the encoding of standard output lacks, as escapes. The library
+itself never imports it.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from types import TracebackType
@@ -19,6 +21,11 @@ INTERRUPTED = 130  # exit status: what a shell reports after Ctrl-C
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# Otherwise a name of a file, or the ± of a table, would end a program whose work is done, where the
+# terminal or the pipe has another encoding than UTF-8. Standard error escapes them already.
+if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 _hook_before = sys.excepthook
 

@@ -234,3 +234,18 @@ def test_only_elastic_nets_are_saved_and_loaded_into(folder: Path) -> None:
         save(torch.nn.Linear(2, 2), "x.safetensors")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="net is a Linear: expected an ElasticWrapper"):
         load_into(torch.nn.Linear(2, 2), "n.safetensors")  # pyright: ignore[reportArgumentType]
+
+
+def test_names_that_the_output_cannot_encode_are_escaped(folder: Path) -> None:
+    """Whether they are letters of another language, or bytes that are no text at all."""
+    strange = os.fsdecode(b"caf\xe9")
+    for name in ("漢字", strange):
+        Path(name).mkdir()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(
+            Path(name, f"{name}.png")
+        )
+    command = "el benchmark --data 漢字 caf* --scale 2 --no-cost --no-cache --out out"
+    ended = shell(f"export PYTHONIOENCODING=ascii; {command}")
+    assert ended.returncode == 0, ended.stderr
+    assert "\\u6f22\\u5b57" in ended.stdout
+    assert r"caf\udce9" in Path("out/images.csv").read_text(encoding="utf-8")
