@@ -11,7 +11,8 @@ with what the first one began with, and afterwards the later state is put back. 
 - the generators of Python's `random` and of NumPy, and generators that modules hold as attributes;
 - lists, dicts, sets and generators among the inputs, such as the context of `call_block`.
 
-What is kept elsewhere is not seen: in a closure, or in an object of another class.
+What is kept elsewhere is not seen: in a closure, or in an object of another class. Parameters that
+change between the two runs are an error, as they mostly are without recomputation.
 
 A graph of torch.compile needs none of this. It computes again from the values that entered it, and
 changes each buffer once. An older torch may change them twice; there a block with buffers runs
@@ -98,7 +99,7 @@ def _run_and_recompute(
         if start is None:
             start = _Start(module, inputs)
             output = function(*inputs)
-            start.drop_unchanged()
+            start.end_first_run()
             return output
         with start.restored(inputs) as first_inputs:
             return function(*first_inputs)
@@ -132,7 +133,8 @@ class _Start:
 
     def __init__(self, module: nn.Module, inputs: Sequence[Any]) -> None:
         copies: dict[int, Any] = {}
-        self.block_name = type(module).__name__
+        self.block = module
+        self.parameters: dict[str, tuple[Tensor, int | None]] = {}  # with their versions
         self.modules = [_ModuleStart(each, copies) for each in module.modules()]
         # By position. Inputs that are tensors themselves are kept and checked by `checkpoint`.
         self.inputs = {
@@ -148,8 +150,9 @@ class _Start:
         self.python_state: Any = random.getstate()
         self.numpy_state: Any = _numpy_state()
 
-    def drop_unchanged(self) -> None:
-        """Forget, after the first run, the copies of what it did not change."""
+    def end_first_run(self) -> None:
+        """Note the parameters, and forget the copies of what the first run did not change."""
+        self.parameters = _parameters_of(self.block)
         for module in self.modules:
             module.drop_unchanged()
         # A generator that the block does not use stays untouched in the second run, because
@@ -170,9 +173,11 @@ class _Start:
             The inputs that the first run began with. What a run can change in them is a copy.
 
         Raises:
-            RuntimeError: A tensor inside an input was written to since the start.
+            RuntimeError: A tensor inside an input was written to since the start, or a parameter
+                was changed since the first run.
         """
         self._check_inputs()
+        self._check_parameters()
         copies: dict[int, Any] = {}
         first_inputs = list(inputs)
         for position, value in self.inputs.items():
@@ -186,6 +191,7 @@ class _Start:
         finally:
             for start, later in zip(self.modules, later_states, strict=True):
                 _set_attributes(start.module, current=_attributes_of(start.module), wanted=later)
+            self.parameters = _parameters_of(self.block)
 
     def _check_inputs(self) -> None:
         """Raise if a tensor inside a list or dict was written to since the start."""
@@ -193,9 +199,22 @@ class _Start:
             if _version(tensor) != version:
                 raise RuntimeError(
                     f"checkpoint_blocks: a tensor of shape {tuple(tensor.shape)} inside the inputs "
-                    f"of {self.block_name} was changed in place after the block took it, so that "
-                    "the block cannot be computed again. Make a new tensor there, or leave out "
-                    "checkpoint_blocks"
+                    f"of {type(self.block).__name__} was changed in place after the block took it, "
+                    "so that the block cannot be computed again. Make a new tensor there, or leave "
+                    "out checkpoint_blocks"
+                )
+
+    def _check_parameters(self) -> None:
+        """Raise if a parameter was replaced or written to since the block ran last."""
+        now = _parameters_of(self.block)
+        for name, (parameter, version) in self.parameters.items():
+            # Sharding takes parameters away and puts others in their place.
+            if name in now and (now[name][0] is not parameter or now[name][1] != version):
+                raise RuntimeError(
+                    f"checkpoint_blocks: the parameter {name} of {type(self.block).__name__} was "
+                    "changed between forward and backward pass (by an optimizer's step, or by the "
+                    "end of functional_call), so that the block cannot be computed again. Call "
+                    "backward first, or leave out checkpoint_blocks"
                 )
 
 
@@ -235,6 +254,15 @@ class _ModuleStart:
         for name, value in self.copied.items():
             wanted[name] = _copied(value, copies)
         _set_attributes(self.module, current=_state_of(self.module), wanted=wanted)
+
+
+def _parameters_of(module: nn.Module) -> dict[str, tuple[Tensor, int | None]]:
+    """Return the parameters of a module, sharded ones apart, each with its version."""
+    return {
+        name: (parameter, _version(parameter))
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if type(parameter) in (nn.Parameter, Tensor)
+    }
 
 
 def _attributes_of(module: nn.Module) -> dict[str, Any]:

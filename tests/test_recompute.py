@@ -431,6 +431,49 @@ def test_a_tensor_in_a_list_that_is_written_to_is_refused() -> None:
         total.backward()
 
 
+# --- parameters between the two runs
+
+
+def test_a_step_between_forward_and_backward_is_refused() -> None:
+    """Without recomputation PyTorch refuses it, too."""
+    _, net = twins(batch_norm_block)
+    total = net(X).sum()
+    with torch.no_grad():
+        net.get_parameter("blocks.1.0.weight").add_(1)
+    message = r"the parameter 0\.weight of Sequential was changed between forward and backward"
+    with pytest.raises(RuntimeError, match=message):
+        total.backward()
+
+
+def test_parameters_of_one_call_alone_are_refused() -> None:
+    _, net = twins(batch_norm_block)
+    doubled = {name: 2 * parameter for name, parameter in net.named_parameters()}
+    total = torch.func.functional_call(net, doubled, (X,)).sum()
+    with pytest.raises(RuntimeError, match=r"parameter .* was changed .*functional_call"):
+        total.backward()
+
+
+class Clamped(nn.Module):
+    """A block that limits its own weight at the beginning of each run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.conv.weight.clamp_(-0.1, 0.1)
+        return torch.tanh(self.conv(x))
+
+
+def test_a_block_may_limit_its_own_weight() -> None:
+    plain, saving = twins(Clamped)
+    assert_equal(train(saving), train(plain))
+    total = saving(X).sum()
+    total.backward(retain_graph=True)
+    total.backward()
+
+
 # --- in several processes
 
 

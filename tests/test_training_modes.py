@@ -217,6 +217,19 @@ def test_compiled_net_at_each_depth() -> None:
             torch.testing.assert_close(compiled(X, depth=depth), net(X, depth=depth))
 
 
+def test_a_compiled_objective_whose_schedule_switches_a_tap_off() -> None:
+    def schedule(step: int) -> dict[int, float]:
+        return {1: 1.0 if step < 2 else 0.0, 2: 1.0, 3: 0.5 + step}
+
+    torch._dynamo.reset()
+    objective = ElasticObjective(conv_net(3), nn.L1Loss(), 0.1, tap_weights=schedule)
+    compiled = torch.compile(objective, backend="aot_eager")
+    for step in range(4):
+        expected = step_and_gradients(objective, objective, X, Y, step=step)
+        assert list(expected[0].per_depth) == ([1, 2, 3] if step < 2 else [2, 3])
+        assert_same_step(step_and_gradients(objective, compiled, X, Y, step=step), expected)
+
+
 def test_compiled_objective_with_context_and_recomputed_blocks() -> None:
     net = rotary_net(checkpoint_blocks=True).truncate(2)
     for module in net.modules():
