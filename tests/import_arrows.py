@@ -89,6 +89,7 @@ ALLOWED: dict[str, set[str]] = {
         "_copies",
         "_files",
         "_lazy",
+        "_wrapped",
     },
     "training": {
         "taps",

@@ -139,7 +139,7 @@ def measure(
         repeats=made_repeats,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         rows=tuple(rows),
-        per_pass=dict(per_pass or {"samples": shown_input.shape[0]}),
+        per_pass=dict(per_pass or _samples_in(shown_input)),
         metrics=used_metrics,
         data=data,
         warnings=(*warnings, *not_rising(rows, used_metrics)),
@@ -185,6 +185,13 @@ def dtype_of(net: nn.Module, example: Tensor) -> torch.dtype:
         if parameter.is_floating_point():
             return parameter.dtype
     return example.dtype
+
+
+def _samples_in(example: Tensor) -> dict[str, float]:
+    """Return the length of a batch as the unit of a pass; a single number is no batch."""
+    if example.ndim == 0:
+        return {}
+    return {"samples": example.shape[0]}
 
 
 def _not_counted(counts: Iterable[MacCount]) -> list[str]:

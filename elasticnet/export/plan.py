@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from elasticnet._copies import detached_copy
 from elasticnet._files import check_target
+from elasticnet._wrapped import unwrapped
 from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.checkpoint.proof import describe
 from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs
@@ -251,6 +252,7 @@ def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
             copy in any case, since what it does may depend on the input's size.
     """
     plain = detached_copy(net)
+    _remove_wrappers(plain)
     make_weights_plain(plain)
     if fold:
         for parent in list(plain.modules()):
@@ -262,6 +264,18 @@ def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
         if isinstance(getattr(module, "fold", None), bool):
             setattr(module, "fold", False)  # noqa: B010 - a module's own attribute, not a tensor
     return plain.requires_grad_(False)
+
+
+def _remove_wrappers(plain: nn.Module) -> None:
+    """Put plain modules in the place of those that are compiled or wrapped for parallel training.
+
+    torch 2.6 does not trace what was compiled.
+    """
+    for parent in list(plain.modules()):
+        children: dict[str, Any] = vars(parent)["_modules"]
+        for name, child in children.items():
+            children[name] = unwrapped(child)
+        vars(parent).pop("_compiled_call_impl", None)  # what module.compile() leaves
 
 
 class _Builder(NamedTuple):

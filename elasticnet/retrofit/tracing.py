@@ -71,8 +71,7 @@ def trace(
         for training in (True, False):
             model.train(training)
             try:
-                with _assignments_undone(containers, assigned):
-                    traces.append(_trace_once(model, containers.values(), leaf_functions))
+                traces.append(_trace_in_mode(model, containers, leaf_functions, assigned))
             except TRACE_ERRORS as error:
                 # torch.fx explains at length from the second sentence on
                 reason = str(error).split("\n")[0].split(". ")[0]
@@ -130,20 +129,32 @@ def _assignments_undone(
 ) -> Generator[None, None, None]:
     """Put back what a trace assigns to modules inside a `with` block, and note it in `assigned`.
 
-    A trace assigns its own values, which stand for tensors and would spoil the model. Buffers are
-    plain attributes meanwhile, because modules refuse such values as buffers.
+    A trace assigns its own values, which stand for tensors and would spoil the model.
     """
     kept = KeptAttributes(containers)
-    for module in containers.values():
-        buffers = vars(module)["_buffers"]
-        vars(module).update(buffers)
-        buffers.clear()
-    attributes = KeptAttributes(containers)
     try:
         yield
     finally:
-        assigned.update(attributes.assigned())
+        assigned.update(kept.assigned())
         kept.put_back()
+
+
+@contextmanager
+def _buffers_as_attributes(modules: Iterable[nn.Module]) -> Generator[None, None, None]:
+    """Make buffers plain attributes inside a `with` block, which hold any values."""
+    moved: list[tuple[nn.Module, dict[str, Any]]] = []
+    for module in modules:
+        buffers = vars(module)["_buffers"]
+        moved.append((module, dict(buffers)))
+        vars(module).update(buffers)
+        buffers.clear()
+    try:
+        yield
+    finally:
+        for module, buffers in moved:
+            for name, buffer in buffers.items():
+                vars(module).pop(name, None)
+                vars(module)["_buffers"][name] = buffer
 
 
 @contextmanager
@@ -155,6 +166,25 @@ def _modes_restored(model: nn.Module) -> Generator[None, None, None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _trace_in_mode(
+    model: nn.Module,
+    containers: Mapping[str, nn.Module],
+    leaf_functions: Iterable[Callable[..., Any]],
+    assigned: set[str],
+) -> TracedForward:
+    """The forward in the mode that the model is in; notes in `assigned` what it assigns."""
+    modules = list(containers.values())
+    try:
+        with _assignments_undone(containers, assigned):
+            return _trace_once(model, modules, leaf_functions)
+    except TypeError as error:
+        # "cannot assign 'torch.fx.proxy.Proxy' object to buffer 'mean'", or "as buffer".
+        if "cannot assign" not in str(error) or "buffer" not in str(error):
+            raise
+    with _buffers_as_attributes(modules), _assignments_undone(containers, assigned):
+        return _trace_once(model, modules, leaf_functions)
 
 
 def _trace_once(
