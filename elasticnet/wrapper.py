@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from elasticnet._compare import largest_difference, same_bits
 from elasticnet._copies import detached_copy
-from elasticnet._kept import KeptTensors, OverwrittenError, copied, tensors_in
+from elasticnet._kept import KeptTensors, copied, tensors_in
 from elasticnet.recompute import recomputed
 from elasticnet.taps import is_whole_number, resolve_depth, resolve_depths, resolve_taps
 
@@ -191,6 +191,8 @@ class ElasticWrapper(nn.Module):
         self._stem_takes_any_keyword = _takes_any_keyword(stem)
         self._stem_keywords = _named_keywords(stem)
         self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
+        # For `check`: a pass compares values, and returns rejections in the place of predictions.
+        self._is_probe = False
 
     @property
     def stem_keywords(self) -> frozenset[str]:
@@ -466,7 +468,7 @@ class ElasticWrapper(nn.Module):
         """Run the net once on an example and report what comes out at every tap.
 
         The run is in eval mode and without gradients. Afterwards every module has its own mode
-        again. Hooks on the net itself do not run.
+        again. Forward hooks on the net itself do not run, and pre-hooks do.
 
         Args:
             example: An input of the network.
@@ -478,21 +480,20 @@ class ElasticWrapper(nn.Module):
             the tap and which adapter would help, or how many features are not finite.
 
         Raises:
-            ValueError: With `strict`, the first problem.
+            ValueError: With `strict`, the first problem. Or `net.forward` was replaced.
             RuntimeError: A part overwrites in place what a pass keeps, see `copy_features`.
         """
-        outcomes: list[_TapOutcome] = []
-        with evaluating(self), torch.no_grad():
-            features, context, state = self._start_pass(example, keywords, compare_values=True)
-            for depth, block in enumerate(self.blocks, start=1):
-                features, context = self._run_block(block, features, context, depth, state)
-                if depth in self.taps:
-                    state.kept.keep_features(features, f"the features at depth {depth}")
-                    outcomes.append(self._try_tap(features, depth, state))
-            state.kept.check_all("the head, or a block behind,")
-        # The deepest block always has a tap, so the last outcome is the deepest.
-        deepest_shape = outcomes[-1].shape
-        reports = [_report(outcome, deepest_shape) for outcome in outcomes]
+        probe = self._rebuilt(self.blocks, self.taps, self._adapters_by_depth())
+        probe._is_probe = True
+        probe._forward_hooks.clear()  # they could take a rejection for a prediction
+        with evaluating(probe), torch.no_grad():
+            taps = probe(example, taps=probe.taps, **keywords)
+
+        # The deepest block always has a tap, and the last features are the deepest.
+        deepest_shape = _shape_of(taps.features[-1])
+        reports: list[TapReport] = []
+        for depth, prediction, features in zip(*taps, strict=True):
+            reports.append(_report(depth, prediction, features, deepest_shape))
         for report in reports:
             if strict and report.problem is not None:
                 raise ValueError(report.problem)
@@ -503,7 +504,8 @@ class ElasticWrapper(nn.Module):
     def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
         """Run all blocks once and predict at `depths`."""
         features, context, state = self._start_pass(x, keywords)
-        head_takes_all_taps = self._head_takes_all_taps()
+        # A probe asks the head about each tap alone.
+        predicts_together = self._head_takes_all_taps() and not self._is_probe
         tap_features: dict[int, Any] = {}
         predictions: list[Any] = []
         for depth, block in enumerate(self.blocks, start=1):
@@ -512,18 +514,16 @@ class ElasticWrapper(nn.Module):
                 tap_features[depth] = features
                 state.kept.keep_features(features, f"the features at depth {depth}")
             # Any other head predicts at once, before the next block can change the features.
-            if depth in depths and not head_takes_all_taps:
+            if depth in depths and not predicts_together:
                 predictions += self._predict({depth: features}, state)
-        if head_takes_all_taps:
+        if predicts_together:
             predictions += self._predict({depth: tap_features[depth] for depth in depths}, state)
         state.kept.check_all("the head, or a block behind,")
         return Taps(depths, tuple(predictions), tuple(tap_features.values()))
 
-    def _start_pass(
-        self, x: Any, keywords: dict[str, Any], compare_values: bool = False
-    ) -> tuple[Any, Any, _PassState]:
+    def _start_pass(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, _PassState]:
         """Run the stem; return features and context for the first block, and the pass's state."""
-        kept = KeptTensors(compare_values)
+        kept = KeptTensors(compare_values=self._is_probe)
         kept.keep_input(x, "the input")
         features, context = self._run_stem(x, keywords)
         kept.check("the stem")
@@ -609,7 +609,10 @@ class ElasticWrapper(nn.Module):
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise RuntimeError(_rejection(features, error)) from error
+            message = _rejection_message(features, error)
+            if not self._is_probe:
+                raise RuntimeError(message) from error
+            predictions = tuple(_Rejection(message) for _ in features)
         _check_predictions(predictions, num_taps=len(features))
 
         depths = _listed(features)
@@ -738,25 +741,6 @@ class ElasticWrapper(nn.Module):
         taps = net(example, taps=[depth], **keywords)
         return dict(zip(net.taps, taps.features, strict=True))
 
-    def _try_tap(self, features: Any, depth: int, state: _PassState) -> _TapOutcome:
-        """Return what the head makes of one tap, whether it takes it or not."""
-        output: Any = None
-        rejection: str | None = None
-        try:
-            (output,) = self._predict({depth: features}, state)
-        except OverwrittenError:
-            raise
-        except RuntimeError as error:
-            rejection = str(error)
-        return _TapOutcome(
-            depth=depth,
-            shape=_shape_of(features),
-            num_values=sum(tensor.numel() for tensor in tensors_in(features)),
-            num_not_finite=sum(_count_not_finite(tensor) for tensor in tensors_in(features)),
-            output_shape=tuple(output.shape) if isinstance(output, Tensor) else None,
-            rejection=rejection,
-        )
-
 
 class _NetHook:
     """A forward hook on an elastic net. If it takes a `Taps` for a tensor, it is named.
@@ -802,43 +786,40 @@ class _OutOfTuple(nn.Module):
         return prediction
 
 
-class _TapOutcome(NamedTuple):
-    """What `check` saw at one tap.
+class _Rejection(NamedTuple):
+    """What `check` gets in the place of a prediction if the head rejects the features.
 
     Attributes:
-        depth: The tap's depth.
-        shape: The shape of its features. If they are a list, tuple or dict, the shape of each
-            tensor in it.
-        num_values: How many values the features have.
-        num_not_finite: How many of them are NaN or infinite.
-        output_shape: The shape of the head's output, if that is a tensor.
-        rejection: The error of the head. None: it took the features.
+        message: The error.
     """
 
-    depth: int
-    shape: tuple[Any, ...]
-    num_values: int
-    num_not_finite: int
-    output_shape: tuple[int, ...] | None
-    rejection: str | None
+    message: str
 
 
-def _report(outcome: _TapOutcome, deepest_shape: tuple[Any, ...]) -> TapReport:
-    """Return the report of one tap, whose problem names the deepest tap's shape if it differs."""
-    problem = outcome.rejection
-    if problem is not None and outcome.shape != deepest_shape:
-        problem = f"{problem} (the deepest tap has shape {deepest_shape})"
+def _report(
+    depth: int, prediction: Any, features: Any, deepest_shape: tuple[Any, ...]
+) -> TapReport:
+    """Return the report of one tap."""
+    shape = _shape_of(features)
+    tensors = tensors_in(features)
+    num_not_finite = sum(_count_not_finite(tensor) for tensor in tensors)
+    problem = None
+    if isinstance(prediction, _Rejection):
+        problem = prediction.message
+        if shape != deepest_shape:
+            problem = f"{problem} (the deepest tap has shape {deepest_shape})"
     # Features that are not finite explain everything else, a rejection by the head too.
-    if outcome.num_not_finite:
+    if num_not_finite:
+        num_values = sum(tensor.numel() for tensor in tensors)
         problem = (
-            f"depth {outcome.depth}: {outcome.num_not_finite} of {outcome.num_values} features "
-            "are not finite (NaN or infinity)"
+            f"depth {depth}: {num_not_finite} of {num_values} features are not finite "
+            "(NaN or infinity)"
         )
     return TapReport(
-        depth=outcome.depth,
-        shape=outcome.shape,
-        output_shape=outcome.output_shape,
-        finite=outcome.num_not_finite == 0,
+        depth=depth,
+        shape=shape,
+        output_shape=tuple(prediction.shape) if isinstance(prediction, Tensor) else None,
+        finite=num_not_finite == 0,
         problem=problem,
     )
 
@@ -970,7 +951,7 @@ def _listed(depths: Iterable[int]) -> str:
     return ", ".join(str(depth) for depth in depths)
 
 
-def _rejection(features: Mapping[int, Any], error: Exception) -> str:
+def _rejection_message(features: Mapping[int, Any], error: Exception) -> str:
     """Return what to say if the head, or an adapter, fails for the features at these depths."""
     taps = "taps" if len(features) > 1 else "tap"
     depths = _listed(features)

@@ -211,6 +211,17 @@ def test_an_objective_trains_with_copies() -> None:
     same(gradients[1], gradients[0], "gradients")
 
 
+def test_check_names_a_head_that_writes_and_then_rejects() -> None:
+    class WritesAndFails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x.neg_()
+            raise ValueError("not today")
+
+    net = ElasticWrapper(conv_blocks(2), WritesAndFails())
+    with pytest.raises(OverwrittenError, match="the head at depth 1 writes in place"):
+        net.check(X)
+
+
 def test_counters_that_are_missing_do_no_harm() -> None:
     net = conv_net(2).eval()
     expected = net(X, taps=net.taps)

@@ -92,6 +92,17 @@ def test_buffers_stay_and_are_copied(net: ElasticWrapper) -> None:
         assert net.with_taps([3]).get_buffer(name) is net.get_buffer(name)
 
 
+def test_check_sees_what_the_net_sees() -> None:
+    """The stem takes floats alone; a hook on the net makes them of bytes."""
+    net = conv_net(2, stem=nn.Conv2d(4, 4, 1))
+    net.register_forward_pre_hook(lambda module, inputs: (inputs[0] / 255, *inputs[1:]))
+    outputs: list[Any] = []
+    net.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    image = torch.randint(0, 256, (1, 4, 5, 5), dtype=torch.uint8)
+    assert [report.problem for report in net.check(image)] == [None, None]
+    assert outputs == []
+
+
 def test_hooks_of_a_new_net_are_its_own() -> None:
     net = hooked().eval()
     expected = net(X)
