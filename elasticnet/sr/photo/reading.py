@@ -46,7 +46,7 @@ from elasticnet.sr.photo.samples import (
     read_samples,
     why_samples_are_refused,
 )
-from elasticnet.sr.photo.scaled_metadata import without_places
+from elasticnet.sr.photo.scaled_metadata import without_places, xmp_without_places
 from elasticnet.sr.photo.tiff_pages import (
     directories,
     go_to_main_page,
@@ -296,7 +296,7 @@ def _decode(
     samples = read_samples(image, file, notes, cmyk_by_profile=cmyk_by_profile)
     note_damaged_profile(image, about_metadata)
     note_resolution_without_unit(image, about_metadata)
-    note_what_is_dropped(image, notes)
+    note_what_is_dropped(image, about_metadata)
     note_left_out_of_tiff(tags, has_alpha=samples.alpha is not None, notes=notes)
     xmp = xmp or take_xmp(image)  # PNG may have it behind the pixels
     exif, orientation = read_exif(image, notes)
@@ -304,6 +304,7 @@ def _decode(
         orientation = orientation_in(xmp)
     if is_turned_by_pillow or orientation not in (None, UPRIGHT):
         exif = without_places(exif, about_metadata)
+        xmp = xmp_without_places(xmp, about_metadata)
     photo = Photo(
         pixels=samples.pixels,
         alpha=samples.alpha,

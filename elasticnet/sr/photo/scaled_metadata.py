@@ -53,6 +53,9 @@ _HEIGHTS = (b"tiff:ImageLength", b"exif:PixelYDimension")
 _COUNTS = rb"GPano:\w+Pixels"  # of panoramas
 _RESOLUTIONS = rb"exif:FocalPlane[XY]Resolution"
 _SUBJECT = re.compile(rb"<(exif:Subject(?:Area|Location))\b.*?</\1>", re.S)
+_PLACES = re.compile(
+    rb"<(mwg-rs:Regions|MP:RegionInfo|exif:Subject(?:Area|Location))\b(?:[^>]*/>|.*?</\1>)", re.S
+)
 # Places of pictures and videos that stand behind a JPEG: gain maps of HDR, motion photographs.
 _BEHIND = re.compile(
     rb"\s(?:hdrgm:|G?Camera:(?:MotionPhoto|MicroVideo))\w*\s*=\s*(?:\"[^\"]*\"|'[^']*')"
@@ -112,6 +115,19 @@ def without_places(data: bytes, notes: list[str]) -> bytes:
         exif[ExifTags.IFD.Exif] = details
     notes.append("places in pixels in EXIF were left out, as the photograph was turned upright")
     return packed_exif(exif)
+
+
+def xmp_without_places(xmp: bytes, notes: list[str]) -> bytes:
+    """Return XMP without regions and subjects, for a photograph that is turned upright.
+
+    Args:
+        xmp: The packet; may be empty.
+        notes: Gets a line if something was left out.
+    """
+    without = _PLACES.sub(b"", xmp)
+    if without != xmp:
+        notes.append("regions and subjects in XMP were left out, as the photograph was turned")
+    return without
 
 
 def _fitted_exif(data: bytes, scale: int, notes: list[str]) -> bytes:

@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 
 from elasticnet.sr.photo import Photo, read_photo
+from elasticnet.sr.photo.reading import decode_photo
 from elasticnet.sr.photo.scaled_metadata import fitted_metadata
 from elasticnet.sr.photo.writing import write_photo
 from photo_files import png_bytes
@@ -275,3 +276,32 @@ def test_xmp_of_what_stands_behind_a_jpeg_is_left_out_with_a_note() -> None:
     (note,) = photo.notes
     assert "a gain map or a video behind the photograph was left out" in note
     assert enlarged(Photo(COLOR, xmp=kept), 2).notes == ()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_regions_of_a_photograph_that_is_turned_are_left_out(orientation: int) -> None:
+    region = (
+        b'<mwg-rs:Regions rdf:parseType="Resource"><mwg-rs:RegionList><rdf:Bag><rdf:li>'
+        b"a face</rdf:li></rdf:Bag></mwg-rs:RegionList></mwg-rs:Regions>"
+    )
+    kept = b"<dc:title>a photograph</dc:title>"
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = io.BytesIO()
+    Image.fromarray(COLOR).save(file, "JPEG", exif=exif, xmp=kept + region)
+    photo = read_photo(file)
+    if orientation == 1:
+        assert photo.xmp == kept + region
+        assert photo.notes == ()
+    else:
+        assert photo.xmp == kept
+        (note,) = photo.notes
+        assert note.startswith("regions and subjects in XMP were left out")
+
+
+def test_metadata_of_a_data_set_are_not_spoken_of() -> None:
+    file = io.BytesIO()
+    Image.fromarray(COLOR).save(file, "JPEG", comment="made by a program")
+    assert read_photo(file).notes == ("a comment was left out",)
+    file.seek(0)
+    assert decode_photo(file, "a.jpg", keeps_metadata=False).notes == ()
