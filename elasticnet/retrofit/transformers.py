@@ -431,8 +431,29 @@ def _anatomy(model: nn.Module, base: Any, example: Tensor, inputs: Mapping[str, 
     norms, pooler = _behind(run, last_layer=names[-1])
     last = run.ran[norms[-1] if norms else names[-1]]
     if not same_bits(last.output, run.outcome.get("last_hidden_state")):
-        raise ValueError(f"{not_split}: what runs behind its {path} is no chain of modules")
+        changes = _said_of_changes(base, path)
+        raise ValueError(
+            f"{not_split}: what runs behind its {path} is no chain of modules{changes}"
+        )
     return Anatomy(path=path, layers=layers, norms=norms, pooler=pooler, result=type(run.outcome))
+
+
+def _said_of_changes(base: nn.Module, path: str) -> str:
+    """The end of a message that names what was put on the modules around the layers; "" if none."""
+    found: list[str] = []
+    module = base
+    for name in ("", *path.split(".")):
+        if name:
+            module = getattr(module, name)
+        kind = type(module).__name__
+        for hook in vars(module)["_forward_hooks"].values():
+            hook_name = getattr(hook, "__qualname__", type(hook).__qualname__)
+            found.append(f"the forward hook {hook_name} on its {kind}")
+        if "forward" in vars(module):
+            found.append(f"the replaced forward of its {kind}")
+    if not found:
+        return ""
+    return f" (the parts do not have {' and '.join(found)})"
 
 
 def _path_of_layers(base: Any, run: BaseRun) -> str | None:

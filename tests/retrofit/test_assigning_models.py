@@ -209,3 +209,31 @@ def test_what_cannot_be_split_names_the_assignment_and_leaves_nothing(
         split(model, "body.blocks", X)
 
     assert vars(model) == attributes
+
+
+def doubled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output * 2
+
+
+@pytest.mark.parametrize("path", ["", "body", "body.blocks.0", "head"])
+def test_a_hook_that_changes_an_output_is_kept(path: str) -> None:
+    model = Keeping().eval()
+    model.get_submodule(path).register_forward_hook(doubled)
+
+    net = split(model, "body.blocks", X).wrap().eval()
+
+    assert torch.equal(net(X), model(X))
+
+
+def test_a_forward_that_was_replaced_is_kept() -> None:
+    model = Keeping().eval()
+    original = model.forward
+
+    def doubled_forward(x: Tensor) -> Tensor:
+        return original(x) * 2
+
+    vars(model)["forward"] = doubled_forward
+
+    net = split(model, "body.blocks", X).wrap().eval()
+
+    assert torch.equal(net(X), model(X))

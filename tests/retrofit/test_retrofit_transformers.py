@@ -293,3 +293,42 @@ def test_what_is_no_stack_of_layers_is_refused() -> None:
     for name in ("attention_maks", "past_key_values"):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
             net(IDS, **{name: PADDING})
+
+
+def halved(module: nn.Module, inputs: Any, output: Any) -> Any:
+    output["last_hidden_state"] = output["last_hidden_state"] / 2
+    return output
+
+
+def test_a_hook_around_the_layers_is_named() -> None:
+    model = TEXT_MODELS["bert"](2).eval()
+    model.encoder.register_forward_hook(halved)
+
+    with pytest.raises(ValueError, match="do not have the forward hook halved on its BertEncoder"):
+        split(model, IDS)
+
+
+def test_a_replaced_forward_around_the_layers_is_named() -> None:
+    model = TEXT_MODELS["bert"](2).eval()
+    original = model.forward
+
+    def halved_forward(*args: Any, **kwargs: Any) -> Any:
+        return halved(model, args, original(*args, **kwargs))
+
+    model.forward = halved_forward
+
+    with pytest.raises(ValueError, match="do not have the replaced forward of its BertModel"):
+        split(model, IDS)
+
+
+def test_a_hook_on_a_layer_is_kept() -> None:
+    model = TEXT_MODELS["bert"](2).eval()
+    model.encoder.layer[0].register_forward_hook(doubled)
+
+    net = split(model, IDS).wrap().eval()
+
+    assert torch.equal(net(IDS), model(IDS).last_hidden_state)
+
+
+def doubled(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return (output[0] * 2, *output[1:]) if isinstance(output, tuple) else output * 2
