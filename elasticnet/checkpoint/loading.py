@@ -53,8 +53,8 @@ def load(
             range requests, or `hf://owner/name[@revision][/file]`.
         depth: A depth that carries a tap; None and -1 mean the deepest.
         build: A function that builds the whole net. It is needed if the file names no registered
-            architecture. At the deepest depth the net that it returns is filled and returned; at
-            another depth, a copy that is cut to it.
+            architecture. At the deepest depth the net that it returns gets the tensors of the file
+            in the place of its own, and is returned; at another depth, a copy that is cut to it.
         device: The device of the net.
 
     Raises:
