@@ -82,11 +82,12 @@ def _find_doubt(
     build = partial(architecture.build, **arguments, taps=list(net.taps))
     state = {name: tensor.detach() for name, tensor in state_of(net).items()}
     try:
-        twin = build_without_memory(build)
-        doubt = _compare_tensors(state, twin) or _compare_modules(net, twin)
-        if doubt is not None:
-            return doubt
-        fill_unsaved(twin, build)
+        with _same_random_numbers():
+            twin = build_without_memory(build)
+            doubt = _compare_tensors(state, twin) or _compare_modules(net, twin)
+            if doubt is not None:
+                return doubt
+            fill_unsaved(twin, build)
     except Exception as error:  # somebody else's builder may raise anything
         return f"its builder fails: {first_line(error)}"
 
@@ -344,7 +345,8 @@ def _same_random_numbers() -> Generator[None, None, None]:
     state_of_numpy = np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            # Not torch.manual_seed, which would also seed the generators of all GPUs.
+            torch.default_generator.manual_seed(0)
             random.seed(0)
             np.random.seed(0)  # noqa: NPY002
             yield

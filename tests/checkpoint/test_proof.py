@@ -221,6 +221,8 @@ class Restless(nn.Linear):
 
     def __init__(self) -> None:
         super().__init__(4, 4)
+        self.scale = nn.Parameter(torch.rand(4))
+        self.order = random.sample(range(4), 4)
         self.calls = 0
         self.last_output: Tensor | None = None
         self.register_buffer("steps", torch.zeros(1))
@@ -229,7 +231,7 @@ class Restless(nn.Linear):
         self.calls += 1
         self.get_buffer("steps").add_(1)
         noise = torch.rand(()) + random.random() + np.random.rand()  # noqa: NPY002
-        self.last_output = super().forward(input) + noise
+        self.last_output = super().forward(input) * self.scale + noise
         return self.last_output
 
 
