@@ -519,3 +519,61 @@ def test_pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         assert limit == Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert read_photo(file).size == (30, 40)
+
+
+def with_segment(marker: int, body: bytes) -> io.BytesIO:
+    """A JPEG with a segment behind its first marker."""
+    file = io.BytesIO()
+    Image.fromarray(COLOR).save(file, "JPEG")
+    data = file.getvalue()
+    segment = b"\xff" + bytes([marker]) + struct.pack(">H", 2 + len(body)) + body
+    return io.BytesIO(data[:2] + segment + data[2:])
+
+
+@pytest.mark.parametrize(
+    ("marker", "body", "note"),
+    [
+        (
+            0xED,
+            b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x06\x1c\x02\x50\0\x01J",
+            "IPTC was left out",
+        ),
+        (0xFE, b"by hand", "a comment was left out"),
+        (
+            0xE1,
+            b"http://ns.adobe.com/xmp/extension/\0"
+            + b"A" * 32
+            + struct.pack(">II", 4, 0)
+            + b"<x/>",
+            "the part of XMP beyond 64 KB was left out",
+        ),
+        (0xED, b"Photoshop 3.0\x008BIM\x04\x0d\0\0\0\0\0\x04\0\0\0\x1e", None),  # another block
+    ],
+)
+def test_texts_of_a_jpeg_that_are_not_kept_are_noted(
+    marker: int, body: bytes, note: str | None
+) -> None:
+    expected = () if note is None else (note,)
+    assert read_photo(with_segment(marker, body)).notes == expected
+
+
+def test_iptc_of_a_tiff_is_noted(tmp_path: Path) -> None:
+    undefined, iptc = 7, 33723
+    tags = [(iptc, undefined, 5, b"\x1c\x02\x50\0\0", True)]
+    tifffile.imwrite(tmp_path / "a.tif", COLOR, photometric="rgb", extratags=tags, metadata=None)
+    assert read_photo(tmp_path / "a.tif").notes == ("IPTC was left out",)
+
+
+def test_a_resolution_that_is_no_number_is_none(tmp_path: Path) -> None:
+    """0 / 0, as some writers leave it, is not two different numbers."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, COLOR, photometric="rgb", resolution=(1, 1), resolutionunit="none", metadata=None
+    )
+    one = struct.pack("<LL", 1, 1)
+    data = path.read_bytes()
+    assert data.count(one) == 2
+    path.write_bytes(data.replace(one, bytes(8)))
+    photo = read_photo(path)
+    assert photo.dpi is None
+    assert photo.notes == ()
