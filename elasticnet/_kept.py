@@ -165,8 +165,9 @@ def copied(value: Any) -> Any:
         return value.clone()
     entries = [copied(entry) for entry in _entries(value)]
     if _is_dict(value):
-        copies = copy.copy(value)  # keeps its class, such as OrderedDict
-        copies.update(zip(value, entries, strict=True))
+        copies = copy.copy(value)  # keeps its class, such as transformers' ModelOutput
+        for key, entry in zip(value, entries, strict=True):
+            copies[key] = entry
         return copies
     if _is_list(value):
         return entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -255,6 +256,9 @@ def test_kept_tensors_in_any_nest() -> None:
 def test_copies_of_nests_keep_their_kind() -> None:
     packed = pack_padded_sequence(torch.randn(4, 2, 3), [4, 2])
     copies = copied({"packed": packed, "list": [X, None, 2], "tuple": (X,)})
+    ordered = copied(OrderedDict(first=X))
+    assert type(ordered) is OrderedDict
+    assert ordered["first"] is not X
     assert isinstance(copies["packed"], PackedSequence)
     same(copies["packed"].data, packed.data, "packed sequence")
     assert copies["packed"].data is not packed.data
