@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -89,13 +88,13 @@ def count_pass(
 def _products_in_sight(net: nn.Module) -> Generator[None, None, None]:
     """Switch off what computes many products in one operator that the counter does not know.
 
-    That is the fast path of `nn.TransformerEncoderLayer` and `nn.MultiheadAttention`, and with
-    torch 2.6 the fused attention on a CPU.
+    That is the fast path of `nn.TransformerEncoderLayer` and `nn.MultiheadAttention`, and what
+    recurrent layers have.
     """
     had_fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _recurrent_layers_in_steps(net):
+        with _recurrent_layers_in_steps(net):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(had_fast_path)
@@ -164,10 +163,19 @@ def _bilinear(
     return 2 * batch * math.prod(weight)  # weight: (out, in of the first, in of the second)
 
 
+def _attention(
+    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
+) -> int:
+    scores = math.prod(query) * key[-2]  # (b, heads, n, c) times (b, heads, c, m)
+    sums = math.prod(query[:-1]) * math.prod(value[-2:])  # (b, heads, n, m) times (b, heads, m, c)
+    return 2 * (scores + sums)
+
+
 FORMULAS: dict[Any, Callable[..., int]] = {
     aten.mv: _matrix_times_vector,
     aten.addmv: _sum_and_matrix_times_vector,
     aten.dot: _dot,
     aten.addbmm: _sum_and_batched_product,
     aten._trilinear: _bilinear,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # torch 2.6 leaves it out
 }
