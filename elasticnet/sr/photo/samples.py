@@ -187,7 +187,7 @@ def _fit_key(image: Image.Image, raw_mode: str) -> None:
     It has 16 bits in the file, of which those beyond the file's depth are to be masked (PNG
     specification, 11.3.1.1), and Pillow does not. Pillow stretches gray of 1, 2 or 4 bits to
     0..255, and leaves the key in the units of the file, so that no pixel would be transparent; a
-    key of one bit it stretches, too, in versions later than 10.3.
+    key of one bit it stretches, too, in versions later than 11.1.
     """
     key: Any = image.info.get("transparency")
     if image.mode == "RGB" and key is not None:  # 8 bits each
@@ -297,12 +297,8 @@ def _with_raw_mode(tile: Any, raw_mode: str) -> Any:
     """A tile of Pillow's decoder with another raw mode: its arguments, or the first of them."""
     codec, extents, offset, arguments = tile
     if isinstance(arguments, str):
-        changed = (codec, extents, offset, raw_mode)
-    else:
-        changed = (codec, extents, offset, (raw_mode, *arguments[1:]))
-    if type(tile) is tuple:  # before Pillow 11; a named tuple since
-        return changed
-    return type(tile)(*changed)
+        return type(tile)(codec, extents, offset, raw_mode)
+    return type(tile)(codec, extents, offset, (raw_mode, *arguments[1:]))
 
 
 def _alpha_16(is_hidden: NDArray[np.bool_]) -> NDArray[np.uint16]:
