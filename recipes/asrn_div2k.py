@@ -692,7 +692,7 @@ def resume(
         set_random_state(state["random"][processes.rank])
     processes.say(f"resumed {run.folder} at step {step}")
     best_psnr = psnr_of_best(run, state["best"], processes)
-    return Standing(step, best_psnr=best_psnr, log_state=state["log"])
+    return Standing(step=step, best_psnr=best_psnr, log_state=state["log"])
 
 
 def psnr_of_best(run: Run, stored: float, processes: Processes) -> float | None:
@@ -750,7 +750,7 @@ def due_after(step: int, options: Options) -> Due:
     validation = at_the_end or step % options.run.eval_every == 0
     save = validation or step % options.run.save_every == 0
     line = save or step % options.run.log_every == 0
-    return Due(validation, save, line)
+    return Due(validation=validation, save=save, line=line)
 
 
 def is_stop_requested(stop_signal: StopSignal, processes: Processes, *, together: bool) -> bool:

@@ -438,11 +438,28 @@ def phases_of(options: Options) -> tuple[Phase, Phase, Phase]:
     optimiser = options.optimiser
     # With --weights the first one has no step: its network is read.
     train_steps = optimiser.train_steps if options.network.weights is None else 0
-    return (
-        Phase("ordinary", 0, "train_steps", train_steps, optimiser.learning_rate),
-        Phase("srcnn", 1, "srcnn_steps", optimiser.srcnn_steps, optimiser.srcnn_learning_rate),
-        Phase("elastic", 2, "tune_steps", optimiser.tune_steps, optimiser.tune_learning_rate),
+    ordinary = Phase(
+        name="ordinary",
+        number=0,
+        steps_option="train_steps",
+        steps=train_steps,
+        learning_rate=optimiser.learning_rate,
     )
+    srcnn = Phase(
+        name="srcnn",
+        number=1,
+        steps_option="srcnn_steps",
+        steps=optimiser.srcnn_steps,
+        learning_rate=optimiser.srcnn_learning_rate,
+    )
+    elastic = Phase(
+        name="elastic",
+        number=2,
+        steps_option="tune_steps",
+        steps=optimiser.tune_steps,
+        learning_rate=optimiser.tune_learning_rate,
+    )
+    return ordinary, srcnn, elastic
 
 
 def plan_of(options: Options) -> str:
