@@ -213,6 +213,8 @@ class ElasticWrapper(nn.Module):
         def __call__(
             self, x: Any, depth: None = None, *, taps: Iterable[int], **keywords: Any
         ) -> Taps: ...
+        @overload
+        def __call__(self, *inputs: Any, **keywords: Any) -> Any: ...  # as in net(x, **batch)
         def __call__(self, *inputs: Any, **keywords: Any) -> Any: ...
 
     def forward(
