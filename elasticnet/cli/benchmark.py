@@ -223,7 +223,8 @@ def _sort_files_from_data(options: argparse.Namespace) -> None:
     """
     folders: list[str] = []
     for each in options.data:
-        if each.endswith(CHECKPOINT_SUFFIX) or "://" in each:
+        has_suffix = each.endswith(CHECKPOINT_SUFFIX) and not Path(each).is_dir()
+        if has_suffix or "://" in each:
             options.files.append(each)
         else:
             folders.append(each)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from elasticnet.card.counting import count_parameters
 from elasticnet.card.machine import machine_key
 from elasticnet.card.measuring import depth_costs, dtype_of
+from elasticnet.card.timing import Timing, unsteady
 from elasticnet.sr.benchmark.kept_scores import CostPlace, KeptScores
 from elasticnet.sr.benchmark.scores import FULL, Depth
 from elasticnet.wrapper import ElasticWrapper
@@ -70,7 +71,8 @@ def measure_costs(
         device: Where they are.
         measured: Whether MACs and time are measured; parameters are always counted.
         progress: Whether a bar is shown.
-        kept: What earlier runs have measured on this machine, and where the rest is added.
+        kept: What earlier runs have measured on this machine, and where the rest is added. Times
+            that varied much are measured again.
     """
     costs: dict[CostPlace, Cost] = {}
     shows_bar = progress and measured and bool(networks)
@@ -92,19 +94,30 @@ def measure_costs(
 def _kept_or_measured(
     network: Measured, device: torch.device | str, kept: KeptScores
 ) -> dict[Depth, Cost]:
-    """What an earlier run has measured of all depths, so that they compare, or a measurement."""
+    """What an earlier run has measured of all depths, so that they compare, or a measurement.
+
+    Times that varied much are measured again: the machine may be idle by now.
+    """
     basis = _basis(network, device)
     earlier: dict[Depth, Cost] = {}
     for depth in network.depths:
         numbers = kept.find_cost(_place(network, depth), basis)
         if numbers is not None:
             earlier[depth] = Cost(**numbers)
-    if len(earlier) == len(network.depths):
+    if len(earlier) == len(network.depths) and not unsteady(_timings(earlier)):
         return earlier
     costs = _measured(network, device)
     for depth, cost in costs.items():
         kept.add_cost(_place(network, depth), basis, cost._asdict())
     return costs
+
+
+def _timings(costs: Mapping[Depth, Cost]) -> dict[str, Timing]:
+    timings: dict[str, Timing] = {}
+    for depth, cost in costs.items():
+        if cost.ms is not None:
+            timings[str(depth)] = Timing(cost.ms, cost.ms_spread)
+    return timings
 
 
 def _place(network: Measured, depth: Depth) -> CostPlace:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from elasticnet.card import DepthCost
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import (
     Benchmark,
@@ -225,12 +226,22 @@ def test_saved_images_that_are_missing_or_of_another_run_are_made_again(tmp_path
     assert {path: path.read_bytes() for path in images.rglob("*.png")} == before
 
 
-def test_costs_are_measured_once(tmp_path, monkeypatch):
-    small = {"nets": [("up", nn.Upsample(scale_factor=2))], "costs": True}
-    first = run(tmp_path, **small)
-    monkeypatch.setattr("elasticnet.sr.benchmark.costs.depth_costs", None)
-    assert run(tmp_path, **small) == first
-    assert first.rows[1].ms is not None
+@pytest.mark.parametrize(("spread", "times_measured"), [(1.0, 1), (30.0, 2)])
+def test_costs_are_measured_once_unless_they_varied_much(
+    tmp_path, monkeypatch, spread, times_measured
+):
+    measured: list[nn.Module] = []
+
+    def measure_once_more(net, example):
+        measured.append(net)
+        return [DepthCost(depth=1, parameters=0, macs=5, ms=100.0, ms_spread=spread)]
+
+    monkeypatch.setattr("elasticnet.sr.benchmark.costs.depth_costs", measure_once_more)
+    enlarger = {"nets": [("up", nn.Upsample(scale_factor=2))], "costs": True}
+    first = run(tmp_path, **enlarger)
+    assert run(tmp_path, **enlarger) == first
+    assert len(measured) == times_measured
+    assert first.rows[1].ms_spread == spread
 
 
 def test_tables_are_written_as_it_goes():
