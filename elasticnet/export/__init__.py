@@ -109,7 +109,8 @@ def export(
             lengths than the example's.
         fold: Replace every part that offers `folded()` by the module this returns, which computes
             the same with fewer operations. Other `fold` switches are always off in the file, since
-            what they do may depend on the input's size.
+            what they do may depend on the input's size. Where a module of the user's own means
+            something else by one of these names, nothing is folded, and a warning says so.
         int8: Store the weights of large layers as integers with a scale for each output channel, of
             8 bits in the blocks, of 16 in stem and head.
         tolerance: The largest difference between an output of the file and of the network.

@@ -12,11 +12,13 @@ optional:
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from elasticnet._files import check_target
 from elasticnet._wrapped import unwrapped
 from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.checkpoint.proof import describe
-from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs
+from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs, first_line
 from elasticnet.export.plain_weights import make_weights_plain
 from elasticnet.export.same_function import difference_from_net
 from elasticnet.registry import Architecture, find, recorded
@@ -136,6 +138,8 @@ def make_plan(
     small = net.truncate(-1 if depth is None else depth)
     depth = small.taps[-1]
     small = small.cpu().eval().requires_grad_(False)
+
+    # what the file may say about it, and the proof that it is what the user holds
     builder = _builder(small)
     _forget_wrong_origin(small, path)
     if format == "safetensors":
@@ -166,7 +170,7 @@ def make_plan(
         format=format,
         depth=depth,
         net=small,
-        plain=plain_copy(small, fold),
+        plain=_plain_copy_if_the_same(small, fold, inputs.tensors, tolerance),
         int8=int8,
         tolerance=tolerance,
         metadata=_description(small, builder, int8) | dict(metadata or {}),
@@ -251,19 +255,53 @@ def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
             the same with fewer operations. A `fold` switch that is left on a module is off in the
             copy in any case, since what it does may depend on the input's size.
     """
-    plain = detached_copy(net)
-    _remove_wrappers(plain)
-    make_weights_plain(plain)
+    plain = _copy_with_plain_weights(net)
     if fold:
         for parent in list(plain.modules()):
-            for name, part in list(parent.named_children()):
-                folded: Any = getattr(part, "folded", None)
-                if folded is not None:
-                    setattr(parent, name, folded())
+            parts: list[tuple[str, Any]] = list(parent.named_children())
+            for name, part in parts:
+                if _can_be_folded(part):
+                    setattr(parent, name, part.folded())
     for module in plain.modules():
         if isinstance(getattr(module, "fold", None), bool):
             setattr(module, "fold", False)  # noqa: B010 - a module's own attribute, not a tensor
     return plain.requires_grad_(False)
+
+
+def _plain_copy_if_the_same(
+    small: ElasticWrapper, fold: bool, inputs: Sequence[Tensor], tolerance: float
+) -> ElasticWrapper:
+    """A plain copy; one in which nothing is folded where folding does not keep the function.
+
+    A module of the user's own may mean something else by `folded` and `fold`.
+    """
+    try:
+        plain = plain_copy(small, fold)
+        difference = difference_from_net(plain, small, inputs, tolerance)
+    except Exception as error:  # whatever the user's own modules raise
+        difference = first_line(error)
+    else:
+        if difference is None:
+            return plain
+    logger.warning("nothing is folded in the file, because folding changes the net: %s", difference)
+    return _copy_with_plain_weights(small).requires_grad_(False)
+
+
+def _can_be_folded(part: nn.Module) -> bool:
+    """Whether a module offers `folded()`: a method that needs no argument."""
+    folded = getattr(part, "folded", None)
+    if not isinstance(folded, MethodType):
+        return False
+    parameters = inspect.signature(folded).parameters.values()
+    return all(parameter.default is not parameter.empty for parameter in parameters)
+
+
+def _copy_with_plain_weights(net: ElasticWrapper) -> ElasticWrapper:
+    """A copy without compiled parts, and with ordinary weights in the place of computed ones."""
+    plain = detached_copy(net)
+    _remove_wrappers(plain)
+    make_weights_plain(plain)
+    return plain
 
 
 def _remove_wrappers(plain: nn.Module) -> None:

@@ -11,11 +11,11 @@ from elasticnet import ElasticWrapper, registry
 from elasticnet.export import (
     ExportError,
     export,
-    plain_copy,
     require,
     resolve_format,
     runner,
 )
+from elasticnet.export.tracing import trace
 from elasticnet.registry import Architecture
 from elasticnet.sr import asrn
 from elasticnet.wrapper import Origin, evaluating
@@ -95,16 +95,16 @@ def test_a_net_that_cannot_be_traced_is_refused(tmp_path):
 # --- what goes wrong
 
 
-def spoiled(amount: float):
-    """plain_copy, with one weight changed in the copy."""
+def spoiled_trace(amount):
+    """Return `trace` for a net in which a number was added to one weight."""
 
-    def copied(net, fold):
-        plain = plain_copy(net, fold)
+    def spoiled(net, plan):
+        weights = [each for each in net.blocks.parameters() if each.is_floating_point()]
         with torch.no_grad():
-            next(iter(plain.blocks.parameters())).view(-1)[0] += amount
-        return plain
+            weights[0].view(-1)[0] += amount
+        return trace(net, plan)
 
-    return copied
+    return spoiled
 
 
 @pytest.mark.parametrize("amount", [0.5, float("nan")])
@@ -112,7 +112,7 @@ def spoiled(amount: float):
 def test_a_wrong_weight_is_found_and_nothing_is_written(net, amount, int8, tmp_path, monkeypatch):
     target = tmp_path / "net.pt2"
     target.write_bytes(b"before")
-    monkeypatch.setattr("elasticnet.export.plan.plain_copy", spoiled(amount))
+    monkeypatch.setattr("elasticnet.export.program_file.trace", spoiled_trace(amount))
     with pytest.raises(
         ExportError, match=r"net.pt2: depth 2 as torch.* differs from the net by up to (0\.\d+|nan)"
     ):
@@ -122,7 +122,7 @@ def test_a_wrong_weight_is_found_and_nothing_is_written(net, amount, int8, tmp_p
 
 
 def test_a_wrong_weight_in_the_onnx_file_is_found(net, tmp_path, monkeypatch):
-    monkeypatch.setattr("elasticnet.export.plan.plain_copy", spoiled(0.5))
+    monkeypatch.setattr("elasticnet.export.onnx_file.trace", spoiled_trace(0.5))
     with pytest.raises(
         ExportError, match=r"net.onnx: depth 1 as onnx differs .* 0.0001 is allowed; nothing was"
     ):

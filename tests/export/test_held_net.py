@@ -261,3 +261,41 @@ def test_a_trained_net_is_exported_and_stays_as_it_was(name: str, tmp_path: Path
     assert rounded.size < 0.8 * whole.size
     with torch.no_grad():
         assert torch.equal(net(X, depth=1), expected)
+
+
+# --- modules that mean something else by the names of folding
+
+
+class Paper(nn.Module):
+    """Folds its features, which is its function, as its switch says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv_block()
+        self.fold = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).abs() if self.fold else self.conv(x)
+
+    def folded(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+class Origami(Paper):
+    """Offers `folded()` for something else."""
+
+    def folded(self) -> nn.Module:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return nn.Identity()
+
+
+@pytest.mark.parametrize("kind", [Paper, Origami])
+def test_a_users_own_fold_is_left_alone(
+    kind: type[nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = make_net(kind)
+
+    written = export(net, tmp_path / "net.pt2", example=X)
+
+    with torch.no_grad():
+        assert torch.allclose(runner(written.path)(X), net(X), atol=1e-5)
+    assert "nothing is folded in the file" in caplog.text
