@@ -250,6 +250,7 @@ class ElasticWrapper(nn.Module):
         if taps is not None:
             if depth is not None:
                 raise ValueError(f"depth {depth!r} and taps {taps!r}: expected one of the two")
+            self._check_backward_hooks()
             return self._run_all_taps(x, resolve_depths(taps, self.taps), keywords)
 
         last_depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
@@ -522,6 +523,20 @@ class ElasticWrapper(nn.Module):
             predictions += self._predict({depth: tap_features[depth] for depth in depths}, state)
         state.kept.check_all("the head, or a block behind,")
         return Taps(depths, tuple(predictions), tuple(tap_features.values()))
+
+    def _check_backward_hooks(self) -> None:
+        """Raise if the backward pass of a `Taps` would leave out a hook on this net.
+
+        PyTorch runs backward hooks only of modules that return a tensor or a tuple of tensors.
+        """
+        hook_tables: list[dict[int, Any]] = [self._backward_pre_hooks, self._backward_hooks]
+        for hooks in hook_tables:
+            if hooks and torch.is_grad_enabled():
+                name = _name_of(next(iter(hooks.values())))
+                raise TypeError(
+                    f"the backward hook {name} of this net would not run for a Taps, from "
+                    "net(x, taps=...): register it on the head, or on the stem or a block"
+                )
 
     def _start_pass(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, _PassState]:
         """Run the stem; return features and context for the first block, and the pass's state."""

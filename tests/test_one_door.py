@@ -188,6 +188,28 @@ def test_a_hook_may_change_a_taps_into_a_taps() -> None:
     same(list(net(X, taps=net.taps).predictions), expected, "predictions")
 
 
+def test_a_backward_hook_that_would_not_run_is_named() -> None:
+    """PyTorch runs it for a tensor, and would leave it out for a Taps without a word."""
+    calls: list[int] = []
+
+    def record(module: nn.Module, *gradients: Any) -> None:
+        calls.append(1)
+
+    net = conv_net(2)
+    handle = net.register_full_backward_hook(record)
+    net(X).sum().backward()
+    assert calls == [1]
+    with pytest.raises(TypeError, match=r"the backward hook .*record of this net would not run"):
+        loss_of(net)
+    with torch.no_grad():
+        loss_of(net)
+    handle.remove()
+    loss_of(net)
+    net.register_full_backward_pre_hook(record)
+    with pytest.raises(TypeError, match=r"the backward hook .*record of this net would not run"):
+        loss_of(net)
+
+
 # --- heads that take all taps
 
 
