@@ -100,6 +100,7 @@ def load_into(net: nn.Module, source: Source) -> None:
         _check_can_be_filled(elastic, state, checkpoint)
         loaded = _read_state(checkpoint, elastic, depth=elastic.taps[-1])
         _check_shared_memory(checkpoint, state, loaded)
+    # Everything is checked; from here on the net changes.
     with torch.no_grad():
         for name, tensor in state.items():
             if not has_shape(tensor):
@@ -124,14 +125,20 @@ def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
     arguments = architecture.arguments_at(checkpoint.description["arguments"], depth)
     taps = [tap for tap in checkpoint.description["taps"] if tap <= depth]
     build = partial(architecture.build, **arguments, taps=taps)
+
+    # 1. Build the net without memory: a forged file can claim any sizes.
     with _named_build_errors(checkpoint):
         check_arguments(architecture, arguments, num_tensors=len(checkpoint.table.entries))
         net = build_without_memory(build)
-    # All shapes are compared before a tensor is read. So the parameters of the net are no larger
-    # than the file, and it may be built with memory below.
+
+    # 2. Fill it from the file. This raises unless all shapes are those of the file's tensors.
     replace_state(net, _read_state(checkpoint, net, depth))
+
+    # 3. No file holds buffers that are not in the state dict. If the net has some, they are taken
+    # from a second net, built with memory. That is safe now: its sizes are those of the file.
     with _named_build_errors(checkpoint):
         fill_unsaved(net, build)
+
     # Record the arguments for this depth; those in the file are for the whole net.
     net.origin = Origin(name, arguments)
     return net
@@ -157,9 +164,9 @@ def _load_built(
     net = build()
     if not isinstance(net, ElasticWrapper):
         raise TypeError(f"build returned {type(net).__name__}: expected an ElasticWrapper")
-    # At full depth nothing is copied: what the user built is filled.
-    if resolve_depth(depth, net.taps) < len(net.blocks):
-        net = net.truncate(depth)
+    resolve_depth(depth, net.taps)  # raises if the net that was built has no tap there
+    if depth < len(net.blocks):
+        net = net.truncate(depth)  # a copy; at full depth the very net that was built is filled
     replace_state(net, _read_state(checkpoint, net, depth))
     return net
 
@@ -194,67 +201,72 @@ def _read_state(checkpoint: Checkpoint, net: ElasticWrapper, depth: int) -> dict
     Names, shapes, dtypes and ties are checked before the first tensor is read.
     """
     state = state_of(net)
-    in_file = _names_in_file(checkpoint, state, depth)
+    name_of = _match_stored_names(checkpoint, state, depth)
+    stored_name_of = {name: stored_name for stored_name, name in name_of.items()}
     for name, tensor in state.items():
-        _check_shape_and_dtype(checkpoint, in_file[name], needed=tensor)
-    _check_ties(checkpoint, state, in_file)
+        _check_shape_and_dtype(checkpoint, stored_name_of[name], needed=tensor)
+    _check_ties(checkpoint, state, stored_name_of)
 
-    names = {stored_name: name for name, stored_name in in_file.items()}
     loaded: dict[str, Tensor] = {}
-    for stored_name, tensor in read_tensors(checkpoint.file, checkpoint.table, names=names):
-        name = names[stored_name]
+    for stored_name, tensor in read_tensors(checkpoint.file, checkpoint.table, names=name_of):
+        name = name_of[stored_name]
         is_parameter = isinstance(state[name], nn.Parameter)
         _check_content(checkpoint, stored_name, tensor, is_parameter=is_parameter)
         loaded[name] = tensor
     return loaded
 
 
-def _names_in_file(
+def _match_stored_names(
     checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int
 ) -> dict[str, str]:
-    """Return under which name the file holds each tensor of a net; raise unless both have the same.
+    """Return the net's name of each tensor of a file, by the name that is stored in the file.
 
-    The file may have more tensors in deeper blocks. Files of earlier versions may have names such
-    as "blocks.0._orig_mod.weight", of blocks that were compiled.
+    The two differ in files of earlier versions, which may have names of compiled blocks, such as
+    "blocks.0._orig_mod.weight". Raise if a tensor of the net is not in the file, or one of the file
+    not in the net. The file may have more tensors in deeper blocks; these are left out.
     """
     stored_names = checkpoint.table.entries.keys()
-    matched = match_names(stored_names, known=state)
-    in_file = {name: stored_name for stored_name, name in matched.items()}
+    name_of = match_names(stored_names, known=state)
+    found = set(name_of.values())
     for name in sorted(state):
-        if name not in in_file:
+        if name not in found:
             raise ValueError(
                 f"{checkpoint.name}: no tensor {name!r}, which depth {depth} of this net needs"
             )
     for stored_name in sorted(stored_names):
-        if stored_name not in matched and shallowest_depth(stored_name) <= depth:
+        if stored_name not in name_of and shallowest_depth(stored_name) <= depth:
             raise ValueError(f"{checkpoint.name}: tensor {stored_name!r} has no place in this net")
-    return in_file
+    return name_of
 
 
-def _check_shape_and_dtype(checkpoint: Checkpoint, name: str, needed: Tensor) -> None:
+def _check_shape_and_dtype(checkpoint: Checkpoint, stored_name: str, needed: Tensor) -> None:
     """Raise unless shape and dtype fit; one float dtype may stand in for another."""
-    entry = checkpoint.table.entries[name]
+    entry = checkpoint.table.entries[stored_name]
     if has_shape(needed) and entry.shape != tuple(needed.shape):
         raise ValueError(
-            f"{checkpoint.name}: tensor {name!r} has shape {entry.shape}, "
+            f"{checkpoint.name}: tensor {stored_name!r} has shape {entry.shape}, "
             f"this net needs {tuple(needed.shape)}"
         )
     dtype = DTYPES[entry.dtype]
     both_floating = dtype.is_floating_point and needed.is_floating_point()
     if dtype != needed.dtype and not both_floating:
         raise ValueError(
-            f"{checkpoint.name}: tensor {name!r} is of {dtype}, this net needs {needed.dtype}"
+            f"{checkpoint.name}: tensor {stored_name!r} is of {dtype}, "
+            f"this net needs {needed.dtype}"
         )
 
 
 def _check_ties(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], in_file: Mapping[str, str]
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], stored_name_of: Mapping[str, str]
 ) -> None:
-    """Raise if the net has one tensor where the file has two that differ."""
+    """Raise if one tensor of the net stands under two names, where the file has different values.
+
+    Tensors that are different objects over one memory are the matter of `_check_shared_memory`.
+    """
     hashes = checkpoint.description["sha256"]
 
     def is_same(first: str, second: str) -> bool:
-        return hashes.get(in_file[first]) == hashes.get(in_file[second])
+        return hashes.get(stored_name_of[first]) == hashes.get(stored_name_of[second])
 
     untied = find_untied(state, is_same)
     if untied is not None:
@@ -264,7 +276,11 @@ def _check_ties(
 def _check_shared_memory(
     checkpoint: Checkpoint, state: Mapping[str, Tensor], loaded: Mapping[str, Tensor]
 ) -> None:
-    """Raise if copying into one tensor of the net would overwrite what another one is to hold."""
+    """Raise if copying into one tensor of the net would overwrite what another one is to hold.
+
+    This can happen only in `load_into`, which copies in place: two tensors of the net may be views
+    into one memory. `load` replaces the tensors of its net and copies into none.
+    """
     targets: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if has_shape(tensor) and not is_sharded(tensor):  # others have no memory that can be shared
@@ -297,13 +313,17 @@ def _copy(value: Tensor, target: Any) -> None:
     target.copy_(value)
 
 
-def _check_content(checkpoint: Checkpoint, name: str, tensor: Tensor, is_parameter: bool) -> None:
+def _check_content(
+    checkpoint: Checkpoint, stored_name: str, tensor: Tensor, is_parameter: bool
+) -> None:
     """Raise if the bytes of a tensor are not those that were saved, or if a value is invalid."""
-    if digest(tensor) != checkpoint.description["sha256"].get(name):
+    if digest(tensor) != checkpoint.description["sha256"].get(stored_name):
         raise ValueError(
-            f"{checkpoint.name}: tensor {name!r} does not have the SHA-256 it was saved with; "
-            "the file is damaged"
+            f"{checkpoint.name}: tensor {stored_name!r} does not have the SHA-256 it was saved "
+            "with; the file is damaged"
         )
     invalid = describe_invalid_values(tensor, is_parameter=is_parameter)
     if invalid is not None:
-        raise ValueError(f"{checkpoint.name}: tensor {name!r} holds {invalid} and is refused")
+        raise ValueError(
+            f"{checkpoint.name}: tensor {stored_name!r} holds {invalid} and is refused"
+        )

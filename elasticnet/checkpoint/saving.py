@@ -113,8 +113,8 @@ def _whole(tensor: Any) -> Tensor:
     if is_sharded(tensor):
         return tensor.detach().full_tensor()
     if tensor.untyped_storage().nbytes() > tensor.nbytes:
-        # A part of a larger memory, such as FSDP1 has, is copied: its bytes are read by NumPy,
-        # after which the memory could not be resized any more.
+        # A part of a larger memory is copied, as FSDP1 has it: NumPy is to read the bytes, and a
+        # memory that NumPy has read can no longer be resized, which FSDP1 does later.
         return tensor.detach().clone()
     return tensor.detach()
 
@@ -123,6 +123,6 @@ def _by_depth(tensor_name: str) -> tuple[int, str]:
     """Sort key for `place_tensors`, which groups tensors by the width of their dtypes.
 
     Within a group, shallow tensors come first. So those that a depth needs lie next to each other,
-    and are one read.
+    and one read takes them all.
     """
     return shallowest_depth(tensor_name), tensor_name
