@@ -110,25 +110,17 @@ def upscale_array(
         (40, 60, 3)
     """
     _check_image(image)
-    size = image.shape[:2]
-    tiling = first_tiling(plan, size)
+    tiling = first_tiling(plan, image.shape[:2])
     if out is None:
         out = np.empty(_output_shape(image, plan.scale), image.dtype)
     else:
         _check_output(out, image, plan.scale)
-    _warn_of_seams(plan, tiling)
+    _warn_of_seams(plan, tiling, stacklevel=3)
     work = _TileWork(image, out, plan, progress)
     with evaluating(plan.net), torch.inference_mode():
         shortage = _run_until_out_of_memory(work, tiling)
-        while shortage is not None:
-            if plan.device.type == "cuda":
-                torch.cuda.empty_cache()
-            was_one_tile = tiling.num_tiles == 1
-            # This ends the loop by a MemoryError if no smaller tiles are possible.
-            tiling = smaller_tiling(plan, tiling, size, shortage)
-            if was_one_tile:  # there were no seams to warn of until now
-                _warn_of_seams(plan, tiling)
-            shortage = _run_until_out_of_memory(work, tiling)
+        if shortage is not None:
+            _finish_in_smaller_tiles(work, tiling, shortage)
     return out
 
 
@@ -207,6 +199,24 @@ def _run_until_out_of_memory(work: _TileWork, tiling: Tiling) -> str | None:
     return None
 
 
+def _finish_in_smaller_tiles(work: _TileWork, tiling: Tiling, shortage: str) -> None:
+    """Halve the tiles until they fit; raise a MemoryError if the smallest ones do not.
+
+    `tiling` is the one that ran out of memory, and `shortage` is the allocator's message.
+    """
+    size = work.image.shape[:2]
+    remaining: str | None = shortage
+    while remaining is not None:
+        if work.plan.device.type == "cuda":
+            torch.cuda.empty_cache()
+        # Raises, and so ends the loop, if there are no smaller tiles.
+        smaller = smaller_tiling(work.plan, tiling, size, remaining)
+        if tiling.num_tiles == 1:  # seams of several tiles have been warned of before
+            _warn_of_seams(work.plan, smaller, stacklevel=4)
+        tiling = smaller
+        remaining = _run_until_out_of_memory(work, tiling)
+
+
 # --- what is checked before the first tile
 
 
@@ -255,14 +265,18 @@ def _check_output(out: NDArray[Any], image: NDArray[Any], scale: int) -> None:
         raise ValueError(f"out is {out.dtype} {out.shape}: expected {image.dtype} {shape}")
 
 
-def _warn_of_seams(plan: UpscalePlan, tiling: Tiling) -> None:
-    """Warn if there are several tiles and they cannot be the same as the whole image."""
+def _warn_of_seams(plan: UpscalePlan, tiling: Tiling, stacklevel: int) -> None:
+    """Warn if there are several tiles and they cannot be the same as the whole image.
+
+    The warning names the line that called `upscale_array`: 3 as `stacklevel`, if that function
+    calls this one, and 1 more for each function between.
+    """
     if plan.reach is None and tiling.num_tiles > 1:
         warnings.warn(
             f"tile {tiling.side}: depth {plan.depth} of this net has no bounded reach, so that "
             "tiles give another image than the whole and may show seams; tile=None runs the "
             "image whole",
-            stacklevel=3,  # names the line that called upscale_array
+            stacklevel=stacklevel,
         )
 
 

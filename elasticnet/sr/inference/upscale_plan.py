@@ -25,6 +25,8 @@ MIN_TILE = 16  # LR pixels a side of the smallest tile that is tried when memory
 # tensor; larger windows take 1.6 times as long for each pixel.
 AUTO_WINDOWS = {"cpu": 288, "cuda": 1024}
 AUTO_WINDOW_IN_REACHES = 8  # the least width of an "auto" window, unless memory is short
+# The other half is for the result, for other programs, and for errors of the estimate.
+AUTO_SHARE_OF_FREE_MEMORY = 0.5  # of the memory that is free, what an "auto" pass takes at most
 AUTO_MEMORY_ON_CPU = 640 * 10**6  # bytes that an "auto" pass takes at most
 # A pass takes this many times the memory of its tensors, because kernels need scratch memory, too.
 # The largest factor that was measured is 1.17.
@@ -240,6 +242,7 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
     step = math.ceil(length_of_steps / count)
     window = step + 2 * overlap
     last_start = length - window
+    # `step` was rounded up, so that the last windows may have to move back to stay in the image.
     starts = [min(index * step, last_start) for index in range(count)]
     later_core_starts = [start + overlap for start in starts[1:]]
     core_starts = [0, *later_core_starts]
@@ -271,12 +274,11 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
     if isinstance(plan.tile, int):
         overlap = SEAM_OVERLAP if plan.reach is None else plan.reach
         return _tiling(size, side=plan.tile, overlap=overlap)
-    free = free_memory(plan.device)
-    if plan.tile is None or plan.reach is None:
-        whole = _tiling(size, side=max(size), overlap=0, must_be_whole=True)
-        _check_whole_image_fits(plan, whole, free)
-        return whole
-    side = _fastest_side(plan, plan.reach, free)
+    if plan.tile is None:
+        return _whole_image(plan, size)
+    if plan.reach is None:  # "auto", but tiles cannot equal the whole: run it whole
+        return _whole_image(plan, size)
+    side = _fastest_side(plan, plan.reach)
     return _tiling(size, side=side, overlap=plan.reach)
 
 
@@ -316,30 +318,34 @@ def _tiling(size: Sequence[int], side: int, overlap: int, must_be_whole: bool = 
     )
 
 
-def _fastest_side(plan: UpscalePlan, reach: int, free: int | None) -> int:
-    """The side of the fastest tile within the `free` bytes, which are None if not known."""
-    best_window = AUTO_WINDOWS.get(plan.device.type, AUTO_WINDOWS["cpu"])
-    window = max(best_window, AUTO_WINDOW_IN_REACHES * reach)
-    limits: list[float] = []  # bytes that a pass may take
-    if free is not None:
-        limits.append(free / 2)
-    if plan.device.type == "cpu":
-        limits.append(AUTO_MEMORY_ON_CPU)
-    if limits:
-        pixels = int(min(limits) / plan.bytes_per_pixel)
-        window = min(window, math.isqrt(pixels))
-    return max(window - 2 * reach, MIN_TILE)
-
-
-def _check_whole_image_fits(plan: UpscalePlan, tiling: Tiling, free: int | None) -> None:
-    """Raise, before the work begins, if the whole image takes more than the `free` bytes."""
-    height, width = tiling.window
+def _whole_image(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
+    """One tile over the whole image; raise, before the work begins, if memory is too short."""
+    whole = _tiling(size, side=max(size), overlap=0, must_be_whole=True)
+    height, width = whole.window
     needed = plan.bytes_per_pixel * height * width
+    free = free_memory(plan.device)  # None if not known
     if free is not None and needed > free:
         shortage = (
             f"it takes about {needed / GB:.1f} GB, and {free / GB:.1f} GB are free on {plan.device}"
         )
-        raise _does_not_fit(plan, tiling, shortage)
+        raise _does_not_fit(plan, whole, shortage)
+    return whole
+
+
+def _fastest_side(plan: UpscalePlan, reach: int) -> int:
+    """The side of the fastest tile whose pass takes no more memory than "auto" allows."""
+    best_window = AUTO_WINDOWS.get(plan.device.type, AUTO_WINDOWS["cpu"])
+    window = max(best_window, AUTO_WINDOW_IN_REACHES * reach)
+    byte_limits: list[float] = []  # a pass takes no more than the least of them
+    free = free_memory(plan.device)  # None if not known
+    if free is not None:
+        byte_limits.append(free * AUTO_SHARE_OF_FREE_MEMORY)
+    if plan.device.type == "cpu":
+        byte_limits.append(AUTO_MEMORY_ON_CPU)
+    if byte_limits:
+        pixels = int(min(byte_limits) / plan.bytes_per_pixel)
+        window = min(window, math.isqrt(pixels))
+    return max(window - 2 * reach, MIN_TILE)
 
 
 def _does_not_fit(plan: UpscalePlan, tiling: Tiling, shortage: str) -> MemoryError:

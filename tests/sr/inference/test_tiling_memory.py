@@ -118,6 +118,7 @@ def test_tiles_that_a_lack_of_memory_made_are_warned_of_once_if_they_may_show_se
     with pytest.warns(UserWarning, match="tile 80: .* may show seams") as warned:
         upscale_array(photo(160, 160), plan)  # a single tile, until that does not fit
     assert len(warned) == 1
+    assert warned[0].filename == __file__, "the warning names the line that called upscale_array"
 
 
 def test_out_of_memory_at_the_smallest_tile_is_an_error() -> None:
