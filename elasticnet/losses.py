@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ from elasticnet.distillation import (
 )
 from elasticnet.loss_weights import check_tap_weights, equal
 from elasticnet.taps import check_num_sampled, inclusion_probability, sample_depths
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs  # in typing since Python 3.13
 
 RESERVED_WORDS = ("target", "step")
 """The arguments of `objective(x, target, step)` that are never handed to the network."""
@@ -76,7 +79,7 @@ class StepFactors(NamedTuple):
         psd_factor: The factor of L_PSD: lambda at this step.
     """
 
-    tap_factors: dict[int, float | Tensor]
+    tap_factors: Mapping[int, float | Tensor]
     psd_factor: float | Tensor
 
 
@@ -122,7 +125,7 @@ def tap_losses(
     losses = [
         _checked_loss(task_loss(prediction, target), name="task loss") for prediction in predictions
     ]
-    if len(losses) > 1:
+    if len(losses) > 1:  # After a single loss no other one reads the prediction and the target.
         kept.check_all("the task loss")
     return losses
 
@@ -222,7 +225,7 @@ class ElasticObjective(nn.Module):
         tap_net = _unwrapped(net)
         _check_net(tap_net, psd_weight, sampled_taps)
         _check_psd_weight(psd_weight)
-        _check_weight("output_weight", output_weight)
+        _check_weight(output_weight, found=f"output_weight {output_weight}")
         if distance not in DISTANCES:
             raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
         check_power(power)
@@ -251,7 +254,7 @@ class ElasticObjective(nn.Module):
         Those are taps that are not sampled, or whose weight is 0.
         """
         adapters = self._tap_net.adapters
-        if self.sampled_taps is not None or not isinstance(self.tap_weights, Mapping):
+        if self.sampled_taps is not None or not _are_constant(self.tap_weights):
             return len(adapters) > 0
         *shallower, _ = self._tap_net.taps
         tap_weights = self.tap_weights_at(step=None)
@@ -287,10 +290,8 @@ class ElasticObjective(nn.Module):
             ValueError: The step is needed and is None, or the function returned invalid weights.
             TypeError: The function did not return a mapping.
         """
-        # Not callable(self.tap_weights), which torch 2.6 cannot compile for a mapping.
-        if isinstance(self.tap_weights, Mapping):
-            # pyright cannot rule out a function that is a mapping, too
-            return dict(self.tap_weights)  # pyright: ignore[reportUnknownArgumentType]
+        if _are_constant(self.tap_weights):
+            return dict(self.tap_weights)
         weights = self.tap_weights(_required(step, "a tap_weights schedule"))
         return check_tap_weights(weights, self._tap_net.taps)
 
@@ -311,12 +312,12 @@ class ElasticObjective(nn.Module):
                 is not a scalar.
             TypeError: A loss function did not return a tensor.
         """
-        # the factors of the losses that this step computes, by depth
-        if not self._compiled_with_schedule():
-            factors = self._step_factors(self.depths_at(step), step)
+        # the factors of the losses that this step computes
+        if self._factors_are_numbers():
+            factors = self._step_factors(step)
         else:
-            # Must be inline: torch.compile breaks the graph at this call. Inside a helper it would
-            # break the graph there, and again here.
+            # Stays in forward: it runs outside the graph, and where a helper leaves the graph its
+            # caller leaves it, too.
             factors = self._step_factors_as_tensors(step)
         depths = tuple(factors.tap_factors)
         *shallower, deepest = depths
@@ -336,23 +337,12 @@ class ElasticObjective(nn.Module):
             term = _scaled(losses[depth], factors.tap_factors[depth])
             deep_supervision = deep_supervision + term
 
-        # lambda L_PSD
-        psd = torch.zeros_like(routine)
-        if not _is_zero(factors.psd_factor):
-            psd = _scaled(self._psd_loss(outputs.features), factors.psd_factor)
-
-        # mu w_n D_n for each n < N
-        output_distillation: list[Tensor] = []
-        if self.output_weight != 0 and not _is_empty(predictions[deepest]):
-            teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
-            for depth in shallower:
-                output_loss = self.output_loss(predictions[depth], teacher)
-                output_loss = _checked_loss(output_loss, name="output loss")
-                output_factor = self.output_weight * factors.tap_factors[depth]
-                output_distillation.append(_scaled(output_loss, output_factor))
-
         # lambda L_PSD + mu sum over n < N of w_n D_n
-        distillation = sum(output_distillation, start=psd)
+        distillation = torch.zeros_like(routine)
+        if not _is_left_out(factors.psd_factor):
+            distillation = _scaled(self._psd_loss(outputs.features), factors.psd_factor)
+        for term in self._output_distillation(predictions, factors.tap_factors):
+            distillation = distillation + term
 
         total = routine + deep_supervision + distillation
         return LossTerms(
@@ -375,53 +365,71 @@ class ElasticObjective(nn.Module):
             eps=self.eps,
         )
 
-    def _step_factors(self, depths: Sequence[int], step: int | None) -> StepFactors:
-        """Return the factors of a step that computes the predictions at these depths."""
-        *shallower, deepest = depths
+    def _output_distillation(
+        self, predictions: Mapping[int, Any], tap_factors: Mapping[int, float | Tensor]
+    ) -> list[Tensor]:
+        """Return mu w_n D_n for each tap but the deepest; nothing if the term is left out."""
+        *shallower, deepest = predictions
+        if self.output_weight == 0 or _is_empty(predictions[deepest]):
+            return []
+        teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
+        terms: list[Tensor] = []
+        for depth in shallower:
+            output_loss = self.output_loss(predictions[depth], teacher)
+            output_loss = _checked_loss(output_loss, name="output loss")
+            terms.append(_scaled(output_loss, self.output_weight * tap_factors[depth]))
+        return terms
+
+    def _step_factors(self, step: int | None) -> StepFactors:
+        """Return the factors of the losses that a step computes."""
+        *shallower, deepest = self.depths_at(step)
         tap_weights = self.tap_weights_at(step)
         # Every step computes the deepest tap. The others are sampled, and the division keeps the
         # expected loss the same.
         probability = 1.0
         if self.sampled_taps is not None:
             probability = inclusion_probability(self._tap_net.taps, self.sampled_taps)
-        tap_factors: dict[int, float | Tensor] = {}
+        tap_factors: dict[int, float] = {}
         for depth in shallower:
             tap_factors[depth] = tap_weights[depth] / probability
         tap_factors[deepest] = tap_weights[deepest]
-        psd_weight = self.psd_weight
-        if callable(psd_weight):
-            psd_weight = psd_weight(_required(step, "a psd_weight schedule"))
-            _check_weight(f"at step {step} psd_weight is", psd_weight)
-        return StepFactors(tap_factors=tap_factors, psd_factor=psd_weight)
+        return StepFactors(tap_factors=tap_factors, psd_factor=self._psd_factor(step))
+
+    def _psd_factor(self, step: int | None) -> float:
+        """Return lambda at a step."""
+        if not callable(self.psd_weight):
+            return self.psd_weight
+        psd_factor = self.psd_weight(_required(step, "a psd_weight schedule"))
+        _check_weight(psd_factor, found=f"at step {step} psd_weight is {psd_factor}")
+        return psd_factor
 
     # --- for torch.compile: factors that change with the step.
     # A Python number in a graph is a constant or an input that is not a tensor. If it changes, the
     # step is compiled again, or its CUDA graph is recorded again. Therefore the factors are
     # computed outside the graph, and enter it as tensors.
 
-    def _compiled_with_schedule(self) -> bool:
-        """Whether this step is being compiled and has factors that change with the step."""
-        is_scheduled = not isinstance(self.tap_weights, Mapping) or callable(self.psd_weight)
-        return is_scheduled and torch.compiler.is_compiling()
+    def _factors_are_numbers(self) -> bool:
+        """Whether no graph is compiled, or one in which all factors are constants."""
+        if not torch.compiler.is_compiling():
+            return True
+        return _are_constant(self.tap_weights) and not callable(self.psd_weight)
 
     @_outside_graphs
     def _step_factors_as_tensors(self, step: int | None) -> StepFactors:
         """Return the factors of a step as scalar tensors, outside the graph."""
-        depths = self.depths_at(step)
-        factors = self._step_factors(depths, step)
-        parameter = next(self.parameters(), torch.zeros(()))
+        factors = self._step_factors(step)
+        parameter = next(self.parameters(), torch.zeros(()))  # a net may have no parameters
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         device = parameter.device
 
         numbers = list(factors.tap_factors.values())
-        tap_factors = torch.tensor(numbers, dtype=dtype, device=device)  # (number of depths,)
+        scalars = torch.tensor(numbers, dtype=dtype, device=device).unbind()
+        tap_factors = dict(zip(factors.tap_factors, scalars, strict=True))
         psd_factor = factors.psd_factor
         # A constant lambda stays a number, so that 0 leaves the term out.
         if callable(self.psd_weight):
             psd_factor = torch.tensor(psd_factor, dtype=dtype, device=device)
-        return StepFactors(
-            tap_factors=dict(zip(depths, tap_factors.unbind(), strict=True)), psd_factor=psd_factor
-        )
+        return StepFactors(tap_factors=tap_factors, psd_factor=psd_factor)
 
 
 # Traced into a graph, the draw would be a constant: each step would need its own graph.
@@ -466,10 +474,10 @@ def _check_psd_weight(psd_weight: Weight) -> None:
         )
 
 
-def _check_weight(name: str, weight: float) -> None:
-    """Raise unless a loss can be multiplied by this weight."""
+def _check_weight(weight: float, found: str) -> None:
+    """Raise unless a loss can be multiplied by this weight; the message begins with `found`."""
     if not 0 <= weight < math.inf:  # NaN is refused, too
-        raise ValueError(f"{name} {weight}: expected a finite number, at least 0")
+        raise ValueError(f"{found}: expected a finite number, at least 0")
 
 
 def _resolved_tap_weights(
@@ -484,11 +492,19 @@ def _resolved_tap_weights(
     return check_tap_weights(tap_weights, taps)
 
 
-def _is_zero(factor: float | Tensor) -> bool:
-    """Return whether a term is left out; never if its factor is a tensor.
+def _are_constant(
+    tap_weights: Mapping[int, float] | ScheduledTapWeights,
+) -> TypeIs[Mapping[int, float]]:
+    """Return whether tap weights are the same in each step."""
+    # Not `not callable(tap_weights)`, which torch 2.6 cannot compile for a mapping.
+    return isinstance(tap_weights, Mapping)
+
+
+def _is_left_out(factor: float | Tensor) -> bool:
+    """Return whether a loss with this factor is not computed.
 
     In a compiled step a scheduled lambda is a tensor. The graph cannot look at its value, and
-    always computes the term.
+    always computes the loss.
     """
     return not isinstance(factor, Tensor) and factor == 0
 
@@ -500,13 +516,13 @@ def _is_empty(prediction: Any) -> bool:
 
 
 def _scaled(loss: Tensor, factor: float | Tensor) -> Tensor:
-    """Return factor * loss in the loss's dtype, which a factor in a wider dtype would change."""
-    if _is_zero(factor):
-        # The deepest tap's, for example. 0 times infinity would be NaN. The gradients of 0 stay,
-        # because DistributedDataParallel waits for those of all parameters.
-        loss = torch.where(loss.isfinite(), loss, 0)
+    """Return factor * loss in the loss's dtype; a factor of 0 makes it 0 in any case."""
     if isinstance(factor, Tensor):
-        factor = factor.to(loss.dtype)
+        factor = factor.to(loss.dtype)  # A wider dtype would change the loss's.
+    # Shallow taps of weight 0 are left out by `depths_at`. The deepest tap always runs, so its
+    # factor can be 0 here, and 0 times infinity would be NaN. The term stays, with gradients of 0,
+    # because DistributedDataParallel waits for the gradients of all parameters.
+    loss = torch.where(loss.isfinite() | (factor != 0), loss, 0)
     return factor * loss
 
 

@@ -230,6 +230,40 @@ def test_a_compiled_objective_whose_schedule_switches_a_tap_off() -> None:
         assert_same_step(step_and_gradients(objective, compiled, X, Y, step=step), expected)
 
 
+def test_an_infinite_loss_at_a_deepest_tap_of_weight_0_adds_0_compiled_and_not() -> None:
+    """In a compiled step the scheduled weight is a tensor, whose value the graph cannot see."""
+    torch._dynamo.reset()
+    net = conv_net(2)
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        return (1e38 * (prediction - target).abs()).sum()
+
+    def last_tap_off(step: int) -> dict[int, float]:
+        return {1: 1e-38, 2: 0.0}
+
+    objective = ElasticObjective(net, loss, psd_weight=0, tap_weights=last_tap_off)
+    for call in (objective, torch.compile(objective, backend="aot_eager")):
+        terms, gradients = step_and_gradients(objective, call, X, Y, step=0)
+        assert terms.per_depth[2].isinf()
+        assert terms.routine == 0
+        for gradient in gradients.values():
+            assert gradient is not None
+            assert gradient.isfinite().all()
+
+
+def test_a_psd_loss_of_nan_and_weight_0_adds_0_compiled_and_not() -> None:
+    torch._dynamo.reset()
+    net = ElasticWrapper([nn.Identity(), nn.Identity()], nn.Hardtanh())
+    x = torch.full_like(X, torch.inf)
+    assert ElasticObjective(net, nn.L1Loss(), psd_weight=0.1)(x, X).distillation.isnan()
+
+    objective = ElasticObjective(net, nn.L1Loss(), psd_weight=lambda step: 0.0)
+    for call in (objective, torch.compile(objective, backend="aot_eager")):
+        terms = call(x, X, step=0)
+        assert terms.distillation == 0
+        assert terms.total == terms.routine + terms.deep_supervision
+
+
 def test_compiled_objective_with_context_and_recomputed_blocks() -> None:
     net = rotary_net(checkpoint_blocks=True).truncate(2)
     for module in net.modules():
