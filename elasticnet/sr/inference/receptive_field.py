@@ -27,10 +27,11 @@ from elasticnet.wrapper import ElasticWrapper, evaluating
 
 STRIP_WIDTH = 8  # pixels
 LONGEST_STRIP = 1024  # pixels
-STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; the shortest that is enough is cut
-# When the longest strip is cut, at least one pixel must be out of reach of both cuts: it needs a
-# length of 2 * reach + 3, see _length_to_cut.
-LARGEST_REACH = (LONGEST_STRIP - 3) // 2
+STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; what _length_to_cut chooses from
+# A strip that is cut needs a length of 2 * reach + PIXELS_BESIDE_REACH, so that at least one pixel
+# is out of reach of both cuts.
+PIXELS_BESIDE_REACH = 3  # this pixel, which is compared, and the two that are cut off
+LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2
 SQUARE = 48  # pixels a side of the image on which memory is measured
 TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
 HEIGHT, WIDTH = 2, 3  # the axes of an image (b, c, h, w)
@@ -51,8 +52,12 @@ class Footprint(NamedTuple):
             - it is more than 510;
             - it changes with the place, as with windows and strides.
 
-            One case is missed: a network that sees near pixels and pixels that are more than 512
-            away, but none between them, gets too small a reach. The strip ends before the far ones.
+            Two kinds of networks get too small a reach:
+
+            - one that sees near pixels and pixels that are more than 512 away, but none between
+              them: the strip ends before the far ones;
+            - one that replaces NaN at every depth, behind a layer that sees far pixels faintly, such
+              as global pooling: cutting two pixels then changes too little.
         bytes_per_pixel: The most bytes that the tensors of a pass hold at any time, for each LR
             pixel, in the network's own precision.
     """
@@ -98,9 +103,9 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
     with _lock:
         footprints = _footprints_so_far(net)
         if shallowest not in footprints:
-            footprints[shallowest] = _measure(net, shallowest, shallower=None)
+            footprints[shallowest] = _measure(net, shallowest, of_shallowest=None)
         if depth not in footprints:
-            footprints[depth] = _measure(net, depth, shallower=footprints[shallowest])
+            footprints[depth] = _measure(net, depth, of_shallowest=footprints[shallowest])
         return footprints[depth]
 
 
@@ -115,8 +120,8 @@ def _footprints_so_far(net: ElasticWrapper) -> dict[int, Footprint]:
     return remembered.footprints
 
 
-def _measure(net: ElasticWrapper, depth: int, shallower: Footprint | None) -> Footprint:
-    """The footprint of a depth, given that of a shallower depth of the same network, if any."""
+def _measure(net: ElasticWrapper, depth: int, of_shallowest: Footprint | None) -> Footprint:
+    """The footprint of a depth, given that of the shallowest depth, or None to measure that."""
     scale = scale_of(net)
     # A network without parameters counts as one in float32 on the CPU.
     parameter = next(net.parameters(), torch.zeros(()))
@@ -128,7 +133,10 @@ def _measure(net: ElasticWrapper, depth: int, shallower: Footprint | None) -> Fo
 
     with evaluating(net), torch.inference_mode():
         peak_bytes = _peak_bytes(predict, scale)
-        reach = _reach_beyond(shallower, predict, scale)
+        if of_shallowest is None:
+            reach = _reach(predict, scale)
+        else:
+            reach = _reach_at_least(of_shallowest.reach, predict, scale)
     bytes_in_own_dtype = peak_bytes * parameter.element_size() / torch.float32.itemsize
     bytes_per_pixel = bytes_in_own_dtype / SQUARE**2
     return Footprint(depth=depth, scale=scale, reach=reach, bytes_per_pixel=bytes_per_pixel)
@@ -153,16 +161,20 @@ def _check_output_shape(image: Tensor, output: Tensor, scale: int) -> None:
         )
 
 
-def _reach_beyond(shallower: Footprint | None, predict: Predict, scale: int) -> int | None:
-    """The reach of a depth, which contains the blocks of the shallower one and sees as far."""
-    if shallower is None:
-        return _reach(predict, scale)
-    if shallower.reach is None:
+def _reach_at_least(of_shallowest: int | None, predict: Predict, scale: int) -> int | None:
+    """The reach of a depth, and no less than that of the shallowest, whose blocks it contains.
+
+    A measurement can be too small if a deeper block replaces the NaN, as `nan_to_num` does. Behind
+    a block that sees far, but faintly, the guess of reach 0 is then confirmed: the cuts change the
+    output by less than `TOLERANCE`. The shallowest depth has the fewest blocks to replace a NaN,
+    and one measurement of it serves all other depths.
+    """
+    if of_shallowest is None:
         return None  # what has no bound in a part has none in the whole
     reach = _reach(predict, scale)
     if reach is None:
         return None
-    return max(reach, shallower.reach)
+    return max(reach, of_shallowest)
 
 
 def _reach(predict: Predict, scale: int) -> int | None:
@@ -182,23 +194,24 @@ def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
     # such as a dilated convolution.
     nan_positions = _nan_positions(predict, scale, axis, length=LONGEST_STRIP)
     if nan_positions:
-        reach = _distance_from_middle(nan_positions, LONGEST_STRIP)
-        if reach > LARGEST_REACH:
+        candidate = _distance_from_middle(nan_positions, LONGEST_STRIP)
+        if candidate > LARGEST_REACH:
             return None
-        length = _length_to_cut(reach)
+        length = _length_to_cut(candidate)
     else:
         # The network replaced the NaN on the way. Reach 0 is a guess, and the longest strip tests
         # it best.
-        reach = 0
+        candidate = 0
         length = LONGEST_STRIP
-    if _is_same_when_cut(predict, scale, axis, length=length, reach=reach):
-        return reach
+    # The cut confirms the candidate or refutes it.
+    if _is_same_when_cut(predict, scale, axis, length=length, reach=candidate):
+        return candidate
     return None  # the reach changes with the place, or the guess was too small
 
 
 def _length_to_cut(reach: int) -> int:
     """The length of the shortest strip that has a pixel out of reach of both cuts."""
-    needed = 2 * reach + 3  # this pixel, the reach on both of its sides, and two pixels cut off
+    needed = 2 * reach + PIXELS_BESIDE_REACH
     return min(length for length in STRIP_LENGTHS if length >= needed)
 
 
@@ -245,6 +258,7 @@ def _is_same_when_cut(predict: Predict, scale: int, axis: int, length: int, reac
     inside_whole = output_of_whole.narrow(axis, start_in_whole * scale, count * scale)
     difference = (inside_whole - inside_cut).abs().max()
     largest_output = output_of_whole.abs().max()
+    # False also if the network itself gives NaN or infinity: this strip has no NaN in it.
     return bool(difference <= TOLERANCE * largest_output)
 
 

@@ -44,6 +44,11 @@ class Hiding(nn.Module):
         return self.conv(x).nan_to_num()
 
 
+class ReplacesNaN(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.nan_to_num()
+
+
 class GlobalMean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + x.mean((2, 3), keepdim=True)
@@ -91,6 +96,17 @@ def test_reach_beyond_the_first_strips() -> None:
 def test_no_tiles_can_equal_the_whole(block: nn.Module) -> None:
     net = ElasticWrapper([nn.Identity(), block, nn.Conv2d(3, 3, 3, padding=1)], Twice())
     assert [footprint(net, depth).reach for depth in net.taps] == [0, None, None]
+
+
+def test_a_deeper_block_that_replaces_nan_does_not_hide_what_the_shallowest_depth_sees() -> None:
+    faint = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+    with torch.no_grad():
+        faint.weight.fill_(1e-6)
+        faint.weight[:, :, 1, 1] = 1.0  # what it sees of the other pixels is below the tolerance
+
+    net = ElasticWrapper([faint, ReplacesNaN()], Twice())
+
+    assert [footprint(net, depth).reach for depth in net.taps] == [1, 1]
 
 
 def test_channel_attention_sees_the_whole_image() -> None:
