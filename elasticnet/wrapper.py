@@ -325,8 +325,8 @@ class ElasticWrapper(nn.Module):
 
         Returns:
             A copy of stem, head, and the blocks and adapters up to `depth`, under the same keys.
-            Its taps are this net's taps up to `depth`. Hooks on the net, its buffers and its class
-            stay.
+            Its taps are this net's taps up to `depth`. It keeps this net's class, buffers and
+            hooks.
 
         Raises:
             ValueError: The depth carries no tap, or `net.forward` was replaced.
@@ -346,8 +346,8 @@ class ElasticWrapper(nn.Module):
                 every depth.
 
         Returns:
-            The new net. It keeps this net's adapters at the taps that both nets have, and the hooks
-            on the net, its buffers and its class.
+            The new net. It keeps this net's class, buffers and hooks, and its adapters at the taps
+            that both nets have.
 
         Raises:
             ValueError: A tap is outside the net or named twice, or the deepest is missing, or
@@ -458,6 +458,7 @@ class ElasticWrapper(nn.Module):
         new_taps = range(old_depth + 1, old_depth + len(new_blocks) + 1)
         adapters = self._adapters_by_depth()
         if old_depth in adapters:
+            # Copied here and with the net: without this copy the new taps would share one adapter.
             for depth in new_taps:
                 adapters[depth] = detached_copy(adapters[old_depth])
         shared = self._rebuilt(
@@ -488,14 +489,18 @@ class ElasticWrapper(nn.Module):
         """
         probe = self._rebuilt(self.blocks, self.taps, self._adapters_by_depth())
         probe._is_probe = True
-        probe._forward_hooks.clear()  # they could take a rejection for a prediction
+        # Hooks could take a rejection for a prediction. The table is the probe's own, see
+        # _shallow_copy: this net keeps its hooks.
+        probe._forward_hooks.clear()
         with evaluating(probe), torch.no_grad():
-            taps = probe(example, taps=probe.taps, **keywords)
+            outputs = probe(example, taps=probe.taps, **keywords)
 
         # The deepest block always has a tap, and the last features are the deepest.
-        deepest_shape = _shape_of(taps.features[-1])
+        deepest_shape = _shape_of(outputs.features[-1])
         reports: list[TapReport] = []
-        for depth, prediction, features in zip(*taps, strict=True):
+        for depth, prediction, features in zip(
+            outputs.depths, outputs.predictions, outputs.features, strict=True
+        ):
             reports.append(_report(depth, prediction, features, deepest_shape))
         for report in reports:
             if strict and report.problem is not None:
@@ -507,8 +512,10 @@ class ElasticWrapper(nn.Module):
     def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
         """Run all blocks once and predict at `depths`."""
         features, context, state = self._start_pass(x, keywords)
-        # A probe asks the head about each tap alone.
-        predicts_together = self._head_takes_all_taps() and not self._is_probe
+        # A head for all taps is called once, at the end; but a probe asks it about each tap alone.
+        # Any other head is called at once: blocks behind the tap can then not change the
+        # prediction by writes that PyTorch does not count, such as those in inference_mode.
+        predicts_at_end = self._head_takes_all_taps() and not self._is_probe
         tap_features: dict[int, Any] = {}
         predictions: list[Any] = []
         for depth, block in enumerate(self.blocks, start=1):
@@ -516,10 +523,9 @@ class ElasticWrapper(nn.Module):
             if depth in self.taps:
                 tap_features[depth] = features
                 state.kept.keep_features(features, f"the features at depth {depth}")
-            # Any other head predicts at once, before the next block can change the features.
-            if depth in depths and not predicts_together:
+            if depth in depths and not predicts_at_end:
                 predictions += self._predict({depth: features}, state)
-        if predicts_together:
+        if predicts_at_end:
             predictions += self._predict({depth: tap_features[depth] for depth in depths}, state)
         state.kept.check_all("the head, or a block behind,")
         return Taps(depths, tuple(predictions), tuple(tap_features.values()))
@@ -621,22 +627,26 @@ class ElasticWrapper(nn.Module):
 
     def _predict(self, features: Mapping[int, Any], state: _PassState) -> tuple[Any, ...]:
         """Return the predictions at one tap, or at several, from their features by depth."""
+        predictions = self._run_head_or_reject(features, state.skip)
+        where = f"at depth {_listed(features)}"
+        has_adapter = any(str(depth) in self.adapters for depth in features)
+        writer = "the head or its adapter" if has_adapter else "the head"
+        state.kept.check(f"{writer} {where}")
+        state.kept.keep_prediction(predictions, f"the prediction {where}")
+        return predictions
+
+    def _run_head_or_reject(self, features: Mapping[int, Any], skip: Any) -> tuple[Any, ...]:
+        """Return the predictions; if the head fails, raise, or return rejections to a probe."""
         try:
-            predictions = self._run_head(features, state.skip)
+            predictions = self._run_head(features, skip)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             message = _rejection_message(features, error)
-            if not self._is_probe:
-                raise RuntimeError(message) from error
-            predictions = tuple(_Rejection(message) for _ in features)
+            if self._is_probe:
+                return tuple(_Rejection(message) for _ in features)
+            raise RuntimeError(message) from error
         _check_predictions(predictions, num_taps=len(features))
-
-        depths = _listed(features)
-        has_adapter = any(str(depth) in self.adapters for depth in features)
-        writer = "the head or its adapter" if has_adapter else "the head"
-        state.kept.check(f"{writer} at depth {depths}")
-        state.kept.keep_prediction(predictions, f"the prediction at depth {depths}")
         return predictions
 
     def _run_head(self, features: Mapping[int, Any], skip: Any) -> Any:
@@ -684,13 +694,7 @@ class ElasticWrapper(nn.Module):
                 "net.forward was replaced, and the replacement may call the whole net: put "
                 "ElasticWrapper's own forward back first (del net.forward)"
             )
-        # Class, settings, hooks and buffers stay. What is a dict, such as the table of the hooks,
-        # is a dict of its own in the new net.
-        net = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, dict):
-                vars(net)[name] = value.copy()
-        vars(net).pop("forward", None)  # this net's own method
+        net = self._shallow_copy()
         net.taps = tuple(taps)
         net.default_depth = net.taps[-1]
         net.blocks = nn.ModuleList(blocks)
@@ -698,6 +702,20 @@ class ElasticWrapper(nn.Module):
         # The two containers are new; every other module keeps its own mode.
         net.blocks.training = self.training
         net.adapters.training = self.training
+        return net
+
+    def _shallow_copy(self) -> ElasticWrapper:
+        """Return a net of this net's class with the same modules, settings, buffers and hooks.
+
+        Each table (of modules, parameters, buffers, hooks) is copied, so that assigning to the new
+        net leaves this one alone.
+        """
+        net = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict):
+                vars(net)[name] = value.copy()
+        # A forward that was replaced and set back by hand is bound to this net.
+        vars(net).pop("forward", None)
         return net
 
     def _identity_block(
@@ -727,7 +745,8 @@ class ElasticWrapper(nn.Module):
         """Raise unless the new blocks of the grown net change neither features nor output."""
         old_depth = len(self.blocks)
         with evaluating(self), evaluating(grown), torch.no_grad():
-            features = grown._features_of_copies(old_depth, example, keywords)
+            features = grown._features_by_depth(old_depth, example, keywords)
+            # old_depth and all depths behind it have a tap
             for depth in range(old_depth + 1, len(grown.blocks) + 1):
                 problem = _not_identity(features[depth - 1], features[depth])
                 if problem is not None:
@@ -746,21 +765,21 @@ class ElasticWrapper(nn.Module):
                     "it draws random numbers, or depends on what is not copied"
                 )
 
-    def _features_of_copies(
-        self, depth: int, example: Any, keywords: dict[str, Any]
+    def _features_by_depth(
+        self, head_depth: int, example: Any, keywords: dict[str, Any]
     ) -> dict[int, Any]:
-        """Return the features at every tap; the head runs at one depth alone.
+        """Return the features at every tap, as the blocks returned them.
 
-        The parts get copies, so that the features stay what each block returned.
+        The head runs at one depth alone: it may reject what a block that is no identity returns.
         """
         net = self.with_taps(self.taps)
-        net.copy_features = True
-        taps = net(example, taps=[depth], **keywords)
-        return dict(zip(net.taps, taps.features, strict=True))
+        net.copy_features = True  # each part gets copies, and leaves the features as they are
+        outputs = net(example, taps=[head_depth], **keywords)
+        return dict(zip(net.taps, outputs.features, strict=True))
 
 
 class _NetHook:
-    """A forward hook on an elastic net. If it takes a `Taps` for a tensor, it is named.
+    """A forward hook on an elastic net; an error names the hook if it takes no `Taps`.
 
     Args:
         hook: The hook that was registered.
