@@ -55,7 +55,6 @@ from elasticnet.sr.options import (
 from elasticnet.training.learning_rate import cosine, halving
 from elasticnet.training.log import TrainingLog, show_messages
 from elasticnet.training.options import (
-    CUDA,
     NOT_STORED,
     Above,
     AtLeast,
@@ -87,7 +86,8 @@ DOWNLOADS = Path("datasets/DIV2K")
 SAME_HEAD = ("num_blocks", "fold", "tap_affine")
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
 
-NOTHING_KEPT = -math.inf  # what a state holds as the best PSNR if no network was kept yet
+# How a state file writes that no best network was kept yet; in memory its PSNR is then None.
+NO_BEST_PSNR = -math.inf
 
 # what a resumed run cannot change: its weights belong to this network, trained for this task
 FIXED = (
@@ -435,8 +435,8 @@ def train(
 
         while step < last_step and not stopping:
             # Train on one batch: loss at every tap, gradients, clipping, update, moving average.
-            # The batch is given as a function: `cut_part(part, num_parts)` cuts one part of it, and
-            # training_step asks for as many parts as --accumulate says.
+            # The batch is given as a function, sampler.batch(step, part, num_parts) of this step:
+            # training_step asks for the parts of this process, as many as --accumulate says.
             cut_part = partial(sampler.batch, step)
             learning_rate = learning_rate_at(step, options.optimiser)
             terms = training_step(cut_part, step, learning_rate)
@@ -447,7 +447,7 @@ def train(
             # process looks after every step. Several look together when a line of the log is due,
             # so that all of them stop after the same step.
             due = due_after(step, options)
-            stopping = is_stop_requested(stop_signal, processes, together=due.line)
+            stopping = is_stop_requested(stop_signal, processes, all_look_now=due.line)
 
             # Score every depth on the validation images; one process does that for all.
             scores = None
@@ -601,7 +601,8 @@ def make_training_step(
     """Return what does one step of training, with its optimiser."""
     objective_to_run: Any = objective
     if options.compute.compile:
-        mode = "reduce-overhead" if CUDA else None
+        # The mode makes CUDA graphs; a run on the CPU does not take it, even beside a GPU.
+        mode = "reduce-overhead" if processes.device.type == "cuda" else None
         objective_to_run = torch.compile(objective, mode=mode)
     optimiser = torch.optim.Adam(net.parameters(), lr=options.optimiser.learning_rate, fused=True)
     return TrainingStep(
@@ -691,22 +692,23 @@ def resume(
     if processes.rank < len(state["random"]):
         set_random_state(state["random"][processes.rank])
     processes.say(f"resumed {run.folder} at step {step}")
-    best_psnr = psnr_of_best(run, state["best"], processes)
+    stored_psnr = None if state["best"] == NO_BEST_PSNR else state["best"]
+    best_psnr = psnr_of_best(run, stored_psnr, processes)
     return Standing(step=step, best_psnr=best_psnr, log_state=state["log"])
 
 
-def psnr_of_best(run: Run, stored: float, processes: Processes) -> float | None:
+def psnr_of_best(run: Run, stored_psnr: float | None, processes: Processes) -> float | None:
     """Return the mean PSNR over the depths that best.safetensors holds; None if there is no file.
 
     The file is asked, and not the state: it may be of a later step than the last state of a machine
-    that went down, or be missing in a copy of the run folder. `stored` is what the state holds.
+    that went down, or be missing in a copy of the run folder. `stored_psnr` is that of the state.
     """
     try:
         psnr = read_header(run.folder / "best.safetensors")["notes"]["psnr"]
     except (OSError, ValueError, KeyError) as error:
-        if stored != NOTHING_KEPT:
+        if stored_psnr is not None:
             processes.say(
-                f"note: the best network so far, of {stored:.2f} dB, is not there ({error}); "
+                f"note: the best network so far, of {stored_psnr:.2f} dB, is not there ({error}); "
                 "the next one that is validated takes its place"
             )
         return None
@@ -753,14 +755,14 @@ def due_after(step: int, options: Options) -> Due:
     return Due(validation=validation, save=save, line=line)
 
 
-def is_stop_requested(stop_signal: StopSignal, processes: Processes, *, together: bool) -> bool:
+def is_stop_requested(stop_signal: StopSignal, processes: Processes, *, all_look_now: bool) -> bool:
     """Return whether to stop.
 
-    Several processes must stop after the same step, so they decide `together`. That makes them
-    wait for each other, which would cost too much at every step. One process alone may stop after
-    any step.
+    Several processes must stop after the same step, so they decide together, at the steps of which
+    `all_look_now` is true. That makes them wait for each other, which would cost too much at every
+    step. One process alone may stop after any step.
     """
-    if together:
+    if all_look_now:
         return processes.any(stop_signal.requested)
     return processes.count == 1 and stop_signal.requested
 
@@ -794,7 +796,7 @@ def save_state(
     state = {
         "training": training_step.state_dict(),
         "log": log.state_dict(),
-        "best": NOTHING_KEPT if best_psnr is None else best_psnr,
+        "best": NO_BEST_PSNR if best_psnr is None else best_psnr,
         "random": processes.gather(random_state()),
     }
     run.save(step, state)

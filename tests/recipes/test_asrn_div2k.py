@@ -633,6 +633,24 @@ def test_a_best_score_that_is_infinite_counts_as_none(recipe, tmp_path):
     assert recipe.psnr_of_best(run_folder, math.inf, processes=None) is None
 
 
+@pytest.mark.parametrize(("device", "mode"), [("cpu", None), ("cuda", "reduce-overhead")])
+def test_only_a_run_on_cuda_is_compiled_into_a_graph(recipe, photos, monkeypatch, device, mode):
+    modes: list[str | None] = []
+
+    def record_mode(objective, mode):
+        modes.append(mode)
+        return objective
+
+    monkeypatch.setattr(torch, "compile", record_mode)
+    options = recipe.parse(["--data", str(photos), "--compile"])
+    net = elasticnet.sr.asrn(2, 1, 8)
+    objective = recipe.make_objective(options, net)
+
+    recipe.make_training_step(options, net, objective, Processes(device=torch.device(device)))
+
+    assert modes == [mode]
+
+
 # --- LR images from files
 
 

@@ -35,7 +35,7 @@ class PatchSampler:
     Args:
         pairs: The images.
         patch_size: Side of the LR patch, in pixels; the HR patch is `scale` times larger.
-        batch_size: Samples in a batch, those of all ranks together.
+        batch_size: Samples in a batch, those of all its parts together.
         seed: Which sequence, any whole number.
         augment: "none", "flips" (left-right and top-bottom, each with probability 1/2) or
             "flips+rotations" (the eight symmetries of the square); the same for LR and HR.
@@ -83,34 +83,34 @@ class PatchSampler:
         # By a tensor CUDA divides exactly; for a number it multiplies by the rounded reciprocal.
         self._white = torch.tensor(WHITE, dtype=dtype, device=self.device)
 
-    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Tensor, Tensor]:
-        """Return one batch, or one rank's share of it.
+    def batch(self, step: int, part: int = 0, num_parts: int = 1) -> tuple[Tensor, Tensor]:
+        """Return one batch, or one part of it.
 
         Args:
             step: The number of the batch, from 0.
-            rank: Which process's share, from 0.
-            world_size: How many processes share the batch; each gets b = batch_size / world_size
-                consecutive samples.
+            part: Which part, from 0.
+            num_parts: How many parts the batch is cut into, such as one for each process; each has
+                b = batch_size / num_parts consecutive samples.
 
         Returns:
             LR of shape (b, 3, p, p) and HR of shape (b, 3, p * scale, p * scale), RGB in 0..1,
             where p is the patch size.
 
         Raises:
-            ValueError: The batch cannot be shared by so many processes, or there is no such rank.
+            ValueError: The batch cannot be cut into so many parts, or there is no such part.
             IndexError: `step` is negative.
         """
-        if world_size < 1 or self.batch_size % world_size != 0:
+        if num_parts < 1 or self.batch_size % num_parts != 0:
             raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared by world_size {world_size}: "
-                "it must be a multiple"
+                f"num_parts {num_parts}: expected a divisor of {self.batch_size}, the batch_size"
             )
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank}: expected 0 to {world_size - 1}")
+        if not 0 <= part < num_parts:
+            raise ValueError(f"part {part}: expected 0 to {num_parts - 1}")
         if step < 0:
             raise IndexError(f"step {step}: expected 0 or more")
-        share = self.batch_size // world_size
-        crops = self._crop_stream.crops(step * self.batch_size + rank * share, share)
+        part_size = self.batch_size // num_parts
+        first_sample = step * self.batch_size + part * part_size
+        crops = self._crop_stream.crops(first_sample, part_size)
         # Both grids travel to the device in one copy.
         lr_grid = np.stack(self._grid(crops, factor=1))  # (3, b)
         hr_grid = np.stack(self._grid(crops, factor=self.scale))

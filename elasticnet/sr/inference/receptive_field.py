@@ -56,8 +56,8 @@ class Footprint(NamedTuple):
 
             - one that sees near pixels and pixels that are more than 512 away, but none between
               them: the strip ends before the far ones;
-            - one that replaces NaN at every depth, behind a layer that sees far pixels faintly, such
-              as global pooling: cutting two pixels then changes too little.
+            - one that replaces NaN at every depth, behind a layer that sees far pixels faintly,
+              such as global pooling: cutting two pixels then changes too little.
         bytes_per_pixel: The most bytes that the tensors of a pass hold at any time, for each LR
             pixel, in the network's own precision.
     """

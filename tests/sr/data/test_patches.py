@@ -174,13 +174,13 @@ def test_hr_shows_what_lr_shows(scale: int, step: int) -> None:
     )
 
 
-@given(world_size=st.sampled_from([1, 2, 3, 4, 6, 12]), step=st.integers(0, 2**30))
-def test_ranks_share_one_batch(world_size: int, step: int) -> None:
+@given(num_parts=st.sampled_from([1, 2, 3, 4, 6, 12]), step=st.integers(0, 2**30))
+def test_parts_are_one_batch(num_parts: int, step: int) -> None:
     sampler = PatchSampler(random_pairs(2), 4, 12)
-    shares = [sampler.batch(step, rank, world_size) for rank in range(world_size)]
-    whole = sampler.batch(step)
-    for part in range(2):
-        assert torch.equal(torch.cat([share[part] for share in shares]), whole[part])
+    parts = [sampler.batch(step, part, num_parts) for part in range(num_parts)]
+    whole_lr, whole_hr = sampler.batch(step)
+    assert torch.equal(torch.cat([lr for lr, _ in parts]), whole_lr)
+    assert torch.equal(torch.cat([hr for _, hr in parts]), whole_hr)
 
 
 def test_a_step_depends_on_no_other() -> None:
@@ -325,11 +325,11 @@ def test_wrong_options_are_named(
         PatchSampler(random_pairs(2), patch_size, batch_size, augment=augment)
 
 
-def test_wrong_shares_and_steps_are_named() -> None:
+def test_wrong_parts_and_steps_are_named() -> None:
     sampler = PatchSampler(random_pairs(2), 4, 16)
-    with pytest.raises(ValueError, match=r"batch_size 16 cannot be shared by world_size 3"):
+    with pytest.raises(ValueError, match=r"num_parts 3: expected a divisor of 16"):
         sampler.batch(0, 0, 3)
-    with pytest.raises(ValueError, match=r"rank 2: expected 0 to 1"):
+    with pytest.raises(ValueError, match=r"part 2: expected 0 to 1"):
         sampler.batch(0, 2, 2)
     with pytest.raises(IndexError, match=r"step -1: expected 0 or more"):
         sampler.batch(-1)
