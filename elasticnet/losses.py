@@ -47,8 +47,8 @@ FixedTapWeights = Mapping[int, float] | Sequence[float]
 ScheduledTapWeights = Callable[[int], FixedTapWeights]
 TapWeights = FixedTapWeights | ScheduledTapWeights
 
-# Makes torch.compile leave the calls of a function out of its graphs. It is called when this module
-# is loaded, because torch 2.6 cannot compile a step that calls it.
+# A decorator: torch.compile leaves the calls of the function out of its graphs. It is applied when
+# this module is loaded, because torch 2.6 cannot compile a step that applies it.
 _outside_graphs: Any = torch.compiler.disable  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -72,7 +72,7 @@ class LossTerms(NamedTuple):
 
 
 class StepFactors(NamedTuple):
-    """The factors of one step's losses: numbers, or scalar tensors in a compiled step.
+    """The factors of one step's losses: numbers, or scalar tensors (see _factors_are_numbers).
 
     Attributes:
         tap_factors: The factor of the task loss at each computed depth.
@@ -369,7 +369,7 @@ class ElasticObjective(nn.Module):
         self, predictions: Mapping[int, Any], tap_factors: Mapping[int, float | Tensor]
     ) -> list[Tensor]:
         """Return mu w_n D_n for each tap but the deepest; nothing if the term is left out."""
-        *shallower, deepest = predictions
+        *shallower, deepest = predictions  # its keys: depths, the deepest last
         if self.output_weight == 0 or _is_empty(predictions[deepest]):
             return []
         teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])

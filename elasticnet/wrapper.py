@@ -535,13 +535,14 @@ class ElasticWrapper(nn.Module):
 
         PyTorch runs backward hooks only of modules that return a tensor or a tuple of tensors.
         """
+        if not torch.is_grad_enabled():
+            return
         hook_tables: list[dict[int, Any]] = [self._backward_pre_hooks, self._backward_hooks]
         for hooks in hook_tables:
-            if hooks and torch.is_grad_enabled():
-                name = _name_of(next(iter(hooks.values())))
+            for hook in hooks.values():
                 raise TypeError(
-                    f"the backward hook {name} of this net would not run for a Taps, from "
-                    "net(x, taps=...): register it on the head, or on the stem or a block"
+                    f"the backward hook {_name_of(hook)} of this net would not run for a Taps, "
+                    "from net(x, taps=...): register it on the head, or on the stem or a block"
                 )
 
     def _start_pass(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, _PassState]:
@@ -565,7 +566,7 @@ class ElasticWrapper(nn.Module):
         The context is the one that the stem returns, or else the dict of all keyword arguments.
         """
         for_stem = self._keywords_for_stem(keywords)
-        if self.call_block is None:
+        if self.call_block is None:  # then the blocks take no keyword argument
             _check_all_used(keywords, used=for_stem)
         if self.stem is None:
             return x, keywords
@@ -636,7 +637,7 @@ class ElasticWrapper(nn.Module):
         return predictions
 
     def _run_head_or_reject(self, features: Mapping[int, Any], skip: Any) -> tuple[Any, ...]:
-        """Return the predictions; if the head fails, raise, or return rejections to a probe."""
+        """Return the predictions; if the head fails, raise, or give a probe `_Rejection`s."""
         try:
             predictions = self._run_head(features, skip)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
@@ -746,11 +747,12 @@ class ElasticWrapper(nn.Module):
         old_depth = len(self.blocks)
         with evaluating(self), evaluating(grown), torch.no_grad():
             features = grown._features_by_depth(old_depth, example, keywords)
-            # old_depth and all depths behind it have a tap
-            for depth in range(old_depth + 1, len(grown.blocks) + 1):
-                problem = _not_identity(features[depth - 1], features[depth])
+            for index, block in enumerate(grown.blocks[old_depth:]):
+                # The deepest block of this net has a tap, and so has each new block.
+                depth_before = old_depth + index
+                problem = _not_identity(features[depth_before], features[depth_before + 1])
                 if problem is not None:
-                    name = _new_block_name(depth - old_depth - 1, grown.blocks[depth - 1])
+                    name = _new_block_name(index, block)
                     raise ValueError(f"grow: {name} is not the identity: {problem}")
 
             prediction = grown(example, depth=-1, **keywords)
@@ -791,7 +793,7 @@ class _NetHook:
 
     def __call__(self, *arguments: Any) -> Any:
         """Return what the hook returns."""
-        output = arguments[-1]
+        output = arguments[-1]  # the last one in each signature that PyTorch calls hooks by
         if not isinstance(output, Taps):
             return self.hook(*arguments)
         try:
@@ -840,17 +842,16 @@ def _report(
     tensors = tensors_in(features)
     num_not_finite = sum(_count_not_finite(tensor) for tensor in tensors)
     problem = None
-    if isinstance(prediction, _Rejection):
-        problem = prediction.message
-        if shape != deepest_shape:
-            problem = f"{problem} (the deepest tap has shape {deepest_shape})"
-    # Features that are not finite explain everything else, a rejection by the head too.
-    if num_not_finite:
+    if num_not_finite:  # This comes first: it explains a rejection by the head, too.
         num_values = sum(tensor.numel() for tensor in tensors)
         problem = (
             f"depth {depth}: {num_not_finite} of {num_values} features are not finite "
             "(NaN or infinity)"
         )
+    elif isinstance(prediction, _Rejection):
+        problem = prediction.message
+        if shape != deepest_shape:
+            problem += f" (the deepest tap has shape {deepest_shape})"
     return TapReport(
         depth=depth,
         shape=shape,
