@@ -82,8 +82,8 @@ from elasticnet.training.stop_signal import StopSignal
 from elasticnet.training.warm_start import warm_start
 
 DOWNLOADS = Path("datasets/DIV2K")
-# arguments of a network that may differ in a warm start: they leave its head what it is
-SAME_HEAD = ("num_blocks", "fold", "tap_affine")
+# arguments in which two networks may differ in a warm start: their heads are alike all the same
+WARM_START_DIFFERENCES = ("num_blocks", "fold", "tap_affine")
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
 
 # How a state file writes that no best network was kept yet; in memory its PSNR is then None.
@@ -545,7 +545,8 @@ def build(options: Options, processes: Processes) -> ElasticWrapper:
         taps=taps,
     )
     if options.setup.init is not None and options.run.resume is None:
-        taken = warm_start(net, elasticnet.load(options.setup.init), may_differ=SAME_HEAD)
+        source = elasticnet.load(options.setup.init)
+        taken = warm_start(net, source, may_differ=WARM_START_DIFFERENCES)
         processes.say(f"warm start from {options.setup.init}: {'; '.join(taken)}")
     net = net.to(processes.device, weight_dtype(options))
     return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

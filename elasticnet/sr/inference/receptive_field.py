@@ -161,20 +161,20 @@ def _check_output_shape(image: Tensor, output: Tensor, scale: int) -> None:
         )
 
 
-def _reach_at_least(of_shallowest: int | None, predict: Predict, scale: int) -> int | None:
-    """The reach of a depth, and no less than that of the shallowest, whose blocks it contains.
+def _reach_at_least(least: int | None, predict: Predict, scale: int) -> int | None:
+    """The reach of a depth, at least that of the shallowest depth, whose blocks it contains.
 
     A measurement can be too small if a deeper block replaces the NaN, as `nan_to_num` does. Behind
     a block that sees far, but faintly, the guess of reach 0 is then confirmed: the cuts change the
     output by less than `TOLERANCE`. The shallowest depth has the fewest blocks to replace a NaN,
     and one measurement of it serves all other depths.
     """
-    if of_shallowest is None:
+    if least is None:
         return None  # what has no bound in a part has none in the whole
     reach = _reach(predict, scale)
     if reach is None:
         return None
-    return max(reach, of_shallowest)
+    return max(reach, least)
 
 
 def _reach(predict: Predict, scale: int) -> int | None:
