@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -86,6 +87,9 @@ def _pairs(first: Any, second: Any) -> list[tuple[Any, Any]] | None:
         if len(first) != len(second):
             return None
         return list(zip(first, second, strict=True))
+    if dataclasses.is_dataclass(first) and type(first) is type(second):
+        names = [field.name for field in dataclasses.fields(first)]
+        return [(getattr(first, name), getattr(second, name)) for name in names]
     return None
 
 

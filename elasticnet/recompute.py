@@ -6,8 +6,9 @@ and nothing else. The second run would begin with the buffers that the first one
 that its gradients would be wrong, and it would change them once more. Here the second run begins
 with what the first one began with, and afterwards the later state is put back. This holds for:
 
-- the buffers of the block, and tensors, numbers, lists, dicts and sets that its modules hold as
-  attributes: spectral norm's vectors, running statistics, counters, the training mode;
+- the buffers of the block, and tensors, numbers, lists, tuples, dicts and sets that its modules
+  hold as attributes, nested ones too: spectral norm's vectors, running statistics, counters, the
+  hidden state of a recurrent layer, the training mode;
 - the generators of Python's `random` and of NumPy, and generators that modules hold as attributes;
 - lists, dicts, sets and generators among the inputs, such as the context of `call_block`.
 
@@ -226,8 +227,13 @@ class _ModuleStart:
         self.constants: dict[str, Any] = {}  # what no run can change
         self.copied: dict[str, Any] = {}  # copies of what a run can change
         self.tensors: list[tuple[str, Tensor, int | None]] = []  # name, the original, its version
+        # What an earlier run computed with a history: kept as it is, because no copy can have that.
+        self.computed: dict[str, Tensor] = {}
+        for name, value in _attributes_of(module).items():
+            if isinstance(value, Tensor) and value.requires_grad:
+                self.computed[name] = value
         for name, value in _state_of(module).items():
-            if isinstance(value, IMMUTABLE_TYPES):
+            if _is_immutable(value):
                 self.constants[name] = value
                 continue
             self.copied[name] = _copied(value, copies)
@@ -236,6 +242,11 @@ class _ModuleStart:
 
     def drop_unchanged(self) -> None:
         """Forget the copies of tensors that the run has left as they were."""
+        if self.computed:
+            attributes = _attributes_of(self.module)
+            for name, tensor in list(self.computed.items()):
+                if attributes.get(name) is tensor:
+                    del self.computed[name]
         if not self.tensors:
             return
         now = _state_of(self.module)
@@ -250,7 +261,7 @@ class _ModuleStart:
 
     def restore(self, copies: dict[int, Any]) -> None:
         """Give the module what it held, with copies of what a run can change."""
-        wanted = dict(self.constants)
+        wanted = {**self.constants, **self.computed}
         for name, value in self.copied.items():
             wanted[name] = _copied(value, copies)
         _set_attributes(self.module, current=_state_of(self.module), wanted=wanted)
@@ -303,17 +314,22 @@ def _copied(value: Any, copies: dict[int, Any]) -> Any:
     """Return a copy of a tensor, container or generator; one copy for each object.
 
     Args:
-        value: A container is copied, and not what it contains.
+        value: A container is copied with the tensors and containers in it. A tensor that requires a
+            gradient, such as a parameter in a list, is returned as it is.
         copies: The copies that were made already, by the identity of their originals.
     """
     if id(value) in copies:
         return copies[id(value)]
     if isinstance(value, Tensor):
-        copied = value.detach().clone()
+        copied = value if value.requires_grad else value.detach().clone()
     elif isinstance(value, torch.Generator):
         copied = value.clone_state()
     elif isinstance(value, CONTAINER_TYPES):
         copied = copy.copy(value)
+        copies[id(value)] = copied  # now, because a container may contain itself
+        _replace_entries(copied, lambda entry: _copied(entry, copies))
+    elif _is_plain_tuple(value):
+        copied = tuple(_copied(entry, copies) for entry in value)
     elif isinstance(value, GENERATOR_TYPES):
         # A shallow copy of NumPy's would share its stream of numbers.
         copied = copy.deepcopy(value)
@@ -331,14 +347,29 @@ def _copied_input(value: Any, copies: dict[int, Any]) -> Any:
         return tuple(_copied_input(entry, copies) for entry in value)
     if not isinstance(value, (*CONTAINER_TYPES, *GENERATOR_TYPES)):
         return value
-    copied = _copied(value, copies)
-    if isinstance(value, MAPPING_TYPES):
-        for key, entry in value.items():
-            copied[key] = _copied_input(entry, copies)
-    elif isinstance(value, SEQUENCE_TYPES):
-        for index, entry in enumerate(value):
-            copied[index] = _copied_input(entry, copies)
+    if not isinstance(value, CONTAINER_TYPES):
+        return _copied(value, copies)
+    copied = copy.copy(value)
+    copies[id(value)] = copied
+    _replace_entries(copied, lambda entry: _copied_input(entry, copies))
     return copied
+
+
+def _replace_entries(container: Any, replaced: Callable[[Any], Any]) -> None:
+    """Replace each entry of a list or dict; those of a set cannot be changed."""
+    if isinstance(container, MAPPING_TYPES):
+        for key, entry in container.items():
+            container[key] = replaced(entry)
+    elif isinstance(container, SEQUENCE_TYPES):
+        for index, entry in enumerate(container):
+            container[index] = replaced(entry)
+
+
+def _is_immutable(value: Any) -> bool:
+    """Return whether no run can change a value: a number, a text, or a tuple of these."""
+    if _is_plain_tuple(value):
+        return all(_is_immutable(entry) for entry in value)
+    return isinstance(value, IMMUTABLE_TYPES)
 
 
 def _is_plain_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:

@@ -16,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from elasticnet._compare import largest_difference, same_bits
 from elasticnet._copies import detached_copy
-from elasticnet._kept import KeptTensors, copied, tensors_in
+from elasticnet._kept import KeptTensors, copied, in_own_containers, tensors_in
+from elasticnet._wrapped import unwrapped
 from elasticnet.recompute import recomputed
 from elasticnet.taps import is_whole_number, resolve_depth, resolve_depths, resolve_taps
 
@@ -165,7 +166,6 @@ class ElasticWrapper(nn.Module):
         blocks = list(body_blocks)
         adapters = dict(adapters or {})
         _check_modules(blocks, shared_head, stem)
-        _check_reserved_words(stem)
         if head_skip not in HEAD_SKIPS:
             raise ValueError(f"head_skip {head_skip!r}: expected None, 'stem' or 'input'")
         if isinstance(call_block, nn.Module):
@@ -188,8 +188,7 @@ class ElasticWrapper(nn.Module):
         self.copy_features = copy_features
         self.default_depth = self.taps[-1]
         self.origin: Origin | None = None
-        self._stem_takes_any_keyword = _takes_any_keyword(stem)
-        self._stem_keywords = _named_keywords(stem)
+        self._read_stem_arguments()
         self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
         # For `check`: a pass compares values, and returns rejections in the place of predictions.
         self._is_probe = False
@@ -197,6 +196,7 @@ class ElasticWrapper(nn.Module):
     @property
     def stem_keywords(self) -> frozenset[str]:
         """The names of the keyword arguments that the stem's forward lists."""
+        self._read_stem_arguments()
         return self._stem_keywords
 
     def extra_repr(self) -> str:
@@ -547,6 +547,7 @@ class ElasticWrapper(nn.Module):
 
     def _start_pass(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, _PassState]:
         """Run the stem; return features and context for the first block, and the pass's state."""
+        self._check_number_of_blocks()
         kept = KeptTensors(compare_values=self._is_probe)
         kept.keep_input(x, "the input")
         features, context = self._run_stem(x, keywords)
@@ -559,6 +560,18 @@ class ElasticWrapper(nn.Module):
             skip = features
             kept.keep_input(features, "the stem's output")
         return features, context, _PassState(skip=skip, kept=kept)
+
+    def _check_number_of_blocks(self) -> None:
+        """Raise if blocks were added or removed since the net was made, as by `del net.blocks[-1]`.
+
+        Without this error, `net(x, depth=5)` of a net that has 4 blocks left would be depth 4.
+        """
+        if len(self.blocks) != self.taps[-1]:
+            raise ValueError(
+                f"the net has {len(self.blocks)} blocks, and its deepest tap is at depth "
+                f"{self.taps[-1]}: blocks were added to net.blocks or removed from it. Use "
+                "net.truncate or net.grow, or make a new ElasticWrapper"
+            )
 
     def _run_stem(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Return the features and the context for the first block.
@@ -584,10 +597,22 @@ class ElasticWrapper(nn.Module):
 
     def _keywords_for_stem(self, keywords: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments that the stem's forward names."""
+        if not keywords:
+            return keywords
+        if type(self.stem) is not self._stem_class:  # replaced since: `net.stem = another`
+            self._read_stem_arguments()
         if self._stem_takes_any_keyword:
             return keywords
         # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
         return {name: value for name, value in keywords.items() if name in self._stem_keywords}
+
+    def _read_stem_arguments(self) -> None:
+        """Note which keyword arguments the stem's forward has."""
+        stem = unwrapped(self.stem)  # the forward of a compiled module names none
+        _check_reserved_words(stem)
+        self._stem_class = type(self.stem)
+        self._stem_takes_any_keyword = _takes_any_keyword(stem)
+        self._stem_keywords = _named_keywords(stem)
 
     def _run_block(
         self, block: nn.Module, features: Any, context: Any, depth: int, state: _PassState
@@ -673,8 +698,11 @@ class ElasticWrapper(nn.Module):
         return self.head(features, self._given(skip))
 
     def _given(self, value: Any) -> Any:
-        """Return what a part is given to read: the value, or a copy in which it may write."""
-        return copied(value) if self.copy_features else value
+        """Return what a part is given to read: the value, or a copy in which it may write.
+
+        In lists and dicts of its own in any case, which it may change.
+        """
+        return copied(value) if self.copy_features else in_own_containers(value)
 
     # --- truncate, with_taps, grow and check
 
@@ -709,12 +737,18 @@ class ElasticWrapper(nn.Module):
         """Return a net of this net's class with the same modules, settings, buffers and hooks.
 
         Each table (of modules, parameters, buffers, hooks) is copied, so that assigning to the new
-        net leaves this one alone.
+        net leaves this one alone. A method of this net, such as a subclass's call_block or hook,
+        becomes the new net's.
         """
         net = copy.copy(self)
         for name, value in vars(self).items():
-            if isinstance(value, dict):
-                vars(net)[name] = value.copy()
+            if _is_table(value):
+                table = value.copy()
+                for key, entry in table.items():
+                    table[key] = _rebound(entry, self, net)
+                vars(net)[name] = table
+            else:
+                vars(net)[name] = _rebound(value, self, net)
         # A forward that was replaced and set back by hand is bound to this net.
         vars(net).pop("forward", None)
         return net
@@ -807,6 +841,19 @@ class _NetHook:
 
     def _description(self) -> str:
         return f"the forward hook {_name_of(self.hook)} got a Taps, from net(x, taps=...), and"
+
+
+def _is_table(value: Any) -> TypeGuard[dict[Any, Any]]:
+    return isinstance(value, dict)
+
+
+def _rebound(value: Any, old: nn.Module, new: nn.Module) -> Any:
+    """Return the new net's method if a value is a method of the old one; else the value itself."""
+    if isinstance(value, types.MethodType) and value.__self__ is old:
+        return types.MethodType(value.__func__, new)
+    if isinstance(value, _NetHook):
+        return _NetHook(_rebound(value.hook, old, new))
+    return value
 
 
 class _IntoTuple(nn.Module):

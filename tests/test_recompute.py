@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
+from torch.utils._pytree import tree_leaves
 
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.recompute import recomputed
@@ -179,6 +180,44 @@ class History(Scaled):
         return 1 / len(self.history)
 
 
+class TensorInAList(Scaled):
+    """State in a tensor inside containers, written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nested = [{"runs": (torch.zeros(()),)}]
+
+    def draw(self) -> Tensor:
+        (runs,) = self.nested[0]["runs"]
+        runs += 1
+        return 1 / runs.clone()
+
+
+class CounterInADict(Scaled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.nested = {"here": {"runs": 0}}
+
+    def draw(self) -> float:
+        self.nested["here"]["runs"] += 1
+        return 1 / self.nested["here"]["runs"]
+
+
+class HiddenState(Scaled):
+    """A recurrent layer that keeps its hidden state, with its history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(1, 1)
+        self.hidden: Tensor | None = None
+
+    def draw(self) -> Tensor:
+        hidden = self.hidden.detach() if self.hidden is not None else None
+        new_hidden = self.cell(torch.ones(1, 1), hidden)
+        self.hidden = new_hidden
+        return 2 + new_hidden
+
+
 def spectral_norm_block() -> nn.Module:
     layers = [parametrizations.spectral_norm(nn.Conv2d(4, 4, 3, padding=1)) for _ in range(2)]
     return nn.Sequential(layers[0], nn.ReLU(), layers[1])
@@ -215,6 +254,9 @@ MAKERS: list[Callable[[], nn.Module]] = [
     LazyBuffer,
     LazyAttribute,
     History,
+    TensorInAList,
+    CounterInADict,
+    HiddenState,
 ]
 EVERY_KIND_OF_STATE = pytest.mark.parametrize(
     "make_block", MAKERS, ids=[make_block.__name__ for make_block in MAKERS]
@@ -261,6 +303,8 @@ def own_state(net: nn.Module) -> list[Any]:
     for module in net.modules():
         for name in ("runs", "history", "scale", "training"):
             state.append(copy.copy(getattr(module, name, None)))
+        for name in ("nested", "hidden"):
+            state += [copy.copy(leaf) for leaf in tree_leaves(getattr(module, name, None))]
         generator = getattr(module, "generator", None)
         if isinstance(generator, torch.Generator):
             state.append(generator.get_state())

@@ -278,7 +278,8 @@ def test_check_reports_features_that_are_not_finite_by_depth() -> None:
 
 def test_check_changes_nothing() -> None:
     net = conv_net(2)
-    net.blocks.insert(1, nn.BatchNorm2d(4))  # its statistics would move in training mode
+    norm = nn.BatchNorm2d(4)  # its statistics would move in training mode
+    net.blocks[1] = nn.Sequential(net.blocks[1], norm)
     net.blocks[0].eval()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     modes = [module.training for module in net.modules()]
