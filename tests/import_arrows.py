@@ -56,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     # and not wrapper: neither knows the other
     "losses": {"taps", "distillation", "loss_weights", "_kept"},
     "recompute": {"_compare", "_kept"},
-    "wrapper": {"taps", "recompute", "_compare", "_copies", "_kept"},
+    "wrapper": {"taps", "recompute", "_compare", "_copies", "_kept", "_wrapped"},
     "registry": {"wrapper"},
     "checkpoint": {
         "taps",
