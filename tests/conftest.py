@@ -5,7 +5,9 @@ sets.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -38,6 +40,18 @@ if "OMP_NUM_THREADS" not in os.environ:
     # beside, threads that wait for each other made the suite twelve times slower. The processes
     # that tests start inherit the setting.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _outlive(number: int, frame: Any) -> None:
+    """Handle a hangup by going on, as nohup wants it; unlike SIG_IGN, children do not inherit it."""
+
+
+# Under nohup, or in the background of a shell, the suite begins with signals ignored. The processes
+# that the tests start would inherit that, and could not be told to stop.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, _outlive)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
 
 
