@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from elasticnet.checkpoint.header import shallowest_depth
+from elasticnet.checkpoint.header import first_depth_that_needs
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
 aten: Any = torch.ops.aten
@@ -43,7 +43,7 @@ def count_parameters(net: ElasticWrapper, depth: int) -> int:
     """
     sizes: dict[int, int] = {}  # by identity
     for name, parameter in net.named_parameters(remove_duplicate=False):
-        if shallowest_depth(name) <= depth:
+        if first_depth_that_needs(name) <= depth:
             sizes[id(parameter)] = parameter.numel()
     return sum(sizes.values())
 

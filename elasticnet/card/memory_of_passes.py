@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elasticnet.card.example_tensors import first_tensor, tensors_in
-from elasticnet.checkpoint.header import shallowest_depth
+from elasticnet.checkpoint.header import first_depth_that_needs
 from elasticnet.memory import MB, peak_resident, restart_peak
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
@@ -79,7 +79,7 @@ def _tensors_of(net: ElasticWrapper, depth: int) -> list[Tensor]:
     buffers = net.named_buffers(remove_duplicate=False)
     held: dict[int, Tensor] = {}  # by identity
     for name, tensor in (*parameters, *buffers):
-        if shallowest_depth(name) <= depth:
+        if first_depth_that_needs(name) <= depth:
             held[id(tensor)] = tensor
     return list(held.values())
 

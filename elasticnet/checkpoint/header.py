@@ -69,13 +69,13 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         file: The open file; a `Remote` for a file on a server.
-        name: The file's name in messages.
+        file_name: The file's name in messages.
         table: Which tensors the file holds, and where.
         description: What the file says about its net.
     """
 
     file: BinaryIO | Remote
-    name: str
+    file_name: str
     table: Table
     description: Description
 
@@ -121,7 +121,7 @@ def opened_checkpoint(source: Source) -> Generator[Checkpoint, None, None]:
         name = name_of(file)
         table = read_table(file)
         description = decode_description(table, name)
-        yield Checkpoint(file=file, name=name, table=table, description=description)
+        yield Checkpoint(file=file, file_name=name, table=table, description=description)
 
 
 def read_header(source: Source) -> Description:
@@ -158,10 +158,11 @@ def write_header(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
         text = encode_description(header, table.entries)
         new_table = table._replace(metadata={**table.metadata, KEY: text})
         # Decoding makes the checks that a reader of the new file will make.
-        description = decode_description(new_table, f"header for {checkpoint.name}")
+        description = decode_description(new_table, f"header for {checkpoint.file_name}")
         if description["sha256"] != checkpoint.description["sha256"]:
             raise ValueError(
-                f"header for {checkpoint.name}: the SHA-256 of its tensors differ from the file's"
+                f"header for {checkpoint.file_name}: the SHA-256 of its tensors differ from "
+                "the file's"
             )
         file_size = size_of(checkpoint.file)
         tensor_bytes = read_range(checkpoint.file, start=table.data_start, end=file_size)
@@ -189,14 +190,14 @@ def read_sizes(source: Source) -> dict[int, DepthSize]:
         num_values = 0
         num_bytes = 0
         for name, entry in entries.items():
-            if shallowest_depth(name) <= depth:
+            if first_depth_that_needs(name) <= depth:
                 num_values += math.prod(entry.shape)
                 num_bytes += entry.end - entry.start
         sizes[depth] = DepthSize(num_values=num_values, num_bytes=num_bytes)
     return sizes
 
 
-def shallowest_depth(tensor_name: str) -> int:
+def first_depth_that_needs(tensor_name: str) -> int:
     """Return the shallowest depth whose net has a tensor; 0 for stem and head, which every net has.
 
     Args:

@@ -20,7 +20,7 @@ from elasticnet.checkpoint.building import (
     first_line,
 )
 from elasticnet.checkpoint.checks import describe_invalid_values, elastic_net
-from elasticnet.checkpoint.header import Checkpoint, opened_checkpoint, shallowest_depth
+from elasticnet.checkpoint.header import Checkpoint, first_depth_that_needs, opened_checkpoint
 from elasticnet.checkpoint.sources import Source
 from elasticnet.checkpoint.state import (
     find_untied,
@@ -110,17 +110,17 @@ def load_into(net: nn.Module, source: Source) -> None:
 
 def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
     """Return the net that a file describes, cut to a depth."""
-    name = checkpoint.description["architecture"]
-    if name is None:
+    architecture_name = checkpoint.description["architecture"]
+    if architecture_name is None:
         raise ValueError(
-            f"{checkpoint.name}: holds a network of no registered architecture: "
+            f"{checkpoint.file_name}: holds a network of no registered architecture: "
             "pass build=, a function that makes the net"
         )
     try:
-        architecture = find(name)
+        architecture = find(architecture_name)
     except ValueError as error:
         raise ValueError(
-            f"{checkpoint.name}: {error}. Or pass build=, a function that makes the net"
+            f"{checkpoint.file_name}: {error}. Or pass build=, a function that makes the net"
         ) from error
     arguments = architecture.arguments_at(checkpoint.description["arguments"], depth)
     taps = [tap for tap in checkpoint.description["taps"] if tap <= depth]
@@ -140,7 +140,7 @@ def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
         fill_unsaved(net, build)
 
     # Record the arguments for this depth; those in the file are for the whole net.
-    net.origin = Origin(name, arguments)
+    net.origin = Origin(architecture_name, arguments)
     return net
 
 
@@ -150,10 +150,10 @@ def _named_build_errors(checkpoint: Checkpoint) -> Generator[None, None, None]:
     try:
         yield
     except BUILD_ERRORS as error:
-        name = checkpoint.description["architecture"]
+        architecture_name = checkpoint.description["architecture"]
         raise ValueError(
-            f"{checkpoint.name}: {name} cannot be built as the file describes it: "
-            f"{first_line(error)}"
+            f"{checkpoint.file_name}: {architecture_name} cannot be built as the file describes "
+            f"it: {first_line(error)}"
         ) from error
 
 
@@ -180,7 +180,7 @@ def _check_can_be_filled(
         if tap not in taps:
             listed = ", ".join(str(depth) for depth in taps)
             raise ValueError(
-                f"{checkpoint.name}: this net has a tap at depth {tap}, "
+                f"{checkpoint.file_name}: this net has a tap at depth {tap}, "
                 f"and the file at depths {listed}"
             )
     for name, tensor in state.items():
@@ -201,15 +201,15 @@ def _read_state(checkpoint: Checkpoint, net: ElasticWrapper, depth: int) -> dict
     Names, shapes, dtypes and ties are checked before the first tensor is read.
     """
     state = state_of(net)
-    name_of = _match_stored_names(checkpoint, state, depth)
-    stored_name_of = {name: stored_name for stored_name, name in name_of.items()}
+    net_name_of = _match_stored_names(checkpoint, state, depth)  # by stored name
+    stored_name_of = {name: stored_name for stored_name, name in net_name_of.items()}
     for name, tensor in state.items():
         _check_shape_and_dtype(checkpoint, stored_name_of[name], needed=tensor)
     _check_ties(checkpoint, state, stored_name_of)
 
     loaded: dict[str, Tensor] = {}
-    for stored_name, tensor in read_tensors(checkpoint.file, checkpoint.table, names=name_of):
-        name = name_of[stored_name]
+    for stored_name, tensor in read_tensors(checkpoint.file, checkpoint.table, names=net_name_of):
+        name = net_name_of[stored_name]
         is_parameter = isinstance(state[name], nn.Parameter)
         _check_content(checkpoint, stored_name, tensor, is_parameter=is_parameter)
         loaded[name] = tensor
@@ -219,24 +219,26 @@ def _read_state(checkpoint: Checkpoint, net: ElasticWrapper, depth: int) -> dict
 def _match_stored_names(
     checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int
 ) -> dict[str, str]:
-    """Return the net's name of each tensor of a file, by the name that is stored in the file.
+    """Return {name in the file: name in the net}; names with no match are absent.
 
     The two differ in files of earlier versions, which may have names of compiled blocks, such as
     "blocks.0._orig_mod.weight". Raise if a tensor of the net is not in the file, or one of the file
-    not in the net. The file may have more tensors in deeper blocks; these are left out.
+    not in the net. Only tensors of deeper blocks may be in the file alone.
     """
     stored_names = checkpoint.table.entries.keys()
-    name_of = match_names(stored_names, known=state)
-    found = set(name_of.values())
+    net_name_of = match_names(stored_names, known=state)
+    found = set(net_name_of.values())
     for name in sorted(state):
         if name not in found:
             raise ValueError(
-                f"{checkpoint.name}: no tensor {name!r}, which depth {depth} of this net needs"
+                f"{checkpoint.file_name}: no tensor {name!r}, which depth {depth} of this net needs"
             )
     for stored_name in sorted(stored_names):
-        if stored_name not in name_of and shallowest_depth(stored_name) <= depth:
-            raise ValueError(f"{checkpoint.name}: tensor {stored_name!r} has no place in this net")
-    return name_of
+        if stored_name not in net_name_of and first_depth_that_needs(stored_name) <= depth:
+            raise ValueError(
+                f"{checkpoint.file_name}: tensor {stored_name!r} has no place in this net"
+            )
+    return net_name_of
 
 
 def _check_shape_and_dtype(checkpoint: Checkpoint, stored_name: str, needed: Tensor) -> None:
@@ -244,14 +246,14 @@ def _check_shape_and_dtype(checkpoint: Checkpoint, stored_name: str, needed: Ten
     entry = checkpoint.table.entries[stored_name]
     if has_shape(needed) and entry.shape != tuple(needed.shape):
         raise ValueError(
-            f"{checkpoint.name}: tensor {stored_name!r} has shape {entry.shape}, "
+            f"{checkpoint.file_name}: tensor {stored_name!r} has shape {entry.shape}, "
             f"this net needs {tuple(needed.shape)}"
         )
     dtype = DTYPES[entry.dtype]
     both_floating = dtype.is_floating_point and needed.is_floating_point()
     if dtype != needed.dtype and not both_floating:
         raise ValueError(
-            f"{checkpoint.name}: tensor {stored_name!r} is of {dtype}, "
+            f"{checkpoint.file_name}: tensor {stored_name!r} is of {dtype}, "
             f"this net needs {needed.dtype}"
         )
 
@@ -293,8 +295,8 @@ def _check_shared_memory(
 def _untied_error(checkpoint: Checkpoint, first: str, second: str) -> ValueError:
     """Return the error to raise if a file has different values for tensors that a net shares."""
     return ValueError(
-        f"{checkpoint.name}: {first!r} and {second!r} are shared in this net, and differ in the "
-        "file: build a net in which they are separate"
+        f"{checkpoint.file_name}: {first!r} and {second!r} are shared in this net, and differ in "
+        "the file: build a net in which they are separate"
     )
 
 
@@ -319,11 +321,11 @@ def _check_content(
     """Raise if the bytes of a tensor are not those that were saved, or if a value is invalid."""
     if digest(tensor) != checkpoint.description["sha256"].get(stored_name):
         raise ValueError(
-            f"{checkpoint.name}: tensor {stored_name!r} does not have the SHA-256 it was saved "
-            "with; the file is damaged"
+            f"{checkpoint.file_name}: tensor {stored_name!r} does not have the SHA-256 it was "
+            "saved with; the file is damaged"
         )
     invalid = describe_invalid_values(tensor, is_parameter=is_parameter)
     if invalid is not None:
         raise ValueError(
-            f"{checkpoint.name}: tensor {stored_name!r} holds {invalid} and is refused"
+            f"{checkpoint.file_name}: tensor {stored_name!r} holds {invalid} and is refused"
         )

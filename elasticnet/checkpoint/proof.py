@@ -37,8 +37,8 @@ from elasticnet.wrapper import ElasticWrapper, evaluating
 TOLERANCE = 1e-5  # how far two equal passes may differ by rounding, as a part of the largest output
 
 
-class Described(NamedTuple):
-    """What a file may say about a net.
+class Proven(NamedTuple):
+    """What a file may say about a net, after the proof.
 
     Attributes:
         architecture: The name of the registered architecture; None if none describes the net.
@@ -52,7 +52,7 @@ class Described(NamedTuple):
     doubt: str | None
 
 
-def describe(net: ElasticWrapper) -> Described:
+def architecture_or_doubt(net: ElasticWrapper) -> Proven:
     """Return which architecture and arguments give the function of a net, after a proof of that.
 
     Names, shapes, classes and settings are compared in any case. Outputs are compared if the net is
@@ -68,11 +68,11 @@ def describe(net: ElasticWrapper) -> Described:
     """
     name, arguments = recorded(net)
     if name is None:
-        return Described(architecture=None, arguments={}, doubt=None)
+        return Proven(architecture=None, arguments={}, doubt=None)
     doubt = _find_doubt(net, find(name), arguments)
     if doubt is None:
-        return Described(architecture=name, arguments=arguments, doubt=None)
-    return Described(architecture=None, arguments={}, doubt=f"{name} builds another net: {doubt}")
+        return Proven(architecture=name, arguments=arguments, doubt=None)
+    return Proven(architecture=None, arguments={}, doubt=f"{name} builds another net: {doubt}")
 
 
 def _find_doubt(

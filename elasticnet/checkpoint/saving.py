@@ -16,9 +16,9 @@ from elasticnet.checkpoint.header import (
     KEY,
     Description,
     encode_description,
-    shallowest_depth,
+    first_depth_that_needs,
 )
-from elasticnet.checkpoint.proof import describe
+from elasticnet.checkpoint.proof import architecture_or_doubt
 from elasticnet.checkpoint.safetensors_file import header_bytes
 from elasticnet.checkpoint.state import has_shape, is_sharded, state_of
 from elasticnet.checkpoint.tensors import digest, place_tensors, raw_bytes
@@ -38,10 +38,10 @@ def save(
     The file is written whole or not at all, and the same net gives the same bytes.
 
     If a registered architecture built the net, the file also records the name and the arguments of
-    the architecture. Before that, `save` proves that these give the net's function, as `describe`
-    in `elasticnet.checkpoint.proof` does it. For a net that was changed since it was built, a
-    warning is logged that names the change, and the file names no architecture: `load` then needs
-    `build=`.
+    the architecture. Before that, `save` proves that these give the net's function (see
+    `architecture_or_doubt` in `elasticnet.checkpoint.proof`). For a net that was changed since it
+    was built, a warning is logged that names the change, and the file names no architecture: `load`
+    then needs `build=`.
 
     Args:
         net: An `ElasticWrapper`. It may be compiled or wrapped for parallel training, and so may
@@ -62,17 +62,17 @@ def save(
     """
     elastic = elastic_net(net)
     tensors = _checked_tensors(elastic, path)
-    described = describe(elastic)
-    if described.doubt is not None:
+    proven = architecture_or_doubt(elastic)
+    if proven.doubt is not None:
         logger.warning(
             "%s: saved without an architecture, so that load needs build=: %s",
             path,
-            described.doubt,
+            proven.doubt,
         )
     description: Description = {
         "format": FORMAT,
-        "architecture": described.architecture,
-        "arguments": described.arguments,
+        "architecture": proven.architecture,
+        "arguments": proven.arguments,
         "taps": list(elastic.taps),
         "sha256": {name: digest(tensor) for name, tensor in tensors.items()},
         "notes": dict(notes or {}),
@@ -113,8 +113,8 @@ def _whole(tensor: Any) -> Tensor:
     if is_sharded(tensor):
         return tensor.detach().full_tensor()
     if tensor.untyped_storage().nbytes() > tensor.nbytes:
-        # A part of a larger memory is copied, as FSDP1 has it: NumPy is to read the bytes, and a
-        # memory that NumPy has read can no longer be resized, which FSDP1 does later.
+        # NumPy reads the bytes, and pins the memory that it reads. FSDP1, whose tensors are parts
+        # of a larger memory, resizes that memory later. So a part is copied.
         return tensor.detach().clone()
     return tensor.detach()
 
@@ -125,4 +125,4 @@ def _by_depth(tensor_name: str) -> tuple[int, str]:
     Within a group, shallow tensors come first. So those that a depth needs lie next to each other,
     and one read takes them all.
     """
-    return shallowest_depth(tensor_name), tensor_name
+    return first_depth_that_needs(tensor_name), tensor_name

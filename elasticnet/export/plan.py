@@ -27,7 +27,7 @@ from elasticnet._copies import detached_copy
 from elasticnet._files import check_target
 from elasticnet._wrapped import unwrapped
 from elasticnet.checkpoint.checks import elastic_net
-from elasticnet.checkpoint.proof import describe
+from elasticnet.checkpoint.proof import architecture_or_doubt
 from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs, first_line
 from elasticnet.export.plain_weights import make_weights_plain
 from elasticnet.export.same_function import difference_from_net
@@ -184,7 +184,7 @@ def _forget_wrong_origin(small: ElasticWrapper, path: Path) -> None:
 
     A block that was switched, say, is no longer what the architecture's builder makes.
     """
-    doubt = describe(small).doubt
+    doubt = architecture_or_doubt(small).doubt
     if doubt is not None:
         small.origin = None
         logger.warning("%s: the file names no architecture: %s", path, doubt)

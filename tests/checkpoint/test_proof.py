@@ -18,7 +18,7 @@ import elasticnet
 from contract import disturb, same
 from elasticnet import ElasticWrapper
 from elasticnet.checkpoint import read_header
-from elasticnet.checkpoint.proof import describe
+from elasticnet.checkpoint.proof import architecture_or_doubt
 from elasticnet.registry import Architecture, build, register, unregister
 from elasticnet.sr import asrn, edsr, rcan
 
@@ -186,29 +186,29 @@ def test_equal_blocks_may_change_places_and_be_shared() -> None:
     net = small_net("asrn")
     net.blocks[0], net.blocks[1] = net.blocks[1], net.blocks[0]
     net.blocks[2] = net.blocks[1]
-    assert describe(net).architecture == "asrn"
+    assert architecture_or_doubt(net).architecture == "asrn"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes_keep_the_name(dtype: torch.dtype) -> None:
-    assert describe(small_net("edsr").to(dtype)).architecture == "edsr"
+    assert architecture_or_doubt(small_net("edsr").to(dtype)).architecture == "edsr"
 
 
 def test_a_net_without_memory_is_compared_by_names_and_settings() -> None:
     net = small_net("asrn").to("meta")
-    assert describe(net).doubt is None
+    assert architecture_or_doubt(net).doubt is None
     set_attribute("blocks.0", "shuffle", False)(net)
-    assert "has shuffle True there" in str(describe(net).doubt)
+    assert "has shuffle True there" in str(architecture_or_doubt(net).doubt)
 
 
 def test_a_hook_that_only_looks_keeps_the_name_in_eval_mode() -> None:
     net = small_net("asrn")
     seen: list[int] = []
     net.blocks[0].register_forward_hook(lambda *_: seen.append(1))
-    assert describe(net).architecture == "asrn"
+    assert architecture_or_doubt(net).architecture == "asrn"
     # In a training no pass is made, so nobody knows what the hook does.
     seen.clear()
-    doubt = str(describe(net.train()).doubt)
+    doubt = str(architecture_or_doubt(net.train()).doubt)
     assert doubt == "asrn builds another net: 'blocks.0' has a forward hook here"
     assert seen == []
 
@@ -261,7 +261,7 @@ def test_the_proof_draws_no_random_numbers_and_moves_nothing() -> None:
         seed_every_generator()
         last_output = net.blocks[0].last_output
 
-        assert describe(net).architecture == "restless"
+        assert architecture_or_doubt(net).architecture == "restless"
 
         same(net.state_dict(), before, "state")
         assert draw_from_every_generator() == next_numbers
@@ -280,10 +280,10 @@ def traced_net(num_blocks: int = 2, taps: list[int] | None = None) -> ElasticWra
 def test_classes_that_are_made_for_each_object_are_compared_by_their_names() -> None:
     register("traced", Architecture(build=traced_net))
     try:
-        described = describe(build("traced"))
+        proven = architecture_or_doubt(build("traced"))
     finally:
         unregister("traced")
-    assert described.architecture == "traced"
+    assert proven.architecture == "traced"
 
 
 def lazy_blocks() -> list[nn.Module]:
@@ -333,7 +333,7 @@ def test_a_net_prepared_by_accelerate_is_to_be_unwrapped() -> None:
     accelerate = pytest.importorskip("accelerate")
     net = small_net("asrn")
     prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(net)
-    doubt = str(describe(prepared).doubt)
+    doubt = str(architecture_or_doubt(prepared).doubt)
     assert "the forward of the net is replaced here by accelerate: save accelerator.unw" in doubt
 
 
@@ -345,7 +345,7 @@ def test_a_builder_that_fails_is_no_description() -> None:
 
     register("fails", Architecture(build=fails))
     try:
-        doubt = describe(build("fails")).doubt
+        doubt = architecture_or_doubt(build("fails")).doubt
     finally:
         unregister("fails")
     assert doubt == "fails builds another net: its builder fails: only once"
