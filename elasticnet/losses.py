@@ -47,9 +47,11 @@ FixedTapWeights = Mapping[int, float] | Sequence[float]
 ScheduledTapWeights = Callable[[int], FixedTapWeights]
 TapWeights = FixedTapWeights | ScheduledTapWeights
 
-# A decorator: torch.compile leaves the calls of the function out of its graphs. It is applied when
-# this module is loaded, because torch 2.6 cannot compile a step that applies it.
+# For torch.compile: a decorator that leaves the calls of a function out of the graphs. It is
+# applied when this module is loaded, because torch 2.6 cannot compile a step that applies it.
 _outside_graphs: Any = torch.compiler.disable  # pyright: ignore[reportUnknownVariableType]
+# Traced into a graph, the draw would be a constant: each step would need its own graph.
+_draw_depths = _outside_graphs(sample_depths)
 
 
 class LossTerms(NamedTuple):
@@ -58,8 +60,8 @@ class LossTerms(NamedTuple):
     Attributes:
         total: `routine + deep_supervision + distillation`, a scalar: call its `backward`.
         routine: The weighted task loss of the deepest tap, w_N L_N.
-        deep_supervision: The weighted task losses of the shallower taps computed this step, the sum
-            of w_n L_n.
+        deep_supervision: The sum of factor_n L_n over the shallower taps computed this step. Its
+            expectation is the sum of w_n L_n over all shallower taps.
         distillation: lambda L_PSD, plus the output distillation if `output_weight` is not 0.
         per_depth: The task loss L_n of each tap computed this step, not weighted, and detached.
     """
@@ -75,7 +77,8 @@ class StepFactors(NamedTuple):
     """The factors of one step's losses: numbers, or scalar tensors (see _factors_are_numbers).
 
     Attributes:
-        tap_factors: The factor of the task loss at each computed depth.
+        tap_factors: The factor of the task loss at each computed depth. Its keys are sorted: the
+            deepest comes last.
         psd_factor: The factor of L_PSD: lambda at this step.
     """
 
@@ -120,7 +123,7 @@ def tap_losses(
         RuntimeError: The task loss changes in place what other losses read.
     """
     kept = KeptTensors(remedy="compute it without in-place operations")
-    kept.keep_prediction(target, "the target")
+    kept.keep_input(target, "the target")  # an input of every task loss
     kept.keep_prediction(predictions, "the prediction")
     losses = [
         _checked_loss(task_loss(prediction, target), name="task loss") for prediction in predictions
@@ -224,7 +227,12 @@ class ElasticObjective(nn.Module):
         super().__init__()
         tap_net = _unwrapped(net)
         _check_net(tap_net, psd_weight, sampled_taps)
-        _check_psd_weight(psd_weight)
+        if not callable(psd_weight):  # a function is checked in each step
+            _check_weight(
+                psd_weight,
+                found=f"psd_weight {psd_weight}",
+                alternative=", or a function of the step",
+            )
         _check_weight(output_weight, found=f"output_weight {output_weight}")
         if distance not in DISTANCES:
             raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
@@ -312,14 +320,13 @@ class ElasticObjective(nn.Module):
                 is not a scalar.
             TypeError: A loss function did not return a tensor.
         """
-        # the factors of the losses that this step computes
+        # This branch must be in forward itself: if a helper made the second call, torch.compile
+        # would leave the helper out of the graph as well.
         if self._factors_are_numbers():
             factors = self._step_factors(step)
         else:
-            # Stays in forward: it runs outside the graph, and where a helper leaves the graph its
-            # caller leaves it, too.
             factors = self._step_factors_as_tensors(step)
-        depths = tuple(factors.tap_factors)
+        depths = tuple(factors.tap_factors)  # the deepest last
         *shallower, deepest = depths
 
         # the predictions and their task losses, by depth
@@ -328,16 +335,16 @@ class ElasticObjective(nn.Module):
         losses_in_order = tap_losses(outputs.predictions, target, self.task_loss)
         losses = dict(zip(depths, losses_in_order, strict=True))
 
-        # w_N L_N
+        # w_N L_N: every step computes the deepest tap, so that its factor is its weight
         routine = _scaled(losses[deepest], factors.tap_factors[deepest])
 
-        # sum over n < N of w_n L_n
+        # sum over the computed n < N of factor_n L_n, whose expectation is w_n L_n
         deep_supervision = torch.zeros_like(routine)
         for depth in shallower:
             term = _scaled(losses[depth], factors.tap_factors[depth])
             deep_supervision = deep_supervision + term
 
-        # lambda L_PSD + mu sum over n < N of w_n D_n
+        # lambda L_PSD + mu sum over the computed n < N of factor_n D_n
         distillation = torch.zeros_like(routine)
         if not _is_left_out(factors.psd_factor):
             distillation = _scaled(self._psd_loss(outputs.features), factors.psd_factor)
@@ -368,16 +375,16 @@ class ElasticObjective(nn.Module):
     def _output_distillation(
         self, predictions: Mapping[int, Any], tap_factors: Mapping[int, float | Tensor]
     ) -> list[Tensor]:
-        """Return mu w_n D_n for each tap but the deepest; nothing if the term is left out."""
+        """Return mu factor_n D_n for each computed tap n < N; nothing if mu is 0."""
         *shallower, deepest = predictions  # its keys: depths, the deepest last
         if self.output_weight == 0 or _is_empty(predictions[deepest]):
             return []
         teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
         terms: list[Tensor] = []
         for depth in shallower:
-            output_loss = self.output_loss(predictions[depth], teacher)
-            output_loss = _checked_loss(output_loss, name="output loss")
-            terms.append(_scaled(output_loss, self.output_weight * tap_factors[depth]))
+            returned = self.output_loss(predictions[depth], teacher)
+            raw = _checked_loss(returned, name="output loss")  # D_n
+            terms.append(_scaled(raw, self.output_weight * tap_factors[depth]))
         return terms
 
     def _step_factors(self, step: int | None) -> StepFactors:
@@ -432,10 +439,6 @@ class ElasticObjective(nn.Module):
         return StepFactors(tap_factors=tap_factors, psd_factor=psd_factor)
 
 
-# Traced into a graph, the draw would be a constant: each step would need its own graph.
-_draw_depths = _outside_graphs(sample_depths)
-
-
 def _unwrapped(net: nn.Module) -> TapNet:
     """Return the elastic net inside the modules that other libraries wrapped around it."""
     elastic: Any = net
@@ -463,21 +466,10 @@ def _check_net(net: TapNet, psd_weight: Weight, sampled_taps: int | None) -> Non
             )
 
 
-def _check_psd_weight(psd_weight: Weight) -> None:
-    """Raise unless lambda is valid; if it is a function, it is checked in each step."""
-    if callable(psd_weight):
-        return
-    if not 0 <= psd_weight < math.inf:  # NaN is refused, too
-        raise ValueError(
-            f"psd_weight {psd_weight}: expected a finite number, at least 0, or a function of the "
-            "step"
-        )
-
-
-def _check_weight(weight: float, found: str) -> None:
+def _check_weight(weight: float, found: str, alternative: str = "") -> None:
     """Raise unless a loss can be multiplied by this weight; the message begins with `found`."""
     if not 0 <= weight < math.inf:  # NaN is refused, too
-        raise ValueError(f"{found}: expected a finite number, at least 0")
+        raise ValueError(f"{found}: expected a finite number, at least 0{alternative}")
 
 
 def _resolved_tap_weights(
@@ -516,13 +508,15 @@ def _is_empty(prediction: Any) -> bool:
 
 
 def _scaled(loss: Tensor, factor: float | Tensor) -> Tensor:
-    """Return factor * loss in the loss's dtype; a factor of 0 makes it 0 in any case."""
+    """Return factor * loss in the loss's dtype; a factor of 0 gives 0, even for infinity or NaN."""
     if isinstance(factor, Tensor):
         factor = factor.to(loss.dtype)  # A wider dtype would change the loss's.
-    # Shallow taps of weight 0 are left out by `depths_at`. The deepest tap always runs, so its
-    # factor can be 0 here, and 0 times infinity would be NaN. The term stays, with gradients of 0,
-    # because DistributedDataParallel waits for the gradients of all parameters.
-    loss = torch.where(loss.isfinite() | (factor != 0), loss, 0)
+    # Only the deepest tap's factor, or lambda in a graph, can be 0 here: `depths_at` leaves out
+    # shallower taps of weight 0.
+    is_void = ~loss.isfinite() & (factor == 0)
+    loss = torch.where(is_void, 0, loss)
+    # A void term stays in the sum, because DistributedDataParallel waits for all gradients.
+    # Through a loss with an infinite derivative they are NaN, as 0 times infinity; else 0.
     return factor * loss
 
 
