@@ -6,11 +6,13 @@ others are called as they are, and nothing of the model is changed.
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import fx, nn
@@ -20,6 +22,14 @@ from elasticnet.retrofit.kept_attributes import KeptAttributes
 
 CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 MODEL_PREFIX = "model."  # the model is a submodule of what is traced
+DROPOUTS: dict[Callable[..., Any], Callable[[float], nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout,
+    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
 TRACE_ERRORS = (
     TraceError,
     TypeError,
@@ -193,7 +203,13 @@ def _trace_once(
     """The forward in the mode that the model is in."""
     entry = _Entry(model)
     tracer = _Tracer({entry, *opened}, leaf_functions)
+    state_of_python = random.getstate()
+    state_of_torch = torch.default_generator.get_state()
     graph = tracer.trace(entry)
+    draws_of_torch = not torch.equal(torch.default_generator.get_state(), state_of_torch)
+    if draws_of_torch or random.getstate() != state_of_python:
+        # Such as layers that are left out at random: the trace would do so always, or never.
+        raise TraceError("it draws random numbers outside of its modules")
     additions: dict[str, Any] = {}
     # torch.fx stores tensors that the forward makes as attributes or as buffers of the traced
     # module, depending on its version
@@ -224,6 +240,7 @@ class _Tracer(fx.Tracer):
     ) -> None:
         super().__init__(autowrap_functions=tuple(leaf_functions))
         self.opened = opened
+        self.grad_enabled = torch.is_grad_enabled()
         self.recomputed: set[str] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -231,7 +248,12 @@ class _Tracer(fx.Tracer):
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, *args, **kwargs)
-        if kind == "call_module" and _is_inside_checkpoint():
+        is_recomputed = _is_inside_checkpoint()  # which may switch gradients off itself
+        if torch.is_grad_enabled() != self.grad_enabled and not is_recomputed:
+            raise TraceError(
+                f"it switches gradients off around {node.target}, which the parts would not do"
+            )
+        if kind == "call_module" and is_recomputed:
             self.recomputed.add(node.name)
         return node
 
@@ -252,11 +274,12 @@ def _replace_functional_dropouts(graph: fx.Graph) -> dict[str, nn.Module]:
     Returns the modules by the names that they have in the graph.
     """
     modules: dict[str, nn.Module] = {}
-    for number, node in enumerate(graph.find_nodes(op="call_function", target=F.dropout)):
+    nodes = [node for node in graph.nodes if node.target in DROPOUTS]
+    for number, node in enumerate(nodes):
         probability: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
         x = node.args[0] if node.args else node.kwargs["input"]
         name = f"dropout_{number}"
-        modules[name] = nn.Dropout(probability)
+        modules[name] = DROPOUTS[node.target](probability)
         node.op = "call_module"
         node.target = name
         node.args = (x,)
@@ -264,6 +287,9 @@ def _replace_functional_dropouts(graph: fx.Graph) -> dict[str, nn.Module]:
     return modules
 
 
-def _steps(graph: fx.Graph) -> list[tuple[str, str]]:
-    """What a forward does, for comparison with another trace of it."""
-    return [(node.op, str(node.target)) for node in graph.nodes]
+def _steps(graph: fx.Graph) -> list[tuple[str, ...]]:
+    """What a forward does, for comparison with another trace of it.
+
+    The arguments count, because `training=self.training` is one of them.
+    """
+    return [(node.op, str(node.target), str(node.args), str(node.kwargs)) for node in graph.nodes]
