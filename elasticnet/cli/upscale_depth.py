@@ -54,7 +54,7 @@ class DepthChooser:
             ValueError: No depth fits; the message names the nearest one and by how much it misses.
         """
         tiling = first_tiling(self._plan, size)
-        height, width = tiling.window
+        height, width = tiling.window_size
         if self._stored_card is not None:
             card = self._stored_card
             source = "by the file's card of this machine"

@@ -94,7 +94,7 @@ def measure(
                 "depth": depth,
                 "reach": plan.reach,
                 "tile": "whole" if tile is None else tile,
-                "window": list(tiling.window),
+                "window": list(tiling.window_size),
                 "tiles": tiling.num_tiles,
                 "seconds": median,
                 "ratio": median / whole_median,

@@ -110,17 +110,23 @@ def upscale_array(
         (40, 60, 3)
     """
     _check_image(image)
-    tiling = first_tiling(plan, image.shape[:2])
+    size = image.shape[:2]
+    tiling = first_tiling(plan, size)
     if out is None:
         out = np.empty(_output_shape(image, plan.scale), image.dtype)
     else:
         _check_output(out, image, plan.scale)
-    _warn_of_seams(plan, tiling, stacklevel=3)
+    _warn_of_seams(plan, tiling)
     work = _TileWork(image, out, plan, progress)
     with evaluating(plan.net), torch.inference_mode():
         shortage = _run_until_out_of_memory(work, tiling)
-        if shortage is not None:
-            _finish_in_smaller_tiles(work, tiling, shortage)
+        while shortage is not None:
+            _free_cached_memory(plan.device)
+            was_one_tile = tiling.num_tiles == 1
+            tiling = smaller_tiling(plan, tiling, size, shortage)  # raises if there are none
+            if was_one_tile:  # seams of several tiles have been warned of before
+                _warn_of_seams(plan, tiling)
+            shortage = _run_until_out_of_memory(work, tiling)
     return out
 
 
@@ -185,7 +191,7 @@ class _TileWork:
 
 
 def _run_until_out_of_memory(work: _TileWork, tiling: Tiling) -> str | None:
-    """Run the tiles; return the allocator's message if memory ran out, None if all are done.
+    """Run the tiles; return None if all are done, or the allocator's message if memory ran out.
 
     This is a function of its own because on return the exception and its traceback are gone, and so
     are the tensors that they kept alive.
@@ -199,22 +205,10 @@ def _run_until_out_of_memory(work: _TileWork, tiling: Tiling) -> str | None:
     return None
 
 
-def _finish_in_smaller_tiles(work: _TileWork, tiling: Tiling, shortage: str) -> None:
-    """Halve the tiles until they fit; raise a MemoryError if the smallest ones do not.
-
-    `tiling` is the one that ran out of memory, and `shortage` is the allocator's message.
-    """
-    size = work.image.shape[:2]
-    remaining: str | None = shortage
-    while remaining is not None:
-        if work.plan.device.type == "cuda":
-            torch.cuda.empty_cache()
-        # Raises, and so ends the loop, if there are no smaller tiles.
-        smaller = smaller_tiling(work.plan, tiling, size, remaining)
-        if tiling.num_tiles == 1:  # seams of several tiles have been warned of before
-            _warn_of_seams(work.plan, smaller, stacklevel=4)
-        tiling = smaller
-        remaining = _run_until_out_of_memory(work, tiling)
+def _free_cached_memory(device: torch.device) -> None:
+    """Give back the memory that PyTorch keeps for later tensors, on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 # --- what is checked before the first tile
@@ -265,18 +259,17 @@ def _check_output(out: NDArray[Any], image: NDArray[Any], scale: int) -> None:
         raise ValueError(f"out is {out.dtype} {out.shape}: expected {image.dtype} {shape}")
 
 
-def _warn_of_seams(plan: UpscalePlan, tiling: Tiling, stacklevel: int) -> None:
+def _warn_of_seams(plan: UpscalePlan, tiling: Tiling) -> None:
     """Warn if there are several tiles and they cannot be the same as the whole image.
 
-    The warning names the line that called `upscale_array`: 3 as `stacklevel`, if that function
-    calls this one, and 1 more for each function between.
+    Only `upscale_array` calls this, so that the warning names the line that called it.
     """
     if plan.reach is None and tiling.num_tiles > 1:
         warnings.warn(
             f"tile {tiling.side}: depth {plan.depth} of this net has no bounded reach, so that "
             "tiles give another image than the whole and may show seams; tile=None runs the "
             "image whole",
-            stacklevel=stacklevel,
+            stacklevel=3,  # 1 is this function, 2 is upscale_array, 3 is what called that
         )
 
 

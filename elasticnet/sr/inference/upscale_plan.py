@@ -19,19 +19,31 @@ from elasticnet.sr.inference.receptive_field import footprint
 from elasticnet.wrapper import ElasticWrapper
 
 GB = 10**9
-MIN_TILE = 16  # LR pixels a side of the smallest tile that is tried when memory runs out
+
+# LR pixels a side of the smallest tile that is tried when memory runs out.
+MIN_TILE = 16
+
+# LR pixels by which tiles overlap if they cannot equal the whole image anyway.
+SEAM_OVERLAP = 32
+
 # LR pixels a side of the window that runs fastest, by kind of device. On the CPU, a tensor of 96
 # channels then stays below 32 MiB. Up to that size the C library keeps freed memory for the next
 # tensor; larger windows take 1.6 times as long for each pixel.
-AUTO_WINDOWS = {"cpu": 288, "cuda": 1024}
-AUTO_WINDOW_IN_REACHES = 8  # the least width of an "auto" window, unless memory is short
-# The other half is for the result, for other programs, and for errors of the estimate.
-AUTO_SHARE_OF_FREE_MEMORY = 0.5  # of the memory that is free, what an "auto" pass takes at most
-AUTO_MEMORY_ON_CPU = 640 * 10**6  # bytes that an "auto" pass takes at most
-# A pass takes this many times the memory of its tensors, because kernels need scratch memory, too.
-# The largest factor that was measured is 1.17.
+AUTO_WINDOW_SIDES = {"cpu": 288, "cuda": 1024}
+
+# The least side of an "auto" window, in reaches of the network, unless memory is short.
+AUTO_WINDOW_IN_REACHES = 8
+
+# The part of the free memory that an "auto" pass takes at most. The other half is for the result,
+# for other programs, and for errors of the estimate.
+AUTO_SHARE_OF_FREE_MEMORY = 0.5
+
+# The bytes that an "auto" pass on the CPU takes at most.
+AUTO_MEMORY_ON_CPU = 640 * 10**6
+
+# The memory of a pass as a multiple of that of its tensors, because kernels need scratch memory,
+# too. The largest factor that was measured is 1.17.
 SCRATCH_FACTOR = 1.25
-SEAM_OVERLAP = 32  # LR pixels by which tiles overlap if they cannot equal the whole image anyway
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +214,7 @@ class Tiling(NamedTuple):
         return len(self.rows) * len(self.columns)
 
     @property
-    def window(self) -> tuple[int, int]:
+    def window_size(self) -> tuple[int, int]:
         """Height and width of a window in LR pixels; all windows are of equal size."""
         row = self.rows[0]
         column = self.columns[0]
@@ -220,9 +232,10 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
         second window            ---========---
         third window                     ---===========
 
-    A core begins and ends `overlap` pixels inside its window, or at an end of the image. The
-    windows are equal so that one choice of kernels serves all of them. They are spread evenly, so
-    that the last one repeats as few pixels as possible.
+    The first core begins and the last one ends with the image. Elsewhere a core begins `overlap`
+    pixels inside its window, and ends at least as many before the window's end. The windows are
+    equal so that one choice of kernels serves all of them. They are spread evenly, so that the last
+    one repeats as few pixels as possible.
 
     Args:
         length: Pixels to cover.
@@ -240,18 +253,18 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
     if count == 1:
         return [Span(start=0, stop=length, core_start=0, core_stop=length)]
     step = math.ceil(length_of_steps / count)
-    window = step + 2 * overlap
-    last_start = length - window
-    # `step` was rounded up, so that the last windows may have to move back to stay in the image.
-    starts = [min(index * step, last_start) for index in range(count)]
+    window_length = step + 2 * overlap
+    # Only the last window moves back to stay in the image. The others lie inside as they are:
+    # `step` is at most `tile`, so that count - 1 steps are shorter than the length of all steps.
+    last_start = length - window_length
+    starts = [index * step for index in range(count - 1)] + [last_start]
     later_core_starts = [start + overlap for start in starts[1:]]
     core_starts = [0, *later_core_starts]
     core_stops = [*later_core_starts, length]  # a core ends where the next one begins
     found: list[Span] = []
     for start, core_start, core_stop in zip(starts, core_starts, core_stops, strict=True):
-        found.append(
-            Span(start=start, stop=start + window, core_start=core_start, core_stop=core_stop)
-        )
+        stop = start + window_length
+        found.append(Span(start=start, stop=stop, core_start=core_start, core_stop=core_stop))
     return found
 
 
@@ -274,9 +287,8 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
     if isinstance(plan.tile, int):
         overlap = SEAM_OVERLAP if plan.reach is None else plan.reach
         return _tiling(size, side=plan.tile, overlap=overlap)
-    if plan.tile is None:
-        return _whole_image(plan, size)
-    if plan.reach is None:  # "auto", but tiles cannot equal the whole: run it whole
+    # With "auto", an image whose tiles cannot equal the whole is not cut, either.
+    if plan.tile is None or plan.reach is None:
         return _whole_image(plan, size)
     side = _fastest_side(plan, plan.reach)
     return _tiling(size, side=side, overlap=plan.reach)
@@ -301,7 +313,9 @@ def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], short
     is_smallest = tiling.side <= MIN_TILE
     if tiling.must_be_whole or is_smallest:
         raise _does_not_fit(plan, tiling, shortage)
-    longest = min(tiling.side, max(size))  # a tile can be larger than the image
+    # A tile can be larger than the image, so half of what it covers is taken. An image of at most
+    # MIN_TILE pixels a side is one tile again, and is tried once more before the error.
+    longest = min(tiling.side, max(size))
     side = max(longest // 2, MIN_TILE)
     return _tiling(size, side=side, overlap=tiling.overlap)
 
@@ -321,7 +335,7 @@ def _tiling(size: Sequence[int], side: int, overlap: int, must_be_whole: bool = 
 def _whole_image(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
     """One tile over the whole image; raise, before the work begins, if memory is too short."""
     whole = _tiling(size, side=max(size), overlap=0, must_be_whole=True)
-    height, width = whole.window
+    height, width = whole.window_size
     needed = plan.bytes_per_pixel * height * width
     free = free_memory(plan.device)  # None if not known
     if free is not None and needed > free:
@@ -334,8 +348,8 @@ def _whole_image(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
 
 def _fastest_side(plan: UpscalePlan, reach: int) -> int:
     """The side of the fastest tile whose pass takes no more memory than "auto" allows."""
-    best_window = AUTO_WINDOWS.get(plan.device.type, AUTO_WINDOWS["cpu"])
-    window = max(best_window, AUTO_WINDOW_IN_REACHES * reach)
+    fastest_side = AUTO_WINDOW_SIDES.get(plan.device.type, AUTO_WINDOW_SIDES["cpu"])
+    window_side = max(fastest_side, AUTO_WINDOW_IN_REACHES * reach)
     byte_limits: list[float] = []  # a pass takes no more than the least of them
     free = free_memory(plan.device)  # None if not known
     if free is not None:
@@ -344,8 +358,8 @@ def _fastest_side(plan: UpscalePlan, reach: int) -> int:
         byte_limits.append(AUTO_MEMORY_ON_CPU)
     if byte_limits:
         pixels = int(min(byte_limits) / plan.bytes_per_pixel)
-        window = min(window, math.isqrt(pixels))
-    return max(window - 2 * reach, MIN_TILE)
+        window_side = min(window_side, math.isqrt(pixels))
+    return max(window_side - 2 * reach, MIN_TILE)
 
 
 def _does_not_fit(plan: UpscalePlan, tiling: Tiling, shortage: str) -> MemoryError:

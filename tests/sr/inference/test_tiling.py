@@ -108,9 +108,9 @@ def test_spans_cover_the_length_by_equal_windows(length: int, tile: int, overlap
 def test_auto_keeps_to_the_memory_and_to_the_image() -> None:
     tiling = first_tiling(plan_upscale(asrn(2, 1, 8)), (4000, 280))
     assert len(tiling.columns) == 1
-    assert 144 < tiling.window[0] <= 288
+    assert 144 < tiling.window_size[0] <= 288
     huge = edsr(4, 1, 64, fold=False)  # 1,024 floats a pixel in front of its last layer
-    height, width = first_tiling(plan_upscale(huge), (4000, 4000)).window
+    height, width = first_tiling(plan_upscale(huge), (4000, 4000)).window_size
     assert height == width
     assert height * width * footprint(huge).bytes_per_pixel < 640 * 10**6
 
@@ -177,7 +177,7 @@ def test_bit_for_bit_where_every_window_takes_the_same_kernels(net: ElasticWrapp
     assert tiling.num_tiles == 4
     smallest = first_tiling(plan_upscale(net), (289, 289))
     assert smallest.num_tiles == 4
-    for height, width in (tiling.window, smallest.window):
+    for height, width in (tiling.window_size, smallest.window_size):
         assert height * width > 20480  # up to here PyTorch runs a plain kernel over one channel
     whole = enlarge(net, image, tile=None)
     for tile in (150, "auto"):
