@@ -75,7 +75,7 @@ class _PassState(NamedTuple):
 
     Attributes:
         skip: What the head takes beside the features. None: it takes the features alone.
-        kept: What no part may overwrite.
+        kept: What no part may overwrite; see the comment "the parts of a pass".
     """
 
     skip: Any
@@ -507,28 +507,35 @@ class ElasticWrapper(nn.Module):
                 raise ValueError(report.problem)
         return reports
 
-    # --- the parts of a pass
+    # --- the parts of a pass.
+    # A part may write in place into what it is given, which the pass may still need. Therefore:
+    # - `keep_input`, `keep_features` and `keep_prediction` note a value, and its name for messages:
+    #   one that every part may be given, that the next parts are given, or that no part is given.
+    # - `check` follows each part, and raises if it wrote into what it could be given.
+    # - `check_all` ends a pass over all taps, and looks at everything that was noted.
 
     def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
-        """Run all blocks once and predict at `depths`."""
+        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
         features, context, state = self._start_pass(x, keywords)
-        # A head for all taps is called once, at the end; but a probe asks it about each tap alone.
-        # Any other head is called at once: blocks behind the tap can then not change the
-        # prediction by writes that PyTorch does not count, such as those in inference_mode.
+        # A head that takes all taps is called once, behind the last block. A probe asks it about
+        # each tap alone, so that a rejection names its tap.
         predicts_at_end = self._head_takes_all_taps() and not self._is_probe
-        tap_features: dict[int, Any] = {}
+        features_by_depth: dict[int, Any] = {}
         predictions: list[Any] = []
         for depth, block in enumerate(self.blocks, start=1):
             features, context = self._run_block(block, features, context, depth, state)
             if depth in self.taps:
-                tap_features[depth] = features
-                state.kept.keep_features(features, f"the features at depth {depth}")
+                features_by_depth[depth] = features
+                state.kept.keep_features(features, name=f"the features at depth {depth}")
+            # Not behind the last block: a later block could then change the prediction by a write
+            # that PyTorch does not count, such as one in inference_mode.
             if depth in depths and not predicts_at_end:
                 predictions += self._predict({depth: features}, state)
         if predicts_at_end:
-            predictions += self._predict({depth: tap_features[depth] for depth in depths}, state)
-        state.kept.check_all("the head, or a block behind,")
-        return Taps(depths, tuple(predictions), tuple(tap_features.values()))
+            asked = {depth: features_by_depth[depth] for depth in depths}
+            predictions += self._predict(asked, state)
+        state.kept.check_all(writer="the head, or a block behind,")
+        return Taps(depths, tuple(predictions), tuple(features_by_depth.values()))
 
     def _check_backward_hooks(self) -> None:
         """Raise if the backward pass of a `Taps` would leave out a hook on this net.
@@ -538,27 +545,27 @@ class ElasticWrapper(nn.Module):
         if not torch.is_grad_enabled():
             return
         hook_tables: list[dict[int, Any]] = [self._backward_pre_hooks, self._backward_hooks]
-        for hooks in hook_tables:
-            for hook in hooks.values():
-                raise TypeError(
-                    f"the backward hook {_name_of(hook)} of this net would not run for a Taps, "
-                    "from net(x, taps=...): register it on the head, or on the stem or a block"
-                )
+        hooks = [hook for table in hook_tables for hook in table.values()]
+        if hooks:
+            raise TypeError(
+                f"the backward hook {_name_of(hooks[0])} of this net would not run for a Taps, "
+                "from net(x, taps=...): register it on the head, or on the stem or a block"
+            )
 
     def _start_pass(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, _PassState]:
         """Run the stem; return features and context for the first block, and the pass's state."""
         self._check_number_of_blocks()
         kept = KeptTensors(compare_values=self._is_probe)
-        kept.keep_input(x, "the input")
+        kept.keep_input(x, name="the input")
         features, context = self._run_stem(x, keywords)
-        kept.check("the stem")
+        kept.check(writer="the stem")
 
         skip = None
         if self.head_skip == "input":
             skip = x
         if self.head_skip == "stem":
             skip = features
-            kept.keep_input(features, "the stem's output")
+            kept.keep_input(features, name="the stem's output")
         return features, context, _PassState(skip=skip, kept=kept)
 
     def _check_number_of_blocks(self) -> None:
@@ -579,7 +586,9 @@ class ElasticWrapper(nn.Module):
         The context is the one that the stem returns, or else the dict of all keyword arguments.
         """
         for_stem = self._keywords_for_stem(keywords)
-        if self.call_block is None:  # then the blocks take no keyword argument
+        # Without call_block only the stem gets keyword arguments. Checked before it runs: its error
+        # about a missing argument would hide that the argument's name was misspelt.
+        if self.call_block is None:
             _check_all_used(keywords, used=for_stem)
         if self.stem is None:
             return x, keywords
@@ -591,7 +600,7 @@ class ElasticWrapper(nn.Module):
             raise ValueError(
                 "the stem returned (x, context): pass call_block to use the context in the blocks"
             )
-        # The stem's own context takes the place of the keyword arguments.
+        # The stem's own context takes the place of the keyword arguments: call_block gets none.
         _check_all_used(keywords, used=for_stem)
         return _features_and_context(output, source="the stem")
 
@@ -622,7 +631,7 @@ class ElasticWrapper(nn.Module):
         if recompute:
             # The backward pass will run the block again, on these features.
             name = f"the features at depth {depth - 1}, for the backward pass,"
-            state.kept.keep_features(features, name)
+            state.kept.keep_features(features, name=name)
 
         given = self._given(features)
         if self.call_block is not None:
@@ -635,11 +644,11 @@ class ElasticWrapper(nn.Module):
         else:
             run = recomputed(block, module=block) if recompute else block
             features = self._features_in(run(given), given, depth)
-        state.kept.check(f"block {depth} ({type(block).__name__})")
+        state.kept.check(writer=f"block {depth} ({type(block).__name__})")
         return features, context
 
     def _features_in(self, output: Any, given: Any, depth: int) -> Any:
-        """Return the features in a block's output: the first entry if that is a plain tuple."""
+        """Return a block's features: its output, or a plain tuple's first entry; note a tuple."""
         if not _is_plain_tuple(output):
             return output
         if _is_plain_tuple(given):
@@ -651,36 +660,42 @@ class ElasticWrapper(nn.Module):
         self._blocks_return_tuples = True  # read by to_sequential
         return output[0]
 
-    def _predict(self, features: Mapping[int, Any], state: _PassState) -> tuple[Any, ...]:
-        """Return the predictions at one tap, or at several, from their features by depth."""
-        predictions = self._run_head_or_reject(features, state.skip)
-        where = f"at depth {_listed(features)}"
-        has_adapter = any(str(depth) in self.adapters for depth in features)
+    def _predict(self, features_by_depth: Mapping[int, Any], state: _PassState) -> tuple[Any, ...]:
+        """Return the predictions from the features by depth.
+
+        These are of one depth, unless the head takes all taps.
+        """
+        predictions = self._run_head_or_reject(features_by_depth, state.skip)
+        where = f"at depth {_listed(features_by_depth)}"
+        has_adapter = any(str(depth) in self.adapters for depth in features_by_depth)
         writer = "the head or its adapter" if has_adapter else "the head"
-        state.kept.check(f"{writer} {where}")
-        state.kept.keep_prediction(predictions, f"the prediction {where}")
+        state.kept.check(writer=f"{writer} {where}")
+        state.kept.keep_prediction(predictions, name=f"the prediction {where}")
         return predictions
 
-    def _run_head_or_reject(self, features: Mapping[int, Any], skip: Any) -> tuple[Any, ...]:
+    def _run_head_or_reject(
+        self, features_by_depth: Mapping[int, Any], skip: Any
+    ) -> tuple[Any, ...]:
         """Return the predictions; if the head fails, raise, or give a probe `_Rejection`s."""
         try:
-            predictions = self._run_head(features, skip)
+            predictions = self._run_head(features_by_depth, skip)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            message = _rejection_message(features, error)
+            message = _rejection_message(features_by_depth, error)
             if self._is_probe:
-                return tuple(_Rejection(message) for _ in features)
+                return tuple(_Rejection(message) for _ in features_by_depth)
             raise RuntimeError(message) from error
-        _check_predictions(predictions, num_taps=len(features))
+        _check_predictions(predictions, num_taps=len(features_by_depth))
         return predictions
 
-    def _run_head(self, features: Mapping[int, Any], skip: Any) -> Any:
-        """Call the head once with the features of all taps, or else once a tap."""
-        adapted = tuple(self._adapted(depth, each) for depth, each in features.items())
+    def _run_head(self, features_by_depth: Mapping[int, Any], skip: Any) -> Any:
+        """Call the head once: with a tuple if it takes all taps, else with one tap's features."""
+        adapted = tuple(self._adapted(depth, each) for depth, each in features_by_depth.items())
         if self._head_takes_all_taps():
             return self._call_head(adapted, skip)
-        return tuple(self._call_head(each, skip) for each in adapted)
+        (each,) = adapted
+        return (self._call_head(each, skip),)
 
     def _head_takes_all_taps(self) -> bool:
         return getattr(self.head, "takes_all_taps", False) is True
@@ -780,11 +795,13 @@ class ElasticWrapper(nn.Module):
         """Raise unless the new blocks of the grown net change neither features nor output."""
         old_depth = len(self.blocks)
         with evaluating(self), evaluating(grown), torch.no_grad():
-            features = grown._features_by_depth(old_depth, example, keywords)
+            features_by_depth = grown._features_by_depth(old_depth, example, keywords)
             for index, block in enumerate(grown.blocks[old_depth:]):
                 # The deepest block of this net has a tap, and so has each new block.
                 depth_before = old_depth + index
-                problem = _not_identity(features[depth_before], features[depth_before + 1])
+                before = features_by_depth[depth_before]
+                after = features_by_depth[depth_before + 1]
+                problem = _not_identity(before, after)
                 if problem is not None:
                     name = _new_block_name(index, block)
                     raise ValueError(f"grow: {name} is not the identity: {problem}")
@@ -808,7 +825,7 @@ class ElasticWrapper(nn.Module):
 
         The head runs at one depth alone: it may reject what a block that is no identity returns.
         """
-        net = self.with_taps(self.taps)
+        net = self._rebuilt(self.blocks, self.taps, self._adapters_by_depth())
         net.copy_features = True  # each part gets copies, and leaves the features as they are
         outputs = net(example, taps=[head_depth], **keywords)
         return dict(zip(net.taps, outputs.features, strict=True))
@@ -1035,11 +1052,11 @@ def _listed(depths: Iterable[int]) -> str:
     return ", ".join(str(depth) for depth in depths)
 
 
-def _rejection_message(features: Mapping[int, Any], error: Exception) -> str:
+def _rejection_message(features_by_depth: Mapping[int, Any], error: Exception) -> str:
     """Return what to say if the head, or an adapter, fails for the features at these depths."""
-    taps = "taps" if len(features) > 1 else "tap"
-    depths = _listed(features)
-    found = ", ".join(_found(each) for each in features.values())
+    taps = "taps" if len(features_by_depth) > 1 else "tap"
+    depths = _listed(features_by_depth)
+    found = ", ".join(_found(each) for each in features_by_depth.values())
     return (
         f"the head rejects the {taps} at depth {depths}, whose features {found}: {error}. "
         f"If channels or resolution differ there, adapters={{{depths}: module}} maps these "
