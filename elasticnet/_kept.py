@@ -190,8 +190,11 @@ def in_own_containers(value: Any) -> Any:
 
 def _with_entries(value: Any, entries: Sequence[Any]) -> Any:
     """Return a copy of a list, dict or dataclass with other entries; any other value as it is."""
-    if type(value) is list:  # torch.compile can trace this, and copy.copy not in every version
+    # torch.compile can trace the first two, and not copy.copy.
+    if type(value) is list:
         return list(entries)
+    if _is_dict(value) and _is_plain(value):
+        return dict(zip(value, entries, strict=True))
     if _is_list(value):
         changed_list = copy.copy(value)
         changed_list[:] = entries
@@ -218,6 +221,11 @@ def _entries(value: Any) -> Sequence[Any]:
     if _is_dataclass(value):
         return [getattr(value, field.name) for field in dataclasses.fields(value)]
     return ()
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a dict is of no class of its own."""
+    return type(value) is dict
 
 
 def _is_dataclass(value: Any) -> bool:

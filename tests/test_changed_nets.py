@@ -95,6 +95,14 @@ def test_a_block_may_change_the_container_that_it_is_given(kind: str) -> None:
         same(total_of(features), prediction, f"the features at depth {depth}")
 
 
+@pytest.mark.parametrize("kind", ["dict", "list"])
+def test_blocks_that_change_containers_compile_into_one_graph(kind: str) -> None:
+    make_block, make_input = CONTAINERS[kind]
+    net = ElasticWrapper([make_block() for _ in range(2)], TotalHead()).eval()
+    compiled: Any = torch.compile(net, backend="eager", fullgraph=True)
+    same(compiled(make_input()), net(make_input()), "compiled")
+
+
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_the_container_of_the_caller_stays_as_it_was(kind: str) -> None:
     make_block, make_input = CONTAINERS[kind]
