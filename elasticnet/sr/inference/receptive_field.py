@@ -30,8 +30,8 @@ LONGEST_STRIP = 1024  # pixels
 STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; what _length_to_cut chooses from
 # A strip that is cut needs a length of 2 * reach + PIXELS_BESIDE_REACH, so that at least one pixel
 # is out of reach of both cuts.
-PIXELS_BESIDE_REACH = 3  # this pixel, which is compared, and the two that are cut off
-LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2
+PIXELS_BESIDE_REACH = 1 + 2  # this pixel, which is compared, and the two that are cut off
+LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2  # 510 pixels
 SQUARE = 48  # pixels a side of the image on which memory is measured
 TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
 HEIGHT, WIDTH = 2, 3  # the axes of an image (b, c, h, w)
@@ -49,13 +49,13 @@ class Footprint(NamedTuple):
             None, and no tiles can equal the whole image, in three cases:
 
             - there is no bound, as with global pooling;
-            - it is more than 510;
+            - it is more than `LARGEST_REACH` (510);
             - it changes with the place, as with windows and strides.
 
             Two kinds of networks get too small a reach:
 
-            - one that sees near pixels and pixels that are more than 512 away, but none between
-              them: the strip ends before the far ones;
+            - one that sees near pixels and pixels that are more than `LONGEST_STRIP // 2` (512)
+              away, but none between them: the strip ends before the far ones;
             - one that replaces NaN at every depth, behind a layer that sees far pixels faintly,
               such as global pooling: cutting two pixels then changes too little.
         bytes_per_pixel: The most bytes that the tensors of a pass hold at any time, for each LR
@@ -104,6 +104,8 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
         footprints = _footprints_so_far(net)
         if shallowest not in footprints:
             footprints[shallowest] = _measure(net, shallowest, of_shallowest=None)
+        # The reach that is measured at a deeper depth can be too small, but the true one is never
+        # less than that of the shallowest; see `_reach_at_least`.
         if depth not in footprints:
             footprints[depth] = _measure(net, depth, of_shallowest=footprints[shallowest])
         return footprints[depth]
@@ -161,22 +163,6 @@ def _check_output_shape(image: Tensor, output: Tensor, scale: int) -> None:
         )
 
 
-def _reach_at_least(least: int | None, predict: Predict, scale: int) -> int | None:
-    """The reach of a depth, at least that of the shallowest depth, whose blocks it contains.
-
-    A measurement can be too small if a deeper block replaces the NaN, as `nan_to_num` does. Behind
-    a block that sees far, but faintly, the guess of reach 0 is then confirmed: the cuts change the
-    output by less than `TOLERANCE`. The shallowest depth has the fewest blocks to replace a NaN,
-    and one measurement of it serves all other depths.
-    """
-    if least is None:
-        return None  # what has no bound in a part has none in the whole
-    reach = _reach(predict, scale)
-    if reach is None:
-        return None
-    return max(reach, least)
-
-
 def _reach(predict: Predict, scale: int) -> int | None:
     """The reach along the axis along which the network sees further; None as in `Footprint`."""
     vertical = _reach_along(predict, scale, HEIGHT)
@@ -196,7 +182,7 @@ def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
     if nan_positions:
         candidate = _distance_from_middle(nan_positions, LONGEST_STRIP)
         if candidate > LARGEST_REACH:
-            return None
+            return None  # NaN up to an end of the strip, as with global pooling: no bound shows
         length = _length_to_cut(candidate)
     else:
         # The network replaced the NaN on the way. Reach 0 is a guess, and the longest strip tests
@@ -207,6 +193,26 @@ def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
     if _is_same_when_cut(predict, scale, axis, length=length, reach=candidate):
         return candidate
     return None  # the reach changes with the place, or the guess was too small
+
+
+def _reach_at_least(least: int | None, predict: Predict, scale: int) -> int | None:
+    """The reach of a depth, at least that of the shallowest depth, whose blocks it contains.
+
+    Without this floor, `_reach` can be too small at a deeper depth:
+
+    1. A deeper block replaces the NaN, as `nan_to_num` does, so that none arrives at the output.
+    2. `_reach_along` then takes 0 as the candidate, and only the cut tests it.
+    3. If a layer sees far pixels faintly, the cut changes the output by less than `TOLERANCE`. So
+       the cut confirms 0.
+    4. The shallowest depth has the fewest blocks that could replace the NaN, and every deeper depth
+       sees all that it sees. Hence its reach is the floor of theirs.
+    """
+    if least is None:
+        return None  # what has no bound in a part has none in the whole
+    reach = _reach(predict, scale)
+    if reach is None:
+        return None
+    return max(reach, least)
 
 
 def _length_to_cut(reach: int) -> int:
@@ -243,7 +249,12 @@ def _is_same_when_cut(predict: Predict, scale: int, axis: int, length: int, reac
     """Whether the output that is `reach` pixels inside a strip stays the same if its ends are cut.
 
     One pixel is cut off at each end. The output changes if it depends on where a pixel lies in the
-    image, or if the network sees further than `reach`.
+    image, or if the network sees further than `reach`. Here are the strips of reach=2 and length=7;
+    "=" is where their outputs are compared, and "-" is the rest:
+
+        pixel of whole   0 1 2 3 4 5 6
+        whole            - - - = - - -
+        cut                - - = - -
     """
     whole = _strip(length, axis)
     cut_length = length - 2
