@@ -77,7 +77,7 @@ from elasticnet.training.processes import Processes, join_processes
 from elasticnet.training.program import run_program
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import random_state, seed_all, set_random_state
-from elasticnet.training.step import TrainingStep
+from elasticnet.training.step import Batch, TrainingStep
 from elasticnet.training.stop_signal import StopSignal
 from elasticnet.training.warm_start import warm_start
 
@@ -85,9 +85,6 @@ DOWNLOADS = Path("datasets/DIV2K")
 # arguments in which two networks may differ in a warm start: their heads are alike all the same
 WARM_START_DIFFERENCES = ("num_blocks", "fold", "tap_affine")
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
-
-# How a state file writes that no best network was kept yet; in memory its PSNR is then None.
-NO_BEST_PSNR = -math.inf
 
 # what a resumed run cannot change: its weights belong to this network, trained for this task
 FIXED = (
@@ -428,6 +425,7 @@ def train(
     last_step = options.optimiser.steps
     stopping = False
 
+    # The log continues after `step`, and is closed at the end of the block.
     with StopSignal() as stop_signal, log.start(step, log_state):
         # Say what the weights of --init are worth before they are trained further.
         if step == 0:
@@ -435,19 +433,17 @@ def train(
 
         while step < last_step and not stopping:
             # Train on one batch: loss at every tap, gradients, clipping, update, moving average.
-            # The batch is given as a function, sampler.batch(step, part, num_parts) of this step:
-            # training_step asks for the parts of this process, as many as --accumulate says.
-            cut_part = partial(sampler.batch, step)
             learning_rate = learning_rate_at(step, options.optimiser)
+            cut_part = part_cutter(sampler, step)
             terms = training_step(cut_part, step, learning_rate)
             log.add(terms)
             step += 1
 
-            # Decide what is due after this step, and whether Ctrl-C or a signal asks to stop. One
-            # process looks after every step. Several look together when a line of the log is due,
-            # so that all of them stop after the same step.
+            # Decide what is due after this step, and whether Ctrl-C or a signal asks to stop. If
+            # there are several processes, they decide it together when a line of the log is due;
+            # see `is_stop_requested`.
             due = due_after(step, options)
-            stopping = is_stop_requested(stop_signal, processes, all_look_now=due.line)
+            stopping = is_stop_requested(stop_signal, processes, decide_together=due.line)
 
             # Score every depth on the validation images; one process does that for all.
             scores = None
@@ -569,14 +565,14 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
         net,
         task_loss=task_loss,
         psd_weight=psd_weight,
-        tap_weights=tap_weights(options, net.taps),
+        tap_weights=make_tap_weights(options, net.taps),
         sampled_taps=sampled_taps,
         seed=options.run.seed,
         output_weight=output_factor * options.loss.output_weight,
     )
 
 
-def tap_weights(options: Options, taps: Sequence[int]) -> TapWeights:
+def make_tap_weights(options: Options, taps: Sequence[int]) -> TapWeights:
     """Return the weight of every tap's loss by depth, or a function of the step that returns it."""
     chosen = options.loss.tap_weights
     if chosen == "paper":
@@ -634,6 +630,16 @@ def make_sampler(options: Options, training_images: PairSet, processes: Processe
     )
 
 
+def part_cutter(sampler: PatchSampler, step: int) -> Batch:
+    """Return a function that cuts the patches of one part of a step's batch."""
+
+    def cut_part(part: int, num_parts: int) -> tuple[Tensor, Tensor]:
+        """Called by the training step for the parts of this process, as --accumulate says."""
+        return sampler.batch(step, part, num_parts)
+
+    return cut_part
+
+
 def make_log(options: Options, run: Run, processes: Processes) -> TrainingLog:
     """Return the log of the run; it names the machine, as a resumed run may go on elsewhere."""
     precision = getattr(torch, options.compute.precision)
@@ -648,11 +654,11 @@ def make_log(options: Options, run: Run, processes: Processes) -> TrainingLog:
     )
 
 
-def learning_rate_at(step: int, options: Optimiser) -> float:
+def learning_rate_at(step: int, optimiser: Optimiser) -> float:
     """Return the learning rate of a step."""
-    if options.schedule == "cosine":
-        return options.learning_rate * cosine(step, options.steps, options.warmup)
-    return options.learning_rate * halving(step, options.halve_every)
+    if optimiser.schedule == "cosine":
+        return optimiser.learning_rate * cosine(step, optimiser.steps, optimiser.warmup)
+    return optimiser.learning_rate * halving(step, optimiser.halve_every)
 
 
 def weight_dtype(options: Options) -> torch.dtype:
@@ -693,24 +699,23 @@ def resume(
     if processes.rank < len(state["random"]):
         set_random_state(state["random"][processes.rank])
     processes.say(f"resumed {run.folder} at step {step}")
-    stored_psnr = None if state["best"] == NO_BEST_PSNR else state["best"]
-    best_psnr = psnr_of_best(run, stored_psnr, processes)
+    best_psnr = psnr_of_best(run, stored_best_psnr(state), processes)
     return Standing(step=step, best_psnr=best_psnr, log_state=state["log"])
 
 
-def psnr_of_best(run: Run, stored_psnr: float | None, processes: Processes) -> float | None:
+def psnr_of_best(run: Run, psnr_in_state: float | None, processes: Processes) -> float | None:
     """Return the mean PSNR over the depths that best.safetensors holds; None if there is no file.
 
     The file is asked, and not the state: it may be of a later step than the last state of a machine
-    that went down, or be missing in a copy of the run folder. `stored_psnr` is that of the state.
+    that went down, or be missing in a copy of the run folder. `psnr_in_state` is only for the note.
     """
     try:
         psnr = read_header(run.folder / "best.safetensors")["notes"]["psnr"]
     except (OSError, ValueError, KeyError) as error:
-        if stored_psnr is not None:
+        if psnr_in_state is not None:
             processes.say(
-                f"note: the best network so far, of {stored_psnr:.2f} dB, is not there ({error}); "
-                "the next one that is validated takes its place"
+                f"note: the best network so far, of {psnr_in_state:.2f} dB, is not there "
+                f"({error}); the next one that is validated takes its place"
             )
         return None
     mean = sum(psnr.values()) / len(psnr)
@@ -756,14 +761,16 @@ def due_after(step: int, options: Options) -> Due:
     return Due(validation=validation, save=save, line=line)
 
 
-def is_stop_requested(stop_signal: StopSignal, processes: Processes, *, all_look_now: bool) -> bool:
+def is_stop_requested(
+    stop_signal: StopSignal, processes: Processes, *, decide_together: bool
+) -> bool:
     """Return whether to stop.
 
-    Several processes must stop after the same step, so they decide together, at the steps of which
-    `all_look_now` is true. That makes them wait for each other, which would cost too much at every
-    step. One process alone may stop after any step.
+    Several processes must stop after the same step, so they decide together, and only at the steps
+    where `decide_together` is true: they wait for each other then, which would cost too much at
+    every step. One process alone may stop after any step.
     """
-    if all_look_now:
+    if decide_together:
         return processes.any(stop_signal.requested)
     return processes.count == 1 and stop_signal.requested
 
@@ -797,13 +804,18 @@ def save_state(
     state = {
         "training": training_step.state_dict(),
         "log": log.state_dict(),
-        "best": NO_BEST_PSNR if best_psnr is None else best_psnr,
+        "best": -math.inf if best_psnr is None else best_psnr,  # read by `stored_best_psnr`
         "random": processes.gather(random_state()),
     }
     run.save(step, state)
     if processes.first:
         last = run.folder / "last.safetensors"
         elasticnet.save(training_step.averaged_net, last, {"step": step})
+
+
+def stored_best_psnr(state: Mapping[str, Any]) -> float | None:
+    """Return the `best_psnr` that `save_state` wrote; -inf in the file is None in memory."""
+    return None if state["best"] == -math.inf else state["best"]
 
 
 # --- names
