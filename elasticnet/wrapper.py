@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import types
-from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, overload
 
@@ -14,12 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from elasticnet._compare import largest_difference, same_bits
+from elasticnet._compare import same_bits
 from elasticnet._copies import detached_copy
 from elasticnet._kept import KeptTensors, copied, in_own_containers, tensors_in
 from elasticnet._wrapped import unwrapped
+from elasticnet._wrapper_checks import (
+    check_adapter_depths,
+    check_all_used,
+    check_modules,
+    check_predictions,
+    features_and_context,
+    is_plain_tuple,
+    listed,
+    not_identity,
+    rejection_message,
+    shape_of,
+)
 from elasticnet.recompute import recomputed
-from elasticnet.taps import is_whole_number, resolve_depth, resolve_depths, resolve_taps
+from elasticnet.taps import resolve_depth, resolve_depths, resolve_taps
 
 HEAD_SKIPS = (None, "stem", "input")
 RESERVED_WORDS = ("depth", "taps")
@@ -165,7 +177,7 @@ class ElasticWrapper(nn.Module):
         super().__init__()
         blocks = list(body_blocks)
         adapters = dict(adapters or {})
-        _check_modules(blocks, shared_head, stem)
+        check_modules(blocks, shared_head, stem)
         if head_skip not in HEAD_SKIPS:
             raise ValueError(f"head_skip {head_skip!r}: expected None, 'stem' or 'input'")
         if isinstance(call_block, nn.Module):
@@ -174,7 +186,7 @@ class ElasticWrapper(nn.Module):
                 "keep parameters in the stem or the blocks"
             )
         self.taps = resolve_taps(taps, num_blocks=len(blocks))
-        _check_adapter_depths(adapters, self.taps)
+        check_adapter_depths(adapters, self.taps)
 
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
@@ -496,7 +508,7 @@ class ElasticWrapper(nn.Module):
             outputs = probe(example, taps=probe.taps, **keywords)
 
         # The deepest block always has a tap, and the last features are the deepest.
-        deepest_shape = _shape_of(outputs.features[-1])
+        deepest_shape = shape_of(outputs.features[-1])
         reports: list[TapReport] = []
         for depth, prediction, features in zip(
             outputs.depths, outputs.predictions, outputs.features, strict=True
@@ -589,20 +601,20 @@ class ElasticWrapper(nn.Module):
         # Without call_block only the stem gets keyword arguments. Checked before it runs: its error
         # about a missing argument would hide that the argument's name was misspelt.
         if self.call_block is None:
-            _check_all_used(keywords, used=for_stem)
+            check_all_used(keywords, used=for_stem)
         if self.stem is None:
             return x, keywords
 
         output = self.stem(self._given(x), **for_stem)
-        if not _is_plain_tuple(output):
+        if not is_plain_tuple(output):
             return output, keywords
         if self.call_block is None:
             raise ValueError(
                 "the stem returned (x, context): pass call_block to use the context in the blocks"
             )
         # The stem's own context takes the place of the keyword arguments: call_block gets none.
-        _check_all_used(keywords, used=for_stem)
-        return _features_and_context(output, source="the stem")
+        check_all_used(keywords, used=for_stem)
+        return features_and_context(output, source="the stem")
 
     def _keywords_for_stem(self, keywords: dict[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments that the stem's forward names."""
@@ -640,7 +652,7 @@ class ElasticWrapper(nn.Module):
                 call_block = recomputed(call_block, module=block)
             index = depth - 1  # call_block counts blocks from 0
             returned = call_block(block, given, context, index)
-            features, context = _features_and_context(returned, source="call_block")
+            features, context = features_and_context(returned, source="call_block")
         else:
             run = recomputed(block, module=block) if recompute else block
             features = self._features_in(run(given), given, depth)
@@ -649,9 +661,9 @@ class ElasticWrapper(nn.Module):
 
     def _features_in(self, output: Any, given: Any, depth: int) -> Any:
         """Return a block's features: its output, or a plain tuple's first entry; note a tuple."""
-        if not _is_plain_tuple(output):
+        if not is_plain_tuple(output):
             return output
-        if _is_plain_tuple(given):
+        if is_plain_tuple(given):
             raise TypeError(
                 f"block {depth} takes a tuple and returns a tuple, and only the first entry would "
                 "go on: pass call_block, which says what the features are, or let the blocks take "
@@ -666,7 +678,7 @@ class ElasticWrapper(nn.Module):
         These are of one depth, unless the head takes all taps.
         """
         predictions = self._run_head_or_reject(features_by_depth, state.skip)
-        where = f"at depth {_listed(features_by_depth)}"
+        where = f"at depth {listed(features_by_depth)}"
         has_adapter = any(str(depth) in self.adapters for depth in features_by_depth)
         writer = "the head or its adapter" if has_adapter else "the head"
         state.kept.check(writer=f"{writer} {where}")
@@ -682,11 +694,11 @@ class ElasticWrapper(nn.Module):
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            message = _rejection_message(features_by_depth, error)
+            message = rejection_message(features_by_depth, error)
             if self._is_probe:
                 return tuple(_Rejection(message) for _ in features_by_depth)
             raise RuntimeError(message) from error
-        _check_predictions(predictions, num_taps=len(features_by_depth))
+        check_predictions(predictions, num_taps=len(features_by_depth))
         return predictions
 
     def _run_head(self, features_by_depth: Mapping[int, Any], skip: Any) -> Any:
@@ -801,7 +813,7 @@ class ElasticWrapper(nn.Module):
                 depth_before = old_depth + index
                 before = features_by_depth[depth_before]
                 after = features_by_depth[depth_before + 1]
-                problem = _not_identity(before, after)
+                problem = not_identity(before, after)
                 if problem is not None:
                     name = _new_block_name(index, block)
                     raise ValueError(f"grow: {name} is not the identity: {problem}")
@@ -902,7 +914,7 @@ def _report(
     depth: int, prediction: Any, features: Any, deepest_shape: tuple[Any, ...]
 ) -> TapReport:
     """Return the report of one tap."""
-    shape = _shape_of(features)
+    shape = shape_of(features)
     tensors = tensors_in(features)
     num_not_finite = sum(_count_not_finite(tensor) for tensor in tensors)
     problem = None
@@ -946,31 +958,9 @@ def evaluating(net: nn.Module) -> Generator[nn.Module, None, None]:
             module.training = training
 
 
-def _check_modules(blocks: Sequence[nn.Module], head: nn.Module, stem: nn.Module | None) -> None:
-    """Raise unless there are blocks and all parts are modules."""
-    if not blocks:
-        raise ValueError("body_blocks is empty: an elastic network needs at least one block")
-    parts: dict[str, Any] = {f"body_blocks[{index}]": block for index, block in enumerate(blocks)}
-    parts["shared_head"] = head
-    if stem is not None:
-        parts["stem"] = stem
-    for name, part in parts.items():
-        if not isinstance(part, nn.Module):
-            raise TypeError(f"{name} is a {type(part).__name__}: expected a torch.nn.Module")
-
-
 def _module_dict(adapters: Mapping[int, nn.Module]) -> nn.ModuleDict:
     """Return the adapters by the name of their depth, shallowest first."""
     return nn.ModuleDict({str(depth): adapters[depth] for depth in sorted(adapters)})
-
-
-def _check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int]) -> None:
-    """Raise unless each adapter belongs to a tap."""
-    for depth in adapters:
-        if not is_whole_number(depth) or depth not in taps:  # True and 1.0 are equal to 1
-            raise ValueError(
-                f"adapter at depth {depth!r}: this net has taps at depths {_listed(taps)}"
-            )
 
 
 def _parameters_behind_input(stem: nn.Module | None) -> list[inspect.Parameter]:
@@ -1008,95 +998,9 @@ def _check_reserved_words(stem: nn.Module | None) -> None:
             )
 
 
-def _check_all_used(keywords: Iterable[str], used: Container[str]) -> None:
-    """Raise unless every keyword argument is used; an unused one may be misspelt."""
-    for name in keywords:
-        if name not in used:
-            raise TypeError(
-                f"unexpected keyword argument {name!r}: neither the stem nor call_block gets it"
-            )
-
-
-def _is_plain_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:
-    """Return whether an output is a tuple of parts, and not of a class like PackedSequence."""
-    return type(output) is tuple
-
-
-def _features_and_context(returned: Any, source: str) -> tuple[Any, Any]:
-    """Return what the stem or call_block returned; raise unless it is a pair.
-
-    A tensor with a batch of two could be unpacked like a pair, too.
-    """
-    if _is_pair(returned):
-        return returned
-    found = f"a {type(returned).__name__}"
-    if _is_plain_tuple(returned):
-        found = f"a tuple of {len(returned)}"
-    raise TypeError(f"{source} returned {found}: expected a tuple (features, context)")
-
-
-def _is_pair(value: Any) -> TypeGuard[tuple[Any, Any]]:
-    return isinstance(value, tuple) and len(value) == 2  # pyright: ignore[reportUnknownArgumentType]
-
-
-def _check_predictions(predictions: Any, num_taps: int) -> None:
-    """Raise unless there is a prediction for each tap; only a head that takes all taps can err."""
-    if not _is_plain_tuple(predictions) or len(predictions) != num_taps:
-        raise TypeError(
-            f"the head has takes_all_taps and returned a {type(predictions).__name__}: "
-            f"expected a tuple of {num_taps} predictions, one for each tap"
-        )
-
-
-def _listed(depths: Iterable[int]) -> str:
-    return ", ".join(str(depth) for depth in depths)
-
-
-def _rejection_message(features_by_depth: Mapping[int, Any], error: Exception) -> str:
-    """Return what to say if the head, or an adapter, fails for the features at these depths."""
-    taps = "taps" if len(features_by_depth) > 1 else "tap"
-    depths = _listed(features_by_depth)
-    found = ", ".join(_found(each) for each in features_by_depth.values())
-    return (
-        f"the head rejects the {taps} at depth {depths}, whose features {found}: {error}. "
-        f"If channels or resolution differ there, adapters={{{depths}: module}} maps these "
-        "features to what the head takes"
-    )
-
-
-def _found(features: Any) -> str:
-    """Return what features are, as the end of a sentence about them."""
-    if isinstance(features, Tensor):
-        return f"have shape {tuple(features.shape)}"
-    return f"are a {type(features).__name__}"
-
-
 def _new_block_name(index: int, block: nn.Module) -> str:
     return f"new block {index} ({type(block).__name__})"
 
 
-def _shape_of(features: Any) -> tuple[Any, ...]:
-    """Return the shape of features, or the shapes of the tensors in a nest of them."""
-    if isinstance(features, Tensor):
-        return tuple(features.shape)
-    return tuple(tuple(tensor.shape) for tensor in tensors_in(features))
-
-
 def _count_not_finite(tensor: Tensor) -> int:
     return int((~torch.isfinite(tensor)).sum())
-
-
-def _not_identity(before: Any, after: Any) -> str | None:
-    """Return why a block that turns `before` into `after` is not the identity; None if it is."""
-    if _shape_of(before) != _shape_of(after):
-        return f"it turns shape {_shape_of(before)} into {_shape_of(after)}"
-    if any(tensor.isnan().any() for tensor in tensors_in(before)):
-        return "its input has NaN on this example, so that this run cannot prove that it is"
-    if same_bits(before, after):
-        return None
-    difference = largest_difference(before, after)
-    return (
-        f"on the example its output differs from its input by up to {difference:.3g}. A block that "
-        "normalises its own sum (post-norm) or ends in an activation cannot be the identity; for "
-        "any other residual block, make `init` zero the last layer of its residual path"
-    )

@@ -32,6 +32,7 @@ CORE = {
     "_tables",
     "_ties",
     "_wrapped",
+    "_wrapper_checks",
     "checkpoint",
     "card",
     "export",
@@ -49,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "_tables": set(),
     "_ties": set(),
     "_wrapped": set(),
+    "_wrapper_checks": {"taps", "_compare", "_kept"},
     "memory": set(),
     "taps": set(),
     "distillation": {"_autocast"},
@@ -56,7 +58,15 @@ ALLOWED: dict[str, set[str]] = {
     # and not wrapper: neither knows the other
     "losses": {"taps", "distillation", "loss_weights", "_kept"},
     "recompute": {"_compare", "_kept"},
-    "wrapper": {"taps", "recompute", "_compare", "_copies", "_kept", "_wrapped"},
+    "wrapper": {
+        "taps",
+        "recompute",
+        "_compare",
+        "_copies",
+        "_kept",
+        "_wrapped",
+        "_wrapper_checks",
+    },
     "registry": {"wrapper"},
     "checkpoint": {
         "taps",

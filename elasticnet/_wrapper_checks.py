@@ -1,0 +1,184 @@
+"""What the wrapper refuses, and how its messages say it."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
+
+from torch import Tensor, nn
+
+from elasticnet._compare import largest_difference, same_bits
+from elasticnet._kept import tensors_in
+from elasticnet.taps import is_whole_number
+
+
+def check_modules(blocks: Sequence[nn.Module], head: nn.Module, stem: nn.Module | None) -> None:
+    """Raise unless there are blocks and all parts are modules.
+
+    Args:
+        blocks: The blocks of the net.
+        head: Its head.
+        stem: Its stem. None: it has none.
+
+    Raises:
+        ValueError: There is no block.
+        TypeError: A part is not a module.
+    """
+    if not blocks:
+        raise ValueError("body_blocks is empty: an elastic network needs at least one block")
+    parts: dict[str, Any] = {f"body_blocks[{index}]": block for index, block in enumerate(blocks)}
+    parts["shared_head"] = head
+    if stem is not None:
+        parts["stem"] = stem
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            raise TypeError(f"{name} is a {type(part).__name__}: expected a torch.nn.Module")
+
+
+def check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int]) -> None:
+    """Raise unless each adapter belongs to a tap.
+
+    Args:
+        adapters: The adapters by depth, as the user gave them.
+        taps: The taps of the net.
+
+    Raises:
+        ValueError: A depth is no tap.
+    """
+    for depth in adapters:
+        if not is_whole_number(depth) or depth not in taps:  # True and 1.0 are equal to 1
+            raise ValueError(
+                f"adapter at depth {depth!r}: this net has taps at depths {listed(taps)}"
+            )
+
+
+def check_all_used(keywords: Iterable[str], used: Container[str]) -> None:
+    """Raise unless every keyword argument is used; an unused one may be misspelt.
+
+    Args:
+        keywords: The names of the keyword arguments of `net(x, **keywords)`.
+        used: The names of those that a part gets.
+
+    Raises:
+        TypeError: No part gets one of them.
+    """
+    for name in keywords:
+        if name not in used:
+            raise TypeError(
+                f"unexpected keyword argument {name!r}: neither the stem nor call_block gets it"
+            )
+
+
+def is_plain_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:
+    """Return whether an output is a tuple of parts, and not of a class like PackedSequence.
+
+    Args:
+        output: What a part of the net returned.
+    """
+    return type(output) is tuple
+
+
+def features_and_context(returned: Any, source: str) -> tuple[Any, Any]:
+    """Return what the stem or call_block returned; raise unless it is a pair.
+
+    A tensor with a batch of two could be unpacked like a pair, too.
+
+    Args:
+        returned: What it returned.
+        source: What messages call the part that returned it.
+
+    Raises:
+        TypeError: It is no tuple of two.
+    """
+    if _is_pair(returned):
+        return returned
+    found = f"a {type(returned).__name__}"
+    if is_plain_tuple(returned):
+        found = f"a tuple of {len(returned)}"
+    raise TypeError(f"{source} returned {found}: expected a tuple (features, context)")
+
+
+def _is_pair(value: Any) -> TypeGuard[tuple[Any, Any]]:
+    return isinstance(value, tuple) and len(value) == 2  # pyright: ignore[reportUnknownArgumentType]
+
+
+def check_predictions(predictions: Any, num_taps: int) -> None:
+    """Raise unless there is a prediction for each tap; only a head that takes all taps can err.
+
+    Args:
+        predictions: What the head returned.
+        num_taps: The number of taps that it was called for.
+
+    Raises:
+        TypeError: They are not a tuple of that many predictions.
+    """
+    if not is_plain_tuple(predictions) or len(predictions) != num_taps:
+        raise TypeError(
+            f"the head has takes_all_taps and returned a {type(predictions).__name__}: "
+            f"expected a tuple of {num_taps} predictions, one for each tap"
+        )
+
+
+def rejection_message(features_by_depth: Mapping[int, Any], error: Exception) -> str:
+    """Return what to say if the head, or an adapter, fails for the features at these depths.
+
+    Args:
+        features_by_depth: The features that the head was called for.
+        error: What it raised.
+    """
+    taps = "taps" if len(features_by_depth) > 1 else "tap"
+    depths = listed(features_by_depth)
+    found = ", ".join(_found(each) for each in features_by_depth.values())
+    return (
+        f"the head rejects the {taps} at depth {depths}, whose features {found}: {error}. "
+        f"If channels or resolution differ there, adapters={{{depths}: module}} maps these "
+        "features to what the head takes"
+    )
+
+
+def _found(features: Any) -> str:
+    """Return what features are, as the end of a sentence about them."""
+    if isinstance(features, Tensor):
+        return f"have shape {tuple(features.shape)}"
+    return f"are a {type(features).__name__}"
+
+
+def listed(depths: Iterable[int]) -> str:
+    """Return depths as messages list them: `1, 2, 3`.
+
+    Args:
+        depths: In this order.
+    """
+    return ", ".join(str(depth) for depth in depths)
+
+
+def shape_of(features: Any) -> tuple[Any, ...]:
+    """Return the shape of features, or the shapes of the tensors in a nest of them.
+
+    Args:
+        features: A tensor, or a nest of lists, tuples, dicts and dataclasses.
+    """
+    if isinstance(features, Tensor):
+        return tuple(features.shape)
+    return tuple(tuple(tensor.shape) for tensor in tensors_in(features))
+
+
+def not_identity(before: Any, after: Any) -> str | None:
+    """Return why a block that turns `before` into `after` is not the identity; None if it is.
+
+    Args:
+        before: The features that the block was given.
+        after: Those that it returned.
+    """
+    if shape_of(before) != shape_of(after):
+        return f"it turns shape {shape_of(before)} into {shape_of(after)}"
+    if any(tensor.isnan().any() for tensor in tensors_in(before)):
+        return "its input has NaN on this example, so that this run cannot prove that it is"
+    if same_bits(before, after):
+        return None
+    difference = largest_difference(before, after)
+    return (
+        f"on the example its output differs from its input by up to {difference:.3g}. A block that "
+        "normalises its own sum (post-norm) or ends in an activation cannot be the identity; for "
+        "any other residual block, make `init` zero the last layer of its residual path"
+    )
