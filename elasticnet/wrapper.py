@@ -539,8 +539,8 @@ class ElasticWrapper(nn.Module):
             if depth in self.taps:
                 features_by_depth[depth] = features
                 state.kept.keep_features(features, name=f"the features at depth {depth}")
-            # Not behind the last block: a later block could then change the prediction by a write
-            # that PyTorch does not count, such as one in inference_mode.
+            # Before the later blocks run: one of them could change these features by a write that
+            # PyTorch does not count, such as one in inference_mode.
             if depth in depths and not predicts_at_end:
                 predictions += self._predict({depth: features}, state)
         if predicts_at_end:
@@ -660,7 +660,7 @@ class ElasticWrapper(nn.Module):
         return features, context
 
     def _features_in(self, output: Any, given: Any, depth: int) -> Any:
-        """Return a block's features: its output, or a plain tuple's first entry; note a tuple."""
+        """Return the features in a block's output; note for `to_sequential` if it is a tuple."""
         if not is_plain_tuple(output):
             return output
         if is_plain_tuple(given):
