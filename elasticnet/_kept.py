@@ -193,13 +193,13 @@ def _with_entries(value: Any, entries: Sequence[Any]) -> Any:
     # torch.compile can trace the first two, and not copy.copy.
     if type(value) is list:
         return list(entries)
-    if _is_dict(value) and _is_plain(value):
-        return dict(zip(value, entries, strict=True))
     if _is_list(value):
         changed_list = copy.copy(value)
         changed_list[:] = entries
         return changed_list
     if _is_dict(value):
+        if _is_plain(value):
+            return dict(zip(value, entries, strict=True))
         changed_dict = copy.copy(value)  # keeps its class, such as transformers' ModelOutput
         for key, entry in zip(value, entries, strict=True):
             changed_dict[key] = entry
