@@ -43,7 +43,7 @@ if "OMP_NUM_THREADS" not in os.environ:
 
 
 def _outlive(number: int, frame: Any) -> None:
-    """Handle a hangup by going on, as nohup wants it; unlike SIG_IGN, children do not inherit it."""
+    """Go on after a hangup, as nohup wants it. Children do not inherit this, unlike SIG_IGN."""
 
 
 # Under nohup, or in the background of a shell, the suite begins with signals ignored. The processes
