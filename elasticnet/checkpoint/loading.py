@@ -60,7 +60,8 @@ def load(
     Raises:
         ValueError: The file is damaged; names, shapes or dtypes do not fit; the file has different
             values for tensors that the net shares; a weight is NaN or infinite; the depth carries
-            no tap; the architecture is not registered.
+            no tap; what `build` returned has a tap where the file has none; the architecture is
+            not registered.
         TypeError: `build` did not return an ElasticWrapper.
         OSError: The file cannot be reached.
 
@@ -90,8 +91,7 @@ def load_into(net: nn.Module, source: Source) -> None:
 
     Raises:
         TypeError: `net` is not an ElasticWrapper.
-        ValueError: As in `load`, or the net has a tap at a depth where the file has none. The net
-            is then as it was.
+        ValueError: As in `load`. The net is then as it was.
         OSError: The file cannot be reached.
     """
     elastic = elastic_net(net)
@@ -167,14 +167,13 @@ def _load_built(
     resolve_depth(depth, net.taps)  # raises if the net that was built has no tap there
     if depth < len(net.blocks):
         net = net.truncate(depth)  # a copy; at full depth the very net that was built is filled
+    _check_taps(net, checkpoint)
     replace_state(net, _read_state(checkpoint, net, depth))
     return net
 
 
-def _check_can_be_filled(
-    net: ElasticWrapper, state: Mapping[str, Tensor], checkpoint: Checkpoint
-) -> None:
-    """Raise unless the file has every tap of the net, and every tensor of the net can be filled."""
+def _check_taps(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
+    """Raise if the net has a tap where the file has none: nothing was trained to predict there."""
     taps = checkpoint.description["taps"]
     for tap in net.taps:
         if tap not in taps:
@@ -183,6 +182,13 @@ def _check_can_be_filled(
                 f"{checkpoint.file_name}: this net has a tap at depth {tap}, "
                 f"and the file at depths {listed}"
             )
+
+
+def _check_can_be_filled(
+    net: ElasticWrapper, state: Mapping[str, Tensor], checkpoint: Checkpoint
+) -> None:
+    """Raise unless the file has every tap of the net, and every tensor of the net can be filled."""
+    _check_taps(net, checkpoint)
     for name, tensor in state.items():
         if tensor.is_meta:
             raise ValueError(

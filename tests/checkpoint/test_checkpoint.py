@@ -330,3 +330,14 @@ def test_a_file_cut_anywhere_is_refused(path: Path) -> None:
             ValueError, match=rf"^{re.escape(str(path))}: not a (whole )?safetensors file"
         ):
             elasticnet.load(path)
+
+
+def test_a_built_net_with_a_tap_that_the_file_lacks_is_refused(path: Path) -> None:
+    net = conv_net(4)
+    elasticnet.save(net.with_taps([2, 4]), path)
+    message = re.escape(f"{path}: this net has a tap at depth 1, and the file at depths 2, 4")
+    for depth in (None, 2):
+        with pytest.raises(ValueError, match=message):
+            elasticnet.load(path, depth, build=lambda: conv_net(4))
+    fewer = elasticnet.load(path, build=lambda: conv_net(4).with_taps([4]))
+    assert fewer.taps == (4,)
