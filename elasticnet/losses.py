@@ -296,7 +296,7 @@ class ElasticObjective(nn.Module):
 
         Raises:
             ValueError: The step is needed and is None, or the function returned invalid weights.
-            TypeError: The function did not return a mapping.
+            TypeError: The function returned neither a mapping by depth nor a list.
         """
         if _are_constant(self.tap_weights):
             return dict(self.tap_weights)
@@ -514,9 +514,10 @@ def _scaled(loss: Tensor, factor: float | Tensor) -> Tensor:
     # Only the deepest tap's factor, or lambda in a graph, can be 0 here: `depths_at` leaves out
     # shallower taps of weight 0.
     is_void = ~loss.isfinite() & (factor == 0)
+    # The value of a void term is 0. Its gradient is 0 too, except where the loss has an infinite
+    # derivative: there it is 0 times infinity, NaN.
     loss = torch.where(is_void, 0, loss)
     # A void term stays in the sum, because DistributedDataParallel waits for all gradients.
-    # Through a loss with an infinite derivative they are NaN, as 0 times infinity; else 0.
     return factor * loss
 
 

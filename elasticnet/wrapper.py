@@ -520,11 +520,13 @@ class ElasticWrapper(nn.Module):
         return reports
 
     # --- the parts of a pass.
-    # A part may write in place into what it is given, which the pass may still need. Therefore:
-    # - `keep_input`, `keep_features` and `keep_prediction` note a value, and its name for messages:
-    #   one that every part may be given, that the next parts are given, or that no part is given.
-    # - `check` follows each part, and raises if it wrote into what it could be given.
-    # - `check_all` ends a pass over all taps, and looks at everything that was noted.
+    # A part may write in place into what it is given, which the pass may still need. Therefore a
+    # pass notes what it needs, each value with its name for messages:
+    # - `keep_input`: the input or the stem's output, which every part may be given;
+    # - `keep_features`: what a block returned, which the next parts are given;
+    # - `keep_prediction`: what the head returned, which no part is given.
+    # `check` follows each part, and raises if it wrote into what it could be given.
+    # `check_all` ends a pass over all taps, and looks at everything that was noted.
 
     def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
         """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
@@ -776,7 +778,8 @@ class ElasticWrapper(nn.Module):
                 vars(net)[name] = table
             else:
                 vars(net)[name] = _rebound(value, self, net)
-        # A forward that was replaced and set back by hand is bound to this net.
+        # `_rebuilt` refuses a replaced forward. One that was set back by hand is the class's own:
+        # the new net has it without the attribute.
         vars(net).pop("forward", None)
         return net
 

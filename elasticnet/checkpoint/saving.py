@@ -113,8 +113,8 @@ def _whole(tensor: Any) -> Tensor:
     if is_sharded(tensor):
         return tensor.detach().full_tensor()
     if tensor.untyped_storage().nbytes() > tensor.nbytes:
-        # NumPy reads the bytes, and pins the memory that it reads. FSDP1, whose tensors are parts
-        # of a larger memory, resizes that memory later. So a part is copied.
+        # `raw_bytes` hands the memory to NumPy, which pins it. FSDP1, whose tensors are parts of a
+        # larger memory, resizes that memory later. So a part gets a memory of its own.
         return tensor.detach().clone()
     return tensor.detach()
 

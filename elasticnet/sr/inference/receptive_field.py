@@ -182,7 +182,7 @@ def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
     if nan_positions:
         candidate = _distance_from_middle(nan_positions, LONGEST_STRIP)
         if candidate > LARGEST_REACH:
-            return None  # NaN up to an end of the strip, as with global pooling: no bound shows
+            return None  # NaN at an end of the strip or a pixel beside it: no bound shows
         length = _length_to_cut(candidate)
     else:
         # The network replaced the NaN on the way. Reach 0 is a guess, and the longest strip tests

@@ -254,8 +254,9 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
         return [Span(start=0, stop=length, core_start=0, core_stop=length)]
     step = math.ceil(length_of_steps / count)
     window_length = step + 2 * overlap
-    # Only the last window moves back to stay in the image. The others lie inside as they are:
-    # `step` is at most `tile`, so that count - 1 steps are shorter than the length of all steps.
+    # Only the last window moves back to stay in the image. The others lie inside as they are: by
+    # the choice of count, (count - 1) * tile < length_of_steps, and step <= tile; so the last but
+    # one ends at (count - 1) * step + 2 * overlap < length.
     last_start = length - window_length
     starts = [index * step for index in range(count - 1)] + [last_start]
     later_core_starts = [start + overlap for start in starts[1:]]
