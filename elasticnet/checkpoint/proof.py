@@ -9,7 +9,7 @@ the classes and settings of the modules, and the outputs for a small input.
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -105,17 +105,24 @@ def _find_doubt(
     return f"{difference}; {unusual}"
 
 
+def _absent_name(kind: str, here: Set[str], there: Set[str]) -> str | None:
+    """Return which name stands in one of two nets alone; None if they have the same names."""
+    for name in sorted(here ^ there):
+        place = "there" if name in here else "here"
+        return f"the {kind} {name!r} is missing {place}"
+    return None
+
+
 # --- tensors
 
 
 def _compare_tensors(state: Mapping[str, Tensor], twin: ElasticWrapper) -> str | None:
     """Return how the tensors of a net differ from its twin's in names, shapes or ties."""
     twin_state = state_of(twin)
-    for name in sorted(state.keys() | twin_state.keys()):
-        if name not in twin_state:
-            return f"the tensor {name!r} is missing there"
-        if name not in state:
-            return f"the tensor {name!r} is missing here"
+    absent = _absent_name("tensor", state.keys(), twin_state.keys())
+    if absent is not None:
+        return absent
+    for name in sorted(state):
         if not has_shape(twin_state[name]):
             continue  # it will have the shape of the tensor that fills it
         shape = tuple(state[name].shape)
@@ -171,11 +178,10 @@ def _compare_modules(net: ElasticWrapper, twin: ElasticWrapper) -> str | None:
     """Return which module of a net is of another class than its twin's, or set up differently."""
     modules = _modules_by_name(net)
     twin_modules = _modules_by_name(twin)
-    for name in sorted(modules.keys() | twin_modules.keys()):
-        if name not in twin_modules:
-            return f"the module {name!r} is missing there"
-        if name not in modules:
-            return f"the module {name!r} is missing here"
+    absent = _absent_name("module", modules.keys(), twin_modules.keys())
+    if absent is not None:
+        return absent
+    for name in sorted(modules):
         module = modules[name]
         twin_module = twin_modules[name]
         shown = repr(name) if name else "the net"

@@ -260,7 +260,8 @@ class _Tracer(fx.Tracer):
 
 def _is_inside_checkpoint() -> bool:
     """Whether `torch.utils.checkpoint` is among the callers, by whatever name it was called."""
-    frame = sys._getframe()  # pyright: ignore[reportPrivateUsage] - Python's only way to the callers
+    # Python has no other way to the callers.
+    frame = sys._getframe()  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         if frame.f_code.co_filename == CHECKPOINT_FILE:
             return True

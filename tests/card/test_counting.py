@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn.utils import parametrizations
 
 from elasticnet import ElasticWrapper
@@ -131,7 +131,7 @@ def test_the_fast_path_is_switched_on_again_after_an_error() -> None:
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-@torch.library.custom_op("elasticnet_tests::product", mutates_args=())
+@library.custom_op("elasticnet_tests::product", mutates_args=())
 def product(x: Tensor, weight: Tensor) -> Tensor:
     return (x[..., None] * weight).sum(-2)
 

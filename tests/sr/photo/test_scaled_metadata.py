@@ -13,6 +13,7 @@ import tifffile
 from PIL import Image
 
 from elasticnet.sr.photo import Photo, read_photo
+from elasticnet.sr.photo.photograph import ImageError
 from elasticnet.sr.photo.reading import decode_photo
 from elasticnet.sr.photo.scaled_metadata import fitted_metadata
 from elasticnet.sr.photo.writing import write_photo
@@ -218,27 +219,45 @@ def test_a_resolution_without_a_unit(
         assert notes[0].startswith(note)
 
 
+ONE_LEFT_OUT = "an extra channel was left out"
+
+
+def write_tiff(path: Path, channels: int, extra: list[str], dtype: Any) -> np.ndarray:
+    """Write an RGB TIFF with these extra channels, and return its samples."""
+    samples = np.random.default_rng(1).integers(0, 256, (6, 8, channels)).astype(dtype)
+    tifffile.imwrite(path, samples, photometric="rgb", extrasamples=extra, metadata=None)
+    return samples
+
+
 @pytest.mark.parametrize(
-    ("channels", "extra", "note"),
+    ("dtype", "channels", "extra", "note"),
     [
-        (4, ["unspecified"], "an extra channel was left out"),
-        (5, ["unassalpha", "unspecified"], "an extra channel was left out"),
-        (5, ["unspecified", "unspecified"], "2 extra channels were left out"),
-        (4, ["unassalpha"], None),
+        (np.uint8, 4, ["unspecified"], ONE_LEFT_OUT),
+        (np.uint16, 4, ["unspecified"], ONE_LEFT_OUT),
+        (np.uint8, 5, ["unassalpha", "unspecified"], ONE_LEFT_OUT),
+        (np.uint8, 5, ["unspecified", "unspecified"], "2 extra channels were left out"),
+        (np.uint8, 4, ["unassalpha"], None),
+        (np.uint16, 4, ["unassalpha"], None),
     ],
 )
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_extra_channels_of_a_tiff(
     tmp_path: Path, dtype: Any, channels: int, extra: list[str], note: str | None
 ) -> None:
-    if dtype == np.uint16 and channels == 5:
-        pytest.skip("Pillow reads no such file, and the error says so")
-    samples = np.random.default_rng(1).integers(0, 256, (6, 8, channels)).astype(dtype)
     path = tmp_path / "x.tif"
-    tifffile.imwrite(path, samples, photometric="rgb", extrasamples=extra, metadata=None)
+    samples = write_tiff(path, channels, extra, dtype)
     photo = read_photo(path)
     assert photo.notes == (() if note is None else (note,))
     np.testing.assert_array_equal(photo.pixels, samples[..., :3])
+
+
+@pytest.mark.parametrize("extra", [["unassalpha", "unspecified"], ["unspecified", "unspecified"]])
+def test_two_extra_channels_of_16_bits_are_refused_by_name(
+    tmp_path: Path, extra: list[str]
+) -> None:
+    path = tmp_path / "x.tif"
+    write_tiff(path, 5, extra, np.uint16)
+    with pytest.raises(ImageError, match="5 samples a pixel of 16 bits, which is not read"):
+        read_photo(path)
 
 
 @pytest.mark.parametrize("kind", [b"sCAL", b"pCAL", b"oFFs"])
