@@ -253,18 +253,7 @@ def _pairs_of_layout(
         return _realsr_pairs(root, wanted)
     if layout == "nested":
         return _nested_pairs(root, wanted)
-    images = images_in(root)
-    place = Path(os.path.abspath(root))
-    refuse_lr_as_hr(place, images)
-    refuse_mixed_images(root, images)
-    beside = lr_folders_in(place.parent) if looks_like_hr(place.name) else []
-    if beside and wanted.lr_root is None:
-        listed = ", ".join(path.name for path in beside)
-        notes.append(
-            f"{root} is read alone, and LR images beside it are not used: {listed}; to use them, "
-            "give the folder above, or one of them by --data-lr"
-        )
-    return _with_lr_files(_of_meta_info(root, images), root, "", wanted)
+    return _flat_pairs(root, wanted, notes)
 
 
 def _wanted(
@@ -316,6 +305,22 @@ def _lr_source(root: Path, pairs: list[Pair], degradation: str) -> str:
 
 
 # --- the layouts
+
+
+def _flat_pairs(root: Path, wanted: _Wanted, notes: list[str]) -> list[Pair]:
+    """The pairs of a folder of HR images."""
+    images = images_in(root)
+    place = Path(os.path.abspath(root))
+    refuse_lr_as_hr(place, images)
+    refuse_mixed_images(root, images)
+    beside = lr_folders_in(place.parent) if looks_like_hr(place.name) else []
+    if beside and wanted.lr_root is None:
+        listed = ", ".join(path.name for path in beside)
+        notes.append(
+            f"{root} is read alone, and LR images beside it are not used: {listed}; to use them, "
+            "give the folder above, or one of them by --data-lr"
+        )
+    return _with_lr_files(_of_meta_info(root, images), root, "", wanted)
 
 
 def _div2k_pairs(root: Path, split: str, wanted: _Wanted) -> list[Pair]:
