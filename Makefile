@@ -7,12 +7,13 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint docs dist format clean
+.PHONY: help install demo test test-slow test-frameworks lint docs dist format clean
 
 help:
 	@echo "make demo       train a small network in about five minutes (ARGS='--help' lists the options)"
 	@echo "make test       run the tests, a few minutes (ARGS='tests/test_taps.py -x' narrows them)"
 	@echo "make test-slow  run only the tests that take longer"
+	@echo "make test-frameworks  install other people's trainers (extra 'frameworks') and run the tests with them"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make docs       build the documentation's site into build/site"
 	@echo "make dist       build wheel and source archive into dist/, and try the wheel in an empty environment"
@@ -42,6 +43,11 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Other people's trainers are large and have no part in `make test`: they are installed when asked for.
+test-frameworks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev,frameworks]"
+	$(BIN)/python -m pytest -m "slow or not slow" tests/frameworks $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
