@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
@@ -52,21 +52,19 @@ def check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int])
             )
 
 
-def check_all_used(keywords: Iterable[str], used: Container[str]) -> None:
-    """Raise unless every keyword argument is used; an unused one may be misspelt.
+def check_all_used(unused: Iterable[str]) -> None:
+    """Raise if there is a keyword argument that no part gets; it may be misspelt.
 
     Args:
-        keywords: The names of the keyword arguments of `net(x, **keywords)`.
-        used: The names of those that a part gets.
+        unused: The names of such keyword arguments of `net(x, **keywords)`.
 
     Raises:
-        TypeError: No part gets one of them.
+        TypeError: There is one.
     """
-    for name in keywords:
-        if name not in used:
-            raise TypeError(
-                f"unexpected keyword argument {name!r}: neither the stem nor call_block gets it"
-            )
+    for name in unused:
+        raise TypeError(
+            f"unexpected keyword argument {name!r}: neither the stem nor call_block gets it"
+        )
 
 
 def is_plain_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:

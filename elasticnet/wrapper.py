@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import types
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from elasticnet._compare import same_bits
 from elasticnet._copies import detached_copy
 from elasticnet._kept import KeptTensors, copied, in_own_containers, tensors_in
-from elasticnet._wrapped import unwrapped
+from elasticnet._stem_arguments import LAST_DEPTH, StemArguments, read_stem_arguments
 from elasticnet._wrapper_checks import (
     check_adapter_depths,
     check_all_used,
@@ -34,8 +33,6 @@ from elasticnet.recompute import recomputed
 from elasticnet.taps import resolve_depth, resolve_depths, resolve_taps
 
 HEAD_SKIPS = (None, "stem", "input")
-RESERVED_WORDS = ("depth", "taps")
-"""The keyword arguments of `net(x, ...)` that are never part of the context."""
 PARTS = ("stem", "blocks", "head", "adapters")
 """The modules of a net, as its state dict names them."""
 HOOK_REMEDY = (
@@ -129,7 +126,9 @@ class ElasticWrapper(nn.Module):
             `takes_all_taps = True`, each pass calls it once: it maps the tuple of the features of
             several taps to the tuple of their predictions.
         stem: The module before the first block. It may return `(features, context)` if
-            `call_block` is given. None: the first block takes the input.
+            `call_block` is given. If it has the attribute `takes_last_depth = True`, it gets the
+            keyword argument `last_depth`: how many blocks the pass can run, so that it prepares no
+            more than these need. None: the first block takes the input.
         taps: The depths that carry a prediction; the deepest must be among them. None: every depth.
         adapters: `{depth: module}`: the module maps the features of the tap at that depth to what
             the head takes.
@@ -154,7 +153,8 @@ class ElasticWrapper(nn.Module):
     Raises:
         TypeError: A part is not a module, or `call_block` is a module.
         ValueError: `body_blocks` is empty, or a tap, an adapter's depth or `head_skip` is invalid,
-            or the stem's forward has an argument called `depth` or `taps`.
+            or the stem's forward has an argument called `depth` or `taps`, or has none called
+            `last_depth` although the stem has `takes_last_depth`.
 
     Example:
         `net = ElasticWrapper([Block() for _ in range(5)], head, stem)`
@@ -200,7 +200,7 @@ class ElasticWrapper(nn.Module):
         self.copy_features = copy_features
         self.default_depth = self.taps[-1]
         self.origin: Origin | None = None
-        self._read_stem_arguments()
+        self._stem_arguments = read_stem_arguments(stem)
         self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
         # For `check`: a pass compares values, and returns rejections in the place of predictions.
         self._is_probe = False
@@ -208,8 +208,7 @@ class ElasticWrapper(nn.Module):
     @property
     def stem_keywords(self) -> frozenset[str]:
         """The names of the keyword arguments that the stem's forward lists."""
-        self._read_stem_arguments()
-        return self._stem_keywords
+        return self._arguments_of_stem().names
 
     def extra_repr(self) -> str:
         """Return the text that `repr` shows before the modules."""
@@ -266,7 +265,7 @@ class ElasticWrapper(nn.Module):
             return self._run_all_taps(x, resolve_depths(taps, self.taps), keywords)
 
         last_depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
-        features, context, state = self._start_pass(x, keywords)
+        features, context, state = self._start_pass(x, last_depth, keywords)
         # Not self.blocks[:last_depth], because a slice makes a new ModuleList in every call.
         for block_depth, block in enumerate(self.blocks, start=1):
             features, context = self._run_block(block, features, context, block_depth, state)
@@ -387,6 +386,8 @@ class ElasticWrapper(nn.Module):
             obstacles.append("head_skip")
         if self.call_block is not None:
             obstacles.append("call_block")
+        if self._arguments_of_stem().takes_last_depth:
+            obstacles.append("a stem that takes last_depth")
         if self._blocks_return_tuples:
             obstacles.append("blocks that return tuples")
         if obstacles:
@@ -530,7 +531,7 @@ class ElasticWrapper(nn.Module):
 
     def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
         """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
-        features, context, state = self._start_pass(x, keywords)
+        features, context, state = self._start_pass(x, len(self.blocks), keywords)
         # A head that takes all taps is called once, behind the last block. A probe asks it about
         # each tap alone, so that a rejection names its tap.
         predicts_at_end = self._head_takes_all_taps() and not self._is_probe
@@ -566,12 +567,14 @@ class ElasticWrapper(nn.Module):
                 "from net(x, taps=...): register it on the head, or on the stem or a block"
             )
 
-    def _start_pass(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any, _PassState]:
+    def _start_pass(
+        self, x: Any, last_depth: int, keywords: dict[str, Any]
+    ) -> tuple[Any, Any, _PassState]:
         """Run the stem; return features and context for the first block, and the pass's state."""
         self._check_number_of_blocks()
         kept = KeptTensors(compare_values=self._is_probe)
         kept.keep_input(x, name="the input")
-        features, context = self._run_stem(x, keywords)
+        features, context = self._run_stem(x, last_depth, keywords)
         kept.check(writer="the stem")
 
         skip = None
@@ -594,19 +597,29 @@ class ElasticWrapper(nn.Module):
                 "net.truncate or net.grow, or make a new ElasticWrapper"
             )
 
-    def _run_stem(self, x: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
+    def _run_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Return the features and the context for the first block.
 
-        The context is the one that the stem returns, or else the dict of all keyword arguments.
+        The stem gets the keyword arguments that its forward names. All of them are the context,
+        which call_block gets, unless the stem returns a context of its own. One that no part gets
+        is an error, because it may be misspelt.
         """
-        for_stem = self._keywords_for_stem(keywords)
-        # Without call_block only the stem gets keyword arguments. Checked before it runs: its error
-        # about a missing argument would hide that the argument's name was misspelt.
+        arguments = self._arguments_of_stem()
+        only_for_context = arguments.of_others(keywords)
+        # Before the stem runs: its error about a missing argument would hide the misspelt name.
         if self.call_block is None:
-            check_all_used(keywords, used=for_stem)
+            check_all_used(only_for_context)
         if self.stem is None:
             return x, keywords
 
+        for_stem = arguments.of_stem(keywords)
+        if arguments.takes_last_depth:
+            if LAST_DEPTH in keywords:
+                raise TypeError(
+                    f"{LAST_DEPTH}={keywords[LAST_DEPTH]!r}: the net itself tells this stem how "
+                    "deep the pass goes; pass depth= or taps= instead"
+                )
+            for_stem[LAST_DEPTH] = last_depth
         output = self.stem(self._given(x), **for_stem)
         if not is_plain_tuple(output):
             return output, keywords
@@ -615,27 +628,14 @@ class ElasticWrapper(nn.Module):
                 "the stem returned (x, context): pass call_block to use the context in the blocks"
             )
         # The stem's own context takes the place of the keyword arguments: call_block gets none.
-        check_all_used(keywords, used=for_stem)
+        check_all_used(only_for_context)
         return features_and_context(output, source="the stem")
 
-    def _keywords_for_stem(self, keywords: dict[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments that the stem's forward names."""
-        if not keywords:
-            return keywords
-        if type(self.stem) is not self._stem_class:  # replaced since: `net.stem = another`
-            self._read_stem_arguments()
-        if self._stem_takes_any_keyword:
-            return keywords
-        # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
-        return {name: value for name, value in keywords.items() if name in self._stem_keywords}
-
-    def _read_stem_arguments(self) -> None:
-        """Note which keyword arguments the stem's forward has."""
-        stem = unwrapped(self.stem)  # the forward of a compiled module names none
-        _check_reserved_words(stem)
-        self._stem_class = type(self.stem)
-        self._stem_takes_any_keyword = _takes_any_keyword(stem)
-        self._stem_keywords = _named_keywords(stem)
+    def _arguments_of_stem(self) -> StemArguments:
+        """Return what the stem takes; it is read again if the stem was replaced."""
+        if type(self.stem) is not self._stem_arguments.stem_class:  # as by `net.stem = another`
+            self._stem_arguments = read_stem_arguments(self.stem)
+        return self._stem_arguments
 
     def _run_block(
         self, block: nn.Module, features: Any, context: Any, depth: int, state: _PassState
@@ -966,39 +966,9 @@ def _module_dict(adapters: Mapping[int, nn.Module]) -> nn.ModuleDict:
     return nn.ModuleDict({str(depth): adapters[depth] for depth in sorted(adapters)})
 
 
-def _parameters_behind_input(stem: nn.Module | None) -> list[inspect.Parameter]:
-    """Return the parameters of the stem's forward without the first, which takes the input."""
-    if stem is None:
-        return []
-    return list(inspect.signature(stem.forward).parameters.values())[1:]
-
-
-def _takes_any_keyword(stem: nn.Module | None) -> bool:
-    """Return whether the stem's forward ends in `**keywords`."""
-    parameters = _parameters_behind_input(stem)
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-
-
-def _named_keywords(stem: nn.Module | None) -> frozenset[str]:
-    """Return the names of the keyword arguments that the stem's forward lists."""
-    keyword_kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = _parameters_behind_input(stem)
-    return frozenset(parameter.name for parameter in parameters if parameter.kind in keyword_kinds)
-
-
 def _name_of(hook: Any) -> str:
     """Return what messages call a hook."""
     return getattr(hook, "__qualname__", type(hook).__qualname__)
-
-
-def _check_reserved_words(stem: nn.Module | None) -> None:
-    """Raise if the stem's forward has an argument that `net(x, ...)` keeps for itself."""
-    for name in RESERVED_WORDS:
-        if name in _named_keywords(stem):
-            raise ValueError(
-                f"the stem's forward has an argument {name!r}, which it can never get: "
-                f"net(x, {name}=...) says where to predict. Give the stem's argument another name"
-            )
 
 
 def _new_block_name(index: int, block: nn.Module) -> str:

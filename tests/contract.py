@@ -315,6 +315,8 @@ def by_hand(net: ElasticWrapper, x: Any, depth: int, **keywords: Any) -> tuple[T
     if net.stem is not None:
         names = inspect.signature(net.stem.forward).parameters
         for_stem = {name: value for name, value in keywords.items() if name in names}
+        if getattr(net.stem, "takes_last_depth", False):
+            for_stem["last_depth"] = depth
         features = net.stem(x, **for_stem)
         if isinstance(features, tuple):
             features, context = features

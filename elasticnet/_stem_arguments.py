@@ -1,0 +1,86 @@
+"""Which keyword arguments a stem takes, read from the signature of its forward."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from elasticnet._wrapped import unwrapped
+
+RESERVED_WORDS = ("depth", "taps")
+"""The keyword arguments of `net(x, ...)` that are never part of the context."""
+LAST_DEPTH = "last_depth"
+"""The keyword argument of a stem that has the attribute `takes_last_depth = True`."""
+
+KEYWORD_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class StemArguments(NamedTuple):
+    """What one stem takes beside its input.
+
+    Attributes:
+        stem_class: The class of the stem, by which a net notices that its stem was replaced.
+        names: The keyword arguments that its forward lists.
+        takes_any: Whether its forward ends in `**keywords`.
+        takes_last_depth: Whether the net tells it the deepest block of the pass, as `last_depth`.
+    """
+
+    stem_class: type
+    names: frozenset[str]
+    takes_any: bool
+    takes_last_depth: bool
+
+    def of_stem(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those keyword arguments of `net(x, **keywords)` that the stem takes.
+
+        Args:
+            keywords: The keyword arguments.
+        """
+        # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
+        return {name: value for name, value in keywords.items() if self._takes(name)}
+
+    def of_others(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those keyword arguments of `net(x, **keywords)` that the stem does not take.
+
+        Args:
+            keywords: The keyword arguments.
+        """
+        return {name: value for name, value in keywords.items() if not self._takes(name)}
+
+    def _takes(self, name: str) -> bool:
+        return self.takes_any or name in self.names
+
+
+def read_stem_arguments(stem: nn.Module | None) -> StemArguments:
+    """Return what a stem takes beside its input.
+
+    Args:
+        stem: The stem, which may be compiled or wrapped for parallel training. None: a net without
+            one.
+
+    Raises:
+        ValueError: It has an argument that `net(x, ...)` keeps for itself, or it asks for the last
+            depth and has no argument for it.
+    """
+    if stem is None:
+        return StemArguments(type(None), frozenset(), takes_any=False, takes_last_depth=False)
+    inner = unwrapped(stem)  # the forward of a compiled module names none
+    parameters = list(inspect.signature(inner.forward).parameters.values())[1:]  # 0 is the input
+    names = frozenset(each.name for each in parameters if each.kind in KEYWORD_KINDS)
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    takes_last_depth = getattr(inner, "takes_last_depth", False) is True
+
+    for name in RESERVED_WORDS:
+        if name in names:
+            raise ValueError(
+                f"the stem's forward has an argument {name!r}, which it can never get: "
+                f"net(x, {name}=...) says where to predict. Give the stem's argument another name"
+            )
+    if takes_last_depth and LAST_DEPTH not in names and not takes_any:
+        raise ValueError(
+            f"the stem has takes_last_depth, and its forward has no argument {LAST_DEPTH!r}"
+        )
+    return StemArguments(type(stem), names, takes_any, takes_last_depth)
