@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from elasticnet._kept import KeptTensors
+from elasticnet._wrapped import unwrapped
 from elasticnet.distillation import (
     DISTANCES,
     check_eps,
@@ -41,17 +42,17 @@ if TYPE_CHECKING:
 RESERVED_WORDS = ("target", "step")
 """The arguments of `objective(x, target, step)` that are never handed to the network."""
 
+LOSS_REMEDY = "compute it without in-place operations"
+
 TaskLoss = Callable[[Any, Any], Tensor]
 Weight = float | Callable[[int], float]
 FixedTapWeights = Mapping[int, float] | Sequence[float]
 ScheduledTapWeights = Callable[[int], FixedTapWeights]
 TapWeights = FixedTapWeights | ScheduledTapWeights
+Factor = float | Tensor
 
-# For torch.compile: a decorator that leaves the calls of a function out of the graphs. It is
-# applied when this module is loaded, because torch 2.6 cannot compile a step that applies it.
+# A decorator: torch.compile leaves the calls of the function out of its graphs.
 _outside_graphs: Any = torch.compiler.disable  # pyright: ignore[reportUnknownVariableType]
-# Traced into a graph, the draw would be a constant: each step would need its own graph.
-_draw_depths = _outside_graphs(sample_depths)
 
 
 class LossTerms(NamedTuple):
@@ -74,16 +75,16 @@ class LossTerms(NamedTuple):
 
 
 class StepFactors(NamedTuple):
-    """The factors of one step's losses: numbers, or scalar tensors (see _factors_are_numbers).
+    """What one step multiplies its losses by: numbers, or scalar tensors in a compiled step.
 
     Attributes:
-        tap_factors: The factor of the task loss at each computed depth. Its keys are sorted: the
-            deepest comes last.
-        psd_factor: The factor of L_PSD: lambda at this step.
+        taps: The factor of the task loss at each computed depth. Its keys are sorted: the deepest
+            comes last.
+        psd: The factor of L_PSD: lambda at this step.
     """
 
-    tap_factors: Mapping[int, float | Tensor]
-    psd_factor: float | Tensor
+    taps: Mapping[int, Factor]
+    psd: Factor
 
 
 class TapNet(Protocol):
@@ -122,7 +123,7 @@ def tap_losses(
         ValueError: The task loss did not return a scalar.
         RuntimeError: The task loss changes in place what other losses read.
     """
-    kept = KeptTensors(remedy="compute it without in-place operations")
+    kept = KeptTensors(remedy=LOSS_REMEDY)
     kept.keep_input(target, "the target")  # an input of every task loss
     kept.keep_prediction(predictions, "the prediction")
     losses = [
@@ -225,7 +226,7 @@ class ElasticObjective(nn.Module):
         output_loss: TaskLoss = F.l1_loss,
     ) -> None:
         super().__init__()
-        tap_net = _unwrapped(net)
+        tap_net = _elastic_net(net)
         _check_net(tap_net, psd_weight, sampled_taps)
         if not callable(psd_weight):  # a function is checked in each step
             _check_weight(
@@ -253,7 +254,7 @@ class ElasticObjective(nn.Module):
 
     @property
     def _tap_net(self) -> TapNet:
-        return _unwrapped(self.net)
+        return _elastic_net(self.net)
 
     @property
     def needs_unused_search(self) -> bool:
@@ -279,14 +280,7 @@ class ElasticObjective(nn.Module):
         Raises:
             ValueError: The step is needed and is None.
         """
-        depths = self._tap_net.taps
-        if self.sampled_taps is not None:
-            step = _required(step, "sampled taps")
-            depths = _draw_depths(depths, self.sampled_taps, self.seed, step)
-        tap_weights = self.tap_weights_at(step)
-        *shallower, deepest = depths
-        weighted = [depth for depth in shallower if tap_weights[depth] != 0]
-        return (*weighted, deepest)
+        return self._computed_depths(step, self.tap_weights_at(step))
 
     def tap_weights_at(self, step: int | None) -> dict[int, float]:
         """Return the weight w_n of every tap in a step, not divided by a sampling probability.
@@ -320,13 +314,9 @@ class ElasticObjective(nn.Module):
                 is not a scalar.
             TypeError: A loss function did not return a tensor.
         """
-        # This branch must be in forward itself: if a helper made the second call, torch.compile
-        # would leave the helper out of the graph as well.
-        if self._factors_are_numbers():
-            factors = self._step_factors(step)
-        else:
-            factors = self._step_factors_as_tensors(step)
-        depths = tuple(factors.tap_factors)  # the deepest last
+        # Numbers, or tensors in a compiled step: see "for torch.compile" below.
+        factors = self._step_factors(step, is_compiled=torch.compiler.is_compiling())
+        depths = tuple(factors.taps)  # the deepest last
         *shallower, deepest = depths
 
         # the predictions and their task losses, by depth
@@ -336,19 +326,19 @@ class ElasticObjective(nn.Module):
         losses = dict(zip(depths, losses_in_order, strict=True))
 
         # w_N L_N: every step computes the deepest tap, so that its factor is its weight
-        routine = _scaled(losses[deepest], factors.tap_factors[deepest])
+        routine = _scaled(losses[deepest], factors.taps[deepest])
 
         # sum over the computed n < N of factor_n L_n, whose expectation is w_n L_n
         deep_supervision = torch.zeros_like(routine)
         for depth in shallower:
-            term = _scaled(losses[depth], factors.tap_factors[depth])
+            term = _scaled(losses[depth], factors.taps[depth])
             deep_supervision = deep_supervision + term
 
         # lambda L_PSD + mu sum over the computed n < N of factor_n D_n
         distillation = torch.zeros_like(routine)
-        if not _is_left_out(factors.psd_factor):
-            distillation = _scaled(self._psd_loss(outputs.features), factors.psd_factor)
-        for term in self._output_distillation(predictions, factors.tap_factors):
+        if not _is_left_out(factors.psd):
+            distillation = _scaled(self._psd_loss(outputs.features), factors.psd)
+        for term in self._output_distillation(predictions, factors.taps):
             distillation = distillation + term
 
         total = routine + deep_supervision + distillation
@@ -373,24 +363,28 @@ class ElasticObjective(nn.Module):
         )
 
     def _output_distillation(
-        self, predictions: Mapping[int, Any], tap_factors: Mapping[int, float | Tensor]
+        self, predictions: Mapping[int, Any], tap_factors: Mapping[int, Factor]
     ) -> list[Tensor]:
         """Return mu factor_n D_n for each computed tap n < N; nothing if mu is 0."""
         *shallower, deepest = predictions  # its keys: depths, the deepest last
         if self.output_weight == 0 or _is_empty(predictions[deepest]):
             return []
         teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
+        # The task losses have read the predictions, and need them again in the backward pass.
+        kept = KeptTensors(remedy=LOSS_REMEDY)
+        kept.keep_prediction(list(predictions.values()), "the prediction")
         terms: list[Tensor] = []
         for depth in shallower:
             returned = self.output_loss(predictions[depth], teacher)
             raw = _checked_loss(returned, name="output loss")  # D_n
             terms.append(_scaled(raw, self.output_weight * tap_factors[depth]))
+        kept.check_all("the output loss")
         return terms
 
-    def _step_factors(self, step: int | None) -> StepFactors:
+    def _factors_at(self, step: int | None) -> StepFactors:
         """Return the factors of the losses that a step computes."""
-        *shallower, deepest = self.depths_at(step)
         tap_weights = self.tap_weights_at(step)
+        *shallower, deepest = self._computed_depths(step, tap_weights)
         # Every step computes the deepest tap. The others are sampled, and the division keeps the
         # expected loss the same.
         probability = 1.0
@@ -400,55 +394,77 @@ class ElasticObjective(nn.Module):
         for depth in shallower:
             tap_factors[depth] = tap_weights[depth] / probability
         tap_factors[deepest] = tap_weights[deepest]
-        return StepFactors(tap_factors=tap_factors, psd_factor=self._psd_factor(step))
+        return StepFactors(taps=tap_factors, psd=self._psd_weight_at(step))
 
-    def _psd_factor(self, step: int | None) -> float:
+    def _computed_depths(
+        self, step: int | None, tap_weights: Mapping[int, float]
+    ) -> tuple[int, ...]:
+        """Return the depths whose predictions a step with these weights computes."""
+        depths = self._tap_net.taps
+        if self.sampled_taps is not None:
+            step = _required(step, "sampled taps")
+            depths = sample_depths(depths, self.sampled_taps, self.seed, step)
+        *shallower, deepest = depths
+        weighted = [depth for depth in shallower if tap_weights[depth] != 0]
+        return (*weighted, deepest)
+
+    def _psd_weight_at(self, step: int | None) -> float:
         """Return lambda at a step."""
         if not callable(self.psd_weight):
             return self.psd_weight
-        psd_factor = self.psd_weight(_required(step, "a psd_weight schedule"))
-        _check_weight(psd_factor, found=f"at step {step} psd_weight is {psd_factor}")
-        return psd_factor
+        psd_weight = self.psd_weight(_required(step, "a psd_weight schedule"))
+        _check_weight(psd_weight, found=f"at step {step} psd_weight is {psd_weight}")
+        return psd_weight
 
-    # --- for torch.compile: factors that change with the step.
-    # A Python number in a graph is a constant or an input that is not a tensor. If it changes, the
-    # step is compiled again, or its CUDA graph is recorded again. Therefore the factors are
-    # computed outside the graph, and enter it as tensors.
+    # --- for torch.compile
+    # A number in a graph is a constant: if it changes, the step is compiled again, or its CUDA
+    # graph is recorded again. Therefore what depends on the step is computed outside the graph,
+    # and the factors enter it as tensors.
 
-    def _factors_are_numbers(self) -> bool:
-        """Whether no graph is compiled, or one in which all factors are constants."""
-        if not torch.compiler.is_compiling():
-            return True
-        return _are_constant(self.tap_weights) and not callable(self.psd_weight)
+    def _step_factors(self, step: int | None, is_compiled: bool) -> StepFactors:
+        """Return the factors of a step; in a compiled one as tensors, if they depend on the step.
+
+        `is_compiled` is asked in `forward`, which a graph always holds. It may not hold this
+        method: where it calls what stays outside, torch.compile leaves it outside too.
+        """
+        if is_compiled and self._depends_on_step():
+            return self._factors_as_tensors(step)
+        return self._factors_at(step)
+
+    def _depends_on_step(self) -> bool:
+        """Whether the computed taps, or their factors, differ from step to step."""
+        return (
+            self.sampled_taps is not None
+            or not _are_constant(self.tap_weights)
+            or callable(self.psd_weight)
+        )
 
     @_outside_graphs
-    def _step_factors_as_tensors(self, step: int | None) -> StepFactors:
-        """Return the factors of a step as scalar tensors, outside the graph."""
-        factors = self._step_factors(step)
-        parameter = next(self.parameters(), torch.zeros(()))  # a net may have no parameters
+    def _factors_as_tensors(self, step: int | None) -> StepFactors:
+        """Return the factors of a step as scalar tensors; a constant lambda stays a number."""
+        factors = self._factors_at(step)
+        tap_factors = self._as_tensors(factors.taps)
+        if not callable(self.psd_weight):  # As a number, a lambda of 0 leaves out L_PSD.
+            return StepFactors(taps=tap_factors, psd=factors.psd)
+        psd_factor = self._as_tensors({"psd": factors.psd})
+        return StepFactors(taps=tap_factors, psd=psd_factor["psd"])
+
+    def _as_tensors(self, numbers: Mapping[Any, Factor]) -> dict[Any, Tensor]:
+        """Return numbers as scalar tensors on the net's device, in at least float32."""
+        parameter = next(self.net.parameters(), torch.zeros(()))  # a net may have no parameters
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         device = parameter.device
-
-        numbers = list(factors.tap_factors.values())
-        scalars = torch.tensor(numbers, dtype=dtype, device=device).unbind()
-        tap_factors = dict(zip(factors.tap_factors, scalars, strict=True))
-        psd_factor = factors.psd_factor
-        # A constant lambda stays a number, so that 0 leaves the term out.
-        if callable(self.psd_weight):
-            psd_factor = torch.tensor(psd_factor, dtype=dtype, device=device)
-        return StepFactors(tap_factors=tap_factors, psd_factor=psd_factor)
+        # one tensor for all, so that they are copied to the device at once
+        together = torch.tensor(list(numbers.values()), dtype=dtype, device=device)
+        return dict(zip(numbers, together.unbind(), strict=True))
 
 
-def _unwrapped(net: nn.Module) -> TapNet:
+def _elastic_net(net: nn.Module) -> TapNet:
     """Return the elastic net inside the modules that other libraries wrapped around it."""
-    elastic: Any = net
-    if hasattr(elastic, "taps"):
-        return elastic
-    # the names that torch.nn.parallel and torch.compile give to what they wrap
-    for name in ("module", "_orig_mod"):
-        if hasattr(elastic, name):
-            return _unwrapped(getattr(elastic, name))
-    raise TypeError(f"net is a {type(net).__name__}: expected an ElasticWrapper")
+    elastic = unwrapped(net)
+    if not hasattr(elastic, "taps"):
+        raise TypeError(f"net is a {type(net).__name__}: expected an ElasticWrapper")
+    return elastic
 
 
 def _check_net(net: TapNet, psd_weight: Weight, sampled_taps: int | None) -> None:

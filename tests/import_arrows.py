@@ -58,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "distillation": {"_autocast"},
     "loss_weights": set(),
     # and not wrapper: neither knows the other
-    "losses": {"taps", "distillation", "loss_weights", "_kept"},
+    "losses": {"taps", "distillation", "loss_weights", "_kept", "_wrapped"},
     "recompute": {"_compare", "_kept"},
     "wrapper": {
         "taps",

@@ -597,6 +597,37 @@ def test_a_task_loss_that_overwrites_what_other_losses_read_is_named(loss: Any, 
         ElasticObjective(conv_net(2, taps=[2]), loss, psd_weight=0.1)(X, Y.clone())
 
 
+@pytest.mark.parametrize("has_gradients", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p, t: t.sub_(p).abs().mean(),
+        lambda p, t: p.sub_(t).abs().mean(),
+    ],
+    ids=["teacher", "prediction"],
+)
+def test_an_output_loss_that_overwrites_what_other_losses_read_is_named(
+    loss: Any, has_gradients: bool
+) -> None:
+    objective = ElasticObjective(conv_net(3), nn.L1Loss(), 0, output_weight=1, output_loss=loss)
+    message = "the output loss writes in place into the prediction, which is still needed: compute"
+    with torch.set_grad_enabled(has_gradients), pytest.raises(RuntimeError, match=message):
+        objective(X, Y)
+
+
+def test_a_schedule_of_tap_weights_is_called_once_a_step() -> None:
+    calls: list[int] = []
+
+    def schedule(step: int) -> dict[int, float]:
+        calls.append(step)
+        return normalised((1, 2, 3))
+
+    objective = ElasticObjective(conv_net(3), nn.L1Loss(), 0.1, tap_weights=schedule)
+    calls.clear()
+    objective(X, Y, step=4)
+    assert calls == [4]
+
+
 def test_a_task_loss_that_is_not_a_scalar_raises() -> None:
     with pytest.raises(
         ValueError,
