@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from elasticnet._compare import same_bits
 from elasticnet.retrofit.graph import call_with_arguments
 from elasticnet.retrofit.kept_attributes import attributes_put_back
-from elasticnet.retrofit.parts import Split, verify
+from elasticnet.retrofit.parts import PART_ERRORS, Split, verify
 from elasticnet.wrapper import evaluating
 
 RESULTS = ("logits", "last_hidden_state")  # what a net returns of a model's result, the first found
@@ -40,10 +39,6 @@ class LayerCall(NamedTuple):
     x: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
-
-# where the probes of the run at hand write; a context variable, so that threads may share a network
-_calls: ContextVar[list[LayerCall]] = ContextVar("calls")
 
 
 def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inputs: Any) -> Split:
@@ -85,8 +80,11 @@ def _split(
     """The parts of a model around its base model, proved."""
     anatomy = _anatomy(model, base, example, inputs)
     head = HiddenStateHead(model, base, anatomy, output)
+    stem = LayerInputs(base, anatomy)
+    with evaluating(model), evaluating(stem), torch.no_grad():
+        stem.takes_last_depth = _can_end_early(stem, example, inputs)
     parts = Split(
-        stem=LayerInputs(base, anatomy),
+        stem=stem,
         blocks=anatomy.layers,
         head=head,
         layout="b n c",
@@ -105,26 +103,48 @@ def _split(
     return parts
 
 
+def _can_end_early(stem: LayerInputs, example: Tensor, inputs: Mapping[str, Any]) -> bool:
+    """Whether the first layers are given the same when those behind them are left out."""
+    _, of_all = stem(example, **inputs)
+    for depth in range(1, len(of_all)):
+        try:
+            _, of_first = stem(example, last_depth=depth, **inputs)
+        except PART_ERRORS:  # its forward counts on so many layers
+            return False
+        if not same_bits(of_first, of_all[:depth]):
+            return False
+    return True
+
+
 # --- stem
 
 
 class LayerInputs(nn.Module):
-    """The stem: a base model up to its layers.
+    """The stem: a base model with probes in the place of its layers.
+
+    The base model's own forward runs to its end, on parts that cost next to nothing: probes note
+    what the layers would have been given, and what the head has behind the layers hands on x.
 
     Args:
         base: The base model.
         anatomy: Where its layers are.
+
+    Attributes:
+        takes_last_depth: Whether a pass says how many layers it will run, so that the others need
+            not be prepared.
     """
+
+    takes_last_depth = True
 
     def __init__(self, base: nn.Module, anatomy: Anatomy) -> None:
         super().__init__()
-        last = anatomy.layers[-1]
-        probes = nn.ModuleList(LayerProbe(layer, is_last=layer is last) for layer in anatomy.layers)
-        replaced: dict[str, nn.Module | None] = {anatomy.path: probes}
-        # the head has them, and the stem's forward never gets there
+        self.notes = Notes()
+        probes = [LayerProbe(layer, self.notes) for layer in anatomy.layers]
+        replaced: dict[str, nn.Module | None] = {anatomy.path: nn.ModuleList(probes)}
         for name in anatomy.behind:
-            replaced[name] = None
+            replaced[name] = PassThrough()
         self.base = _shell(base, replaced)
+        self.path = anatomy.path
         self.main = str(getattr(base, "main_input_name", "input_ids"))
         parameters = list(inspect.signature(base.forward).parameters)
         not_further = (self.main, *REFUSED_INPUTS)
@@ -137,6 +157,7 @@ class LayerInputs(nn.Module):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
+        last_depth: int | None = None,
         **inputs: Any,
     ) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         """Return what the first layer is given, and each layer's further arguments as context.
@@ -146,6 +167,7 @@ class LayerInputs(nn.Module):
             attention_mask: As the model takes it.
             token_type_ids: As the model takes them.
             position_ids: As the model takes them.
+            last_depth: How many layers the pass will run, from 1; None means all.
             **inputs: Any other input of the model. The three above are named, because the wrapper
                 hands on what a stem names.
 
@@ -168,29 +190,40 @@ class LayerInputs(nn.Module):
         given[self.main] = x
         if self.caches:
             given["use_cache"] = False
-        calls: list[LayerCall] = _recorded(self.base, given)
+        calls = self._layer_calls(given, last_depth)
         return calls[0].x, [(call.args, call.kwargs) for call in calls]
 
+    def _layer_calls(self, given: Mapping[str, Any], last_depth: int | None) -> list[LayerCall]:
+        """What the first layers would have been given in one run, up to the last depth."""
+        if torch.compiler.is_compiling():
+            # Compilers do not trace the making of modules, and drop what no layer uses.
+            return self._noted(self.base, self.notes, given)[:last_depth]
+        # Modules of its own for each run, so that threads may share a network.
+        notes = Notes()
+        all_probes: Any = self.base.get_submodule(self.path)
+        probes = nn.ModuleList()
+        for probe in list(all_probes)[:last_depth]:
+            probes.append(_with_attributes(probe, notes=notes))
+        return self._noted(_shell(self.base, {self.path: probes}), notes, given)
 
-def _record(base: nn.Module, given: Mapping[str, Any]) -> list[LayerCall]:
-    """What the probes in a base model noted in one run."""
-    calls: list[LayerCall] = []
-    token = _calls.set(calls)
-    try:
+    def _noted(self, base: nn.Module, notes: Notes, given: Mapping[str, Any]) -> list[LayerCall]:
+        """What the probes in a base model note in one run."""
+        calls: list[LayerCall] = []
+        notes.calls = calls
         base(**given)
-    except LayersReached:
-        pass
-    finally:
-        _calls.reset(token)
-    return calls
+        notes.calls = []
+        return calls
 
 
-# compilers do not trace context variables
-_recorded: Any = torch.compiler.disable(_record)
+class Notes:
+    """Where the probes of one run write.
 
+    Attributes:
+        calls: The calls of layers, in the order of the run.
+    """
 
-class LayersReached(Exception):
-    """The last layer was called: what comes behind it is the head's."""
+    def __init__(self) -> None:
+        self.calls: list[LayerCall] = []
 
 
 class LayerProbe(nn.Module):
@@ -200,16 +233,16 @@ class LayerProbe(nn.Module):
 
     Args:
         layer: The layer.
-        is_last: Whether the run ends here.
+        notes: Where it writes.
     """
 
-    def __init__(self, layer: nn.Module, is_last: bool) -> None:
+    def __init__(self, layer: nn.Module, notes: Notes) -> None:
         super().__init__()
         for name, value in vars(layer).items():
             is_own = name.startswith("_") or name == "training"
             if not is_own and isinstance(value, (str, int, float)):
                 self.__dict__[name] = value
-        self.probe_is_last = is_last
+        self.notes = notes
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Note the arguments of a layer.
@@ -220,15 +253,31 @@ class LayerProbe(nn.Module):
 
         Returns:
             The hidden states, as they came.
-
-        Raises:
-            LayersReached: This was the last layer.
         """
         x = args[0] if args else kwargs.pop("hidden_states")
-        _calls.get().append(LayerCall(x=x, args=args[1:], kwargs=kwargs))
-        if self.probe_is_last:
-            raise LayersReached
+        self.notes.calls.append(LayerCall(x=x, args=args[1:], kwargs=kwargs))
         return x
+
+
+class PassThrough(nn.Module):
+    """Stands in the stem where a module stood that runs behind the layers: the head has it."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the first argument.
+
+        Args:
+            x: The hidden states.
+            *args: Ignored.
+            **kwargs: Ignored.
+        """
+        return x
+
+
+def _with_attributes(module: nn.Module, **attributes: Any) -> nn.Module:
+    """A new object of a module's class around its attributes, some of which are others."""
+    copied = module.__class__.__new__(module.__class__)
+    copied.__dict__ = {**module.__dict__, **attributes}
+    return copied
 
 
 # --- head
@@ -354,9 +403,7 @@ def _shell(module: nn.Module, replaced: Mapping[str, nn.Module | None]) -> nn.Mo
             children[name] = other
     for name, others in inner.items():
         children[name] = _shell(module.get_submodule(name), others)
-    copied = module.__class__.__new__(module.__class__)
-    copied.__dict__ = {**module.__dict__, "_modules": children}
-    return copied
+    return _with_attributes(module, _modules=children)
 
 
 # --- anatomy

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from contract import check_contract
 from elasticnet import ElasticObjective
+from elasticnet._compare import same_bits
 from elasticnet.retrofit.transformers import split
 
 hf: Any = transformers  # its configs are annotated too narrowly
@@ -234,12 +235,67 @@ def test_threads_that_share_a_net_do_not_mix_their_masks() -> None:
     assert right == [True] * 3
 
 
-def test_compiled_it_gives_the_same() -> None:
-    net = split(made(TEXT_MODELS["llama"], 2), IDS, attention_mask=PADDING).wrap().eval()
-    compiled = torch.compile(net, backend="eager")
+TRACED = ("vit", "bert", "llama")
+
+
+def traced_case(name: str) -> tuple[Any, Tensor, dict[str, Tensor]]:
+    """A split of two layers, an input, and a mask where the model takes one."""
+    if name == "vit":
+        return split(made(vit, 2), PIXELS).wrap().eval(), PIXELS, {}
+    net = split(made(TEXT_MODELS[name], 2), IDS, attention_mask=PADDING).wrap().eval()
+    return net, IDS, {"attention_mask": PADDING}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_compiled_as_one_graph_it_gives_the_same_at_every_depth(name: str) -> None:
+    net, x, masks = traced_case(name)
+    torch.compiler.reset()  # of the limit of compilations, too
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
     with torch.no_grad():
-        for inputs in ({}, {"attention_mask": PADDING}):
-            assert torch.equal(compiled(IDS, depth=1, **inputs), net(IDS, depth=1, **inputs))
+        for depth in net.taps:
+            for inputs in ({}, masks):
+                expected = net(x, depth=depth, **inputs)
+                assert torch.equal(compiled(x, depth=depth, **inputs), expected)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", TRACED)
+def test_exported_it_gives_the_same_at_every_depth(name: str, strict: bool) -> None:
+    net, x, masks = traced_case(name)
+    with torch.no_grad():
+        for depth in net.taps:
+            inputs = {"depth": depth, **masks}
+            program = torch.export.export(net, (x,), inputs, strict=strict)
+            assert torch.equal(program.module()(x, **inputs), net(x, **inputs))
+
+
+def test_the_stem_prepares_no_more_layers_than_a_pass_runs() -> None:
+    stem: Any = split(made(TEXT_MODELS["gemma"]), IDS).wrap().eval().stem
+    with torch.no_grad():
+        x, context = stem(IDS, attention_mask=PADDING)
+        for depth in (1, 2, 3):
+            x_at_depth, first = stem(IDS, attention_mask=PADDING, last_depth=depth)
+            assert torch.equal(x_at_depth, x)
+            assert len(first) == depth
+            assert same_bits(first, context[:depth])
+
+
+class CountingLlama(hf.LlamaModel):
+    """Asks for every layer by its number, as some forwards do."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.layers[self.config.num_hidden_layers - 1] is not None
+        return super().forward(*args, **kwargs)
+
+
+def test_a_forward_that_counts_on_all_layers_gets_them_all() -> None:
+    model = made(lambda n: CountingLlama(hf.LlamaConfig(**TEXT, num_hidden_layers=n)))
+    net = split(model, IDS).wrap().eval()
+    assert net.stem.takes_last_depth is False
+    with torch.no_grad():
+        small = shorter(TEXT_MODELS["llama"], hf.LlamaForCausalLM(model.config), 2).model
+        small.load_state_dict({key: model.state_dict()[key] for key in small.state_dict()})
+        assert torch.equal(net(IDS, depth=2), small(IDS).last_hidden_state)
 
 
 def test_the_net_grows_and_copies() -> None:
