@@ -9,6 +9,14 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+SPARSE_LAYOUTS = (
+    torch.sparse_coo,
+    torch.sparse_csr,
+    torch.sparse_csc,
+    torch.sparse_bsr,
+    torch.sparse_bsc,
+)
+
 
 def same_bits(first: Any, second: Any) -> bool:
     """Return whether two outputs are equal in every value, without any tolerance.
@@ -53,6 +61,24 @@ def largest_difference(first: Any, second: Any) -> float:
     if first is None and second is None:
         return 0.0
     raise ValueError(f"cannot compare {_described(first)} with {_described(second)}")
+
+
+def kind_of_tensor(tensor: Tensor) -> str:
+    """Return "dense", or the kind of a tensor that most of PyTorch's operations do not take.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        "dense", "sparse", "nested" or, for a nested tensor of the newer kind, "jagged".
+    """
+    if tensor.layout == torch.jagged:
+        return "jagged"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout in SPARSE_LAYOUTS:
+        return "sparse"
+    return "dense"
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 
-from elasticnet._compare import same_bits
+from elasticnet._compare import kind_of_tensor, same_bits
 
 PARTS_REMEDY = (
     "build it without in-place operations, or pass copy_features=True to ElasticWrapper, so that "
@@ -128,7 +128,10 @@ class KeptTensors:
         entries: list[KeptTensor] = []
         for tensor in tensors_in(value):
             version = _version_of(tensor)
-            values = tensor.clone() if self._compare_values else None
+            values = None
+            if self._compare_values:
+                _check_dense(tensor, name)
+                values = tensor.clone()
             if version is not None or values is not None:
                 entries.append(KeptTensor(name, tensor, version, values))
         return entries
@@ -242,6 +245,16 @@ def _is_list(value: Any) -> TypeGuard[list[Any]]:
 
 def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
     return isinstance(value, tuple)
+
+
+def _check_dense(tensor: Tensor, name: str) -> None:
+    """Raise unless the values of a tensor can be compared."""
+    kind = kind_of_tensor(tensor)
+    if kind != "dense":
+        raise TypeError(
+            f"check compares values, which needs dense tensors, and {name} is a {kind} one: "
+            "check the net with a dense example"
+        )
 
 
 def _version_of(tensor: Tensor) -> int | None:

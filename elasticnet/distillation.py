@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from elasticnet._autocast import without_autocast
+from elasticnet._compare import kind_of_tensor
 
 DISTANCES = ("norm", "squared")
 
@@ -86,7 +87,7 @@ def attention_map(
         The map (b, *positions), in float32, or in float64 for float64 features.
 
     Raises:
-        TypeError: The features are not a tensor.
+        TypeError: The features are not a dense tensor.
         ValueError: The power or the layout is invalid, the features do not have its axes, or the
             prefix tokens are invalid: there are several position axes, or no position is left.
     """
@@ -94,6 +95,12 @@ def attention_map(
         raise TypeError(
             f"the self-distillation needs one tensor at each tap, and the features are a "
             f"{type(features).__name__}: leave it out with psd_weight=0"
+        )
+    kind = kind_of_tensor(features)
+    if kind != "dense":
+        raise TypeError(
+            "the self-distillation needs a dense tensor at each tap, and the features are a "
+            f"{kind} one: leave it out with psd_weight=0, or let the blocks return dense tensors"
         )
     check_power(power)
     axes = layout.split()

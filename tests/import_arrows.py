@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "_wrapper_checks": {"taps", "_compare", "_kept"},
     "memory": set(),
     "taps": set(),
-    "distillation": {"_autocast"},
+    "distillation": {"_autocast", "_compare"},
     "loss_weights": set(),
     # and not wrapper: neither knows the other
     "losses": {"taps", "distillation", "loss_weights", "_kept", "_wrapped"},

@@ -11,8 +11,9 @@ import torch
 from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.distillation import (
     attention_distance,
     attention_map,
@@ -359,3 +360,35 @@ def test_powers_and_eps_without_a_finite_map(value: float) -> None:
         progressive_distillation(features, power=value)
     with pytest.raises(ValueError, match=f"eps={value}: expected a finite number above 0"):
         progressive_distillation(features, eps=value)
+
+
+# --- features that are no dense tensors
+
+
+def jagged_tokens() -> Tensor:
+    tokens = [torch.randn(3, 4), torch.randn(5, 4)]
+    return torch.nested.nested_tensor(tokens, layout=torch.jagged)
+
+
+class MeanOfTokens(nn.Module):
+    """A head for tokens of any kind: the mean of each sample's tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples = x.to_dense() if x.is_sparse else x
+        return torch.stack([tokens.mean(dim=0) for tokens in samples.unbind()])
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens"),
+    [("jagged", jagged_tokens()), ("sparse", torch.ones(2, 3, 4).to_sparse())],
+)
+def test_features_that_are_no_dense_tensor_are_named(kind: str, tokens: Tensor) -> None:
+    net = ElasticWrapper([nn.Identity(), nn.Identity()], MeanOfTokens(), layout="b n c")
+    target = torch.zeros(2, 4)
+    message = f"needs a dense tensor at each tap, and the features are a {kind} one: leave it out"
+    with pytest.raises(TypeError, match=message):
+        ElasticObjective(net, nn.L1Loss(), psd_weight=0.1)(tokens, target)
+    with pytest.raises(TypeError, match=f"dense tensors, and the input is a {kind} one"):
+        net.check(tokens)
+    terms = ElasticObjective(net, nn.L1Loss(), psd_weight=0)(tokens, target)
+    assert terms.total.isfinite()
