@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from elasticnet.card.operators import FORMULAS, OperatorNotes
 from elasticnet.checkpoint.header import first_depth_that_needs
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
-aten: Any = torch.ops.aten
-
-# Operators of these namespaces are torch's own, which the counter knows or which multiply little.
-KNOWN_NAMESPACES = ("aten", "prim", "prims")
-
 
 class MacCount(NamedTuple):
-    """The multiply-accumulates of one pass.
+    """The multiply-accumulates of one pass; `elasticnet.card.operators` says what counts.
 
     Attributes:
         macs: How many were counted.
-        not_counted: The names of operators of other libraries, whose work is not known.
+        not_counted: The names of operators whose work is not known.
+        counted_as_dense: The names of operators that had a sparse argument and were counted as if
+            it were dense.
     """
 
     macs: int
     not_counted: tuple[str, ...]
+    counted_as_dense: tuple[str, ...]
 
 
 def count_parameters(net: ElasticWrapper, depth: int) -> int:
@@ -51,7 +48,7 @@ def count_parameters(net: ElasticWrapper, depth: int) -> int:
 def count_macs(
     net: ElasticWrapper, example: Any, depth: int, context: Mapping[str, Any] | None = None
 ) -> int:
-    """Return the multiply-accumulates of one pass, by torch's own counter.
+    """Return the multiply-accumulates of one pass; `elasticnet.card.operators` says what counts.
 
     Args:
         net: The net.
@@ -65,7 +62,7 @@ def count_macs(
 def count_pass(
     net: ElasticWrapper, example: Any, depth: int, context: Mapping[str, Any] | None = None
 ) -> MacCount:
-    """Return the multiply-accumulates of one pass, and which operators could not be counted.
+    """Return the multiply-accumulates of one pass, and which operators were not counted exactly.
 
     Args:
         net: The net.
@@ -76,12 +73,18 @@ def count_pass(
     # Without gradients, but not in inference mode: the counter fails there on a module that is
     # handed a parameter, such as a learned query or the original of a parametrized weight.
     keywords = dict(context or {})
-    foreign = _ForeignOperators()
-    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-    with evaluating(net), torch.no_grad(), _products_in_sight(net), foreign, counter:
+    counter: Any = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    notes = OperatorNotes(counted=counter.flop_registry)  # by torch's formulas and ours
+    # The counter is the last one and so the first to see an operator: it may take it apart into
+    # those that it counts, and the notes are of what it really ran.
+    with evaluating(net), torch.no_grad(), _products_in_sight(net), notes, counter:
         net(example, depth=depth, **keywords)
-    macs = counter.get_total_flops() // 2  # one multiplication and one addition each
-    return MacCount(macs=macs, not_counted=tuple(sorted(foreign.names)))
+    counted = counter.get_total_flops() // 2  # one multiplication and one addition each
+    return MacCount(
+        macs=counted + notes.summed_products,
+        not_counted=tuple(sorted(notes.unknown)),
+        counted_as_dense=tuple(sorted(notes.dense)),
+    )
 
 
 @contextmanager
@@ -114,68 +117,3 @@ def _recurrent_layers_in_steps(net: nn.Module) -> Generator[None, None, None]:
         warnings.filterwarnings("ignore", message="TF32 acceleration")
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
             yield
-
-
-class _ForeignOperators(TorchDispatchMode):
-    """Notes the operators of other libraries that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func.namespace not in KNOWN_NAMESPACES:
-            self.names.add(str(func.name()))
-        return func(*args, **(kwargs or {}))
-
-
-# --- operators that torch's counter leaves out; a formula gets the shapes of the arguments
-
-
-def _matrix_times_vector(matrix: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
-def _sum_and_matrix_times_vector(_: Any, matrix: Sequence[int], *__: Any, **___: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
-def _dot(vector: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(vector)
-
-
-def _sum_and_batched_product(
-    _: Any, first: Sequence[int], second: Sequence[int], *__: Any, **___: Any
-) -> int:
-    return 2 * math.prod(first) * second[-1]  # (b, n, k) times (b, k, m)
-
-
-def _bilinear(
-    first: Sequence[int], weight: Sequence[int], second: Sequence[int], *_: Any, **__: Any
-) -> int:
-    batch = first[0]
-    return 2 * batch * math.prod(weight)  # weight: (out, in of the first, in of the second)
-
-
-def _attention(
-    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
-) -> int:
-    scores = math.prod(query) * key[-2]  # (b, heads, n, c) times (b, heads, c, m)
-    sums = math.prod(query[:-1]) * math.prod(value[-2:])  # (b, heads, n, m) times (b, heads, m, c)
-    return 2 * (scores + sums)
-
-
-FORMULAS: dict[Any, Callable[..., int]] = {
-    aten.mv: _matrix_times_vector,
-    aten.addmv: _sum_and_matrix_times_vector,
-    aten.dot: _dot,
-    aten.addbmm: _sum_and_batched_product,
-    aten._trilinear: _bilinear,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # torch 2.6 leaves it out
-}

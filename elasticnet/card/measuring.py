@@ -32,7 +32,7 @@ class DepthCost(NamedTuple):
     Attributes:
         depth: The depth.
         parameters: Of the truncated net.
-        macs: Multiply-accumulates of one pass, by torch's own counter.
+        macs: Multiply-accumulates of one pass; `elasticnet.card.operators` says what counts.
         ms: Milliseconds of one pass; the median.
         ms_spread: Half the distance between the quartiles of the times; None of fewer than three.
     """
@@ -126,7 +126,7 @@ def measure(
             quality=_as_floats(quality[depth]) if quality else {},
         )
         rows.append(row)
-    warnings += _not_counted(counts.values())
+    warnings += _inexact_counts(counts.values())
     made_repeats = len(times[net.taps[0]])
     if made_repeats < MIN_PASSES_FOR_P95:
         warnings.append(
@@ -157,7 +157,7 @@ def depth_costs(net: ElasticWrapper, example: Any, repeats: int = 5) -> list[Dep
         repeats: Passes timed at each depth, after one to warm up.
     """
     counts = {depth: count_pass(net, example, depth) for depth in net.taps}  # also the warm-up
-    for warning in _not_counted(counts.values()):
+    for warning in _inexact_counts(counts.values()):
         logger.warning(warning)
     times = time_depths(net, example, repeats, warm_up=0)
     costs: list[DepthCost] = []
@@ -194,14 +194,21 @@ def _samples_in(example: Tensor) -> dict[str, float]:
     return {"samples": example.shape[0]}
 
 
-def _not_counted(counts: Iterable[MacCount]) -> list[str]:
-    """Return a warning if there are operators whose multiply-accumulates are not known."""
-    names: set[str] = set()
+def _inexact_counts(counts: Iterable[MacCount]) -> list[str]:
+    """Return a warning for each reason why the multiply-accumulates are not exact."""
+    not_counted: set[str] = set()
+    dense: set[str] = set()
     for count in counts:
-        names.update(count.not_counted)
-    if not names:
-        return []
-    return [f"macs leave out operators that torch cannot count: {', '.join(sorted(names))}"]
+        not_counted.update(count.not_counted)
+        dense.update(count.counted_as_dense)
+    warnings: list[str] = []
+    if not_counted:
+        warnings.append(f"macs are too low: not counted are {', '.join(sorted(not_counted))}")
+    if dense:
+        warnings.append(
+            f"macs count sparse tensors as if they were dense, in {', '.join(sorted(dense))}"
+        )
+    return warnings
 
 
 def _percentile_95(times: list[float]) -> float:
