@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class Split(NamedTuple):
             is given; see `ElasticWrapper`.
         checkpoint_blocks: Whether the model computes its blocks again in the backward pass (its own
             gradient checkpointing was switched on); what `wrap` does by default.
+        refusals: Methods of the model that the net does not have, by name, with what to do instead.
     """
 
     stem: nn.Module
@@ -65,6 +66,7 @@ class Split(NamedTuple):
     head_skip: str | None = None
     copy_features: bool = False
     checkpoint_blocks: bool = False
+    refusals: Mapping[str, str] = {}
 
     def wrap(
         self, taps: Iterable[int] | None = None, checkpoint_blocks: bool | None = None
@@ -80,7 +82,7 @@ class Split(NamedTuple):
             checkpoint_blocks = self.checkpoint_blocks
         depths = resolve_taps(taps, num_blocks=len(self.blocks))
         adapters = {depth: module for depth, module in self.adapters.items() if depth in depths}
-        return ElasticWrapper(
+        net = ElasticWrapper(
             self.blocks,
             self.head,
             stem=self.stem,
@@ -93,6 +95,34 @@ class Split(NamedTuple):
             checkpoint_blocks=checkpoint_blocks,
             copy_features=self.copy_features,
         )
+        for name, remedy in self.refusals.items():
+            setattr(net, name, Refusal(name=name, remedy=remedy))
+        return net
+
+
+class Refusal:
+    """Stands where a method of the model would be: a call says what to do instead.
+
+    Args:
+        name: The method.
+        remedy: The end of the message.
+    """
+
+    def __init__(self, name: str, remedy: str) -> None:
+        self.name = name
+        self.remedy = remedy
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise an error that names the remedy.
+
+        Args:
+            *args: Ignored.
+            **kwargs: Ignored.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(f"an elastic net has no {self.name}: {self.remedy}")
 
 
 class TapAdapter(nn.Module):

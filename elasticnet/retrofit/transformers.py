@@ -8,8 +8,10 @@ are shells: new objects around the model's own modules.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +26,25 @@ from elasticnet.wrapper import evaluating
 RESULTS = ("logits", "last_hidden_state")  # what a net returns of a model's result, the first found
 # inputs of a base model that the stem does not take
 REFUSED_INPUTS = ("past_key_values", "use_cache", "kwargs")
+LABELS_REMEDY = (
+    "the net returns predictions and no loss. Give the labels to the objective: "
+    "ElasticObjective(net, task_loss, ...)(ids, labels)"
+)
+# what the model has and the net has not, with what to do instead
+REFUSALS = {
+    "generate": (
+        "the net keeps no cache. elasticnet.retrofit.to_model(net, depth) returns an ordinary "
+        "model of any depth, which has generate"
+    ),
+    "save_pretrained": (
+        "elasticnet.save writes one file for all depths, and "
+        "elasticnet.retrofit.to_model(net, depth) returns an ordinary model, which has "
+        "save_pretrained"
+    ),
+    "resize_token_embeddings": (
+        "resize them in the model, before the split: the parts hold the embeddings as they are"
+    ),
+}
 PREFIX_TOKENS = ("cls_token", "distillation_token", "register_tokens")
 
 
@@ -70,8 +91,25 @@ def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inp
         raise ValueError(
             f"{type(model).__name__} is not a transformers model: expected one with a base_model"
         )
-    with attributes_put_back(model):
+    with attributes_put_back(model), _returning_mappings(model):
         return _split(model, base, example, output, inputs)
+
+
+@contextmanager
+def _returning_mappings(model: Any) -> Generator[None, None, None]:
+    """Let a model return results with names inside a `with` block, whatever its config says."""
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "return_dict", None) is False:
+            configs[id(config)] = config
+    for config in configs.values():
+        config.return_dict = True
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.return_dict = False
 
 
 def _split(
@@ -92,6 +130,7 @@ def _split(
         call_block=call_with_arguments,
         head_skip="input" if head.takes_embeddings else None,
         checkpoint_blocks=_recomputes_layers(base, anatomy.layers),
+        refusals={name: REFUSALS[name] for name in REFUSALS if hasattr(model, name)},
     )
 
     def run_model(*args: Any, **kwargs: Any) -> Tensor:
@@ -175,12 +214,15 @@ class LayerInputs(nn.Module):
             The hidden states (b, n, c), and a pair (args, kwargs) for each layer.
 
         Raises:
-            TypeError: The model has no such input, or it is one that would make it cache.
+            TypeError: The model has no such input, or it is one that would make it cache or
+                compute a loss.
         """
         inputs["attention_mask"] = attention_mask
         inputs["token_type_ids"] = token_type_ids
         inputs["position_ids"] = position_ids
         given = {name: value for name, value in inputs.items() if value is not None}
+        if "labels" in given:
+            raise TypeError(f"unexpected keyword argument 'labels': {LABELS_REMEDY}")
         for name in given:
             if name not in self.names:
                 raise TypeError(
@@ -303,7 +345,11 @@ class HiddenStateHead(nn.Module):
         if model is base:
             self.model: nn.Module = stand_in
         else:
-            self.model = _shell(model, {_path_of(base, model): stand_in})
+            shell: Any = _shell(model, {_path_of(base, model): stand_in})
+            # the model's config may say otherwise, see `_returning_mappings`
+            shell.config = copy.copy(shell.config)
+            shell.config.return_dict = True
+            self.model = shell
         self.main = str(getattr(model, "main_input_name", "input_ids"))
         # Models that look at the ids themselves (for the last token that is no padding, say) get
         # them, and the features as embeddings, which the stand-in takes.

@@ -351,6 +351,33 @@ def test_what_is_no_stack_of_layers_is_refused() -> None:
             net(IDS, **{name: PADDING})
 
 
+def test_labels_and_generate_say_what_to_do() -> None:
+    net = split(made(TEXT_MODELS["llama"], 2), IDS).wrap()
+
+    with pytest.raises(TypeError, match=r"'labels': .* Give the labels to the objective"):
+        net(IDS, labels=IDS)
+    for name in ("generate", "save_pretrained"):
+        with pytest.raises(TypeError, match=rf"no {name}: .*retrofit.to_model\(net, depth\)"):
+            getattr(net.truncate(1), name)(IDS)
+    with pytest.raises(TypeError, match=r"no resize_token_embeddings: .* before the split"):
+        copy.deepcopy(net).resize_token_embeddings(50)
+
+
+@pytest.mark.parametrize("name", ["bert", "bert, classes", "roberta"])
+def test_a_config_that_asks_for_tuples_is_split(name: str) -> None:
+    model = made(TEXT_MODELS[name])
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config.return_dict = False
+
+    net = split(model, IDS, attention_mask=PADDING).wrap().eval()
+
+    with torch.no_grad():
+        expected = model(IDS, attention_mask=PADDING)
+        assert isinstance(expected, tuple)
+        assert torch.equal(net(IDS, attention_mask=PADDING), expected[0])
+
+
 def halved(module: nn.Module, inputs: Any, output: Any) -> Any:
     output["last_hidden_state"] = output["last_hidden_state"] / 2
     return output
