@@ -209,6 +209,9 @@ class ElasticObjective(nn.Module):
         `objective(x, target).total.backward()`
     """
 
+    accepts_loss_kwargs = False
+    """For transformers' Trainer: a step takes no `num_items_in_batch` to divide the loss by."""
+
     def __init__(
         self,
         net: nn.Module,

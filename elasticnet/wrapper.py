@@ -160,6 +160,9 @@ class ElasticWrapper(nn.Module):
         `net = ElasticWrapper([Block() for _ in range(5)], head, stem)`
     """
 
+    accepts_loss_kwargs = False
+    """For transformers' Trainer: a pass takes no `num_items_in_batch` to divide the loss by."""
+
     def __init__(
         self,
         body_blocks: Iterable[nn.Module],

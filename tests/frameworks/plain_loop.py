@@ -1,0 +1,112 @@
+"""The plain loop that the tests compare with every other trainer: its network, data and result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from elasticnet import ElasticObjective, ElasticWrapper
+
+BATCH_SIZE = 4
+NUM_BATCHES = 4
+LEARNING_RATE = 1e-2
+
+
+class Block(nn.Module):
+    """A residual block on tokens, whose linear layer is called `linear`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.norm(x)).relu()
+
+
+def make_net(dtype: torch.dtype = torch.float32) -> ElasticWrapper:
+    """Return a net of three blocks on tokens, with the same weights each time."""
+    torch.manual_seed(0)
+    blocks = [Block(8) for _ in range(3)]
+    net = ElasticWrapper(blocks, shared_head=nn.Linear(8, 4), stem=nn.Linear(5, 8), layout="b n c")
+    return net.to(dtype)
+
+
+def make_objective(net: nn.Module) -> ElasticObjective:
+    return ElasticObjective(net, nn.MSELoss(), psd_weight=0.1)
+
+
+def make_optimizer(parameters: Any, weight_decay: float = 0.01) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=weight_decay)
+
+
+def dataset(dtype: torch.dtype = torch.float32) -> TensorDataset:
+    """Return inputs (16, 6, 5) and targets (16, 6, 4)."""
+    generator = torch.Generator().manual_seed(3)
+    num_rows = BATCH_SIZE * NUM_BATCHES
+    inputs = torch.randn(num_rows, 6, 5, dtype=dtype, generator=generator)
+    targets = torch.randn(num_rows, 6, 4, dtype=dtype, generator=generator)
+    return TensorDataset(inputs, targets)
+
+
+def batches(dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
+    """Return the data set's batches in order."""
+    inputs, targets = dataset(dtype).tensors
+    return list(zip(inputs.split(BATCH_SIZE), targets.split(BATCH_SIZE), strict=True))
+
+
+def rows_by_name(dtype: torch.dtype = torch.float32) -> list[dict[str, Tensor]]:
+    """Return the rows of the data set, each as the arguments of the objective."""
+    return [{"x": x, "target": target} for x, target in dataset(dtype)]
+
+
+def train(
+    call: Callable[..., Any],
+    optimizer: Any,
+    backward: Callable[[Tensor], Any] = Tensor.backward,
+    dtype: torch.dtype = torch.float32,
+    rows: slice = slice(None),
+) -> None:
+    """Train on these rows of each batch: `call(x, target)` returns the terms of the loss."""
+    for x, target in batches(dtype):
+        optimizer.zero_grad()
+        terms = call(x[rows], target[rows])
+        backward(terms.total)
+        optimizer.step()
+
+
+def trained_plainly(
+    dtype: torch.dtype = torch.float32, weight_decay: float = 0.01
+) -> dict[str, Tensor]:
+    """Return the weights after the plain loop on one process."""
+    net = make_net(dtype)
+    train(make_objective(net), make_optimizer(net.parameters(), weight_decay), dtype=dtype)
+    return net.state_dict()
+
+
+def trained_in_bfloat16(
+    cache_enabled: bool = True, weight_decay: float = 0.01
+) -> dict[str, Tensor]:
+    """Return the weights after the plain loop under autocast.
+
+    Autocast keeps the bfloat16 copy of a weight unless `cache_enabled` is False. Then each use of
+    the shared head has a copy of its own, and the gradients are added in float32.
+    """
+    net = make_net()
+    objective = make_objective(net)
+
+    def call(x: Tensor, target: Tensor) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache_enabled):
+            return objective(x, target)
+
+    train(call, make_optimizer(net.parameters(), weight_decay))
+    return net.state_dict()
+
+
+def assert_equal(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Assert that weights are the same bits."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)

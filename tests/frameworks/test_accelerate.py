@@ -1,0 +1,86 @@
+"""accelerate: what it prepares, and what it puts around the forward, trains as the plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from plain_loop import (
+    assert_equal,
+    batches,
+    make_net,
+    make_objective,
+    make_optimizer,
+    train,
+    trained_in_bfloat16,
+    trained_plainly,
+)
+
+accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+
+
+@pytest.fixture(autouse=True)
+def forget_settings() -> Iterator[None]:
+    """Forget what an Accelerator sets for the whole process, such as its precision."""
+    yield
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_prepared_net_trains_as_in_the_plain_loop() -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    net = make_net()
+    prepared, optimizer = accelerator.prepare(net, make_optimizer(net.parameters()))
+    train(make_objective(prepared), optimizer, backward=accelerator.backward)
+    assert_equal(net.state_dict(), trained_plainly())
+
+
+@pytest.mark.parametrize("what", ["the net", "the objective"])
+def test_bfloat16_reaches_every_pass_of_the_training(what: str) -> None:
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    net = make_net()
+    dtypes: list[torch.dtype] = []
+
+    def note_dtype(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        dtypes.append(output.dtype)
+
+    net.get_submodule("blocks.1.linear").register_forward_hook(note_dtype)
+    optimizer = accelerator.prepare(make_optimizer(net.parameters()))
+    if what == "the net":
+        objective = make_objective(accelerator.prepare(net))
+    else:
+        objective = accelerator.prepare(make_objective(net))
+
+    train(objective, optimizer, backward=accelerator.backward)
+    assert dtypes == [torch.bfloat16] * len(batches())
+    assert_equal(net.state_dict(), trained_in_bfloat16())
+
+
+def test_a_net_prepared_for_bfloat16_is_cut_after_it_is_unwrapped() -> None:
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    prepared = accelerator.prepare(make_net())
+    x, _ = batches()[0]
+    with pytest.raises(ValueError, match=r"net\.forward was replaced.*\(del net\.forward\)"):
+        prepared.truncate(2)
+
+    net = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    assert_equal({"y": net.truncate(2)(x)}, {"y": net(x, depth=2)})
+
+
+def test_gradient_accumulation_trains_as_one_larger_batch() -> None:
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    net = make_net(torch.float64)
+    prepared, optimizer = accelerator.prepare(net, make_optimizer(net.parameters()))
+    objective = make_objective(prepared)
+    for x, target in batches(torch.float64):
+        for half in (slice(0, 2), slice(2, 4)):
+            with accelerator.accumulate(prepared):
+                accelerator.backward(objective(x[half], target[half]).total)
+                optimizer.step()
+                optimizer.zero_grad()
+    torch.testing.assert_close(net.state_dict(), trained_plainly(torch.float64))

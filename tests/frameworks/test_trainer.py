@@ -1,0 +1,177 @@
+"""transformers' Trainer: its model is the objective, and it trains as the plain loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from elasticnet import ElasticObjective, ElasticWrapper
+from plain_loop import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    NUM_BATCHES,
+    assert_equal,
+    make_net,
+    make_objective,
+    rows_by_name,
+    trained_in_bfloat16,
+    trained_plainly,
+)
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
+
+
+def train(
+    objective: ElasticObjective,
+    folder: Path,
+    resume_from: Path | None = None,
+    trainer_class: Any = None,
+    **options: Any,
+) -> Any:
+    """Return the Trainer after a training with the plain loop's settings."""
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": BATCH_SIZE,
+        "max_steps": NUM_BATCHES,
+        "optim": "adamw_torch",
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": 0.0,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **options,
+    }
+    trainer = (trainer_class or transformers.Trainer)(
+        model=objective,
+        args=transformers.TrainingArguments(output_dir=str(folder), **settings),
+        train_dataset=rows_by_name(),
+    )
+    trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
+    return trainer
+
+
+def test_a_training_equals_the_plain_loop(tmp_path: Path) -> None:
+    net = make_net()
+    train(make_objective(net), tmp_path)
+    assert_equal(net.state_dict(), trained_plainly(weight_decay=0.0))
+
+
+@pytest.mark.slow
+def test_bfloat16_reaches_every_pass_of_the_training(tmp_path: Path) -> None:
+    net = make_net()
+    train(make_objective(net), tmp_path, bf16=True)
+    assert_equal(net.state_dict(), trained_in_bfloat16(weight_decay=0.0))
+
+
+@pytest.mark.slow
+def test_gradient_accumulation_trains_as_one_larger_batch(tmp_path: Path) -> None:
+    """The Trainer divides the loss itself: neither net nor objective takes `num_items_in_batch`."""
+    net = make_net()
+    half = BATCH_SIZE // 2
+    train(
+        make_objective(net),
+        tmp_path,
+        per_device_train_batch_size=half,
+        gradient_accumulation_steps=2,
+    )
+    torch.testing.assert_close(net.state_dict(), trained_plainly(weight_decay=0.0))
+
+
+@pytest.mark.slow
+def test_a_loss_made_in_compute_loss_is_divided_for_accumulation_too(tmp_path: Path) -> None:
+    class NetTrainer(transformers.Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+            return make_objective(model)(**inputs).total
+
+    net = make_net()
+    half = BATCH_SIZE // 2
+    train(
+        net,  # pyright: ignore[reportArgumentType]
+        tmp_path,
+        trainer_class=NetTrainer,
+        per_device_train_batch_size=half,
+        gradient_accumulation_steps=2,
+        remove_unused_columns=False,
+    )
+    torch.testing.assert_close(net.state_dict(), trained_plainly(weight_decay=0.0))
+
+
+@pytest.mark.slow
+def test_a_training_is_resumed_from_the_trainers_checkpoint(tmp_path: Path) -> None:
+    net = make_net()
+    train(make_objective(net), tmp_path, save_strategy="steps", save_steps=2)
+    resumed = make_net()
+    train(make_objective(resumed), tmp_path / "resumed", resume_from=tmp_path / "checkpoint-2")
+    assert_equal(resumed.state_dict(), net.state_dict())
+
+
+@pytest.mark.slow
+def test_evaluate_returns_the_loss(tmp_path: Path) -> None:
+    objective = make_objective(make_net())
+    trainer = train(objective, tmp_path, label_names=["target"], per_device_eval_batch_size=16)
+    found = trainer.evaluate(rows_by_name())["eval_loss"]
+
+    rows = rows_by_name()
+    x = torch.stack([row["x"] for row in rows])
+    target = torch.stack([row["target"] for row in rows])
+    with torch.no_grad():
+        expected = objective(x, target).total.item()
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def tied_net() -> tuple[ElasticWrapper, torch.Tensor]:
+    """Return a decoder whose embeddings are the weights of its head, and token ids for it."""
+    from elasticnet.retrofit.transformers import split
+
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=50,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=8,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    ids = torch.randint(50, (8, 6))
+    return split(transformers.GPT2LMHeadModel(config).eval(), ids).wrap(), ids
+
+
+def next_token_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    predicted = logits[:, :-1].flatten(0, 1)  # (b (n - 1), vocabulary)
+    return nn.functional.cross_entropy(predicted, ids[:, 1:].flatten())
+
+
+@pytest.mark.slow
+def test_a_net_with_tied_weights_is_saved_as_copies(tmp_path: Path) -> None:
+    """The Trainer's own save refuses tensors that share memory, except for transformers' models."""
+    import safetensors.torch
+
+    class TiedTrainer(transformers.Trainer):
+        def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            copies = {name: each.clone() for name, each in self.model.state_dict().items()}
+            safetensors.torch.save_file(copies, folder / "model.safetensors")
+
+    net, ids = tied_net()
+    objective = ElasticObjective(net, next_token_loss, psd_weight=0.1)
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, save_steps=1, report_to=[], use_cpu=True
+    )
+    rows = [{"x": row, "target": row} for row in ids]
+    TiedTrainer(model=objective, args=args, train_dataset=rows).train()
+
+    other, _ = tied_net()
+    resumed = ElasticObjective(other, next_token_loss, psd_weight=0.1)
+    trainer = TiedTrainer(model=resumed, args=args, train_dataset=rows)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert_equal(other.state_dict(), net.state_dict())

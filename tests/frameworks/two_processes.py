@@ -1,0 +1,210 @@
+"""Trains in several ways on two processes; what torchrun starts for test_two_processes.py.
+
+    torchrun --nproc-per-node 2 two_processes.py FOLDER WAY...
+
+Each way trains on the plain loop's batches, half of the rows on each process, in float64. Process 0
+writes the weights, or what the way returns beside them, to FOLDER/WAY.pt.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+
+import elasticnet
+from elasticnet import ElasticObjective
+from plain_loop import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    NUM_BATCHES,
+    dataset,
+    make_net,
+    make_objective,
+    make_optimizer,
+    rows_by_name,
+    train,
+)
+
+NUM_PROCESSES = 2
+ROWS = BATCH_SIZE // NUM_PROCESSES
+Weights = dict[str, Any]
+
+
+def own_rows() -> slice:
+    """Return this process's rows of each batch."""
+    first = ROWS * dist.get_rank()
+    return slice(first, first + ROWS)
+
+
+# --- DistributedDataParallel
+
+
+def ddp_around_the_objective(folder: Path) -> Weights:
+    net = make_net(torch.float64)
+    objective = DistributedDataParallel(make_objective(net))
+    train(objective, make_optimizer(net.parameters()), dtype=torch.float64, rows=own_rows())
+    return net.state_dict()
+
+
+def ddp_around_the_net(folder: Path) -> Weights:
+    net = make_net(torch.float64)
+    objective = make_objective(DistributedDataParallel(net))
+    train(objective, make_optimizer(net.parameters()), dtype=torch.float64, rows=own_rows())
+    return net.state_dict()
+
+
+def compiled_ddp_around_the_net(folder: Path) -> Weights:
+    net = make_net(torch.float64)
+    compiled: Any = torch.compile(DistributedDataParallel(net), backend="aot_eager")
+    objective = make_objective(compiled)
+    train(objective, make_optimizer(net.parameters()), dtype=torch.float64, rows=own_rows())
+    return net.state_dict()
+
+
+# --- FSDP2
+
+
+def shard(*modules: nn.Module) -> None:
+    """Shard modules over the processes; each module after the modules inside it."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    # Without a mesh, torch takes the accelerator of this machine if it has one.
+    mesh = init_device_mesh("cpu", (NUM_PROCESSES,))
+    for module in modules:
+        fully_shard(module, mesh=mesh)
+
+
+def whole_weights(net: nn.Module) -> Weights:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True)
+    return get_model_state_dict(net, options=options)
+
+
+def fsdp2_with_the_net_as_root(folder: Path) -> Weights:
+    net = make_net(torch.float64)
+    shard(*net.blocks, net)
+    objective = make_objective(net)
+    train(objective, make_optimizer(net.parameters()), dtype=torch.float64, rows=own_rows())
+    # Of a sharded net, all processes call save, with different paths.
+    elasticnet.save(net, folder / f"process_{dist.get_rank()}.safetensors")
+    return whole_weights(net)
+
+
+def fsdp2_with_the_objective_as_root(folder: Path) -> Weights:
+    net = make_net(torch.float64)
+    objective: ElasticObjective = make_objective(net)
+    shard(*net.blocks, objective)
+    train(objective, make_optimizer(net.parameters()), dtype=torch.float64, rows=own_rows())
+    return whole_weights(net)
+
+
+# --- other people's trainers
+
+
+def accelerate(folder: Path) -> Weights:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    net = make_net(torch.float64)
+    prepared, optimizer = accelerator.prepare(net, make_optimizer(net.parameters()))
+    objective = make_objective(prepared)
+    train(objective, optimizer, backward=accelerator.backward, dtype=torch.float64, rows=own_rows())
+    return net.state_dict()
+
+
+def lightning(folder: Path) -> Weights:
+    import lightning as lightning_package
+
+    class ElasticModule(lightning_package.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.objective = make_objective(make_net(torch.float64))
+
+        def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
+            return self.objective(*batch).total
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return make_optimizer(self.parameters())
+
+    trainer = lightning_package.Trainer(
+        accelerator="cpu",
+        devices=NUM_PROCESSES,
+        strategy="ddp",
+        max_epochs=1,
+        use_distributed_sampler=False,  # Lightning's own one shuffles
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    rows = dataset(torch.float64)
+    every_second_row = DistributedSampler(rows, shuffle=False)
+    module = ElasticModule()
+    trainer.fit(module, DataLoader(rows, batch_size=ROWS, sampler=every_second_row))
+    return module.objective.net.state_dict()
+
+
+def trainer(folder: Path) -> Weights:
+    from transformers import Trainer, TrainingArguments
+
+    net = make_net(torch.float64)
+    args = TrainingArguments(
+        output_dir=str(folder / "trainer"),
+        per_device_train_batch_size=ROWS,
+        max_steps=NUM_BATCHES,
+        optim="adamw_torch",
+        learning_rate=LEARNING_RATE,
+        weight_decay=0.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        ddp_backend="gloo",
+        ddp_find_unused_parameters=False,
+    )
+    rows = rows_by_name(torch.float64)
+    Trainer(model=make_objective(net), args=args, train_dataset=rows).train()
+    return net.state_dict()
+
+
+WAYS: dict[str, Callable[[Path], Weights]] = {
+    way.__name__: way
+    for way in (
+        ddp_around_the_objective,
+        ddp_around_the_net,
+        compiled_ddp_around_the_net,
+        fsdp2_with_the_net_as_root,
+        fsdp2_with_the_objective_as_root,
+        accelerate,
+        lightning,
+        trainer,
+    )
+}
+
+
+def main(folder: Path, names: list[str]) -> None:
+    """Train in each way, and write what process 0 got."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for name in names:
+        weights = WAYS[name](folder)
+        if dist.get_rank() == 0:
+            torch.save(dict(weights), folder / f"{name}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
