@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 
 def equal(taps: Sequence[int]) -> dict[int, float]:
@@ -140,46 +144,106 @@ def ramp(
     return start + (end - start) * fraction
 
 
-def check_tap_weights(
-    weights: Mapping[int, float] | Sequence[float], taps: Sequence[int]
-) -> dict[int, float]:
+# --- what the objective takes
+
+
+def check_weight(weight: Any, found: str, alternative: str = "") -> float:
+    """Return a weight as a float; raise unless a loss can be multiplied by it.
+
+    Args:
+        weight: A number, or a tensor of one number.
+        found: How the message begins, with the name and the weight.
+        alternative: What the weight may be beside a number, as the end of the message.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: It is no number, or a tensor that a training could change, but no parameter.
+        ValueError: It is negative or not finite.
+    """
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        raise TypeError(
+            f"{found}, a tensor that requires a gradient: expected a number, or for a learned "
+            "weight an nn.Parameter that is given to the objective itself"
+        )
+    try:
+        number = float(weight)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{found}: expected a number{alternative}") from None
+    if not 0 <= number < math.inf:  # NaN is refused, too
+        raise ValueError(f"{found}: expected a finite number, at least 0{alternative}")
+    return number
+
+
+def check_tap_weights(weights: Mapping[int, float], taps: Sequence[int]) -> dict[int, float]:
     """Return the weights of the taps; raise unless every tap, and no other depth, has a valid one.
 
     Args:
-        weights: The weight of each depth's loss, by depth, or one for each tap, shallowest first.
+        weights: The weight of each depth's loss.
         taps: The network's taps.
 
     Returns:
         The weights as floats, in the order of the taps.
 
     Raises:
-        TypeError: The weights are neither a mapping by depth nor a list or tuple of numbers.
+        TypeError: The weights are no mapping by depth, or a weight is no number.
         ValueError: Depths are missing or carry no tap, or a weight is negative or not finite.
     """
-    if isinstance(weights, (list, tuple)):
-        weights = _weights_by_depth(weights, taps)
-    if not isinstance(weights, Mapping):
+    if not isinstance(weights, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            f"tap weights {weights!r}: expected a mapping by depth, or a list with a number for "
-            "each tap; elasticnet.loss_weights has functions that make one, such as "
-            "normalised(net.taps)"
+            f"tap weights {weights!r}: expected a mapping by depth, such as normalised(net.taps) "
+            "of elasticnet.loss_weights, or dict(zip(net.taps, weights)) of a list"
         )
     if set(weights) != set(taps):
         raise ValueError(
             f"tap weights name depths {sorted(weights)}: this net has taps at {list(taps)}"
         )
-    for depth, weight in weights.items():
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(
-                f"tap weight {weight} at depth {depth}: expected a finite number, at least 0"
-            )
-    return {depth: float(weights[depth]) for depth in taps}
+    checked: dict[int, float] = {}
+    for depth in taps:
+        weight = weights[depth]
+        checked[depth] = check_weight(weight, found=f"tap weight {weight} at depth {depth}")
+    return checked
 
 
-def _weights_by_depth(weights: Sequence[float], taps: Sequence[int]) -> dict[int, float]:
-    """Return weights that are given in the order of the taps as a mapping by depth."""
-    if len(weights) != len(taps):
+def check_learned(weights: nn.Parameter, name: str, shape: tuple[int, ...]) -> None:
+    """Raise unless a parameter can be learned as the weights of losses.
+
+    Args:
+        weights: The parameter.
+        name: What messages call it.
+        shape: The shape that it must have; `()` is a single weight, for which (1,) does too.
+
+    Raises:
+        TypeError: It holds no real numbers.
+        ValueError: It has another shape, or a value is negative or not finite.
+    """
+    if not weights.is_floating_point():
+        raise TypeError(f"{name} is a parameter of {weights.dtype}: expected real numbers")
+    is_single = shape == () and weights.numel() == 1
+    if weights.shape != shape and not is_single:
+        expected = f"{shape}, a weight for each tap, shallowest first" if shape else "one number"
         raise ValueError(
-            f"{len(weights)} tap weights {list(weights)}: this net has taps at {list(taps)}"
+            f"{name} is a parameter of shape {tuple(weights.shape)}: expected {expected}"
         )
-    return dict(zip(taps, weights, strict=True))
+    if weights.is_meta:
+        return  # It has no values yet.
+    values: list[float] = weights.detach().flatten().tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    for value in values:
+        check_weight(value, found=f"{name} is a parameter that holds {value}")
+
+
+def learned(weights: Tensor) -> Tensor:
+    """Return what losses are multiplied by for learned weights: 0 for those below 0.
+
+    A weight falls as long as only its loss drives it: the gradient of w L by w is L. If a negative
+    weight were used as it is, the training would begin to make its loss larger.
+
+    Args:
+        weights: The learned weights, in any shape.
+
+    Returns:
+        The factors, in the same shape. Where a weight is below 0, its gradient is 0.
+    """
+    # Not `clamp_min`, whose gradient is 0 at 0: a weight that begins there would stay.
+    return torch.where(weights < 0, 0, weights)

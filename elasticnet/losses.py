@@ -14,7 +14,6 @@ multiplies a loss by: the weight at that step, divided by the probability that t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -33,7 +32,13 @@ from elasticnet.distillation import (
     position_axes,
     progressive_distillation,
 )
-from elasticnet.loss_weights import check_tap_weights, equal
+from elasticnet.loss_weights import (
+    check_learned,
+    check_tap_weights,
+    check_weight,
+    equal,
+    learned,
+)
 from elasticnet.taps import check_num_sampled, inclusion_probability, sample_depths
 
 if TYPE_CHECKING:
@@ -45,10 +50,10 @@ RESERVED_WORDS = ("target", "step")
 LOSS_REMEDY = "compute it without in-place operations"
 
 TaskLoss = Callable[[Any, Any], Tensor]
-Weight = float | Callable[[int], float]
-FixedTapWeights = Mapping[int, float] | Sequence[float]
+Weight = float | Callable[[int], float] | nn.Parameter
+FixedTapWeights = Mapping[int, float]
 ScheduledTapWeights = Callable[[int], FixedTapWeights]
-TapWeights = FixedTapWeights | ScheduledTapWeights
+TapWeights = FixedTapWeights | ScheduledTapWeights | nn.Parameter
 Factor = float | Tensor
 
 # A decorator: torch.compile leaves the calls of the function out of its graphs.
@@ -173,6 +178,11 @@ class ElasticObjective(nn.Module):
 
     With DistributedDataParallel pass `find_unused_parameters=objective.needs_unused_search`.
 
+    A weight that is an `nn.Parameter` is learned: it stands among the objective's parameters, and
+    its gradient is its loss. That of a sampled tap is divided by the sampling probability. A value
+    below 0 counts as 0, with a gradient of 0. A tap is computed whatever its learned weight is.
+    Minimising the total lowers every learned weight, unless a term of your own holds it up.
+
     With sampled taps clear gradients by `zero_grad(set_to_none=True)`. A step leaves some adapters
     unused; with a gradient of zeros, the optimiser's momentum would still move them.
 
@@ -180,13 +190,13 @@ class ElasticObjective(nn.Module):
         net: The elastic network. It may be compiled, or wrapped by DistributedDataParallel and the
             like: a step calls `net(x, taps=...)`.
         task_loss: `task_loss(prediction, target)` returns a scalar.
-        psd_weight: lambda, the weight of L_PSD: a number, at least 0, or a function of the step. 0
-            leaves the term out. There is no default, because a good value depends on the task loss
-            and on the scale of the target. For example, a value published for targets in 0..255 has
-            255 times the effect beside an L1 loss on targets in 0..1.
-        tap_weights: w_n, the weight of each tap's task loss: a mapping by depth, a list with a
-            number for each tap, or a function of the step that returns one of these.
-            `elasticnet.loss_weights` has many. None: 1 for every tap, as in the paper.
+        psd_weight: lambda, the weight of L_PSD: a number, at least 0, a function of the step, or a
+            parameter. The number 0 leaves the term out. There is no default, because a good value
+            depends on the task loss and on the scale of the target. For example, a value published
+            for targets in 0..255 has 255 times the effect beside an L1 loss on targets in 0..1.
+        tap_weights: w_n, the weight of each tap's task loss: a mapping by depth, a function of the
+            step that returns one, or a parameter with a weight for each tap, shallowest first.
+            `elasticnet.loss_weights` makes mappings. None: 1 for every tap, as in the paper.
         sampled_taps: How many taps a step computes besides the deepest; seed and step alone decide
             which. The loss of a sampled tap is divided by the probability that it is sampled, so
             that the expected loss stays the same. L_PSD uses all taps in any case. None: every
@@ -196,7 +206,8 @@ class ElasticObjective(nn.Module):
         power: The power of |features| in an attention map.
         detach_teacher: Whether the gradient of L_PSD stays out of the deeper map of a pair.
         eps: The smallest norm that a map is divided by.
-        output_weight: mu, the weight of the output distillation. 0 leaves the term out.
+        output_weight: mu, the weight of the output distillation: a number or a parameter. The
+            number 0 leaves the term out.
         output_loss: `output_loss(prediction, deepest_prediction)` returns the scalar D_n. The
             deepest prediction is detached.
 
@@ -225,34 +236,27 @@ class ElasticObjective(nn.Module):
         power: float = 1,
         detach_teacher: bool = True,
         eps: float = 1e-4,
-        output_weight: float = 0.0,
+        output_weight: float | nn.Parameter = 0.0,
         output_loss: TaskLoss = F.l1_loss,
     ) -> None:
         super().__init__()
         tap_net = _elastic_net(net)
         _check_net(tap_net, psd_weight, sampled_taps)
-        if not callable(psd_weight):  # a function is checked in each step
-            _check_weight(
-                psd_weight,
-                found=f"psd_weight {psd_weight}",
-                alternative=", or a function of the step",
-            )
-        _check_weight(output_weight, found=f"output_weight {output_weight}")
         if distance not in DISTANCES:
             raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
         check_power(power)
         check_eps(eps)
         self.net = net
         self.task_loss = task_loss
-        self.psd_weight = psd_weight
-        self.tap_weights = _resolved_tap_weights(tap_weights, tap_net.taps)
+        self.psd_weight = _checked_psd_weight(psd_weight)
+        self.tap_weights = _checked_tap_weights(tap_weights, tap_net.taps)
         self.sampled_taps = sampled_taps
         self.seed = seed
         self.distance = distance
         self.power = power
         self.detach_teacher = detach_teacher
         self.eps = eps
-        self.output_weight = output_weight
+        self.output_weight = _checked_output_weight(output_weight)
         self.output_loss = output_loss
 
     @property
@@ -266,11 +270,10 @@ class ElasticObjective(nn.Module):
         Those are taps that are not sampled, or whose weight is 0.
         """
         adapters = self._tap_net.adapters
-        if self.sampled_taps is not None or not _are_constant(self.tap_weights):
+        if self.sampled_taps is not None or _is_scheduled(self.tap_weights):
             return len(adapters) > 0
-        *shallower, _ = self._tap_net.taps
-        tap_weights = self.tap_weights_at(step=None)
-        return any(str(depth) in adapters and tap_weights[depth] == 0 for depth in shallower)
+        computed = self.depths_at(step=None)
+        return any(int(depth) not in computed for depth in adapters)
 
     def depths_at(self, step: int | None) -> tuple[int, ...]:
         """Return the depths whose predictions a step computes, the deepest last.
@@ -285,20 +288,26 @@ class ElasticObjective(nn.Module):
         """
         return self._computed_depths(step, self.tap_weights_at(step))
 
-    def tap_weights_at(self, step: int | None) -> dict[int, float]:
+    def tap_weights_at(self, step: int | None) -> dict[int, Factor]:
         """Return the weight w_n of every tap in a step, not divided by a sampling probability.
 
         Args:
             step: The training step; needed if `tap_weights` is a function.
 
+        Returns:
+            The weights by depth: numbers, or scalar tensors if they are learned.
+
         Raises:
             ValueError: The step is needed and is None, or the function returned invalid weights.
-            TypeError: The function returned neither a mapping by depth nor a list.
+            TypeError: The function returned no mapping by depth.
         """
-        if _are_constant(self.tap_weights):
+        taps = self._tap_net.taps
+        if _is_learned(self.tap_weights):
+            return dict(zip(taps, learned(self.tap_weights).unbind(), strict=True))
+        if _is_mapping(self.tap_weights):
             return dict(self.tap_weights)
         weights = self.tap_weights(_required(step, "a tap_weights schedule"))
-        return check_tap_weights(weights, self._tap_net.taps)
+        return dict(check_tap_weights(weights, taps))
 
     def forward(self, x: Any, target: Any, step: int | None = None, **keywords: Any) -> LossTerms:
         """Return the loss of one batch.
@@ -370,17 +379,22 @@ class ElasticObjective(nn.Module):
     ) -> list[Tensor]:
         """Return mu factor_n D_n for each computed tap n < N; nothing if mu is 0."""
         *shallower, deepest = predictions  # its keys: depths, the deepest last
-        if self.output_weight == 0 or _is_empty(predictions[deepest]):
-            return []
+        terms: list[Tensor] = []
+        output_weight = self.output_weight
+        if _is_learned(output_weight):
+            output_weight = learned(output_weight).reshape(())
+            # DistributedDataParallel waits for its gradient, also if there is no other term.
+            terms.append(0 * output_weight)
+        if _is_left_out(output_weight) or _is_empty(predictions[deepest]):
+            return terms
         teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
         # The task losses have read the predictions, and need them again in the backward pass.
         kept = KeptTensors(remedy=LOSS_REMEDY)
         kept.keep_prediction(list(predictions.values()), "the prediction")
-        terms: list[Tensor] = []
         for depth in shallower:
             returned = self.output_loss(predictions[depth], teacher)
             raw = _checked_loss(returned, name="output loss")  # D_n
-            terms.append(_scaled(raw, self.output_weight * tap_factors[depth]))
+            terms.append(_scaled(raw, output_weight * tap_factors[depth]))
         kept.check_all("the output loss")
         return terms
 
@@ -393,14 +407,14 @@ class ElasticObjective(nn.Module):
         probability = 1.0
         if self.sampled_taps is not None:
             probability = inclusion_probability(self._tap_net.taps, self.sampled_taps)
-        tap_factors: dict[int, float] = {}
+        tap_factors: dict[int, Factor] = {}
         for depth in shallower:
             tap_factors[depth] = tap_weights[depth] / probability
         tap_factors[deepest] = tap_weights[deepest]
         return StepFactors(taps=tap_factors, psd=self._psd_weight_at(step))
 
     def _computed_depths(
-        self, step: int | None, tap_weights: Mapping[int, float]
+        self, step: int | None, tap_weights: Mapping[int, Factor]
     ) -> tuple[int, ...]:
         """Return the depths whose predictions a step with these weights computes."""
         depths = self._tap_net.taps
@@ -408,16 +422,17 @@ class ElasticObjective(nn.Module):
             step = _required(step, "sampled taps")
             depths = sample_depths(depths, self.sampled_taps, self.seed, step)
         *shallower, deepest = depths
-        weighted = [depth for depth in shallower if tap_weights[depth] != 0]
+        weighted = [depth for depth in shallower if not _is_left_out(tap_weights[depth])]
         return (*weighted, deepest)
 
-    def _psd_weight_at(self, step: int | None) -> float:
+    def _psd_weight_at(self, step: int | None) -> Factor:
         """Return lambda at a step."""
-        if not callable(self.psd_weight):
-            return self.psd_weight
-        psd_weight = self.psd_weight(_required(step, "a psd_weight schedule"))
-        _check_weight(psd_weight, found=f"at step {step} psd_weight is {psd_weight}")
-        return psd_weight
+        if _is_learned(self.psd_weight):
+            return learned(self.psd_weight).reshape(())
+        if callable(self.psd_weight):
+            psd_weight = self.psd_weight(_required(step, "a psd_weight schedule"))
+            return check_weight(psd_weight, found=f"at step {step} psd_weight is {psd_weight}")
+        return self.psd_weight
 
     # --- for torch.compile
     # A number in a graph is a constant: if it changes, the step is compiled again, or its CUDA
@@ -438,19 +453,20 @@ class ElasticObjective(nn.Module):
         """Whether the computed taps, or their factors, differ from step to step."""
         return (
             self.sampled_taps is not None
-            or not _are_constant(self.tap_weights)
-            or callable(self.psd_weight)
+            or _is_scheduled(self.tap_weights)
+            or _is_scheduled(self.psd_weight)
         )
 
     @_outside_graphs
     def _factors_as_tensors(self, step: int | None) -> StepFactors:
         """Return the factors of a step as scalar tensors; a constant lambda stays a number."""
         factors = self._factors_at(step)
-        tap_factors = self._as_tensors(factors.taps)
-        if not callable(self.psd_weight):  # As a number, a lambda of 0 leaves out L_PSD.
-            return StepFactors(taps=tap_factors, psd=factors.psd)
-        psd_factor = self._as_tensors({"psd": factors.psd})
-        return StepFactors(taps=tap_factors, psd=psd_factor["psd"])
+        if not _is_learned(self.tap_weights):  # Learned ones are tensors, with a gradient.
+            factors = factors._replace(taps=self._as_tensors(factors.taps))
+        if _is_scheduled(self.psd_weight):  # As a number, a lambda of 0 leaves out L_PSD.
+            psd_factor = self._as_tensors({"psd": factors.psd})["psd"]
+            factors = factors._replace(psd=psd_factor)
+        return factors
 
     def _as_tensors(self, numbers: Mapping[Any, Factor]) -> dict[Any, Tensor]:
         """Return numbers as scalar tensors on the net's device, in at least float32."""
@@ -485,37 +501,59 @@ def _check_net(net: TapNet, psd_weight: Weight, sampled_taps: int | None) -> Non
             )
 
 
-def _check_weight(weight: float, found: str, alternative: str = "") -> None:
-    """Raise unless a loss can be multiplied by this weight; the message begins with `found`."""
-    if not 0 <= weight < math.inf:  # NaN is refused, too
-        raise ValueError(f"{found}: expected a finite number, at least 0{alternative}")
+def _checked_psd_weight(psd_weight: Weight) -> Weight:
+    """Return a checked lambda, or the function that returns it, which is checked in each step."""
+    if isinstance(psd_weight, nn.Parameter):
+        check_learned(psd_weight, name="psd_weight", shape=())
+        return psd_weight
+    if callable(psd_weight):
+        return psd_weight
+    alternative = ", or a function of the step"
+    return check_weight(psd_weight, found=f"psd_weight {psd_weight}", alternative=alternative)
 
 
-def _resolved_tap_weights(
-    tap_weights: TapWeights | None, taps: Sequence[int]
-) -> Mapping[int, float] | ScheduledTapWeights:
+def _checked_output_weight(output_weight: float | nn.Parameter) -> float | nn.Parameter:
+    """Return a checked mu."""
+    if isinstance(output_weight, nn.Parameter):
+        check_learned(output_weight, name="output_weight", shape=())
+        return output_weight
+    return check_weight(output_weight, found=f"output_weight {output_weight}")
+
+
+def _checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> TapWeights:
     """Return checked weights, or the function that returns them, which is checked at step 0."""
     if tap_weights is None:
         return equal(taps)
+    if isinstance(tap_weights, nn.Parameter):
+        check_learned(tap_weights, name="tap_weights", shape=(len(taps),))
+        return tap_weights
     if callable(tap_weights):
         check_tap_weights(tap_weights(0), taps)
         return tap_weights
     return check_tap_weights(tap_weights, taps)
 
 
-def _are_constant(
-    tap_weights: Mapping[int, float] | ScheduledTapWeights,
-) -> TypeIs[Mapping[int, float]]:
-    """Return whether tap weights are the same in each step."""
+def _is_learned(weights: Any) -> TypeIs[Tensor]:
+    """Return whether weights are a parameter, or what a parametrization made of one."""
+    return isinstance(weights, Tensor)
+
+
+def _is_mapping(tap_weights: Any) -> TypeIs[FixedTapWeights]:
+    """Return whether tap weights are the same numbers in each step."""
     # Not `not callable(tap_weights)`, which torch 2.6 cannot compile for a mapping.
     return isinstance(tap_weights, Mapping)
 
 
-def _is_left_out(factor: float | Tensor) -> bool:
+def _is_scheduled(weight: Any) -> TypeIs[Callable[[int], Any]]:
+    """Return whether a weight is a function of the step."""
+    return not _is_learned(weight) and not _is_mapping(weight) and callable(weight)
+
+
+def _is_left_out(factor: Factor) -> bool:
     """Return whether a loss with this factor is not computed.
 
-    In a compiled step a scheduled lambda is a tensor. The graph cannot look at its value, and
-    always computes the loss.
+    A tensor is never asked for its value: a learned weight may be on a GPU, and a graph, which gets
+    a scheduled lambda as a tensor, cannot look at it.
     """
     return not isinstance(factor, Tensor) and factor == 0
 
@@ -530,8 +568,7 @@ def _scaled(loss: Tensor, factor: float | Tensor) -> Tensor:
     """Return factor * loss in the loss's dtype; a factor of 0 gives 0, even for infinity or NaN."""
     if isinstance(factor, Tensor):
         factor = factor.to(loss.dtype)  # A wider dtype would change the loss's.
-    # Only the deepest tap's factor, or lambda in a graph, can be 0 here: `depths_at` leaves out
-    # shallower taps of weight 0.
+    # A factor of 0 comes from the deepest tap, from a learned weight, or in a graph from lambda.
     is_void = ~loss.isfinite() & (factor == 0)
     # The value of a void term is 0. Its gradient is 0 too, except where the loss has an infinite
     # derivative: there it is 0 times infinity, NaN.

@@ -7,10 +7,13 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from elasticnet.loss_weights import (
+    check_learned,
     check_tap_weights,
     deepest_share,
     equal,
@@ -158,27 +161,49 @@ def test_wrong_weights_are_named(weights: dict[int, float], message: str) -> Non
         check_tap_weights(weights, taps=(1, 3, 5))
 
 
-def test_a_list_of_weights_is_in_the_order_of_the_taps() -> None:
-    assert check_tap_weights([0.5, 2, 1], taps=(1, 3, 5)) == {1: 0.5, 3: 2.0, 5: 1.0}
-    assert check_tap_weights((0.0, 1.0), taps=(2, 4)) == {2: 0.0, 4: 1.0}
-
-
-@pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
-def test_a_list_of_another_length_raises(weights: list[float]) -> None:
-    message = rf"{len(weights)} tap weights .*this net has taps at \[1, 3, 5\]"
-    with pytest.raises(ValueError, match=message):
-        check_tap_weights(weights, taps=(1, 3, 5))
-
-
-def test_a_weight_in_a_list_is_checked() -> None:
-    with pytest.raises(ValueError, match="tap weight -1 at depth 3"):
-        check_tap_weights([1.0, -1], taps=(1, 3))
-
-
-@pytest.mark.parametrize("weights", ["paper", 0.5, {0.5, 1.0}])
+@pytest.mark.parametrize("weights", ["paper", 0.5, {0.5, 1.0}, [0.5, 1.0]])
 def test_weights_of_another_kind_raise(weights: Any) -> None:
     with pytest.raises(TypeError, match=r"expected a mapping by depth.*normalised\(net\.taps\)"):
         check_tap_weights(weights, taps=(1, 3))
+
+
+def test_a_weight_that_is_no_number_raises() -> None:
+    with pytest.raises(TypeError, match="tap weight 1,0 at depth 3: expected a number"):
+        check_tap_weights({1: 1.0, 3: "1,0"}, taps=(1, 3))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_weight_in_a_mapping_cannot_be_learned() -> None:
+    weight: Any = nn.Parameter(torch.tensor(0.5))
+    message = "at depth 3, a tensor that requires a gradient: expected a number, or for a learned"
+    with pytest.raises(TypeError, match=message):
+        check_tap_weights({1: 1.0, 3: weight}, taps=(1, 3))
+    assert check_tap_weights({1: weight.detach()}, taps=(1,)) == {1: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("weights", "shape", "message"),
+    [
+        (
+            [1.0, 1.0],
+            (3,),
+            r"tap_weights is a parameter of shape \(2,\): expected \(3,\), a weight",
+        ),
+        ([1.0, 1.0], (), r"of shape \(2,\): expected one number"),
+        ([1.0, -0.5], (2,), "tap_weights is a parameter that holds -0.5: expected a finite number"),
+        ([math.nan], (), "tap_weights is a parameter that holds nan"),
+    ],
+)
+def test_a_parameter_that_cannot_be_learned_as_weights_raises(
+    weights: list[float], shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_learned(nn.Parameter(torch.tensor(weights)), name="tap_weights", shape=shape)
+
+
+def test_a_parameter_of_whole_numbers_raises() -> None:
+    parameter = nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+    with pytest.raises(TypeError, match=r"tap_weights is a parameter of torch\.int64: expected"):
+        check_learned(parameter, name="tap_weights", shape=(2,))
 
 
 def test_halving() -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from contract import projection
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
@@ -466,6 +467,116 @@ def test_output_distillation_of_a_dict_of_predictions() -> None:
     torch.testing.assert_close(gradients, expected_gradients)
 
 
+# --- learned weights
+
+
+@given(st.lists(st.floats(0, 3), min_size=4, max_size=4), st.sampled_from([None, 1, 2]))
+def test_the_gradient_of_a_learned_tap_weight_is_its_tap_s_loss(
+    values: list[float], sampled_taps: int | None
+) -> None:
+    net = conv_net(4)
+    weights = nn.Parameter(torch.tensor(values))
+    objective = ElasticObjective(
+        net, nn.L1Loss(), 0.1, tap_weights=weights, sampled_taps=sampled_taps
+    )
+    same_numbers = dict(zip(net.taps, weights.tolist(), strict=True))
+    fixed = ElasticObjective(
+        net, nn.L1Loss(), 0.1, tap_weights=same_numbers, sampled_taps=sampled_taps
+    )
+    terms = objective(X, Y, step=3)
+    torch.testing.assert_close(terms.total, fixed(X, Y, step=3).total)
+    terms.total.backward()
+
+    expected = torch.zeros(4)
+    for depth, loss in terms.per_depth.items():
+        probability = 1.0
+        if depth < 4 and sampled_taps is not None:
+            probability = sampled_taps / 3
+        expected[depth - 1] = loss / probability
+    torch.testing.assert_close(weights.grad, expected)
+
+
+def test_learned_weights_are_parameters_of_the_objective() -> None:
+    objective = ElasticObjective(
+        conv_net(2),
+        nn.L1Loss(),
+        psd_weight=nn.Parameter(torch.tensor(0.1)),
+        tap_weights=nn.Parameter(torch.ones(2)),
+        output_weight=nn.Parameter(torch.ones(1)),
+    )
+    own = {name for name, _ in objective.named_parameters() if not name.startswith("net.")}
+    assert own == {"psd_weight", "tap_weights", "output_weight"}
+    assert own < set(objective.state_dict())
+
+
+def test_the_gradient_of_a_learned_weight_is_its_term() -> None:
+    net = conv_net(3)
+    unit = ElasticObjective(net, nn.L1Loss(), psd_weight=1.0)(X, Y).distillation
+    psd_weight = nn.Parameter(torch.tensor(0.3))
+    terms = ElasticObjective(net, nn.L1Loss(), psd_weight=psd_weight)(X, Y)
+    terms.total.backward()
+    torch.testing.assert_close(terms.distillation, 0.3 * unit)
+    torch.testing.assert_close(psd_weight.grad, unit.detach())
+
+    unit = ElasticObjective(net, nn.L1Loss(), 0, output_weight=1.0)(X, Y).distillation
+    output_weight = nn.Parameter(torch.tensor([0.3]))
+    terms = ElasticObjective(net, nn.L1Loss(), 0, output_weight=output_weight)(X, Y)
+    terms.total.backward()
+    torch.testing.assert_close(terms.distillation, 0.3 * unit)
+    torch.testing.assert_close(output_weight.grad, unit.detach().reshape(1))
+
+
+def test_a_learned_weight_below_0_counts_as_0() -> None:
+    net = conv_net(3)
+    weights = nn.Parameter(torch.tensor([1.0, 0.5, 1.0]))
+    objective = ElasticObjective(
+        net,
+        nn.L1Loss(),
+        psd_weight=nn.Parameter(torch.tensor(0.1)),
+        tap_weights=weights,
+        output_weight=nn.Parameter(torch.tensor(0.1)),
+    )
+    with torch.no_grad():
+        for parameter in (weights[1], objective.psd_weight, objective.output_weight):
+            parameter.fill_(-1.0)  # pyright: ignore
+    terms = objective(X, Y)
+    terms.total.backward()
+    expected = ElasticObjective(net, nn.L1Loss(), 0, tap_weights={1: 1.0, 2: 0.0, 3: 1.0})(X, Y)
+    assert torch.equal(terms.total, expected.total)
+    assert 2 in terms.per_depth
+    assert weights.grad is not None
+    assert weights.grad[1] == 0
+    assert objective.psd_weight.grad == objective.output_weight.grad == 0  # pyright: ignore
+
+
+def test_a_parametrization_keeps_learned_weights_positive() -> None:
+    objective = ElasticObjective(
+        conv_net(2), nn.L1Loss(), 0.1, tap_weights=nn.Parameter(torch.zeros(2))
+    )
+    register_parametrization(objective, "tap_weights", nn.Softplus())
+    terms = objective(X, Y)
+    terms.total.backward()
+    raw = objective.parametrizations["tap_weights"].original  # pyright: ignore
+    losses = torch.stack(list(terms.per_depth.values()))
+    torch.testing.assert_close(terms.routine, math.log(2) * losses[1])
+    torch.testing.assert_close(raw.grad, 0.5 * losses)
+
+
+def test_a_learned_output_weight_of_a_net_with_one_tap_has_a_gradient() -> None:
+    output_weight = nn.Parameter(torch.tensor(0.3))
+    net = conv_net(2, taps=[2])
+    ElasticObjective(net, nn.L1Loss(), 0, output_weight=output_weight)(X, Y).total.backward()
+    assert output_weight.grad == 0
+
+
+def test_learned_weights_on_meta_are_not_asked_for_their_values() -> None:
+    weights = nn.Parameter(torch.empty(2, device="meta"))
+    objective = ElasticObjective(
+        conv_net(2).to("meta"), nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.1
+    )
+    assert objective(X.to("meta"), Y.to("meta")).total.is_meta
+
+
 # --- misuse
 
 
@@ -488,6 +599,10 @@ def test_psd_weight_has_no_default() -> None:
         ({"psd_weight": math.nan}, "psd_weight nan: expected a finite number"),
         ({"psd_weight": math.inf}, "psd_weight inf: expected a finite number"),
         ({"output_weight": math.nan}, "output_weight nan: expected a finite number, at least 0"),
+        (
+            {"tap_weights": nn.Parameter(torch.ones(2))},
+            r"tap_weights is a parameter of shape \(2,\): expected \(3,\), a weight for each tap",
+        ),
         ({"output_weight": -1.0}, "output_weight -1.0: expected a finite number, at least 0"),
         ({"power": math.nan}, "power=nan: expected a finite number above 0"),
         ({"eps": 0.0}, "eps=0.0: expected a finite number above 0"),
@@ -509,7 +624,7 @@ def test_misuse_of_the_objective(options: dict[str, Any], message: str) -> None:
         ElasticObjective(conv_net(3), nn.L1Loss(), **{"psd_weight": 0.1, **options})
 
 
-@pytest.mark.parametrize("weights", ["normalised", 0.5, {1.0, 2.0, 3.0}])
+@pytest.mark.parametrize("weights", ["normalised", 0.5, {1.0, 2.0, 3.0}, [1.0, 2.0, 3.0]])
 def test_tap_weights_of_another_kind_are_named(weights: Any) -> None:
     message = re.escape(f"tap weights {weights!r}: expected a mapping by depth")
     for tap_weights in (weights, lambda step: weights):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import elasticnet.distillation
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
@@ -207,6 +208,25 @@ def test_schedules_leave_one_graph_of_tensors(options: dict[str, Any]) -> None:
         assert_same_step(step_and_gradients(objective, compiled, X, Y, step=step), expected)
     assert len(graphs) == 1
     assert all(isinstance(value, Tensor) for value in graphs[0])
+
+
+@pytest.mark.parametrize("is_scheduled", [False, True])
+def test_learned_weights_compile_into_one_graph(is_scheduled: bool) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    objective = ElasticObjective(
+        conv_net(3),
+        nn.L1Loss(),
+        psd_weight=(lambda step: step / 10) if is_scheduled else nn.Parameter(torch.tensor(0.1)),
+        tap_weights=nn.Parameter(torch.tensor([0.5, 1.0, 2.0])),
+        output_weight=nn.Parameter(torch.tensor(0.5)),
+    )
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=not is_scheduled)
+    for step in (0, 3, 4):
+        expected = step_and_gradients(objective, objective, X, Y, step=step)
+        assert "tap_weights" in expected[1]
+        assert_same_step(step_and_gradients(objective, compiled, X, Y, step=step), expected)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_compiled_net_at_each_depth() -> None:

@@ -29,7 +29,18 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "tap_weights": {1: 1 / 3, 2: 1 / 3, 3: 1 / 3},
         "seed": 5,
     },
+    "learned weights": {"learns_weights": True},
+    "learned weights and sampled taps": {"learns_weights": True, "sampled_taps": 1},
 }
+
+
+def learned_weights() -> dict[str, Any]:
+    """Return every weight as a parameter."""
+    return {
+        "psd_weight": nn.Parameter(torch.tensor(0.1, dtype=torch.float64)),
+        "tap_weights": nn.Parameter(torch.ones(3, dtype=torch.float64)),
+        "output_weight": nn.Parameter(torch.tensor(0.5, dtype=torch.float64)),
+    }
 
 
 def make_objective(options: dict[str, Any]) -> ElasticObjective:
@@ -40,6 +51,9 @@ def make_objective(options: dict[str, Any]) -> ElasticObjective:
     net = ElasticWrapper(
         blocks, TogetherHead("b c h w", 4, 2), nn.Conv2d(3, 4, 1), adapters=adapters
     )
+    if options.get("learns_weights"):
+        sampling = {name: value for name, value in options.items() if name == "sampled_taps"}
+        return ElasticObjective(net.double(), nn.L1Loss(), **learned_weights(), **sampling)
     return ElasticObjective(net.double(), nn.L1Loss(), **options)
 
 
