@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from elasticnet._files import write_atomic
+from elasticnet.export.axes import Axes, AxisSpec
 from elasticnet.export.checkpoint_file import checkpoint_bytes
+from elasticnet.export.inputs import Inputs
 from elasticnet.export.onnx_file import onnx_bytes
 from elasticnet.export.plan import (
     SUFFIXES,
@@ -33,6 +35,8 @@ from elasticnet.wrapper import ElasticWrapper
 __all__ = [
     "SUFFIXES",
     "TOLERANCE",
+    "Axes",
+    "AxisSpec",
     "ExportError",
     "Exported",
     "export",
@@ -54,14 +58,19 @@ class Exported(NamedTuple):
         format: "onnx", "torch" or "safetensors".
         parameters: How many parameters the network has at this depth.
         size: The file's length in bytes.
-        axes: The axes of the input that may have any length, {axis: name}; of a checkpoint, none.
+        axes: The axes of the first input that may have any length, {axis: name}; of a checkpoint,
+            none.
         difference: The largest difference between the outputs of file and network; of a
             checkpoint, between the weights. With `int8` the network's weights are rounded, too.
-        shapes: The shapes of the inputs that were compared; of a checkpoint, none.
+        shapes: The shapes of the first input that were compared; of a checkpoint, none.
         int8_snr: The peak signal-to-noise ratio in dB of the file against the network as it was,
             which says what the rounding costs; None without `int8`. The peak is the width of the
             range that the architecture states for its outputs, or else of the outputs seen.
         note: Why an axis that is open by default has a fixed length; None where none has.
+        inputs: The shape of each input of the file, by its name; a length that may vary is a name.
+            Of a checkpoint, none.
+        bounds: The least and the most length of the axes that were given bounds, {axis name:
+            (least, most)}; None for no most.
     """
 
     path: Path
@@ -74,6 +83,8 @@ class Exported(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     int8_snr: float | None
     note: str | None
+    inputs: dict[str, tuple[int | str, ...]]
+    bounds: dict[str, tuple[int, int | None]]
 
 
 def export(
@@ -82,8 +93,9 @@ def export(
     *,
     depth: int | None = None,
     format: str | None = None,
-    example: Tensor | None = None,
-    axes: Mapping[int, str] | None = None,
+    example: Any = None,
+    keywords: Mapping[str, Any] | None = None,
+    axes: Axes | None = None,
     fold: bool = True,
     int8: bool = False,
     tolerance: float = TOLERANCE,
@@ -94,19 +106,29 @@ def export(
 
     ONNX files and programs are in float32 and eval mode. The file appears whole or not at all.
 
+    What the network is called with, `net(example, **keywords)`, are the inputs of the file. A
+    program is called in the same way. The inputs of an ONNX file are `input` and the names of the
+    keyword arguments; the entries of a tuple are `input_0`, `input_1`, those of a dict have the
+    names of their keys.
+
     Args:
         net: Any network, on any device, compiled or wrapped for parallel training or not; it stays
             as it is.
         path: The file to be written; its folder must exist.
         depth: How many blocks; None means the deepest tap.
         format: "onnx", "torch" (a torch.export program) or "safetensors" (a checkpoint for `load`,
-            to which `example`, `axes`, `fold` and `int8` do not apply). None means the one of the
-            path's suffix: .onnx, .pt2 or .safetensors.
-        example: An input tensor of the network. A registered architecture that brings an example
-            needs none.
-        axes: {axis of the input: name} of what may have any length in the file. None means the
-            batch and, of an input (b, c, h, w), height and width, where the network takes other
-            lengths than the example's.
+            to which `example`, `keywords`, `axes`, `fold` and `int8` do not apply). None means the
+            one of the path's suffix: .onnx, .pt2 or .safetensors.
+        example: An input of the network: a tensor, or a tuple, list or dict of tensors. A
+            registered architecture that brings an example needs none.
+        keywords: Keyword arguments of the network, such as {"attention_mask": mask}, which become
+            further inputs of the file.
+        axes: {axis of the input: name} of what may have any length in the file. A tuple (name,
+            least, most) sets bounds, with None for no most. Axes of further inputs that have the
+            same position and the same length in the example go along; to name them oneself:
+            {"input": {1: "tokens"}, "attention_mask": {1: "tokens"}}, where one name is one length.
+            None means the batch and, of an input (b, c, h, w), height and width, where the network
+            takes other lengths than the example's.
         fold: Replace every part that offers `folded()` by the module this returns, which computes
             the same with fewer operations. Other `fold` switches are always off in the file, since
             what they do may depend on the input's size. Where a module of the user's own means
@@ -142,6 +164,7 @@ def export(
         depth=depth,
         format=format,
         example=example,
+        keywords=keywords,
         axes=axes,
         fold=fold,
         int8=int8,
@@ -158,13 +181,45 @@ def export(
         format=plan.format,
         parameters=sum(parameter.numel() for parameter in plan.net.parameters()),
         size=len(data),
-        axes=dict(plan.inputs.axes),
+        axes=_axes_of_first_input(plan.inputs),
         difference=verification.difference,
-        # two inputs may have the same shape where few axes are open
-        shapes=tuple(dict.fromkeys(tuple(x.shape) for x in plan.inputs.tensors)),
+        shapes=_shapes_of_first_input(plan.inputs),
         int8_snr=verification.int8_snr,
-        note=plan.inputs.note,
+        note=plan.inputs.open_axes.note,
+        inputs=_inputs_of_file(plan.inputs),
+        bounds=plan.inputs.open_axes.bounds,
     )
+
+
+def _axes_of_first_input(inputs: Inputs) -> dict[int, str]:
+    """The open axes of the first input, {axis: name}."""
+    if not inputs.samples:  # a checkpoint
+        return {}
+    first_name = next(iter(inputs.example.tensors))
+    return inputs.open_axes.of(first_name)
+
+
+def _shapes_of_first_input(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the first input that were compared, each once."""
+    shapes: list[tuple[int, ...]] = []
+    for sample in inputs.samples:
+        first = next(iter(sample.tensors.values()))
+        shapes.append(tuple(first.shape))
+    # two samples may have the same shape where few axes are open
+    return tuple(dict.fromkeys(shapes))
+
+
+def _inputs_of_file(inputs: Inputs) -> dict[str, tuple[int | str, ...]]:
+    """The shape of each input, by its name, with names in the place of open lengths."""
+    found: dict[str, tuple[int | str, ...]] = {}
+    if not inputs.samples:  # a checkpoint
+        return found
+    for name, tensor in inputs.example.tensors.items():
+        shape: list[int | str] = list(tensor.shape)
+        for axis, axis_name in inputs.open_axes.of(name).items():
+            shape[axis] = axis_name
+        found[name] = tuple(shape)
+    return found
 
 
 def _written(plan: ExportPlan) -> bytes:
@@ -176,8 +231,8 @@ def _written(plan: ExportPlan) -> bytes:
     return checkpoint_bytes(plan)
 
 
-def runner(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs an exported file on an input, on the CPU.
+def runner(path: str | os.PathLike[str]) -> Callable[..., Tensor]:
+    """Return a function that runs an exported file on the CPU; it is called as the network is.
 
     ONNX Runtime runs .onnx, PyTorch the rest.
 
@@ -185,7 +240,8 @@ def runner(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
         path: What `export` wrote.
 
     Returns:
-        A function of one float32 tensor that returns one.
+        A function of the network's input and keyword arguments that returns its output. Floats
+        are float32.
 
     Raises:
         ImportError: A package that the format needs is not installed.

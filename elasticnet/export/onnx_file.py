@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from elasticnet.export.inputs import first_line
+from elasticnet.export.axes import first_line
 from elasticnet.export.int8 import INTEGER_TYPES, MIN_WEIGHTS, quantize, quantized_copy
 from elasticnet.export.plan import ExportError, ExportPlan
-from elasticnet.export.tracing import input_lengths, quiet_exporters, trace
+from elasticnet.export.samples import Sample
+from elasticnet.export.tracing import input_shapes, quiet_exporters, trace
 
 PRODUCER = "elasticnet"
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -48,8 +49,8 @@ def onnx_bytes(plan: ExportPlan) -> bytes:
         ) from error
 
 
-def open_onnx(data: bytes) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs an ONNX file of one input and one output, on the CPU.
+def open_onnx(data: bytes) -> Callable[..., Tensor]:
+    """Return a function that runs an ONNX file on the CPU; it is called as the network is.
 
     Args:
         data: The file's bytes.
@@ -61,10 +62,11 @@ def open_onnx(data: bytes) -> Callable[[Tensor], Tensor]:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors, which are raised as well
     session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
 
-    def run(x: Tensor) -> Tensor:
-        (output,) = session.run(None, {name: x.numpy()})
+    def run(x: Any, **keywords: Any) -> Tensor:
+        tensors = Sample(x=x, keywords=keywords).tensors
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        (output,) = session.run(None, arrays)
         return torch.from_numpy(output)
 
     return run
@@ -73,7 +75,8 @@ def open_onnx(data: bytes) -> Callable[[Tensor], Tensor]:
 def _to_onnx(program: torch.export.ExportedProgram, plan: ExportPlan) -> bytes:
     from onnx import helper
 
-    names: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"]}
+    input_names = list(plan.inputs.example.tensors)
+    names: dict[str, Any] = {"input_names": input_names, "output_names": ["output"]}
     exported = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)
     if exported is None:
         raise RuntimeError("torch.onnx.export returned nothing")
@@ -88,12 +91,20 @@ def _to_onnx(program: torch.export.ExportedProgram, plan: ExportPlan) -> bytes:
     _remove_exporter_notes(model.graph)
     for function in model.functions:
         _remove_exporter_notes(function)
-    lengths = input_lengths(program)
-    symbols = {str(lengths[axis]): name for axis, name in plan.inputs.axes.items()}
-    _name_open_lengths(model.graph, symbols)
+    _name_open_lengths(model.graph, _symbols(program, plan))
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
     return model.SerializeToString()
+
+
+def _symbols(program: torch.export.ExportedProgram, plan: ExportPlan) -> dict[str, str]:
+    """The program's symbols for open lengths, with the names that the plan gives them."""
+    shapes = input_shapes(program, plan)
+    symbols: dict[str, str] = {}
+    for length in plan.inputs.open_axes.lengths:
+        for place in length.places:
+            symbols[str(shapes[place.input][place.axis])] = length.name
+    return symbols
 
 
 def _name_open_lengths(graph: Any, symbols: Mapping[str, str]) -> None:

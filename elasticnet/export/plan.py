@@ -1,8 +1,10 @@
 """The plan of one export: everything that a writer needs, settled once and before any work.
 
-Of an architecture's `extras` (see `elasticnet.registry`) two entries are read here; both are
+Of an architecture's `extras` (see `elasticnet.registry`) three entries are read here; all are
 optional:
 
+- `example_keywords`: a function of the builder's arguments; the dict that it returns holds the
+  keyword arguments that go with the architecture's example;
 - `file_metadata`: a function of the builder's arguments; the dict that it returns goes into the
   file's metadata, so that whoever runs the file knows what to feed it;
 - `output_range`: the smallest and the largest value of an output, in relation to which the errors
@@ -21,16 +23,18 @@ from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from elasticnet._copies import detached_copy
 from elasticnet._files import check_target
 from elasticnet._wrapped import unwrapped
 from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.checkpoint.proof import architecture_or_doubt
-from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs, first_line
+from elasticnet.export.axes import Axes, first_line
+from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs
 from elasticnet.export.plain_weights import make_weights_plain
 from elasticnet.export.same_function import difference_from_net
+from elasticnet.export.samples import Sample
 from elasticnet.registry import Architecture, find, recorded
 from elasticnet.wrapper import ElasticWrapper
 
@@ -92,8 +96,9 @@ def make_plan(
     *,
     depth: int | None,
     format: str | None,
-    example: Tensor | None,
-    axes: Mapping[int, str] | None,
+    example: Any,
+    keywords: Mapping[str, Any] | None,
+    axes: Axes | None,
     fold: bool,
     int8: bool,
     tolerance: float,
@@ -108,7 +113,9 @@ def make_plan(
         depth: None means the deepest.
         format: None means the one of the path's suffix.
         example: An input; None means the one that a registered architecture brings.
-        axes: {axis: name} of what may have any length; None means all that the network allows.
+        keywords: Keyword arguments of the network; None means those that the architecture brings.
+        axes: What may have any length, or any between bounds; None means all that the network
+            allows.
         fold: Whether parts that offer `folded()` are replaced by it.
         int8: Whether large weights become integers.
         tolerance: The largest difference that is allowed.
@@ -145,7 +152,7 @@ def make_plan(
     if format == "safetensors":
         if builder.brings_example:
             in_float32 = detached_copy(small).float()
-            _check_is_the_net(in_float32, net, [builder.example()], tolerance)
+            _check_is_the_net(in_float32, net, [builder.sample()], tolerance)
         return ExportPlan(
             path=path,
             format=format,
@@ -162,18 +169,18 @@ def make_plan(
     # ONNX files and programs are float32, and they are compared on inputs
     small = small.float()
     if example is None:
-        example = builder.example()
-    inputs = find_inputs(small, example, axes)
-    _check_is_the_net(small, net, inputs.tensors, tolerance)
+        example, keywords = builder.sample(keywords)
+    inputs = find_inputs(small, example, keywords or {}, axes)
+    _check_is_the_net(small, net, inputs.samples, tolerance)
     return ExportPlan(
         path=path,
         format=format,
         depth=depth,
         net=small,
-        plain=_plain_copy_if_the_same(small, fold, inputs.tensors, tolerance),
+        plain=_plain_copy_if_the_same(small, fold, inputs.samples, tolerance),
         int8=int8,
         tolerance=tolerance,
-        metadata=_description(small, builder, int8) | dict(metadata or {}),
+        metadata=_description(small, builder, inputs, int8) | dict(metadata or {}),
         output_range=builder.extra("output_range"),
         inputs=inputs,
     )
@@ -191,10 +198,10 @@ def _forget_wrong_origin(small: ElasticWrapper, path: Path) -> None:
 
 
 def _check_is_the_net(
-    small: ElasticWrapper, net: ElasticWrapper, inputs: Sequence[Tensor], tolerance: float
+    small: ElasticWrapper, net: ElasticWrapper, samples: Sequence[Sample], tolerance: float
 ) -> None:
     """Raise unless the cut network gives what the user's own network gives at this depth."""
-    difference = difference_from_net(small, net, inputs, tolerance)
+    difference = difference_from_net(small, net, samples, tolerance)
     if difference is not None:
         raise ExportError(
             f"depth {small.taps[-1]} cannot be cut out of this net: on an example, {difference}; "
@@ -269,7 +276,7 @@ def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
 
 
 def _plain_copy_if_the_same(
-    small: ElasticWrapper, fold: bool, inputs: Sequence[Tensor], tolerance: float
+    small: ElasticWrapper, fold: bool, samples: Sequence[Sample], tolerance: float
 ) -> ElasticWrapper:
     """A plain copy; one in which nothing is folded where folding does not keep the function.
 
@@ -277,7 +284,7 @@ def _plain_copy_if_the_same(
     """
     try:
         plain = plain_copy(small, fold)
-        difference = difference_from_net(plain, small, inputs, tolerance)
+        difference = difference_from_net(plain, small, samples, tolerance)
     except Exception as error:  # whatever the user's own modules raise
         difference = first_line(error)
     else:
@@ -328,19 +335,28 @@ class _Builder(NamedTuple):
         """Whether the architecture brings an input."""
         return self.architecture is not None and self.architecture.example is not None
 
-    def example(self) -> Tensor:
-        """The input that the architecture brings; ValueError where there is none."""
+    def sample(self, keywords: Mapping[str, Any] | None = None) -> Sample:
+        """The example that the architecture brings; ValueError where there is none.
+
+        The keyword arguments are those given, or else those that the architecture brings.
+        """
         if self.architecture is None:
             raise ValueError(
                 "example=None: no registered architecture built this net, which could bring an "
-                "example of its own; pass an input tensor"
+                "example of its own; pass example=, an input of the net"
             )
         if self.architecture.example is None:
             raise ValueError(
-                f"example=None: architecture {self.name!r} brings no example; pass an input "
-                "tensor, or register it with Architecture(example=...)"
+                f"example=None: architecture {self.name!r} brings no example; pass "
+                "example=, an input of the net, or register it with Architecture(example=...)"
             )
-        return self.architecture.example(self.arguments)
+        x = self.architecture.example(self.arguments)
+        if keywords is not None:
+            return Sample(x=x, keywords=keywords)
+        make_keywords = self.extra("example_keywords")
+        if make_keywords is None:
+            return Sample(x=x, keywords={})
+        return Sample(x=x, keywords=make_keywords(self.arguments))
 
     def extra(self, key: str) -> Any:
         """An entry of the architecture's extras; None where there is none."""
@@ -356,7 +372,9 @@ def _builder(net: ElasticWrapper) -> _Builder:
     return _Builder(name=name, arguments=arguments, architecture=architecture)
 
 
-def _description(small: ElasticWrapper, builder: _Builder, int8: bool) -> dict[str, Any]:
+def _description(
+    small: ElasticWrapper, builder: _Builder, inputs: Inputs, int8: bool
+) -> dict[str, Any]:
     """What the metadata of an ONNX file or a program says about a network."""
     text: dict[str, Any] = {
         "depth": small.taps[-1],
@@ -365,6 +383,9 @@ def _description(small: ElasticWrapper, builder: _Builder, int8: bool) -> dict[s
     if small.origin is not None:  # see _forget_wrong_origin
         text["architecture"] = builder.name
         text["arguments"] = builder.arguments
+    bounds = inputs.open_axes.bounds
+    if bounds:
+        text["bounds"] = {name: list(least_and_most) for name, least_and_most in bounds.items()}
     file_metadata = builder.extra("file_metadata")
     if file_metadata is not None:
         text.update(file_metadata(builder.arguments))

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elasticnet.export.axes import first_line
 from elasticnet.export.int8 import quantized_copy
-from elasticnet.export.plan import ExportPlan
+from elasticnet.export.plan import ExportError, ExportPlan
+from elasticnet.export.samples import Sample
 from elasticnet.export.tracing import quiet_exporters, trace
 
 DESCRIPTION = "description.json"  # the extra file in a .pt2 that holds the metadata
@@ -26,20 +28,25 @@ def program_bytes(plan: ExportPlan) -> bytes:
         plan: The export; with `int8`, the weights stay integers in the file.
 
     Raises:
-        ExportError: The network cannot be traced.
+        ExportError: The network cannot be traced, or its program cannot be stored.
     """
     net = quantized_copy(plan.plain, keep_integers=True) if plan.int8 else plan.plain
     program = trace(net, plan)
     _remove_what_is_private(program)
     buffer = io.BytesIO()
     extra_files = {DESCRIPTION: json.dumps(dict(plan.metadata))}
-    with quiet_exporters():
-        torch.export.save(program, buffer, extra_files=extra_files)
+    try:
+        with quiet_exporters():
+            torch.export.save(program, buffer, extra_files=extra_files)
+    except Exception as error:  # a type of the user's own among the inputs, say
+        raise ExportError(
+            f"torch.export.save cannot write this net: {first_line(error)}; nothing was written"
+        ) from error
     return buffer.getvalue()
 
 
-def open_program(data: bytes) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs a program on an input, on the CPU.
+def open_program(data: bytes) -> Callable[..., Tensor]:
+    """Return a function that runs a program on the CPU; it is called as the network is.
 
     Args:
         data: The file's bytes.
@@ -62,10 +69,14 @@ def _remove_what_is_private(program: torch.export.ExportedProgram) -> None:
 def _remove_example(program: torch.export.ExportedProgram) -> None:
     """Remove the example inputs; torch 2.6 needs some, so there they become zeros."""
     assert program.example_inputs is not None  # the program was just made from some
-    arguments, _ = program.example_inputs
+    (x,), keywords = program.example_inputs
     try:
         program.example_inputs = None
     except ValueError:  # from torch 2.6: "Example inputs should be a tuple"
-        # one number that stands for all, so that the file stays small
-        zeros = [torch.zeros((), dtype=each.dtype).expand(each.shape) for each in arguments]
-        program.example_inputs = (tuple(zeros), {})
+        zeros = Sample(x=x, keywords=keywords).map(_zeros_like)
+        program.example_inputs = ((zeros.x,), dict(zeros.keywords))
+
+
+def _zeros_like(_name: str, tensor: Tensor) -> Tensor:
+    """Zeros of a tensor's shape: one number that stands for all, so that the file stays small."""
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)

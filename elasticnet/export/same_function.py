@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from elasticnet._compare import largest_difference, same_bits
 from elasticnet._copies import detached_copy
-from elasticnet.export.inputs import first_line
+from elasticnet.export.axes import first_line
+from elasticnet.export.samples import Sample
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
 
 def difference_from_net(
-    cut: ElasticWrapper, net: ElasticWrapper, inputs: Sequence[Tensor], tolerance: float
+    cut: ElasticWrapper, net: ElasticWrapper, samples: Sequence[Sample], tolerance: float
 ) -> str | None:
     """Return how a cut network differs from the one that the user holds; None if it does not.
 
@@ -29,7 +30,7 @@ def difference_from_net(
     Args:
         cut: The network cut to a depth, with float32 tensors on the CPU.
         net: The network that the user holds, on any device.
-        inputs: What both are run on.
+        samples: What both are called with.
         tolerance: The largest difference that is not one.
 
     Returns:
@@ -38,8 +39,8 @@ def difference_from_net(
     depth = cut.taps[-1]
     held = net if _is_float32_on_cpu(net) else detached_copy(net).cpu().float()
     with evaluating(held), evaluating(cut), torch.no_grad():
-        for x in inputs:
-            difference = _difference(cut, held, x, depth, tolerance)
+        for sample in samples:
+            difference = _difference(cut, held, sample, depth, tolerance)
             if difference is not None:
                 return f"{difference}{_said_of_additions(net)}"
     return None
@@ -56,14 +57,14 @@ def _said_of_additions(net: ElasticWrapper) -> str:
 
 
 def _difference(
-    cut: ElasticWrapper, held: ElasticWrapper, x: Tensor, depth: int, tolerance: float
+    cut: ElasticWrapper, held: ElasticWrapper, sample: Sample, depth: int, tolerance: float
 ) -> str | None:
     """Return how the outputs for one input differ; None if they do not."""
     try:
-        expected: Any = held(x, depth=depth)
+        expected: Any = held(sample.x, depth=depth, **sample.keywords)
     except Exception as error:  # whatever the user's hooks and forwards raise
         return f"the net itself does not run there ({first_line(error)})"
-    output = cut(x)
+    output = cut(sample.x, **sample.keywords)
     if same_bits(output, expected):
         return None
     try:

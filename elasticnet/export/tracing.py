@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from elasticnet.export.inputs import first_line, random_like
+from elasticnet.export.axes import OpenLength, first_line, shapes_with
 from elasticnet.export.plan import ExportError, ExportPlan
+from elasticnet.export.samples import Sample, sample_like
+from elasticnet.wrapper import ElasticWrapper
 
 EXPORTER_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 @torch.no_grad()
-def trace(net: nn.Module, plan: ExportPlan) -> torch.export.ExportedProgram:
+def trace(net: ElasticWrapper, plan: ExportPlan) -> torch.export.ExportedProgram:
     """Return a network as a torch.export program, with the plan's axes open.
 
     Args:
@@ -28,42 +31,124 @@ def trace(net: nn.Module, plan: ExportPlan) -> torch.export.ExportedProgram:
     Raises:
         ExportError: The network cannot be traced, or its code fixes an axis that should be open.
     """
-    example = plan.inputs.example
-    shape = list(example.shape)
-    dynamic_shapes: tuple[dict[int, Any]] | None = None
-    if plan.inputs.axes:
-        dynamic_shapes = (dict.fromkeys(plan.inputs.axes, torch.export.Dim.AUTO),)
-        # torch.export takes the lengths 0 and 1 for constants
-        for axis in plan.inputs.axes:
-            shape[axis] = max(shape[axis], 2)
-    x = random_like(example, shape, seed=0)
+    sample = _traced_sample(plan)
     try:
-        with quiet_exporters():
-            program = torch.export.export(net, (x,), dynamic_shapes=dynamic_shapes, strict=False)
+        with quiet_exporters(), _keywords_named(net, sample.keywords):
+            program = torch.export.export(
+                net,
+                (sample.x,),
+                dict(sample.keywords),
+                dynamic_shapes=_dynamic_shapes(net, plan),
+                strict=False,
+            )
     except Exception as error:  # whatever the network's own code raises under tracing
         raise ExportError(
             f"torch.export cannot trace this net: {first_line(error)}; nothing was written"
         ) from error
-
-    lengths = input_lengths(program)
-    for axis, name in plan.inputs.axes.items():
-        if not isinstance(lengths[axis], torch.SymInt):
-            raise ExportError(
-                f"axis {axis} ({name}): the net's code fixes it at {lengths[axis]}; leave it out "
-                "of axes= to export for this length alone. Nothing was written"
-            )
+    _check_open_axes(program, plan)
     return program
 
 
-def input_lengths(program: torch.export.ExportedProgram) -> Sequence[int | torch.SymInt]:
-    """Return the shape of a program's one input: numbers, and symbols for open axes.
+def _traced_sample(plan: ExportPlan) -> Sample:
+    """A sample of the example's shapes and ranges, with open axes that are at least 2 long.
+
+    torch.export takes the lengths 0 and 1 for constants.
+    """
+    example = plan.inputs.example
+    new_lengths = [(length, max(length.of(example), 2)) for length in plan.inputs.open_axes.lengths]
+    return sample_like(example, shapes_with(example, new_lengths), seed=0)
+
+
+def _dynamic_shapes(net: nn.Module, plan: ExportPlan) -> dict[str, Any] | None:
+    """What torch.export is told about open axes, by the names of the arguments of forward."""
+    lengths = plan.inputs.open_axes.lengths
+    if not lengths:
+        return None
+
+    def open_axes_of(input_name: str, _tensor: Tensor) -> dict[int, Any]:
+        dimensions: dict[int, Any] = {}
+        for length in lengths:
+            for place in length.places:
+                if place.input == input_name:
+                    dimensions[place.axis] = _dimension(length)
+        return dimensions
+
+    shapes = plan.inputs.example.map(open_axes_of)
+    return {_first_argument(net): shapes.x, **shapes.keywords}
+
+
+def _dimension(length: OpenLength) -> Any:
+    """What torch.export takes for an open axis, with its bounds where it has some."""
+    automatic: Any = torch.export.Dim.AUTO
+    if length.most is None:
+        return automatic
+    try:
+        return automatic(min=length.least, max=length.most)
+    except TypeError:  # torch 2.6 takes no bounds here
+        return automatic
+
+
+def _first_argument(net: nn.Module) -> str:
+    """The name of the first argument of a network's forward."""
+    return next(iter(inspect.signature(net.forward).parameters))
+
+
+@contextmanager
+def _keywords_named(net: nn.Module, keywords: Iterable[str]) -> Generator[None, None, None]:
+    """Let the forward of a network list its keyword arguments by name inside a `with` block.
+
+    The guards that torch.export writes for a `**keywords` argument do not run.
+    """
+    if not keywords:
+        yield
+        return
+    forward: Any = net.forward
+
+    def with_names(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    positional = inspect.Parameter(
+        _first_argument(net), kind=inspect.Parameter.POSITIONAL_OR_KEYWORD
+    )
+    named = [inspect.Parameter(name, kind=inspect.Parameter.KEYWORD_ONLY) for name in keywords]
+    with_signature: Any = with_names
+    with_signature.__signature__ = inspect.Signature([positional, *named])
+    vars(net)["forward"] = with_names
+    try:
+        yield
+    finally:
+        del vars(net)["forward"]
+
+
+def _check_open_axes(program: torch.export.ExportedProgram, plan: ExportPlan) -> None:
+    """Raise if the network's code fixes an axis that should be open."""
+    shapes = input_shapes(program, plan)
+    for length in plan.inputs.open_axes.lengths:
+        for input_name, axis in length.places:
+            traced = shapes[input_name][axis]
+            if not isinstance(traced, torch.SymInt):
+                of_input = "" if len(shapes) == 1 else f" of {input_name}"
+                raise ExportError(
+                    f"axis {axis} ({length.name}){of_input}: the net's code fixes it at {traced}; "
+                    "leave it out of axes= to export for this length alone. Nothing was written"
+                )
+
+
+def input_shapes(
+    program: torch.export.ExportedProgram, plan: ExportPlan
+) -> dict[str, Sequence[int | torch.SymInt]]:
+    """Return the shapes of a program's inputs, by name: numbers, and symbols for open axes.
 
     Args:
         program: What `trace` returns.
+        plan: The plan that it was traced for.
     """
-    (input_name,) = program.graph_signature.user_inputs
-    (input_node,) = (node for node in program.graph.nodes if node.name == input_name)
-    return input_node.meta["val"].shape
+    nodes = {node.name: node for node in program.graph.nodes}
+    names = plan.inputs.example.tensors
+    return {
+        name: nodes[node_name].meta["val"].shape
+        for name, node_name in zip(names, program.graph_signature.user_inputs, strict=True)
+    }
 
 
 @contextmanager

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from elasticnet._compare import largest_difference
+from elasticnet.export.axes import first_line
 from elasticnet.export.checkpoint_file import open_checkpoint, read_back
-from elasticnet.export.inputs import first_line
 from elasticnet.export.int8 import quantized_copy
 from elasticnet.export.onnx_file import open_onnx
 from elasticnet.export.plan import ExportError, ExportPlan
 from elasticnet.export.program_file import open_program
+from elasticnet.export.samples import Sample
 from elasticnet.wrapper import ElasticWrapper
 
 
@@ -65,8 +66,8 @@ def verify(plan: ExportPlan, data: bytes) -> Verification:
     return Verification(difference=difference, int8_snr=snr)
 
 
-def runner_of(data: bytes, format: str) -> Callable[[Tensor], Tensor]:
-    """Return a function that runs a file on an input, on the CPU.
+def runner_of(data: bytes, format: str) -> Callable[..., Tensor]:
+    """Return a function that runs a file on the CPU; it is called as the network is.
 
     Args:
         data: The file's bytes.
@@ -87,19 +88,19 @@ def _difference_of_weights(plan: ExportPlan, data: bytes) -> float:
 
 @torch.no_grad()
 def _difference_of_outputs(
-    run: Callable[[Tensor], Tensor], net: ElasticWrapper, plan: ExportPlan, title: str
+    run: Callable[..., Tensor], net: ElasticWrapper, plan: ExportPlan, title: str
 ) -> float:
     """The largest difference between what `run` and the network make of the plan's inputs.
 
     It is at most the plan's tolerance: otherwise this raises ExportError.
     """
     differences: list[float] = []
-    for x in plan.inputs.tensors:
-        expected = net(x)
-        output = _output(run, x, title)
+    for sample in plan.inputs.samples:
+        expected = net(sample.x, **sample.keywords)
+        output = _output(run, sample, title)
         if output.shape != expected.shape:
             raise ExportError(
-                f"{title} turns shape {tuple(x.shape)} into {tuple(output.shape)}, and the net "
+                f"{title} turns {sample.described()} into {tuple(output.shape)}, and the net "
                 f"into {tuple(expected.shape)}; nothing was written"
             )
         differences.append(largest_difference(output, expected))
@@ -112,27 +113,28 @@ def _difference_of_outputs(
     return difference
 
 
-def _output(run: Callable[[Tensor], Tensor], x: Tensor, title: str) -> Tensor:
+def _output(run: Callable[..., Tensor], sample: Sample, title: str) -> Tensor:
     """What a file makes of an input that the network takes."""
     try:
-        return run(x)
+        return run(sample.x, **sample.keywords)
     except Exception as error:  # whatever a runtime raises for a size that the graph does not take
         raise ExportError(
-            f"{title} does not take shape {tuple(x.shape)}, which the net does "
+            f"{title} does not take {sample.described()}, which the net does "
             f"({first_line(error)}): its code branches on the size. Name the axes that may vary "
-            "by axes=; nothing was written"
+            "by axes=, or their least and most length; nothing was written"
         ) from error
 
 
 @torch.no_grad()
-def _signal_to_noise(run: Callable[[Tensor], Tensor], plan: ExportPlan) -> float:
+def _signal_to_noise(run: Callable[..., Tensor], plan: ExportPlan) -> float:
     """The peak signal-to-noise ratio of the file against the network, in dB.
 
     The peak is the width of the plan's `output_range`, or else that of the outputs at hand. The
     noise is the mean squared difference; without any, the ratio is infinite.
     """
-    outputs = torch.cat([run(x).flatten() for x in plan.inputs.tensors])
-    expected = torch.cat([plan.net(x).flatten() for x in plan.inputs.tensors])
+    samples = plan.inputs.samples
+    outputs = torch.cat([run(each.x, **each.keywords).flatten() for each in samples])
+    expected = torch.cat([plan.net(each.x, **each.keywords).flatten() for each in samples])
     noise = (outputs - expected).double().square().mean().item()
     if noise == 0:
         return math.inf
