@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
 from elasticnet._compare import largest_difference, same_bits
+from elasticnet._head_statistics import batch_norms
 from elasticnet._kept import tensors_in
 from elasticnet.taps import is_whole_number
+
+logger = logging.getLogger(__name__)
 
 
 def check_modules(blocks: Sequence[nn.Module], head: nn.Module, stem: nn.Module | None) -> None:
@@ -180,3 +184,44 @@ def not_identity(before: Any, after: Any) -> str | None:
         "normalises its own sum (post-norm) or ends in an activation cannot be the identity; for "
         "any other residual block, make `init` zero the last layer of its residual path"
     )
+
+
+def warn_of_statistics(
+    head: nn.Module, adapters: nn.ModuleDict, head_statistics: nn.ModuleDict, taps: Sequence[int]
+) -> None:
+    """Log a warning if running statistics of BatchNorm do not fit the depths that read them.
+
+    Args:
+        head: The shared head.
+        adapters: The adapters by depth.
+        head_statistics: The head's statistics by depth.
+        taps: The taps of the net.
+    """
+    norms_in_head = batch_norms(head)
+    shared = [depth for depth in taps if str(depth) not in head_statistics]
+    if norms_in_head and shared and len(taps) > 1:
+        logger.warning(
+            "the head's BatchNorm %r has one set of running statistics for depths %s, and their "
+            "mean fits no depth: call elasticnet.recalibration.recalibrate(net, batches) after "
+            "training, or use a norm without running statistics",
+            next(iter(norms_in_head)),
+            listed(shared),
+        )
+
+    norms = batch_norms(adapters)
+    unmeasured = [path for path, norm in norms.items() if _num_measured(norm) == 0]
+    if unmeasured and len(unmeasured) < len(norms):
+        logger.warning(
+            "the BatchNorm %r has measured no batch, and others have. "
+            "torch.optim.swa_utils.update_bn(loader, net) resets all of them and measures the "
+            "deepest depth alone: call elasticnet.recalibration.recalibrate(net, batches) instead",
+            f"adapters.{unmeasured[0]}",
+        )
+
+
+def _num_measured(norm: nn.Module) -> int | None:
+    """Return how many batches a BatchNorm has measured; None if it does not know."""
+    count: Any = norm.num_batches_tracked
+    if count is None or count.is_meta:
+        return None
+    return int(count)

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from elasticnet._compare import same_bits
 from elasticnet._copies import detached_copy
+from elasticnet._head_statistics import call_head, statistics_by_depth, write_into_head
 from elasticnet._kept import KeptTensors, copied, in_own_containers, tensors_in
 from elasticnet._stem_arguments import LAST_DEPTH, StemArguments, read_stem_arguments
 from elasticnet._wrapper_checks import (
@@ -28,12 +29,13 @@ from elasticnet._wrapper_checks import (
     not_identity,
     rejection_message,
     shape_of,
+    warn_of_statistics,
 )
 from elasticnet.recompute import recomputed
 from elasticnet.taps import resolve_depth, resolve_depths, resolve_taps
 
 HEAD_SKIPS = (None, "stem", "input")
-PARTS = ("stem", "blocks", "head", "adapters")
+PARTS = ("stem", "blocks", "head", "adapters", "head_statistics")
 """The modules of a net, as its state dict names them."""
 HOOK_REMEDY = (
     "It must return a Taps, or None to change nothing. "
@@ -116,7 +118,9 @@ class ElasticWrapper(nn.Module):
     `call_block` takes and returns it. The stem itself gets those keyword arguments that its
     forward names. `depth` and `taps` are the net's own arguments and never part of the context.
 
-    State dict keys: `stem.*`, `blocks.{index from 0}.*`, `head.*`, `adapters.{depth}.*`.
+    State dict keys: `stem.*`, `blocks.{index from 0}.*`, `head.*`, `adapters.{depth}.*`, and
+    `head_statistics.{depth}.*` after `elasticnet.recalibration.recalibrate` if the head has
+    BatchNorm.
 
     Args:
         body_blocks: The blocks. Each maps features to features, or to a tuple whose first entry is
@@ -195,6 +199,8 @@ class ElasticWrapper(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.head = shared_head
         self.adapters = _module_dict(adapters)
+        # What `elasticnet.recalibration` fills if there is BatchNorm in the head.
+        self.head_statistics = nn.ModuleDict()
         self.head_skip = head_skip
         self.layout = layout
         self.prefix_tokens = prefix_tokens
@@ -414,7 +420,11 @@ class ElasticWrapper(nn.Module):
         # Every module of the net keeps its own mode; the new ones get the net's.
         sequence.training = self.training
         blocks.training = self.training
-        return detached_copy(sequence)
+        copied_sequence = detached_copy(sequence)
+        statistics = self._statistics_at(self.taps[-1])
+        if statistics is not None:
+            write_into_head(copied_sequence.get_submodule("head"), statistics)
+        return copied_sequence
 
     def additions(self) -> list[str]:
         """Return what sits on the net itself, beside stem, blocks, head and adapters.
@@ -458,7 +468,7 @@ class ElasticWrapper(nn.Module):
 
         Returns:
             An independent network with a tap at every new depth. If the deepest tap has an
-            adapter, each new tap gets a copy of that adapter.
+            adapter, or statistics of the head's BatchNorm, each new tap gets a copy of them.
 
         Raises:
             ValueError: No blocks are given, or a block is not the identity; the message names the
@@ -477,10 +487,14 @@ class ElasticWrapper(nn.Module):
             # Copied here and with the net: without this copy the new taps would share one adapter.
             for depth in new_taps:
                 adapters[depth] = detached_copy(adapters[old_depth])
+        old_depth_statistics = self._statistics_at(old_depth)
         shared = self._rebuilt(
             blocks=[*self.blocks, *new_blocks], taps=[*self.taps, *new_taps], adapters=adapters
         )
         grown = detached_copy(shared)
+        if old_depth_statistics is not None:
+            for depth in new_taps:
+                grown.head_statistics[str(depth)] = detached_copy(old_depth_statistics)
         self._prove_same_function(grown, example, keywords)
         return grown
 
@@ -488,7 +502,8 @@ class ElasticWrapper(nn.Module):
         """Run the net once on an example and report what comes out at every tap.
 
         The run is in eval mode and without gradients. Afterwards every module has its own mode
-        again. Forward hooks on the net itself do not run, and pre-hooks do.
+        again. Forward hooks on the net itself do not run, and pre-hooks do. A warning is logged if
+        running statistics of BatchNorm do not fit the depths that read them.
 
         Args:
             example: An input of the network.
@@ -511,6 +526,7 @@ class ElasticWrapper(nn.Module):
         with evaluating(probe), torch.no_grad():
             outputs = probe(example, taps=probe.taps, **keywords)
 
+        warn_of_statistics(self.head, self.adapters, self.head_statistics, self.taps)
         # The deepest block always has a tap, and the last features are the deepest.
         deepest_shape = shape_of(outputs.features[-1])
         reports: list[TapReport] = []
@@ -711,8 +727,9 @@ class ElasticWrapper(nn.Module):
         adapted = tuple(self._adapted(depth, each) for depth, each in features_by_depth.items())
         if self._head_takes_all_taps():
             return self._call_head(adapted, skip)
+        ((depth, _),) = features_by_depth.items()
         (each,) = adapted
-        return (self._call_head(each, skip),)
+        return (self._call_head(each, skip, self._statistics_at(depth)),)
 
     def _head_takes_all_taps(self) -> bool:
         return getattr(self.head, "takes_all_taps", False) is True
@@ -723,11 +740,17 @@ class ElasticWrapper(nn.Module):
         name = str(depth)
         return self.adapters[name](given) if name in self.adapters else given
 
-    def _call_head(self, features: Any, skip: Any) -> Any:
+    def _statistics_at(self, depth: int) -> nn.Module | None:
+        """Return the statistics that the head's BatchNorm has at a depth; None: its own."""
+        name = str(depth)
+        return self.head_statistics[name] if name in self.head_statistics else None
+
+    def _call_head(self, features: Any, skip: Any, statistics: nn.Module | None = None) -> Any:
         """Return the head's output; the head takes a skip if the net has `head_skip`."""
-        if self.head_skip is None:
-            return self.head(features)
-        return self.head(features, self._given(skip))
+        inputs = (features,)
+        if self.head_skip is not None:
+            inputs = (features, self._given(skip))
+        return call_head(self.head, statistics, inputs)
 
     def _given(self, value: Any) -> Any:
         """Return what a part is given to read: the value, or a copy in which it may write.
@@ -760,6 +783,7 @@ class ElasticWrapper(nn.Module):
         net.default_depth = net.taps[-1]
         net.blocks = nn.ModuleList(blocks)
         net.adapters = _module_dict({depth: adapters[depth] for depth in taps if depth in adapters})
+        net.head_statistics = statistics_by_depth(self.head_statistics, taps)
         # The two containers are new; every other module keeps its own mode.
         net.blocks.training = self.training
         net.adapters.training = self.training

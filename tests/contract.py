@@ -119,6 +119,7 @@ def truncated_keys_are_a_subset(net: ElasticWrapper, x: Any, **keywords: Any) ->
         small = net.truncate(depth)
         behind = [f"blocks.{index}." for index in range(depth, len(net.blocks))]
         behind += [f"adapters.{tap}." for tap in net.taps if tap > depth]
+        behind += [f"head_statistics.{tap}." for tap in net.taps if tap > depth]
         state = small.state_dict()
         assert set(state) == {name for name in whole if not name.startswith(tuple(behind))}, (
             f"keys at depth {depth}"
@@ -179,9 +180,8 @@ def head_stands_once(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
         assert [place for place, other in state.items() if other is parameter] == [
             f"head.{name}"
         ], f"head.{name}"
-    assert {name.split(".")[0] for name in state} <= {"stem", "blocks", "head", "adapters"}, (
-        f"keys {list(state)}"
-    )
+    parts = {"stem", "blocks", "head", "adapters", "head_statistics"}
+    assert {name.split(".")[0] for name in state} <= parts, f"keys {list(state)}"
 
 
 def state_dict_round_trip(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
@@ -334,12 +334,16 @@ def by_hand(net: ElasticWrapper, x: Any, depth: int, **keywords: Any) -> tuple[T
         adapted = net.adapters[str(depth)](features)
     if takes_all_taps(net.head):
         adapted = (adapted,)
+    head = net.head
+    if str(depth) in net.head_statistics:
+        head = copy.deepcopy(net.head)
+        head.load_state_dict(net.head_statistics[str(depth)].state_dict(), strict=False)
     if net.head_skip == "stem":
-        prediction = net.head(adapted, stem_output)
+        prediction = head(adapted, stem_output)
     elif net.head_skip == "input":
-        prediction = net.head(adapted, x)
+        prediction = head(adapted, x)
     else:
-        prediction = net.head(adapted)
+        prediction = head(adapted)
     if takes_all_taps(net.head):
         (prediction,) = prediction
     return features, prediction

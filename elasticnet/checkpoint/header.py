@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, TypedDict, cast
 
@@ -39,6 +39,7 @@ KEY = "elasticnet"
 CHECKSUM = "checksum"
 BLOCK_NAME = re.compile(r"blocks\.([0-9]{1,9})\.")
 ADAPTER_NAME = re.compile(r"adapters\.([0-9]{1,9})\.")
+STATISTICS_NAME = re.compile(r"head_statistics\.([0-9]{1,9})\.")  # of the head's BatchNorm
 
 
 class Description(TypedDict):
@@ -209,7 +210,23 @@ def first_depth_that_needs(tensor_name: str) -> int:
     adapter = ADAPTER_NAME.match(tensor_name)
     if adapter:
         return int(adapter[1])
+    statistics = STATISTICS_NAME.match(tensor_name)
+    if statistics:
+        return int(statistics[1])
     return 0
+
+
+def depths_of_statistics(tensor_names: Iterable[str]) -> list[int]:
+    """Return the depths for which a file has running statistics of the head's BatchNorm.
+
+    Args:
+        tensor_names: Keys of an `ElasticWrapper`'s state dict.
+
+    Returns:
+        The depth of each name of such a tensor, in their order.
+    """
+    matches = [STATISTICS_NAME.match(name) for name in tensor_names]
+    return [int(match[1]) for match in matches if match]
 
 
 def encode_description(description: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:

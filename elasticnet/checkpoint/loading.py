@@ -20,7 +20,12 @@ from elasticnet.checkpoint.building import (
     first_line,
 )
 from elasticnet.checkpoint.checks import describe_invalid_values, elastic_net
-from elasticnet.checkpoint.header import Checkpoint, first_depth_that_needs, opened_checkpoint
+from elasticnet.checkpoint.header import (
+    Checkpoint,
+    depths_of_statistics,
+    first_depth_that_needs,
+    opened_checkpoint,
+)
 from elasticnet.checkpoint.sources import Source
 from elasticnet.checkpoint.state import (
     find_untied,
@@ -30,6 +35,7 @@ from elasticnet.checkpoint.state import (
     state_of,
 )
 from elasticnet.checkpoint.tensors import DTYPES, digest, read_tensors
+from elasticnet.recalibration import separate_statistics
 from elasticnet.registry import find
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, Origin
@@ -130,6 +136,7 @@ def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
     with _named_build_errors(checkpoint):
         check_arguments(architecture, arguments, num_tensors=len(checkpoint.table.entries))
         net = build_without_memory(build)
+        _add_statistics(net, checkpoint)
 
     # 2. Fill it from the file. This raises unless all shapes are those of the file's tensors.
     replace_state(net, _read_state(checkpoint, net, depth))
@@ -168,8 +175,20 @@ def _load_built(
     if depth < len(net.blocks):
         net = net.truncate(depth)  # a copy; at full depth the very net that was built is filled
     _check_taps(net, checkpoint)
+    _add_statistics(net, checkpoint)
     replace_state(net, _read_state(checkpoint, net, depth))
     return net
+
+
+def _add_statistics(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
+    """Give the head statistics for each depth if the file has them and the net was built without.
+
+    Builders make nets that were never recalibrated.
+    """
+    stored = set(depths_of_statistics(checkpoint.table.entries))
+    depths = [depth for depth in net.taps if depth in stored]
+    if depths:
+        separate_statistics(net, depths)
 
 
 def _check_taps(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
@@ -241,8 +260,11 @@ def _match_stored_names(
             )
     for stored_name in sorted(stored_names):
         if stored_name not in net_name_of and first_depth_that_needs(stored_name) <= depth:
+            remedy = ""
+            if depths_of_statistics([stored_name]):
+                remedy = ": call elasticnet.recalibration.separate_statistics(net) first"
             raise ValueError(
-                f"{checkpoint.file_name}: tensor {stored_name!r} has no place in this net"
+                f"{checkpoint.file_name}: tensor {stored_name!r} has no place in this net{remedy}"
             )
     return net_name_of
 

@@ -31,6 +31,7 @@ from elasticnet.checkpoint.building import (
 )
 from elasticnet.checkpoint.settings import differing_setting
 from elasticnet.checkpoint.state import find_untied, has_shape, replace_state, state_of
+from elasticnet.recalibration import separate_statistics
 from elasticnet.registry import Architecture, find, recorded
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
@@ -84,6 +85,9 @@ def _find_doubt(
     try:
         with _same_random_numbers():
             twin = build_without_memory(build)
+            # No builder makes the statistics of a net that was recalibrated; a file holds them.
+            if len(net.head_statistics) > 0:
+                separate_statistics(twin, [int(depth) for depth in net.head_statistics])
             doubt = _compare_tensors(state, twin) or _compare_modules(net, twin)
             if doubt is not None:
                 return doubt

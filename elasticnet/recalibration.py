@@ -1,0 +1,169 @@
+"""Running statistics of BatchNorm measured anew, at every depth: what `update_bn` does for one.
+
+BatchNorm in the stem and in blocks sees the same features at every depth. In the shared head it
+sees those of all depths, and the mean over depths fits none of them; in eval mode that can cost
+most of the accuracy. Adapters have BatchNorm of their own, but
+`torch.optim.swa_utils.update_bn(loader, net)` resets all of it and then runs the deepest depth
+alone, so that the shallower adapters keep a mean of 0 and a variance of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elasticnet._head_statistics import BatchNorm, HeadStatistics, batch_norms
+from elasticnet._wrapped import unwrapped
+from elasticnet.taps import resolve_depths
+from elasticnet.wrapper import ElasticWrapper, evaluating
+
+
+def recalibrate(net: nn.Module, batches: Iterable[Any], *, trunk: bool = False) -> list[str]:
+    """Measure the running statistics of BatchNorm anew, for each depth its own.
+
+    Statistics in the shared head are kept for each depth from then on (`net.head_statistics`): at
+    a depth the head reads, and in training mode updates, those of this depth. They are saved,
+    loaded, truncated and exported with the net. Weights and biases stay shared.
+
+    Each statistic becomes the plain mean over all batches, as `update_bn` computes it, with
+    everything else in eval mode: no dropout, and the features that inference will see.
+
+    Args:
+        net: An `ElasticWrapper`, which may be compiled or wrapped for parallel training.
+        batches: Training inputs, a tensor each; of a tuple or list the first entry is the input.
+            They are on the net's device. Large batches measure best.
+        trunk: Whether BatchNorm in the stem and the blocks is measured first, as is needed after
+            weights were averaged. `batches` is then gone through twice.
+
+    Returns:
+        The paths of the modules that were measured, such as "head.1"; empty if there are none.
+
+    Raises:
+        TypeError: `net` is not an ElasticWrapper.
+        ValueError: `batches` is empty, or an iterator though it is gone through twice; or the head
+            has BatchNorm and takes all taps in one call. The statistics then stay as they were.
+
+    Example:
+        `recalibrate(net, train_loader)`
+    """
+    elastic = _elastic_net(net)
+    if trunk and isinstance(batches, Iterator):
+        raise ValueError(
+            f"batches is a {type(batches).__name__}, an iterator, and trunk=True goes through it "
+            "twice: pass a list or a DataLoader"
+        )
+    separate_statistics(elastic)
+
+    measured: list[str] = []
+    if trunk:
+        measured += _measure(elastic, _norms_of(elastic, ("stem", "blocks")), batches)
+    measured += _measure(elastic, _norms_of(elastic, ("head", "adapters")), batches)
+    return measured
+
+
+def separate_statistics(net: nn.Module, depths: Iterable[int] | None = None) -> None:
+    """Give the BatchNorm in a net's head statistics of its own at each depth, without measuring.
+
+    They begin as copies, so that the net's function stays. Trained from then on, each depth updates
+    its own. A net whose head has no BatchNorm stays as it is.
+
+    Args:
+        net: An `ElasticWrapper`, which may be compiled or wrapped for parallel training.
+        depths: The taps that get statistics; those that have some keep them. None: every tap.
+
+    Raises:
+        TypeError: `net` is not an ElasticWrapper.
+        ValueError: A depth carries no tap; or the head has BatchNorm and takes all taps in one
+            call.
+    """
+    elastic = _elastic_net(net)
+    chosen = resolve_depths(depths, elastic.taps)
+    norms = batch_norms(elastic.head)
+    if not norms:
+        return
+    if getattr(elastic.head, "takes_all_taps", False):
+        raise ValueError(
+            f"the head's BatchNorm {next(iter(norms))!r} cannot have statistics for each depth, "
+            "because the head takes all taps in one call: use a norm without running statistics"
+        )
+    for depth in chosen:
+        if str(depth) not in elastic.head_statistics:
+            statistics = HeadStatistics(elastic.head)
+            elastic.head_statistics[str(depth)] = statistics.train(elastic.training)
+
+
+def _elastic_net(net: nn.Module) -> ElasticWrapper:
+    """Return the elastic net inside of what other libraries may have wrapped around it."""
+    inner = unwrapped(net)
+    if not isinstance(inner, ElasticWrapper):
+        raise TypeError(f"net is a {type(inner).__name__}: expected an ElasticWrapper")
+    return inner
+
+
+def _norms_of(net: ElasticWrapper, parts: Sequence[str]) -> dict[str, BatchNorm]:
+    """Return every BatchNorm in some parts of a net, by its path."""
+    found: dict[str, BatchNorm] = {}
+    for part in parts:
+        module: nn.Module | None = getattr(net, part)
+        for path, norm in batch_norms(module).items():
+            found[f"{part}.{path}".removesuffix(".")] = norm
+    return found
+
+
+@torch.no_grad()
+def _measure(net: ElasticWrapper, norms: dict[str, BatchNorm], batches: Iterable[Any]) -> list[str]:
+    """Measure the statistics of these modules by passes over all taps; return their paths."""
+    if not norms:
+        return []
+    statistics = _statistics_of(net, norms)
+    before = [buffer.clone() for _, buffer in statistics]
+    momenta = [norm.momentum for norm in norms.values()]
+    try:
+        for name, buffer in statistics:
+            buffer.fill_(1 if name.endswith("running_var") else 0)
+        _run_all(net, norms, batches)
+    except BaseException:
+        for (_, buffer), value in zip(statistics, before, strict=True):
+            buffer.copy_(value)
+        raise
+    finally:
+        for norm, momentum in zip(norms.values(), momenta, strict=True):
+            norm.momentum = momentum
+    return list(norms)
+
+
+def _run_all(net: ElasticWrapper, norms: dict[str, BatchNorm], batches: Iterable[Any]) -> None:
+    """Run every batch through all taps; only these modules are in training mode."""
+    is_empty = True
+    with evaluating(net):
+        for norm in norms.values():
+            norm.train()
+            norm.momentum = None  # the plain mean over all batches
+        for batch in batches:
+            is_empty = False
+            net(_input_of(batch), taps=net.taps)
+    if is_empty:
+        raise ValueError("batches is empty: there is nothing to measure")
+
+
+def _statistics_of(net: ElasticWrapper, norms: dict[str, BatchNorm]) -> list[tuple[str, Tensor]]:
+    """Return the names and buffers that passes over all taps update: the head's at each depth."""
+    found: list[tuple[str, Tensor]] = []
+    has_head = False
+    for path, norm in norms.items():
+        if path.partition(".")[0] == "head":
+            has_head = True
+        else:
+            found += norm.named_buffers(recurse=False)
+    if has_head:
+        found += net.head_statistics.named_buffers()
+    return found
+
+
+def _input_of(batch: Any) -> Any:
+    """Return the input of a batch, which may hold targets behind it."""
+    has_targets = isinstance(batch, (list, tuple))
+    return batch[0] if has_targets else batch
