@@ -77,7 +77,7 @@ from elasticnet.training.processes import Processes, join_processes
 from elasticnet.training.program import run_program
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import random_state, seed_all, set_random_state
-from elasticnet.training.step import Batch, TrainingStep
+from elasticnet.training.step import TrainingStep
 from elasticnet.training.stop_signal import StopSignal
 from elasticnet.training.warm_start import warm_start
 
@@ -423,7 +423,7 @@ def train(
     # It is one module for the whole run, whose weights every step changes.
     net_to_ship = training_step.averaged_net
     last_step = options.optimiser.steps
-    stopping = False
+    stopping = False  # whether Ctrl-C or a signal has asked to stop; the loop then ends its step
 
     # The log continues after `step`, and is closed at the end of the block.
     with StopSignal() as stop_signal, log.start(step, log_state):
@@ -434,7 +434,8 @@ def train(
         while step < last_step and not stopping:
             # Train on one batch: loss at every tap, gradients, clipping, update, moving average.
             learning_rate = learning_rate_at(step, options.optimiser)
-            cut_part = part_cutter(sampler, step)
+            # The step calls cut_part(part, num_parts), for each part that --accumulate asks for.
+            cut_part = partial(sampler.batch, step)
             terms = training_step(cut_part, step, learning_rate)
             log.add(terms)
             step += 1
@@ -628,16 +629,6 @@ def make_sampler(options: Options, training_images: PairSet, processes: Processe
         dtype=weight_dtype(options),
         memory_format=torch.channels_last,
     )
-
-
-def part_cutter(sampler: PatchSampler, step: int) -> Batch:
-    """Return a function that cuts the patches of one part of a step's batch."""
-
-    def cut_part(part: int, num_parts: int) -> tuple[Tensor, Tensor]:
-        """Called by the training step for the parts of this process, as --accumulate says."""
-        return sampler.batch(step, part, num_parts)
-
-    return cut_part
 
 
 def make_log(options: Options, run: Run, processes: Processes) -> TrainingLog:

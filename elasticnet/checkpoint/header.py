@@ -277,6 +277,7 @@ def decode_description(table: Table, file_name: str) -> Description:
             raise ValueError("it does not have the checksum it was saved with")
         description.setdefault("cards", {})
         _check_description(description)
+        _check_depths_of_tensors(table.entries, deepest_tap=description["taps"][-1])
     except ValueError as error:
         raise _damaged(file_name, error) from error
     return cast(Description, description)  # _check_description looked at every key
@@ -327,6 +328,20 @@ def _check_taps(taps: list[Any]) -> None:
     sorted_taps = list(resolve_taps(taps, num_blocks=taps[-1]))  # raises if one is no depth
     if taps != sorted_taps:
         raise ValueError(f"taps {short(taps)}")
+
+
+def _check_depths_of_tensors(entries: Mapping[str, Entry], deepest_tap: int) -> None:
+    """Raise if the file has a tensor that is deeper than the deepest tap, which is the last block.
+
+    Earlier versions wrote such files of nets to which blocks had been added.
+    """
+    for name in entries:
+        depth = first_depth_that_needs(name)
+        if depth > deepest_tap:
+            raise ValueError(
+                f"tensor {short(name)} is of depth {depth}, and the deepest tap is at depth "
+                f"{deepest_tap}"
+            )
 
 
 def _check_value_types(key: str, values: Mapping[str, Any], expected_type: type) -> None:

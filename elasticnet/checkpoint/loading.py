@@ -104,7 +104,7 @@ def load_into(net: nn.Module, source: Source) -> None:
     state = state_of(elastic)
     with opened_checkpoint(source) as checkpoint:
         _check_can_be_filled(elastic, state, checkpoint)
-        loaded = _read_state(checkpoint, elastic, depth=elastic.taps[-1])
+        loaded = _read_state(checkpoint, state, depth=elastic.taps[-1])
         _check_shared_memory(checkpoint, state, loaded)
     # Everything is checked; from here on the net changes.
     with torch.no_grad():
@@ -139,7 +139,7 @@ def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
         _add_statistics(net, checkpoint)
 
     # 2. Fill it from the file. This raises unless all shapes are those of the file's tensors.
-    replace_state(net, _read_state(checkpoint, net, depth))
+    replace_state(net, _read_state(checkpoint, state_of(net), depth))
 
     # 3. No file holds buffers that are not in the state dict. If the net has some, they are taken
     # from a second net, built with memory. That is safe now: its sizes are those of the file.
@@ -176,7 +176,7 @@ def _load_built(
         net = net.truncate(depth)  # a copy; at full depth the very net that was built is filled
     _check_taps(net, checkpoint)
     _add_statistics(net, checkpoint)
-    replace_state(net, _read_state(checkpoint, net, depth))
+    replace_state(net, _read_state(checkpoint, state_of(net), depth))
     return net
 
 
@@ -220,12 +220,13 @@ def _check_can_be_filled(
             )
 
 
-def _read_state(checkpoint: Checkpoint, net: ElasticWrapper, depth: int) -> dict[str, Tensor]:
-    """Return the tensors that a net needs from a file, by name, checked to fit and to be valid.
+def _read_state(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int
+) -> dict[str, Tensor]:
+    """Return a file's tensors for the state of a net, by name, checked to fit and to be valid.
 
     Names, shapes, dtypes and ties are checked before the first tensor is read.
     """
-    state = state_of(net)
     net_name_of = _match_stored_names(checkpoint, state, depth)  # by stored name
     stored_name_of = {name: stored_name for stored_name, name in net_name_of.items()}
     for name, tensor in state.items():
@@ -286,13 +287,19 @@ def _check_shape_and_dtype(checkpoint: Checkpoint, stored_name: str, needed: Ten
         )
 
 
+# --- values that a net shares and a file does not
+#
+# Two names of a net can share values in two ways. `_check_ties`: both name the same tensor object,
+# as tied weights do; whether the file agrees is known from its digests, before anything is read.
+# `_check_shared_memory`: they name two tensors that are views into one memory; it needs the values,
+# because the views may overlap only in part. In both cases loading would keep the value that comes
+# last, without a word.
+
+
 def _check_ties(
     checkpoint: Checkpoint, state: Mapping[str, Tensor], stored_name_of: Mapping[str, str]
 ) -> None:
-    """Raise if one tensor of the net stands under two names, where the file has different values.
-
-    Tensors that are different objects over one memory are the matter of `_check_shared_memory`.
-    """
+    """Raise if one tensor of the net has two names under which the file has different values."""
     hashes = checkpoint.description["sha256"]
 
     def is_same(first: str, second: str) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,7 @@ TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part o
 HEIGHT, WIDTH = 2, 3  # the axes of an image (b, c, h, w)
 
 Predict = Callable[[Tensor], Tensor]  # from (1, 3, h, w) to (1, 3, scale h, scale w)
+FindReach = Callable[[Predict, int], int | None]  # from a network's pass and scale to its reach
 
 
 class Footprint(NamedTuple):
@@ -103,18 +105,20 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
     with _lock:
         footprints = _footprints_so_far(net)
         if shallowest not in footprints:
-            footprints[shallowest] = _measure(net, shallowest, of_shallowest=None)
+            footprints[shallowest] = _measure(net, shallowest, find_reach=_reach)
         # The reach that is measured at a deeper depth can be too small, but the true one is never
-        # less than that of the shallowest; see `_reach_at_least`.
+        # less than that of the shallowest; see `_reach_of_deeper`.
         if depth not in footprints:
-            footprints[depth] = _measure(net, depth, of_shallowest=footprints[shallowest])
+            find_reach = partial(_reach_of_deeper, footprints[shallowest].reach)
+            footprints[depth] = _measure(net, depth, find_reach=find_reach)
         return footprints[depth]
 
 
 def _footprints_so_far(net: ElasticWrapper) -> dict[int, Footprint]:
     """What is remembered of a network; nothing if its layers or its dtype have changed since."""
-    parameter = next(net.parameters(), torch.zeros(()))
-    structure = f"{parameter.dtype} {net!r}"  # the text has kernel sizes, strides and dilations
+    structure = (
+        f"{_first_parameter(net).dtype} {net!r}"  # the text has kernel sizes, strides and dilations
+    )
     remembered = _measured.get(net)
     if remembered is None or remembered.structure != structure:
         remembered = _Measured(structure=structure, footprints={})
@@ -122,26 +126,33 @@ def _footprints_so_far(net: ElasticWrapper) -> dict[int, Footprint]:
     return remembered.footprints
 
 
-def _measure(net: ElasticWrapper, depth: int, of_shallowest: Footprint | None) -> Footprint:
-    """The footprint of a depth, given that of the shallowest depth, or None to measure that."""
+def _measure(net: ElasticWrapper, depth: int, find_reach: FindReach) -> Footprint:
+    """The footprint of a depth, whose reach a function finds."""
     scale = scale_of(net)
-    # A network without parameters counts as one in float32 on the CPU.
-    parameter = next(net.parameters(), torch.zeros(()))
-    if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-        net = detached_copy(net).to("cpu", torch.float32)
+    runnable = _on_cpu_in_float32(net)
 
     def predict(image: Tensor) -> Tensor:
-        return net(image, depth=depth)
+        return runnable(image, depth=depth)
 
-    with evaluating(net), torch.inference_mode():
+    with evaluating(runnable), torch.inference_mode():
         peak_bytes = _peak_bytes(predict, scale)
-        if of_shallowest is None:
-            reach = _reach(predict, scale)
-        else:
-            reach = _reach_at_least(of_shallowest.reach, predict, scale)
-    bytes_in_own_dtype = peak_bytes * parameter.element_size() / torch.float32.itemsize
+        reach = find_reach(predict, scale)
+    bytes_in_own_dtype = peak_bytes * _first_parameter(net).element_size() / torch.float32.itemsize
     bytes_per_pixel = bytes_in_own_dtype / SQUARE**2
     return Footprint(depth=depth, scale=scale, reach=reach, bytes_per_pixel=bytes_per_pixel)
+
+
+def _on_cpu_in_float32(net: ElasticWrapper) -> ElasticWrapper:
+    """The network itself if that is where and how it computes, or else a copy."""
+    parameter = _first_parameter(net)
+    if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
+        return net
+    return detached_copy(net).to("cpu", torch.float32)
+
+
+def _first_parameter(net: ElasticWrapper) -> Tensor:
+    """The parameter that tells dtype and device; without one a network counts as float32 on CPU."""
+    return next(net.parameters(), torch.zeros(()))
 
 
 def _peak_bytes(predict: Predict, scale: int) -> int:
@@ -195,7 +206,7 @@ def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
     return None  # the reach changes with the place, or the guess was too small
 
 
-def _reach_at_least(least: int | None, predict: Predict, scale: int) -> int | None:
+def _reach_of_deeper(shallowest_reach: int | None, predict: Predict, scale: int) -> int | None:
     """The reach of a depth, at least that of the shallowest depth, whose blocks it contains.
 
     Without this floor, `_reach` can be too small at a deeper depth:
@@ -207,12 +218,12 @@ def _reach_at_least(least: int | None, predict: Predict, scale: int) -> int | No
     4. The shallowest depth has the fewest blocks that could replace the NaN, and every deeper depth
        sees all that it sees. Hence its reach is the floor of theirs.
     """
-    if least is None:
+    if shallowest_reach is None:
         return None  # what has no bound in a part has none in the whole
     reach = _reach(predict, scale)
     if reach is None:
         return None
-    return max(reach, least)
+    return max(reach, shallowest_reach)
 
 
 def _length_to_cut(reach: int) -> int:

@@ -116,18 +116,19 @@ def upscale_array(
         out = np.empty(_output_shape(image, plan.scale), image.dtype)
     else:
         _check_output(out, image, plan.scale)
-    _warn_of_seams(plan, tiling)
     work = _TileWork(image, out, plan, progress)
+    has_warned = False
     with evaluating(plan.net), torch.inference_mode():
-        shortage = _run_until_out_of_memory(work, tiling)
-        while shortage is not None:
-            _free_cached_memory(plan.device)
-            was_one_tile = tiling.num_tiles == 1
-            tiling = smaller_tiling(plan, tiling, size, shortage)  # raises if there are none
-            if was_one_tile:  # seams of several tiles have been warned of before
+        while True:
+            if not has_warned and _may_show_seams(plan, tiling):
                 _warn_of_seams(plan, tiling)
+                has_warned = True
             shortage = _run_until_out_of_memory(work, tiling)
-    return out
+            if shortage is None:
+                return out
+            # Go on with smaller tiles, where the first ones stopped.
+            _free_cached_memory(plan.device)
+            tiling = smaller_tiling(plan, tiling, size, shortage)  # raises if there are none
 
 
 class _TileWork:
@@ -259,18 +260,22 @@ def _check_output(out: NDArray[Any], image: NDArray[Any], scale: int) -> None:
         raise ValueError(f"out is {out.dtype} {out.shape}: expected {image.dtype} {shape}")
 
 
+def _may_show_seams(plan: UpscalePlan, tiling: Tiling) -> bool:
+    """Return whether there are several tiles that cannot be the same as the whole image."""
+    return plan.reach is None and tiling.num_tiles > 1
+
+
 def _warn_of_seams(plan: UpscalePlan, tiling: Tiling) -> None:
-    """Warn if there are several tiles and they cannot be the same as the whole image.
+    """Warn that tiles give another image than the whole.
 
     Only `upscale_array` calls this, so that the warning names the line that called it.
     """
-    if plan.reach is None and tiling.num_tiles > 1:
-        warnings.warn(
-            f"tile {tiling.side}: depth {plan.depth} of this net has no bounded reach, so that "
-            "tiles give another image than the whole and may show seams; tile=None runs the "
-            "image whole",
-            stacklevel=3,  # 1 is this function, 2 is upscale_array, 3 is what called that
-        )
+    warnings.warn(
+        f"tile {tiling.side}: depth {plan.depth} of this net has no bounded reach, so that "
+        "tiles give another image than the whole and may show seams; tile=None runs the "
+        "image whole",
+        stacklevel=3,  # 1 is this function, 2 is upscale_array, 3 is what called that
+    )
 
 
 # --- between the image and the network
