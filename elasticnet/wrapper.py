@@ -153,6 +153,8 @@ class ElasticWrapper(nn.Module):
     Attributes:
         taps: The depths that carry a prediction, sorted, the deepest last.
         origin: How a registered builder made this network. None: no registered builder made it.
+        split_from: What `elasticnet.retrofit` remembers of the model that it split this network
+            from, for `elasticnet.retrofit.to_model`. None: it was not split.
 
     Raises:
         TypeError: A part is not a module, or `call_block` is a module.
@@ -209,6 +211,7 @@ class ElasticWrapper(nn.Module):
         self.copy_features = copy_features
         self.default_depth = self.taps[-1]
         self.origin: Origin | None = None
+        self.split_from: object | None = None
         self._stem_arguments = read_stem_arguments(stem)
         self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
         # For `check`: a pass compares values, and returns rejections in the place of predictions.

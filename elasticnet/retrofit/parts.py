@@ -16,6 +16,7 @@ from elasticnet._kept import OverwrittenError
 from elasticnet.distillation import position_axes
 from elasticnet.retrofit.graph import cut
 from elasticnet.retrofit.kept_attributes import attributes_put_back
+from elasticnet.retrofit.source_model import ModelSource, skeleton_source
 from elasticnet.retrofit.tracing import said_of_assignments
 from elasticnet.taps import resolve_taps
 from elasticnet.wrapper import ElasticWrapper, evaluating
@@ -54,6 +55,8 @@ class Split(NamedTuple):
         checkpoint_blocks: Whether the model computes its blocks again in the backward pass (its own
             gradient checkpointing was switched on); what `wrap` does by default.
         refusals: Methods of the model that the net does not have, by name, with what to do instead.
+        source: What the network remembers of the model, for `elasticnet.retrofit.to_model`. None:
+            the model cannot be copied.
     """
 
     stem: nn.Module
@@ -67,6 +70,7 @@ class Split(NamedTuple):
     copy_features: bool = False
     checkpoint_blocks: bool = False
     refusals: Mapping[str, str] = {}
+    source: ModelSource | None = None
 
     def wrap(
         self, taps: Iterable[int] | None = None, checkpoint_blocks: bool | None = None
@@ -97,6 +101,7 @@ class Split(NamedTuple):
         )
         for name, remedy in self.refusals.items():
             setattr(net, name, Refusal(name=name, remedy=remedy))
+        net.split_from = self.source
         return net
 
 
@@ -267,7 +272,15 @@ def assemble(
 
     net = split_model.wrap()
     _check_head(net, example, last_shape=tuple(features[-1].shape))
-    return split_model
+    source = skeleton_source(
+        model,
+        stem=split_model.stem,
+        head=split_model.head,
+        blocks=split_model.blocks,
+        block_paths=names,
+        example=example,
+    )
+    return split_model._replace(source=source)
 
 
 def _checked_layout(layout: str | None, features: Tensor) -> str:

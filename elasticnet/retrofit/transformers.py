@@ -21,6 +21,7 @@ from elasticnet._compare import same_bits
 from elasticnet.retrofit.graph import call_with_arguments
 from elasticnet.retrofit.kept_attributes import attributes_put_back
 from elasticnet.retrofit.parts import PART_ERRORS, Split, verify
+from elasticnet.retrofit.transformers_source import transformers_source
 from elasticnet.wrapper import evaluating
 
 RESULTS = ("logits", "last_hidden_state")  # what a net returns of a model's result, the first found
@@ -91,8 +92,18 @@ def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inp
         raise ValueError(
             f"{type(model).__name__} is not a transformers model: expected one with a base_model"
         )
-    with attributes_put_back(model), _returning_mappings(model):
-        return _split(model, base, example, output, inputs)
+    with attributes_put_back(model):
+        with _returning_mappings(model):
+            parts = _split(model, base, example, output, inputs)
+        source = transformers_source(
+            model,
+            stem=parts.stem,
+            head=parts.head,
+            layers=parts.blocks,
+            example=example,
+            inputs=inputs,
+        )
+        return parts._replace(source=source)
 
 
 @contextmanager

@@ -1,0 +1,158 @@
+"""Back to the library's own model: an ordinary transformers or timm model of one depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elasticnet._compare import largest_difference, same_bits
+from elasticnet._wrapped import plain_name, unwrapped
+from elasticnet.retrofit.source_model import ModelSource, Names, tensors_of
+from elasticnet.taps import resolve_depth
+from elasticnet.wrapper import ElasticWrapper, evaluating
+
+
+def to_model(net: nn.Module, depth: int) -> Any:
+    """Return an ordinary model of a net's first blocks, of the class that the net was split from.
+
+    A net that `elasticnet.retrofit.transformers.split` made gives a transformers model, whose
+    config has that many layers: it has `save_pretrained`, and `generate` with a cache. A net that
+    `elasticnet.retrofit.timm.split` made gives a timm model without the blocks behind `depth`. The
+    model holds copies of the weights, and nothing of this library. Its output on the example that
+    the net was split with is proved to be the net's, bit for bit.
+
+    Args:
+        net: The net, in any state of its training; also truncated, grown, loaded or compiled.
+        depth: A tap of the net; -1 means the deepest.
+
+    Returns:
+        The model, in eval mode, on the net's device. Its class is that of the model that was split.
+
+    Raises:
+        ValueError: The net was not split from a model, `depth` carries no tap or has an adapter,
+            stem, blocks or head are no longer the model's, or the outputs differ; the message says
+            which.
+
+    Example:
+        `to_model(net, depth=2).save_pretrained("two_layers")`
+    """
+    elastic: Any = unwrapped(net)
+    if not isinstance(elastic, ElasticWrapper):
+        raise ValueError(f"{type(elastic).__name__}: expected an ElasticWrapper")
+    source = elastic.split_from
+    if not isinstance(source, ModelSource):
+        raise ValueError(
+            "this net does not know a model that it was split from (by elasticnet.retrofit, of a "
+            "model that can be copied): net.truncate(depth) or elasticnet.export make a network of "
+            "one depth"
+        )
+    depth = resolve_depth(depth, elastic.taps)
+    kind = source.model_class.__name__
+    if str(depth) in elastic.adapters:
+        raise ValueError(f"depth {depth}: its tap has an adapter, for which {kind} has no place")
+
+    values = _values_by_key(elastic, source, depth)
+    model = source.build(depth, values).to(next(iter(values.values())).device).eval()
+    _check_values(model, values)
+    _check_outputs(elastic, model, source, depth)
+    return model
+
+
+def _values_by_key(net: ElasticWrapper, source: ModelSource, depth: int) -> dict[str, Tensor]:
+    """The model's tensors up to a depth, as the net holds them, by their keys in the model."""
+    names = source.names
+    kind = source.model_class.__name__
+    parts: list[dict[str, Tensor]] = []
+    if net.stem is not None:
+        parts.append(_values_of(net.stem, names.stem, f"the stem is not {kind}'s"))
+    for index, block in enumerate(net.blocks[:depth]):
+        said = f"block {index + 1} is not {kind}'s"
+        parts.append(_values_of(block, source.block_names(index), said))
+    parts.append(_values_of(net.head, names.head, f"the head is not {kind}'s"))
+
+    values = dict(source.rest)
+    for part in parts:
+        for key, value in part.items():
+            # two parts may share a tensor, as the embeddings and the head of a language model do
+            if key in values and not same_bits(values[key], value):
+                raise ValueError(
+                    f"{kind} has one {key}, and two parts of the net hold different ones"
+                )
+            values[key] = value
+    for key, first_key in names.ties.items():
+        if first_key in values:
+            values[key] = values[first_key]
+    return values
+
+
+def _values_of(part: nn.Module, names: Names, said: str) -> dict[str, Tensor]:
+    """The tensors of one part by their keys in the model; `said` begins the error's message."""
+    tensors = {plain_name(part, key): tensor for key, tensor in tensors_of(part).items()}
+    for key in tensors:
+        if key not in names:
+            raise ValueError(f"{said}: {key} was added to it")
+    values: dict[str, Tensor] = {}
+    for key, key_in_model in names.items():
+        if key not in tensors:
+            raise ValueError(f"{said}: {key} is missing")
+        if key_in_model is not None:
+            values[key_in_model] = tensors[key]
+    return values
+
+
+# --- the proof
+
+
+def _check_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Refuse a model that does not hold every tensor of the net."""
+    held = tensors_of(model)
+    kind = type(model).__name__
+    for key, value in values.items():
+        if key not in held and not isinstance(value, nn.Parameter):
+            continue  # such as the rotary frequencies of a kind of layer that only deeper ones are
+        if key not in held:
+            raise ValueError(f"{kind} of this depth has no {key}, which the net holds")
+        if not same_bits(held[key], value):
+            raise ValueError(f"{kind} has another {key} than the net: it ties it to another tensor")
+
+
+def _check_outputs(net: ElasticWrapper, model: nn.Module, source: ModelSource, depth: int) -> None:
+    """Prove that the model gives the net's output on the example, with and without its inputs."""
+    tensor = next(net.parameters())
+    example = _like(source.example, tensor)
+    cases: list[dict[str, Any]] = [{}]
+    if source.inputs:
+        cases.append({name: _like(value, tensor) for name, value in source.inputs.items()})
+    for inputs in cases:
+        with evaluating(net), torch.no_grad():
+            expected = net(example, depth=depth, **inputs)
+            actual = source.outputs(model, net.head, example, inputs)
+        if not same_bits(actual, expected):
+            raise ValueError(
+                f"depth {depth}: the {type(model).__name__} does not give the net's output, "
+                f"{_said_of_difference(actual, expected)}{_said_of_additions(net)}"
+            )
+
+
+def _like(value: Any, tensor: Tensor) -> Any:
+    """A value on the device of a tensor, floats in its type."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(tensor) if value.is_floating_point() else value.to(tensor.device)
+
+
+def _said_of_difference(actual: Any, expected: Any) -> str:
+    """How far two outputs are apart, in words."""
+    try:
+        return f"which differs by up to {largest_difference(actual, expected):.3g}"
+    except ValueError as error:
+        return str(error)
+
+
+def _said_of_additions(net: ElasticWrapper) -> str:
+    """The end of a message that names what sits on the net itself; "" if nothing does."""
+    found = net.additions()
+    return f" (the model does not have {', '.join(found)})" if found else ""
