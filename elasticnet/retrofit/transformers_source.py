@@ -190,7 +190,7 @@ def config_of_depth(config: Any, num_layers: int, depth: int) -> Any:
         of_holder["attention_types"] = [[of_holder["attention_layers"], 1]]
     of_holder[holder.attribute_map.get(NUM_LAYERS, NUM_LAYERS)] = depth
 
-    config_class: Any = type(config)
+    config_class: Any = config.__class__
     kind = config_class.__name__
     try:
         made = config_class.from_dict(entries)
