@@ -31,6 +31,8 @@ INNER_ATTRIBUTES = {
         "_fsdp_wrapped_module"
     ),
 }
+# FSDP2 makes a class of a module's own class and of this one.
+FSDP2_CLASS = "torch.distributed.fsdp.FSDPModule"
 # What wrapped modules add to keys. "module" comes last, because it is also an ordinary name.
 KEY_PIECES = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
 
@@ -78,6 +80,24 @@ def is_in_flat_shards(module: nn.Module) -> bool:
     return False
 
 
+def check_not_sharded(net: nn.Module) -> None:
+    """Raise if a net, or a module inside it, is sharded by FSDP2.
+
+    Args:
+        net: A net that is to be copied.
+
+    Raises:
+        ValueError: `fully_shard` was called on the net or on a module inside it.
+    """
+    for part in net.modules():
+        if any(_full_name(each) == FSDP2_CLASS for each in type(part).__mro__):
+            raise ValueError(
+                "the net is sharded by fully_shard, and a shard is no network of its own: let all "
+                "processes call elasticnet.save(net, path), each with its own path, and get a "
+                "whole network from elasticnet.load(path)"
+            )
+
+
 def class_name(module: nn.Module) -> str:
     """Return the full name of the class that a module was made of.
 
@@ -92,7 +112,7 @@ def class_name(module: nn.Module) -> str:
     if isinstance(module, LazyModuleMixin) and lazy.cls_to_become is not None:
         return _full_name(lazy.cls_to_become)
     first, *others = type(module).__mro__
-    if others and _full_name(others[0]) == "torch.distributed.fsdp.FSDPModule":
+    if others and _full_name(others[0]) == FSDP2_CLASS:
         return _full_name(others[1])
     return _full_name(first)
 

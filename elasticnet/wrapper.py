@@ -18,6 +18,7 @@ from elasticnet._copies import detached_copy
 from elasticnet._head_statistics import call_head, statistics_by_depth, write_into_head
 from elasticnet._kept import KeptTensors, copied, in_own_containers, tensors_in
 from elasticnet._stem_arguments import LAST_DEPTH, StemArguments, read_stem_arguments
+from elasticnet._wrapped import check_not_sharded
 from elasticnet._wrapper_checks import (
     check_adapter_depths,
     check_all_used,
@@ -407,6 +408,7 @@ class ElasticWrapper(nn.Module):
                 f"a net with {obstacles[0]} is not a plain sequence: elasticnet.export makes a "
                 "plain module of it"
             )
+        check_not_sharded(self)
         blocks = nn.Sequential(*self.blocks)
         sequence = nn.Sequential()
         if self.stem is not None:
@@ -781,6 +783,7 @@ class ElasticWrapper(nn.Module):
                 "net.forward was replaced, and the replacement may call the whole net: put "
                 "ElasticWrapper's own forward back first (del net.forward)"
             )
+        check_not_sharded(self)
         net = self._shallow_copy()
         net.taps = tuple(taps)
         net.default_depth = net.taps[-1]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from elasticnet._files import write_atomic
 from elasticnet.checkpoint.checks import describe_invalid_values, elastic_net
@@ -98,6 +99,11 @@ def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[
         if tensor.is_meta:
             raise ValueError(
                 f"{path}: tensor {name!r} is on the meta device, has no values and was not saved"
+            )
+        if is_traceable_wrapper_subclass(tensor) and not is_sharded(tensor):
+            raise ValueError(
+                f"{path}: tensor {name!r} is a {type(tensor).__name__}, which no file can hold, "
+                "and was not saved: save the net before it is quantised, and quantise what load returns"
             )
         whole = _whole(tensor)
         is_parameter = isinstance(tensor, nn.Parameter)

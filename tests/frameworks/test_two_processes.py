@@ -69,6 +69,15 @@ def test_fsdp2(tmp_path: Path) -> None:
 
 @needs_fsdp2
 @pytest.mark.slow
+def test_what_would_copy_a_sharded_net_says_what_to_do(tmp_path: Path) -> None:
+    (said,) = torchrun(tmp_path, "fsdp2_and_copies").values()
+    assert set(said) == {"truncate", "to_sequential", "grow"}
+    for message in said.values():
+        assert message.startswith("the net is sharded by fully_shard"), message
+
+
+@needs_fsdp2
+@pytest.mark.slow
 def test_fsdp2_with_the_objective_as_root(tmp_path: Path) -> None:
     (weights,) = torchrun(tmp_path, "fsdp2_with_the_objective_as_root").values()
     assert_trained_as_one(weights)

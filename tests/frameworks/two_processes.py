@@ -25,6 +25,7 @@ from plain_loop import (
     BATCH_SIZE,
     LEARNING_RATE,
     NUM_BATCHES,
+    Block,
     dataset,
     make_net,
     make_objective,
@@ -98,6 +99,29 @@ def fsdp2_with_the_net_as_root(folder: Path) -> Weights:
     # Of a sharded net, all processes call save, with different paths.
     elasticnet.save(net, folder / f"process_{dist.get_rank()}.safetensors")
     return whole_weights(net)
+
+
+def zero_last_layer(block: Any) -> None:
+    nn.init.zeros_(block.linear.weight)
+    nn.init.zeros_(block.linear.bias)
+
+
+def fsdp2_and_copies(folder: Path) -> Weights:
+    """Return what the calls that copy a sharded net say."""
+    net = make_net()
+    shard(*net.blocks)
+    calls = {
+        "truncate": lambda: net.truncate(2),
+        "to_sequential": net.to_sequential,
+        "grow": lambda: net.grow([Block(8)], torch.zeros(1, 6, 5), init=zero_last_layer),
+    }
+    said: dict[str, str] = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except ValueError as error:
+            said[name] = str(error)
+    return said
 
 
 def fsdp2_with_the_objective_as_root(folder: Path) -> Weights:
@@ -188,6 +212,7 @@ WAYS: dict[str, Callable[[Path], Weights]] = {
         compiled_ddp_around_the_net,
         fsdp2_with_the_net_as_root,
         fsdp2_with_the_objective_as_root,
+        fsdp2_and_copies,
         accelerate,
         lightning,
         trainer,

@@ -1,0 +1,40 @@
+"""torch.compile around the net, the objective, or both: one graph, and the plain loop's weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from plain_loop import make_net, make_objective, make_optimizer, train, trained_plainly
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("what", ["the net", "the objective"])
+def test_a_compiled_training_is_one_graph_and_equals_the_plain_loop(
+    what: str, backend: str
+) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    net = make_net(torch.float64)
+    if what == "the net":
+        compiled: Any = torch.compile(net, backend=backend, fullgraph=True)
+        objective: Any = make_objective(compiled)
+    else:
+        objective = torch.compile(make_objective(net), backend=backend)
+
+    train(objective, make_optimizer(net.parameters()), dtype=torch.float64)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(net.state_dict(), trained_plainly(torch.float64))
+
+
+def test_blocks_that_are_compiled_one_by_one_train_as_in_the_plain_loop() -> None:
+    torch._dynamo.reset()
+    net = make_net(torch.float64)
+    for block in net.blocks:
+        block.compile(backend="aot_eager")
+    train(make_objective(net), make_optimizer(net.parameters()), dtype=torch.float64)
+    torch.testing.assert_close(net.state_dict(), trained_plainly(torch.float64))

@@ -1,0 +1,124 @@
+"""peft: LoRA on the blocks of a net of one's own, and on a split transformers model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import elasticnet
+from elasticnet import ElasticObjective, ElasticWrapper
+from plain_loop import assert_equal, batches, make_net, make_objective, make_optimizer, train
+
+peft = pytest.importorskip("peft", reason="peft is not installed")
+pytestmark = pytest.mark.slow
+
+
+def with_lora(net: nn.Module, **options: Any) -> Any:
+    """Return a net with LoRA matrices of rank 2, none of them zero."""
+    torch.manual_seed(1)
+    return peft.get_peft_model(net, peft.LoraConfig(r=2, init_lora_weights=False, **options))
+
+
+def trainable(net: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: each for name, each in net.named_parameters() if each.requires_grad}
+
+
+class LowRank(nn.Module):
+    """LoRA written out: a linear layer that stays, plus two small matrices (alpha / r = 4)."""
+
+    def __init__(self, base: Any, down: Tensor, up: Tensor) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Parameter(down.detach().clone())  # (r, channels)
+        self.up = nn.Parameter(up.detach().clone())  # (channels, r)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
+        return self.base(x) + 4 * change
+
+
+def test_lora_on_own_blocks_trains_as_the_matrices_written_out() -> None:
+    adapted = with_lora(make_net(), target_modules=["linear"], lora_alpha=8)
+    by_hand = make_net()
+    for parameter in by_hand.parameters():
+        parameter.requires_grad_(False)
+    for index, block in enumerate(by_hand.blocks):
+        lora: Any = adapted.get_submodule(f"base_model.model.blocks.{index}.linear")
+        matrices = (lora.lora_A["default"].weight, lora.lora_B["default"].weight)
+        block.linear = LowRank(block.linear, *matrices)
+
+    for net in (adapted, by_hand):
+        train(make_objective(net), make_optimizer(trainable(net).values()))
+    trained = list(trainable(adapted).values())
+    expected = list(trainable(by_hand).values())
+    assert len(trained) == 6
+    torch.testing.assert_close(trained, expected)
+
+
+def test_an_adapted_net_runs_at_every_depth_and_merges_into_a_plain_one(tmp_path: Path) -> None:
+    adapted = with_lora(make_net(), target_modules=["linear"], modules_to_save=["head"]).eval()
+    x, _ = batches()[0]
+    taps = adapted(x, taps=adapted.taps)
+    for depth, prediction in zip(taps.depths, taps.predictions, strict=True):
+        assert_equal({"y": adapted(x, depth=depth)}, {"y": prediction})
+    with pytest.raises(TypeError, match=r"net is a PeftModel.*net = net\.merge_and_unload\(\)"):
+        elasticnet.save(adapted, tmp_path / "net.safetensors")
+
+    merged = adapted.merge_and_unload()
+    assert type(merged) is ElasticWrapper
+    assert set(merged.state_dict()) == set(make_net().state_dict())
+    for depth, prediction in zip(taps.depths, taps.predictions, strict=True):
+        torch.testing.assert_close(merged.truncate(depth)(x), prediction)
+    elasticnet.save(merged, tmp_path / "net.safetensors")
+
+
+def make_bert() -> Any:
+    """Return a BERT of three layers, with the same weights each time."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,  # pyright: ignore[reportCallIssue] (PretrainedConfig takes it by **kwargs)
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def test_lora_around_a_split_model_is_lora_inside_it() -> None:
+    """The same training, whether peft or the split comes first."""
+    from elasticnet.retrofit.transformers import split
+
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(50, (4, 6), generator=generator)
+    mask = torch.ones(4, 6, dtype=torch.long)
+    mask[1, 4:] = 0
+    labels = torch.tensor([0, 2, 1, 2])
+    lora: dict[str, Any] = {"target_modules": ["query", "value"]}
+    split_first = with_lora(split(make_bert(), ids, attention_mask=mask).wrap(), **lora)
+    peft_first = split(with_lora(make_bert(), **lora).model, ids, attention_mask=mask).wrap()
+
+    losses: list[list[float]] = []
+    for adapted in (split_first, peft_first):
+        objective = ElasticObjective(adapted, nn.CrossEntropyLoss(), psd_weight=0.1)
+        optimizer = make_optimizer(trainable(adapted).values())
+        of_this_net: list[float] = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            total = objective(ids, labels, attention_mask=mask).total
+            total.backward()
+            optimizer.step()
+            of_this_net.append(total.item())
+        losses.append(of_this_net)
+    assert len(trainable(split_first)) == len(trainable(peft_first)) == 12
+    assert losses[0][-1] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
