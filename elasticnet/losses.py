@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from elasticnet._kept import KeptTensors
+from elasticnet._step_counter import StepCounter
 from elasticnet._wrapped import unwrapped
 from elasticnet.distillation import (
     DISTANCES,
@@ -101,6 +102,7 @@ class TapNet(Protocol):
         prefix_tokens: How many leading positions attention maps leave out.
         adapters: The modules that run only in steps that compute their tap's prediction.
         stem_keywords: The keyword arguments of the stem's forward.
+        training: Whether the network is in training mode.
     """
 
     taps: tuple[int, ...]
@@ -108,6 +110,7 @@ class TapNet(Protocol):
     prefix_tokens: int
     adapters: nn.ModuleDict
     stem_keywords: frozenset[str]
+    training: bool
 
 
 def tap_losses(
@@ -183,6 +186,12 @@ class ElasticObjective(nn.Module):
     below 0 counts as 0, with a gradient of 0. A tap is computed whatever its learned weight is.
     Minimising the total lowers every learned weight, unless a term of your own holds it up.
 
+    What depends on the step gets it by `objective(x, target, step=step)`. Without it the objective
+    counts its own steps: the forwards in training mode, divided by `accumulation`. Forwards after
+    `objective.eval()` do not count, nor those after `net.eval()` without gradients. The count
+    stands in the state dict; a state without it begins at step 0. A forward with an explicit step
+    leaves the count as it is.
+
     With sampled taps clear gradients by `zero_grad(set_to_none=True)`. A step leaves some adapters
     unused; with a gradient of zeros, the optimiser's momentum would still move them.
 
@@ -210,6 +219,12 @@ class ElasticObjective(nn.Module):
             number 0 leaves the term out.
         output_loss: `output_loss(prediction, deepest_prediction)` returns the scalar D_n. The
             deepest prediction is detached.
+        accumulation: How many forwards belong to one step of the objective's own count: over how
+            many the gradients are summed.
+
+    Attributes:
+        step_counter: The objective's own count, `step_counter.steps`. It stays 0 if nothing depends
+            on the step.
 
     Raises:
         ValueError: An argument is out of range, or the net's layout is invalid.
@@ -238,6 +253,7 @@ class ElasticObjective(nn.Module):
         eps: float = 1e-4,
         output_weight: float | nn.Parameter = 0.0,
         output_loss: TaskLoss = F.l1_loss,
+        accumulation: int = 1,
     ) -> None:
         super().__init__()
         tap_net = _elastic_net(net)
@@ -258,6 +274,7 @@ class ElasticObjective(nn.Module):
         self.eps = eps
         self.output_weight = _checked_output_weight(output_weight)
         self.output_loss = output_loss
+        self.step_counter = StepCounter(accumulation)
 
     @property
     def _tap_net(self) -> TapNet:
@@ -275,30 +292,29 @@ class ElasticObjective(nn.Module):
         computed = self.depths_at(step=None)
         return any(int(depth) not in computed for depth in adapters)
 
-    def depths_at(self, step: int | None) -> tuple[int, ...]:
+    def depths_at(self, step: int | None = None) -> tuple[int, ...]:
         """Return the depths whose predictions a step computes, the deepest last.
 
         A tap whose weight is 0 is left out: its loss may be infinite, and 0 times infinity is NaN.
 
         Args:
-            step: The training step; needed with `sampled_taps` and if `tap_weights` is a function.
-
-        Raises:
-            ValueError: The step is needed and is None.
+            step: The training step. None: the next one of the objective's own count.
         """
+        if step is None:
+            step = self.step_counter.step()
         return self._computed_depths(step, self.tap_weights_at(step))
 
-    def tap_weights_at(self, step: int | None) -> dict[int, Factor]:
+    def tap_weights_at(self, step: int | None = None) -> dict[int, Factor]:
         """Return the weight w_n of every tap in a step, not divided by a sampling probability.
 
         Args:
-            step: The training step; needed if `tap_weights` is a function.
+            step: The training step. None: the next one of the objective's own count.
 
         Returns:
             The weights by depth: numbers, or scalar tensors if they are learned.
 
         Raises:
-            ValueError: The step is needed and is None, or the function returned invalid weights.
+            ValueError: The function returned invalid weights.
             TypeError: The function returned no mapping by depth.
         """
         taps = self._tap_net.taps
@@ -306,8 +322,9 @@ class ElasticObjective(nn.Module):
             return dict(zip(taps, learned(self.tap_weights).unbind(), strict=True))
         if _is_mapping(self.tap_weights):
             return dict(self.tap_weights)
-        weights = self.tap_weights(_required(step, "a tap_weights schedule"))
-        return dict(check_tap_weights(weights, taps))
+        if step is None:
+            step = self.step_counter.step()
+        return dict(check_tap_weights(self.tap_weights(step), taps))
 
     def forward(self, x: Any, target: Any, step: int | None = None, **keywords: Any) -> LossTerms:
         """Return the loss of one batch.
@@ -315,15 +332,15 @@ class ElasticObjective(nn.Module):
         Args:
             x: The input of the network.
             target: The target of every prediction, which `task_loss` takes.
-            step: The training step; needed with `sampled_taps` and with weights that are functions.
+            step: The training step, from 0, if taps are sampled or weights are functions. None: the
+                objective counts its own.
             **keywords: For the network.
 
         Returns:
             The terms of the loss; minimise `total`.
 
         Raises:
-            ValueError: The step is needed and is None, a weight of the step is invalid, or a loss
-                is not a scalar.
+            ValueError: A weight of the step is invalid, or a loss is not a scalar.
             TypeError: A loss function did not return a tensor.
         """
         # Numbers, or tensors in a compiled step: see "for torch.compile" below.
@@ -398,7 +415,7 @@ class ElasticObjective(nn.Module):
         kept.check_all("the output loss")
         return terms
 
-    def _factors_at(self, step: int | None) -> StepFactors:
+    def _factors_at(self, step: int) -> StepFactors:
         """Return the factors of the losses that a step computes."""
         tap_weights = self.tap_weights_at(step)
         *shallower, deepest = self._computed_depths(step, tap_weights)
@@ -413,26 +430,41 @@ class ElasticObjective(nn.Module):
         tap_factors[deepest] = tap_weights[deepest]
         return StepFactors(taps=tap_factors, psd=self._psd_weight_at(step))
 
-    def _computed_depths(
-        self, step: int | None, tap_weights: Mapping[int, Factor]
-    ) -> tuple[int, ...]:
+    def _computed_depths(self, step: int, tap_weights: Mapping[int, Factor]) -> tuple[int, ...]:
         """Return the depths whose predictions a step with these weights computes."""
         depths = self._tap_net.taps
         if self.sampled_taps is not None:
-            step = _required(step, "sampled taps")
             depths = sample_depths(depths, self.sampled_taps, self.seed, step)
         *shallower, deepest = depths
         weighted = [depth for depth in shallower if not _is_left_out(tap_weights[depth])]
         return (*weighted, deepest)
 
-    def _psd_weight_at(self, step: int | None) -> Factor:
+    def _psd_weight_at(self, step: int) -> Factor:
         """Return lambda at a step."""
         if _is_learned(self.psd_weight):
             return learned(self.psd_weight).reshape(())
         if callable(self.psd_weight):
-            psd_weight = self.psd_weight(_required(step, "a psd_weight schedule"))
+            psd_weight = self.psd_weight(step)
             return check_weight(psd_weight, found=f"at step {step} psd_weight is {psd_weight}")
         return self.psd_weight
+
+    def _given_or_counted(self, step: int | None) -> int:
+        """Return the step of this forward; count it if its user does not."""
+        if step is not None:
+            return step
+        if self._is_in_training():
+            return self.step_counter.count_forward()
+        return self.step_counter.step()
+
+    def _is_in_training(self) -> bool:
+        """Whether a forward is part of a training step.
+
+        A net in eval mode says nothing alone: a validation may have put it there, or a training
+        that keeps its statistics. The first needs no gradients.
+        """
+        if not self.training:
+            return False
+        return self._tap_net.training or torch.is_grad_enabled()
 
     # --- for torch.compile
     # A number in a graph is a constant: if it changes, the step is compiled again, or its CUDA
@@ -445,9 +477,11 @@ class ElasticObjective(nn.Module):
         `is_compiled` is asked in `forward`, which a graph always holds. It may not hold this
         method: where it calls what stays outside, torch.compile leaves it outside too.
         """
-        if is_compiled and self._depends_on_step():
+        if not self._depends_on_step():
+            return self._factors_at(step=0)  # or at any other step
+        if is_compiled:
             return self._factors_as_tensors(step)
-        return self._factors_at(step)
+        return self._factors_at(self._given_or_counted(step))
 
     def _depends_on_step(self) -> bool:
         """Whether the computed taps, or their factors, differ from step to step."""
@@ -460,7 +494,7 @@ class ElasticObjective(nn.Module):
     @_outside_graphs
     def _factors_as_tensors(self, step: int | None) -> StepFactors:
         """Return the factors of a step as scalar tensors; a constant lambda stays a number."""
-        factors = self._factors_at(step)
+        factors = self._factors_at(self._given_or_counted(step))
         if not _is_learned(self.tap_weights):  # Learned ones are tensors, with a gradient.
             factors = factors._replace(taps=self._as_tensors(factors.taps))
         if _is_scheduled(self.psd_weight):  # As a number, a lambda of 0 leaves out L_PSD.
@@ -584,10 +618,3 @@ def _detached(losses: Mapping[int, Tensor], total: Tensor) -> dict[int, Tensor]:
     stacked = torch.stack([total, *losses.values()])  # (1 + number of losses,)
     _, *copies = stacked.detach().unbind()
     return dict(zip(losses, copies, strict=True))
-
-
-def _required(step: int | None, what: str) -> int:
-    """Return the step; raise if it is None, because `what` needs it."""
-    if step is None:
-        raise ValueError(f"step=None: {what} needs the step; call objective(x, target, step=step)")
-    return step

@@ -31,6 +31,7 @@ CORE = {
     "_kept",
     "_files",
     "_lazy",
+    "_step_counter",
     "_stem_arguments",
     "_tables",
     "_ties",
@@ -51,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "_kept": {"_compare"},
     "_files": set(),
     "_lazy": set(),
+    "_step_counter": {"taps"},
     "_stem_arguments": {"_wrapped"},
     "_tables": set(),
     "_ties": set(),
@@ -61,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     "distillation": {"_autocast", "_compare"},
     "loss_weights": set(),
     # and not wrapper: neither knows the other
-    "losses": {"taps", "distillation", "loss_weights", "_kept", "_wrapped"},
+    "losses": {"taps", "distillation", "loss_weights", "_kept", "_step_counter", "_wrapped"},
     "recompute": {"_compare", "_kept"},
     "wrapper": {
         "taps",

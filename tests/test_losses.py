@@ -314,29 +314,6 @@ def test_psd_weight_as_a_function_of_the_step() -> None:
         torch.testing.assert_close(objective(X, Y, step=step).distillation, unit * step / 100)
 
 
-@pytest.mark.parametrize(
-    ("options", "what"),
-    [
-        ({"psd_weight": lambda step: 0.1}, "a psd_weight schedule"),
-        ({"psd_weight": 0, "sampled_taps": 1}, "sampled taps"),
-        (
-            {"psd_weight": 0, "tap_weights": lambda step: normalised((1, 2, 3))},
-            "a tap_weights schedule",
-        ),
-    ],
-)
-def test_a_schedule_or_sampling_without_the_step_is_an_error(
-    options: dict[str, Any], what: str
-) -> None:
-    objective = ElasticObjective(conv_net(3), nn.L1Loss(), **options)
-    with pytest.raises(
-        ValueError,
-        match=rf"step=None: {what} needs the step; call objective\(x, target, step=step\)",
-    ):
-        objective(X, Y)
-    objective(X, Y, step=0)
-
-
 def test_output_distillation_from_the_deepest_tap() -> None:
     """output_weight * sum of w_n MSE(prediction_n, deepest), in which the deepest is not taught."""
     net, weights = conv_net(3), {1: 0.5, 2: 2.0, 3: 1.0}
@@ -407,7 +384,7 @@ def test_the_head_does_not_run_at_a_tap_of_weight_0() -> None:
     net.head.register_forward_hook(lambda *_: runs.append(1))
     objective = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights={1: 0.0, 2: 1.0, 3: 1.0})
     terms = objective(X, Y)
-    assert objective.depths_at(None) == tuple(terms.per_depth) == (2, 3)
+    assert objective.depths_at() == tuple(terms.per_depth) == (2, 3)
     assert len(runs) == 2
 
 
