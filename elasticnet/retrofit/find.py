@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ NEARLY_ALL = 0.9  # a run with as many is as good as the largest
 ENOUGH = 0.5  # a run with fewer is no candidate
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
+ALL_STAGES = "all"
+Stages = int | Literal["all"] | None
 
 
 class Ran(NamedTuple):
@@ -44,7 +46,7 @@ def split_found(
     model: nn.Module,
     example: Tensor,
     *,
-    stages: int | None,
+    stages: Stages,
     blocks: str | None,
     prefix_tokens: int,
     leaf_functions: Iterable[Callable[..., Any]] = (),
@@ -66,10 +68,11 @@ def split_found(
     Raises:
         ValueError: An argument is wrong, or no choice of blocks can be split.
     """
-    if stages is not None and (type(stages) is not int or stages < 1):
-        raise ValueError(f"stages {stages!r}: expected a whole number, at least 1")
+    is_number = type(stages) is int and stages >= 1
+    if not (stages is None or stages == ALL_STAGES or is_number):
+        raise ValueError(f'stages {stages!r}: expected a whole number, at least 1, or "all"')
     if stages is not None and blocks is not None:
-        raise ValueError(f"stages={stages} and blocks={blocks!r}: pass one of them")
+        raise ValueError(f"stages={stages!r} and blocks={blocks!r}: pass one of them")
     with attributes_put_back(model):
         return _split_first_choice(
             model,
@@ -85,17 +88,19 @@ def _split_first_choice(
     model: nn.Module,
     example: Tensor,
     *,
-    stages: int | None,
+    stages: Stages,
     blocks: str | None,
     prefix_tokens: int,
     leaf_functions: Iterable[Callable[..., Any]],
 ) -> Split:
     """The parts of the first choice of blocks that is a chain and reproduces the model."""
     ran = _run(model, example)
-    if blocks is None:
-        choices = _choices(model, ran, stages)
-    else:
+    if blocks is not None:
         choices = iter([_named_blocks(model, blocks, ran)])
+    elif stages == ALL_STAGES:
+        choices = _choices_of_most_stages(model, ran)
+    else:
+        choices = _choices(model, ran, stages)
 
     reasons: list[str] = []
     for choice in choices:
@@ -127,12 +132,14 @@ def _named_blocks(model: nn.Module, path: str, ran: dict[str, Ran]) -> Blocks:
     return found
 
 
-def _why_no_choice(stages: int | None) -> str:
+def _why_no_choice(stages: Stages) -> str:
     if stages is None:
         return (
             "its last resolution has no two blocks of one shape; "
-            "stages=k taps the blocks of the last k resolutions"
+            'stages=k taps the blocks of the last k resolutions, stages="all" those of all'
         )
+    if stages == ALL_STAGES:
+        return "there are no two blocks at any of its resolutions"
     return f"there are no two blocks in its last {stages} resolutions, or not so many"
 
 
@@ -198,6 +205,13 @@ def _choices(model: nn.Module, ran: dict[str, Ran], stages: int | None) -> Itera
             return
 
 
+def _choices_of_most_stages(model: nn.Module, ran: dict[str, Ran]) -> Iterator[Blocks]:
+    """Yield the choices of the most stages first: how many can be cut is seen by trying."""
+    most = max((len(_resolutions(model, chain)) for chain in _chains(model, ran)), default=0)
+    for stages in range(most, 0, -1):
+        yield from _choices(model, ran, stages)
+
+
 def _runs_of_one_shape(chain: Blocks) -> list[Blocks]:
     """The blocks of a chain, parted where their shape changes."""
     return [list(run) for _, run in groupby(chain, key=lambda block: block.shape)]
@@ -205,12 +219,16 @@ def _runs_of_one_shape(chain: Blocks) -> list[Blocks]:
 
 def _last_stages(model: nn.Module, chain: Blocks, stages: int) -> list[Blocks]:
     """The blocks at the last so many resolutions, as one run; none if there are not so many."""
-    resolutions = [
-        list(run) for _, run in groupby(chain, key=lambda block: _positions(model, block.shape))
-    ]
+    resolutions = _resolutions(model, chain)
     if stages > len(resolutions):
         return []
     return [[block for resolution in resolutions[-stages:] for block in resolution]]
+
+
+def _resolutions(model: nn.Module, chain: Blocks) -> list[Blocks]:
+    """The blocks of a chain, parted where the number of their positions changes."""
+    runs = groupby(chain, key=lambda block: _positions(model, block.shape))
+    return [list(run) for _, run in runs]
 
 
 def _ranked(model: nn.Module, runs: list[Blocks]) -> list[Blocks]:

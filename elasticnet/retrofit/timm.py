@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elasticnet.retrofit.find import split_found
+from elasticnet.retrofit.find import Stages, split_found
 from elasticnet.retrofit.parts import Split
 
 DEFAULT_INPUT_SIZE = (3, 224, 224)  # channels, height, width
@@ -17,21 +17,28 @@ def split(
     model: nn.Module,
     example: Tensor | None = None,
     *,
-    stages: int | None = None,
+    stages: Stages = None,
     blocks: str | None = None,
 ) -> Split:
     """Take apart a timm model into stem, blocks and head; the model stays as it is.
 
-    Isotropic models (ViT, MLP-Mixer, ConvMixer, ...): every block is a tap. Staged ones (ResNet,
-    ConvNeXt, Swin, ...): the taps are the blocks of the last stage, which means of the last
-    resolution; where these differ in channels, the longest run of one shape. Layout and prefix
-    tokens are read off the features.
+    Isotropic models (ViT, MLP-Mixer, ConvMixer, ...): every block is a tap.
+
+    Staged ones (ResNet, ConvNeXt, Swin, ...): by default the taps are the blocks of the last stage,
+    which means of the last resolution; where these differ in channels, the longest run of one
+    shape. The parts are then the model's own modules and nothing else, but the first tap already
+    costs most of the whole net. `stages="all"` spreads the taps over the net; the earlier ones
+    get adapters, which have to be trained.
+
+    Layout and prefix tokens are read off the features.
 
     Args:
         model: A timm model.
         example: An input (b, 3, h, w); None makes one of the model's own size.
-        stages: Tap all blocks of the last so many stages. Those that differ in shape from the last
-            one get adapters, which are new modules to be trained. None means the last stage.
+        stages: Tap all blocks of the last so many stages; "all" means as many as can be split.
+            Blocks that differ in shape from the last one get adapters, which are new modules to be
+            trained; `wrap(taps=...)` keeps those of its taps only. None means the last stage,
+            without adapters.
         blocks: The path of the module that holds the blocks, where the ones found are not those
             wanted.
 
@@ -44,6 +51,7 @@ def split(
 
     Example:
         `net = split(timm.create_model("vit_tiny_patch16_224")).wrap()`
+        `net = split(timm.create_model("resnet18"), stages="all").wrap(taps=(2, 4, 6, 8))`
     """
     import timm.layers
 

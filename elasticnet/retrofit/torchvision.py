@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from elasticnet.retrofit.find import split_found
+from elasticnet.retrofit.find import Stages, split_found
 from elasticnet.retrofit.parts import Split
 
 DEFAULT_SIZE = 224  # pixels; what torchvision's models without an `image_size` were trained on
@@ -15,7 +15,7 @@ def split(
     model: nn.Module,
     example: Tensor | None = None,
     *,
-    stages: int | None = None,
+    stages: Stages = None,
     blocks: str | None = None,
 ) -> Split:
     """Take apart a torchvision model into stem, blocks and head; the model stays as it is.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from contract import check_contract
 from elasticnet import ElasticObjective
+from elasticnet.card.counting import count_macs
 from elasticnet.retrofit.parts import TapAdapter
 from elasticnet.retrofit.timm import example_input, split
 
@@ -261,6 +262,28 @@ def test_the_example_has_the_models_own_size_channels_and_dtype() -> None:
     assert split(made(STAGED["convnext"][0])).layout == "b c h w"
 
 
+@pytest.mark.parametrize("name", STAGED)
+def test_all_stages_spread_the_taps_over_the_net(name: str) -> None:
+    model, x = made(STAGED[name][0]), images(64)
+    fewest = split(model, x, stages=STAGED[name][1])
+
+    parts = split(model, x, stages="all")
+
+    assert parts.adapters
+    net = parts.wrap().eval()
+    with torch.no_grad():
+        assert torch.equal(net(x), model(x))
+    assert count_macs(net, x, 1) <= count_macs(fewest.wrap(), x, 1)
+    few = parts.wrap(taps=(1, -1))
+    assert list(few.adapters) == ["1"]
+
+
+def test_all_stages_of_an_isotropic_net_are_its_blocks() -> None:
+    parts = split(made(ISOTROPIC["vit"][0], 3), images(32), stages="all")
+    assert len(parts.blocks) == 3
+    assert not parts.adapters
+
+
 def test_blocks_can_be_named() -> None:
     model, x = made(STAGED["convnext"][0]), images(64)
     parts = split(model, x, blocks="stages.2.blocks")
@@ -277,7 +300,7 @@ def test_wrong_arguments_and_models_are_refused() -> None:
     model, x = made(STAGED["convnext"][0]), images(64)
     for stages in (0, True, 1.5, "2"):
         with pytest.raises(
-            ValueError, match=rf"stages {stages!r}: expected a whole number, at least 1"
+            ValueError, match=rf'stages {stages!r}: expected a whole number, at least 1, or "all"'
         ):
             split(model, x, stages=stages)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"stages=2 and blocks='stages': pass one of them"):
