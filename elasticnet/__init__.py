@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from elasticnet.checkpoint import load, load_into, save
     from elasticnet.checkpoint.hub import push_to_hub
     from elasticnet.losses import ElasticObjective, LossTerms
-    from elasticnet.wrapper import ElasticWrapper, Taps
+    from elasticnet.taps import Taps
+    from elasticnet.wrapper import ElasticWrapper
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,7 +34,7 @@ __getattr__, __dir__ = lazy_names(
         "ElasticObjective": "elasticnet.losses",
         "ElasticWrapper": "elasticnet.wrapper",
         "LossTerms": "elasticnet.losses",
-        "Taps": "elasticnet.wrapper",
+        "Taps": "elasticnet.taps",
         "load": "elasticnet.checkpoint",
         "load_into": "elasticnet.checkpoint",
         "push_to_hub": "elasticnet.checkpoint.hub",

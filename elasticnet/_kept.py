@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -31,45 +31,50 @@ class OverwrittenError(RuntimeError):
     """A module wrote in place into a tensor that the pass keeps."""
 
 
-class KeptTensor(NamedTuple):
-    """One tensor that a pass keeps.
-
-    Attributes:
-        name: What messages call it.
-        tensor: The tensor itself.
-        version: How often it was written to before it was kept. None: PyTorch does not count.
-        values: A copy of the values that it had then. None: values are not compared.
-    """
-
-    name: str
-    tensor: Tensor
-    version: int | None
-    values: Tensor | None
-
-    def is_overwritten(self) -> bool:
-        """Return whether the tensor was written to since it was kept."""
-        if self.version is not None and self.tensor._version != self.version:
-            return True
-        return self.values is not None and not same_bits(self.tensor, self.values)
+# What is kept of one tensor, in this order:
+# - the tensor;
+# - how often it was written to before it was kept; None: PyTorch does not count;
+# - a copy of the values that it had then; None: values are not compared;
+# - what messages call it.
+# A plain tuple, because a pass over all taps makes two for each tap.
+_Entry = tuple[Tensor, "int | None", "Tensor | None", str]
 
 
 class KeptTensors:
-    """All tensors that one pass keeps.
+    """What one pass of a network still needs, and whether a part has written into it.
 
-    A part of the network can write into what it is given: the input, the skip, and the features of
-    the part before. `check` looks at these alone, so that its cost does not grow with the depth.
+    Any part (stem, block, adapter, head) may write in place into what it is given. A pass therefore
+    keeps, each with its name for messages:
+
+    - by `keep_input` what every part may be given: the input, the stem's output for the head;
+    - by `keep_features` what a block returned, which the next parts are given, until the next
+      features are kept;
+    - by `keep_prediction` what the head returned, which no part is given.
+
+    Behind each part, `is_overwritten` looks at what the part could be given, so that its cost does
+    not grow with the depth. At the end of a pass, `check_all` looks at everything.
 
     Args:
         compare_values: Whether to copy each tensor, and to compare its values with the copy.
         remedy: What messages advise.
+
+    Example:
+        `if kept.is_overwritten(): raise kept.error(writer="the stem")`
     """
 
     def __init__(self, compare_values: bool = False, remedy: str = PARTS_REMEDY) -> None:
         self._compare_values = compare_values
         self._remedy = remedy
-        self._inputs: list[KeptTensor] = []
-        self._latest_features: list[KeptTensor] = []
-        self._others: list[KeptTensor] = []  # what no part is given any more
+        # A graph of torch.compile has no counters.
+        self._has_counters = not torch.compiler.is_compiling()
+        self._inputs: list[_Entry] = []
+        self._latest_features: list[_Entry] = []
+        self._watched: list[_Entry] = []  # both of them
+        self._others: list[_Entry] = []  # what no part is given any more
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy keeps nothing: the counters of copied tensors begin anew."""
+        return KeptTensors, (self._compare_values, self._remedy)
 
     def keep_input(self, value: Any, name: str) -> None:
         """Keep what any part of the network may be given: the input, the skip.
@@ -80,6 +85,7 @@ class KeptTensors:
             name: What messages call it.
         """
         self._inputs += self._entries(value, name)
+        self._watched = [*self._inputs, *self._latest_features]
 
     def keep_features(self, value: Any, name: str) -> None:
         """Keep what the next parts are given: a block's output.
@@ -90,6 +96,7 @@ class KeptTensors:
         """
         self._others += self._latest_features
         self._latest_features = self._entries(value, name)
+        self._watched = [*self._inputs, *self._latest_features]
 
     def keep_prediction(self, value: Any, name: str) -> None:
         """Keep what no other part is given: the head's output.
@@ -100,17 +107,21 @@ class KeptTensors:
         """
         self._others += self._entries(value, name)
 
-    def check(self, writer: str) -> None:
-        """Raise if something that a part can be given was written to since it was kept.
+    def is_overwritten(self) -> bool:
+        """Return whether something that a part can be given was written to since it was kept."""
+        return any(map(_is_overwritten, self._watched))
+
+    def error(self, writer: str) -> OverwrittenError:
+        """Return the error for what `is_overwritten` has found.
 
         Args:
             writer: What messages call the part that ran last.
-
-        Raises:
-            OverwrittenError: It was written to.
         """
-        self._check_entries(self._inputs, writer)
-        self._check_entries(self._latest_features, writer)
+        kept = [*self._watched, *self._others]
+        *_, name = next(entry for entry in kept if _is_overwritten(entry))
+        return OverwrittenError(
+            f"{writer} writes in place into {name}, which is still needed: {self._remedy}"
+        )
 
     def check_all(self, writer: str) -> None:
         """Raise if anything was written to since it was kept.
@@ -121,28 +132,28 @@ class KeptTensors:
         Raises:
             OverwrittenError: It was written to.
         """
-        self.check(writer)
-        self._check_entries(self._others, writer)
+        if self.is_overwritten() or any(map(_is_overwritten, self._others)):
+            raise self.error(writer)
 
-    def _entries(self, value: Any, name: str) -> list[KeptTensor]:
-        entries: list[KeptTensor] = []
+    def _entries(self, value: Any, name: str) -> list[_Entry]:
+        entries: list[_Entry] = []
         for tensor in tensors_in(value):
-            version = _version_of(tensor)
+            version = _version_of(tensor) if self._has_counters else None
             values = None
             if self._compare_values:
                 _check_dense(tensor, name)
                 values = tensor.clone()
             if version is not None or values is not None:
-                entries.append(KeptTensor(name, tensor, version, values))
+                entries.append((tensor, version, values, name))
         return entries
 
-    def _check_entries(self, entries: Sequence[KeptTensor], writer: str) -> None:
-        for entry in entries:
-            if entry.is_overwritten():
-                raise OverwrittenError(
-                    f"{writer} writes in place into {entry.name}, which is still needed: "
-                    f"{self._remedy}"
-                )
+
+def _is_overwritten(entry: _Entry) -> bool:
+    """Return whether a tensor was written to since it was kept."""
+    tensor, version, values, _ = entry
+    if version is not None and tensor._version != version:
+        return True
+    return values is not None and not same_bits(tensor, values)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -259,8 +270,6 @@ def _check_dense(tensor: Tensor, name: str) -> None:
 
 def _version_of(tensor: Tensor) -> int | None:
     """Return how often a tensor was written to; None if PyTorch does not count."""
-    if torch.compiler.is_compiling():
-        return None
     try:
         return tensor._version
     except Exception:  # a tensor made in inference mode, or another kind without a counter

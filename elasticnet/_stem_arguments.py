@@ -33,20 +33,32 @@ class StemArguments(NamedTuple):
     takes_any: bool
     takes_last_depth: bool
 
-    def of_stem(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those keyword arguments of `net(x, **keywords)` that the stem takes.
+    def of_stem(self, keywords: Mapping[str, Any], last_depth: int) -> dict[str, Any]:
+        """Return the keyword arguments that the stem gets in `net(x, **keywords)`.
 
         Args:
-            keywords: The keyword arguments.
+            keywords: Those of the net.
+            last_depth: The deepest block that the pass can run.
+
+        Raises:
+            TypeError: The user gives the last depth to a stem that the net tells it.
         """
         # A comprehension, because torch 2.6 cannot compile set arithmetic on the keys of a dict.
-        return {name: value for name, value in keywords.items() if self._takes(name)}
+        given = {name: value for name, value in keywords.items() if self._takes(name)}
+        if not self.takes_last_depth:
+            return given
+        if LAST_DEPTH in keywords:
+            raise TypeError(
+                f"{LAST_DEPTH}={keywords[LAST_DEPTH]!r}: the net itself tells this stem how "
+                "deep the pass goes; pass depth= or taps= instead"
+            )
+        return {**given, LAST_DEPTH: last_depth}
 
     def of_others(self, keywords: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those keyword arguments of `net(x, **keywords)` that the stem does not take.
+        """Return the keyword arguments of `net(x, **keywords)` that the stem does not get.
 
         Args:
-            keywords: The keyword arguments.
+            keywords: Those of the net.
         """
         return {name: value for name, value in keywords.items() if not self._takes(name)}
 

@@ -1,19 +1,31 @@
-"""What the wrapper refuses, and how its messages say it."""
+"""What the wrapper refuses, how its messages say it, and what `check` reports of a tap."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
-from elasticnet._compare import largest_difference, same_bits
 from elasticnet._head_statistics import batch_norms
 from elasticnet._kept import tensors_in
-from elasticnet.taps import is_whole_number
+from elasticnet.taps import TapReport, Taps, is_whole_number
 
 logger = logging.getLogger(__name__)
+
+HEAD_SKIPS = (None, "stem", "input")
+
+
+class Rejection(NamedTuple):
+    """What `check` gets in the place of a prediction if the head rejects the features.
+
+    Attributes:
+        message: The error.
+    """
+
+    message: str
 
 
 def check_modules(blocks: Sequence[nn.Module], head: nn.Module, stem: nn.Module | None) -> None:
@@ -37,6 +49,45 @@ def check_modules(blocks: Sequence[nn.Module], head: nn.Module, stem: nn.Module 
     for name, part in parts.items():
         if not isinstance(part, nn.Module):
             raise TypeError(f"{name} is a {type(part).__name__}: expected a torch.nn.Module")
+
+
+def check_settings(head_skip: str | None, call_block: Any) -> None:
+    """Raise unless these arguments of the wrapper are valid.
+
+    Args:
+        head_skip: What the head takes beside the features.
+        call_block: The function that calls a block, or None.
+
+    Raises:
+        ValueError: There is no such `head_skip`.
+        TypeError: `call_block` is a module.
+    """
+    if head_skip not in HEAD_SKIPS:
+        raise ValueError(f"head_skip {head_skip!r}: expected None, 'stem' or 'input'")
+    if isinstance(call_block, nn.Module):
+        raise TypeError(
+            "call_block is a module: expected a function; keep parameters in the stem or the blocks"
+        )
+
+
+def check_number_of_blocks(num_blocks: int, deepest_tap: int) -> None:
+    """Raise if blocks were added or removed since a net was made, as by `del net.blocks[-1]`.
+
+    Without this error, `net(x, depth=5)` of a net that has 4 blocks left would be depth 4.
+
+    Args:
+        num_blocks: How many blocks the net has.
+        deepest_tap: The depth of its last tap.
+
+    Raises:
+        ValueError: The two differ.
+    """
+    if num_blocks != deepest_tap:
+        raise ValueError(
+            f"the net has {num_blocks} blocks, and its deepest tap is at depth "
+            f"{deepest_tap}: blocks were added to net.blocks or removed from it. Use "
+            "net.truncate or net.grow, or make a new ElasticWrapper"
+        )
 
 
 def check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int]) -> None:
@@ -165,25 +216,50 @@ def shape_of(features: Any) -> tuple[Any, ...]:
     return tuple(tuple(tensor.shape) for tensor in tensors_in(features))
 
 
-def not_identity(before: Any, after: Any) -> str | None:
-    """Return why a block that turns `before` into `after` is not the identity; None if it is.
+def tap_reports(outputs: Taps) -> list[TapReport]:
+    """Return a report of each tap, shallowest first.
 
     Args:
-        before: The features that the block was given.
-        after: Those that it returned.
+        outputs: What a pass over all taps returned, with a `Rejection` for each prediction that the
+            head could not give.
     """
-    if shape_of(before) != shape_of(after):
-        return f"it turns shape {shape_of(before)} into {shape_of(after)}"
-    if any(tensor.isnan().any() for tensor in tensors_in(before)):
-        return "its input has NaN on this example, so that this run cannot prove that it is"
-    if same_bits(before, after):
-        return None
-    difference = largest_difference(before, after)
-    return (
-        f"on the example its output differs from its input by up to {difference:.3g}. A block that "
-        "normalises its own sum (post-norm) or ends in an activation cannot be the identity; for "
-        "any other residual block, make `init` zero the last layer of its residual path"
+    # The deepest block always has a tap, and the last features are the deepest.
+    deepest_shape = shape_of(outputs.features[-1])
+    reports: list[TapReport] = []
+    for depth, prediction, features in zip(*outputs, strict=True):
+        reports.append(_report(depth, prediction, features, deepest_shape))
+    return reports
+
+
+def _report(
+    depth: int, prediction: Any, features: Any, deepest_shape: tuple[Any, ...]
+) -> TapReport:
+    """Return the report of one tap."""
+    shape = shape_of(features)
+    tensors = tensors_in(features)
+    num_not_finite = sum(_count_not_finite(tensor) for tensor in tensors)
+    problem = None
+    if num_not_finite:  # This comes first: it explains a rejection by the head, too.
+        num_values = sum(tensor.numel() for tensor in tensors)
+        problem = (
+            f"depth {depth}: {num_not_finite} of {num_values} features are not finite "
+            "(NaN or infinity)"
+        )
+    elif isinstance(prediction, Rejection):
+        problem = prediction.message
+        if shape != deepest_shape:
+            problem += f" (the deepest tap has shape {deepest_shape})"
+    return TapReport(
+        depth=depth,
+        shape=shape,
+        output_shape=tuple(prediction.shape) if isinstance(prediction, Tensor) else None,
+        finite=num_not_finite == 0,
+        problem=problem,
     )
+
+
+def _count_not_finite(tensor: Tensor) -> int:
+    return int((~torch.isfinite(tensor)).sum())
 
 
 def warn_of_statistics(

@@ -1,7 +1,7 @@
-"""The depths that carry a prediction: resolve, check and sample them. All functions are pure.
+"""The depths that carry a prediction: resolve, check and sample them; what a pass gives at them.
 
 Depths count blocks and start at 1: depth 3 is the network's first three blocks and its head. -1
-stands for the deepest. A tap is a depth that carries a prediction.
+stands for the deepest. A tap is a depth that carries a prediction. All functions are pure.
 """
 
 from __future__ import annotations
@@ -9,8 +9,48 @@ from __future__ import annotations
 import numbers
 import random
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEEPEST = -1
+
+
+class Taps(NamedTuple):
+    """The predictions and features of one pass over all blocks.
+
+    Attributes:
+        depths: The depths of the predictions, shallowest first.
+        predictions: The head's output at each of `depths`.
+        features: The features at every tap of the net, shallowest first, also at taps that are not
+            in `depths`. They are what the blocks returned, before any adapter.
+    """
+
+    depths: tuple[int, ...]
+    predictions: tuple[Any, ...]
+    features: tuple[Tensor, ...]
+
+
+class TapReport(NamedTuple):
+    """What `ElasticWrapper.check` saw at one tap.
+
+    Attributes:
+        depth: The tap's depth.
+        shape: The shape of its features. If they are a list, tuple or dict, the shape of each
+            tensor in it.
+        output_shape: The shape of the head's output. None if the head rejects the tap, or if its
+            output is not a tensor.
+        finite: Whether all features are finite.
+        problem: Why the head rejects the tap, or how many features are not finite. None: the tap
+            is usable.
+    """
+
+    depth: int
+    shape: tuple[Any, ...]
+    output_shape: tuple[int, ...] | None
+    finite: bool
+    problem: str | None
 
 
 def resolve_taps(taps: Iterable[int] | None, num_blocks: int) -> tuple[int, ...]:

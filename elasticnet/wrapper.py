@@ -2,94 +2,60 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import types
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard, overload
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from elasticnet._compare import same_bits
 from elasticnet._copies import detached_copy
+from elasticnet._evaluating import evaluating
+from elasticnet._growing import identity_blocks, prove_same_function
 from elasticnet._head_statistics import call_head, statistics_by_depth, write_into_head
-from elasticnet._kept import KeptTensors, copied, in_own_containers, tensors_in
-from elasticnet._stem_arguments import LAST_DEPTH, StemArguments, read_stem_arguments
-from elasticnet._wrapped import check_not_sharded
+from elasticnet._kept import KeptTensors, copied, in_own_containers
+from elasticnet._net_hooks import NetHook, check_backward_hooks
+from elasticnet._net_itself import additions_to, shallow_copy
+from elasticnet._plain_sequence import plain_sequence
+from elasticnet._stem_arguments import StemArguments, read_stem_arguments
+from elasticnet._wrapped import check_not_sharded, unwrapped
 from elasticnet._wrapper_checks import (
+    Rejection,
     check_adapter_depths,
     check_all_used,
     check_modules,
+    check_number_of_blocks,
     check_predictions,
+    check_settings,
     features_and_context,
     is_plain_tuple,
     listed,
-    not_identity,
     rejection_message,
-    shape_of,
+    tap_reports,
     warn_of_statistics,
 )
 from elasticnet.recompute import recomputed
-from elasticnet.taps import resolve_depth, resolve_depths, resolve_taps
-
-HEAD_SKIPS = (None, "stem", "input")
-PARTS = ("stem", "blocks", "head", "adapters", "head_statistics")
-"""The modules of a net, as its state dict names them."""
-HOOK_REMEDY = (
-    "It must return a Taps, or None to change nothing. "
-    "A hook that changes each prediction belongs on the head"
-)
+from elasticnet.taps import TapReport, Taps, resolve_depth, resolve_depths, resolve_taps
 
 CallBlock = Callable[[nn.Module, Any, Any, int], tuple[Any, Any]]
 
 
-class Taps(NamedTuple):
-    """The predictions and features of one pass over all blocks.
+class PassState(NamedTuple):
+    """Where a pass stands: what the blocks so far have computed, and what the next ones need.
 
     Attributes:
-        depths: The depths of the predictions, shallowest first.
-        predictions: The head's output at each of `depths`.
-        features: The features at every tap of the net, shallowest first, also at taps that are not
-            in `depths`. They are what the blocks returned, before any adapter.
-    """
-
-    depths: tuple[int, ...]
-    predictions: tuple[Any, ...]
-    features: tuple[Tensor, ...]
-
-
-class TapReport(NamedTuple):
-    """What `ElasticWrapper.check` saw at one tap.
-
-    Attributes:
-        depth: The tap's depth.
-        shape: The shape of its features. If they are a list, tuple or dict, the shape of each
-            tensor in it.
-        output_shape: The shape of the head's output. None if the head rejects the tap, or if its
-            output is not a tensor.
-        finite: Whether all features are finite.
-        problem: Why the head rejects the tap, or how many features are not finite. None: the tap
-            is usable.
+        depth: How many blocks have run.
+        features: What the last of them returned; at depth 0 what the stem did.
+        context: What the next block gets beside the features.
+        skip: What the head takes beside the features. None: it takes the features alone.
+        kept: What no part may overwrite; the net looks at it behind each part.
     """
 
     depth: int
-    shape: tuple[Any, ...]
-    output_shape: tuple[int, ...] | None
-    finite: bool
-    problem: str | None
-
-
-class _PassState(NamedTuple):
-    """What all parts of one pass share.
-
-    Attributes:
-        skip: What the head takes beside the features. None: it takes the features alone.
-        kept: What no part may overwrite; see the comment "the parts of a pass".
-    """
-
+    features: Any
+    context: Any
     skip: Any
     kept: KeptTensors
 
@@ -188,13 +154,7 @@ class ElasticWrapper(nn.Module):
         blocks = list(body_blocks)
         adapters = dict(adapters or {})
         check_modules(blocks, shared_head, stem)
-        if head_skip not in HEAD_SKIPS:
-            raise ValueError(f"head_skip {head_skip!r}: expected None, 'stem' or 'input'")
-        if isinstance(call_block, nn.Module):
-            raise TypeError(
-                "call_block is a module: expected a function; "
-                "keep parameters in the stem or the blocks"
-            )
+        check_settings(head_skip, call_block)
         self.taps = resolve_taps(taps, num_blocks=len(blocks))
         check_adapter_depths(adapters, self.taps)
 
@@ -218,14 +178,7 @@ class ElasticWrapper(nn.Module):
         # For `check`: a pass compares values, and returns rejections in the place of predictions.
         self._is_probe = False
 
-    @property
-    def stem_keywords(self) -> frozenset[str]:
-        """The names of the keyword arguments that the stem's forward lists."""
-        return self._arguments_of_stem().names
-
-    def extra_repr(self) -> str:
-        """Return the text that `repr` shows before the modules."""
-        return f"taps={self.taps}"
+    # --- a pass
 
     if TYPE_CHECKING:
         # nn.Module types the call of every module as (...) -> Any.
@@ -274,18 +227,216 @@ class ElasticWrapper(nn.Module):
         if taps is not None:
             if depth is not None:
                 raise ValueError(f"depth {depth!r} and taps {taps!r}: expected one of the two")
-            self._check_backward_hooks()
             return self._run_all_taps(x, resolve_depths(taps, self.taps), keywords)
 
         last_depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
-        features, context, state = self._start_pass(x, last_depth, keywords)
-        # Not self.blocks[:last_depth], because a slice makes a new ModuleList in every call.
-        for block_depth, block in enumerate(self.blocks, start=1):
-            features, context = self._run_block(block, features, context, block_depth, state)
-            if block_depth == last_depth:
-                break
-        (prediction,) = self._predict({last_depth: features}, state)
+        state = self._run_stem(x, last_depth, keywords)
+        state = self._run_blocks(state, last_depth)
+        (prediction,) = self._predict([state], self._head_takes_all_taps())
         return prediction
+
+    def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
+        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
+        check_backward_hooks(self)
+        head_takes_all = self._head_takes_all_taps()
+        # Such a head is called once, behind the last block. A probe asks it about each tap alone,
+        # so that a rejection names its tap.
+        predicts_at_end = head_takes_all and not self._is_probe
+        states: list[PassState] = []
+        predictions: list[Any] = []
+
+        state = self._run_stem(x, self.taps[-1], keywords)
+        kept = state.kept
+        for tap in self.taps:
+            state = self._run_blocks(state, tap)
+            states.append(state)
+            kept.keep_features(state.features, name=f"the features at depth {tap}")
+            # Before the later blocks run: one of them could change these features by a write that
+            # PyTorch does not count, such as one in inference_mode.
+            if tap in depths and not predicts_at_end:
+                (prediction,) = self._predict([state], head_takes_all)
+                predictions.append(prediction)
+                kept.keep_prediction(prediction, name=f"the prediction at depth {tap}")
+        if predicts_at_end:
+            asked = [each for each in states if each.depth in depths]
+            predictions.extend(self._predict(asked, head_takes_all))
+
+        kept.check_all(writer="the head, or a block behind,")
+        features = tuple(each.features for each in states)
+        return Taps(depths, tuple(predictions), features)
+
+    def _run_blocks(self, state: PassState, last_depth: int) -> PassState:
+        """Run the blocks behind a state, up to `last_depth`."""
+        features = state.features
+        context = state.context
+        kept = state.kept
+        recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
+        blocks = islice(self.blocks, state.depth, last_depth)
+        for depth, block in enumerate(blocks, start=state.depth + 1):
+            if recompute:
+                # The backward pass will run the block again, on these features.
+                name = f"the features at depth {depth - 1}, for the backward pass,"
+                kept.keep_features(features, name)
+            given = self._given(features)
+            if self.call_block is None:
+                features = self._call_plainly(block, given, depth, recompute)
+            else:
+                features, context = self._call_by_user(block, given, context, depth, recompute)
+            if kept.is_overwritten():
+                raise kept.error(writer=f"block {depth} ({type(block).__name__})")
+        return PassState(last_depth, features, context, state.skip, kept)
+
+    def _call_plainly(self, block: nn.Module, features: Any, depth: int, recompute: bool) -> Any:
+        """Return what a block makes of the features alone."""
+        run = recomputed(block, module=block) if recompute else block
+        output = run(features)
+        if not is_plain_tuple(output):
+            return output
+        if is_plain_tuple(features):
+            raise TypeError(
+                f"block {depth} takes a tuple and returns a tuple, and only the first entry would "
+                "go on: pass call_block, which says what the features are, or let the blocks take "
+                "and return a list or a named tuple, which go on as they are"
+            )
+        self._blocks_return_tuples = True  # read by to_sequential
+        return output[0]
+
+    def _call_by_user(
+        self, block: nn.Module, features: Any, context: Any, depth: int, recompute: bool
+    ) -> tuple[Any, Any]:
+        """Return the features and the context that `call_block` makes of these."""
+        assert self.call_block is not None
+        call_block = self.call_block
+        if recompute:
+            call_block = recomputed(call_block, module=block)
+        index = depth - 1  # call_block counts blocks from 0
+        returned = call_block(block, features, context, index)
+        return features_and_context(returned, source="call_block")
+
+    def _given(self, value: Any) -> Any:
+        """Return what a part is given to read: the value, or a copy in which it may write.
+
+        In lists and dicts of its own in any case, which it may change.
+        """
+        return copied(value) if self.copy_features else in_own_containers(value)
+
+    # --- the stem
+
+    def _run_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> PassState:
+        """Return the state at depth 0, of a pass that runs the blocks up to `last_depth`."""
+        check_number_of_blocks(len(self.blocks), deepest_tap=self.taps[-1])
+        kept = KeptTensors(compare_values=self._is_probe)
+        kept.keep_input(x, name="the input")
+        features, context = self._call_stem(x, last_depth, keywords)
+        if kept.is_overwritten():
+            raise kept.error(writer="the stem")
+
+        skip = None
+        if self.head_skip == "input":
+            skip = x
+        if self.head_skip == "stem":
+            skip = features
+            kept.keep_input(features, name="the stem's output")
+        return PassState(0, features, context, skip, kept)
+
+    def _call_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
+        """Return the features and the context for the first block.
+
+        The stem gets the keyword arguments that its forward names. All of them are the context,
+        which call_block gets, unless the stem returns a context of its own. One that no part gets
+        is an error, because it may be misspelt.
+        """
+        arguments = self._arguments_of_stem()
+        only_for_context = arguments.of_others(keywords)
+        # Before the stem runs: its error about a missing argument would hide the misspelt name.
+        if self.call_block is None:
+            check_all_used(only_for_context)
+        if self.stem is None:
+            return x, keywords
+
+        for_stem = arguments.of_stem(keywords, last_depth)
+        output = self.stem(self._given(x), **for_stem)
+        if not is_plain_tuple(output):
+            return output, keywords
+        if self.call_block is None:
+            raise ValueError(
+                "the stem returned (x, context): pass call_block to use the context in the blocks"
+            )
+        # The stem's own context takes the place of the keyword arguments: call_block gets none.
+        check_all_used(only_for_context)
+        return features_and_context(output, source="the stem")
+
+    def _arguments_of_stem(self) -> StemArguments:
+        """Return what the stem takes; it is read again if the stem was replaced."""
+        if type(self.stem) is not self._stem_arguments.stem_class:  # as by `net.stem = another`
+            self._stem_arguments = read_stem_arguments(self.stem)
+        return self._stem_arguments
+
+    # --- the head
+
+    def _predict(self, states: Sequence[PassState], head_takes_all: bool) -> tuple[Any, ...]:
+        """Return the predictions at the depths of these states, by one call of the head.
+
+        There is one state, unless the head takes all taps.
+        """
+        predictions = self._run_head_or_reject(states, head_takes_all)
+        kept = states[-1].kept
+        if kept.is_overwritten():
+            depths = [state.depth for state in states]
+            has_adapter = any(str(depth) in self.adapters for depth in depths)
+            part = "the head or its adapter" if has_adapter else "the head"
+            raise kept.error(writer=f"{part} at depth {listed(depths)}")
+        return predictions
+
+    def _run_head_or_reject(
+        self, states: Sequence[PassState], head_takes_all: bool
+    ) -> tuple[Any, ...]:
+        """Return the predictions; if the head fails, raise, or give a probe `Rejection`s."""
+        try:
+            predictions = self._run_head(states, head_takes_all)
+        except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
+            raise
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            message = rejection_message({each.depth: each.features for each in states}, error)
+            if self._is_probe:
+                return tuple(Rejection(message) for _ in states)
+            raise RuntimeError(message) from error
+        check_predictions(predictions, num_taps=len(states))
+        return predictions
+
+    def _run_head(self, states: Sequence[PassState], head_takes_all: bool) -> Any:
+        """Call the head once: with a tuple if it takes all taps, else with one tap's features."""
+        skip = states[-1].skip  # the same in all states of a pass
+        if head_takes_all:
+            adapted = tuple(self._adapted(state) for state in states)
+            return self._call_head(adapted, skip)
+        (state,) = states
+        statistics = self._statistics_at(state.depth)
+        return (self._call_head(self._adapted(state), skip, statistics),)
+
+    def _adapted(self, state: PassState) -> Any:
+        """Return what the head takes at a tap: its features, through its adapter if it has one."""
+        given = self._given(state.features)
+        adapters = self.adapters
+        name = str(state.depth)
+        return adapters[name](given) if name in adapters else given
+
+    def _call_head(self, features: Any, skip: Any, statistics: nn.Module | None = None) -> Any:
+        """Return the head's output; the head takes a skip if the net has `head_skip`."""
+        if self.head_skip is None:
+            return call_head(self.head, statistics, (features,))
+        return call_head(self.head, statistics, (features, self._given(skip)))
+
+    def _statistics_at(self, depth: int) -> nn.Module | None:
+        """Return the statistics that the head's BatchNorm has at a depth; None: its own."""
+        statistics = self.head_statistics
+        name = str(depth)
+        return statistics[name] if name in statistics else None
+
+    def _head_takes_all_taps(self) -> bool:
+        return getattr(unwrapped(self.head), "takes_all_taps", False) is True
+
+    # --- other ways to call the net
 
     def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **keywords: Any) -> Taps:
         """Return `net(x, taps=depths)`; None for `depths` means all taps of the net.
@@ -305,18 +456,6 @@ class ElasticWrapper(nn.Module):
         """
         taps = self.taps if depths is None else depths
         return self(x, taps=taps, **keywords)
-
-    def register_forward_hook(self, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
-        """Register a hook as for any module; it must leave a `Taps` a `Taps`.
-
-        Args:
-            hook: Called with what `net(x)` or `net(x, taps=...)` returns.
-            **options: See `torch.nn.Module.register_forward_hook`.
-
-        Returns:
-            A handle that removes the hook.
-        """
-        return super().register_forward_hook(_NetHook(hook), **options)
 
     @contextmanager
     def at_depth(self, depth: int) -> Generator[ElasticWrapper, None, None]:
@@ -340,6 +479,20 @@ class ElasticWrapper(nn.Module):
             yield self
         finally:
             self.default_depth = previous
+
+    def register_forward_hook(self, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
+        """Register a hook as for any module; it must leave a `Taps` a `Taps`.
+
+        Args:
+            hook: Called with what `net(x)` or `net(x, taps=...)` returns.
+            **options: See `torch.nn.Module.register_forward_hook`.
+
+        Returns:
+            A handle that removes the hook.
+        """
+        return super().register_forward_hook(NetHook(hook), **options)
+
+    # --- other nets of the same parts
 
     def truncate(self, depth: int) -> ElasticWrapper:
         """Return an independent network that holds only what a depth uses.
@@ -380,6 +533,53 @@ class ElasticWrapper(nn.Module):
         resolved = resolve_taps(taps, num_blocks=len(self.blocks))
         return self._rebuilt(self.blocks, resolved, self._adapters_by_depth())
 
+    def grow(
+        self,
+        blocks: Iterable[nn.Module],
+        example: Any,
+        init: Callable[[nn.Module], Any] | None = None,
+        **keywords: Any,
+    ) -> ElasticWrapper:
+        """Return a deeper network that is exactly the same function until it is trained further.
+
+        Every new block is copied and made the identity. A run on `example`, in eval mode, then
+        proves that each block is the identity.
+
+        Args:
+            blocks: The new blocks, in order. They are copied; the originals do not change. The
+                copies go to the device of the net and keep their types.
+            example: An input of the network.
+            init: A function that makes a block the identity, in place. None: the block's own
+                `init_identity()`.
+            **keywords: For the stem and `call_block` in the run on `example`.
+
+        Returns:
+            An independent network with a tap at every new depth. If the deepest tap has an
+            adapter, or statistics of the head's BatchNorm, each new tap gets a copy of them.
+
+        Raises:
+            ValueError: No blocks are given, or a block is not the identity; the message names the
+                block and the difference. Or `net.forward` was replaced.
+        """
+        new_blocks = identity_blocks(blocks, init, net=self)
+        old_depth = len(self.blocks)
+        new_taps = range(old_depth + 1, old_depth + len(new_blocks) + 1)
+        adapters = self._adapters_by_depth()
+        if old_depth in adapters:
+            # Copied here and with the net: without this copy the new taps would share one adapter.
+            for depth in new_taps:
+                adapters[depth] = detached_copy(adapters[old_depth])
+        shared = self._rebuilt(
+            blocks=[*self.blocks, *new_blocks], taps=[*self.taps, *new_taps], adapters=adapters
+        )
+        grown = detached_copy(shared)
+        statistics = self._statistics_at(old_depth)
+        if statistics is not None:
+            for depth in new_taps:
+                grown.head_statistics[str(depth)] = detached_copy(statistics)
+        prove_same_function(self, grown, example, keywords)
+        return grown
+
     def to_sequential(self) -> nn.Sequential:
         """Return an ordinary `nn.Sequential` with the same function at full depth.
 
@@ -409,99 +609,40 @@ class ElasticWrapper(nn.Module):
                 "plain module of it"
             )
         check_not_sharded(self)
-        blocks = nn.Sequential(*self.blocks)
-        sequence = nn.Sequential()
-        if self.stem is not None:
-            sequence.add_module("stem", self.stem)
-        sequence.add_module("blocks", blocks)
-        deepest = str(self.taps[-1])
-        if deepest in self.adapters:
-            sequence.add_module("adapter", self.adapters[deepest])
-        if self._head_takes_all_taps():
-            sequence.add_module("into_tuple", _IntoTuple())
-        sequence.add_module("head", self.head)
-        if self._head_takes_all_taps():
-            sequence.add_module("out_of_tuple", _OutOfTuple())
-        # Every module of the net keeps its own mode; the new ones get the net's.
-        sequence.training = self.training
-        blocks.training = self.training
+        sequence = plain_sequence(
+            stem=self.stem,
+            blocks=self.blocks,
+            adapter=self._adapters_by_depth().get(self.taps[-1]),
+            head=self.head,
+            takes_tuple=self._head_takes_all_taps(),
+            training=self.training,
+        )
         copied_sequence = detached_copy(sequence)
         statistics = self._statistics_at(self.taps[-1])
         if statistics is not None:
             write_into_head(copied_sequence.get_submodule("head"), statistics)
         return copied_sequence
 
-    def additions(self) -> list[str]:
-        """Return what sits on the net itself, beside stem, blocks, head and adapters.
-
-        Returns:
-            Descriptions of a class of its own, a replaced forward, forward hooks, parameters,
-            buffers and further modules. Empty for a net as this class builds it.
-        """
-        found: list[str] = []
-        if type(self) is not ElasticWrapper:
-            found.append(f"the class {type(self).__name__}")
-        if self._has_replaced_forward():
-            found.append("a replaced forward")
-        hook_tables: list[dict[int, Any]] = [self._forward_pre_hooks, self._forward_hooks]
-        for hooks in hook_tables:
-            found += [f"the hook {_name_of(hook)}" for hook in hooks.values()]
-        found += [f"the parameter {name!r}" for name in self._parameters]
-        found += [f"the buffer {name!r}" for name in self._buffers]
-        found += [f"the module {name!r}" for name in self._modules if name not in PARTS]
-        return found
-
-    def grow(
-        self,
-        blocks: Iterable[nn.Module],
-        example: Any,
-        init: Callable[[nn.Module], Any] | None = None,
-        **keywords: Any,
+    def _rebuilt(
+        self, blocks: Iterable[nn.Module], taps: Sequence[int], adapters: Mapping[int, nn.Module]
     ) -> ElasticWrapper:
-        """Return a deeper network that is exactly the same function until it is trained further.
+        """Return this net with other blocks, taps and adapters, without copying any module."""
+        check_not_sharded(self)
+        net = shallow_copy(self)
+        net.taps = tuple(taps)
+        net.default_depth = net.taps[-1]
+        net.blocks = nn.ModuleList(blocks)
+        net.adapters = _module_dict({depth: adapters[depth] for depth in taps if depth in adapters})
+        net.head_statistics = statistics_by_depth(self.head_statistics, taps)
+        # The two containers are new; every other module keeps its own mode.
+        net.blocks.training = self.training
+        net.adapters.training = self.training
+        return net
 
-        Every new block is copied and made the identity. A run on `example`, in eval mode, then
-        proves that each block is the identity.
+    def _adapters_by_depth(self) -> dict[int, nn.Module]:
+        return {int(depth): adapter for depth, adapter in self.adapters.items()}
 
-        Args:
-            blocks: The new blocks, in order. They are copied; the originals do not change. The
-                copies go to the device of the net and keep their types.
-            example: An input of the network.
-            init: A function that makes a block the identity, in place. None: the block's own
-                `init_identity()`.
-            **keywords: For the stem and `call_block` in the run on `example`.
-
-        Returns:
-            An independent network with a tap at every new depth. If the deepest tap has an
-            adapter, or statistics of the head's BatchNorm, each new tap gets a copy of them.
-
-        Raises:
-            ValueError: No blocks are given, or a block is not the identity; the message names the
-                block and the difference. Or `net.forward` was replaced.
-        """
-        new_blocks = [
-            self._identity_block(block, init, name=_new_block_name(index, block))
-            for index, block in enumerate(blocks)
-        ]
-        if not new_blocks:
-            raise ValueError("grow: no blocks given")
-        old_depth = len(self.blocks)
-        new_taps = range(old_depth + 1, old_depth + len(new_blocks) + 1)
-        adapters = self._adapters_by_depth()
-        if old_depth in adapters:
-            # Copied here and with the net: without this copy the new taps would share one adapter.
-            for depth in new_taps:
-                adapters[depth] = detached_copy(adapters[old_depth])
-        old_depth_statistics = self._statistics_at(old_depth)
-        shared = self._rebuilt(
-            blocks=[*self.blocks, *new_blocks], taps=[*self.taps, *new_taps], adapters=adapters
-        )
-        grown = detached_copy(shared)
-        if old_depth_statistics is not None:
-            for depth in new_taps:
-                grown.head_statistics[str(depth)] = detached_copy(old_depth_statistics)
-        self._prove_same_function(grown, example, keywords)
-        return grown
+    # --- what the net is
 
     def check(self, example: Any, strict: bool = False, **keywords: Any) -> list[TapReport]:
         """Run the net once on an example and report what comes out at every tap.
@@ -525,488 +666,40 @@ class ElasticWrapper(nn.Module):
         """
         probe = self._rebuilt(self.blocks, self.taps, self._adapters_by_depth())
         probe._is_probe = True
-        # Hooks could take a rejection for a prediction. The table is the probe's own, see
-        # _shallow_copy: this net keeps its hooks.
+        # Hooks could take a rejection for a prediction. The table is the probe's own: this net
+        # keeps its hooks.
         probe._forward_hooks.clear()
         with evaluating(probe), torch.no_grad():
             outputs = probe(example, taps=probe.taps, **keywords)
-
         warn_of_statistics(self.head, self.adapters, self.head_statistics, self.taps)
-        # The deepest block always has a tap, and the last features are the deepest.
-        deepest_shape = shape_of(outputs.features[-1])
-        reports: list[TapReport] = []
-        for depth, prediction, features in zip(
-            outputs.depths, outputs.predictions, outputs.features, strict=True
-        ):
-            reports.append(_report(depth, prediction, features, deepest_shape))
+        reports = tap_reports(outputs)
         for report in reports:
             if strict and report.problem is not None:
                 raise ValueError(report.problem)
         return reports
 
-    # --- the parts of a pass.
-    # A part may write in place into what it is given, which the pass may still need. Therefore a
-    # pass notes what it needs, each value with its name for messages:
-    # - `keep_input`: the input or the stem's output, which every part may be given;
-    # - `keep_features`: what a block returned, which the next parts are given;
-    # - `keep_prediction`: what the head returned, which no part is given.
-    # `check` follows each part, and raises if it wrote into what it could be given.
-    # `check_all` ends a pass over all taps, and looks at everything that was noted.
+    def additions(self) -> list[str]:
+        """Return what sits on the net itself, beside stem, blocks, head and adapters.
 
-    def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
-        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
-        features, context, state = self._start_pass(x, len(self.blocks), keywords)
-        # A head that takes all taps is called once, behind the last block. A probe asks it about
-        # each tap alone, so that a rejection names its tap.
-        predicts_at_end = self._head_takes_all_taps() and not self._is_probe
-        features_by_depth: dict[int, Any] = {}
-        predictions: list[Any] = []
-        for depth, block in enumerate(self.blocks, start=1):
-            features, context = self._run_block(block, features, context, depth, state)
-            if depth in self.taps:
-                features_by_depth[depth] = features
-                state.kept.keep_features(features, name=f"the features at depth {depth}")
-            # Before the later blocks run: one of them could change these features by a write that
-            # PyTorch does not count, such as one in inference_mode.
-            if depth in depths and not predicts_at_end:
-                predictions += self._predict({depth: features}, state)
-        if predicts_at_end:
-            asked = {depth: features_by_depth[depth] for depth in depths}
-            predictions += self._predict(asked, state)
-        state.kept.check_all(writer="the head, or a block behind,")
-        return Taps(depths, tuple(predictions), tuple(features_by_depth.values()))
-
-    def _check_backward_hooks(self) -> None:
-        """Raise if the backward pass of a `Taps` would leave out a hook on this net.
-
-        PyTorch runs backward hooks only of modules that return a tensor or a tuple of tensors.
+        Returns:
+            Descriptions of a class of its own, a replaced forward, forward hooks, parameters,
+            buffers and further modules. Empty for a net as this class builds it.
         """
-        if not torch.is_grad_enabled():
-            return
-        hook_tables: list[dict[int, Any]] = [self._backward_pre_hooks, self._backward_hooks]
-        hooks = [hook for table in hook_tables for hook in table.values()]
-        if hooks:
-            raise TypeError(
-                f"the backward hook {_name_of(hooks[0])} of this net would not run for a Taps, "
-                "from net(x, taps=...): register it on the head, or on the stem or a block"
-            )
+        found = additions_to(self)
+        if type(self) is not ElasticWrapper:
+            found.insert(0, f"the class {type(self).__name__}")
+        return found
 
-    def _start_pass(
-        self, x: Any, last_depth: int, keywords: dict[str, Any]
-    ) -> tuple[Any, Any, _PassState]:
-        """Run the stem; return features and context for the first block, and the pass's state."""
-        self._check_number_of_blocks()
-        kept = KeptTensors(compare_values=self._is_probe)
-        kept.keep_input(x, name="the input")
-        features, context = self._run_stem(x, last_depth, keywords)
-        kept.check(writer="the stem")
+    @property
+    def stem_keywords(self) -> frozenset[str]:
+        """The names of the keyword arguments that the stem's forward lists."""
+        return self._arguments_of_stem().names
 
-        skip = None
-        if self.head_skip == "input":
-            skip = x
-        if self.head_skip == "stem":
-            skip = features
-            kept.keep_input(features, name="the stem's output")
-        return features, context, _PassState(skip=skip, kept=kept)
-
-    def _check_number_of_blocks(self) -> None:
-        """Raise if blocks were added or removed since the net was made, as by `del net.blocks[-1]`.
-
-        Without this error, `net(x, depth=5)` of a net that has 4 blocks left would be depth 4.
-        """
-        if len(self.blocks) != self.taps[-1]:
-            raise ValueError(
-                f"the net has {len(self.blocks)} blocks, and its deepest tap is at depth "
-                f"{self.taps[-1]}: blocks were added to net.blocks or removed from it. Use "
-                "net.truncate or net.grow, or make a new ElasticWrapper"
-            )
-
-    def _run_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
-        """Return the features and the context for the first block.
-
-        The stem gets the keyword arguments that its forward names. All of them are the context,
-        which call_block gets, unless the stem returns a context of its own. One that no part gets
-        is an error, because it may be misspelt.
-        """
-        arguments = self._arguments_of_stem()
-        only_for_context = arguments.of_others(keywords)
-        # Before the stem runs: its error about a missing argument would hide the misspelt name.
-        if self.call_block is None:
-            check_all_used(only_for_context)
-        if self.stem is None:
-            return x, keywords
-
-        for_stem = arguments.of_stem(keywords)
-        if arguments.takes_last_depth:
-            if LAST_DEPTH in keywords:
-                raise TypeError(
-                    f"{LAST_DEPTH}={keywords[LAST_DEPTH]!r}: the net itself tells this stem how "
-                    "deep the pass goes; pass depth= or taps= instead"
-                )
-            for_stem[LAST_DEPTH] = last_depth
-        output = self.stem(self._given(x), **for_stem)
-        if not is_plain_tuple(output):
-            return output, keywords
-        if self.call_block is None:
-            raise ValueError(
-                "the stem returned (x, context): pass call_block to use the context in the blocks"
-            )
-        # The stem's own context takes the place of the keyword arguments: call_block gets none.
-        check_all_used(only_for_context)
-        return features_and_context(output, source="the stem")
-
-    def _arguments_of_stem(self) -> StemArguments:
-        """Return what the stem takes; it is read again if the stem was replaced."""
-        if type(self.stem) is not self._stem_arguments.stem_class:  # as by `net.stem = another`
-            self._stem_arguments = read_stem_arguments(self.stem)
-        return self._stem_arguments
-
-    def _run_block(
-        self, block: nn.Module, features: Any, context: Any, depth: int, state: _PassState
-    ) -> tuple[Any, Any]:
-        """Return the features at a depth, which `block` computes, and the next block's context."""
-        recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
-        if recompute:
-            # The backward pass will run the block again, on these features.
-            name = f"the features at depth {depth - 1}, for the backward pass,"
-            state.kept.keep_features(features, name=name)
-
-        given = self._given(features)
-        if self.call_block is not None:
-            call_block = self.call_block
-            if recompute:
-                call_block = recomputed(call_block, module=block)
-            index = depth - 1  # call_block counts blocks from 0
-            returned = call_block(block, given, context, index)
-            features, context = features_and_context(returned, source="call_block")
-        else:
-            run = recomputed(block, module=block) if recompute else block
-            features = self._features_in(run(given), given, depth)
-        state.kept.check(writer=f"block {depth} ({type(block).__name__})")
-        return features, context
-
-    def _features_in(self, output: Any, given: Any, depth: int) -> Any:
-        """Return the features in a block's output; note for `to_sequential` if it is a tuple."""
-        if not is_plain_tuple(output):
-            return output
-        if is_plain_tuple(given):
-            raise TypeError(
-                f"block {depth} takes a tuple and returns a tuple, and only the first entry would "
-                "go on: pass call_block, which says what the features are, or let the blocks take "
-                "and return a list or a named tuple, which go on as they are"
-            )
-        self._blocks_return_tuples = True  # read by to_sequential
-        return output[0]
-
-    def _predict(self, features_by_depth: Mapping[int, Any], state: _PassState) -> tuple[Any, ...]:
-        """Return the predictions from the features by depth.
-
-        These are of one depth, unless the head takes all taps.
-        """
-        predictions = self._run_head_or_reject(features_by_depth, state.skip)
-        where = f"at depth {listed(features_by_depth)}"
-        has_adapter = any(str(depth) in self.adapters for depth in features_by_depth)
-        writer = "the head or its adapter" if has_adapter else "the head"
-        state.kept.check(writer=f"{writer} {where}")
-        state.kept.keep_prediction(predictions, name=f"the prediction {where}")
-        return predictions
-
-    def _run_head_or_reject(
-        self, features_by_depth: Mapping[int, Any], skip: Any
-    ) -> tuple[Any, ...]:
-        """Return the predictions; if the head fails, raise, or give a probe `_Rejection`s."""
-        try:
-            predictions = self._run_head(features_by_depth, skip)
-        except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
-            raise
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            message = rejection_message(features_by_depth, error)
-            if self._is_probe:
-                return tuple(_Rejection(message) for _ in features_by_depth)
-            raise RuntimeError(message) from error
-        check_predictions(predictions, num_taps=len(features_by_depth))
-        return predictions
-
-    def _run_head(self, features_by_depth: Mapping[int, Any], skip: Any) -> Any:
-        """Call the head once: with a tuple if it takes all taps, else with one tap's features."""
-        adapted = tuple(self._adapted(depth, each) for depth, each in features_by_depth.items())
-        if self._head_takes_all_taps():
-            return self._call_head(adapted, skip)
-        ((depth, _),) = features_by_depth.items()
-        (each,) = adapted
-        return (self._call_head(each, skip, self._statistics_at(depth)),)
-
-    def _head_takes_all_taps(self) -> bool:
-        return getattr(self.head, "takes_all_taps", False) is True
-
-    def _adapted(self, depth: int, features: Any) -> Any:
-        """Return what the head takes at a tap: its features, through its adapter if it has one."""
-        given = self._given(features)
-        name = str(depth)
-        return self.adapters[name](given) if name in self.adapters else given
-
-    def _statistics_at(self, depth: int) -> nn.Module | None:
-        """Return the statistics that the head's BatchNorm has at a depth; None: its own."""
-        name = str(depth)
-        return self.head_statistics[name] if name in self.head_statistics else None
-
-    def _call_head(self, features: Any, skip: Any, statistics: nn.Module | None = None) -> Any:
-        """Return the head's output; the head takes a skip if the net has `head_skip`."""
-        inputs = (features,)
-        if self.head_skip is not None:
-            inputs = (features, self._given(skip))
-        return call_head(self.head, statistics, inputs)
-
-    def _given(self, value: Any) -> Any:
-        """Return what a part is given to read: the value, or a copy in which it may write.
-
-        In lists and dicts of its own in any case, which it may change.
-        """
-        return copied(value) if self.copy_features else in_own_containers(value)
-
-    # --- truncate, with_taps, grow and check
-
-    def _adapters_by_depth(self) -> dict[int, nn.Module]:
-        return {int(depth): adapter for depth, adapter in self.adapters.items()}
-
-    def _has_replaced_forward(self) -> bool:
-        """Return whether `net.forward` was set to something else than the method of the class."""
-        forward = vars(self).get("forward")
-        return forward is not None and forward != types.MethodType(type(self).forward, self)
-
-    def _rebuilt(
-        self, blocks: Iterable[nn.Module], taps: Sequence[int], adapters: Mapping[int, nn.Module]
-    ) -> ElasticWrapper:
-        """Return this net with other blocks, taps and adapters, without copying any module."""
-        if self._has_replaced_forward():
-            raise ValueError(
-                "net.forward was replaced, and the replacement may call the whole net: put "
-                "ElasticWrapper's own forward back first (del net.forward)"
-            )
-        check_not_sharded(self)
-        net = self._shallow_copy()
-        net.taps = tuple(taps)
-        net.default_depth = net.taps[-1]
-        net.blocks = nn.ModuleList(blocks)
-        net.adapters = _module_dict({depth: adapters[depth] for depth in taps if depth in adapters})
-        net.head_statistics = statistics_by_depth(self.head_statistics, taps)
-        # The two containers are new; every other module keeps its own mode.
-        net.blocks.training = self.training
-        net.adapters.training = self.training
-        return net
-
-    def _shallow_copy(self) -> ElasticWrapper:
-        """Return a net of this net's class with the same modules, settings, buffers and hooks.
-
-        Each table (of modules, parameters, buffers, hooks) is copied, so that assigning to the new
-        net leaves this one alone. A method of this net, such as a subclass's call_block or hook,
-        becomes the new net's.
-        """
-        net = copy.copy(self)
-        for name, value in vars(self).items():
-            if _is_table(value):
-                table = value.copy()
-                for key, entry in table.items():
-                    table[key] = _rebound(entry, self, net)
-                vars(net)[name] = table
-            else:
-                vars(net)[name] = _rebound(value, self, net)
-        # `_rebuilt` refuses a replaced forward. One that was set back by hand is the class's own:
-        # the new net has it without the attribute.
-        vars(net).pop("forward", None)
-        return net
-
-    def _identity_block(
-        self, block: nn.Module, init: Callable[[nn.Module], Any] | None, name: str
-    ) -> nn.Module:
-        """Return a copy of a block, made the identity, on this net's device and in its mode."""
-        identity = detached_copy(block)
-        if init is None:
-            init_identity = getattr(identity, "init_identity", None)
-            if init_identity is None:
-                raise ValueError(
-                    f"grow: {name} has no init_identity(); pass init=, a function that makes a "
-                    "block the identity (for a residual block: zero its last layer)"
-                )
-            init_identity()
-        else:
-            init(identity)
-        identity.train(self.training)
-        parameter = next(self.parameters(), None)
-        if parameter is None:
-            return identity
-        return identity.to(parameter.device)
-
-    def _prove_same_function(
-        self, grown: ElasticWrapper, example: Any, keywords: dict[str, Any]
-    ) -> None:
-        """Raise unless the new blocks of the grown net change neither features nor output."""
-        old_depth = len(self.blocks)
-        with evaluating(self), evaluating(grown), torch.no_grad():
-            features_by_depth = grown._features_by_depth(old_depth, example, keywords)
-            for index, block in enumerate(grown.blocks[old_depth:]):
-                # The deepest block of this net has a tap, and so has each new block.
-                depth_before = old_depth + index
-                before = features_by_depth[depth_before]
-                after = features_by_depth[depth_before + 1]
-                problem = not_identity(before, after)
-                if problem is not None:
-                    name = _new_block_name(index, block)
-                    raise ValueError(f"grow: {name} is not the identity: {problem}")
-
-            prediction = grown(example, depth=-1, **keywords)
-            if not same_bits(prediction, grown(example, depth=old_depth, **keywords)):
-                raise ValueError(
-                    "grow: the adapters of the new taps change the prediction: "
-                    "make them equal to the deepest tap's"
-                )
-            if not same_bits(prediction, self(example, depth=-1, **keywords)):
-                raise ValueError(
-                    "grow: a copy of this net gives another prediction than the net: something in "
-                    "it draws random numbers, or depends on what is not copied"
-                )
-
-    def _features_by_depth(
-        self, head_depth: int, example: Any, keywords: dict[str, Any]
-    ) -> dict[int, Any]:
-        """Return the features at every tap, as the blocks returned them.
-
-        The head runs at one depth alone: it may reject what a block that is no identity returns.
-        """
-        net = self._rebuilt(self.blocks, self.taps, self._adapters_by_depth())
-        net.copy_features = True  # each part gets copies, and leaves the features as they are
-        outputs = net(example, taps=[head_depth], **keywords)
-        return dict(zip(net.taps, outputs.features, strict=True))
-
-
-class _NetHook:
-    """A forward hook on an elastic net; an error names the hook if it takes no `Taps`.
-
-    Args:
-        hook: The hook that was registered.
-    """
-
-    def __init__(self, hook: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, hook)  # keeps its name and module
-        self.hook = hook
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Return what the hook returns."""
-        output = arguments[-1]  # the last one in each signature that PyTorch calls hooks by
-        if not isinstance(output, Taps):
-            return self.hook(*arguments)
-        try:
-            result = self.hook(*arguments)
-        except (AttributeError, TypeError) as error:
-            raise TypeError(f"{self._description()} raised: {error}. {HOOK_REMEDY}") from error
-        if result is not None and not isinstance(result, Taps):
-            returned = type(result).__name__
-            raise TypeError(f"{self._description()} returned a {returned}. {HOOK_REMEDY}")
-        return result
-
-    def _description(self) -> str:
-        return f"the forward hook {_name_of(self.hook)} got a Taps, from net(x, taps=...), and"
-
-
-def _is_table(value: Any) -> TypeGuard[dict[Any, Any]]:
-    return isinstance(value, dict)
-
-
-def _rebound(value: Any, old: nn.Module, new: nn.Module) -> Any:
-    """Return the new net's method if a value is a method of the old one; else the value itself."""
-    if isinstance(value, types.MethodType) and value.__self__ is old:
-        return types.MethodType(value.__func__, new)
-    if isinstance(value, _NetHook):
-        return _NetHook(_rebound(value.hook, old, new))
-    return value
-
-
-class _IntoTuple(nn.Module):
-    """Makes a tuple of one tap's features, for a head that takes all taps."""
-
-    def forward(self, features: Any) -> tuple[Any]:
-        return (features,)
-
-
-class _OutOfTuple(nn.Module):
-    """Takes the only prediction out of the tuple that such a head returns."""
-
-    def forward(self, predictions: tuple[Any]) -> Any:
-        (prediction,) = predictions
-        return prediction
-
-
-class _Rejection(NamedTuple):
-    """What `check` gets in the place of a prediction if the head rejects the features.
-
-    Attributes:
-        message: The error.
-    """
-
-    message: str
-
-
-def _report(
-    depth: int, prediction: Any, features: Any, deepest_shape: tuple[Any, ...]
-) -> TapReport:
-    """Return the report of one tap."""
-    shape = shape_of(features)
-    tensors = tensors_in(features)
-    num_not_finite = sum(_count_not_finite(tensor) for tensor in tensors)
-    problem = None
-    if num_not_finite:  # This comes first: it explains a rejection by the head, too.
-        num_values = sum(tensor.numel() for tensor in tensors)
-        problem = (
-            f"depth {depth}: {num_not_finite} of {num_values} features are not finite "
-            "(NaN or infinity)"
-        )
-    elif isinstance(prediction, _Rejection):
-        problem = prediction.message
-        if shape != deepest_shape:
-            problem += f" (the deepest tap has shape {deepest_shape})"
-    return TapReport(
-        depth=depth,
-        shape=shape,
-        output_shape=tuple(prediction.shape) if isinstance(prediction, Tensor) else None,
-        finite=num_not_finite == 0,
-        problem=problem,
-    )
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Generator[nn.Module, None, None]:
-    """Put every module of a net into eval mode inside a `with` block.
-
-    When the `with` block ends, also by an exception, each module gets its own mode back.
-
-    Args:
-        net: Any module.
-
-    Yields:
-        The net.
-    """
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield net
-    finally:
-        for module, training in modes:
-            module.training = training
+    def extra_repr(self) -> str:
+        """Return the text that `repr` shows before the modules."""
+        return f"taps={self.taps}"
 
 
 def _module_dict(adapters: Mapping[int, nn.Module]) -> nn.ModuleDict:
     """Return the adapters by the name of their depth, shallowest first."""
     return nn.ModuleDict({str(depth): adapters[depth] for depth in sorted(adapters)})
-
-
-def _name_of(hook: Any) -> str:
-    """Return what messages call a hook."""
-    return getattr(hook, "__qualname__", type(hook).__qualname__)
-
-
-def _new_block_name(index: int, block: nn.Module) -> str:
-    return f"new block {index} ({type(block).__name__})"
-
-
-def _count_not_finite(tensor: Tensor) -> int:
-    return int((~torch.isfinite(tensor)).sum())

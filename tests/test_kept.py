@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -247,10 +248,19 @@ def test_kept_tensors_in_any_nest() -> None:
     nest = [first, ("text", {"key": second.clone()}), None, 3, {"last": [third.clone()]}]
     kept = KeptTensors()
     kept.keep_features(nest, "the nest")
-    kept.check("nobody")
+    assert not kept.is_overwritten()
     tensors_in(nest)[2].add_(1)
+    assert kept.is_overwritten()
     with pytest.raises(OverwrittenError, match="somebody writes in place into the nest"):
-        kept.check("somebody")
+        kept.check_all("somebody")
+
+
+def test_a_copy_keeps_nothing() -> None:
+    """The counters of copied tensors begin anew, so that it could raise without a reason."""
+    tensor = torch.zeros(2).add_(1)
+    kept = KeptTensors()
+    kept.keep_input(tensor, "the input")
+    copy.deepcopy(kept).check_all("nobody")
 
 
 def test_copies_of_nests_keep_their_kind() -> None:
