@@ -15,7 +15,7 @@ from elasticnet.cli.arguments import add_cache, add_debug, report_skipped
 if TYPE_CHECKING:
     from elasticnet import ElasticWrapper
     from elasticnet.cli.arguments import Commands
-    from elasticnet.export import Exported
+    from elasticnet.export import Axes, AxisSpec, Exported
     from elasticnet.sr.data.pair_set import PairSet
 
 # those of elasticnet.export, which cannot be imported here: --help must not load PyTorch
@@ -23,11 +23,14 @@ FORMATS = ("onnx", "torch", "safetensors")
 DEFAULT_FORMAT = "onnx"
 ALL_DEPTHS = "all"
 
+NO_AXIS = "none"  # what --axis says where every length is the example's
+
 DESCRIPTION = (
     "Write one depth of a checkpoint, or every one, to a file that stands alone. Batch, height and "
-    "width stay open where the network allows. Each file is run and compared with the network at "
-    "several sizes before it is written; where they differ by more than 1e-4, nothing is. The exit "
-    "status is 1 when an image of --data could not be used."
+    "width stay open where the network allows; --axis says which lengths may vary instead. Each "
+    "file is run and compared with the network at several sizes before it is written; where they "
+    "differ by more than 1e-4, nothing is. The exit status is 1 when an image of --data could not "
+    "be used."
 )
 
 
@@ -43,6 +46,24 @@ class Cost(NamedTuple):
     data: str
     net_psnr: float
     file_psnr: float
+
+
+class AskedAxis(NamedTuple):
+    """What one `--axis` says.
+
+    Attributes:
+        input: The input's name; None for the first input.
+        axis: Counted from 0.
+        name: What the axis is called in the file.
+        least: The smallest length.
+        most: The largest length; None for no limit.
+    """
+
+    input: str | None
+    axis: int
+    name: str
+    least: int
+    most: int | None
 
 
 def add_parser(commands: Commands) -> None:
@@ -62,6 +83,7 @@ def add_parser(commands: Commands) -> None:
         help="a checkpoint of a registered architecture: a path, an http(s) URL, or hf://...",
     )
     _add_depth_options(parser)
+    _add_axis_option(parser)
     _add_output_options(parser)
     _add_weight_options(parser)
     add_debug(parser)
@@ -83,6 +105,24 @@ def _add_depth_options(parser: argparse.ArgumentParser) -> None:
         const=ALL_DEPTHS,
         dest="depth",
         help="the same as --depth all",
+    )
+
+
+def _add_axis_option(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which inputs the file takes (onnx, torch)")
+    group.add_argument(
+        "--axis",
+        dest="axes",
+        type=_axis,
+        action="append",
+        metavar="AXIS=NAME[:LEAST:MOST]",
+        help=(
+            "an axis that may have any length, counted from 0, and its name; with bounds, any "
+            "length between them: 1=tokens:2:512. Axes of further inputs with the same position "
+            "and length go along; or name the input, too: attention_mask.1=tokens. May be "
+            f"repeated. {NO_AXIS!r}: every length is the example's. Default: batch, and height "
+            "and width of images, where the network allows"
+        ),
     )
 
 
@@ -143,6 +183,50 @@ def _depth(text: str) -> int | str:
     return int(text)
 
 
+def _axis(text: str) -> AskedAxis | None:
+    """The value of --axis; None for 'none'."""
+    if text == NO_AXIS:
+        return None
+    found = re.fullmatch(
+        r"((?P<input>\w+)\.)?(?P<axis>\d+)=(?P<name>\w+)(:(?P<least>\d*):(?P<most>\d*))?", text
+    )
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected AXIS=NAME or AXIS=NAME:LEAST:MOST, such as 1=tokens:2:512, "
+            f"or {NO_AXIS}"
+        )
+    return AskedAxis(
+        input=found["input"],
+        axis=int(found["axis"]),
+        name=found["name"],
+        least=int(found["least"] or 1),
+        most=int(found["most"]) if found["most"] else None,
+    )
+
+
+def _axes(asked: Sequence[AskedAxis | None] | None) -> Axes | None:
+    """What `export` takes for `axes`."""
+    if asked is None:
+        return None
+    of_first: dict[int, AxisSpec] = {}
+    by_input: dict[str, dict[int, AxisSpec]] = {}
+    for each in asked:
+        if each is None:
+            continue
+        axes = of_first if each.input is None else by_input.setdefault(each.input, {})
+        if each.axis in axes:
+            raise ValueError(f"--axis {each.axis}={each.name}: this axis was given before")
+        axes[each.axis] = (each.name, each.least, each.most)
+    if by_input and of_first:
+        raise ValueError(
+            f"--axis {next(iter(of_first))}: name the input of each axis, or of none; "
+            "the first input is called 'input'"
+        )
+    if None in asked and len(asked) > 1:
+        raise ValueError(f"--axis {NO_AXIS}: it stands alone")
+    return by_input or of_first
+
+
 def run(options: argparse.Namespace) -> int:
     """Export what the options say; all targets are checked before the first one is written.
 
@@ -160,6 +244,7 @@ def run(options: argparse.Namespace) -> int:
 
     format = _format(options)
     _check_options(options, format)
+    axes = _axes(options.axes)
     _require(format)
     notes = read_header(options.file)["notes"]
     several = options.depth == ALL_DEPTHS
@@ -182,6 +267,7 @@ def run(options: argparse.Namespace) -> int:
                 target,
                 depth=depth,
                 format=format,
+                axes=axes,
                 fold=options.fold is not False,  # None where neither --fold nor --no-fold is given
                 int8=options.int8,
                 overwrite=options.force,
@@ -227,6 +313,8 @@ def _check_options(options: argparse.Namespace, format: str) -> None:
     if format == "safetensors":
         if options.int8:
             _refuse_for_checkpoint("--int8")
+        if options.axes is not None:
+            _refuse_for_checkpoint("--axis")
         if options.fold is not None:
             _refuse_for_checkpoint("--fold" if options.fold else "--no-fold")
     if options.data and not options.int8:
@@ -237,7 +325,8 @@ def _check_options(options: argparse.Namespace, format: str) -> None:
 
 def _refuse_for_checkpoint(option: str) -> None:
     raise ValueError(
-        f"{option} with --format safetensors: a checkpoint keeps its weights; take onnx or torch"
+        f"{option} with --format safetensors: a checkpoint keeps its weights, and takes what the "
+        "network takes; choose onnx or torch"
     )
 
 
@@ -352,11 +441,30 @@ def _summary(result: Exported) -> str:
         parts.append(f", max difference {result.difference:.2g} on {shapes}")
     else:
         parts.append(", weights equal")
-    if result.axes:
-        parts.append(f"; open: {', '.join(result.axes.values())}")
+    if len(result.inputs) > 1:
+        parts.append(f"; inputs: {', '.join(result.inputs)}")
+    open_lengths = _open_lengths(result)
+    if open_lengths:
+        parts.append(f"; open: {', '.join(open_lengths)}")
     if result.int8_snr is not None:
         parts.append(f"; int8 against float: {result.int8_snr:.1f} dB")
     return "".join(parts)
+
+
+def _open_lengths(result: Exported) -> list[str]:
+    """The names of the open axes, with their bounds."""
+    names = [
+        length for shape in result.inputs.values() for length in shape if isinstance(length, str)
+    ]
+    described: list[str] = []
+    for name in dict.fromkeys(names):  # each once
+        least, most = result.bounds.get(name, (1, None))
+        if most is not None:
+            name = f"{name} ({least} to {most})"
+        elif least > 1:
+            name = f"{name} ({least} or more)"
+        described.append(name)
+    return described
 
 
 def _by_x(shape: Sequence[int]) -> str:

@@ -393,10 +393,15 @@ def _advice(net: nn.Module, example: Sample, lengths: Sequence[OpenLength]) -> s
             continue  # the example's alone
         input_name, axis = length.places[0]
         spec = f'{axis}: ("{length.name}", {least}, {most})'
+        option = f"{axis}={length.name}:{least}:{'' if most is None else most}"
         if input_name != next(iter(example.tensors)):
             spec = f"{input_name!r}: {{{spec}}}"
+            option = f"{input_name}.{option}"
         range_taken = f"{least} or more" if most is None else f"{least} to {most}"
-        parts.append(f"; it takes {range_taken} {length.name}: write axes={{{spec}}}")
+        parts.append(
+            f"; it takes {range_taken} {length.name}: write axes={{{spec}}} "
+            f"(on the command line: --axis {option})"
+        )
     return "".join(parts)
 
 

@@ -60,7 +60,7 @@ def open_onnx(data: bytes) -> Callable[..., Tensor]:
     runtime: Any = onnxruntime
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors, which are raised as well
+    options.log_severity_level = 4  # errors are raised, and need not be printed as well
     session = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
     def run(x: Any, **keywords: Any) -> Tensor:

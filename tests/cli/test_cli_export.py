@@ -91,6 +91,79 @@ def test_a_network_of_any_registered_architecture(tmp_path, monkeypatch, capsys)
         assert (runner(tmp_path / "mlp_d1.pt2")(x) - net(x, depth=1)).abs().max() < 1e-6
 
 
+def masked_sum(num_blocks, width, taps=None):
+    """Sums tokens (b, n, c) where a mask (b, n) is 1; with more than 9 tokens it fails."""
+
+    class Masked(nn.Module):
+        def forward(self, x, mask):
+            if x.shape[1] > 9:
+                raise IndexError("no position 9")
+            return x * mask[..., None]
+
+    blocks = [nn.Linear(width, width) for _ in range(num_blocks)]
+    return ElasticWrapper(blocks, nn.Identity(), Masked(), taps=taps, layout="b n c")
+
+
+@pytest.fixture
+def masked_file(tmp_path, monkeypatch) -> Path:
+    architecture = Architecture(
+        masked_sum,
+        example=lambda arguments: torch.rand(2, 5, arguments["width"]),
+        extras={"example_keywords": lambda _: {"mask": torch.ones(2, 5)}},
+    )
+    monkeypatch.setitem(registry._registered, "masked-sum", architecture)
+    path = tmp_path / "masked.safetensors"
+    net = registry.build("masked-sum", num_blocks=2, width=3)
+    elasticnet.save(net, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        ["--axis", "0=batch", "--axis", "1=tokens:2:9"],
+        [
+            *("--axis", "input.0=batch", "--axis", "mask.0=batch"),
+            *("--axis", "input.1=tokens:2:9", "--axis", "mask.1=tokens"),
+        ],
+    ],
+)
+def test_axes_with_bounds_of_a_network_with_keyword_arguments(masked_file, axes, capsys):
+    assert main(["export", str(masked_file), "--format", "torch", *axes]) == 0
+
+    said = capsys.readouterr().out
+    assert said.endswith(
+        "on 2x5x3, 1x9x3, 1x2x3, 7x9x3; inputs: input, mask; open: batch, tokens (2 to 9)\n"
+    )
+    run_file = runner(masked_file.with_name("masked_d2.pt2"))
+    assert run_file(torch.rand(3, 8, 3), mask=torch.ones(3, 8)).shape == (3, 8, 3)
+
+
+def test_a_limit_of_the_network_is_one_line_with_what_to_write(masked_file, capsys):
+    assert main(["export", str(masked_file), "--axis", "1=tokens"]) == 2
+
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "it takes 1 to 9 tokens: " in said
+    assert said.endswith("(on the command line: --axis 1=tokens:1:9)")
+
+
+def test_no_axis_is_open_where_the_user_says_so(masked_file, capsys):
+    assert main(["export", str(masked_file), "--format", "torch", "--axis", "none"]) == 0
+
+    assert "open:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "value", ["tokens", "1:tokens", "1=tokens:2", "1=two words", "-1=tokens", "1=tokens:a:b"]
+)
+def test_a_wrong_axis_is_an_error_of_the_arguments(masked_file, value, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(masked_file), f"--axis={value}"])
+
+    assert stopped.value.code == 2
+    assert f"{value!r}: expected AXIS=NAME or AXIS=NAME:LEAST:MOST" in capsys.readouterr().err
+
+
 def test_the_suffix_of_out_chooses_the_format_and_fold_can_be_off(file, tmp_path, capsys):
     command = ["export", str(file), "--depth", "1", "-o", str(tmp_path / "a.pt2")]
     assert main([*command, "--no-fold"]) == 0
@@ -156,6 +229,13 @@ def test_int8_prints_its_cost_also_on_data(file, tmp_path, capsys):
             "--int8 with --format safetensors: a checkpoint keeps its weights",
         ),
         (["--fold", "--format", "safetensors"], "--fold with --format safetensors"),
+        (["--axis", "0=b", "--format", "safetensors"], "--axis with --format safetensors"),
+        (["--axis", "0=b", "--axis", "0=c"], "--axis 0=c: this axis was given before"),
+        (["--axis", "0=b", "--axis", "none"], "--axis none: it stands alone"),
+        (
+            ["--axis", "2=h", "--axis", "input.3=w"],
+            "--axis 2: name the input of each axis, or of none; the first input is called 'input'",
+        ),
         (["--data", "photos"], "--data photos: it measures what --int8 costs; add --int8"),
         (["-o", "none/net.onnx"], "none/net.onnx: there is no folder none; make it first"),
         (

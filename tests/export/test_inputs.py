@@ -113,7 +113,8 @@ def test_a_limit_that_the_net_has_is_named_with_what_to_write():
         open_axes(Positions(), sample(IDS[:, :5].repeat(1, 1)), {1: ("tokens", 1, 17)})
 
     assert str(raised.value).endswith(
-        '; it takes 2 to 16 tokens: write axes={1: ("tokens", 2, 16)}'
+        '; it takes 2 to 16 tokens: write axes={1: ("tokens", 2, 16)} '
+        "(on the command line: --axis 1=tokens:2:16)"
     )
 
 
