@@ -1,56 +1,92 @@
-"""Hooks on the net itself, which PyTorch calls with whatever the net returns."""
+"""Forward hooks on the net itself, which PyTorch calls with whatever the net returns.
+
+A user's hook is written for a prediction, as `net(x, depth=d)` returns it. In `net(x, taps=...)` it
+is called once for each prediction, shallowest first, as if the net had been called once for each
+depth; what it returns replaces that prediction. So one hook is one function in all forms of a net.
+
+A hook of a library that has to run once a pass, such as the one by which FSDP2 ends a forward, is
+called once, with the whole `Taps`.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from elasticnet._kept import copied, tensors_in
 from elasticnet.taps import Taps
 
-HOOK_REMEDY = (
-    "It must return a Taps, or None to change nothing. "
-    "A hook that changes each prediction belongs on the head"
-)
+ONCE_A_PASS = ("torch", "lightning", "pytorch_lightning", "transformers", "deepspeed")
+"""Packages whose hooks run once a pass: they shard, profile, count, and take any output."""
 
 
 class NetHook:
-    """A forward hook on an elastic net; an error names the hook if it takes no `Taps`.
+    """A forward hook on an elastic net, called for each prediction of a `Taps`.
 
     Args:
-        hook: The hook that was registered.
+        hook: The hook that was registered. With the attribute `takes_all_taps = True`, or if it
+            comes from one of the packages `ONCE_A_PASS`, it is called once, with the whole `Taps`.
     """
 
     def __init__(self, hook: Callable[..., Any]) -> None:
         functools.update_wrapper(self, hook)  # keeps its name and module
         self.hook = hook
+        takes_all_taps = getattr(hook, "takes_all_taps", False) is True
+        self.runs_once_a_pass = takes_all_taps or _package_of(hook) in ONCE_A_PASS
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Return what the hook returns.
+    def __call__(self, net: nn.Module, inputs: Any, *rest: Any) -> Any:
+        """Return what replaces the output of the net; None: nothing does.
 
         Args:
-            *arguments: Net, inputs, keyword arguments if the hook takes them, output.
+            net: The net.
+            inputs: The positional arguments that it was called with.
+            *rest: The keyword arguments if the hook takes them; then the output.
 
         Raises:
-            TypeError: The output is a `Taps`, and the hook does not leave it one.
+            TypeError: A hook that is called once makes something else of the `Taps`.
         """
-        output = arguments[-1]  # the last one in each signature that PyTorch calls hooks by
+        *keywords, output = rest
         if not isinstance(output, Taps):
-            return self.hook(*arguments)
-        try:
-            result = self.hook(*arguments)
-        except (AttributeError, TypeError) as error:
-            raise TypeError(f"{self._description()} raised: {error}. {HOOK_REMEDY}") from error
+            return self.hook(net, inputs, *keywords, output)
+        if self.runs_once_a_pass:
+            return self._call_once(net, inputs, keywords, output)
+        return self._call_for_each_prediction(net, inputs, keywords, output)
+
+    def _call_once(self, net: nn.Module, inputs: Any, keywords: list[Any], taps: Taps) -> Any:
+        result = self.hook(net, inputs, *keywords, taps)
         if result is not None and not isinstance(result, Taps):
-            returned = type(result).__name__
-            raise TypeError(f"{self._description()} returned a {returned}. {HOOK_REMEDY}")
+            raise TypeError(
+                f"the forward hook {name_of(self.hook)} got a Taps, from net(x, taps=...), and "
+                f"returned a {type(result).__name__}. It must return a Taps, or None to change "
+                "nothing"
+            )
         return result
 
-    def _description(self) -> str:
-        return f"the forward hook {name_of(self.hook)} got a Taps, from net(x, taps=...), and"
+    def _call_for_each_prediction(
+        self, net: nn.Module, inputs: Any, keywords: list[Any], taps: Taps
+    ) -> Taps:
+        num_uses = Counter(_addresses([inputs, taps.features, taps.predictions]))
+        predictions: list[Any] = []
+        for depth, prediction in zip(taps.depths, taps.predictions, strict=True):
+            # The hook may write in place into what it is given, as in the other forms.
+            given = prediction
+            if _shares_memory(prediction, num_uses):
+                given = copied(prediction)
+            keywords_at_depth = [_at_depth(each, depth) for each in keywords]
+            result = self.hook(net, inputs[:1], *keywords_at_depth, given)
+            predictions.append(given if result is None else result)
+        return Taps(taps.depths, tuple(predictions), taps.features)
+
+
+def _at_depth(keywords: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Return the keyword arguments of `net(x, depth=depth)`, from those with `taps=`."""
+    others = {name: value for name, value in keywords.items() if name != "taps"}
+    return {**others, "depth": depth}
 
 
 def check_backward_hooks(net: nn.Module) -> None:
@@ -97,7 +133,47 @@ def name_of(hook: Any) -> str:
     Args:
         hook: A function, or an object that can be called.
     """
-    return getattr(hook, "__qualname__", type(hook).__qualname__)
+    function = _function_of(hook)
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _package_of(hook: Any) -> str:
+    """Return the name of the package that a hook was written in."""
+    function = _function_of(hook)
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return module.partition(".")[0]
+
+
+def _function_of(hook: Any) -> Any:
+    """Return what a hook calls in the end, without what was put around it."""
+    if isinstance(hook, NetHook):
+        return _function_of(hook.hook)
+    if isinstance(hook, functools.partial):
+        return _function_of(hook.func)
+    return hook
+
+
+def _shares_memory(value: Any, num_uses: Mapping[int | None, int]) -> bool:
+    """Return whether a value shares memory with something else.
+
+    `num_uses` says how often each address occurs in all values, this one among them.
+    """
+    own_uses = Counter(_addresses(value))
+    return None in own_uses or any(num_uses[each] > count for each, count in own_uses.items())
+
+
+def _addresses(value: Any) -> list[int | None]:
+    """Return where the memory of each tensor in a value begins; None if it cannot be known."""
+    return [_address(tensor) for tensor in tensors_in(value)]
+
+
+def _address(tensor: Tensor) -> int | None:
+    if torch.compiler.is_compiling():
+        return None  # a graph knows no addresses; it leaves out copies that nobody needs
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except Exception:  # a sparse tensor, or another kind without a storage of its own
+        return None
 
 
 def _hooks_in(net: nn.Module, table: str) -> list[Any]:

@@ -481,10 +481,14 @@ class ElasticWrapper(nn.Module):
             self.default_depth = previous
 
     def register_forward_hook(self, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
-        """Register a hook as for any module; it must leave a `Taps` a `Taps`.
+        """Register a hook as for any module; `net(x, taps=...)` calls it for each prediction.
 
         Args:
-            hook: Called with what `net(x)` or `net(x, taps=...)` returns.
+            hook: Called with a prediction. In `net(x, taps=...)` it is called for each one,
+                shallowest first, as in `net(x, depth=d)`, and what it returns replaces that
+                prediction. With the attribute `takes_all_taps = True` it is called once, with the
+                whole `Taps`, and returns a `Taps` or None. So are hooks of some libraries, see
+                the page on concepts.
             **options: See `torch.nn.Module.register_forward_hook`.
 
         Returns:

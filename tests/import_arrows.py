@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "_files": set(),
     "_lazy": set(),
     "_step_counter": {"taps"},
-    "_net_hooks": {"taps"},
+    "_net_hooks": {"taps", "_kept"},
     "_net_itself": {"_net_hooks"},
     "_plain_sequence": set(),
     "_stem_arguments": {"_wrapped"},
