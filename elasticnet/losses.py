@@ -40,6 +40,7 @@ from elasticnet.loss_weights import (
     equal,
     learned,
 )
+from elasticnet.parameter_groups import Layer, LayerMatcher, names_inside
 from elasticnet.taps import check_num_sampled, inclusion_probability, sample_depths
 
 if TYPE_CHECKING:
@@ -111,6 +112,18 @@ class TapNet(Protocol):
     adapters: nn.ModuleDict
     stem_keywords: frozenset[str]
     training: bool
+
+    def group_matcher(self, coarse: bool = False) -> LayerMatcher:
+        """Return the function from a parameter's name to its layer.
+
+        Args:
+            coarse: As in timm.
+        """
+        ...
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that weight decay leaves out."""
+        ...
 
 
 def tap_losses(
@@ -291,6 +304,31 @@ class ElasticObjective(nn.Module):
             return len(adapters) > 0
         computed = self.depths_at(step=None)
         return any(int(depth) not in computed for depth in adapters)
+
+    def group_matcher(self, coarse: bool = False) -> LayerMatcher:
+        """Return the function from a parameter's name to its layer, which timm's optimisers take.
+
+        The layers are the net's. Weights of the losses that are parameters belong to its head.
+
+        Args:
+            coarse: As in timm; of no effect here.
+        """
+        layer_in_net = self._tap_net.group_matcher(coarse)
+        layers: dict[str, Layer] = {}
+        for name, name_in_net in names_inside(self, self._tap_net).items():
+            if name_in_net is not None:
+                layers[name] = layer_in_net(name_in_net)
+        head_layer = max(layers.values())
+        return lambda name: layers.get(name, head_layer)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that weight decay leaves out, which optimisers ask for.
+
+        They are the net's, and the weights of the losses that are parameters.
+        """
+        in_net = self._tap_net.no_weight_decay()
+        names = names_inside(self, self._tap_net)
+        return {name for name, inner in names.items() if inner is None or inner in in_net}
 
     def depths_at(self, step: int | None = None) -> tuple[int, ...]:
         """Return the depths whose predictions a step computes, the deepest last.

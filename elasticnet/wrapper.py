@@ -36,6 +36,12 @@ from elasticnet._wrapper_checks import (
     tap_reports,
     warn_of_statistics,
 )
+from elasticnet.parameter_groups import (
+    LayerMatcher,
+    ParameterGroups,
+    layer_matcher,
+    no_weight_decay,
+)
 from elasticnet.recompute import recomputed
 from elasticnet.taps import TapReport, Taps, resolve_depth, resolve_depths, resolve_taps
 
@@ -120,6 +126,8 @@ class ElasticWrapper(nn.Module):
     Attributes:
         taps: The depths that carry a prediction, sorted, the deepest last.
         origin: How a registered builder made this network. None: no registered builder made it.
+        parameter_groups: What the model that this network was split from says of its parameters to
+            optimisers. None: it was not split, or the model says nothing.
         split_from: What `elasticnet.retrofit` remembers of the model that it split this network
             from, for `elasticnet.retrofit.to_model`. None: it was not split.
 
@@ -173,6 +181,7 @@ class ElasticWrapper(nn.Module):
         self.default_depth = self.taps[-1]
         self.origin: Origin | None = None
         self.split_from: object | None = None
+        self.parameter_groups: ParameterGroups | None = None
         self._stem_arguments = read_stem_arguments(stem)
         self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
         # For `check`: a pass compares values, and returns rejections in the place of predictions.
@@ -698,6 +707,28 @@ class ElasticWrapper(nn.Module):
     def stem_keywords(self) -> frozenset[str]:
         """The names of the keyword arguments that the stem's forward lists."""
         return self._arguments_of_stem().names
+
+    def group_matcher(self, coarse: bool = False) -> LayerMatcher:
+        """Return the function from a parameter's name to its layer, which timm's optimisers take.
+
+        A net that was split from a timm model has that model's layers. Otherwise the stem is layer
+        0, block i is layer i + 1, and the head comes last, with the adapters.
+
+        Args:
+            coarse: As in timm; of no effect here, where a block is a layer in any case.
+
+        Example:
+            `timm.optim.create_optimizer_v2(net, "adamw", lr=1e-3, layer_decay=0.75)`
+        """
+        return layer_matcher(self, num_blocks=len(self.blocks), groups=self.parameter_groups)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that weight decay leaves out, which optimisers ask for.
+
+        They are what the model says from which this net was split, and what modules inside the net
+        say by a method of this name.
+        """
+        return no_weight_decay(self, groups=self.parameter_groups)
 
     def extra_repr(self) -> str:
         """Return the text that `repr` shows before the modules."""

@@ -103,7 +103,8 @@ def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[
         if is_traceable_wrapper_subclass(tensor) and not is_sharded(tensor):
             raise ValueError(
                 f"{path}: tensor {name!r} is a {type(tensor).__name__}, which no file can hold, "
-                "and was not saved: save the net before it is quantised, and quantise what load returns"
+                "and was not saved: save the net before it is quantised, and quantise what load "
+                "returns"
             )
         whole = _whole(tensor)
         is_parameter = isinstance(tensor, nn.Parameter)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from elasticnet._compare import largest_difference, same_bits
 from elasticnet._kept import OverwrittenError
 from elasticnet.distillation import position_axes
+from elasticnet.parameter_groups import ParameterGroups
 from elasticnet.retrofit.graph import cut
 from elasticnet.retrofit.kept_attributes import attributes_put_back
 from elasticnet.retrofit.source_model import ModelSource, skeleton_source
@@ -57,6 +58,7 @@ class Split(NamedTuple):
         refusals: Methods of the model that the net does not have, by name, with what to do instead.
         source: What the network remembers of the model, for `elasticnet.retrofit.to_model`. None:
             the model cannot be copied.
+        parameter_groups: What the model says of its parameters to optimisers. None: nothing.
     """
 
     stem: nn.Module
@@ -71,6 +73,7 @@ class Split(NamedTuple):
     checkpoint_blocks: bool = False
     refusals: Mapping[str, str] = {}
     source: ModelSource | None = None
+    parameter_groups: ParameterGroups | None = None
 
     def wrap(
         self, taps: Iterable[int] | None = None, checkpoint_blocks: bool | None = None
@@ -102,6 +105,7 @@ class Split(NamedTuple):
         for name, remedy in self.refusals.items():
             setattr(net, name, Refusal(name=name, remedy=remedy))
         net.split_from = self.source
+        net.parameter_groups = self.parameter_groups
         return net
 
 

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from elasticnet.retrofit.find import Stages, split_found
 from elasticnet.retrofit.parts import Split
+from elasticnet.retrofit.timm_parameter_groups import timm_parameter_groups
 
+# what the model has and the net has not, with what to do instead
+REFUSALS = {
+    "reset_classifier": (
+        "give the model its new classifier, model.reset_classifier(num_classes), before the split: "
+        "the parts hold the classifier as it is"
+    ),
+}
 DEFAULT_INPUT_SIZE = (3, 224, 224)  # channels, height, width
 
 
@@ -58,13 +66,17 @@ def split(
     if example is None:
         example = example_input(model)
     untyped: Any = timm.layers  # timm does not annotate the function
-    return split_found(
+    parts = split_found(
         model,
         example,
         stages=stages,
         blocks=blocks,
         prefix_tokens=getattr(model, "num_prefix_tokens", None) or 0,
         leaf_functions=untyped.get_notrace_functions(),
+    )
+    return parts._replace(
+        parameter_groups=timm_parameter_groups(model, parts),
+        refusals={name: REFUSALS[name] for name in REFUSALS if hasattr(model, name)},
     )
 
 
