@@ -262,7 +262,7 @@ def assemble(
         head_skip=parts.head_skip,
         checkpoint_blocks=parts.recomputes_blocks,
     )
-    split_model = _with_copies_if_needed(split_model, example)
+    split_model = with_copies_if_needed(split_model, example)
     _verify_and_name_assignments(split_model, model, example, parts.assigned)
 
     # the axes of the features, and adapters for those that differ
@@ -311,8 +311,16 @@ def _check_head(net: ElasticWrapper, example: Any, last_shape: tuple[int, ...]) 
         )
 
 
-def _with_copies_if_needed(split_model: Split, example: Any) -> Split:
-    """Let the parts get copies if one of them overwrites what a pass with all taps keeps."""
+def with_copies_if_needed(split_model: Split, example: Any) -> Split:
+    """Return a split whose parts get copies if one of them overwrites what a pass keeps.
+
+    Args:
+        split_model: The split.
+        example: An input of the model.
+
+    Returns:
+        The split as it was, or with `copy_features`.
+    """
     try:
         split_model.wrap().check(example)
     except OverwrittenError as error:
@@ -381,7 +389,16 @@ def verify(
     net = parts.wrap()
     name = type(model).__name__
     with evaluating(model), evaluating(net), torch.no_grad():
-        _compare(net, example, run(example, **inputs), inputs, name)
+        expected = run(example, **inputs)
+        try:
+            _compare(net, example, expected, inputs, name)
+        except ValueError as error:
+            if same_bits(run(example, **inputs), expected):
+                raise
+            raise ValueError(
+                f"{name} gives another output each time, in eval mode, too: it draws random "
+                "numbers, or keeps something from run to run"
+            ) from error
         if isinstance(example, Tensor) and not inputs:
             other = example[:1] if len(example) > 1 else torch.cat([example, example])
             try:

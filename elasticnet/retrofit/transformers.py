@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._compare import same_bits
-from elasticnet.retrofit.graph import call_with_arguments
+from elasticnet.retrofit.anatomy import POOLINGS, Anatomy, LayerKind, anatomy_of, without_cache
 from elasticnet.retrofit.kept_attributes import attributes_put_back
-from elasticnet.retrofit.parts import PART_ERRORS, Split, verify
+from elasticnet.retrofit.parts import PART_ERRORS, Split, verify, with_copies_if_needed
 from elasticnet.retrofit.transformers_source import transformers_source
 from elasticnet.wrapper import evaluating
 
-RESULTS = ("logits", "last_hidden_state")  # what a net returns of a model's result, the first found
+# what a net returns of a model's result, the first found
+RESULTS = ("logits", "last_hidden_state", "pooler_output")
 # inputs of a base model that the stem does not take
 REFUSED_INPUTS = ("past_key_values", "use_cache", "kwargs")
 LABELS_REMEDY = (
@@ -46,21 +47,43 @@ REFUSALS = {
         "resize them in the model, before the split: the parts hold the embeddings as they are"
     ),
 }
-PREFIX_TOKENS = ("cls_token", "distillation_token", "register_tokens")
+PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
 
 class LayerCall(NamedTuple):
-    """What a layer would have been given.
+    """What a layer is given beside the hidden states.
 
     Attributes:
-        x: Its first argument, the hidden states.
         args: Its further positional arguments.
         kwargs: Its keyword arguments.
+        layerdrop: The probability with which training leaves it out.
     """
 
-    x: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    layerdrop: float
+
+
+class Handed(NamedTuple):
+    """Stands for what the layer before returned beside the hidden states.
+
+    Attributes:
+        place: Its place in the tuple that this layer returned.
+    """
+
+    place: int
+
+
+class LayerContext(NamedTuple):
+    """What the stem prepares for the layers, and what one hands to the next.
+
+    Attributes:
+        calls: What each layer is given.
+        returned: What the layer before returned.
+    """
+
+    calls: Sequence[LayerCall]
+    returned: Sequence[Any] = ()
 
 
 def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inputs: Any) -> Split:
@@ -87,14 +110,13 @@ def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inp
     Example:
         `net = split(bert, ids, attention_mask=mask).wrap()`
     """
-    base: Any = getattr(model, "base_model", None)
-    if base is None or not hasattr(model, "config"):
+    if not hasattr(model, "base_model") or not hasattr(model, "config"):
         raise ValueError(
             f"{type(model).__name__} is not a transformers model: expected one with a base_model"
         )
     with attributes_put_back(model):
         with _returning_mappings(model):
-            parts = _split(model, base, example, output, inputs)
+            parts = _split(model, example, output, inputs)
         source = transformers_source(
             model,
             stem=parts.stem,
@@ -123,45 +145,71 @@ def _returning_mappings(model: Any) -> Generator[None, None, None]:
             config.return_dict = False
 
 
-def _split(
-    model: nn.Module, base: nn.Module, example: Tensor, output: str | None, inputs: dict[str, Any]
-) -> Split:
+def _split(model: nn.Module, example: Tensor, output: str | None, inputs: dict[str, Any]) -> Split:
     """The parts of a model around its base model, proved."""
-    anatomy = _anatomy(model, base, example, inputs)
-    head = HiddenStateHead(model, base, anatomy, output)
-    stem = LayerInputs(base, anatomy)
+    anatomy = anatomy_of(model, example, inputs)
+    base = anatomy.base
+    head = HiddenStateHead(model, anatomy, output)
+    stem = LayerInputs(anatomy)
     with evaluating(model), evaluating(stem), torch.no_grad():
-        stem.takes_last_depth = _can_end_early(stem, example, inputs)
+        stem.takes_last_depth = _can_end_early(model, stem, example, inputs)
     parts = Split(
         stem=stem,
         blocks=anatomy.layers,
         head=head,
         layout="b n c",
         prefix_tokens=_prefix_tokens(base),
-        call_block=call_with_arguments,
+        call_block=call_layer,
         head_skip="input" if head.takes_embeddings else None,
         checkpoint_blocks=_recomputes_layers(base, anatomy.layers),
         refusals={name: REFUSALS[name] for name in REFUSALS if hasattr(model, name)},
     )
 
-    def run_model(*args: Any, **kwargs: Any) -> Tensor:
-        return head.chosen(model(*args, **kwargs))
-
-    verify(parts, model, example, call=run_model)
-    if inputs:
-        verify(parts, model, example, call=run_model, **inputs)
+    parts = with_copies_if_needed(parts, example)
+    _prove(parts, model, anatomy, example, inputs)
     return parts
 
 
-def _can_end_early(stem: LayerInputs, example: Tensor, inputs: Mapping[str, Any]) -> bool:
+def _prove(
+    parts: Split, model: nn.Module, anatomy: Anatomy, example: Tensor, inputs: Mapping[str, Any]
+) -> None:
+    """Prove that the parts give the model's own output, with and without further inputs."""
+    head: Any = parts.head
+    options = without_cache(model)
+
+    def run_model(*args: Any, **kwargs: Any) -> Tensor:
+        return head.chosen(model(*args, **kwargs, **options))
+
+    try:
+        verify(parts, model, example, call=run_model)
+        if inputs:
+            verify(parts, model, example, call=run_model, **inputs)
+    except ValueError as error:
+        hint = ""
+        if anatomy.left_out:
+            base_name = type(anatomy.base).__name__
+            hint = f". The head lacks {', '.join(anatomy.left_out)} of what {base_name} returns"
+        raise ValueError(f"{type(model).__name__} is not split: {error}{hint}") from error
+
+
+def _can_end_early(
+    model: nn.Module, stem: LayerInputs, example: Tensor, inputs: Mapping[str, Any]
+) -> bool:
     """Whether the first layers are given the same when those behind them are left out."""
-    _, of_all = stem(example, **inputs)
-    for depth in range(1, len(of_all)):
+    try:
+        _, of_all = stem(example, **inputs)
+    except PART_ERRORS as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"{type(model).__name__} is not split: its forward does more between its layers than "
+            f"hand on what they return ({type(error).__name__}: {reason})"
+        ) from error
+    for depth in range(1, len(of_all.calls)):
         try:
             _, of_first = stem(example, last_depth=depth, **inputs)
         except PART_ERRORS:  # its forward counts on so many layers
             return False
-        if not same_bits(of_first, of_all[:depth]):
+        if not same_bits(of_first.calls, of_all.calls[:depth]):
             return False
     return True
 
@@ -176,8 +224,7 @@ class LayerInputs(nn.Module):
     what the layers would have been given, and what the head has behind the layers hands on x.
 
     Args:
-        base: The base model.
-        anatomy: Where its layers are.
+        anatomy: The base model, and where its layers are.
 
     Attributes:
         takes_last_depth: Whether a pass says how many layers it will run, so that the others need
@@ -186,15 +233,22 @@ class LayerInputs(nn.Module):
 
     takes_last_depth = True
 
-    def __init__(self, base: nn.Module, anatomy: Anatomy) -> None:
+    def __init__(self, anatomy: Anatomy) -> None:
         super().__init__()
+        base = anatomy.base
         self.notes = Notes()
-        probes = [LayerProbe(layer, self.notes) for layer in anatomy.layers]
+        probes: list[LayerProbe] = []
+        for layer, kind in zip(anatomy.layers, anatomy.kinds, strict=True):
+            probes.append(LayerProbe(layer, kind, self.notes))
         replaced: dict[str, nn.Module | None] = {anatomy.path: nn.ModuleList(probes)}
-        for name in anatomy.behind:
+        for name in anatomy.only_behind:
             replaced[name] = PassThrough()
         self.base = _shell(base, replaced)
         self.path = anatomy.path
+        layerdrop = _switch_off_layerdrop(self.base, anatomy.path)
+        for probe in probes:
+            # A layer that hands on more than x cannot be left out: the next one needs it.
+            probe.layerdrop = 0.0 if probe.hands_on else layerdrop
         self.main = str(getattr(base, "main_input_name", "input_ids"))
         parameters = list(inspect.signature(base.forward).parameters)
         not_further = (self.main, *REFUSED_INPUTS)
@@ -209,7 +263,7 @@ class LayerInputs(nn.Module):
         position_ids: Tensor | None = None,
         last_depth: int | None = None,
         **inputs: Any,
-    ) -> tuple[Tensor, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    ) -> tuple[Tensor, LayerContext]:
         """Return what the first layer is given, and each layer's further arguments as context.
 
         Args:
@@ -222,7 +276,7 @@ class LayerInputs(nn.Module):
                 hands on what a stem names.
 
         Returns:
-            The hidden states (b, n, c), and a pair (args, kwargs) for each layer.
+            The hidden states (b, n, c), and what each layer is given beside them.
 
         Raises:
             TypeError: The model has no such input, or it is one that would make it cache or
@@ -243,39 +297,48 @@ class LayerInputs(nn.Module):
         given[self.main] = x
         if self.caches:
             given["use_cache"] = False
-        calls = self._layer_calls(given, last_depth)
-        return calls[0].x, [(call.args, call.kwargs) for call in calls]
+        notes = self._notes_of_run(given, last_depth)
+        return notes.x[0], LayerContext(calls=notes.calls[:last_depth])
 
-    def _layer_calls(self, given: Mapping[str, Any], last_depth: int | None) -> list[LayerCall]:
-        """What the first layers would have been given in one run, up to the last depth."""
+    def _notes_of_run(self, given: Mapping[str, Any], last_depth: int | None) -> Notes:
+        """What the probes note in one run up to the last depth."""
         if torch.compiler.is_compiling():
             # Compilers do not trace the making of modules, and drop what no layer uses.
-            return self._noted(self.base, self.notes, given)[:last_depth]
+            return _noted(self.base, self.notes, given)
         # Modules of its own for each run, so that threads may share a network.
         notes = Notes()
         all_probes: Any = self.base.get_submodule(self.path)
         probes = nn.ModuleList()
         for probe in list(all_probes)[:last_depth]:
             probes.append(_with_attributes(probe, notes=notes))
-        return self._noted(_shell(self.base, {self.path: probes}), notes, given)
+        return _noted(_shell(self.base, {self.path: probes}), notes, given)
 
-    def _noted(self, base: nn.Module, notes: Notes, given: Mapping[str, Any]) -> list[LayerCall]:
-        """What the probes in a base model note in one run."""
-        calls: list[LayerCall] = []
-        notes.calls = calls
-        base(**given)
-        notes.calls = []
-        return calls
+
+def _noted(base: nn.Module, notes: Notes, given: Mapping[str, Any]) -> Notes:
+    """What the probes in a base model, which write to `notes`, note in one run."""
+    notes.clear()
+    base(**given)
+    noted = Notes()
+    noted.x = notes.x
+    noted.calls = notes.calls
+    notes.clear()
+    return noted
 
 
 class Notes:
     """Where the probes of one run write.
 
     Attributes:
-        calls: The calls of layers, in the order of the run.
+        x: The hidden states that came to each layer.
+        calls: What each layer would have been given besides.
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the last run."""
+        self.x: list[Any] = []
         self.calls: list[LayerCall] = []
 
 
@@ -286,15 +349,20 @@ class LayerProbe(nn.Module):
 
     Args:
         layer: The layer.
+        kind: How it is called, and what it returns.
         notes: Where it writes.
     """
 
-    def __init__(self, layer: nn.Module, notes: Notes) -> None:
+    def __init__(self, layer: nn.Module, kind: LayerKind, notes: Notes) -> None:
         super().__init__()
         for name, value in vars(layer).items():
             is_own = name.startswith("_") or name == "training"
             if not is_own and isinstance(value, (str, int, float)):
                 self.__dict__[name] = value
+        self.x_name = kind.x_name
+        self.is_given = kind.is_given
+        self.hands_on = kind.is_given is not None and any(kind.is_given[1:])
+        self.layerdrop = 0.0
         self.notes = notes
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -305,11 +373,19 @@ class LayerProbe(nn.Module):
             **kwargs: The layer's keyword arguments.
 
         Returns:
-            The hidden states, as they came.
+            The hidden states, as they came; in a tuple with what the layer returns besides, if it
+            returns one.
         """
-        x = args[0] if args else kwargs.pop("hidden_states")
-        self.notes.calls.append(LayerCall(x=x, args=args[1:], kwargs=kwargs))
-        return x
+        x = args[0] if args else kwargs.pop(self.x_name)
+        self.notes.x.append(x)
+        call = LayerCall(args=args[1:], kwargs=kwargs, layerdrop=self.layerdrop)
+        self.notes.calls.append(call)
+        if self.is_given is None:
+            return x
+        returned: list[Any] = [x]
+        for place in range(1, len(self.is_given)):
+            returned.append(Handed(place) if self.is_given[place] else None)
+        return tuple(returned)
 
 
 class PassThrough(nn.Module):
@@ -333,6 +409,61 @@ def _with_attributes(module: nn.Module, **attributes: Any) -> nn.Module:
     return copied
 
 
+# --- blocks
+
+
+def call_layer(
+    block: nn.Module, x: Any, context: LayerContext, index: int
+) -> tuple[Any, LayerContext]:
+    """Call a layer with what the stem prepared for it, and what the layer before returned.
+
+    Args:
+        block: The layer.
+        x: The hidden states (b, n, c).
+        context: What the stem prepared.
+        index: The layer's place, from 0. One behind the last one known, in a network that has
+            grown, gets the last one's arguments.
+
+    Returns:
+        The hidden states, and the context of the next layer.
+    """
+    call = context.calls[min(index, len(context.calls) - 1)]
+    if block.training and call.layerdrop > 0.0 and torch.rand([]) < call.layerdrop:
+        return x, context
+    args = [_value_of(value, context.returned) for value in call.args]
+    kwargs = {name: _value_of(value, context.returned) for name, value in call.kwargs.items()}
+    output: Any = block(x, *args, **kwargs)
+    if not isinstance(output, (tuple, list)):
+        return output, context
+    returned: list[Any] = [*output]
+    return returned[0], context._replace(returned=returned)
+
+
+def _value_of(argument: Any, returned: Sequence[Any]) -> Any:
+    """An argument, or in the place of a `Handed` what the layer before returned."""
+    return returned[argument.place] if isinstance(argument, Handed) else argument
+
+
+def _switch_off_layerdrop(base: nn.Module, path: str) -> float:
+    """Let a shell run all its layers in training, too; return with what probability it did not.
+
+    `call_layer` leaves layers out instead: the probes of all of them must be called.
+    """
+    probability = 0.0
+    module: Any = base
+    for name in ("", *path.split(".")[:-1]):
+        module = module.get_submodule(name)
+        config: Any = getattr(module, "config", None)
+        if isinstance(getattr(module, "layerdrop", None), float):
+            probability = module.layerdrop
+            module.layerdrop = 0.0
+        elif isinstance(getattr(config, "layerdrop", None), float):
+            probability = config.layerdrop
+            module.config = copy.copy(config)
+            module.config.layerdrop = 0.0
+    return probability
+
+
 # --- head
 
 
@@ -343,20 +474,18 @@ class HiddenStateHead(nn.Module):
 
     Args:
         model: The model.
-        base: Its base model; may be the model itself.
-        anatomy: What runs behind the layers.
+        anatomy: Its base model, which may be the model itself, and what runs behind the layers.
         output: Which entry of the result is returned; None means the first of `RESULTS`.
     """
 
-    def __init__(
-        self, model: nn.Module, base: nn.Module, anatomy: Anatomy, output: str | None
-    ) -> None:
+    def __init__(self, model: nn.Module, anatomy: Anatomy, output: str | None) -> None:
         super().__init__()
-        stand_in = HiddenStateBase(base, anatomy)
-        if model is base:
+        stand_in = HiddenStateBase(anatomy)
+        is_base = model is anatomy.base
+        if is_base:
             self.model: nn.Module = stand_in
         else:
-            shell: Any = _shell(model, {_path_of(base, model): stand_in})
+            shell: Any = _shell(model, {anatomy.base_path: stand_in})
             # the model's config may say otherwise, see `_returning_mappings`
             shell.config = copy.copy(shell.config)
             shell.config.return_dict = True
@@ -365,7 +494,7 @@ class HiddenStateHead(nn.Module):
         # Models that look at the ids themselves (for the last token that is no padding, say) get
         # them, and the features as embeddings, which the stand-in takes.
         parameters = inspect.signature(model.forward).parameters
-        self.takes_embeddings = model is not base and "inputs_embeds" in parameters
+        self.takes_embeddings = not is_base and "inputs_embeds" in parameters
         self.output = output
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Tensor:
@@ -401,18 +530,17 @@ class HiddenStateBase(nn.Module):
     """Stands where a base model stood: its last steps alone, on features instead of the input.
 
     Args:
-        base: The base model.
-        anatomy: What runs behind the layers.
+        anatomy: The base model, and what runs behind its layers.
     """
 
-    def __init__(self, base: nn.Module, anatomy: Anatomy) -> None:
+    def __init__(self, anatomy: Anatomy) -> None:
         super().__init__()
-        self.result = anatomy.result
-        self.norms = [_last_name(path) for path in anatomy.norms]
-        self.pools = anatomy.pooler is not None
+        self.result_class = anatomy.result
+        self.norm_names = [_last_name(path) for path in anatomy.norms]
+        self.pooling = anatomy.pooler
         # under the last part of their paths, which are the model's own names
         for path in anatomy.behind:
-            self.add_module(_last_name(path), base.get_submodule(path))
+            self.add_module(_last_name(path), anatomy.base.get_submodule(path))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return a result of the base model's class.
@@ -424,24 +552,18 @@ class HiddenStateBase(nn.Module):
         x = kwargs.get("inputs_embeds")
         if x is None:
             x = [*args, *kwargs.values()][0]
-        for name in self.norms:
+        for name in self.norm_names:
             x = self.get_submodule(name)(x)
-        if self.pools:
-            pooled = self.get_submodule("pooler")(x)
-            return self.result(last_hidden_state=x, pooler_output=pooled)
-        return self.result(last_hidden_state=x)
+        if self.pooling is None:
+            return self.result_class(last_hidden_state=x)
+        pooled = POOLINGS[self.pooling.tokens](x)
+        if self.pooling.path is not None:
+            pooled = self.get_submodule(_last_name(self.pooling.path))(pooled)
+        return self.result_class(last_hidden_state=x, pooler_output=pooled)
 
 
 def _last_name(path: str) -> str:
     return path.rpartition(".")[2]
-
-
-def _path_of(module: nn.Module, model: Any) -> str:
-    """Where a module stands in a model."""
-    for path, each in model.named_modules():
-        if each is module:
-            return path
-    raise ValueError(f"{type(model).__name__} does not hold its base model as a module")
 
 
 def _shell(module: nn.Module, replaced: Mapping[str, nn.Module | None]) -> nn.Module:
@@ -463,170 +585,7 @@ def _shell(module: nn.Module, replaced: Mapping[str, nn.Module | None]) -> nn.Mo
     return _with_attributes(module, _modules=children)
 
 
-# --- anatomy
-
-
-class Anatomy(NamedTuple):
-    """The parts of a base model.
-
-    Attributes:
-        path: Where the list of its layers is.
-        layers: The layers.
-        norms: The paths of the modules that run behind the layers, one after the other.
-        pooler: The path of the module that makes the pooled output of the last of them, if any.
-        result: The class of what the base model returns.
-    """
-
-    path: str
-    layers: Sequence[nn.Module]
-    norms: Sequence[str]
-    pooler: str | None
-    result: type
-
-    @property
-    def behind(self) -> list[str]:
-        """The paths of all that runs behind the layers."""
-        return [*self.norms] if self.pooler is None else [*self.norms, self.pooler]
-
-
-class Ran(NamedTuple):
-    """A module that ran.
-
-    Attributes:
-        name: Its path.
-        input: Its first input.
-        output: What it returned, of a tuple the first entry.
-    """
-
-    name: str
-    input: Any
-    output: Any
-
-
-class BaseRun(NamedTuple):
-    """One run of a base model.
-
-    Attributes:
-        started: The paths of its modules, in the order in which they started.
-        ran: What each did, by path; of one that ran more than once, the last time.
-        outcome: What the base model returned; None unless it ran once.
-    """
-
-    started: list[str]
-    ran: dict[str, Ran]
-    outcome: Any
-
-
-def _anatomy(model: nn.Module, base: Any, example: Tensor, inputs: Mapping[str, Any]) -> Anatomy:
-    """Find the layers of a base model, and what runs behind them, in one run."""
-    not_split = f"{type(model).__name__} is not split"
-    config: Any = getattr(base, "config", None)
-    if config is None or getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{not_split}: expected one stack of layers, no encoder and decoder")
-    run = _run(model, base, example, inputs)
-    path = _path_of_layers(base, run)
-    if path is None or run.outcome is None:
-        raise ValueError(f"{not_split}: its forward calls no base model with a list of layers")
-    layers = list(base.get_submodule(path))
-    names = [f"{path}.{index}" for index in range(len(layers))]
-    if [name for name in run.started if name in names] != names:
-        raise ValueError(f"{not_split}: {path} do not run once each and in order")
-
-    norms, pooler = _behind(run, last_layer=names[-1])
-    last = run.ran[norms[-1] if norms else names[-1]]
-    if not same_bits(last.output, run.outcome.get("last_hidden_state")):
-        changes = _said_of_changes(base, path)
-        raise ValueError(
-            f"{not_split}: what runs behind its {path} is no chain of modules{changes}"
-        )
-    return Anatomy(path=path, layers=layers, norms=norms, pooler=pooler, result=type(run.outcome))
-
-
-def _said_of_changes(base: nn.Module, path: str) -> str:
-    """The end of a message that names what was put on the modules around the layers; "" if none."""
-    found: list[str] = []
-    module = base
-    for name in ("", *path.split(".")):
-        if name:
-            module = getattr(module, name)
-        kind = type(module).__name__
-        for hook in vars(module)["_forward_hooks"].values():
-            hook_name = getattr(hook, "__qualname__", type(hook).__qualname__)
-            found.append(f"the forward hook {hook_name} on its {kind}")
-        if "forward" in vars(module):
-            found.append(f"the replaced forward of its {kind}")
-    if not found:
-        return ""
-    return f" (the parts do not have {' and '.join(found)})"
-
-
-def _path_of_layers(base: Any, run: BaseRun) -> str | None:
-    """Where the largest list of modules is whose first one ran."""
-    sizes: dict[str, int] = {}
-    for name, module in base.named_modules():
-        if isinstance(module, nn.ModuleList) and f"{name}.0" in run.ran:
-            sizes[name] = sum(parameter.numel() for parameter in module.parameters())
-    return max(sizes, key=sizes.__getitem__) if sizes else None
-
-
-def _behind(run: BaseRun, last_layer: str) -> tuple[list[str], str | None]:
-    """The modules that each take what the one before gave, from the last layer on; the pooler."""
-    norms: list[str] = []
-    x = run.ran[last_layer].output
-    for name in run.started[run.started.index(last_layer) + 1 :]:
-        inside = any(name.startswith(f"{outer}.") for outer in (last_layer, *norms))
-        if inside or run.ran[name].input is not x:
-            continue
-        output = run.ran[name].output
-        is_pooled = same_bits(output, run.outcome.get("pooler_output"))
-        if is_pooled and _last_name(name) == "pooler":
-            return norms, name
-        norms.append(name)
-        x = output
-    return norms, None
-
-
-def _run(model: nn.Module, base: Any, example: Tensor, inputs: Mapping[str, Any]) -> BaseRun:
-    """Run the model once and watch its base model."""
-    started: list[str] = []
-    ran: dict[str, Ran] = {}
-    outcomes: list[Any] = []
-
-    def watch_base(_module: nn.Module, _args: Any, output: Any) -> None:
-        outcomes.append(output)
-
-    hooks: list[Any] = [base.register_forward_hook(watch_base)]
-    for name, module in base.named_modules():
-        if name:
-            hooks += _watch(name, module, started, ran)
-    try:
-        with evaluating(model), torch.no_grad():
-            model(example, **inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    outcome = outcomes[0] if len(outcomes) == 1 else None
-    return BaseRun(started=started, ran=ran, outcome=outcome)
-
-
-def _watch(name: str, module: nn.Module, started: list[str], ran: dict[str, Ran]) -> list[Any]:
-    """Note when a module starts and what it does; returns the hooks, to be removed."""
-
-    def start(_module: nn.Module, _args: Any) -> None:
-        started.append(name)
-
-    def end(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        values = [*args, *kwargs.values()]
-        ran[name] = Ran(
-            name=name,
-            input=values[0] if values else None,
-            output=output[0] if isinstance(output, tuple) else output,
-        )
-
-    return [
-        module.register_forward_pre_hook(start),
-        module.register_forward_hook(end, with_kwargs=True),
-    ]
+# --- what the base model says of itself
 
 
 def _recomputes_layers(base: Any, layers: Sequence[nn.Module]) -> bool:
@@ -649,6 +608,10 @@ def _prefix_tokens(base: Any) -> int:
     count = 0
     for name in PREFIX_TOKENS:
         token = getattr(embeddings, name, None)
-        if isinstance(token, Tensor) and token.ndim == 3:  # (1, n, c)
+        if not isinstance(token, Tensor):
+            continue
+        if token.ndim == 3:  # (1, n, c)
             count += token.shape[1]
+        else:  # (c), or (1, c)
+            count += 1
     return count

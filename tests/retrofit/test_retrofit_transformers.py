@@ -276,8 +276,8 @@ def test_the_stem_prepares_no_more_layers_than_a_pass_runs() -> None:
         for depth in (1, 2, 3):
             x_at_depth, first = stem(IDS, attention_mask=PADDING, last_depth=depth)
             assert torch.equal(x_at_depth, x)
-            assert len(first) == depth
-            assert same_bits(first, context[:depth])
+            assert len(first.calls) == depth
+            assert same_bits(first.calls, context.calls[:depth])
 
 
 class CountingLlama(hf.LlamaModel):

@@ -1,0 +1,247 @@
+"""transformers models of other kinds: encoders of T5 and Whisper, CLIP, DeBERTa, layerdrop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from elasticnet.retrofit.transformers import split
+
+hf: Any = transformers  # its configs are annotated too narrowly
+SIZES: dict[str, Any] = {"hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 32}
+VISION: dict[str, Any] = {**SIZES, "image_size": 16, "patch_size": 4}
+TEXT: dict[str, Any] = {**SIZES, "vocab_size": 40, "max_position_embeddings": 24}
+T5: dict[str, Any] = {"vocab_size": 40, "d_model": 24, "num_heads": 2, "d_ff": 32, "d_kv": 8}
+BART: dict[str, Any] = {"vocab_size": 40, "d_model": 24, "decoder_attention_heads": 2}
+WHISPER: dict[str, Any] = {
+    "d_model": 24,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "num_mel_bins": 8,
+    "max_source_positions": 10,
+}
+WAV2VEC2: dict[str, Any] = {
+    **SIZES,
+    "conv_dim": (16, 16),
+    "conv_stride": (5, 2),
+    "conv_kernel": (10, 3),
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "vocab_size": 20,
+}
+STAGES: dict[str, Any] = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 8, 16, 16]}
+
+IDS = torch.randint(3, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+LARGER_PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+MELS = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(1))
+SOUND = torch.randn(2, 400, generator=torch.Generator().manual_seed(1))
+
+Build = Callable[[int], Any]
+# a model by its number of layers, an input, and which output is compared
+MODELS: dict[str, tuple[Build, Tensor, str]] = {
+    "t5 encoder": (
+        lambda n: hf.T5EncoderModel(hf.T5Config(**T5, num_layers=n)),
+        IDS,
+        "last_hidden_state",
+    ),
+    "bart decoder": (
+        lambda n: hf.BartForCausalLM(hf.BartConfig(**BART, decoder_layers=n, encoder_layers=1)),
+        IDS,
+        "logits",
+    ),
+    "whisper encoder": (
+        lambda n: hf.WhisperForAudioClassification(hf.WhisperConfig(**WHISPER, encoder_layers=n)),
+        MELS,
+        "logits",
+    ),
+    "deberta v2": (
+        lambda n: hf.DebertaV2ForSequenceClassification(
+            hf.DebertaV2Config(**TEXT, num_hidden_layers=n)
+        ),
+        IDS,
+        "logits",
+    ),
+    "dinov3": (
+        lambda n: hf.DINOv3ViTModel(
+            hf.DINOv3ViTConfig(**VISION, num_hidden_layers=n, num_register_tokens=2)
+        ),
+        PIXELS,
+        "pooler_output",
+    ),
+    "clip with projection": (
+        lambda n: hf.CLIPVisionModelWithProjection(
+            hf.CLIPVisionConfig(**VISION, num_hidden_layers=n, projection_dim=6)
+        ),
+        PIXELS,
+        "image_embeds",
+    ),
+    "nanochat, whose norm runs before the layers, too": (
+        lambda n: hf.NanoChatForCausalLM(
+            hf.NanoChatConfig(**TEXT, num_hidden_layers=n, num_key_value_heads=2)
+        ),
+        IDS,
+        "logits",
+    ),
+    "wav2vec 2": (
+        lambda n: hf.Wav2Vec2ForCTC(hf.Wav2Vec2Config(**WAV2VEC2, num_hidden_layers=n)),
+        SOUND,
+        "logits",
+    ),
+    "wavlm": (
+        lambda n: hf.WavLMForCTC(hf.WavLMConfig(**WAV2VEC2, num_hidden_layers=n)),
+        SOUND,
+        "logits",
+    ),
+}
+
+
+def made(build: Build, depth: int) -> Any:
+    torch.manual_seed(0)
+    return build(depth).eval()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_depth_is_the_model_of_so_many_layers(name: str) -> None:
+    build, x, output = MODELS[name]
+    model = made(build, 3)
+    net = split(model, x, output=output).wrap().eval()
+    state = model.state_dict()
+    with torch.no_grad():
+        for depth in net.taps:
+            shorter = made(build, depth)
+            shorter.load_state_dict({key: state[key] for key in shorter.state_dict()})
+
+            assert torch.equal(net(x, depth=depth), shorter(x)[output])
+            assert torch.equal(net.truncate(depth)(x), shorter(x)[output])
+
+
+@pytest.mark.parametrize("name", ["t5 encoder", "deberta v2", "clip with projection"])
+def test_every_parameter_that_the_output_needs_is_trained(name: str) -> None:
+    build, x, output = MODELS[name]
+    net = split(made(build, 2), x, output=output).wrap().train()
+
+    net(x).sum().backward()
+
+    missing = [key for key, parameter in net.named_parameters() if parameter.grad is None]
+    assert missing == []
+
+
+def test_prefix_tokens_are_counted() -> None:
+    for name, expected in (("clip with projection", 1), ("dinov3", 3), ("t5 encoder", 0)):
+        build, x, output = MODELS[name]
+        assert split(made(build, 2), x, output=output).prefix_tokens == expected
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], Tensor, str]] = {
+    "resnet": (
+        lambda: hf.ResNetForImageClassification(hf.ResNetConfig(**STAGES, embedding_size=8)),
+        LARGER_PIXELS,
+        r"stages change the shape .* at resnet.encoder.stages.1 from \(2, 8, 8, 8\) to "
+        r"\(2, 8, 4, 4\).*retrofit.timm.split",
+    ),
+    "convnext": (
+        lambda: hf.ConvNextForImageClassification(hf.ConvNextConfig(**STAGES)),
+        LARGER_PIXELS,
+        r"stages change the shape .* at convnext.encoder.stages.1",
+    ),
+    "vit mae": (
+        lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**VISION, num_hidden_layers=2)),
+        PIXELS,
+        "ViTMAEModel gives another output each time, in eval mode, too",
+    ),
+    "clip text with projection": (
+        lambda: hf.CLIPTextModelWithProjection(
+            hf.CLIPTextConfig(**TEXT, num_hidden_layers=2, eos_token_id=2)
+        ),
+        IDS,
+        "The head lacks pooler_output of what CLIPTextModel returns",
+    ),
+    "clip": (
+        lambda: hf.CLIPModel(
+            hf.CLIPConfig(vision_config=VISION, text_config={**TEXT, "num_hidden_layers": 1})
+        ),
+        IDS,
+        r"does not run on the example .*: pass its other inputs by name, or split the part",
+    ),
+    "t5": (
+        lambda: hf.T5Model(hf.T5Config(**T5, num_layers=2)),
+        IDS,
+        r"no encoder and decoder. Its encoder is split by itself: model.get_encoder\(\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_in_our_words(name: str) -> None:
+    build, x, message = REFUSED[name]
+    model = build().eval()
+    output = "text_embeds" if "text" in name else None
+    with pytest.raises(ValueError, match=f"^{type(model).__name__} is not split: .*{message}"):
+        split(model, x, output=output)
+
+
+def layerdrop_net(layerdrop: float) -> tuple[Any, Any]:
+    """A speech encoder and its net, without any other randomness in training."""
+    config = hf.Wav2Vec2Config(
+        **WAV2VEC2,
+        num_hidden_layers=3,
+        layerdrop=layerdrop,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        final_dropout=0.0,
+        apply_spec_augment=False,
+    )
+    model = made(lambda _: hf.Wav2Vec2ForCTC(config), 3)
+    return model.train(), split(model, SOUND).wrap().train()
+
+
+def test_layerdrop_leaves_out_the_layers_that_the_model_would() -> None:
+    model, net = layerdrop_net(0.5)
+    different = set()
+    with torch.no_grad():
+        for seed in range(8):
+            torch.manual_seed(seed)
+            expected = model(SOUND).logits
+            torch.manual_seed(seed)
+            assert torch.equal(net(SOUND), expected)
+            different.add(float(expected.sum()))
+    assert len(different) > 2
+
+
+def test_a_training_pass_may_leave_out_all_layers() -> None:
+    model, net = layerdrop_net(1.0)
+    with torch.no_grad():
+        taps = net(SOUND, taps=net.taps)
+        assert torch.equal(taps.features[0], taps.features[2])
+        assert torch.equal(net(SOUND), model(SOUND).logits)
+        assert not torch.equal(net.eval()(SOUND), taps.predictions[-1])
+
+
+def test_a_layer_that_writes_in_place_gets_copies() -> None:
+    class Adding(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return hidden_states.add_(self.layer(hidden_states, *args, **kwargs))
+
+    model = made(lambda n: hf.BertModel(hf.BertConfig(**TEXT, num_hidden_layers=n)), 2)
+    assert not split(model, IDS).copy_features
+    model.encoder.layer[1] = Adding(model.encoder.layer[1])
+
+    parts = split(model, IDS)
+
+    assert parts.copy_features
+    with torch.no_grad():
+        net = parts.wrap().eval()
+        assert torch.equal(net(IDS), model(IDS).last_hidden_state)
+        assert torch.equal(net(IDS, depth=1), net(IDS, taps=net.taps).predictions[0])
