@@ -51,7 +51,7 @@ MODELS: dict[str, tuple[Build, Tensor, str]] = {
         "last_hidden_state",
     ),
     "bart decoder": (
-        lambda n: hf.BartForCausalLM(hf.BartConfig(**BART, decoder_layers=n, encoder_layers=1)),
+        lambda n: hf.BartForCausalLM(hf.BartConfig(**BART, decoder_layers=n, encoder_layers=n)),
         IDS,
         "logits",
     ),
