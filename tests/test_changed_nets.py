@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from contract import same
-from elasticnet import ElasticWrapper
+from elasticnet import ElasticWrapper, load, save
+from elasticnet.card import measure
+from elasticnet.checkpoint import load_into
+from elasticnet.export import export
+from elasticnet.sr import Upscaler
 from tiny_nets import TinyBlock, conv_net
 
 X = torch.rand(2, 4, 5, 5, generator=torch.Generator().manual_seed(1))
@@ -141,6 +147,51 @@ def test_added_blocks_are_an_error() -> None:
     net.blocks.append(residual())
     with pytest.raises(ValueError, match="has 3 blocks, and its deepest tap is at depth 2"):
         net(X)
+
+
+def saved(net: ElasticWrapper, folder: Path) -> None:
+    save(net, folder / "net.safetensors")
+
+
+def filled(net: ElasticWrapper, folder: Path) -> None:
+    save(conv_net(2), folder / "net.safetensors")
+    load_into(net, folder / "net.safetensors")
+
+
+def loaded(net: ElasticWrapper, folder: Path) -> None:
+    save(conv_net(2), folder / "net.safetensors")
+    load(folder / "net.safetensors", build=lambda: net)
+
+
+def exported(net: ElasticWrapper, folder: Path) -> None:
+    export(net, folder / "exported.pt2", example=X)
+
+
+def exported_as_a_checkpoint(net: ElasticWrapper, folder: Path) -> None:
+    export(net, folder / "exported.safetensors")
+
+
+def measured(net: ElasticWrapper, folder: Path) -> None:
+    measure(net, X, repeats=1, memory=False)
+
+
+def upscaled(net: ElasticWrapper, folder: Path) -> None:
+    Upscaler(net)
+
+
+@pytest.mark.parametrize(
+    "use", [saved, filled, loaded, exported, exported_as_a_checkpoint, measured, upscaled]
+)
+@pytest.mark.parametrize("num_blocks", [1, 3])
+def test_a_net_of_another_number_of_blocks_than_it_was_made_of_is_used_by_nobody(
+    tmp_path: Path, use: Callable[[ElasticWrapper, Path], None], num_blocks: int
+) -> None:
+    net = conv_net(2)
+    net.blocks = nn.ModuleList([residual() for _ in range(num_blocks)])
+
+    with pytest.raises(ValueError, match=f"has {num_blocks} blocks, and its deepest tap is at"):
+        use(net, tmp_path)
+    assert not list(tmp_path.glob("exported*"))
 
 
 class Scaling(nn.Module):

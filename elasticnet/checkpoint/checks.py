@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from elasticnet._wrapped import is_in_flat_shards, unwrapped
+from elasticnet._wrapper_checks import check_number_of_blocks
 from elasticnet.wrapper import ElasticWrapper
 
 
@@ -19,7 +20,8 @@ def elastic_net(net: Any) -> ElasticWrapper:
 
     Raises:
         TypeError: It is not an `ElasticWrapper`, and wraps none.
-        ValueError: FSDP1 keeps its parameters in flat shards, which have lost their shapes.
+        ValueError: FSDP1 keeps its parameters in flat shards, which have lost their shapes; or
+            blocks were added or removed since the net was made.
     """
     inner = unwrapped(net)
     if isinstance(inner, ElasticWrapper):
@@ -28,6 +30,7 @@ def elastic_net(net: Any) -> ElasticWrapper:
                 "net is sharded by FullyShardedDataParallel: save or load inside "
                 "`with FullyShardedDataParallel.summon_full_params(net):`"
             )
+        check_number_of_blocks(len(inner.blocks), deepest_tap=inner.taps[-1])
         return inner
     if hasattr(net, "merge_and_unload"):
         raise TypeError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from elasticnet._ties import find_conflict, is_expanded
 from elasticnet._wrapped import match_names
+from elasticnet._wrapper_checks import check_number_of_blocks
 from elasticnet.checkpoint.building import (
     BUILD_ERRORS,
     build_without_memory,
@@ -171,6 +172,7 @@ def _load_built(
     net = build()
     if not isinstance(net, ElasticWrapper):
         raise TypeError(f"build returned {type(net).__name__}: expected an ElasticWrapper")
+    check_number_of_blocks(len(net.blocks), deepest_tap=net.taps[-1])
     resolve_depth(depth, net.taps)  # raises if the net that was built has no tap there
     if depth < len(net.blocks):
         net = net.truncate(depth)  # a copy; at full depth the very net that was built is filled

@@ -29,6 +29,7 @@ from elasticnet.checkpoint.building import (
     first_line,
     unsaved_tensors,
 )
+from elasticnet.checkpoint.left_as_it_was import left_as_it_was
 from elasticnet.checkpoint.settings import differing_setting
 from elasticnet.checkpoint.state import find_untied, has_shape, replace_state, state_of
 from elasticnet.recalibration import separate_statistics
@@ -216,12 +217,12 @@ def _find_extra_code(net: ElasticWrapper, twin: ElasticWrapper) -> str | None:
         twin_module = twin_modules[name]
         if _count_hooks(module) > _count_hooks(twin_module):
             return f"{shown} has a forward hook here"
-        if "_original_forward" in vars(module):  # the name that accelerate gives it
-            return (
-                f"the forward of {shown} is replaced here by accelerate: save "
-                "accelerator.unwrap_model(net, keep_fp32_wrapper=False)"
-            )
         if "forward" in vars(module) and "forward" not in vars(twin_module):
+            if "_original_forward" in vars(module):  # the name that accelerate gives it
+                return (
+                    f"the forward of {shown} is replaced here by accelerate: save "
+                    "accelerator.unwrap_model(net, keep_fp32_wrapper=False)"
+                )
             return f"the forward of {shown} is replaced here"
     return None
 
@@ -235,8 +236,8 @@ def _count_hooks(module: nn.Module) -> int:
     for table in ("_forward_pre_hooks", "_forward_hooks"):
         hooks: list[Any] = list(vars(module)[table].values())
         for hook in hooks:
-            user_hook = getattr(hook, "hook", hook)  # ElasticWrapper keeps hooks in objects
-            if not str(getattr(user_hook, "__module__", "")).startswith("torch.distributed"):
+            # ElasticWrapper puts hooks into objects that have the `__module__` of the hook.
+            if not str(getattr(hook, "__module__", "")).startswith("torch.distributed"):
                 count += 1
     return count
 
@@ -303,7 +304,7 @@ def _predictions(net: ElasticWrapper, example: Any) -> list[Any]:
     The deepest prediction has passed all blocks and the head. Shallower ones would show no more.
     """
     depths_with_adapters = sorted(int(depth) for depth in net.adapters)
-    with _left_as_it_was(net), evaluating(net), _same_random_numbers(), _not_compiled(net):
+    with left_as_it_was(net), evaluating(net), _same_random_numbers(), _not_compiled(net):
         predictions = [net(example, depth=-1)]
         for depth in depths_with_adapters:
             predictions.append(net(example, depth=depth))
@@ -324,27 +325,6 @@ def _not_compiled(net: nn.Module) -> AbstractContextManager[Any]:
     if is_compiled(net):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
-
-
-@contextmanager
-def _left_as_it_was(net: nn.Module) -> Generator[None, None, None]:
-    """Give all modules their attributes and buffers back when the `with` block ends."""
-    tables: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for module in net.modules():
-        attributes = vars(module)
-        for table in (attributes, attributes["_buffers"]):
-            tables.append((table, dict(table)))
-    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    try:
-        yield
-    finally:
-        for table, before in tables:
-            for name in table.keys() - before.keys():
-                del table[name]
-            table.update(before)
-        for buffer, before in buffers:
-            if not same_bits(buffer, before):
-                buffer.copy_(before)
 
 
 @contextmanager

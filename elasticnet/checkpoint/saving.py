@@ -55,7 +55,8 @@ def save(
     Raises:
         TypeError: `net` is not an ElasticWrapper.
         ValueError: The net holds NaN, infinity in a parameter, or state that is not a tensor; or
-            JSON cannot hold the notes or the cards. An existing file then stays as it was.
+            blocks were added to it or removed since it was made; or JSON cannot hold the notes or
+            the cards. An existing file then stays as it was.
         OSError: The file cannot be written.
 
     Example:

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-# Attributes of any module that do not change what it computes in eval mode.
-NOT_SETTINGS = ("training", "origin", "default_depth", "checkpoint_blocks")
+from elasticnet.wrapper import ElasticWrapper
+
+# Attributes of any module, and of an elastic net, that do not change what it computes in eval mode.
+NOT_SETTINGS = ("training",)
+NOT_SETTINGS_OF_NETS = ("training", "origin", "default_depth", "checkpoint_blocks")
 NUMBERS = (int, float, complex, type(None))
 WORDS = (bool, str, bytes, torch.dtype, torch.memory_format)
 CODE = (FunctionType, BuiltinFunctionType, CodeType, type)
@@ -47,8 +50,9 @@ def differing_setting(module: nn.Module, twin: nn.Module) -> Difference | None:
     """
     named = _names_of_settings(type(twin))
     attributes = vars(module)
+    left_out = NOT_SETTINGS_OF_NETS if isinstance(module, ElasticWrapper) else NOT_SETTINGS
     for name, there in vars(twin).items():
-        if name.startswith("_") or name in NOT_SETTINGS or name not in attributes:
+        if name.startswith("_") or name in left_out or name not in attributes:
             continue
         here = attributes[name]
         if _differ(here, there, may_be_counter=name not in named):

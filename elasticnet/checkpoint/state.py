@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -36,23 +38,39 @@ def state_of(net: ElasticWrapper) -> dict[str, Tensor]:
 
 
 def replace_state(net: ElasticWrapper, new_state: Mapping[str, Tensor]) -> None:
-    """Replace a net's parameters and buffers by other tensors, without copying them.
+    """Give a net's parameters and buffers the memory of other tensors, without copying them.
+
+    A parameter stays the same object if it can, so that whatever else holds it sees its new values:
+    a list in a module, an optimizer. On the meta device it cannot, and is replaced.
 
     Args:
         net: The net.
         new_state: The new tensors, by their names in a file.
     """
     by_key: dict[str, Tensor] = {}
-    # Tied weights are one tensor under two names: the second name gets the same new tensor.
-    new_by_old_id: dict[int, Tensor] = {}  # new tensors, by the id of the tensors that they replace
+    # Tied weights are one tensor under two names: both names get the same tensor.
+    filled_by_old_id: dict[int, Tensor] = {}
     for key, old in net.state_dict(keep_vars=True).items():
-        if id(old) not in new_by_old_id:
-            new = new_state[plain_name(net, key)]
-            if isinstance(old, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=old.requires_grad)
-            new_by_old_id[id(old)] = new
-        by_key[key] = new_by_old_id[id(old)]
+        if id(old) not in filled_by_old_id:
+            filled_by_old_id[id(old)] = _filled(old, new=new_state[plain_name(net, key)])
+        by_key[key] = filled_by_old_id[id(old)]
     net.load_state_dict(by_key, assign=True)
+
+
+def _filled(old: Tensor, new: Tensor) -> Tensor:
+    """Return the old tensor with the memory of the new one, or a tensor to take its place."""
+    if _can_take_memory(old, new):
+        old.data = new
+        return old
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(new, requires_grad=old.requires_grad)
+    return new
+
+
+def _can_take_memory(old: Tensor, new: Tensor) -> bool:
+    """Return whether `old.data = new` is possible: between ordinary tensors on one device."""
+    is_ordinary = type(old) in (Tensor, nn.Parameter) and old.layout is torch.strided
+    return is_ordinary and old.device == new.device and not old.is_inference()
 
 
 def find_untied(
@@ -90,4 +108,7 @@ def is_sharded(tensor: Tensor) -> bool:
     Args:
         tensor: Any tensor.
     """
-    return hasattr(tensor, "full_tensor")  # not isinstance: the import of DTensor takes long
+    # Nothing is imported for this, because the import takes long: a process that has not imported
+    # the module has no such tensor.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)

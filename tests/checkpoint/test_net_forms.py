@@ -326,6 +326,45 @@ def test_at_full_depth_the_built_net_itself_is_filled(path: Path) -> None:
     same(built(VECTORS), saved(VECTORS), "prediction")
 
 
+class TiedByHand(nn.Module):
+    """Multiplies by a parameter that it also keeps in a list, where no state dict shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.weights = [self.linear.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) @ self.weights[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_else_holds_a_parameter_sees_the_values_of_the_file(
+    path: Path, dtype: torch.dtype
+) -> None:
+    saved = linear_net([TiedByHand(), TiedByHand()]).to(dtype)
+    elasticnet.save(saved, path)
+    built = linear_net([TiedByHand(), TiedByHand()])
+    optimizer = torch.optim.SGD(built.parameters(), lr=0.1)
+
+    loaded = elasticnet.load(path, build=lambda: built)
+
+    same(loaded(VECTORS.to(dtype)), saved(VECTORS.to(dtype)), "prediction")
+    (group,) = optimizer.param_groups
+    assert all(mine is own for mine, own in zip(group["params"], loaded.parameters(), strict=True))
+
+
+def test_a_parameter_with_an_attribute_of_sharded_ones_is_an_ordinary_one(path: Path) -> None:
+    net = linear_net([nn.Linear(4, 4)])
+    weight: Any = net.get_parameter("blocks.0.weight")
+    weight.full_tensor = None
+
+    elasticnet.save(net, path)
+
+    loaded = elasticnet.load(path, build=lambda: linear_net([nn.Linear(4, 4)]))
+    same(loaded(VECTORS), net(VECTORS), "prediction")
+
+
 def test_a_net_after_a_backward_pass_is_filled_at_every_depth(path: Path) -> None:
     def build() -> ElasticWrapper:
         blocks = [nn.utils.weight_norm(nn.Linear(4, 4)) for _ in range(2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,120 @@ def test_the_proof_draws_no_random_numbers_and_moves_nothing() -> None:
         assert net.blocks[0].last_output is last_output
     finally:
         unregister("restless")
+
+
+class Recording(nn.Linear):
+    """Changes in place what it holds: lists, dicts, sets, a tensor and generators of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.calls: list[list[str]] = [[]]
+        self.recent: deque[int] = deque(maxlen=2)
+        self.counts = {"calls": torch.zeros(())}
+        self.shapes: set[tuple[int, ...]] = set()
+        self.steps = torch.zeros(())
+        self.torch_generator = torch.Generator()
+        self.python_generator = random.Random(0)
+        self.old_generator = np.random.RandomState(0)
+        self.numpy_generator = np.random.default_rng(0)
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.calls[0].append("called")
+        self.recent.append(1)
+        self.counts["calls"] += 1
+        self.shapes.add(tuple(input.shape))
+        self.steps += 1
+        torch.rand(1, generator=self.torch_generator)
+        self.python_generator.random()
+        self.old_generator.rand()
+        self.numpy_generator.random()
+        return super().forward(input)
+
+    def held(self) -> list[Any]:
+        return [
+            copy.deepcopy([self.calls, self.recent, self.shapes]),
+            [self.counts["calls"].item(), self.steps.item()],
+            self.torch_generator.get_state().tolist(),
+            self.python_generator.getstate(),
+            self.old_generator.get_state(legacy=False)["state"]["pos"],  # how far it is
+            self.numpy_generator.bit_generator.state,
+        ]
+
+
+def recording_net(num_blocks: int = 2, taps: list[int] | None = None) -> ElasticWrapper:
+    return ElasticWrapper([Recording() for _ in range(num_blocks)], nn.Linear(4, 1), taps=taps)
+
+
+def test_the_proof_leaves_what_modules_hold_and_change_in_place() -> None:
+    register("recording", Architecture(build=recording_net, example=lambda _: torch.rand(2, 4)))
+    try:
+        net = build("recording").eval()
+        net(torch.rand(2, 4))
+        block: Any = net.blocks[0]
+        before = block.held()
+        calls = block.calls
+
+        assert architecture_or_doubt(net).architecture == "recording"
+
+        assert block.held() == before
+        assert block.calls is calls
+    finally:
+        unregister("recording")
+
+
+class Centred(nn.Linear):
+    """Has a setting whose name is also one of an elastic net's attributes."""
+
+    def __init__(self, origin: float = 0.5) -> None:
+        super().__init__(4, 4)
+        self.origin = origin
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input - self.origin)
+
+
+def centred_net(num_blocks: int = 2, taps: list[int] | None = None) -> ElasticWrapper:
+    return ElasticWrapper([Centred() for _ in range(num_blocks)], nn.Linear(4, 1), taps=taps)
+
+
+def test_a_setting_of_a_block_counts_whatever_an_elastic_net_calls_by_its_name() -> None:
+    register("centred", Architecture(build=centred_net))
+    try:
+        net = build("centred")
+        block: Any = net.blocks[1]
+        block.origin = 0.25
+
+        doubt = str(architecture_or_doubt(net).doubt)
+
+        assert doubt == "centred builds another net: 'blocks.1' has origin 0.5 there, and 0.25 here"
+    finally:
+        unregister("centred")
+
+
+def test_an_attribute_that_accelerate_uses_too_is_no_replaced_forward() -> None:
+    net = small_net("asrn").train()
+    vars(net.blocks[0])["_original_forward"] = None
+
+    assert architecture_or_doubt(net).architecture == "asrn"
+
+
+class Forwarding:
+    """A hook that is an object with a hook of its own, such as a recorder of other libraries."""
+
+    def __init__(self, hook: Any) -> None:
+        self.hook = hook
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return 2 * output
+
+
+def test_a_hook_object_counts_whatever_its_own_attributes_are() -> None:
+    net = small_net("asrn").train()
+    net.head.register_forward_hook(Forwarding(hook=torch.distributed.is_available))
+
+    doubt = str(architecture_or_doubt(net).doubt)
+
+    assert doubt == "asrn builds another net: 'head' has a forward hook here"
 
 
 def traced_net(num_blocks: int = 2, taps: list[int] | None = None) -> ElasticWrapper:
