@@ -114,6 +114,7 @@ ALLOWED: dict[str, set[str]] = {
         "_lazy",
         "_ties",
         "_wrapped",
+        "_wrapper_checks",
     },
     "card": {
         "taps",
