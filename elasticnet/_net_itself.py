@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import types
+from collections.abc import Callable
 from typing import Any, TypeGuard, TypeVar
 
 from torch import nn
 
-from elasticnet._net_hooks import NetHook, forward_hooks, name_of
+from elasticnet._net_hooks import NetHook, backward_hooks, forward_hooks, name_of
 
 PARTS = ("stem", "blocks", "head", "adapters", "head_statistics")
 """The modules of a net, as its state dict names them."""
@@ -24,6 +25,26 @@ def has_replaced_forward(net: nn.Module) -> bool:
     """
     forward = vars(net).get("forward")
     return forward is not None and forward != types.MethodType(type(net).forward, net)
+
+
+def around_forward(net: nn.Module, plain_forward: Callable[..., Any]) -> list[str]:
+    """Return what happens in a call of a net besides its plain forward.
+
+    Args:
+        net: An elastic net.
+        plain_forward: The forward of the class that it is built on.
+
+    Returns:
+        Descriptions of a replaced forward, another class's forward, and hooks of all kinds.
+    """
+    found: list[str] = []
+    if has_replaced_forward(net):
+        found.append("a replaced forward")
+    if type(net).forward is not plain_forward:
+        found.append(f"the forward of the class {type(net).__name__}")
+    hooks = forward_hooks(net) + backward_hooks(net)
+    found += [f"the hook {name_of(hook)}" for hook in hooks]
+    return found
 
 
 def additions_to(net: nn.Module) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._head_statistics import batch_norms
-from elasticnet._kept import tensors_in
+from elasticnet._kept import KeptTensors, tensors_in
 from elasticnet.taps import TapReport, Taps, is_whole_number
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,23 @@ def check_number_of_blocks(num_blocks: int, deepest_tap: int) -> None:
             f"the net has {num_blocks} blocks, and its deepest tap is at depth "
             f"{deepest_tap}: blocks were added to net.blocks or removed from it. Use "
             "net.truncate or net.grow, or make a new ElasticWrapper"
+        )
+
+
+def check_not_overwritten_since(kept: KeptTensors, depth: int) -> None:
+    """Raise if a tensor of a state was written to since the state was made.
+
+    Args:
+        kept: What the state keeps.
+        depth: The depth of the state.
+
+    Raises:
+        ValueError: It was written to.
+    """
+    if kept.is_overwritten():
+        raise ValueError(
+            f"a tensor of the state at depth {depth} was written to in place after the state was "
+            "made: write into a copy, or run the net again"
         )
 
 

@@ -17,7 +17,7 @@ from elasticnet._growing import identity_blocks, prove_same_function
 from elasticnet._head_statistics import call_head, statistics_by_depth, write_into_head
 from elasticnet._kept import KeptTensors, copied, in_own_containers
 from elasticnet._net_hooks import NetHook, check_backward_hooks
-from elasticnet._net_itself import additions_to, shallow_copy
+from elasticnet._net_itself import additions_to, around_forward, shallow_copy
 from elasticnet._plain_sequence import plain_sequence
 from elasticnet._stem_arguments import StemArguments, read_stem_arguments
 from elasticnet._wrapped import check_not_sharded, unwrapped
@@ -26,6 +26,7 @@ from elasticnet._wrapper_checks import (
     check_adapter_depths,
     check_all_used,
     check_modules,
+    check_not_overwritten_since,
     check_number_of_blocks,
     check_predictions,
     check_settings,
@@ -445,6 +446,94 @@ class ElasticWrapper(nn.Module):
     def _head_takes_all_taps(self) -> bool:
         return getattr(unwrapped(self.head), "takes_all_taps", False) is True
 
+    # --- a pass that rests at a depth and goes on
+
+    def run_to(self, x: Any, depth: int, **keywords: Any) -> PassState:
+        """Run the blocks up to a depth and return what a later call needs to go on.
+
+        `net.predict(state)` gives the prediction there, `net.continue_from(state, deeper)` runs the
+        blocks behind it. No block runs twice, and every prediction is that of `net(x, depth=d)`,
+        bit for bit in eval mode.
+
+        Args:
+            x: The input of the stem, or of the first block if there is no stem.
+            depth: A tap of the net.
+            **keywords: For the stem and `call_block`. A stem that takes `last_depth` gets the depth
+                of the whole net, because the pass may go on.
+
+        Returns:
+            The state at that depth.
+
+        Raises:
+            ValueError: The depth carries no tap, or something would be left out, because these
+                three methods do not call `net.forward`: a hook on the net, a replaced forward, or
+                that of a subclass.
+            RuntimeError: A part overwrites in place what the pass needs, see `copy_features`.
+
+        Example:
+            `state = net.run_to(x, 1); state = net.continue_from(state, 3); y = net.predict(state)`
+        """
+        self._check_nothing_is_left_out()
+        last_depth = resolve_depth(depth, self.taps)
+        state = self._run_stem(x, self.taps[-1], keywords)
+        state = self._run_blocks(state, last_depth)
+        return state._replace(kept=_kept_between_calls(state))
+
+    def continue_from(self, state: PassState, depth: int) -> PassState:
+        """Run the blocks behind a state, up to a deeper tap.
+
+        The state that is given does not change: it can be used again.
+
+        Args:
+            state: From `run_to` or `continue_from`.
+            depth: A tap of the net, deeper than the state.
+
+        Returns:
+            The state at that depth.
+
+        Raises:
+            ValueError: The depth carries no tap or is not deeper, a tensor of the state was
+                overwritten since, or something would be left out as in `run_to`.
+            RuntimeError: A block overwrites in place what the state holds, see `copy_features`.
+        """
+        self._check_nothing_is_left_out()
+        last_depth = resolve_depth(depth, self.taps)
+        if last_depth <= state.depth:
+            raise ValueError(
+                f"depth {last_depth}: the state is at depth {state.depth} already, and a pass goes "
+                "on to deeper taps alone"
+            )
+        check_not_overwritten_since(state.kept, state.depth)
+        # The blocks may change the context, and write down what they are about to read again.
+        start = state._replace(context=self._given(state.context), kept=_kept_between_calls(state))
+        state = self._run_blocks(start, last_depth)
+        return state._replace(kept=_kept_between_calls(state))
+
+    def predict(self, state: PassState) -> Any:
+        """Return the prediction at the depth of a state.
+
+        Args:
+            state: From `run_to` or `continue_from`.
+
+        Raises:
+            ValueError: A tensor of the state was overwritten since, or something would be left out
+                as in `run_to`.
+            RuntimeError: The head rejects the features, or overwrites what the state holds.
+        """
+        self._check_nothing_is_left_out()
+        check_not_overwritten_since(state.kept, state.depth)
+        (prediction,) = self._predict([state], self._head_takes_all_taps())
+        return prediction
+
+    def _check_nothing_is_left_out(self) -> None:
+        """Raise if something sits around `net.forward`, which a pass in pieces does not call."""
+        around = around_forward(self, plain_forward=ElasticWrapper.forward)
+        if around:
+            raise ValueError(
+                f"run_to, continue_from and predict do not call net.forward, so that {around[0]} "
+                "would be left out: put what it does into the stem or the head"
+            )
+
     # --- other ways to call the net
 
     def forward_taps(self, x: Any, depths: Sequence[int] | None = None, **keywords: Any) -> Taps:
@@ -733,6 +822,15 @@ class ElasticWrapper(nn.Module):
     def extra_repr(self) -> str:
         """Return the text that `repr` shows before the modules."""
         return f"taps={self.taps}"
+
+
+def _kept_between_calls(state: PassState) -> KeptTensors:
+    """Return what nothing may overwrite as long as a state may go on."""
+    kept = KeptTensors()
+    kept.keep_input(state.features, name=f"the features of the state at depth {state.depth}")
+    kept.keep_input(state.context, name=f"the context of the state at depth {state.depth}")
+    kept.keep_input(state.skip, name=f"what the head takes beside the features at {state.depth}")
+    return kept
 
 
 def _module_dict(adapters: Mapping[int, nn.Module]) -> nn.ModuleDict:

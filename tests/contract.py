@@ -21,6 +21,8 @@ from torch import Tensor, nn
 import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 
+PLAIN_FORWARD = ElasticWrapper.forward
+
 
 class NetworkContract:
     """Inherit it as `class TestMyNet(NetworkContract)`: it is tested in float32 and in float64.
@@ -110,6 +112,28 @@ def one_pass(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
     assert calls.head == head_calls, (
         f"the head was called {calls.head} times for {len(net.taps)} taps"
     )
+
+
+def a_pass_goes_on_where_it_rested(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
+    """run_to, continue_from and predict give every depth's bits, and run each block once."""
+    if net._forward_pre_hooks or net._forward_hooks or type(net).forward is not PLAIN_FORWARD:
+        return  # these are refused by name, see tests/test_run_to.py
+    with torch.no_grad():
+        expected = {depth: net(x, depth=depth, **keywords) for depth in net.taps}
+        first, *deeper = net.taps
+        with recording(net) as calls:
+            state = net.run_to(x, first, **keywords)
+            states = [state]
+            for depth in deeper:
+                state = net.continue_from(state, depth)
+                states.append(state)
+        assert calls.blocks == list(net.blocks), f"{len(calls.blocks)} block calls"
+        assert calls.head == 0, "the head runs when a prediction is asked for"
+        for state in reversed(states):  # a state stays what it was
+            same(net.predict(state), expected[state.depth], f"predict at depth {state.depth}")
+        if deeper:
+            again = net.continue_from(states[0], -1)
+            same(net.predict(again), expected[net.taps[-1]], "from the first to the deepest")
 
 
 def truncated_keys_are_a_subset(net: ElasticWrapper, x: Any, **keywords: Any) -> None:
@@ -296,6 +320,7 @@ INVARIANTS: tuple[Callable[..., None], ...] = (
     requested_depths_only,
     blocks_behind_the_depth_do_not_run,
     one_pass,
+    a_pass_goes_on_where_it_rested,
     truncated_keys_are_a_subset,
     truncated_net_is_independent_and_elastic,
     head_stands_once,
