@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,8 +22,13 @@ from elasticnet._compare import same_bits
 from elasticnet.retrofit.anatomy import POOLINGS, Anatomy, LayerKind, anatomy_of, without_cache
 from elasticnet.retrofit.kept_attributes import attributes_put_back
 from elasticnet.retrofit.parts import PART_ERRORS, Split, verify, with_copies_if_needed
+from elasticnet.retrofit.router_loss import RouterLoss, has_router_loss
 from elasticnet.retrofit.transformers_source import transformers_source
 from elasticnet.wrapper import evaluating
+
+__all__ = ["RouterLoss", "split"]
+
+logger = logging.getLogger(__name__)
 
 # what a net returns of a model's result, the first found
 RESULTS = ("logits", "last_hidden_state", "pooler_output")
@@ -149,6 +155,7 @@ def _split(model: nn.Module, example: Tensor, output: str | None, inputs: dict[s
     """The parts of a model around its base model, proved."""
     anatomy = anatomy_of(model, example, inputs)
     base = anatomy.base
+    _warn_of_router_loss(model, base)
     head = HiddenStateHead(model, anatomy, output)
     stem = LayerInputs(anatomy)
     with evaluating(model), evaluating(stem), torch.no_grad():
@@ -190,6 +197,21 @@ def _prove(
             base_name = type(anatomy.base).__name__
             hint = f". The head lacks {', '.join(anatomy.left_out)} of what {base_name} returns"
         raise ValueError(f"{type(model).__name__} is not split: {error}{hint}") from error
+
+
+def _warn_of_router_loss(model: Any, base: nn.Module) -> None:
+    """Say what becomes of the loss that a mixture of experts adds to its own one, if it does."""
+    if getattr(model.config, "output_router_logits", False) is not True:
+        return
+    remedy = "use output_router_logits=False, or compute it yourself"
+    if has_router_loss(model, base):
+        remedy = "add elasticnet.retrofit.transformers.RouterLoss(net), which computes it"
+    logger.warning(
+        "%s adds the loss of its routers to its own loss (output_router_logits=True). The net "
+        "returns predictions and no loss: %s",
+        type(model).__name__,
+        remedy,
+    )
 
 
 def _can_end_early(
