@@ -15,7 +15,7 @@ from elasticnet.taps import TapReport, Taps, is_whole_number
 
 logger = logging.getLogger(__name__)
 
-HEAD_SKIPS = (None, "stem", "input")
+HEAD_SKIPS = (None, "stem", "input", "context")
 
 
 class Rejection(NamedTuple):
@@ -63,7 +63,7 @@ def check_settings(head_skip: str | None, call_block: Any) -> None:
         TypeError: `call_block` is a module.
     """
     if head_skip not in HEAD_SKIPS:
-        raise ValueError(f"head_skip {head_skip!r}: expected None, 'stem' or 'input'")
+        raise ValueError(f"head_skip {head_skip!r}: expected None, 'stem', 'input' or 'context'")
     if isinstance(call_block, nn.Module):
         raise TypeError(
             "call_block is a module: expected a function; keep parameters in the stem or the blocks"

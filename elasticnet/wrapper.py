@@ -56,7 +56,7 @@ class PassState(NamedTuple):
         depth: How many blocks have run.
         features: What the last of them returned; at depth 0 what the stem did.
         context: What the next block gets beside the features.
-        skip: What the head takes beside the features. None: it takes the features alone.
+        skip: The input or the stem's output, if the head takes one of them beside the features.
         kept: What no part may overwrite; the net looks at it behind each part.
     """
 
@@ -89,8 +89,9 @@ class ElasticWrapper(nn.Module):
 
     The context is what a block passes on beside its features. It starts as what the stem returns
     beside its features, or else as the dict of all keyword arguments of `net(x, **keywords)`.
-    `call_block` takes and returns it. The stem itself gets those keyword arguments that its
-    forward names. `depth` and `taps` are the net's own arguments and never part of the context.
+    `call_block` takes and returns it, and `head_skip="context"` gives it to the head. The stem
+    itself gets those keyword arguments that its forward names. `depth` and `taps` are the net's own
+    arguments and never part of the context.
 
     State dict keys: `stem.*`, `blocks.{index from 0}.*`, `head.*`, `adapters.{depth}.*`, and
     `head_statistics.{depth}.*` after `elasticnet.recalibration.recalibrate` if the head has
@@ -104,14 +105,17 @@ class ElasticWrapper(nn.Module):
             `takes_all_taps = True`, each pass calls it once: it maps the tuple of the features of
             several taps to the tuple of their predictions.
         stem: The module before the first block. It may return `(features, context)` if
-            `call_block` is given. If it has the attribute `takes_last_depth = True`, it gets the
-            keyword argument `last_depth`: how many blocks the pass can run, so that it prepares no
-            more than these need. None: the first block takes the input.
+            `call_block` or `head_skip="context"` is given. If it has the attribute
+            `takes_last_depth = True`, it gets the keyword argument `last_depth`: how many blocks
+            the pass can run, so that it prepares no more than these need. None: the first block
+            takes the input.
         taps: The depths that carry a prediction; the deepest must be among them. None: every depth.
         adapters: `{depth: module}`: the module maps the features of the tap at that depth to what
             the head takes.
         head_skip: "stem" calls `head(features, stem_output)`, "input" calls `head(features, x)`,
-            None calls `head(features)`.
+            "context" calls `head(features, context)` with the context behind the last block, None
+            calls `head(features)`. A head that takes all taps gets a tuple of contexts, one for
+            each tap.
         layout: What the axes of the features mean, for attention maps; see
             `elasticnet.distillation`.
         prefix_tokens: How many leading positions attention maps leave out (class and register
@@ -260,11 +264,17 @@ class ElasticWrapper(nn.Module):
         for tap in self.taps:
             state = self._run_blocks(state, tap)
             states.append(state)
-            kept.keep_features(state.features, name=f"the features at depth {tap}")
+            if self.head_skip == "context":
+                # The head reads the context as it is here, and the later blocks may change it.
+                name = f"the features or the context at depth {tap}"
+                kept.keep_features([state.features, state.context], name)
+                state = state._replace(context=self._given(state.context))
+            else:
+                kept.keep_features(state.features, name=f"the features at depth {tap}")
             # Before the later blocks run: one of them could change these features by a write that
             # PyTorch does not count, such as one in inference_mode.
             if tap in depths and not predicts_at_end:
-                (prediction,) = self._predict([state], head_takes_all)
+                (prediction,) = self._predict(states[-1:], head_takes_all)
                 predictions.append(prediction)
                 kept.keep_prediction(prediction, name=f"the prediction at depth {tap}")
         if predicts_at_end:
@@ -353,13 +363,14 @@ class ElasticWrapper(nn.Module):
         """Return the features and the context for the first block.
 
         The stem gets the keyword arguments that its forward names. All of them are the context,
-        which call_block gets, unless the stem returns a context of its own. One that no part gets
-        is an error, because it may be misspelt.
+        which call_block or the head gets, unless the stem returns a context of its own. One that no
+        part gets is an error, because it may be misspelt.
         """
+        context_is_read = self.call_block is not None or self.head_skip == "context"
         arguments = self._arguments_of_stem()
         only_for_context = arguments.of_others(keywords)
         # Before the stem runs: its error about a missing argument would hide the misspelt name.
-        if self.call_block is None:
+        if not context_is_read:
             check_all_used(only_for_context)
         if self.stem is None:
             return x, keywords
@@ -368,11 +379,12 @@ class ElasticWrapper(nn.Module):
         output = self.stem(self._given(x), **for_stem)
         if not is_plain_tuple(output):
             return output, keywords
-        if self.call_block is None:
+        if not context_is_read:
             raise ValueError(
-                "the stem returned (x, context): pass call_block to use the context in the blocks"
+                "the stem returned (x, context): pass call_block to use the context in the blocks, "
+                "or head_skip='context' to use it in the head"
             )
-        # The stem's own context takes the place of the keyword arguments: call_block gets none.
+        # The stem's own context takes the place of the keyword arguments: no other part gets them.
         check_all_used(only_for_context)
         return features_and_context(output, source="the stem")
 
@@ -416,11 +428,14 @@ class ElasticWrapper(nn.Module):
 
     def _run_head(self, states: Sequence[PassState], head_takes_all: bool) -> Any:
         """Call the head once: with a tuple if it takes all taps, else with one tap's features."""
-        skip = states[-1].skip  # the same in all states of a pass
         if head_takes_all:
             adapted = tuple(self._adapted(state) for state in states)
+            skip = states[-1].skip  # the same in all states of a pass
+            if self.head_skip == "context":
+                skip = tuple(state.context for state in states)
             return self._call_head(adapted, skip)
         (state,) = states
+        skip = state.context if self.head_skip == "context" else state.skip
         statistics = self._statistics_at(state.depth)
         return (self._call_head(self._adapted(state), skip, statistics),)
 

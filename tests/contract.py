@@ -365,6 +365,8 @@ def by_hand(net: ElasticWrapper, x: Any, depth: int, **keywords: Any) -> tuple[T
         head.load_state_dict(net.head_statistics[str(depth)].state_dict(), strict=False)
     if net.head_skip == "stem":
         prediction = head(adapted, stem_output)
+    elif net.head_skip == "context":
+        prediction = net.head(adapted, (context,) if takes_all_taps(net.head) else context)
     elif net.head_skip == "input":
         prediction = head(adapted, x)
     else:

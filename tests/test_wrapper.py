@@ -380,9 +380,9 @@ def test_forward_taps_accepts_exactly_the_lists_of_taps(depths: list[int]) -> No
         (
             {"head_skip": "inputs"},
             ValueError,
-            "head_skip 'inputs': expected None, 'stem' or 'input'",
+            "head_skip 'inputs': expected None, 'stem', 'input' or 'context'",
         ),
-        ({"head_skip": True}, ValueError, "head_skip True: expected None, 'stem' or 'input'"),
+        ({"head_skip": True}, ValueError, "head_skip True: expected None, 'stem', 'input'"),
         ({"taps": [1]}, ValueError, "taps 1: the deepest block, 3, needs a tap"),
         ({"taps": [0, 3]}, ValueError, "tap 0: taps are whole numbers from 1 to 3"),
         ({"taps": [2, 2, 3]}, ValueError, "taps 2, 2, 3: a depth is named twice"),
