@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from elasticnet.export.axes import first_line
+from elasticnet.export.failures import failure_of_onnx
 from elasticnet.export.int8 import INTEGER_TYPES, MIN_WEIGHTS, quantize, quantized_copy
 from elasticnet.export.plan import ExportError, ExportPlan
 from elasticnet.export.samples import Sample
@@ -44,9 +44,8 @@ def onnx_bytes(plan: ExportPlan) -> bytes:
         with quiet_exporters():
             return _to_onnx(program, plan)
     except Exception as error:  # an operator without a translation, or a fault of the exporter
-        raise ExportError(
-            f"torch.onnx cannot export this net: {first_line(error)}; nothing was written"
-        ) from error
+        message = failure_of_onnx(net, error)
+        raise ExportError(f"{message}. Nothing was written") from error
 
 
 def open_onnx(data: bytes) -> Callable[..., Tensor]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elasticnet.export.axes import OpenLength, first_line, shapes_with
+from elasticnet.export.axes import OpenLength, shapes_with
+from elasticnet.export.failures import failure_of_trace
 from elasticnet.export.plan import ExportError, ExportPlan
 from elasticnet.export.samples import Sample, sample_like
 from elasticnet.wrapper import ElasticWrapper
@@ -33,7 +35,9 @@ def trace(net: ElasticWrapper, plan: ExportPlan) -> torch.export.ExportedProgram
     """
     sample = _traced_sample(plan)
     try:
-        with quiet_exporters(), _keywords_named(net, sample.keywords):
+        # on failure, torch.export prints the graph so far
+        quiet_errors = redirect_stderr(io.StringIO())
+        with quiet_exporters(), quiet_errors, _keywords_named(net, sample.keywords):
             program = torch.export.export(
                 net,
                 (sample.x,),
@@ -42,9 +46,8 @@ def trace(net: ElasticWrapper, plan: ExportPlan) -> torch.export.ExportedProgram
                 strict=False,
             )
     except Exception as error:  # whatever the network's own code raises under tracing
-        raise ExportError(
-            f"torch.export cannot trace this net: {first_line(error)}; nothing was written"
-        ) from error
+        message = failure_of_trace(net, error, has_open_axes=bool(plan.inputs.open_axes.lengths))
+        raise ExportError(f"{message}. Nothing was written") from error
     _check_open_axes(program, plan)
     return program
 

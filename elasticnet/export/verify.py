@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from elasticnet._compare import largest_difference
-from elasticnet.export.axes import first_line
 from elasticnet.export.checkpoint_file import open_checkpoint, read_back
+from elasticnet.export.failures import reason_of
 from elasticnet.export.int8 import quantized_copy
 from elasticnet.export.onnx_file import open_onnx
 from elasticnet.export.plan import ExportError, ExportPlan
@@ -50,7 +50,7 @@ def verify(plan: ExportPlan, data: bytes) -> Verification:
     """
     if plan.format == "safetensors":
         return Verification(difference=_difference_of_weights(plan, data), int8_snr=None)
-    run = runner_of(data, plan.format)
+    run = _runner_or_refusal(data, plan)
     if not plan.int8:
         difference = _difference_of_outputs(run, plan.net, plan, plan.title)
         return Verification(difference=difference, int8_snr=None)
@@ -78,6 +78,18 @@ def runner_of(data: bytes, format: str) -> Callable[..., Tensor]:
     if format == "torch":
         return open_program(data)
     return open_checkpoint(data)
+
+
+def _runner_or_refusal(data: bytes, plan: ExportPlan) -> Callable[..., Tensor]:
+    """What runs the file; ExportError where its runtime does not read it."""
+    try:
+        return runner_of(data, plan.format)
+    except Exception as error:  # an operator that ONNX Runtime lacks, say
+        other_format = "torch" if plan.format == "onnx" else "onnx"
+        raise ExportError(
+            f"{plan.title} cannot be run: {reason_of(error)}; another format may do: "
+            f"format={other_format!r}. Nothing was written"
+        ) from error
 
 
 def _difference_of_weights(plan: ExportPlan, data: bytes) -> float:
@@ -120,8 +132,8 @@ def _output(run: Callable[..., Tensor], sample: Sample, title: str) -> Tensor:
     except Exception as error:  # whatever a runtime raises for a size that the graph does not take
         raise ExportError(
             f"{title} does not take {sample.described()}, which the net does "
-            f"({first_line(error)}): its code branches on the size. Name the axes that may vary "
-            "by axes=, or their least and most length; nothing was written"
+            f"({reason_of(error)}): its code branches on the size. Name the axes that may vary "
+            'by axes=, or their least and most length, as in axes={0: "batch"}. Nothing was written'
         ) from error
 
 
