@@ -3,13 +3,16 @@
 The layout of features is an einops axis list: `b` is the batch, `c` the channels, and every other
 axis a position. Examples are "b c h w" and "b h w c" (images), "b n c" (tokens), "b c t"
 (sequences) and "b c t h w" (video).
+
+A mask says which positions count, such as the tokens of a text without its padding. It is a tensor
+(b, *positions) of bool, or of whole numbers that are not 0 where a position counts. The others are
+left out of a map, of its norm and of its distance to another one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,10 @@ from elasticnet._autocast import without_autocast
 from elasticnet._compare import kind_of_tensor
 
 DISTANCES = ("norm", "squared")
+MASK_REMEDY = (
+    "If it is an argument of the network with another meaning, give the positions that count to "
+    "the objective: objective(x, target, mask=...)"
+)
 
 
 def progressive_distillation(
@@ -30,6 +37,7 @@ def progressive_distillation(
     distance: str = "norm",
     detach_teacher: bool = True,
     eps: float = 1e-4,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Return the sum of the distances between the attention maps of neighbouring taps (L_PSD).
 
@@ -46,27 +54,48 @@ def progressive_distillation(
         detach_teacher: Whether the gradient stays out of the deeper map of a pair. The paper does
             not say; the default is our choice.
         eps: The smallest norm that a map is divided by.
+        mask: Which positions of the shallowest features count, prefix tokens included. At features
+            of another resolution, a position counts if any of those that it covers does. An image
+            without such a position adds 0. None: all positions count.
 
     Returns:
         A scalar in float32, or in float64 for float64 features; 0 for a single tap.
 
     Raises:
+        TypeError: As in `attention_map`.
         ValueError: `features` is empty, or an argument is invalid, see `attention_map` and
             `attention_distance`.
     """
     if not features:
         raise ValueError("progressive_distillation: no features given, expected at least one tap's")
-    maps = [attention_map(feature, layout, power, prefix_tokens) for feature in features]
+    masks = _masks_of_taps(mask, features, layout, prefix_tokens)
+    maps: list[Tensor] = []
+    for feature, feature_mask in zip(features, masks, strict=True):
+        maps.append(attention_map(feature, layout, power, prefix_tokens, mask=feature_mask))
+
     loss = maps[0].new_zeros(())
-    for student, teacher in pairwise(maps):
+    for shallower in range(len(maps) - 1):
+        student = maps[shallower]
+        teacher = maps[shallower + 1]
         if detach_teacher:
             teacher = teacher.detach()
-        loss = loss + attention_distance(student, teacher, distance, eps)
+        loss = loss + attention_distance(
+            student,
+            teacher,
+            distance,
+            eps,
+            student_mask=_without_prefix(masks[shallower], prefix_tokens),
+            teacher_mask=_without_prefix(masks[shallower + 1], prefix_tokens),
+        )
     return loss
 
 
 def attention_map(
-    features: Tensor, layout: str = "b c h w", power: float = 1, prefix_tokens: int = 0
+    features: Tensor,
+    layout: str = "b c h w",
+    power: float = 1,
+    prefix_tokens: int = 0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Return the sum over channels of |features|^power: one number for every position.
 
@@ -82,39 +111,28 @@ def attention_map(
         power: The power of |features|.
         prefix_tokens: How many leading positions to leave out (class and register tokens); needs a
             layout with one position axis.
+        mask: Which positions count, (b, *positions), prefix tokens included. None: all.
 
     Returns:
-        The map (b, *positions), in float32, or in float64 for float64 features.
+        The map (b, *positions), in float32, or in float64 for float64 features. It is 0 where a
+        position does not count.
 
     Raises:
-        TypeError: The features are not a dense tensor.
-        ValueError: The power or the layout is invalid, the features do not have its axes, or the
-            prefix tokens are invalid: there are several position axes, or no position is left.
+        TypeError: The features are not a dense tensor, or the mask is not of bool or whole numbers.
+        ValueError: The power or the layout is invalid, the features do not have its axes, the
+            prefix tokens are invalid (there are several position axes, or no position is left), or
+            the mask has another shape than the features' positions.
     """
-    if not isinstance(features, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(
-            f"the self-distillation needs one tensor at each tap, and the features are a "
-            f"{type(features).__name__}: leave it out with psd_weight=0"
-        )
-    kind = kind_of_tensor(features)
-    if kind != "dense":
-        raise TypeError(
-            "the self-distillation needs a dense tensor at each tap, and the features are a "
-            f"{kind} one: leave it out with psd_weight=0, or let the blocks return dense tensors"
-        )
     check_power(power)
+    _check_features(features, layout, prefix_tokens)
     axes = layout.split()
     positions = position_axes(layout)
-    if features.ndim != len(axes):
-        raise ValueError(
-            f"features of shape {tuple(features.shape)} do not have the axes of layout {layout!r}"
-        )
-    check_prefix_tokens(prefix_tokens, layout)
-    if prefix_tokens and prefix_tokens >= features.shape[axes.index(positions[0])]:
-        raise ValueError(
-            f"prefix_tokens={prefix_tokens} leaves no position of features of shape "
-            f"{tuple(features.shape)} with layout {layout!r}"
-        )
+    if mask is not None:
+        counts = _as_bool(mask, features, layout)  # (b, *positions)
+        axes_of_mask = " ".join("1" if axis == "c" else axis for axis in axes)
+        counts = rearrange(counts, f"b {' '.join(positions)} -> {axes_of_mask}")
+        # Before the sum, so that the gradient is 0 at a position that does not count.
+        features = torch.where(counts, features, 0)
     with without_autocast(features.device):
         dtype = torch.promote_types(features.dtype, torch.float32)
         magnitude = features.to(dtype).abs()
@@ -129,7 +147,12 @@ def attention_map(
 
 
 def attention_distance(
-    student: Tensor, teacher: Tensor, distance: str = "norm", eps: float = 1e-4
+    student: Tensor,
+    teacher: Tensor,
+    distance: str = "norm",
+    eps: float = 1e-4,
+    student_mask: Tensor | None = None,
+    teacher_mask: Tensor | None = None,
 ) -> Tensor:
     """Return the distance between two attention maps, each scaled to unit L2 norm.
 
@@ -143,9 +166,14 @@ def attention_distance(
             is the sum over positions of the squared difference.
         eps: The smallest norm that a map is divided by. It keeps the scaled map finite, and its
             gradient bounded, where the map is 0.
+        student_mask: Which positions of the student's map count, a bool tensor of its shape. None:
+            all. Pooling takes the mean over those positions of a window that count.
+        teacher_mask: Which positions of the teacher's map count. The distance is taken over the
+            positions that count in both maps.
 
     Returns:
-        The mean of the samples' distances, a scalar; 0 for an empty batch.
+        The mean of the samples' distances, a scalar; 0 for an empty batch. The distance of a sample
+        in which no position counts is 0.
 
     Raises:
         ValueError: `distance` is not "norm" or "squared", `eps` is invalid, or the maps differ in
@@ -161,8 +189,14 @@ def attention_distance(
     if student.shape != teacher.shape:
         side_pairs = zip(student.shape[1:], teacher.shape[1:], strict=True)
         smaller_sides = [min(pair) for pair in side_pairs]
-        student = _pool(student, smaller_sides)  # (b, *smaller_sides)
-        teacher = _pool(teacher, smaller_sides)  # (b, *smaller_sides)
+        student = _pool(student, smaller_sides, student_mask)  # (b, *smaller_sides)
+        teacher = _pool(teacher, smaller_sides, teacher_mask)  # (b, *smaller_sides)
+        student_mask = _pool_mask(student_mask, smaller_sides)
+        teacher_mask = _pool_mask(teacher_mask, smaller_sides)
+    for mask in (student_mask, teacher_mask):
+        if mask is not None:
+            student = torch.where(mask, student, 0)
+            teacher = torch.where(mask, teacher, 0)
     with without_autocast(student.device):
         difference = _unit(student, eps) - _unit(teacher, eps)  # (b, number of positions)
         if distance == "squared":
@@ -246,6 +280,89 @@ def check_prefix_tokens(prefix_tokens: int, layout: str) -> None:
         )
 
 
+def _check_features(features: Tensor, layout: str, prefix_tokens: int) -> None:
+    """Raise unless features have an attention map with this layout and number of prefix tokens."""
+    if not isinstance(features, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"the self-distillation needs one tensor at each tap, and the features are a "
+            f"{type(features).__name__}: leave it out with psd_weight=0"
+        )
+    kind = kind_of_tensor(features)
+    if kind != "dense":
+        raise TypeError(
+            "the self-distillation needs a dense tensor at each tap, and the features are a "
+            f"{kind} one: leave it out with psd_weight=0, or let the blocks return dense tensors"
+        )
+    position_axes(layout)  # raises if the layout is invalid
+    check_prefix_tokens(prefix_tokens, layout)
+    if features.ndim != len(layout.split()):
+        raise ValueError(
+            f"features of shape {tuple(features.shape)} do not have the axes of layout {layout!r}"
+        )
+    if prefix_tokens and prefix_tokens >= _sides(features, layout)[0]:
+        raise ValueError(
+            f"prefix_tokens={prefix_tokens} leaves no position of features of shape "
+            f"{tuple(features.shape)} with layout {layout!r}"
+        )
+
+
+def _sides(features: Tensor, layout: str) -> list[int]:
+    """Return the size of features along each position axis."""
+    axes = layout.split()
+    return [features.shape[axes.index(axis)] for axis in position_axes(layout)]
+
+
+def _as_bool(mask: Tensor, features: Tensor, layout: str) -> Tensor:
+    """Return a mask of these features as a bool tensor on their device."""
+    if not isinstance(mask, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"the mask of positions is a {type(mask).__name__}: expected a tensor. {MASK_REMEDY}"
+        )
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(
+            f"the mask of positions is a tensor of {mask.dtype}: expected bool or whole numbers, "
+            f"True where a position counts. {MASK_REMEDY}"
+        )
+    batch_size = features.shape[layout.split().index("b")]
+    expected = (batch_size, *_sides(features, layout))
+    if mask.shape != expected:
+        names = ", ".join(["b", *position_axes(layout)])
+        raise ValueError(
+            f"the mask of positions has shape {tuple(mask.shape)}: expected ({names}) = {expected} "
+            f"for features of shape {tuple(features.shape)} with layout {layout!r}. {MASK_REMEDY}"
+        )
+    return (mask != 0).to(features.device)
+
+
+def _masks_of_taps(
+    mask: Tensor | None, features: Sequence[Tensor], layout: str, prefix_tokens: int
+) -> list[Tensor | None]:
+    """Return the mask of the shallowest features in the resolution of each tap's features."""
+    if mask is None:
+        return [None for _ in features]
+    for feature in features:
+        _check_features(feature, layout, prefix_tokens)
+    counts = _as_bool(mask, features[0], layout)  # (b, *positions)
+    # Only a layout with one position axis has prefix tokens. For others `prefix` is empty.
+    prefix = counts[:, :prefix_tokens]
+    grid = counts[:, prefix_tokens:]
+    masks: list[Tensor | None] = []
+    for feature in features:
+        sides = _sides(feature, layout)
+        if sides == list(counts.shape[1:]):
+            masks.append(counts)
+            continue
+        grid_sides = [sides[0] - prefix_tokens, *sides[1:]]
+        pooled = _window_share(grid, grid_sides) > 0
+        masks.append(torch.cat([prefix, pooled], dim=1) if prefix_tokens else pooled)
+    return masks
+
+
+def _without_prefix(mask: Tensor | None, prefix_tokens: int) -> Tensor | None:
+    """Return the mask of a map, which leaves out prefix tokens."""
+    return None if mask is None else mask[:, prefix_tokens:]
+
+
 def _power(magnitude: Tensor, power: float) -> Tensor:
     """Return magnitude^power, with derivatives of 0 at 0.
 
@@ -262,8 +379,26 @@ def _mean(distances: Tensor) -> Tensor:
     return distances.mean() if len(distances) else distances.sum()
 
 
-def _pool(maps: Tensor, sides: list[int]) -> Tensor:
-    """Average-pool maps (b, *positions) to the given sides."""
+def _pool(maps: Tensor, sides: list[int], mask: Tensor | None) -> Tensor:
+    """Average-pool maps (b, *positions) to the given sides, over the positions that count."""
+    if mask is None:
+        return _average_pool(maps, sides)
+    share = _window_share(mask, sides, maps.dtype)
+    total = _average_pool(torch.where(mask, maps, 0), sides)
+    return total / torch.where(share > 0, share, 1)  # no division by 0 in an empty window
+
+
+def _pool_mask(mask: Tensor | None, sides: list[int]) -> Tensor | None:
+    """Return a mask in which a position counts if any one in its window does."""
+    return None if mask is None else _window_share(mask, sides) > 0
+
+
+def _window_share(mask: Tensor, sides: list[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return which share of the positions in each window of a pooling count, from 0 to 1."""
+    return _average_pool(mask.to(dtype), sides)
+
+
+def _average_pool(maps: Tensor, sides: list[int]) -> Tensor:
     pools = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
     pool = pools[len(sides)]
     return pool(maps.unsqueeze(1), sides).squeeze(1)  # pyright: ignore[reportArgumentType]

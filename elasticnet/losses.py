@@ -103,6 +103,8 @@ class TapNet(Protocol):
         prefix_tokens: How many leading positions attention maps leave out.
         adapters: The modules that run only in steps that compute their tap's prediction.
         stem_keywords: The keyword arguments of the stem's forward.
+        call_block: A function that gets the keyword arguments which the stem does not; or None.
+        mask_keyword: The keyword argument that says which positions count; or None.
         training: Whether the network is in training mode.
     """
 
@@ -111,6 +113,8 @@ class TapNet(Protocol):
     prefix_tokens: int
     adapters: nn.ModuleDict
     stem_keywords: frozenset[str]
+    call_block: Callable[..., Any] | None
+    mask_keyword: str | None
     training: bool
 
     def group_matcher(self, coarse: bool = False) -> LayerMatcher:
@@ -364,7 +368,15 @@ class ElasticObjective(nn.Module):
             step = self.step_counter.step()
         return dict(check_tap_weights(self.tap_weights(step), taps))
 
-    def forward(self, x: Any, target: Any, step: int | None = None, **keywords: Any) -> LossTerms:
+    def forward(
+        self,
+        x: Any,
+        target: Any,
+        step: int | None = None,
+        *,
+        mask: Any = None,
+        **keywords: Any,
+    ) -> LossTerms:
         """Return the loss of one batch.
 
         Args:
@@ -372,6 +384,11 @@ class ElasticObjective(nn.Module):
             target: The target of every prediction, which `task_loss` takes.
             step: The training step, from 0, if taps are sampled or weights are functions. None: the
                 objective counts its own.
+            mask: Which positions L_PSD takes: a bool tensor (b, *positions) of the features at the
+                shallowest tap, prefix tokens included. None: those of the keyword argument that
+                `net.mask_keyword` names, or all. If the net has an argument `mask` itself, because
+                its stem names it or because it has `call_block`, the mask is the net's; L_PSD
+                takes it too if `net.mask_keyword` is "mask".
             **keywords: For the network.
 
         Returns:
@@ -387,6 +404,9 @@ class ElasticObjective(nn.Module):
         *shallower, deepest = depths
 
         # the predictions and their task losses, by depth
+        position_mask = self._position_mask(mask, keywords)
+        if mask is not None and self._net_takes_mask():
+            keywords["mask"] = mask
         outputs = self.net(x, taps=depths, **keywords)
         predictions = dict(zip(depths, outputs.predictions, strict=True))
         losses_in_order = tap_losses(outputs.predictions, target, self.task_loss)
@@ -404,7 +424,8 @@ class ElasticObjective(nn.Module):
         # lambda L_PSD + mu sum over the computed n < N of factor_n D_n
         distillation = torch.zeros_like(routine)
         if not _is_left_out(factors.psd):
-            distillation = _scaled(self._psd_loss(outputs.features), factors.psd)
+            psd_loss = self._psd_loss(outputs.features, position_mask)
+            distillation = _scaled(psd_loss, factors.psd)
         for term in self._output_distillation(predictions, factors.taps):
             distillation = distillation + term
 
@@ -417,7 +438,7 @@ class ElasticObjective(nn.Module):
             per_depth=_detached(losses, total),
         )
 
-    def _psd_loss(self, features: Sequence[Tensor]) -> Tensor:
+    def _psd_loss(self, features: Sequence[Tensor], mask: Tensor | None) -> Tensor:
         """Return L_PSD of the features at all taps, with this objective's options."""
         return progressive_distillation(
             features,
@@ -427,7 +448,25 @@ class ElasticObjective(nn.Module):
             distance=self.distance,
             detach_teacher=self.detach_teacher,
             eps=self.eps,
+            mask=mask,
         )
+
+    def _net_takes_mask(self) -> bool:
+        """Whether `mask` is an argument of the net: of its stem, or of what call_block may get."""
+        net = self._tap_net
+        if "mask" in net.stem_keywords or net.mask_keyword == "mask":
+            return True
+        # With a mask_keyword of another name it is known where the net takes its own mask.
+        return net.call_block is not None and net.mask_keyword is None
+
+    def _position_mask(self, mask: Any, keywords: Mapping[str, Any]) -> Any:
+        """Return which positions L_PSD takes: the objective's own `mask`, or the net's."""
+        mask_keyword = self._tap_net.mask_keyword
+        if mask_keyword == "mask":
+            return mask
+        if mask is not None and not self._net_takes_mask():
+            return mask
+        return None if mask_keyword is None else keywords.get(mask_keyword)
 
     def _output_distillation(
         self, predictions: Mapping[int, Any], tap_factors: Mapping[int, Factor]

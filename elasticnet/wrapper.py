@@ -127,6 +127,9 @@ class ElasticWrapper(nn.Module):
         copy_features: Whether stem, blocks, adapters and head get copies. Needed if one of them
             changes in place what it is given, such as a head that begins with
             `nn.ReLU(inplace=True)`: without it, that is an error.
+        mask_keyword: The keyword argument of `net(x, ...)` that says which positions count, such as
+            "attention_mask": a mask as in `elasticnet.distillation`. Attention maps leave out the
+            others. None: the net has no such argument.
 
     Attributes:
         taps: The depths that carry a prediction, sorted, the deepest last.
@@ -162,6 +165,7 @@ class ElasticWrapper(nn.Module):
         call_block: CallBlock | None = None,
         checkpoint_blocks: bool = False,
         copy_features: bool = False,
+        mask_keyword: str | None = None,
     ) -> None:
         super().__init__()
         blocks = list(body_blocks)
@@ -183,6 +187,7 @@ class ElasticWrapper(nn.Module):
         self.call_block = call_block
         self.checkpoint_blocks = checkpoint_blocks
         self.copy_features = copy_features
+        self.mask_keyword = mask_keyword
         self.default_depth = self.taps[-1]
         self.origin: Origin | None = None
         self.split_from: object | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -392,3 +393,157 @@ def test_features_that_are_no_dense_tensor_are_named(kind: str, tokens: Tensor) 
         net.check(tokens)
     terms = ElasticObjective(net, nn.L1Loss(), psd_weight=0)(tokens, target)
     assert terms.total.isfinite()
+
+
+# --- masks of positions
+
+
+def naive_masked_loss(maps: list[np.ndarray], masks: list[np.ndarray], squared: bool) -> float:
+    """The mean over samples of the distances of neighbours, from the counting positions alone."""
+    total = 0.0
+    for sample in range(len(maps[0])):
+        for shallower in range(len(maps) - 1):
+            counts = masks[shallower][sample] & masks[shallower + 1][sample]
+            if counts.any():
+                student = maps[shallower][sample][counts]
+                teacher = maps[shallower + 1][sample][counts]
+                total += naive_distance(student[None], teacher[None], squared)
+    return total / len(maps[0])
+
+
+def naive_pool(grid: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Maps (b, n) as means over the counting positions of `side` windows, and their mask."""
+    pooled = np.zeros((len(grid), side))
+    pooled_mask = np.zeros((len(grid), side), dtype=bool)
+    for sample in range(len(grid)):
+        for window in range(side):
+            start = window * grid.shape[1] // side
+            stop = -(-(window + 1) * grid.shape[1] // side)
+            counts = mask[sample, start:stop]
+            if counts.any():
+                pooled[sample, window] = grid[sample, start:stop][counts].mean()
+                pooled_mask[sample, window] = True
+    return pooled, pooled_mask
+
+
+@given(
+    st.sampled_from(list(POSITIONS)), st.sampled_from(["norm", "squared"]), st.integers(0, 10**6)
+)
+def test_a_masked_loss_is_that_of_a_loop_over_the_positions_that_count(
+    layout: str, distance: str, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"b": 3, "c": 2}
+    shape = [sizes.get(axis, 3) for axis in layout.split()]
+    features = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
+    num_positions = len(POSITIONS[layout].split())
+    mask = torch.rand(3, *[3] * num_positions, generator=generator) < 0.4
+
+    actual = progressive_distillation(features, layout, distance=distance, mask=mask)
+    maps = [naive_map(each, layout, power=1) for each in features]
+    expected = naive_masked_loss(maps, [mask.numpy()] * 3, squared=distance == "squared")
+    assert actual.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 3), st.integers(0, 10**6))
+def test_masks_of_maps_that_differ_in_resolution_and_have_prefix_tokens(
+    first_side: int, second_side: int, prefix_tokens: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = [
+        torch.randn(2, prefix_tokens + side, 3, generator=generator, dtype=torch.float64)
+        for side in (first_side, second_side)
+    ]
+    mask = torch.rand(2, prefix_tokens + first_side, generator=generator) < 0.5
+
+    actual = progressive_distillation(features, "b n c", prefix_tokens=prefix_tokens, mask=mask)
+    first, second = (naive_map(each[:, prefix_tokens:], "b n c", power=1) for each in features)
+    first_mask = mask[:, prefix_tokens:].numpy()
+    _, second_mask = naive_pool(np.zeros_like(first), first_mask, second_side)
+    side = min(first_side, second_side)
+    first, first_mask = naive_pool(first, first_mask, side)
+    second, second_mask = naive_pool(second, second_mask, side)
+    expected = naive_masked_loss([first, second], [first_mask, second_mask], squared=False)
+    assert actual.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_more_padding_changes_the_loss_by_rounding_alone(dtype: torch.dtype) -> None:
+    features = [torch.randn(2, 6, 4) for _ in range(3)]
+    mask = torch.ones(2, 6, dtype=dtype)
+    mask[1, 4:] = 0
+    padded = [torch.cat([each, torch.randn(2, 18, 4)], dim=1) for each in features]
+    padded_mask = torch.cat([mask, torch.zeros(2, 18, dtype=dtype)], dim=1)
+    torch.testing.assert_close(
+        progressive_distillation(padded, "b n c", mask=padded_mask),
+        progressive_distillation(features, "b n c", mask=mask),
+    )
+
+
+def test_a_position_that_does_not_count_gets_no_gradient() -> None:
+    features = [torch.randn(2, 3, 4, 5, requires_grad=True) for _ in range(2)]
+    mask = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    loss = progressive_distillation(features, mask=mask, detach_teacher=False, power=1.5)
+    for gradient in torch.autograd.grad(loss, features):
+        assert (gradient != 0).any(dim=1).equal(mask)
+
+
+def test_values_at_positions_that_do_not_count_spoil_nothing() -> None:
+    values = torch.randn(2, 4, 3)
+    values[0, 2:] = math.nan
+    student = values.requires_grad_()
+    mask = ~values.isnan().any(dim=2)
+    loss = progressive_distillation([student, 2 * values.detach() + 1], "b n c", mask=mask)
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad is not None
+    assert student.grad[mask].isfinite().all()
+
+
+def test_an_image_in_which_no_position_counts_adds_0() -> None:
+    mask = torch.tensor([[False, False, False], [True, True, False]])
+    features = [torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+
+    def loss_of(*each: Tensor) -> Tensor:
+        return progressive_distillation(each, "b n c", mask=mask, detach_teacher=False)
+
+    second = progressive_distillation([each[1:] for each in features], "b n c", mask=mask[1:])
+    torch.testing.assert_close(loss_of(*features), second / 2)
+    assert torch.autograd.gradcheck(loss_of, features)
+    assert torch.autograd.gradgradcheck(loss_of, features)
+
+
+def test_a_mask_of_no_position_gives_0_with_second_derivatives() -> None:
+    student, teacher = (torch.randn(2, 3, 4, requires_grad=True) for _ in range(2))
+    mask = torch.zeros(2, 3, dtype=torch.bool)
+    loss = progressive_distillation([student, teacher], "b n c", mask=mask)
+    (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum() + gradient.sum(), student)
+    assert loss == 0
+    assert not gradient.any()
+    assert not second.any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ([[True]], TypeError, "the mask of positions is a list: expected a tensor"),
+        (
+            torch.ones(2, 3),
+            TypeError,
+            r"a tensor of torch\.float32: expected bool or whole numbers",
+        ),
+        (
+            torch.ones(2, 5, dtype=torch.bool),
+            ValueError,
+            r"shape \(2, 5\): expected \(b, n\) = \(2, 3\) for features of shape \(2, 3, 4\)",
+        ),
+        (torch.ones(2, 1, 3, 3, dtype=torch.bool), ValueError, r"has shape \(2, 1, 3, 3\)"),
+    ],
+)
+def test_a_wrong_mask_is_named(mask: Any, error: type[Exception], message: str) -> None:
+    features = [torch.randn(2, 3, 4) for _ in range(2)]
+    with pytest.raises(error, match=message):
+        progressive_distillation(features, "b n c", mask=mask)
+    with pytest.raises(error, match=message):
+        attention_map(features[0], "b n c", mask=mask)

@@ -346,6 +346,121 @@ def test_keyword_arguments_reach_the_network() -> None:
         objective(TOKENS, TOKENS, msak=MASK)
 
 
+# --- masks of positions
+
+
+def token_net(stem: nn.Module | None = None, **options: Any) -> ElasticWrapper:
+    """Return a net of three blocks for tokens, (b, n, 4) -> (b, n, 2)."""
+    blocks = [nn.Linear(4, 4) for _ in range(3)]
+    return ElasticWrapper(blocks, nn.Linear(4, 2), stem, layout="b n c", **options)
+
+
+class MaskingStem(nn.Module):
+    """A stem with an argument called `mask`, which it sets to 0."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x if mask is None else x * mask[..., None]
+
+
+def call_plainly(block: nn.Module, x: Tensor, context: Any, index: int) -> tuple[Tensor, Any]:
+    return block(x), context
+
+
+SEQUENCES = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(3))
+SEQUENCE_MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]])
+
+
+def psd_of(net: ElasticWrapper, counts: Tensor | None, **keywords: Any) -> Tensor:
+    """Return L_PSD of a net, computed from its features."""
+    features = net(SEQUENCES, taps=net.taps, **keywords).features
+    return progressive_distillation(features, "b n c", net.prefix_tokens, mask=counts)
+
+
+@pytest.mark.parametrize("prefix_tokens", [0, 2])
+def test_a_mask_of_the_objective_leaves_positions_out_of_the_self_distillation(
+    prefix_tokens: int,
+) -> None:
+    net = token_net(prefix_tokens=prefix_tokens)
+    objective = ElasticObjective(net, nn.L1Loss(), 1.0)
+    terms = objective(SEQUENCES, torch.zeros(2, 6, 2), mask=SEQUENCE_MASK)
+    expected = psd_of(net, SEQUENCE_MASK)
+    torch.testing.assert_close(terms.distillation, expected)
+    changed = SEQUENCES + 9 * (1 - SEQUENCE_MASK[..., None])
+    masked = objective(changed, torch.zeros(2, 6, 2), mask=SEQUENCE_MASK)
+    torch.testing.assert_close(masked.distillation, expected)
+
+
+def test_a_mask_that_the_stem_names_is_the_stem_s() -> None:
+    net = token_net(MaskingStem())
+    terms = ElasticObjective(net, nn.L1Loss(), 1.0)(
+        SEQUENCES, torch.zeros(2, 6, 2), mask=SEQUENCE_MASK
+    )
+    torch.testing.assert_close(terms.distillation, psd_of(net, None, mask=SEQUENCE_MASK))
+
+
+def test_a_mask_that_the_stem_names_is_used_for_both_if_the_net_says_so() -> None:
+    net = token_net(MaskingStem(), mask_keyword="mask")
+    terms = ElasticObjective(net, nn.L1Loss(), 1.0)(
+        SEQUENCES, torch.zeros(2, 6, 2), mask=SEQUENCE_MASK
+    )
+    expected = psd_of(net, SEQUENCE_MASK, mask=SEQUENCE_MASK)
+    torch.testing.assert_close(terms.distillation, expected)
+
+
+@pytest.mark.parametrize("mask_keyword", [None, "mask"])
+def test_a_mask_reaches_call_block(mask_keyword: str | None) -> None:
+    contexts: list[Any] = []
+
+    def call_block(block: nn.Module, x: Tensor, context: Any, index: int) -> tuple[Tensor, Any]:
+        contexts.append(context)
+        return block(x), context
+
+    net = token_net(call_block=call_block, mask_keyword=mask_keyword)
+    terms = ElasticObjective(net, nn.L1Loss(), 1.0)(
+        SEQUENCES, torch.zeros(2, 6, 2), mask=SEQUENCE_MASK
+    )
+    assert all(context["mask"] is SEQUENCE_MASK for context in contexts)
+    used = SEQUENCE_MASK if mask_keyword else None
+    torch.testing.assert_close(terms.distillation, psd_of(net, used, mask=SEQUENCE_MASK))
+
+
+def test_the_mask_of_the_keyword_that_the_net_names_and_one_of_the_objective_s_own() -> None:
+    net = token_net(call_block=call_plainly, mask_keyword="padding")
+    objective = ElasticObjective(net, nn.L1Loss(), 1.0)
+    target = torch.zeros(2, 6, 2)
+    terms = objective(SEQUENCES, target, padding=SEQUENCE_MASK)
+    torch.testing.assert_close(terms.distillation, psd_of(net, SEQUENCE_MASK))
+    everything = torch.ones(2, 6, dtype=torch.bool)
+    terms = objective(SEQUENCES, target, padding=SEQUENCE_MASK, mask=everything)
+    torch.testing.assert_close(terms.distillation, psd_of(net, None))
+    terms = objective(SEQUENCES, target)
+    torch.testing.assert_close(terms.distillation, psd_of(net, None))
+
+
+def test_an_attention_mask_of_another_shape_is_named_with_the_way() -> None:
+    net = token_net(call_block=call_plainly, mask_keyword="attention")
+    objective = ElasticObjective(net, nn.L1Loss(), 1.0)
+    target = torch.zeros(2, 6, 2)
+    square = SEQUENCE_MASK[:, None, :].expand(2, 6, 6)
+    message = (
+        r"shape \(2, 6, 6\): expected \(b, n\) = \(2, 6\).*objective\(x, target, mask=\.\.\.\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        objective(SEQUENCES, target, attention=square)
+    terms = objective(SEQUENCES, target, attention=square, mask=SEQUENCE_MASK)
+    torch.testing.assert_close(terms.distillation, psd_of(net, SEQUENCE_MASK))
+
+
+def test_a_mask_of_an_objective_without_self_distillation_is_not_looked_at() -> None:
+    objective = ElasticObjective(token_net(), nn.L1Loss(), 0)
+    terms = objective(SEQUENCES, torch.zeros(2, 6, 2), mask=torch.ones(5))
+    assert terms.distillation == 0
+
+
+def test_a_net_keeps_its_mask_keyword_when_it_is_cut() -> None:
+    assert token_net(mask_keyword="padding").truncate(2).mask_keyword == "padding"
+
+
 # --- taps of weight 0, empty batches, predictions of several tensors
 
 

@@ -55,6 +55,7 @@ class Split(NamedTuple):
             is given; see `ElasticWrapper`.
         checkpoint_blocks: Whether the model computes its blocks again in the backward pass (its own
             gradient checkpointing was switched on); what `wrap` does by default.
+        mask_keyword: The input of the model that says which positions count; see `ElasticWrapper`.
         refusals: Methods of the model that the net does not have, by name, with what to do instead.
         source: What the network remembers of the model, for `elasticnet.retrofit.to_model`. None:
             the model cannot be copied.
@@ -71,6 +72,7 @@ class Split(NamedTuple):
     head_skip: str | None = None
     copy_features: bool = False
     checkpoint_blocks: bool = False
+    mask_keyword: str | None = None
     refusals: Mapping[str, str] = {}
     source: ModelSource | None = None
     parameter_groups: ParameterGroups | None = None
@@ -101,6 +103,7 @@ class Split(NamedTuple):
             call_block=self.call_block,
             checkpoint_blocks=checkpoint_blocks,
             copy_features=self.copy_features,
+            mask_keyword=self.mask_keyword,
         )
         for name, remedy in self.refusals.items():
             setattr(net, name, Refusal(name=name, remedy=remedy))

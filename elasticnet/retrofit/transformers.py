@@ -169,6 +169,7 @@ def _split(model: nn.Module, example: Tensor, output: str | None, inputs: dict[s
         call_block=call_layer,
         head_skip="input" if head.takes_embeddings else None,
         checkpoint_blocks=_recomputes_layers(base, anatomy.layers),
+        mask_keyword="attention_mask" if "attention_mask" in stem.names else None,
         refusals={name: REFUSALS[name] for name in REFUSALS if hasattr(model, name)},
     )
 
