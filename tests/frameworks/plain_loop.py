@@ -40,6 +40,17 @@ def make_objective(net: nn.Module) -> ElasticObjective:
     return ElasticObjective(net, nn.MSELoss(), psd_weight=0.1)
 
 
+def make_objective_by_step(net: nn.Module, accumulation: int = 1) -> ElasticObjective:
+    """Return an objective that depends on the step: sampled taps, and a weight that grows."""
+    return ElasticObjective(
+        net,
+        nn.MSELoss(),
+        psd_weight=lambda step: 0.1 * step,
+        sampled_taps=1,
+        accumulation=accumulation,
+    )
+
+
 def make_optimizer(parameters: Any, weight_decay: float = 0.01) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=weight_decay)
 
@@ -85,6 +96,20 @@ def trained_plainly(
     """Return the weights after the plain loop on one process."""
     net = make_net(dtype)
     train(make_objective(net), make_optimizer(net.parameters(), weight_decay), dtype=dtype)
+    return net.state_dict()
+
+
+def trained_by_step(
+    dtype: torch.dtype = torch.float32, weight_decay: float = 0.01
+) -> dict[str, Tensor]:
+    """Return the weights after the plain loop that passes the step to the objective."""
+    net = make_net(dtype)
+    objective = make_objective_by_step(net)
+    optimizer = make_optimizer(net.parameters(), weight_decay)
+    for step, (x, target) in enumerate(batches(dtype)):
+        optimizer.zero_grad()
+        objective(x, target, step=step).total.backward()
+        optimizer.step()
     return net.state_dict()
 
 

@@ -14,8 +14,10 @@ from plain_loop import (
     batches,
     make_net,
     make_objective,
+    make_objective_by_step,
     make_optimizer,
     train,
+    trained_by_step,
     trained_in_bfloat16,
     trained_plainly,
 )
@@ -59,6 +61,19 @@ def test_bfloat16_reaches_every_pass_of_the_training(what: str) -> None:
     train(objective, optimizer, backward=accelerator.backward)
     assert dtypes == [torch.bfloat16] * len(batches())
     assert_equal(net.state_dict(), trained_in_bfloat16())
+
+
+@pytest.mark.parametrize("what", ["the net", "the objective"])
+def test_steps_are_counted_without_being_passed(what: str) -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    net = make_net()
+    optimizer = accelerator.prepare(make_optimizer(net.parameters()))
+    if what == "the net":
+        objective = make_objective_by_step(accelerator.prepare(net))
+    else:
+        objective = accelerator.prepare(make_objective_by_step(net))
+    train(objective, optimizer, backward=accelerator.backward)
+    assert_equal(net.state_dict(), trained_by_step())
 
 
 def test_a_net_prepared_for_bfloat16_is_cut_after_it_is_unwrapped() -> None:

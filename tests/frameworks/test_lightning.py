@@ -20,8 +20,10 @@ from plain_loop import (
     dataset,
     make_net,
     make_objective,
+    make_objective_by_step,
     make_optimizer,
     train,
+    trained_by_step,
     trained_in_bfloat16,
     trained_plainly,
 )
@@ -41,12 +43,16 @@ def quiet() -> Iterator[None]:
 
 
 class ElasticModule(lightning.LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, by_step: bool = False) -> None:
         super().__init__()
-        self.objective = make_objective(make_net())
+        net = make_net()
+        self.objective = make_objective_by_step(net) if by_step else make_objective(net)
 
     def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
         return self.objective(*batch).total
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        self.log("loss", self.objective(*batch).total)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.parameters())
@@ -69,6 +75,14 @@ def test_a_lightning_module_trains_as_the_plain_loop() -> None:
     module = ElasticModule()
     make_trainer(devices=1).fit(module, DataLoader(dataset(), batch_size=BATCH_SIZE))
     assert_equal(module.objective.net.state_dict(), trained_plainly())
+
+
+def test_steps_are_counted_without_being_passed_and_validation_does_not_count() -> None:
+    module = ElasticModule(by_step=True)
+    trainer = make_trainer(devices=1, val_check_interval=1)
+    rows = DataLoader(dataset(), batch_size=BATCH_SIZE)
+    trainer.fit(module, rows, rows)
+    assert_equal(module.objective.net.state_dict(), trained_by_step())
 
 
 def test_bfloat16_reaches_every_pass_of_the_training() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import elasticnet
+import split_nets
 from elasticnet import ElasticObjective, ElasticWrapper
 from plain_loop import assert_equal, batches, make_net, make_objective, make_optimizer, train
 
@@ -76,36 +77,15 @@ def test_an_adapted_net_runs_at_every_depth_and_merges_into_a_plain_one(tmp_path
     elasticnet.save(merged, tmp_path / "net.safetensors")
 
 
-def make_bert() -> Any:
-    """Return a BERT of three layers, with the same weights each time."""
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_labels=3,  # pyright: ignore[reportCallIssue] (PretrainedConfig takes it by **kwargs)
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return BertForSequenceClassification(config).eval()
-
-
 def test_lora_around_a_split_model_is_lora_inside_it() -> None:
     """The same training, whether peft or the split comes first."""
     from elasticnet.retrofit.transformers import split
 
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(50, (4, 6), generator=generator)
-    mask = torch.ones(4, 6, dtype=torch.long)
-    mask[1, 4:] = 0
-    labels = torch.tensor([0, 2, 1, 2])
+    mask: dict[str, Any] = {"attention_mask": split_nets.mask()}
+    ids = split_nets.words()
     lora: dict[str, Any] = {"target_modules": ["query", "value"]}
-    split_first = with_lora(split(make_bert(), ids, attention_mask=mask).wrap(), **lora)
-    peft_first = split(with_lora(make_bert(), **lora).model, ids, attention_mask=mask).wrap()
+    split_first = with_lora(split(split_nets.bert_model(), ids, **mask).wrap(), **lora)
+    peft_first = split(with_lora(split_nets.bert_model(), **lora).model, ids, **mask).wrap()
 
     losses: list[list[float]] = []
     for adapted in (split_first, peft_first):
@@ -114,7 +94,7 @@ def test_lora_around_a_split_model_is_lora_inside_it() -> None:
         of_this_net: list[float] = []
         for _ in range(4):
             optimizer.zero_grad()
-            total = objective(ids, labels, attention_mask=mask).total
+            total = objective(ids, split_nets.labels(), **mask).total
             total.backward()
             optimizer.step()
             of_this_net.append(total.item())

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet import ElasticObjective
 from plain_loop import (
     BATCH_SIZE,
     LEARNING_RATE,
@@ -17,10 +16,13 @@ from plain_loop import (
     assert_equal,
     make_net,
     make_objective,
+    make_objective_by_step,
     rows_by_name,
+    trained_by_step,
     trained_in_bfloat16,
     trained_plainly,
 )
+from split_nets import gpt2, objective_of
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
@@ -114,6 +116,24 @@ def test_a_training_is_resumed_from_the_trainers_checkpoint(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_steps_are_counted_and_resumed_without_being_passed(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": BATCH_SIZE // 2,
+        "gradient_accumulation_steps": 2,
+    }
+    net = make_net()
+    objective = make_objective_by_step(net, accumulation=2)
+    train(objective, tmp_path, save_strategy="steps", save_steps=2, **options)
+    torch.testing.assert_close(net.state_dict(), trained_by_step(weight_decay=0.0))
+    assert objective.step_counter.steps == NUM_BATCHES
+
+    resumed = make_net()
+    other = make_objective_by_step(resumed, accumulation=2)
+    train(other, tmp_path / "resumed", resume_from=tmp_path / "checkpoint-2", **options)
+    assert_equal(resumed.state_dict(), net.state_dict())
+
+
+@pytest.mark.slow
 def test_evaluate_returns_the_loss(tmp_path: Path) -> None:
     objective = make_objective(make_net())
     trainer = train(objective, tmp_path, label_names=["target"], per_device_eval_batch_size=16)
@@ -125,29 +145,6 @@ def test_evaluate_returns_the_loss(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = objective(x, target).total.item()
     assert found == pytest.approx(expected, rel=1e-6)
-
-
-def tied_net() -> tuple[ElasticWrapper, torch.Tensor]:
-    """Return a decoder whose embeddings are the weights of its head, and token ids for it."""
-    from elasticnet.retrofit.transformers import split
-
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=50,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        n_positions=8,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    ids = torch.randint(50, (8, 6))
-    return split(transformers.GPT2LMHeadModel(config).eval(), ids).wrap(), ids
-
-
-def next_token_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    predicted = logits[:, :-1].flatten(0, 1)  # (b (n - 1), vocabulary)
-    return nn.functional.cross_entropy(predicted, ids[:, 1:].flatten())
 
 
 @pytest.mark.slow
@@ -162,16 +159,14 @@ def test_a_net_with_tied_weights_is_saved_as_copies(tmp_path: Path) -> None:
             copies = {name: each.clone() for name, each in self.model.state_dict().items()}
             safetensors.torch.save_file(copies, folder / "model.safetensors")
 
-    net, ids = tied_net()
-    objective = ElasticObjective(net, next_token_loss, psd_weight=0.1)
+    case = gpt2()
     args = transformers.TrainingArguments(
         output_dir=str(tmp_path), max_steps=2, save_steps=1, report_to=[], use_cpu=True
     )
-    rows = [{"x": row, "target": row} for row in ids]
-    TiedTrainer(model=objective, args=args, train_dataset=rows).train()
+    rows = [{"x": row, "target": row} for row in case.x]
+    TiedTrainer(model=objective_of(case), args=args, train_dataset=rows).train()
 
-    other, _ = tied_net()
-    resumed = ElasticObjective(other, next_token_loss, psd_weight=0.1)
-    trainer = TiedTrainer(model=resumed, args=args, train_dataset=rows)
+    resumed = gpt2()
+    trainer = TiedTrainer(model=objective_of(resumed), args=args, train_dataset=rows)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
-    assert_equal(other.state_dict(), net.state_dict())
+    assert_equal(resumed.net.state_dict(), case.net.state_dict())

@@ -8,24 +8,39 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
 
 import elasticnet
-from plain_loop import assert_equal, make_net, trained_plainly
+from plain_loop import assert_equal, make_net, trained_by_step, trained_plainly
+from split_nets import CASES, case_trained_plainly
 
 HERE = Path(__file__).parent
 SCRIPT = HERE / "two_processes.py"
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
+HAS_FSDP2 = TORCH >= (2, 7)
+
 needs_gloo = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo"
 )
-needs_fsdp2 = pytest.mark.skipif(TORCH < (2, 7), reason="torch 2.6 has no FSDP2 on the CPU")
+needs_fsdp2 = pytest.mark.skipif(not HAS_FSDP2, reason="torch 2.6 has no FSDP2 on the CPU")
 pytestmark = needs_gloo
+
+
+class Results(NamedTuple):
+    """What the processes wrote.
+
+    Attributes:
+        folder: The folder that they wrote to.
+        weights: The weights by the way in which they were trained.
+    """
+
+    folder: Path
+    weights: dict[str, dict[str, Any]]
 
 
 def torchrun(folder: Path, *ways: str) -> dict[str, dict[str, Any]]:
@@ -47,24 +62,55 @@ def torchrun(folder: Path, *ways: str) -> dict[str, dict[str, Any]]:
 
 
 def assert_trained_as_one(weights: dict[str, Any], weight_decay: float = 0.01) -> None:
-    expected = dict(trained_plainly(torch.float64, weight_decay=weight_decay))
-    torch.testing.assert_close(weights, expected, rtol=1e-10, atol=1e-12)
+    assert_close(weights, trained_plainly(torch.float64, weight_decay=weight_decay))
 
 
-def test_ddp(tmp_path: Path) -> None:
-    for weights in torchrun(tmp_path, "ddp_around_the_objective", "ddp_around_the_net").values():
-        assert_trained_as_one(weights)
+def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+    torch.testing.assert_close(actual, dict(expected), rtol=1e-7, atol=1e-10)
+
+
+# --- one small case of each; one start of two processes serves them
+
+
+@pytest.fixture(scope="module")
+def small_cases(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    ways = ["ddp_around_the_objective", "ddp_around_the_net", "ddp_by_step"]
+    if HAS_FSDP2:
+        ways += ["fsdp2_with_the_net_as_root", "fsdp2_by_step"]
+    folder = tmp_path_factory.mktemp("small_cases")
+    return Results(folder=folder, weights=torchrun(folder, *ways))
+
+
+@pytest.mark.parametrize("way", ["ddp_around_the_objective", "ddp_around_the_net"])
+def test_ddp(small_cases: Results, way: str) -> None:
+    assert_trained_as_one(small_cases.weights[way])
+
+
+def test_ddp_counts_the_same_steps_in_all_processes(small_cases: Results) -> None:
+    assert_close(small_cases.weights["ddp_by_step"], trained_by_step(torch.float64))
 
 
 @needs_fsdp2
-def test_fsdp2(tmp_path: Path) -> None:
-    weights = torchrun(tmp_path, "fsdp2_with_the_net_as_root")["fsdp2_with_the_net_as_root"]
-    assert_trained_as_one(weights)
+def test_fsdp2(small_cases: Results) -> None:
+    assert_trained_as_one(small_cases.weights["fsdp2_with_the_net_as_root"])
+
+
+@needs_fsdp2
+def test_all_processes_save_the_whole_net(small_cases: Results) -> None:
+    weights = small_cases.weights["fsdp2_with_the_net_as_root"]
     for process in range(2):
-        path = tmp_path / f"process_{process}.safetensors"
+        path = small_cases.folder / f"process_{process}.safetensors"
         loaded = elasticnet.load(path, depth=2, build=lambda: make_net(torch.float64))
         kept = {name: weights[name] for name in loaded.state_dict()}
         assert_equal(dict(loaded.state_dict()), kept)
+
+
+@needs_fsdp2
+def test_fsdp2_counts_the_same_steps_in_all_processes(small_cases: Results) -> None:
+    assert_close(small_cases.weights["fsdp2_by_step"], trained_by_step(torch.float64))
+
+
+# --- the others
 
 
 @needs_fsdp2
@@ -87,6 +133,18 @@ def test_fsdp2_with_the_objective_as_root(tmp_path: Path) -> None:
 def test_a_compiled_ddp(tmp_path: Path) -> None:
     (weights,) = torchrun(tmp_path, "compiled_ddp_around_the_net").values()
     assert_trained_as_one(weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way", ["ddp_of_split_models", pytest.param("fsdp2_of_split_models", marks=needs_fsdp2)]
+)
+def test_split_models(tmp_path: Path, way: str) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    (by_name,) = torchrun(tmp_path, way).values()
+    assert set(by_name) == set(CASES)
+    for name, weights in by_name.items():
+        assert_close(weights, case_trained_plainly(name))
 
 
 @pytest.mark.slow

@@ -29,10 +29,12 @@ from plain_loop import (
     dataset,
     make_net,
     make_objective,
+    make_objective_by_step,
     make_optimizer,
     rows_by_name,
     train,
 )
+from split_nets import CASES, objective_of, train_case
 
 NUM_PROCESSES = 2
 ROWS = BATCH_SIZE // NUM_PROCESSES
@@ -58,6 +60,13 @@ def ddp_around_the_objective(folder: Path) -> Weights:
 def ddp_around_the_net(folder: Path) -> Weights:
     net = make_net(torch.float64)
     objective = make_objective(DistributedDataParallel(net))
+    train(objective, make_optimizer(net.parameters()), dtype=torch.float64, rows=own_rows())
+    return net.state_dict()
+
+
+def ddp_by_step(folder: Path) -> Weights:
+    net = make_net(torch.float64)
+    objective = DistributedDataParallel(make_objective_by_step(net))
     train(objective, make_optimizer(net.parameters()), dtype=torch.float64, rows=own_rows())
     return net.state_dict()
 
@@ -101,6 +110,17 @@ def fsdp2_with_the_net_as_root(folder: Path) -> Weights:
     return whole_weights(net)
 
 
+def fsdp2_by_step(folder: Path) -> Weights:
+    net = make_net(torch.float64)
+    objective: ElasticObjective = make_objective_by_step(net)
+    shard(*net.blocks, objective)
+    train(objective, make_optimizer(net.parameters()), dtype=torch.float64, rows=own_rows())
+    state = whole_weights(objective)
+    if dist.get_rank() == 0:
+        assert state["step_counter.steps"] == NUM_BATCHES
+    return whole_weights(net)
+
+
 def zero_last_layer(block: Any) -> None:
     nn.init.zeros_(block.linear.weight)
     nn.init.zeros_(block.linear.bias)
@@ -130,6 +150,30 @@ def fsdp2_with_the_objective_as_root(folder: Path) -> Weights:
     shard(*net.blocks, objective)
     train(objective, make_optimizer(net.parameters()), dtype=torch.float64, rows=own_rows())
     return whole_weights(net)
+
+
+# --- split models
+
+
+def ddp_of_split_models(folder: Path) -> Weights:
+    """Return the weights of each split model, by its name."""
+    weights: Weights = {}
+    for name, make_case in CASES.items():
+        case = make_case()
+        train_case(case, DistributedDataParallel(objective_of(case)), rows=own_rows())
+        weights[name] = dict(case.net.state_dict())
+    return weights
+
+
+def fsdp2_of_split_models(folder: Path) -> Weights:
+    """Return the weights of each split model, by its name."""
+    weights: Weights = {}
+    for name, make_case in CASES.items():
+        case = make_case()
+        shard(*case.net.blocks, case.net)
+        train_case(case, objective_of(case), rows=own_rows())
+        weights[name] = dict(whole_weights(case.net))
+    return weights
 
 
 # --- other people's trainers
@@ -209,10 +253,14 @@ WAYS: dict[str, Callable[[Path], Weights]] = {
     for way in (
         ddp_around_the_objective,
         ddp_around_the_net,
+        ddp_by_step,
+        ddp_of_split_models,
         compiled_ddp_around_the_net,
         fsdp2_with_the_net_as_root,
         fsdp2_with_the_objective_as_root,
         fsdp2_and_copies,
+        fsdp2_by_step,
+        fsdp2_of_split_models,
         accelerate,
         lightning,
         trainer,
