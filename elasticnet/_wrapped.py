@@ -48,6 +48,24 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
+def check_gathers_taps(module: nn.Module) -> None:
+    """Raise if a module is a `DataParallel` of several devices, which cannot gather a `Taps`.
+
+    Args:
+        module: A network, wrapped or not.
+
+    Raises:
+        TypeError: It is one.
+    """
+    device_ids: Any = getattr(module, "device_ids", None)
+    if isinstance(module, nn.DataParallel) and len(device_ids) > 1:
+        raise TypeError(
+            f"the net is in a DataParallel of the devices {device_ids}, which gathers tensors and "
+            "no Taps: put the objective into it, DataParallel(ElasticObjective(net, ...)), whose "
+            "terms have one value for each device, or use DistributedDataParallel"
+        )
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Return whether a module, or one inside it, is compiled by `torch.compile`.
 

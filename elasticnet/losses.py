@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from elasticnet._kept import KeptTensors
 from elasticnet._step_counter import StepCounter
-from elasticnet._wrapped import unwrapped
+from elasticnet._wrapped import check_gathers_taps, unwrapped
 from elasticnet.distillation import (
     DISTANCES,
     check_eps,
@@ -273,6 +273,7 @@ class ElasticObjective(nn.Module):
         accumulation: int = 1,
     ) -> None:
         super().__init__()
+        check_gathers_taps(net)
         tap_net = _elastic_net(net)
         _check_net(tap_net, psd_weight, sampled_taps)
         if distance not in DISTANCES:

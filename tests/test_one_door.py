@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel, scatter_gather
 
 from contract import same
 from elasticnet import ElasticObjective, ElasticWrapper, Taps
@@ -141,6 +141,43 @@ def test_a_net_that_is_the_root_of_fsdp2_trains(one_process: None) -> None:
     terms.total.backward()
     torch.testing.assert_close(terms.per_depth, expected)
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_a_net_in_data_parallel_of_several_devices_is_refused_with_the_way() -> None:
+    """DataParallel gathers named tuples field by field, and a depth is no tensor."""
+    net = conv_net(2)
+    parallel: Any = nn.DataParallel(net)
+    loss_of(parallel)  # one device, or the CPU: nothing is gathered
+    parallel.device_ids = [0, 1]
+    with pytest.raises(
+        TypeError, match=r"DataParallel of the devices \[0, 1\], .*no Taps: put the"
+    ):
+        loss_of(parallel)
+
+
+def test_the_terms_of_an_objective_can_be_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way that the error names; PyTorch's own gathering takes tensors on GPUs alone."""
+
+    class GatherOnCpu:
+        @staticmethod
+        def apply(device: Any, dim: int, *tensors: Tensor) -> Tensor:
+            return torch.stack(tensors)
+
+    monkeypatch.setattr(scatter_gather, "Gather", GatherOnCpu)
+    objective = ElasticObjective(conv_net(2), nn.L1Loss(), psd_weight=0.1)
+    terms = objective(X, Y)
+    gathered = scatter_gather.gather([terms, terms], torch.device("cpu"))
+    same(gathered.total, torch.stack([terms.total, terms.total]), "total")
+    assert list(gathered.per_depth) == [1, 2]
+
+
+def test_a_head_in_data_parallel_still_takes_all_taps() -> None:
+    head = TogetherHead("b c h w", 4, 2)
+    net = ElasticWrapper(conv_blocks(3), head).eval()
+    expected = net(X, taps=net.taps)
+    net.head = nn.DataParallel(head)
+    same(net(X, taps=net.taps), expected, "all taps")
+    same(net(X, depth=2), expected.predictions[1], "depth 2")
 
 
 def test_what_is_no_elastic_net_is_named() -> None:
