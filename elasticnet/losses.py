@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from elasticnet._copies import detached_copy
 from elasticnet._kept import KeptTensors
 from elasticnet._step_counter import StepCounter
 from elasticnet._wrapped import check_gathers_taps, unwrapped
@@ -196,7 +197,8 @@ def _checked_loss(loss: Any, name: str) -> Tensor:
 class ElasticObjective(nn.Module):
     """A network and its loss in one forward: the module to train, and to wrap in DDP.
 
-    With DistributedDataParallel pass `find_unused_parameters=objective.needs_unused_search`.
+    With DistributedDataParallel pass `find_unused_parameters=objective.needs_unused_search`. For
+    models of other libraries call `find_unused` first.
 
     A weight that is an `nn.Parameter` is learned: it stands among the objective's parameters, and
     its gradient is its loss. That of a sampled tap is divided by the sampling probability. A value
@@ -293,6 +295,7 @@ class ElasticObjective(nn.Module):
         self.output_weight = _checked_output_weight(output_weight)
         self.output_loss = output_loss
         self.step_counter = StepCounter(accumulation)
+        self._unused_parameters: list[str] = []  # what `find_unused` found
 
     @property
     def _tap_net(self) -> TapNet:
@@ -300,15 +303,66 @@ class ElasticObjective(nn.Module):
 
     @property
     def needs_unused_search(self) -> bool:
-        """Whether a step can leave parameters unused: the adapters of taps not computed.
+        """Whether a step can leave trainable parameters unused, so far as the objective knows.
 
-        Those are taps that are not sampled, or whose weight is 0.
+        It knows of the adapters of taps that are not computed, because they are not sampled or
+        have the weight 0, and of what `find_unused` found.
         """
+        trainable = {name for name, each in self.named_parameters() if each.requires_grad}
+        if any(name in trainable for name in self._unused_parameters):
+            return True
         adapters = self._tap_net.adapters
         if self.sampled_taps is not None or _is_scheduled(self.tap_weights):
             return len(adapters) > 0
-        computed = self.depths_at(step=None)
+        computed = self.depths_at()
         return any(int(depth) not in computed for depth in adapters)
+
+    def find_unused(self, x: Any, target: Any, **keywords: Any) -> list[str]:
+        """Return the names of the trainable parameters that no step uses.
+
+        Many models of other libraries have some: the mask token of DINOv2, a pooler behind an
+        output that nothing reads. DistributedDataParallel stops at its second step because of
+        them. Freeze them by `requires_grad_(False)`, or let it search:
+        `needs_unused_search` is True from now on, as long as one of them is trainable.
+
+        A copy of the network, in training mode, computes one backward pass at all taps. Nothing of
+        the network itself changes. Call this before the network is sharded.
+
+        Args:
+            x: An example input, as small as the network takes.
+            target: Its target.
+            **keywords: As in a step: for the network, and `mask`.
+
+        Returns:
+            Names as in `objective.named_parameters()`. What a layer uses by chance, as with
+            layerdrop, can be among them.
+
+        Example:
+            ```python
+            for name in objective.find_unused(x[:1], target[:1]):
+                objective.get_parameter(name).requires_grad_(False)
+            ```
+        """
+        copies: dict[int, Any] = {}  # by the id of the original
+        # The elastic net alone, without what other libraries wrapped around it.
+        copies[id(self.net)] = detached_copy(_elastic_net(self.net), copies)
+        probe = detached_copy(self, copies)
+        probe.train()
+        probe.zero_grad(set_to_none=True)
+        probe.sampled_taps = None
+        if not _is_learned(probe.tap_weights):
+            probe.tap_weights = equal(self._tap_net.taps)
+
+        gpus = {each.device for each in self.parameters() if each.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(gpus)), torch.enable_grad():
+            probe(x, target, step=0, **keywords).total.backward()
+
+        unused: list[str] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and copies[id(parameter)].grad is None:
+                unused.append(name)
+        self._unused_parameters = unused
+        return list(unused)
 
     def group_matcher(self, coarse: bool = False) -> LayerMatcher:
         """Return the function from a parameter's name to its layer, which timm's optimisers take.

@@ -80,6 +80,7 @@ ALLOWED: dict[str, set[str]] = {
         "distillation",
         "loss_weights",
         "parameter_groups",
+        "_copies",
         "_kept",
         "_step_counter",
         "_wrapped",
