@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from elasticnet.export.plan import (
     resolve_format,
 )
 from elasticnet.export.program_file import program_bytes
-from elasticnet.export.verify import runner_of, verify
+from elasticnet.export.verify import Verification, runner_of, verify
 from elasticnet.wrapper import ElasticWrapper
 
 __all__ = [
@@ -172,8 +173,7 @@ def export(
         overwrite=overwrite,
         metadata=metadata,
     )
-    data = _written(plan)
-    verification = verify(plan, data)
+    data, verification = _proved_file(plan)
     write_atomic(plan.path, data)
     return Exported(
         path=plan.path,
@@ -220,6 +220,28 @@ def _inputs_of_file(inputs: Inputs) -> dict[str, tuple[int | str, ...]]:
             shape[axis] = axis_name
         found[name] = tuple(shape)
     return found
+
+
+def _proved_file(plan: ExportPlan) -> tuple[bytes, Verification]:
+    """The bytes of the file, and how they compare with the network.
+
+    A network may have a special case for the size that it was trained at, such as positions that
+    need no resizing there. A trace at this size fails at all others; one at another size may not.
+    """
+    try:
+        data = _written(plan)
+        return data, verify(plan, data)
+    except ExportError:
+        other_inputs = plan.inputs.at_other_lengths()
+        if other_inputs is None:
+            raise
+        other_plan = replace(plan, inputs=other_inputs)
+        try:
+            data = _written(other_plan)
+            return data, verify(other_plan, data)
+        except ExportError:
+            pass
+        raise  # what the trace of the user's own example gave
 
 
 def _written(plan: ExportPlan) -> bytes:

@@ -16,6 +16,7 @@ AxisSpec: TypeAlias = str | tuple[str, int, int | None]
 # of the first input, or of each input by its name
 Axes: TypeAlias = Mapping[int, AxisSpec] | Mapping[str, Mapping[int, AxisSpec]]
 
+BATCH_AXIS = 0
 MAX_TRIED_VALUES = 2**20  # the most values of an input at a bound, so that a check ends soon
 
 # what a network's own code raises for an input that it does not take
@@ -135,8 +136,8 @@ def open_axes(net: nn.Module, example: Sample, asked: Axes | None) -> OpenAxes:
     lengths: list[OpenLength] = []
     notes: list[str] = []
     # The batch is tried alone, since many networks take any batch, but one size of input.
-    batch = [length for length in asked_lengths if length.places[0].axis == 0]
-    others = [length for length in asked_lengths if length.places[0].axis != 0]
+    batch = [length for length in asked_lengths if length.places[0].axis == BATCH_AXIS]
+    others = [length for length in asked_lengths if length.places[0].axis != BATCH_AXIS]
     for group in (batch, others):
         problem = _why_fixed(net, example, group)
         if problem is None:
@@ -296,7 +297,7 @@ def variants(example: Sample, lengths: Sequence[OpenLength]) -> Iterator[dict[st
     """
     large = _tried(example, lengths, _large)
     for index, (length, _) in enumerate(large):
-        if length.places[0].axis == 0:
+        if length.places[0].axis == BATCH_AXIS:
             large[index] = (length, length.least)
     yield shapes_with(example, large)
     yield shapes_with(example, _tried(example, lengths, _least))
@@ -318,7 +319,7 @@ def _large(example: Sample, length: OpenLength) -> int:
     if length.most is not None:
         input_name, axis = length.places[0]
         shape = example.tensors[input_name].shape
-        values_of_one = math.prod(shape[1:]) if axis != 0 else math.prod(shape)
+        values_of_one = math.prod(shape[1:]) if axis != BATCH_AXIS else math.prod(shape)
         if values_of_one // max(value, 1) * length.most <= MAX_TRIED_VALUES:
             return length.most
     factor = 2 if length.places[0].axis % 2 == 0 else 3

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from elasticnet.export.axes import Axes, OpenAxes, open_axes, refusal, variants
+from elasticnet.export.axes import BATCH_AXIS, Axes, OpenAxes, open_axes, refusal, variants
 from elasticnet.export.samples import INPUT_NAME, Sample, sample_like
 from elasticnet.wrapper import ElasticWrapper
 
@@ -27,6 +27,23 @@ class Inputs(NamedTuple):
     def example(self) -> Sample:
         """The sample that is traced, or rather one of its shapes and ranges."""
         return self.samples[0]
+
+    def at_other_lengths(self) -> Inputs | None:
+        """Return the same inputs with another example, none of whose open lengths is the same.
+
+        The lengths of the batch do not count. None where there is no such sample.
+        """
+        lengths = [
+            length for length in self.open_axes.lengths if length.places[0].axis != BATCH_AXIS
+        ]
+        if not lengths:
+            return None
+        for sample in self.samples[1:]:
+            # torch.export takes the length 1 for a constant
+            if all(length.of(sample) not in (1, length.of(self.example)) for length in lengths):
+                others = [each for each in self.samples if each is not sample]
+                return self._replace(samples=(sample, *others))
+        return None
 
 
 NO_INPUTS = Inputs(samples=(), open_axes=OpenAxes(lengths=(), note=None))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elasticnet.export.axes import first_line
+from elasticnet.export.failures import reason_of
 from elasticnet.export.int8 import quantized_copy
 from elasticnet.export.plan import ExportError, ExportPlan
 from elasticnet.export.samples import Sample
@@ -40,7 +40,8 @@ def program_bytes(plan: ExportPlan) -> bytes:
             torch.export.save(program, buffer, extra_files=extra_files)
     except Exception as error:  # a type of the user's own among the inputs, say
         raise ExportError(
-            f"torch.export.save cannot write this net: {first_line(error)}; nothing was written"
+            f"torch.export.save cannot write this net: {reason_of(error)}. An ONNX file or another "
+            "kind of input may do. Nothing was written"
         ) from error
     return buffer.getvalue()
 

@@ -133,7 +133,7 @@ def _output(run: Callable[..., Tensor], sample: Sample, title: str) -> Tensor:
         raise ExportError(
             f"{title} does not take {sample.described()}, which the net does "
             f"({reason_of(error)}): its code branches on the size. Name the axes that may vary "
-            'by axes=, or their least and most length, as in axes={0: "batch"}. Nothing was written'
+            "by axes=, such as axes={0: 'batch'}, or their bounds. Nothing was written"
         ) from error
 
 

@@ -83,6 +83,34 @@ def test_code_that_branches_on_the_size_is_found_by_the_check(tmp_path):
     assert result.axes == {0: "batch"}
 
 
+class SpecialSize(nn.Module):
+    """Resizes its weight, except for the size that it has, as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(1, 3, 8, 8))
+
+    def forward(self, x):
+        if x.shape[-1] == 8 and x.shape[-2] == 8:
+            return x + self.weight
+        return x + nn.functional.interpolate(self.weight, size=x.shape[-2:], mode="bilinear")
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_special_case_for_the_examples_size_is_no_hindrance(suffix, tmp_path):
+    net = ElasticWrapper([nn.Conv2d(3, 3, 1)], nn.Identity(), SpecialSize()).eval()
+
+    result = export(net, tmp_path / f"net{suffix}", example=torch.rand(1, 3, 8, 8))
+
+    assert result.axes == {0: "batch", 2: "height", 3: "width"}
+    assert result.shapes[0] == (1, 3, 8, 8)
+    run = runner(result.path)
+    for shape in ((1, 3, 8, 8), (2, 3, 8, 9), (1, 3, 20, 5)):
+        x = torch.rand(shape)
+        with torch.no_grad():
+            assert (run(x) - net(x)).abs().max() < 1e-5
+
+
 def test_a_net_that_cannot_be_traced_is_refused(tmp_path):
     net = ElasticWrapper([nn.Conv2d(3, 3, 1)], Untraceable())
     with pytest.raises(
