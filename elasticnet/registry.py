@@ -190,12 +190,14 @@ def architecture_of(net: Any) -> Architecture | None:
     """Return the architecture that a network was built by, or None where it is a user's own.
 
     Args:
-        net: Any network; its `origin` is (name, arguments) where a registered builder made it.
+        net: Any network; the `origin` of an `ElasticWrapper` says which registered builder made it.
     """
-    origin = getattr(net, "origin", None)
-    if origin is None:
+    from elasticnet.wrapper import ElasticWrapper
+
+    # Other modules may have an attribute of this name that means something else.
+    if not isinstance(net, ElasticWrapper) or net.origin is None:
         return None
-    name, _ = origin
+    name = net.origin.architecture
     return find(name) if name in names() else None
 
 

@@ -175,6 +175,9 @@ def test_a_users_own_net_has_no_architecture() -> None:
     assert recorded(own) == (None, {})
     assert architecture_of(own) is None
     assert architecture_of(nn.Linear(1, 1)) is None
+    elsewhere: Any = nn.Linear(1, 1)
+    elsewhere.origin = (0.0, 0.5, 1.0)  # a point, say
+    assert architecture_of(elsewhere) is None
     assert architecture_of(asrn(2, num_blocks=1, channels=8)) is find("asrn")
 
 

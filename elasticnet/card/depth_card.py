@@ -483,8 +483,10 @@ def _machine_from_json(value: Any) -> Machine:
 
 def _row_from_json(value: Any) -> DepthRow:
     _check_keys(value, [field.name for field in fields(DepthRow)], "a row")
-    _check(isinstance(value["quality"], Mapping), "quality", value["quality"], "a dict")
-    return DepthRow(**value)
+    quality: Any = value["quality"]
+    _check(isinstance(quality, Mapping), "quality", quality, "a dict")
+    fields_of_row: dict[str, Any] = {**value, "quality": dict(quality)}
+    return DepthRow(**fields_of_row)
 
 
 def _metric_from_json(value: Any) -> Metric:

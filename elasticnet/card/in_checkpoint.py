@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from elasticnet.card.depth_card import DepthCard
@@ -31,7 +31,8 @@ def card_of(
 
     Raises:
         ValueError: The file has no such card (the message names the machines that it has cards of,
-            and the command that measures one), or the card is damaged.
+            and the command that measures one), or the card is damaged, or of other depths than the
+            file.
     """
     if isinstance(source, Mapping):
         header = source
@@ -56,6 +57,7 @@ def card_of(
         raise ValueError(
             f"{name}: its card of this machine is damaged (it is of {card.machine.key!r})"
         )
+    _check_depths(card, header["taps"], name)
     return card
 
 
@@ -67,9 +69,24 @@ def store_card(path: str | os.PathLike[str], card: DepthCard) -> None:
         card: The card.
 
     Raises:
-        ValueError: The file is no checkpoint, or damaged.
+        ValueError: The file is no checkpoint, or damaged, or the card is of other depths.
         OSError: The file cannot be read or written.
     """
     header = read_header(path)
+    _check_depths(card, header["taps"], name=str(path))
     header["cards"] = {**header["cards"], card.machine.key: card.to_json()}
     write_header(path, header)
+
+
+def _check_depths(card: DepthCard, taps: Sequence[int], name: str) -> None:
+    """Raise if a card is of another net than the one in a file, as far as the depths show it."""
+    depths = [row.depth for row in card.rows]
+    if depths != list(taps):
+        raise ValueError(
+            f"{name}: a depth card of depths {_listed(depths)}, and the file has taps at depths "
+            f"{_listed(taps)}: it is of another net; measure one with `elasticnet profile`"
+        )
+
+
+def _listed(depths: Sequence[int]) -> str:
+    return ", ".join(str(depth) for depth in depths)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ NOT_SETTINGS = ("training",)
 NOT_SETTINGS_OF_NETS = ("training", "origin", "default_depth", "checkpoint_blocks")
 NUMBERS = (int, float, complex, type(None))
 WORDS = (bool, str, bytes, torch.dtype, torch.memory_format)
-CODE = (FunctionType, BuiltinFunctionType, CodeType, type)
+CODE = (FunctionType, BuiltinFunctionType, type)
 
 
 class Difference(NamedTuple):
@@ -50,7 +50,7 @@ def differing_setting(module: nn.Module, twin: nn.Module) -> Difference | None:
     """
     named = _names_of_settings(type(twin))
     attributes = vars(module)
-    left_out = NOT_SETTINGS_OF_NETS if isinstance(module, ElasticWrapper) else NOT_SETTINGS
+    left_out = _left_out(module)
     for name, there in vars(twin).items():
         if name.startswith("_") or name in left_out or name not in attributes:
             continue
@@ -58,6 +58,46 @@ def differing_setting(module: nn.Module, twin: nn.Module) -> Difference | None:
         if _differ(here, there, may_be_counter=name not in named):
             return Difference(name=name, here=here, there=there)
     return None
+
+
+def plain_settings(module: nn.Module) -> dict[str, str]:
+    """Return the public attributes of a module that are plain: numbers, words, functions, tuples.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Each value as a text, the same in every process, by the attribute's name.
+    """
+    settings: dict[str, str] = {}
+    for name, value in vars(module).items():
+        if not name.startswith("_") and name not in _left_out(module):
+            text = _as_text(value)
+            if text is not None:
+                settings[name] = text
+    return settings
+
+
+def _as_text(value: Any) -> str | None:
+    """Return a plain value as a text; None for any other value."""
+    if isinstance(value, (*NUMBERS, *WORDS)):
+        return repr(value)
+    if isinstance(value, CODE):
+        return f"{value.__module__}.{value.__qualname__}"
+    if not _is_tuple(value):
+        return None
+    texts = [_as_text(entry) for entry in value]
+    known = [text for text in texts if text is not None]
+    return f"({', '.join(known)})" if len(known) == len(texts) else None
+
+
+def _left_out(module: nn.Module) -> tuple[str, ...]:
+    """Return the attributes of a module that are no settings."""
+    return NOT_SETTINGS_OF_NETS if isinstance(module, ElasticWrapper) else NOT_SETTINGS
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
 
 
 def _names_of_settings(module_class: type[nn.Module]) -> set[str]:
@@ -82,7 +122,7 @@ def _differ(here: Any, there: Any, may_be_counter: bool) -> bool:
         return _sequences_differ(here, there, may_be_counter)
     if _are(list, here, there):
         return not may_be_counter and _sequences_differ(here, there, may_be_counter)
-    if _are(CODE, here, there) or _are(WORDS, here, there):
+    if _are((*CODE, CodeType), here, there) or _are(WORDS, here, there):
         return bool(here != there)
     if _are((*NUMBERS, *WORDS), here, there):
         return not may_be_counter and bool(here != there)

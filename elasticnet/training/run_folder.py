@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -203,7 +204,7 @@ class Run:
             options: All options of the run, by name, of types that JSON has.
         """
         self.options = json.loads(json.dumps(strict_json(options, "options")))
-        self._changed_options = self.options
+        self._changed_options = copy.deepcopy(self.options)  # whoever holds `options` may change it
 
     def checkpoints(self) -> dict[int, Path]:
         """Return the files of the checkpoints by step, oldest first. They are not checked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -187,7 +188,8 @@ class TrainingStep:
             state: What `state_dict` returned, perhaps with another number of processes.
         """
         self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # PyTorch's optimisers go on in the very tensors that they are given.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         if self._ema is not None:
             self._ema.module.load_state_dict(state["ema"] or state["net"])
         if state["scaler"] and self.scaler.is_enabled():

@@ -371,11 +371,9 @@ def test_a_file_keeps_a_card_for_each_machine(tmp_path):
         match=r"net.safetensors: no depth card of this machine \(.*float32\), cards held: none",
     ):
         card_of(path)
-    other, mine, again = (
-        card(row(1)),
-        card(row(2), machine=this_machine()),
-        card(row(1), machine=this_machine()),
-    )
+    other = card(row(1), row(2))
+    mine = card(row(1), row(2), machine=this_machine())
+    again = card(row(1, latency_ms=5.0), row(2), machine=this_machine())
     for each in (other, mine, again):
         store_card(path, each)
     header = read_header(path)
@@ -399,6 +397,32 @@ def test_a_file_keeps_a_card_for_each_machine(tmp_path):
         card_of(path)
     with pytest.raises(ValueError, match=r"this file: its card .* 5: expected a dict"):
         card_of({"cards": {machine_key(): 5}})
+
+
+def test_a_card_of_other_depths_than_the_file_is_neither_stored_nor_read(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    elasticnet.save(asrn(2, num_blocks=2), path)
+    before = path.read_bytes()
+    of_another_net = card(row(1), machine=this_machine())
+
+    problem = "a depth card of depths 1, and the file has taps at depths 1, 2: it is of another net"
+    with pytest.raises(ValueError, match=f"net.safetensors: {problem}"):
+        store_card(path, of_another_net)
+    assert path.read_bytes() == before
+
+    header = read_header(path)
+    header["cards"][machine_key()] = of_another_net.to_json()
+    with pytest.raises(ValueError, match=f"this file: {problem}"):
+        card_of(header)
+
+
+def test_a_card_does_not_change_with_the_json_that_it_was_read_from() -> None:
+    stored = card(row(1, accuracy=50.0)).to_json()
+    read = DepthCard.from_json(stored)
+
+    stored["rows"][0]["quality"]["accuracy"] = 99.0
+
+    assert read.row(1).quality == {"accuracy": 50.0}
 
 
 # --- warnings

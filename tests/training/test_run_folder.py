@@ -166,6 +166,7 @@ def test_changed_options_are_stored_with_the_next_save(tmp_path: Path) -> None:
     with Run.resume(tmp_path) as run:
         run.load_latest()
         run.change_options({"rate": 2.0})
+        run.options["rate"] = 3.0  # the change is stored as it was given
         run.save(1, {})
     assert Run.resume(tmp_path, writer=False).options == {"rate": 2.0}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -185,6 +186,19 @@ def test_a_resumed_process_takes_its_share_of_the_parts(count: int, parts: int) 
     fixed = make_step(make_net(), parts=2)
     fixed.load_state_dict(state)
     assert fixed.parts == 2, "without auto_batch the option counts"
+
+
+def test_two_steps_from_one_state_do_not_share_what_the_optimiser_keeps() -> None:
+    first = make_half(1.0, True)
+    first(floats(0), 0)
+    state = first.state_dict()
+    moments = copy.deepcopy(state["optimizer"]["state"])
+    second = make_half(1.0, True, seed=1)
+
+    second.load_state_dict(state)
+    second(floats(1), 1)
+
+    torch.testing.assert_close(state["optimizer"]["state"], moments, rtol=0, atol=0)
 
 
 def test_weights_that_are_not_finite_are_never_saved() -> None:

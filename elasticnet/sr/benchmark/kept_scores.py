@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
@@ -20,12 +19,12 @@ from torch import Tensor, nn
 
 from elasticnet._files import make_writable_folder, strict_json, write_atomic
 from elasticnet.sr.benchmark.scores import Depth, Image, Scores
+from elasticnet.sr.structure import structure_of
 
 FILE_NAME = "scores.jsonl"
 LOCK_NAME = "scores.lock"
 DIGEST_LENGTH = 32  # hexadecimal digits, 128 bits
 MAX_NAMES = 3  # of images that a message names
-ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of a function in a module's repr: each run another
 
 
 class Place(NamedTuple):
@@ -316,7 +315,7 @@ def digest_of_net(net: nn.Module) -> str:
         net: Any module.
     """
     digest = hashlib.sha256()
-    digest.update(ADDRESS.sub("", repr(net)).encode())
+    digest.update(structure_of(net).encode())
     digest.update(repr(getattr(net, "origin", None)).encode())
     for name, value in net.state_dict().items():
         digest.update(name.encode())

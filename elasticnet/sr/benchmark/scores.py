@@ -121,7 +121,8 @@ def predict_depths(
 
     parameter = next(net.parameters(), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
-    with evaluating(net), torch.inference_mode():
+    # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
+    with evaluating(net), torch.no_grad():
         x = to_tensor(lr, device).to(dtype)
         predictions = self_ensembled(predict, x) if self_ensemble else predict(x)
     images: dict[Any, Image] = {}

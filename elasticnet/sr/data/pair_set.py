@@ -88,10 +88,10 @@ class PairSet:
     ) -> None:
         self.names = list(names)
         self.scale = scale
-        self.lr_sizes = np.asarray(lr_sizes, dtype=np.int64).reshape(-1, 2)
+        self.lr_sizes = np.array(lr_sizes, dtype=np.int64).reshape(-1, 2)
         self.lr_pixels = lr_pixels
         self.hr_pixels = hr_pixels
-        self.starts = _starts_without_gaps(self.lr_sizes) if starts is None else starts
+        self.starts = _starts_without_gaps(self.lr_sizes) if starts is None else np.array(starts)
         self.skipped = [Skipped(name, reason) for name, reason in skipped]
         self.lr_source = lr_source
 
@@ -103,7 +103,7 @@ class PairSet:
         return f"PairSet({len(self)} images, x{self.scale}, {lr_pixels:,} LR pixels)"
 
     def lr(self, index: int) -> np.ndarray:
-        """Return an LR image, a view of this set's pixels.
+        """Return an LR image, a read-only view of this set's pixels.
 
         Args:
             index: The image's position in `names`, from 0.
@@ -117,7 +117,7 @@ class PairSet:
         return self._image(self.lr_pixels, index, factor=1)
 
     def hr(self, index: int) -> np.ndarray:
-        """Return an HR image, a view of this set's pixels.
+        """Return an HR image, a read-only view of this set's pixels.
 
         Args:
             index: The image's position in `names`, from 0.
@@ -196,7 +196,9 @@ class PairSet:
         height = int(self.lr_sizes[index, 0]) * factor
         width = int(self.lr_sizes[index, 1]) * factor
         flat = np.asarray(pixels[start : start + height * width])  # (height * width, 3)
-        return flat.reshape(height, width, 3)
+        image = flat.reshape(height, width, 3)
+        image.flags.writeable = False  # as of mapped files: a write would change the set
+        return image
 
     # A worker process maps the files again: pickling a mapped array would copy the whole set.
 

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from elasticnet._copies import detached_copy
 from elasticnet.sr.inference.scale import scale_of
+from elasticnet.sr.structure import structure_of
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
@@ -116,9 +117,7 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
 
 def _footprints_so_far(net: ElasticWrapper) -> dict[int, Footprint]:
     """What is remembered of a network; nothing if its layers or its dtype have changed since."""
-    structure = (
-        f"{_first_parameter(net).dtype} {net!r}"  # the text has kernel sizes, strides and dilations
-    )
+    structure = f"{_first_parameter(net).dtype} {structure_of(net)}"
     remembered = _measured.get(net)
     if remembered is None or remembered.structure != structure:
         remembered = _Measured(structure=structure, footprints={})
@@ -134,7 +133,8 @@ def _measure(net: ElasticWrapper, depth: int, find_reach: FindReach) -> Footprin
     def predict(image: Tensor) -> Tensor:
         return runnable(image, depth=depth)
 
-    with evaluating(runnable), torch.inference_mode():
+    # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
+    with evaluating(runnable), torch.no_grad():
         peak_bytes = _peak_bytes(predict, scale)
         reach = find_reach(predict, scale)
     bytes_in_own_dtype = peak_bytes * _first_parameter(net).element_size() / torch.float32.itemsize

@@ -48,7 +48,8 @@ def _recorded_scale(net: nn.Module) -> int | None:
 def _measured_scale(net: nn.Module) -> int:
     parameter = next(net.parameters(), torch.zeros(()))
     image = torch.zeros(1, 3, SIDE, SIDE).to(parameter)
-    with evaluating(net), torch.inference_mode():
+    # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
+    with evaluating(net), torch.no_grad():
         if isinstance(net, ElasticWrapper):
             output = net(image, depth=net.taps[0])
         else:

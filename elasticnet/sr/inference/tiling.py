@@ -118,7 +118,8 @@ def upscale_array(
         _check_output(out, image, plan.scale)
     work = _TileWork(image, out, plan, progress)
     has_warned = False
-    with evaluating(plan.net), torch.inference_mode():
+    # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
+    with evaluating(plan.net), torch.no_grad():
         while True:
             if not has_warned and _may_show_seams(plan, tiling):
                 _warn_of_seams(plan, tiling)

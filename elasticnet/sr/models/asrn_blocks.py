@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from elasticnet._copies import detached_copy
 from elasticnet.sr.models.asrn_start import make_small
-from elasticnet.sr.models.folding import is_plain_conv, runs_as_built
+from elasticnet.sr.models.folding import is_plain_conv, own_output, runs_as_built
 from elasticnet.sr.models.heads import add_to
 
 NUM_GROUPS = 4
@@ -84,7 +84,7 @@ class MultiScaleBlock(nn.Module):
             group = group.clone()
             if outputs and self.residual_links:
                 group += outputs[-1]
-            outputs.append(F.relu(conv(group), inplace=True))
+            outputs.append(F.relu(own_output(conv, conv(group)), inplace=True))
         y = self._fuse(concatenate(outputs))
         return add_to(y, x) if self.residual else y
 
@@ -94,7 +94,7 @@ class MultiScaleBlock(nn.Module):
             return F.conv2d(y, _unshuffled(self.fusion.weight))
         if self.shuffle:
             y = F.channel_shuffle(y, NUM_GROUPS)
-        return y if self.fusion is None else self.fusion(y)
+        return y if self.fusion is None else own_output(self.fusion, self.fusion(y))
 
     def folded(self) -> MultiScaleBlock:
         """Return a copy for export, whose last conv holds the shuffle if it may be folded."""
@@ -150,7 +150,7 @@ class ShuffleNetBlock(nn.Module):
         """
         y = F.relu(self.expand(x))  # (b, hidden, h, w)
         y = F.channel_shuffle(y, NUM_GROUPS)
-        return add_to(self.fusion(self.depthwise(y)), x)
+        return add_to(own_output(self.fusion, self.fusion(self.depthwise(y))), x)
 
     def init_identity(self) -> None:
         """Make the block the identity: the residual path starts at zero."""
@@ -193,7 +193,7 @@ class Res2NetBlock(nn.Module):
         for conv, group in zip(self.groups, rest, strict=True):
             previous = F.relu(conv(group + previous))
             outputs.append(previous)
-        return add_to(self.fusion(torch.cat(outputs, dim=1)), x)
+        return add_to(own_output(self.fusion, self.fusion(torch.cat(outputs, dim=1))), x)
 
     def init_identity(self) -> None:
         """Make the block the identity: the residual path starts at zero."""

@@ -8,13 +8,14 @@ see it.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 # The attributes of a module that hold its hooks. A hook on the backward pass counts, too: it would
 # not be called.
+FORWARD_HOOKS = "_forward_hooks"
 HOOK_ATTRIBUTES = (
     "_forward_pre_hooks",
-    "_forward_hooks",
+    FORWARD_HOOKS,
     "_backward_pre_hooks",
     "_backward_hooks",
 )
@@ -32,6 +33,20 @@ def runs_as_built(module: nn.Module, kind: type[nn.Module]) -> bool:
     if "forward" in module.__dict__:  # torch 2.6 cannot compile vars(module)
         return False
     return not any(getattr(module, name) for name in HOOK_ATTRIBUTES)
+
+
+def own_output(layer: nn.Module, output: Tensor) -> Tensor:
+    """Return what a layer has just made, for code that changes it in place.
+
+    Args:
+        layer: The layer.
+        output: What it returned.
+
+    Returns:
+        The output itself, or a copy if the layer has a forward hook, which may keep the output.
+    """
+    has_hook = bool(getattr(layer, FORWARD_HOOKS))
+    return output.clone() if has_hook else output
 
 
 def is_plain_conv(layer: nn.Module | None, side: int, has_bias: bool = True) -> bool:

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 
 from elasticnet._autocast import without_autocast
 from elasticnet._copies import detached_copy
-from elasticnet.sr.models.folding import is_plain_conv, is_plain_deconv, runs_as_built
+from elasticnet.sr.models.folding import (
+    is_plain_conv,
+    is_plain_deconv,
+    own_output,
+    runs_as_built,
+)
 
 SKIPS = (None, "bicubic")
 # kernel = stride of each deconvolution, by scale; two of 2 at x4, as the published counts need
@@ -179,7 +184,7 @@ class DeconvHead(nn.Module):
 
         def run_layers(features: Tensor, image: Tensor | None = None) -> Tensor:
             output = self.output(self.deconvs(self.reduce(features)))
-            return add_skip(output, image)
+            return add_skip(own_output(self.output, output), image)
 
         return run_layers
 
@@ -312,7 +317,7 @@ class FoldedHead(nn.Module):
             features: (b, channels, h, w).
             image: The network's input (b, 3, h, w); needed with a skip.
         """
-        output = self.conv(features)  # (b, 3 scale^2, h, w)
+        output = own_output(self.conv, self.conv(features))  # (b, 3 scale^2, h, w)
         if self.inner is not None:
             height, width = features.shape[-2:]
             ones = features.new_ones((1, 1, height, width))
@@ -361,7 +366,8 @@ class SubpixelHead(nn.Module):
 
         def run_layers(features: Tensor, image: Tensor | None = None) -> Tensor:
             enlarged = F.pixel_shuffle(self.expand(features), self.scale)
-            return add_skip(self.output(enlarged), image)
+            output = self.output(enlarged)
+            return add_skip(own_output(self.output, output), image)
 
         return run_layers
 

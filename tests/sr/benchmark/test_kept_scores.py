@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +142,18 @@ def test_other_weights_are_scored_anew_and_said(tmp_path, monkeypatch, caplog):
     assert changed == run(None, nets=[("net", net(seed=1))])
     expected = "scored anew: net, 4 images (set x2 img0, set x2 img1, set x2 img2, ...)"
     assert f"{expected}: other weights" in caplog.text
+
+
+def test_a_switched_block_of_the_same_weights_is_scored_anew(tmp_path, monkeypatch):
+    run(tmp_path)
+    switched: Any = net()
+    switched.blocks[0].shuffle = False
+    counter = Counter(monkeypatch)
+
+    changed = run(tmp_path, nets=[("net", switched)])
+
+    assert counter.made == ["net"] * NUM_IMAGES
+    assert changed == run(None, nets=[("net", switched)])
 
 
 def test_scores_of_earlier_weights_are_found_again_also_under_other_names(tmp_path, monkeypatch):

@@ -91,6 +91,20 @@ def test_a_set_that_does_not_fit_stays_mapped(
     assert contents(pairs.in_memory(1e9)) == contents(pairs)
 
 
+def test_images_are_read_only_and_sizes_are_the_set_s_own() -> None:
+    lr_sizes = np.array([[2, 3]])
+    pixels = np.zeros((6, 3), np.uint8)
+    pairs = PairSet(["a"], 1, lr_sizes, pixels, pixels, starts=np.zeros(1, np.int64))
+
+    for image in (pairs.lr(0), pairs.hr(0)):
+        with pytest.raises(ValueError, match="read-only"):
+            image[0, 0] = 255
+    lr_sizes[0] = 1
+
+    assert pairs.lr(0).shape == (2, 3, 3)
+    assert not pixels.any()
+
+
 def test_a_set_in_memory_is_returned_itself() -> None:
     pairs = pairs_from_arrays({"image": noise(8, 8)}, 2)
     assert pairs.in_memory(0) is pairs

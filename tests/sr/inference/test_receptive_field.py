@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet.sr import asrn, edsr, rcan
+from elasticnet.sr.benchmark import evaluate
+from elasticnet.sr.data import pairs_from_arrays
 from elasticnet.sr.inference.receptive_field import footprint
+from elasticnet.sr.inference.scale import scale_of
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.wrapper import ElasticWrapper
@@ -207,6 +212,69 @@ def test_a_trained_net_of_another_type_with_the_old_weight_norm_is_measured() ->
     measured = footprint(net)
 
     assert measured.reach == 1
+
+
+class Dilated(nn.Module):
+    """Sees as far as an attribute says that the text of no module shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3, 3, 3, 3))
+        self.dilation = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        margin = self.dilation
+        return nn.functional.conv2d(x, self.weight, padding=margin, dilation=self.dilation)
+
+
+def blur_everything(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return output + output.mean(dim=(2, 3), keepdim=True)
+
+
+def test_a_setting_or_a_hook_that_changes_the_reach_is_noticed() -> None:
+    net = ElasticWrapper([Dilated()], nn.Identity())
+    block: Any = net.blocks[0]
+    reaches = [footprint(net).reach]
+    block.dilation = 3
+    reaches.append(footprint(net).reach)
+    block.register_forward_hook(blur_everything)
+    reaches.append(footprint(net).reach)
+
+    assert reaches == [1, 3, None]
+
+
+class Caching(nn.Module):
+    """Computes a table when it first runs, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.table: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.table is None:
+            self.table = torch.arange(3.0).cos()[:, None, None]
+        return x + self.conv(x) * self.table
+
+
+def score(net: ElasticWrapper) -> None:
+    photos = {"noise": np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)}
+    evaluate(net, pairs_from_arrays(photos, scale=1))
+
+
+def enlarge(net: ElasticWrapper) -> None:
+    upscale_array(np.zeros((9, 9, 3), np.uint8), plan_upscale(net))
+
+
+@pytest.mark.parametrize("use", [score, enlarge, footprint, scale_of])
+def test_a_net_that_keeps_a_table_can_be_trained_afterwards(
+    use: Callable[[ElasticWrapper], object],
+) -> None:
+    net = ElasticWrapper([Caching()], nn.Conv2d(3, 3, 1))
+
+    use(net)
+
+    net.train()(torch.rand(1, 3, 9, 9)).sum().backward()
 
 
 def test_a_network_that_is_changed_is_measured_again() -> None:
