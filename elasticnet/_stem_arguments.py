@@ -23,15 +23,29 @@ class StemArguments(NamedTuple):
 
     Attributes:
         stem_class: The class of the stem, by which a net notices that its stem was replaced.
+        inner_class: The class of the module inside, if the stem is compiled or wrapped for parallel
+            training; else the same.
         names: The keyword arguments that its forward lists.
         takes_any: Whether its forward ends in `**keywords`.
         takes_last_depth: Whether the net tells it the deepest block of the pass, as `last_depth`.
     """
 
     stem_class: type
+    inner_class: type
     names: frozenset[str]
     takes_any: bool
     takes_last_depth: bool
+
+    def belong_to(self, stem: nn.Module | None) -> bool:
+        """Return whether these are the arguments of a stem, as far as its class shows it.
+
+        Args:
+            stem: The stem that a net has now.
+        """
+        if type(stem) is not self.stem_class:
+            return False
+        is_wrapped = self.inner_class is not self.stem_class
+        return not is_wrapped or type(unwrapped(stem)) is self.inner_class
 
     def of_stem(self, keywords: Mapping[str, Any], last_depth: int) -> dict[str, Any]:
         """Return the keyword arguments that the stem gets in `net(x, **keywords)`.
@@ -78,7 +92,13 @@ def read_stem_arguments(stem: nn.Module | None) -> StemArguments:
             depth and has no argument for it.
     """
     if stem is None:
-        return StemArguments(type(None), frozenset(), takes_any=False, takes_last_depth=False)
+        return StemArguments(
+            stem_class=type(None),
+            inner_class=type(None),
+            names=frozenset(),
+            takes_any=False,
+            takes_last_depth=False,
+        )
     inner = unwrapped(stem)  # the forward of a compiled module names none
     parameters = list(inspect.signature(inner.forward).parameters.values())[1:]  # 0 is the input
     names = frozenset(each.name for each in parameters if each.kind in KEYWORD_KINDS)
@@ -95,4 +115,10 @@ def read_stem_arguments(stem: nn.Module | None) -> StemArguments:
         raise ValueError(
             f"the stem has takes_last_depth, and its forward has no argument {LAST_DEPTH!r}"
         )
-    return StemArguments(type(stem), names, takes_any, takes_last_depth)
+    return StemArguments(
+        stem_class=type(stem),
+        inner_class=type(inner),
+        names=names,
+        takes_any=takes_any,
+        takes_last_depth=takes_last_depth,
+    )

@@ -10,7 +10,7 @@ alone, so that the shallower adapters keep a mean of 0 and a variance of 1.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ def separate_statistics(net: nn.Module, depths: Iterable[int] | None = None) -> 
     norms = batch_norms(elastic.head)
     if not norms:
         return
-    if getattr(elastic.head, "takes_all_taps", False):
+    if getattr(unwrapped(elastic.head), "takes_all_taps", False) is True:  # as a pass asks it
         raise ValueError(
             f"the head's BatchNorm {next(iter(norms))!r} cannot have statistics for each depth, "
             "because the head takes all taps in one call: use a norm without running statistics"
@@ -165,5 +165,8 @@ def _statistics_of(net: ElasticWrapper, norms: dict[str, BatchNorm]) -> list[tup
 
 def _input_of(batch: Any) -> Any:
     """Return the input of a batch, which may hold targets behind it."""
-    has_targets = isinstance(batch, (list, tuple))
-    return batch[0] if has_targets else batch
+    return batch[0] if _has_targets(batch) else batch
+
+
+def _has_targets(batch: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(batch, (list, tuple))

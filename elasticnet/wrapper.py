@@ -395,7 +395,7 @@ class ElasticWrapper(nn.Module):
 
     def _arguments_of_stem(self) -> StemArguments:
         """Return what the stem takes; it is read again if the stem was replaced."""
-        if type(self.stem) is not self._stem_arguments.stem_class:  # as by `net.stem = another`
+        if not self._stem_arguments.belong_to(self.stem):  # as by `net.stem = another`
             self._stem_arguments = read_stem_arguments(self.stem)
         return self._stem_arguments
 

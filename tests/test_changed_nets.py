@@ -199,6 +199,11 @@ class Scaling(nn.Module):
         return x * gain
 
 
+class Plain(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 class WithDepth(nn.Module):
     def forward(self, x: Tensor, depth: Tensor) -> Tensor:
         return x + depth
@@ -206,6 +211,16 @@ class WithDepth(nn.Module):
 
 def call_plainly(block: nn.Module, x: Any, context: Any, index: int) -> tuple[Any, Any]:
     return block(x), context
+
+
+def test_a_new_stem_in_the_same_wrapper_gets_its_own_keyword_arguments() -> None:
+    net = conv_net(2)
+    net.stem = nn.DataParallel(Plain())
+    expected = net(X * 2.0)
+
+    net.stem = nn.DataParallel(Scaling())
+
+    same(net(X, gain=2.0), expected, "prediction")
 
 
 def test_a_new_stem_gets_its_own_keyword_arguments() -> None:

@@ -394,7 +394,8 @@ def test_what_cannot_be_measured_is_refused_and_nothing_changes() -> None:
 
     with pytest.raises(TypeError, match="net is a Linear: expected an ElasticWrapper"):
         recalibrate(nn.Linear(2, 2), batches())
-    with pytest.raises(ValueError, match="'norm' cannot have statistics for each depth"):
-        recalibrate(make_net(head=HeadOfAllTaps()), batches())
+    for head in (HeadOfAllTaps(), nn.DataParallel(HeadOfAllTaps())):
+        with pytest.raises(ValueError, match="'norm' cannot have statistics for each depth"):
+            recalibrate(make_net(head=head), batches())
     with pytest.raises(ValueError, match="depth 7"):
         separate_statistics(net, depths=[7])

@@ -343,7 +343,7 @@ def _known_channels(model: nn.Module) -> set[int | None]:
     channels: set[int | None] = {getattr(model, "num_features", None)}
     feature_info: Any = getattr(model, "feature_info", None) or []
     for info in feature_info:
-        if isinstance(info, dict):
+        if isinstance(info, dict) and "num_chs" in info:
             channels.add(info["num_chs"])  # pyright: ignore[reportUnknownArgumentType]
     return channels
 
