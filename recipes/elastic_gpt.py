@@ -1,0 +1,759 @@
+"""A small language model of every depth: trained once, shipped as ordinary transformers models.
+
+    python recipes/elastic_gpt.py                     about ten minutes on two CPU cores
+    python recipes/elastic_gpt.py --steps 50          a minute, to see how it goes
+    python recipes/elastic_gpt.py --resume runs/NAME  go on exactly where a run stopped
+
+The text comes with Python: the sources of its standard library, byte by byte, some of the files for
+validation. The network is a Llama of transformers. Three ways to a network of every depth are
+compared by their bits per byte on the files that none was trained on: the elastic network, a
+network of each depth trained alone, and the deepest of these cut short. All see the same batches
+and take the same number of steps. Then the elastic network becomes an ordinary model of each depth,
+which generates text; the deepest is also given shallower ones as drafts (speculative decoding). The
+run folder receives options.json, log.jsonl, the networks (*.safetensors), a folder depth_N for
+every depth, for `from_pretrained`, the table (table.md, table.json), the figure (curve.png) and the
+text that each depth wrote (samples.md).
+"""
+
+from __future__ import annotations
+
+import elasticnet.before_torch  # sets what must be set before torch is imported
+
+# isort: split
+import hashlib
+import math
+import os
+import statistics
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+import elasticnet
+from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet._files import write_atomic, write_json
+from elasticnet._tables import table
+from elasticnet.loss_weights import normalised
+from elasticnet.memory import keep_freed_memory
+from elasticnet.retrofit import to_model
+from elasticnet.retrofit.transformers import split
+from elasticnet.training.learning_rate import cosine
+from elasticnet.training.log import TrainingLog, show_messages
+from elasticnet.training.options import (
+    AtLeast,
+    ComputeOptions,
+    LossOptions,
+    OptimiserOptions,
+    OptionGroup,
+    RunOptions,
+    as_json,
+    open_run,
+    parse_options,
+    resume_command,
+    with_values,
+)
+from elasticnet.training.precision import resolve_precision
+from elasticnet.training.processes import Processes
+from elasticnet.training.program import run_program
+from elasticnet.training.run_folder import Run
+from elasticnet.training.state import seed_all
+from elasticnet.training.step import TrainingStep
+from elasticnet.training.stop_signal import StopSignal
+
+NUM_BYTES = 256  # the vocabulary: a token is a byte
+ONE_FILE_IN = 10  # so many files, one is for validation
+OTHER_PEOPLES = ("site-packages", "dist-packages", "lib2to3")  # folders that are left out
+
+# the labels of the networks in table and figure
+ELASTIC = "elastic"
+ALONE = "each depth alone"
+CUT = "deepest alone, cut short"
+
+# what a resumed run cannot change
+FIXED = ("taps", "width", "num_heads", "context", "text", "training_bytes", "validation_bytes")
+
+hf: Any = transformers  # its classes are annotated too narrowly
+
+
+# --- options: in groups for --help and for the code below; options.json holds them without groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(OptionGroup):
+    """The language model, a Llama whose tokens are bytes."""
+
+    taps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    """The depths that carry a prediction, rising. The last one is the number of layers."""
+    width: Annotated[int, AtLeast(1)] = 128
+    """Numbers a token, an even multiple of --num-heads."""
+    num_heads: Annotated[int, AtLeast(1)] = 4
+    """Attention heads of every layer."""
+    context: Annotated[int, AtLeast(2)] = 128
+    """Bytes that a training sample holds, and that a prediction is made from."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.taps or self.taps[0] < 1 or sorted(set(self.taps)) != self.taps:
+            raise ValueError(f"--taps {self.taps}: expected depths from 1 up, each deeper")
+        if self.width % (2 * self.num_heads) != 0:
+            raise ValueError(
+                f"--width {self.width}: expected an even multiple of --num-heads {self.num_heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions(OptionGroup):
+    """The text."""
+
+    text: Path | None = None
+    """A folder whose .py files are read, also those in its folders. Default: Python's own."""
+    training_bytes: Annotated[int, AtLeast(1)] = 8_000_000
+    """The most bytes to train on."""
+    validation_bytes: Annotated[int, AtLeast(1)] = 65_536
+    """The most bytes to measure on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser(OptimiserOptions):
+    """AdamW and its learning rate, a cosine in each training."""
+
+    steps: Annotated[int, AtLeast(1)] = 400
+    """Steps of every training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation(OptionGroup):
+    """What every depth writes at the end, and how its speed is measured."""
+
+    prompts: Annotated[int, AtLeast(1)] = 3
+    """How many beginnings are taken from the validation text."""
+    prompt_bytes: Annotated[int, AtLeast(1)] = 64
+    """Bytes of each beginning."""
+    new_bytes: Annotated[int, AtLeast(1)] = 128
+    """Bytes that are written behind it."""
+    draft_bytes: Annotated[int, AtLeast(1)] = 6
+    """Bytes that a shallow model writes in a row before the deepest one checks them."""
+    repeats: Annotated[int, AtLeast(1)] = 3
+    """How often each time is measured; the median counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(OptionGroup):
+    """All options."""
+
+    network: Network = Network()
+    run: RunOptions = RunOptions(eval_every=200, save_every=100, log_every=20, keep=2)
+    text: TextOptions = TextOptions()
+    loss: LossOptions = LossOptions(psd_weight=0.0)
+    optimiser: Optimiser = Optimiser(learning_rate=3e-3, warmup=40, batch_size=16)
+    generation: Generation = Generation()
+    compute: ComputeOptions = ComputeOptions(precision="float32")
+
+    def __post_init__(self) -> None:
+        if self.compute.precision == "float64":
+            raise ValueError("--precision float64: expected auto, float32, bfloat16 or float16")
+
+
+def parse(arguments: list[str]) -> Options:
+    """Return the options of a command line."""
+    return parse_options(Options, arguments, default=Options(), description=__doc__, fixed=FIXED)
+
+
+# --- the trainings
+
+
+class Phase(NamedTuple):
+    """One of the trainings.
+
+    Attributes:
+        name: Also the name of the file that its network is saved in.
+        number: Which training it is, from 0.
+        taps: The depths that carry a prediction in its network, the last one being its layers.
+    """
+
+    name: str
+    number: int
+    taps: list[int]
+
+
+class Standing(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+        phase: The number of the phase.
+        step: The steps of that phase that are done.
+        state: What was saved within the phase; None at its beginning.
+    """
+
+    phase: int
+    step: int
+    state: Mapping[str, Any] | None
+
+
+class Training(NamedTuple):
+    """What all phases share."""
+
+    options: Options
+    run: Run
+    text: Text
+    processes: Processes
+    log: TrainingLog
+    stop_signal: StopSignal
+
+
+def main(options: Options) -> None:
+    """Train the networks, measure them, and write what came out into the run folder."""
+    show_messages()
+    transformers.logging.set_verbosity_error()  # it warns of its own calls when it drafts
+    transformers.logging.disable_progress_bar()  # of writing a file
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count > 1:
+        raise ValueError(
+            f"this recipe trains in one process, and a launcher started {count}: start it by python"
+        )
+    processes = Processes(device=torch.device(options.compute.device))
+    # What auto means is decided here, once: it is stored, and a resumed run keeps it.
+    precision = resolve_precision(options.compute.precision, processes)
+    options = with_values(options, {"precision": precision})
+    text = read_text(options)
+    folder = options.run.out or Path("runs", time.strftime("elastic-gpt-%Y%m%d-%H%M%S"))
+    with open_run(options, options.run, folder, processes) as run:
+        keep_text_record(run, text)
+        processes.say(plan_of(options))
+        processes.say(f"training on {text}; run folder {run.folder}")
+        nets = train(options, run, text, processes)
+        processes.say("measuring bits per byte and the speed of generation")
+        print(f"\n{write_report(options, run.folder, nets, text)}")
+        print(f"written to {run.folder}: networks, a folder for each depth, table, figure, samples")
+
+
+def train(
+    options: Options, run: Run, text: Text, processes: Processes
+) -> dict[str, ElasticWrapper]:
+    """Go through the phases from where the run stands; return the networks by their names.
+
+    A signal ends the process, after saving.
+    """
+    # Go on behind the newest state that the run has saved; a new run begins with the first phase.
+    phases = phases_of(options)
+    standing = where_it_stands(run, phases, options, processes)
+    log = TrainingLog(
+        run,
+        total=len(phases) * options.optimiser.steps,
+        processes=processes,
+        score_name="bits_per_byte",
+        score_unit="bits",
+        tensorboard=options.run.tensorboard,
+    )
+    nets: dict[str, ElasticWrapper] = {}
+    with StopSignal() as stop_signal:
+        training = Training(
+            options=options,
+            run=run,
+            text=text,
+            processes=processes,
+            log=log,
+            stop_signal=stop_signal,
+        )
+        for phase in phases:
+            net = new_network(options, phase.taps).to(processes.device)
+            nets[phase.name] = net
+
+            # The network of a phase that is done already is read from its file.
+            file = run.folder / f"{phase.name}.safetensors"
+            if phase.number < standing.phase:
+                elasticnet.load_into(net, file)
+                continue
+
+            # Train this phase, from where it stands to its end.
+            step = train_phase(training, phase, net, standing)
+            if step < options.optimiser.steps:
+                done = phase.number * options.optimiser.steps + step
+                processes.say(
+                    f"stopped and saved at step {done}; go on with: {resume_command(run)}"
+                )
+                sys.exit(stop_signal.exit_status)
+            elasticnet.save(net, file, {"phase": phase.name, "options": as_json(options)})
+            standing = Standing(phase=phase.number + 1, step=0, state=None)
+    return nets
+
+
+def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing: Standing) -> int:
+    """Train one network, to the phase's end or until a signal; return its steps done so far."""
+    options = training.options
+    log = training.log
+    begun = phase.number * options.optimiser.steps  # steps of the run, before this phase
+    end = options.optimiser.steps
+    step = standing.step
+    stopping = training.stop_signal.requested
+    training.processes.say(f"training {phase.number + 1}: {phase.name}, {end - step} steps")
+
+    # A resumed phase goes on with its optimiser's moments and with what the log showed last.
+    training_step = make_training_step(options, net)
+    log_state: Mapping[str, Any] = {"scores": {}, "seconds": log.seconds}
+    if standing.state is not None:
+        training_step.load_state_dict(standing.state["training"])
+        log_state = standing.state["log"]
+
+    net.train()
+    with log.start(begun + step, log_state):
+        while step < end and not stopping:
+            # Train on one batch. Samples, taps and learning rate are functions of the step, so that
+            # no random generator's state has to be kept.
+            learning_rate = learning_rate_at(step, options)
+            batch = partial(batch_of, training, step)
+            terms = training_step(batch=batch, step=step, learning_rate=learning_rate)
+            log.add(terms)
+            step += 1
+
+            # Decide what is due, and whether a signal asks to stop. Stopping saves as well.
+            stopping = training.stop_signal.requested
+            validating = step == end or step % options.run.eval_every == 0
+            saving = validating or stopping or step % options.run.save_every == 0
+
+            scores = None
+            if validating:
+                scores = bits_per_byte(net, training.text.validation, options.network.context)
+
+            # Write the line of the log before the save: a resumed run cuts the log back to the
+            # step of the state that it continues from.
+            if saving or step % options.run.log_every == 0:
+                log.write(begun + step, scores, learning_rate=learning_rate, phase=phase.number + 1)
+            if saving:
+                save(training, phase, begun + step, training_step)
+    return step
+
+
+# --- what the trainings are made of
+
+
+def phases_of(options: Options) -> list[Phase]:
+    """Return the trainings in their order: the elastic network, then each depth alone."""
+    phases = [Phase(name="elastic", number=0, taps=options.network.taps)]
+    for depth in options.network.taps:
+        phases.append(Phase(name=f"alone_{depth}", number=len(phases), taps=[depth]))
+    return phases
+
+
+def plan_of(options: Options) -> str:
+    """Return in a line what the run is about to do."""
+    depths = ", ".join(map(str, options.network.taps))
+    return (
+        f"an elastic Llama with predictions at depths {depths}, then each depth alone: "
+        f"{options.optimiser.steps:,} steps each with a batch of {options.optimiser.batch_size}, "
+        f"in {options.compute.precision}"
+    )
+
+
+def where_it_stands(
+    run: Run, phases: Sequence[Phase], options: Options, processes: Processes
+) -> Standing:
+    """Return where the newest state of the run stands, or the beginning."""
+    latest = run.load_latest()
+    if latest is None:
+        return Standing(phase=0, step=0, state=None)
+    total, state = latest
+    names = [phase.name for phase in phases]
+    number = names.index(state["phase"])
+    step = total - number * state["steps"]
+    if options.optimiser.steps != state["steps"]:
+        raise ValueError(
+            f"--steps {options.optimiser.steps}: the run in {run.folder} was started with "
+            f"{state['steps']} for each training"
+        )
+    processes.say(f"resumed {run.folder} at step {total}, in the training {state['phase']}")
+    return Standing(phase=number, step=step, state=state)
+
+
+def save(training: Training, phase: Phase, total: int, training_step: TrainingStep) -> None:
+    """Write the state to resume from; `total` counts the steps of the run."""
+    state = {
+        "phase": phase.name,
+        "steps": training.options.optimiser.steps,
+        "training": training_step.state_dict(),
+        "log": training.log.state_dict(),
+    }
+    training.run.save(total, state)
+
+
+def new_network(options: Options, taps: Sequence[int]) -> ElasticWrapper:
+    """Return a new Llama with as many layers as the last tap, split, with predictions at taps."""
+    network = options.network
+    config = hf.LlamaConfig(
+        vocab_size=NUM_BYTES,
+        hidden_size=network.width,
+        intermediate_size=3 * network.width,
+        num_hidden_layers=taps[-1],
+        num_attention_heads=network.num_heads,
+        num_key_value_heads=network.num_heads,
+        max_position_embeddings=8 * network.context,
+        # every byte is text: none of them begins, ends or fills a line
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    seed_all(options.run.seed)
+    model = hf.LlamaForCausalLM(config)
+    example = torch.arange(16)[None]  # (1, 16) ids of tokens
+    return split(model, example).wrap(taps)
+
+
+def make_training_step(options: Options, net: ElasticWrapper) -> TrainingStep:
+    """Return what does one step of a training, with its loss and its optimiser."""
+    objective = ElasticObjective(
+        net,
+        task_loss=next_byte_loss,
+        psd_weight=options.loss.psd_weight if len(net.taps) > 1 else 0.0,
+        tap_weights=normalised(net.taps),
+        sampled_taps=options.loss.sampled_taps if len(net.taps) > 1 else None,
+        seed=options.run.seed,
+    )
+    optimiser = torch.optim.AdamW(
+        net.parameters(),
+        lr=options.optimiser.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=0.1,
+        fused=True,
+    )
+    return TrainingStep(
+        objective, net, optimiser, precision=options.compute.precision, clip_norm=1.0
+    )
+
+
+def learning_rate_at(step: int, options: Options) -> float:
+    """Return the learning rate of a step, counted from the beginning of its training."""
+    steps = options.optimiser.steps
+    warmup = min(options.optimiser.warmup, steps // 4)
+    return options.optimiser.learning_rate * cosine(step, steps, warmup)
+
+
+def next_byte_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the next bytes, in nats.
+
+    `logits` are (b, n, 256), and `target` holds the bytes (b, n) that follow.
+    """
+    return F.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+
+# --- the text
+
+
+class Text(NamedTuple):
+    """The bytes of files.
+
+    Attributes:
+        training: The bytes to train on, (n,).
+        validation: The bytes to measure on, (m,), of other files.
+        num_files: How many files both come from.
+        checksum: The SHA-256 of both.
+    """
+
+    training: Tensor
+    validation: Tensor
+    num_files: int
+    checksum: str
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.training):,} bytes of Python, measuring on {len(self.validation):,} of "
+            f"other files"
+        )
+
+
+def read_text(options: Options) -> Text:
+    """Return the text; which files are for validation depends on their names alone."""
+    folder = options.text.text or Path(sysconfig.get_paths()["stdlib"])
+    sources: dict[str, Path] = {}
+    for path in folder.rglob("*.py"):
+        name = path.relative_to(folder).as_posix()
+        if not any(part in OTHER_PEOPLES for part in path.parts[len(folder.parts) :]):
+            sources[hashlib.sha256(name.encode()).hexdigest()] = path
+
+    # in the order of their checksums, which is a shuffled one and the same everywhere
+    training = bytearray()
+    validation = bytearray()
+    num_files = 0
+    for checksum in sorted(sources):
+        is_for_validation = int(checksum, 16) % ONE_FILE_IN == 0
+        part = validation if is_for_validation else training
+        most = options.text.validation_bytes if is_for_validation else options.text.training_bytes
+        if len(part) < most:
+            part += sources[checksum].read_bytes()[: most - len(part)]
+            num_files += 1
+    shortest = options.network.context + 1
+    if len(training) < shortest or len(validation) < shortest:
+        raise ValueError(
+            f"--text {folder}: its .py files give {len(training)} bytes to train on and "
+            f"{len(validation)} to measure on; expected {shortest} at least of both"
+        )
+    return Text(
+        training=torch.frombuffer(training, dtype=torch.uint8),
+        validation=torch.frombuffer(validation, dtype=torch.uint8),
+        num_files=num_files,
+        checksum=hashlib.sha256(training + validation).hexdigest(),
+    )
+
+
+def keep_text_record(run: Run, text: Text) -> None:
+    """Note the text of a new run; refuse to go on with another one."""
+    file = run.folder / "text.json"
+    record = {
+        "training_bytes": len(text.training),
+        "validation_bytes": len(text.validation),
+        "files": text.num_files,
+        "sha256": text.checksum,
+    }
+    if not file.exists():
+        write_json(file, record)
+    elif text.checksum not in file.read_text(encoding="utf-8"):
+        raise ValueError(
+            f"the text is not the one that {run.folder} was started with: resume it with the same "
+            "version of Python, or give that text by --text"
+        )
+
+
+def batch_of(training: Training, step: int, part: int, num_parts: int) -> tuple[Tensor, Tensor]:
+    """Return a part of a step's batch: bytes (b, n), and the bytes (b, n) that follow each."""
+    options = training.options
+    context = options.network.context
+    generator = torch.Generator().manual_seed(options.run.seed * 2**32 + step)
+    last_start = len(training.text.training) - context
+    starts = torch.randint(last_start, (options.optimiser.batch_size,), generator=generator)
+    own_starts = starts.chunk(num_parts)[part]
+    samples = torch.stack([training.text.training[at : at + context + 1] for at in own_starts])
+    samples = samples.to(training.processes.device, torch.long)  # (b, n + 1)
+    return samples[:, :-1], samples[:, 1:]
+
+
+@torch.no_grad()
+def bits_per_byte(net: ElasticWrapper, text: Tensor, context: int) -> dict[int, float]:
+    """Return by depth the bits that a byte of the text costs on average.
+
+    The text is cut into windows, and each byte is predicted from those before it in its window.
+    """
+    device = next(net.parameters()).device
+    num_windows = (len(text) - 1) // context
+    inputs = text[: num_windows * context].view(num_windows, context)
+    targets = text[1 : num_windows * context + 1].view(num_windows, context)
+    nats = dict.fromkeys(net.taps, 0.0)  # summed over the windows
+    was_training = net.training
+    net.eval()
+    for x, target in zip(inputs.split(32), targets.split(32), strict=True):
+        outputs = net.forward_taps(x.to(device, torch.long))
+        for depth, logits in zip(outputs.depths, outputs.predictions, strict=True):
+            loss = next_byte_loss(logits, target.to(device, torch.long))
+            nats[depth] += loss.item() * len(x)
+    net.train(was_training)
+    return {depth: total / num_windows / math.log(2) for depth, total in nats.items()}
+
+
+# --- generation
+
+
+class Drafted(NamedTuple):
+    """The deepest model with drafts, against the deepest alone.
+
+    Attributes:
+        speedup: How many times faster.
+        same_text: Whether it wrote the same bytes.
+    """
+
+    speedup: float
+    same_text: bool
+
+
+class Generated(NamedTuple):
+    """What was measured of generation.
+
+    Attributes:
+        milliseconds: Of a byte, by depth.
+        written: What each depth wrote behind the first prompt, by depth.
+        by_assistant: With the model of a depth as assistant, by that depth.
+        by_early_exit: With the deepest model's own first layers, by their number.
+    """
+
+    milliseconds: dict[int, float]
+    written: dict[int, bytes]
+    by_assistant: dict[int, Drafted]
+    by_early_exit: dict[int, Drafted]
+
+
+def measure_generation(options: Options, models: Mapping[int, Any], text: Tensor) -> Generated:
+    """Let the model of every depth write, and the deepest with each shallower one as a draft.
+
+    All ways take turns, so that whatever else the machine does slows them alike.
+    """
+    deepest = max(models)
+    ways: dict[str, dict[str, Any]] = {}  # further arguments of generate, by the way's name
+    writers: dict[str, Any] = {}
+    for depth, model in models.items():
+        model.generation_config.num_assistant_tokens = options.generation.draft_bytes
+        model.generation_config.num_assistant_tokens_schedule = "constant"
+        ways[f"alone {depth}"] = {}
+        writers[f"alone {depth}"] = model
+        if depth < deepest:
+            ways[f"assistant {depth}"] = {"assistant_model": model}
+            ways[f"early exit {depth}"] = {"assistant_early_exit": depth}
+            writers[f"assistant {depth}"] = models[deepest]
+            writers[f"early exit {depth}"] = models[deepest]
+
+    prompts = prompts_of(options, text, models[deepest].device)
+    written: dict[str, list[Tensor]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(1 + options.generation.repeats):
+        for name, arguments in ways.items():
+            begun = time.perf_counter()
+            written[name] = [write(options, writers[name], ids, arguments) for ids in prompts]
+            if repeat > 0:  # the first time everything is loaded and allocated
+                seconds[name].append(time.perf_counter() - begun)
+
+    def drafted(name: str) -> Drafted:
+        alone = f"alone {deepest}"
+        ratios = [one / other for one, other in zip(seconds[alone], seconds[name], strict=True)]
+        same = all(map(torch.equal, written[alone], written[name]))
+        return Drafted(speedup=statistics.median(ratios), same_text=same)
+
+    num_bytes = len(prompts) * options.generation.new_bytes
+    shallower = [depth for depth in models if depth < deepest]
+    return Generated(
+        milliseconds={
+            depth: 1000 * statistics.median(seconds[f"alone {depth}"]) / num_bytes
+            for depth in models
+        },
+        written={depth: bytes(written[f"alone {depth}"][0][0].tolist()) for depth in models},
+        by_assistant={depth: drafted(f"assistant {depth}") for depth in shallower},
+        by_early_exit={depth: drafted(f"early exit {depth}") for depth in shallower},
+    )
+
+
+def prompts_of(options: Options, text: Tensor, device: torch.device) -> list[Tensor]:
+    """Return beginnings (1, n) from the validation text, spread evenly over it."""
+    generation = options.generation
+    length = min(generation.prompt_bytes, len(text))
+    gap = max(1, (len(text) - length) // generation.prompts)
+    prompts: list[Tensor] = []
+    for number in range(generation.prompts):
+        start = min(number * gap, len(text) - length)
+        prompts.append(text[start : start + length].to(device, torch.long)[None])
+    return prompts
+
+
+def write(options: Options, model: Any, ids: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """Return the prompt (1, n) and the most probable bytes behind it, as one tensor."""
+    return model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=options.generation.new_bytes,
+        do_sample=False,
+        **arguments,
+    )
+
+
+# --- the report
+
+
+def write_report(
+    options: Options, folder: Path, nets: Mapping[str, ElasticWrapper], text: Text
+) -> str:
+    """Measure all networks; write models, table, figure and samples; return table.md's text."""
+    from elasticnet.sr.benchmark.figures import elastic_curve
+
+    taps = options.network.taps
+    context = options.network.context
+    deepest = nets[f"alone_{taps[-1]}"]
+    alone: dict[int, float] = {}
+    for depth in taps:
+        alone.update(bits_per_byte(nets[f"alone_{depth}"], text.validation, context))
+    bits = {
+        ELASTIC: bits_per_byte(nets["elastic"], text.validation, context),
+        ALONE: alone,
+        CUT: bits_per_byte(deepest.with_taps(taps), text.validation, context),
+    }
+
+    models: dict[int, Any] = {}
+    for depth in taps:
+        models[depth] = to_model(nets["elastic"], depth)
+        models[depth].save_pretrained(folder / f"depth_{depth}")
+    generated = measure_generation(options, models, text.validation)
+    parameters = {depth: model.num_parameters() for depth, model in models.items()}
+
+    said = report_text(options, bits, parameters, generated)
+    write_atomic(folder / "table.md", said)
+    values = {
+        "bits_per_byte": bits,
+        "parameters": parameters,
+        "milliseconds_per_byte": generated.milliseconds,
+        "by_assistant": {depth: each._asdict() for depth, each in generated.by_assistant.items()},
+        "by_early_exit": {depth: each._asdict() for depth, each in generated.by_early_exit.items()},
+        "options": as_json(options),
+        "threads": torch.get_num_threads(),
+        "python": sys.version.split()[0],
+    }
+    write_json(folder / "table.json", values)
+    write_atomic(folder / "samples.md", samples_text(generated))
+    title = f"Llama on bytes of Python, {options.optimiser.steps} steps"
+    elastic_curve(folder / "curve.png", bits, title=title, ylabel="bits per byte (less is better)")
+    return said
+
+
+def report_text(
+    options: Options,
+    bits: Mapping[str, Mapping[int, float]],
+    parameters: Mapping[int, int],
+    generated: Generated,
+) -> str:
+    """Return the text of table.md."""
+    quality = [["depth", "parameters", *bits]]
+    speed = [["depth", "ms a byte", "speed-up as assistant", "speed-up by early exit"]]
+    for depth in options.network.taps:
+        cells = [f"{by_depth[depth]:.3f}" for by_depth in bits.values()]
+        quality.append([str(depth), f"{parameters[depth]:,}", *cells])
+        speed.append(
+            [
+                str(depth),
+                f"{generated.milliseconds[depth]:.1f}",
+                speedup_cell(generated.by_assistant.get(depth)),
+                speedup_cell(generated.by_early_exit.get(depth)),
+            ]
+        )
+    return (
+        f"Bits per byte on {options.text.validation_bytes:,} bytes of files that were not trained "
+        f"on; {options.optimiser.steps} steps each\n\n{table(quality)}\n"
+        "Generation with a cache, the median of "
+        f"{options.generation.repeats}; speed-up of depth {options.network.taps[-1]} when a "
+        f"shallower depth drafts {options.generation.draft_bytes} bytes at a time\n\n"
+        f"{table(speed)}"
+    )
+
+
+def speedup_cell(drafted: Drafted | None) -> str:
+    """Return one cell of a table; the deepest depth drafts for nobody."""
+    if drafted is None:
+        return ""
+    if drafted.same_text:
+        return f"{drafted.speedup:.2f}"
+    return f"{drafted.speedup:.2f} (another text)"
+
+
+def samples_text(generated: Generated) -> str:
+    """Return what every depth wrote behind the first prompt, as Markdown."""
+    parts: list[str] = []
+    for depth, written in generated.written.items():
+        lines = written.decode("utf-8", errors="replace").splitlines()
+        quoted = "\n".join(f"    {line}".rstrip() for line in lines)
+        parts.append(f"Depth {depth}:\n\n{quoted}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    run_program(main, parse)
