@@ -176,24 +176,29 @@ def check_weight(weight: Any, found: str, alternative: str = "") -> float:
     return number
 
 
-def check_tap_weights(weights: Mapping[int, float], taps: Sequence[int]) -> dict[int, float]:
+def check_tap_weights(
+    weights: Mapping[int, float] | Sequence[float], taps: Sequence[int]
+) -> dict[int, float]:
     """Return the weights of the taps; raise unless every tap, and no other depth, has a valid one.
 
     Args:
-        weights: The weight of each depth's loss.
+        weights: The weight of each depth's loss, by depth, or in a list with one for each tap,
+            shallowest first.
         taps: The network's taps.
 
     Returns:
         The weights as floats, in the order of the taps.
 
     Raises:
-        TypeError: The weights are no mapping by depth, or a weight is no number.
+        TypeError: The weights are neither a mapping by depth nor a list, or a weight is no number.
         ValueError: Depths are missing or carry no tap, or a weight is negative or not finite.
     """
-    if not isinstance(weights, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(weights, (list, tuple)):
+        weights = _weights_by_depth(weights, taps)
+    if not isinstance(weights, Mapping):
         raise TypeError(
             f"tap weights {weights!r}: expected a mapping by depth, such as normalised(net.taps) "
-            "of elasticnet.loss_weights, or dict(zip(net.taps, weights)) of a list"
+            "of elasticnet.loss_weights, or a list with a number for each tap"
         )
     if set(weights) != set(taps):
         raise ValueError(
@@ -204,6 +209,15 @@ def check_tap_weights(weights: Mapping[int, float], taps: Sequence[int]) -> dict
         weight = weights[depth]
         checked[depth] = check_weight(weight, found=f"tap weight {weight} at depth {depth}")
     return checked
+
+
+def _weights_by_depth(weights: Sequence[float], taps: Sequence[int]) -> dict[int, float]:
+    """Return weights that are given in the order of the taps as a mapping by depth."""
+    if len(weights) != len(taps):
+        raise ValueError(
+            f"{len(weights)} tap weights {list(weights)}: this net has taps at {list(taps)}"
+        )
+    return dict(zip(taps, weights, strict=True))
 
 
 def check_learned(weights: nn.Parameter, name: str, shape: tuple[int, ...]) -> None:

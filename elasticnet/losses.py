@@ -55,8 +55,9 @@ LOSS_REMEDY = "compute it without in-place operations"
 TaskLoss = Callable[[Any, Any], Tensor]
 Weight = float | Callable[[int], float] | nn.Parameter
 FixedTapWeights = Mapping[int, float]
-ScheduledTapWeights = Callable[[int], FixedTapWeights]
-TapWeights = FixedTapWeights | ScheduledTapWeights | nn.Parameter
+ScheduledTapWeights = Callable[[int], FixedTapWeights | Sequence[float]]
+CheckedTapWeights = FixedTapWeights | ScheduledTapWeights | nn.Parameter
+TapWeights = CheckedTapWeights | Sequence[float]
 Factor = float | Tensor
 
 # A decorator: torch.compile leaves the calls of the function out of its graphs.
@@ -222,9 +223,10 @@ class ElasticObjective(nn.Module):
             parameter. The number 0 leaves the term out. There is no default, because a good value
             depends on the task loss and on the scale of the target. For example, a value published
             for targets in 0..255 has 255 times the effect beside an L1 loss on targets in 0..1.
-        tap_weights: w_n, the weight of each tap's task loss: a mapping by depth, a function of the
-            step that returns one, or a parameter with a weight for each tap, shallowest first.
-            `elasticnet.loss_weights` makes mappings. None: 1 for every tap, as in the paper.
+        tap_weights: w_n, the weight of each tap's task loss: a mapping by depth, a list with a
+            number for each tap, shallowest first, a function of the step that returns one of these,
+            or a parameter like the list. `elasticnet.loss_weights` makes mappings. None: 1 for
+            every tap, as in the paper.
         sampled_taps: How many taps a step computes besides the deepest; seed and step alone decide
             which. The loss of a sampled tap is divided by the probability that it is sampled, so
             that the expected loss stays the same. L_PSD uses all taps in any case. None: every
@@ -686,7 +688,7 @@ def _checked_output_weight(output_weight: float | nn.Parameter) -> float | nn.Pa
     return check_weight(output_weight, found=f"output_weight {output_weight}")
 
 
-def _checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> TapWeights:
+def _checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> CheckedTapWeights:
     """Return checked weights, or the function that returns them, which is checked at step 0."""
     if tap_weights is None:
         return equal(taps)

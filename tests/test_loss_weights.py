@@ -161,7 +161,19 @@ def test_wrong_weights_are_named(weights: dict[int, float], message: str) -> Non
         check_tap_weights(weights, taps=(1, 3, 5))
 
 
-@pytest.mark.parametrize("weights", ["paper", 0.5, {0.5, 1.0}, [0.5, 1.0]])
+def test_a_list_of_weights_is_in_the_order_of_the_taps() -> None:
+    assert check_tap_weights([0.5, 2, 1], taps=(1, 3, 5)) == {1: 0.5, 3: 2.0, 5: 1.0}
+    assert check_tap_weights((0.0, 1.0), taps=(2, 4)) == {2: 0.0, 4: 1.0}
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+def test_a_list_of_another_length_raises(weights: list[float]) -> None:
+    message = rf"{len(weights)} tap weights .*this net has taps at \[1, 3, 5\]"
+    with pytest.raises(ValueError, match=message):
+        check_tap_weights(weights, taps=(1, 3, 5))
+
+
+@pytest.mark.parametrize("weights", ["paper", 0.5, {0.5, 1.0}])
 def test_weights_of_another_kind_raise(weights: Any) -> None:
     with pytest.raises(TypeError, match=r"expected a mapping by depth.*normalised\(net\.taps\)"):
         check_tap_weights(weights, taps=(1, 3))
