@@ -149,6 +149,8 @@ def make_plan(
     # what the file may say about it, and the proof that it is what the user holds
     builder = _builder(small)
     _forget_wrong_origin(small, path)
+    # An example is an input and no more; what the file says has to be true of this network.
+    proven_builder = builder if small.origin is not None else NO_BUILDER
     if format == "safetensors":
         if builder.brings_example:
             in_float32 = detached_copy(small).float()
@@ -180,8 +182,8 @@ def make_plan(
         plain=_plain_copy_if_the_same(small, fold, inputs.samples, tolerance),
         int8=int8,
         tolerance=tolerance,
-        metadata=_description(small, builder, inputs, int8) | dict(metadata or {}),
-        output_range=builder.extra("output_range"),
+        metadata=_description(small, proven_builder, inputs, int8) | dict(metadata or {}),
+        output_range=proven_builder.extra("output_range"),
         inputs=inputs,
     )
 
@@ -365,6 +367,9 @@ class _Builder(NamedTuple):
         return self.architecture.extras.get(key)
 
 
+NO_BUILDER = _Builder(name=None, arguments={}, architecture=None)
+
+
 def _builder(net: ElasticWrapper) -> _Builder:
     """What built a network; the arguments are those of its own number of blocks."""
     name, arguments = recorded(net)
@@ -380,7 +385,7 @@ def _description(
         "depth": small.taps[-1],
         "weights": "int8, int16 in stem and head" if int8 else "float32",
     }
-    if small.origin is not None:  # see _forget_wrong_origin
+    if builder.name is not None:
         text["architecture"] = builder.name
         text["arguments"] = builder.arguments
     bounds = inputs.open_axes.bounds

@@ -198,13 +198,27 @@ def test_a_switched_block_has_no_architecture_in_its_checkpoint(
     assert torch.equal(loaded(example), net(example))
 
 
-def test_a_switched_block_has_no_architecture_in_its_onnx_file(tmp_path: Path) -> None:
+def described_by(path: Path) -> dict[str, Any]:
+    """Return what an ONNX file says about itself."""
     import onnx
 
+    model: Any = onnx.load(path)
+    return {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+
+
+def test_a_file_says_nothing_of_an_architecture_that_builds_another_net(tmp_path: Path) -> None:
+    net = asrn(2, num_blocks=1, channels=16)
+    net.head = asrn(4, num_blocks=1, channels=16).head  # the architecture would say scale 2
+
+    written = export(net.eval(), tmp_path / "net.onnx")
+
+    assert sorted(described_by(written.path)) == ["depth", "weights"]
+
+
+def test_a_switched_block_has_no_architecture_in_its_onnx_file(tmp_path: Path) -> None:
     written = export(switched(), tmp_path / "net.onnx")
 
-    model: Any = onnx.load(written.path)
-    described = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    described = described_by(written.path)
     assert "architecture" not in described
     assert "arguments" not in described
     assert described["depth"] == 2
