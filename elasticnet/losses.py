@@ -15,16 +15,32 @@ multiplies a loss by: the weight at that step, divided by the probability that t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from elasticnet._copies import detached_copy
 from elasticnet._kept import KeptTensors
 from elasticnet._step_counter import StepCounter
+from elasticnet._step_factors import (
+    Factor,
+    StepFactors,
+    TapWeights,
+    Weight,
+    as_tensors,
+    checked_output_weight,
+    checked_psd_weight,
+    checked_tap_weights,
+    computed_depths,
+    is_learned,
+    is_left_out,
+    is_scheduled,
+    step_factors,
+    tap_weights_at,
+)
+from elasticnet._unused_parameters import unused_parameters
 from elasticnet._wrapped import check_gathers_taps, unwrapped
 from elasticnet.distillation import (
     DISTANCES,
@@ -34,18 +50,9 @@ from elasticnet.distillation import (
     position_axes,
     progressive_distillation,
 )
-from elasticnet.loss_weights import (
-    check_learned,
-    check_tap_weights,
-    check_weight,
-    equal,
-    learned,
-)
+from elasticnet.loss_weights import equal, learned
 from elasticnet.parameter_groups import Layer, LayerMatcher, names_inside
-from elasticnet.taps import check_num_sampled, inclusion_probability, sample_depths
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeIs  # in typing since Python 3.13
+from elasticnet.taps import check_num_sampled
 
 RESERVED_WORDS = ("target", "step")
 """The arguments of `objective(x, target, step)` that are never handed to the network."""
@@ -53,12 +60,6 @@ RESERVED_WORDS = ("target", "step")
 LOSS_REMEDY = "compute it without in-place operations"
 
 TaskLoss = Callable[[Any, Any], Tensor]
-Weight = float | Callable[[int], float] | nn.Parameter
-FixedTapWeights = Mapping[int, float]
-ScheduledTapWeights = Callable[[int], FixedTapWeights | Sequence[float]]
-CheckedTapWeights = FixedTapWeights | ScheduledTapWeights | nn.Parameter
-TapWeights = CheckedTapWeights | Sequence[float]
-Factor = float | Tensor
 
 # A decorator: torch.compile leaves the calls of the function out of its graphs.
 _outside_graphs: Any = torch.compiler.disable  # pyright: ignore[reportUnknownVariableType]
@@ -81,19 +82,6 @@ class LossTerms(NamedTuple):
     deep_supervision: Tensor
     distillation: Tensor
     per_depth: dict[int, Tensor]
-
-
-class StepFactors(NamedTuple):
-    """What one step multiplies its losses by: numbers, or scalar tensors in a compiled step.
-
-    Attributes:
-        taps: The factor of the task loss at each computed depth. Its keys are sorted: the deepest
-            comes last.
-        psd: The factor of L_PSD: lambda at this step.
-    """
-
-    taps: Mapping[int, Factor]
-    psd: Factor
 
 
 class TapNet(Protocol):
@@ -286,15 +274,15 @@ class ElasticObjective(nn.Module):
         check_eps(eps)
         self.net = net
         self.task_loss = task_loss
-        self.psd_weight = _checked_psd_weight(psd_weight)
-        self.tap_weights = _checked_tap_weights(tap_weights, tap_net.taps)
+        self.psd_weight = checked_psd_weight(psd_weight)
+        self.tap_weights = checked_tap_weights(tap_weights, tap_net.taps)
         self.sampled_taps = sampled_taps
         self.seed = seed
         self.distance = distance
         self.power = power
         self.detach_teacher = detach_teacher
         self.eps = eps
-        self.output_weight = _checked_output_weight(output_weight)
+        self.output_weight = checked_output_weight(output_weight)
         self.output_loss = output_loss
         self.step_counter = StepCounter(accumulation)
         self._unused_parameters: list[str] = []  # what `find_unused` found
@@ -302,128 +290,6 @@ class ElasticObjective(nn.Module):
     @property
     def _tap_net(self) -> TapNet:
         return _elastic_net(self.net)
-
-    @property
-    def needs_unused_search(self) -> bool:
-        """Whether a step can leave trainable parameters unused, so far as the objective knows.
-
-        It knows of the adapters of taps that are not computed, because they are not sampled or
-        have the weight 0, and of what `find_unused` found.
-        """
-        trainable = {name for name, each in self.named_parameters() if each.requires_grad}
-        if any(name in trainable for name in self._unused_parameters):
-            return True
-        adapters = self._tap_net.adapters
-        if self.sampled_taps is not None or _is_scheduled(self.tap_weights):
-            return len(adapters) > 0
-        computed = self.depths_at()
-        return any(int(depth) not in computed for depth in adapters)
-
-    def find_unused(self, x: Any, target: Any, **keywords: Any) -> list[str]:
-        """Return the names of the trainable parameters that no step uses.
-
-        Many models of other libraries have some: the mask token of DINOv2, a pooler behind an
-        output that nothing reads. DistributedDataParallel stops at its second step because of
-        them. Freeze them by `requires_grad_(False)`, or let it search:
-        `needs_unused_search` is True from now on, as long as one of them is trainable.
-
-        A copy of the network, in training mode, computes one backward pass at all taps. Nothing of
-        the network itself changes. Call this before the network is sharded.
-
-        Args:
-            x: An example input, as small as the network takes.
-            target: Its target.
-            **keywords: As in a step: for the network, and `mask`.
-
-        Returns:
-            Names as in `objective.named_parameters()`. What a layer uses by chance, as with
-            layerdrop, can be among them.
-
-        Example:
-            ```python
-            for name in objective.find_unused(x[:1], target[:1]):
-                objective.get_parameter(name).requires_grad_(False)
-            ```
-        """
-        copies: dict[int, Any] = {}  # by the id of the original
-        # The elastic net alone, without what other libraries wrapped around it.
-        copies[id(self.net)] = detached_copy(_elastic_net(self.net), copies)
-        probe = detached_copy(self, copies)
-        probe.train()
-        probe.zero_grad(set_to_none=True)
-        probe.sampled_taps = None
-        if not _is_learned(probe.tap_weights):
-            probe.tap_weights = equal(self._tap_net.taps)
-
-        gpus = {each.device for each in self.parameters() if each.device.type == "cuda"}
-        with torch.random.fork_rng(devices=list(gpus)), torch.enable_grad():
-            probe(x, target, step=0, **keywords).total.backward()
-
-        unused: list[str] = []
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and copies[id(parameter)].grad is None:
-                unused.append(name)
-        self._unused_parameters = unused
-        return list(unused)
-
-    def group_matcher(self, coarse: bool = False) -> LayerMatcher:
-        """Return the function from a parameter's name to its layer, which timm's optimisers take.
-
-        The layers are the net's. Weights of the losses that are parameters belong to its head.
-
-        Args:
-            coarse: As in timm; of no effect here.
-        """
-        layer_in_net = self._tap_net.group_matcher(coarse)
-        layers: dict[str, Layer] = {}
-        for name, name_in_net in names_inside(self, self._tap_net).items():
-            if name_in_net is not None:
-                layers[name] = layer_in_net(name_in_net)
-        head_layer = max(layers.values())
-        return lambda name: layers.get(name, head_layer)
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that weight decay leaves out, which optimisers ask for.
-
-        They are the net's, and the weights of the losses that are parameters.
-        """
-        in_net = self._tap_net.no_weight_decay()
-        names = names_inside(self, self._tap_net)
-        return {name for name, inner in names.items() if inner is None or inner in in_net}
-
-    def depths_at(self, step: int | None = None) -> tuple[int, ...]:
-        """Return the depths whose predictions a step computes, the deepest last.
-
-        A tap whose weight is 0 is left out: its loss may be infinite, and 0 times infinity is NaN.
-
-        Args:
-            step: The training step. None: the next one of the objective's own count.
-        """
-        if step is None:
-            step = self.step_counter.step()
-        return self._computed_depths(step, self.tap_weights_at(step))
-
-    def tap_weights_at(self, step: int | None = None) -> dict[int, Factor]:
-        """Return the weight w_n of every tap in a step, not divided by a sampling probability.
-
-        Args:
-            step: The training step. None: the next one of the objective's own count.
-
-        Returns:
-            The weights by depth: numbers, or scalar tensors if they are learned.
-
-        Raises:
-            ValueError: The function returned invalid weights.
-            TypeError: The function returned no mapping by depth.
-        """
-        taps = self._tap_net.taps
-        if _is_learned(self.tap_weights):
-            return dict(zip(taps, learned(self.tap_weights).unbind(), strict=True))
-        if _is_mapping(self.tap_weights):
-            return dict(self.tap_weights)
-        if step is None:
-            step = self.step_counter.step()
-        return dict(check_tap_weights(self.tap_weights(step), taps))
 
     def forward(
         self,
@@ -455,7 +321,7 @@ class ElasticObjective(nn.Module):
             ValueError: A weight of the step is invalid, or a loss is not a scalar.
             TypeError: A loss function did not return a tensor.
         """
-        # Numbers, or tensors in a compiled step: see "for torch.compile" below.
+        # Numbers, or tensors in a compiled step: see `_step_factors`.
         factors = self._step_factors(step, is_compiled=torch.compiler.is_compiling())
         depths = tuple(factors.taps)  # the deepest last
         *shallower, deepest = depths
@@ -480,7 +346,7 @@ class ElasticObjective(nn.Module):
 
         # lambda L_PSD + mu sum over the computed n < N of factor_n D_n
         distillation = torch.zeros_like(routine)
-        if not _is_left_out(factors.psd):
+        if not is_left_out(factors.psd):
             psd_loss = self._psd_loss(outputs.features, position_mask)
             distillation = _scaled(psd_loss, factors.psd)
         for term in self._output_distillation(predictions, factors.taps):
@@ -532,11 +398,11 @@ class ElasticObjective(nn.Module):
         *shallower, deepest = predictions  # its keys: depths, the deepest last
         terms: list[Tensor] = []
         output_weight = self.output_weight
-        if _is_learned(output_weight):
+        if is_learned(output_weight):
             output_weight = learned(output_weight).reshape(())
             # DistributedDataParallel waits for its gradient, also if there is no other term.
             terms.append(0 * output_weight)
-        if _is_left_out(output_weight) or _is_empty(predictions[deepest]):
+        if is_left_out(output_weight) or _is_empty(predictions[deepest]):
             return terms
         teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
         # The task losses have read the predictions, and need them again in the backward pass.
@@ -544,43 +410,56 @@ class ElasticObjective(nn.Module):
         kept.keep_prediction(list(predictions.values()), "the prediction")
         for depth in shallower:
             returned = self.output_loss(predictions[depth], teacher)
-            raw = _checked_loss(returned, name="output loss")  # D_n
-            terms.append(_scaled(raw, output_weight * tap_factors[depth]))
+            distance = _checked_loss(returned, name="output loss")  # D_n
+            terms.append(_scaled(distance, output_weight * tap_factors[depth]))
         kept.check_all("the output loss")
         return terms
 
+    # --- the factors of the losses
+
+    def _step_factors(self, step: int | None, is_compiled: bool) -> StepFactors:
+        """Return the factors of a step: numbers, or in a compiled step tensors, if they change.
+
+        A number in a graph is a constant: if it changed, torch.compile would compile the step
+        again, or record its CUDA graph again. Therefore what depends on the step is computed
+        outside the graph, and the factors enter it as tensors.
+
+        `is_compiled` is asked in `forward`, which a graph always holds. It may not hold this
+        method: where it calls what stays outside, torch.compile leaves it outside too.
+        """
+        if not self._depends_on_step():
+            return self._factors_at(step=0)  # or at any other step
+        if is_compiled:
+            return self._factors_as_tensors(step)
+        return self._factors_at(self._given_or_counted(step))
+
+    @_outside_graphs
+    def _factors_as_tensors(self, step: int | None) -> StepFactors:
+        """Return the factors of a step as scalar tensors; a constant lambda stays a number."""
+        factors = self._factors_at(self._given_or_counted(step))
+        parameter = next(self.net.parameters(), torch.zeros(()))  # a net may have no parameters
+        if not is_learned(self.tap_weights):  # Learned ones are tensors, with a gradient.
+            tap_factors = as_tensors(factors.taps, like=parameter)
+            factors = factors._replace(taps=tap_factors)
+        if is_scheduled(self.psd_weight):  # As a number, a lambda of 0 leaves out L_PSD.
+            psd_factor = as_tensors({"psd": factors.psd}, like=parameter)["psd"]
+            factors = factors._replace(psd=psd_factor)
+        return factors
+
     def _factors_at(self, step: int) -> StepFactors:
-        """Return the factors of the losses that a step computes."""
-        tap_weights = self.tap_weights_at(step)
-        *shallower, deepest = self._computed_depths(step, tap_weights)
-        # Every step computes the deepest tap. The others are sampled, and the division keeps the
-        # expected loss the same.
-        probability = 1.0
-        if self.sampled_taps is not None:
-            probability = inclusion_probability(self._tap_net.taps, self.sampled_taps)
-        tap_factors: dict[int, Factor] = {}
-        for depth in shallower:
-            tap_factors[depth] = tap_weights[depth] / probability
-        tap_factors[deepest] = tap_weights[deepest]
-        return StepFactors(taps=tap_factors, psd=self._psd_weight_at(step))
+        return step_factors(
+            step,
+            taps=self._tap_net.taps,
+            tap_weights=self.tap_weights,
+            psd_weight=self.psd_weight,
+            sampled_taps=self.sampled_taps,
+            seed=self.seed,
+        )
 
-    def _computed_depths(self, step: int, tap_weights: Mapping[int, Factor]) -> tuple[int, ...]:
-        """Return the depths whose predictions a step with these weights computes."""
-        depths = self._tap_net.taps
-        if self.sampled_taps is not None:
-            depths = sample_depths(depths, self.sampled_taps, self.seed, step)
-        *shallower, deepest = depths
-        weighted = [depth for depth in shallower if not _is_left_out(tap_weights[depth])]
-        return (*weighted, deepest)
-
-    def _psd_weight_at(self, step: int) -> Factor:
-        """Return lambda at a step."""
-        if _is_learned(self.psd_weight):
-            return learned(self.psd_weight).reshape(())
-        if callable(self.psd_weight):
-            psd_weight = self.psd_weight(step)
-            return check_weight(psd_weight, found=f"at step {step} psd_weight is {psd_weight}")
-        return self.psd_weight
+    def _depends_on_step(self) -> bool:
+        """Whether the computed taps, or their factors, differ from step to step."""
+        has_schedule = is_scheduled(self.tap_weights) or is_scheduled(self.psd_weight)
+        return has_schedule or self.sampled_taps is not None
 
     def _given_or_counted(self, step: int | None) -> int:
         """Return the step of this forward; count it if its user does not."""
@@ -600,50 +479,120 @@ class ElasticObjective(nn.Module):
             return False
         return self._tap_net.training or torch.is_grad_enabled()
 
-    # --- for torch.compile
-    # A number in a graph is a constant: if it changes, the step is compiled again, or its CUDA
-    # graph is recorded again. Therefore what depends on the step is computed outside the graph,
-    # and the factors enter it as tensors.
+    # --- what users ask
 
-    def _step_factors(self, step: int | None, is_compiled: bool) -> StepFactors:
-        """Return the factors of a step; in a compiled one as tensors, if they depend on the step.
+    @property
+    def needs_unused_search(self) -> bool:
+        """Whether a step can leave trainable parameters unused, so far as the objective knows.
 
-        `is_compiled` is asked in `forward`, which a graph always holds. It may not hold this
-        method: where it calls what stays outside, torch.compile leaves it outside too.
+        It knows of the adapters of taps that are not computed, because they are not sampled or
+        have the weight 0, and of what `find_unused` found.
         """
-        if not self._depends_on_step():
-            return self._factors_at(step=0)  # or at any other step
-        if is_compiled:
-            return self._factors_as_tensors(step)
-        return self._factors_at(self._given_or_counted(step))
+        trainable = {name for name, each in self.named_parameters() if each.requires_grad}
+        if any(name in trainable for name in self._unused_parameters):
+            return True
+        adapters = self._tap_net.adapters
+        if self.sampled_taps is not None or is_scheduled(self.tap_weights):
+            return len(adapters) > 0
+        computed = self.depths_at()
+        return any(int(depth) not in computed for depth in adapters)
 
-    def _depends_on_step(self) -> bool:
-        """Whether the computed taps, or their factors, differ from step to step."""
-        return (
-            self.sampled_taps is not None
-            or _is_scheduled(self.tap_weights)
-            or _is_scheduled(self.psd_weight)
+    def find_unused(self, x: Any, target: Any, **keywords: Any) -> list[str]:
+        """Return the names of the trainable parameters that no step uses.
+
+        Many models of other libraries have some: the mask token of DINOv2, a pooler behind an
+        output that nothing reads. DistributedDataParallel stops at its second step because of
+        them. Freeze them by `requires_grad_(False)`, or let it search:
+        `needs_unused_search` is True from now on, as long as one of them is trainable.
+
+        A copy of the network, in training mode, computes one backward pass at all taps. Nothing of
+        the network itself changes. Call this before the network is sharded.
+
+        Args:
+            x: An example input, as small as the network takes.
+            target: Its target.
+            **keywords: As in a step: for the network, and `mask`.
+
+        Returns:
+            Names as in `objective.named_parameters()`. What a layer uses by chance, as with
+            layerdrop, can be among them.
+
+        Example:
+            ```python
+            for name in objective.find_unused(x[:1], target[:1]):
+                objective.get_parameter(name).requires_grad_(False)
+            ```
+        """
+
+        def loss_at_all_taps(probe: ElasticObjective) -> Tensor:
+            probe.sampled_taps = None
+            if not is_learned(probe.tap_weights):
+                probe.tap_weights = equal(probe._tap_net.taps)
+            return probe(x, target, step=0, **keywords).total
+
+        self._unused_parameters = unused_parameters(
+            self, loss_at_all_taps, unwrapped={self.net: unwrapped(self.net)}
+        )
+        return list(self._unused_parameters)
+
+    def group_matcher(self, coarse: bool = False) -> LayerMatcher:
+        """Return the function from a parameter's name to its layer, which timm's optimisers take.
+
+        The layers are the net's. Weights of the losses that are parameters belong to its head.
+
+        Args:
+            coarse: As in timm; of no effect here.
+        """
+        layer_in_net = self._tap_net.group_matcher(coarse)
+        layers: dict[str, Layer] = {}
+        for name, name_in_net in names_inside(self, self._tap_net).items():
+            if name_in_net is not None:
+                layers[name] = layer_in_net(name_in_net)
+        head_layer = max(layers.values())
+        return lambda name: layers.get(name, head_layer)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that weight decay leaves out, which optimisers ask for.
+
+        They are the net's, and the weights of the losses that are parameters.
+        """
+        in_net = self._tap_net.no_weight_decay()
+        names = names_inside(self, self._tap_net)
+        return {name for name, inner in names.items() if inner is None or inner in in_net}
+
+    def depths_at(self, step: int | None = None) -> tuple[int, ...]:
+        """Return the depths whose predictions a step computes, the deepest last.
+
+        A tap whose weight is 0 is left out: its loss may be infinite, and 0 times infinity is NaN.
+
+        Args:
+            step: The training step. None: the next one of the objective's own count.
+        """
+        if step is None:
+            step = self.step_counter.step()
+        return computed_depths(
+            step,
+            tap_weights=self.tap_weights_at(step),
+            sampled_taps=self.sampled_taps,
+            seed=self.seed,
         )
 
-    @_outside_graphs
-    def _factors_as_tensors(self, step: int | None) -> StepFactors:
-        """Return the factors of a step as scalar tensors; a constant lambda stays a number."""
-        factors = self._factors_at(self._given_or_counted(step))
-        if not _is_learned(self.tap_weights):  # Learned ones are tensors, with a gradient.
-            factors = factors._replace(taps=self._as_tensors(factors.taps))
-        if _is_scheduled(self.psd_weight):  # As a number, a lambda of 0 leaves out L_PSD.
-            psd_factor = self._as_tensors({"psd": factors.psd})["psd"]
-            factors = factors._replace(psd=psd_factor)
-        return factors
+    def tap_weights_at(self, step: int | None = None) -> dict[int, Factor]:
+        """Return the weight w_n of every tap in a step, not divided by a sampling probability.
 
-    def _as_tensors(self, numbers: Mapping[Any, Factor]) -> dict[Any, Tensor]:
-        """Return numbers as scalar tensors on the net's device, in at least float32."""
-        parameter = next(self.net.parameters(), torch.zeros(()))  # a net may have no parameters
-        dtype = torch.promote_types(parameter.dtype, torch.float32)
-        device = parameter.device
-        # one tensor for all, so that they are copied to the device at once
-        together = torch.tensor(list(numbers.values()), dtype=dtype, device=device)
-        return dict(zip(numbers, together.unbind(), strict=True))
+        Args:
+            step: The training step. None: the next one of the objective's own count.
+
+        Returns:
+            The weights by depth: numbers, or scalar tensors if they are learned.
+
+        Raises:
+            ValueError: The function returned invalid weights.
+            TypeError: The function returned no mapping by depth.
+        """
+        if step is None:
+            step = self.step_counter.step()
+        return tap_weights_at(step, taps=self._tap_net.taps, tap_weights=self.tap_weights)
 
 
 def _elastic_net(net: nn.Module) -> TapNet:
@@ -658,7 +607,7 @@ def _check_net(net: TapNet, psd_weight: Weight, sampled_taps: int | None) -> Non
     """Raise what the first step would raise for this network, before any training."""
     if sampled_taps is not None:
         check_num_sampled(sampled_taps, net.taps)
-    if callable(psd_weight) or psd_weight != 0:
+    if is_learned(psd_weight) or callable(psd_weight) or psd_weight != 0:
         position_axes(net.layout)  # raises if the layout has no use in L_PSD
         check_prefix_tokens(net.prefix_tokens, net.layout)
     for name in RESERVED_WORDS:
@@ -667,63 +616,6 @@ def _check_net(net: TapNet, psd_weight: Weight, sampled_taps: int | None) -> Non
                 f"the stem's forward has an argument {name!r}, which it can never get: "
                 f"objective(x, target, step=...) keeps it. Give the stem's argument another name"
             )
-
-
-def _checked_psd_weight(psd_weight: Weight) -> Weight:
-    """Return a checked lambda, or the function that returns it, which is checked in each step."""
-    if isinstance(psd_weight, nn.Parameter):
-        check_learned(psd_weight, name="psd_weight", shape=())
-        return psd_weight
-    if callable(psd_weight):
-        return psd_weight
-    alternative = ", or a function of the step"
-    return check_weight(psd_weight, found=f"psd_weight {psd_weight}", alternative=alternative)
-
-
-def _checked_output_weight(output_weight: float | nn.Parameter) -> float | nn.Parameter:
-    """Return a checked mu."""
-    if isinstance(output_weight, nn.Parameter):
-        check_learned(output_weight, name="output_weight", shape=())
-        return output_weight
-    return check_weight(output_weight, found=f"output_weight {output_weight}")
-
-
-def _checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> CheckedTapWeights:
-    """Return checked weights, or the function that returns them, which is checked at step 0."""
-    if tap_weights is None:
-        return equal(taps)
-    if isinstance(tap_weights, nn.Parameter):
-        check_learned(tap_weights, name="tap_weights", shape=(len(taps),))
-        return tap_weights
-    if callable(tap_weights):
-        check_tap_weights(tap_weights(0), taps)
-        return tap_weights
-    return check_tap_weights(tap_weights, taps)
-
-
-def _is_learned(weights: Any) -> TypeIs[Tensor]:
-    """Return whether weights are a parameter, or what a parametrization made of one."""
-    return isinstance(weights, Tensor)
-
-
-def _is_mapping(tap_weights: Any) -> TypeIs[FixedTapWeights]:
-    """Return whether tap weights are the same numbers in each step."""
-    # Not `not callable(tap_weights)`, which torch 2.6 cannot compile for a mapping.
-    return isinstance(tap_weights, Mapping)
-
-
-def _is_scheduled(weight: Any) -> TypeIs[Callable[[int], Any]]:
-    """Return whether a weight is a function of the step."""
-    return not _is_learned(weight) and not _is_mapping(weight) and callable(weight)
-
-
-def _is_left_out(factor: Factor) -> bool:
-    """Return whether a loss with this factor is not computed.
-
-    A tensor is never asked for its value: a learned weight may be on a GPU, and a graph, which gets
-    a scheduled lambda as a tensor, cannot look at it.
-    """
-    return not isinstance(factor, Tensor) and factor == 0
 
 
 def _is_empty(prediction: Any) -> bool:

@@ -663,8 +663,9 @@ def test_a_learned_output_weight_of_a_net_with_one_tap_has_a_gradient() -> None:
 
 def test_learned_weights_on_meta_are_not_asked_for_their_values() -> None:
     weights = nn.Parameter(torch.empty(2, device="meta"))
+    psd_weight = nn.Parameter(torch.empty((), device="meta"))
     objective = ElasticObjective(
-        conv_net(2).to("meta"), nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.1
+        conv_net(2).to("meta"), nn.L1Loss(), psd_weight, tap_weights=weights, output_weight=0.1
     )
     assert objective(X.to("meta"), Y.to("meta")).total.is_meta
 

@@ -64,9 +64,10 @@ def test_autocast_keeps_the_maps_in_float32(
     """Features have half precision; maps and the PSD term are float32."""
     seen = []
 
-    def recording(*arguments: Any) -> Tensor:
-        seen.append((arguments[0].dtype, attention_map(*arguments).dtype))
-        return attention_map(*arguments)
+    def recording(features: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        returned = attention_map(features, *arguments, **options)
+        seen.append((features.dtype, returned.dtype))
+        return returned
 
     attention_map = elasticnet.distillation.attention_map
     monkeypatch.setattr(elasticnet.distillation, "attention_map", recording)

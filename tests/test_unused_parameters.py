@@ -70,6 +70,12 @@ def test_a_parameter_that_no_step_uses_is_named() -> None:
     assert objective.find_unused(X, Y) == []
 
 
+def test_a_frozen_net_has_no_unused_parameter() -> None:
+    objective = masked_objective()
+    objective.requires_grad_(False)
+    assert objective.find_unused(X, Y) == []
+
+
 def test_keyword_arguments_reach_the_pass() -> None:
     assert masked_objective().find_unused(X, Y, is_masked=True) == []
 

@@ -43,7 +43,8 @@ class TrainingStep:
         objective: An `ElasticObjective`, or any function
             `objective(x, target, step=step) -> LossTerms`; it may be compiled.
         net: The network whose parameters `optimizer` holds, and whose weights are averaged.
-        optimizer: Its gradients are cleared before every step.
+        optimizer: It holds parameters of the network alone. Its gradients are cleared before every
+            step.
         processes: Those that share the batch. Default: this one, on the network's device.
         precision: `"float32"` or `"float64"`, as the weights are; or, by autocast, `"bfloat16"`,
             or `"float16"` with a gradient scaler.
@@ -58,7 +59,8 @@ class TrainingStep:
             again.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of its range, or the optimiser holds a parameter that is not
+            the network's.
 
     Example:
         >>> training_step = TrainingStep(objective, net, optimizer, ema=0.999, parts=2)
@@ -91,6 +93,7 @@ class TrainingStep:
                 raise ValueError(f"{name} {limit}: expected a number above 0, or None")
         if parts < 1:
             raise ValueError(f"parts {parts}: expected at least 1")
+        _check_parameters_of_net(optimizer, net)
         self.objective = objective
         self.net = net
         self.optimizer = optimizer
@@ -272,6 +275,22 @@ class TrainingStep:
             self.processes.rank,
             parts,
         )
+
+
+def _check_parameters_of_net(optimizer: torch.optim.Optimizer, net: nn.Module) -> None:
+    """Raise if the optimiser holds a parameter that is not the net's, such as a learned weight.
+
+    It would be neither averaged over the processes, nor clipped, nor saved.
+    """
+    of_net = {id(parameter) for parameter in net.parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) not in of_net:
+                raise ValueError(
+                    f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is "
+                    "not one of the network's: TrainingStep trains the network alone. Learned "
+                    "weights of the losses need a loop of your own"
+                )
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -277,3 +277,14 @@ def test_clipping_as_torch_does_it(norm: float | None, value: float | None, part
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_step(make_net(), **options)
+
+
+def test_an_optimiser_of_learned_weights_is_refused() -> None:
+    net = make_net()
+    objective = ElasticObjective(
+        net, nn.MSELoss(), 0.1, tap_weights=nn.Parameter(torch.ones(len(net.taps)))
+    )
+    optimizer = torch.optim.SGD(objective.parameters())
+    with pytest.raises(ValueError, match=r"a parameter of shape .* that is not one of the net"):
+        TrainingStep(objective, net, optimizer)
+    TrainingStep(objective, net, torch.optim.SGD(net.parameters()))
