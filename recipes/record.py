@@ -29,7 +29,8 @@ from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
 
 RECIPES = Path(__file__).parent
 RESULTS = RECIPES.parent / "docs" / "results"
-KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total", "psnr")
+SCORES = ("psnr", "accuracy")  # what the recipes' logs call them
+KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total", *SCORES)
 KEPT_OF_ROW = ("data", "depth", "parameters", "psnr", "ssim")
 DEGRADATION = ("degradation", "blur_sigma", "noise_sigma")
 
@@ -71,7 +72,7 @@ def validations(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what is kept of the log's lines that have scores."""
     kept: list[dict[str, Any]] = []
     for line in lines:
-        if "psnr" in line:
+        if any(score in line for score in SCORES):
             kept.append({name: line[name] for name in KEPT_OF_LOG if name in line})
     return kept
 

@@ -72,6 +72,8 @@ def _values_by_key(net: ElasticWrapper, source: ModelSource, depth: int) -> dict
         said = f"block {index + 1} is not {kind}'s"
         parts.append(_values_of(block, source.block_names(index), said))
     parts.append(_values_of(net.head, names.head, f"the head is not {kind}'s"))
+    if str(depth) in net.head_statistics:  # of a net that was recalibrated
+        _replace_statistics(parts[-1], names.head, net.head_statistics[str(depth)])
 
     values = dict(source.rest)
     for part in parts:
@@ -101,6 +103,14 @@ def _values_of(part: nn.Module, names: Names, said: str) -> dict[str, Tensor]:
         if key_in_model is not None:
             values[key_in_model] = tensors[key]
     return values
+
+
+def _replace_statistics(values: dict[str, Tensor], names: Names, statistics: nn.Module) -> None:
+    """Put the statistics that the head's BatchNorm has at a depth in the place of its own."""
+    for key, tensor in tensors_of(statistics).items():
+        key_in_model = names[key]
+        if key_in_model is not None:
+            values[key_in_model] = tensor
 
 
 # --- the proof

@@ -18,8 +18,14 @@ ROOT = Path(__file__).parents[2]
 def test_every_recipe_is_listed_with_its_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[:4]}
-    assert list(listed) == ["asrn_div2k", "elastic_gpt", "sr_retrofit", "vit_digits"]
+    listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[:-2]}
+    assert list(listed) == [
+        "asrn_div2k",
+        "elastic_gpt",
+        "elastic_timm",
+        "sr_retrofit",
+        "vit_digits",
+    ]
     for name, first_line in listed.items():
         assert f'"""{first_line}\n' in (ROOT / "recipes" / f"{name}.py").read_text()
     assert lines[-1] == "To change and run one: elasticnet recipes copy NAME"
@@ -54,7 +60,10 @@ def test_an_unknown_recipe_is_named_with_those_that_exist(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["recipes", "copy", "results"]) == 2
-    message = "recipe 'results': expected one of asrn_div2k, elastic_gpt, sr_retrofit, vit_digits"
+    message = (
+        "recipe 'results': expected one of asrn_div2k, elastic_gpt, elastic_timm, sr_retrofit, "
+        "vit_digits"
+    )
     assert message in capsys.readouterr().err
 
 

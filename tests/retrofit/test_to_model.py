@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor, nn
 
 from elasticnet import ElasticObjective, ElasticWrapper, load, save
+from elasticnet.recalibration import recalibrate
 from elasticnet.retrofit import split as split_at
 from elasticnet.retrofit import to_model
 from elasticnet.retrofit.timm import split as split_timm
@@ -474,3 +475,21 @@ def test_blocks_under_names_of_their_own_are_refused() -> None:
     net = split_at(Named(), ["first", "second"], torch.randn(2, 6, 4)).wrap()
     with pytest.raises(ValueError, match="Named cannot be cut: its block second is not the last"):
         to_model(net, 1)
+
+
+def test_a_recalibrated_head_gives_each_model_the_statistics_of_its_depth() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(*(nn.Sequential(nn.Conv2d(8, 8, 1), nn.Tanh()) for _ in range(3)))
+    norm = nn.BatchNorm2d(8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), layers, norm, nn.Flatten(), nn.Linear(128, 2)).eval()
+    x = torch.randn(8, 3, 4, 4)
+    net = split_at(model, "1", x).wrap().eval()
+
+    recalibrate(net, [x])
+
+    for depth in net.taps:
+        ordinary = to_model(net, depth)
+        statistics = net.head_statistics[str(depth)]
+        (mean,) = [each for name, each in statistics.named_buffers() if name.endswith("mean")]
+        assert torch.equal(ordinary.get_buffer("2.running_mean"), mean)
+        assert torch.equal(ordinary(x), net(x, depth=depth))
