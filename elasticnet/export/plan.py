@@ -41,6 +41,7 @@ from elasticnet.wrapper import ElasticWrapper
 logger = logging.getLogger(__name__)
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+MAX_ONNX_BYTES = 2**31 - 1  # the format's limit for a file without further files beside it
 REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
@@ -170,6 +171,8 @@ def make_plan(
 
     # ONNX files and programs are float32, and they are compared on inputs
     small = small.float()
+    if format == "onnx" and not int8:
+        _check_size(small)
     if example is None:
         example, keywords = builder.sample(keywords)
     inputs = find_inputs(small, example, keywords or {}, axes)
@@ -186,6 +189,18 @@ def make_plan(
         output_range=proven_builder.extra("output_range"),
         inputs=inputs,
     )
+
+
+def _check_size(small: ElasticWrapper) -> None:
+    """Refuse an ONNX file that would be larger than the format allows, before it is made."""
+    tensors = [*small.parameters(), *small.buffers()]  # what is shared counts once
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > MAX_ONNX_BYTES:
+        raise ExportError(
+            f"depth {small.taps[-1]} has {size / 1e6:,.0f} MB of weights, and an ONNX file holds "
+            f"{MAX_ONNX_BYTES / 1e6:,.0f} MB at most: choose a smaller depth, int8=True (on the "
+            "command line: --int8), or format 'torch'"
+        )
 
 
 def _forget_wrong_origin(small: ElasticWrapper, path: Path) -> None:

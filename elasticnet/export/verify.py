@@ -120,9 +120,20 @@ def _difference_of_outputs(
     if math.isnan(difference) or difference > plan.tolerance:
         raise ExportError(
             f"{title} differs from the net by up to {difference:.3g}, "
-            f"and {plan.tolerance:g} is allowed; nothing was written"
+            f"and {plan.tolerance:g} is allowed{_hint(plan)}; nothing was written"
         )
     return difference
+
+
+def _hint(plan: ExportPlan) -> str:
+    """The end of a sentence about a difference that ONNX Runtime alone has, where it may be one."""
+    if plan.format != "onnx" or len(plan.inputs.example.tensors) == 1:
+        return ""
+    return (
+        ". If a mask of the example lets some position see nothing, as padding on the left does in "
+        "a decoder, ONNX gives other values there: pad on the right, or load a transformers model "
+        "with attn_implementation='eager'"
+    )
 
 
 def _output(run: Callable[..., Tensor], sample: Sample, title: str) -> Tensor:

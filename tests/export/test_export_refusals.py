@@ -201,6 +201,15 @@ def test_bad_arguments_are_refused_before_any_work(net, name, options, error, me
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "there.onnx"]
 
 
+def test_more_weights_than_an_onnx_file_holds_are_refused(net, tmp_path, monkeypatch):
+    monkeypatch.setattr("elasticnet.export.plan.MAX_ONNX_BYTES", 10_000)
+    with pytest.raises(
+        ExportError, match=r"depth 2 has 0 MB of weights, .* a smaller depth, int8=True .* 'torch'"
+    ):
+        export(net, tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_net_without_an_example_of_its_own_needs_one(tmp_path, monkeypatch):
     own = ElasticWrapper([nn.Identity()], nn.Identity())
     with pytest.raises(ValueError, match="example=None: no registered architecture built this net"):

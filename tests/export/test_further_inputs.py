@@ -298,6 +298,13 @@ def test_lengths_beyond_the_nets_own_limit_are_refused_with_what_to_write(tmp_pa
     assert "the net does not take shapes input (2, 18), mask (2, 18)" in str(raised.value)
 
 
+def test_a_mask_that_hides_everything_from_a_position_is_named_as_a_cause(tmp_path: Path) -> None:
+    hidden = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
+
+    with pytest.raises(ExportError, match=r"as onnx differs .* position see nothing.*'eager'"):
+        export(masked_net(), tmp_path / "net.onnx", example=IDS, keywords={"mask": hidden})
+
+
 def test_an_unknown_keyword_argument_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the net does not take .*: .*masks"):
         export(masked_net(), tmp_path / "net.pt2", example=IDS, keywords={"masks": MASK})
