@@ -178,4 +178,5 @@ def _address(tensor: Tensor) -> int | None:
 
 def _hooks_in(net: nn.Module, table: str) -> list[Any]:
     """Return the hooks in one of the tables in which PyTorch keeps them, in order."""
-    return list(vars(net)[table].values())
+    hooks: dict[int, Any] = getattr(net, table)  # torch 2.6 cannot compile vars(net)
+    return list(hooks.values())

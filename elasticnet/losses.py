@@ -94,6 +94,7 @@ class TapNet(Protocol):
         adapters: The modules that run only in steps that compute their tap's prediction.
         stem_keywords: The keyword arguments of the stem's forward.
         call_block: A function that gets the keyword arguments which the stem does not; or None.
+        head_skip: What the head takes beside the features, such as "context"; or None.
         mask_keyword: The keyword argument that says which positions count; or None.
         training: Whether the network is in training mode.
     """
@@ -104,6 +105,7 @@ class TapNet(Protocol):
     adapters: nn.ModuleDict
     stem_keywords: frozenset[str]
     call_block: Callable[..., Any] | None
+    head_skip: str | None
     mask_keyword: str | None
     training: bool
 
@@ -310,8 +312,8 @@ class ElasticObjective(nn.Module):
             mask: Which positions L_PSD takes: a bool tensor (b, *positions) of the features at the
                 shallowest tap, prefix tokens included. None: those of the keyword argument that
                 `net.mask_keyword` names, or all. If the net has an argument `mask` itself, because
-                its stem names it or because it has `call_block`, the mask is the net's; L_PSD
-                takes it too if `net.mask_keyword` is "mask".
+                its stem names it or because call_block or the head reads it, the mask is the net's;
+                L_PSD takes it too if `net.mask_keyword` is "mask".
             **keywords: For the network.
 
         Returns:
@@ -375,12 +377,13 @@ class ElasticObjective(nn.Module):
         )
 
     def _net_takes_mask(self) -> bool:
-        """Whether `mask` is an argument of the net: of its stem, or of what call_block may get."""
+        """Whether `mask` is an argument of the net: of its stem, or of what reads the context."""
         net = self._tap_net
         if "mask" in net.stem_keywords or net.mask_keyword == "mask":
             return True
         # With a mask_keyword of another name it is known where the net takes its own mask.
-        return net.call_block is not None and net.mask_keyword is None
+        context_is_read = net.call_block is not None or net.head_skip == "context"
+        return context_is_read and net.mask_keyword is None
 
     def _position_mask(self, mask: Any, keywords: Mapping[str, Any]) -> Any:
         """Return which positions L_PSD takes: the objective's own `mask`, or the net's."""

@@ -269,13 +269,7 @@ class ElasticWrapper(nn.Module):
         for tap in self.taps:
             state = self._run_blocks(state, tap)
             states.append(state)
-            if self.head_skip == "context":
-                # The head reads the context as it is here, and the later blocks may change it.
-                name = f"the features or the context at depth {tap}"
-                kept.keep_features([state.features, state.context], name)
-                state = state._replace(context=self._given(state.context))
-            else:
-                kept.keep_features(state.features, name=f"the features at depth {tap}")
+            state = self._with_tap_kept(state)
             # Before the later blocks run: one of them could change these features by a write that
             # PyTorch does not count, such as one in inference_mode.
             if tap in depths and not predicts_at_end:
@@ -289,6 +283,16 @@ class ElasticWrapper(nn.Module):
         kept.check_all(writer="the head, or a block behind,")
         features = tuple(each.features for each in states)
         return Taps(depths, tuple(predictions), features)
+
+    def _with_tap_kept(self, state: PassState) -> PassState:
+        """Keep what the head reads at a tap, and return the state that the blocks go on from."""
+        depth, features, context, skip, kept = state
+        if self.head_skip != "context":
+            kept.keep_features(features, name=f"the features at depth {depth}")
+            return state
+        kept.keep_features([features, context], f"the features or the context at depth {depth}")
+        # The head reads the context as it is here, and the later blocks may change theirs.
+        return PassState(depth, features, self._given(context), skip, kept)
 
     def _run_blocks(self, state: PassState, last_depth: int) -> PassState:
         """Run the blocks behind a state, up to `last_depth`."""
@@ -406,7 +410,14 @@ class ElasticWrapper(nn.Module):
 
         There is one state, unless the head takes all taps.
         """
-        predictions = self._run_head_or_reject(states, head_takes_all)
+        try:
+            predictions = self._run_head(states, head_takes_all)
+        except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
+            raise
+        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            predictions = self._rejections(states, error)
+        check_predictions(predictions, num_taps=len(states))
+
         kept = states[-1].kept
         if kept.is_overwritten():
             depths = [state.depth for state in states]
@@ -415,21 +426,13 @@ class ElasticWrapper(nn.Module):
             raise kept.error(writer=f"{part} at depth {listed(depths)}")
         return predictions
 
-    def _run_head_or_reject(
-        self, states: Sequence[PassState], head_takes_all: bool
-    ) -> tuple[Any, ...]:
-        """Return the predictions; if the head fails, raise, or give a probe `Rejection`s."""
-        try:
-            predictions = self._run_head(states, head_takes_all)
-        except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
-            raise
-        except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            message = rejection_message({each.depth: each.features for each in states}, error)
-            if self._is_probe:
-                return tuple(Rejection(message) for _ in states)
+    def _rejections(self, states: Sequence[PassState], error: Exception) -> tuple[Rejection, ...]:
+        """Return what a probe gets if the head fails; a pass of any other net raises."""
+        features_by_depth = {state.depth: state.features for state in states}
+        message = rejection_message(features_by_depth, error)
+        if not self._is_probe:
             raise RuntimeError(message) from error
-        check_predictions(predictions, num_taps=len(states))
-        return predictions
+        return tuple(Rejection(message) for _ in states)
 
     def _run_head(self, states: Sequence[PassState], head_takes_all: bool) -> Any:
         """Call the head once: with a tuple if it takes all taps, else with one tap's features."""
