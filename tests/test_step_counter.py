@@ -206,6 +206,17 @@ def test_pytorch_averages_an_objective_that_counts(use_buffers: bool) -> None:
     assert objective.step_counter.steps == 2
 
 
+def test_the_count_goes_through_a_distributed_checkpoint_s_state_dict() -> None:
+    state_dicts: Any = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    objective = scheduled()
+    objective(X, Y)
+    state = copy.deepcopy(state_dicts.get_model_state_dict(objective))
+    assert state[KEY] == 1
+    objective(X, Y)
+    state_dicts.set_model_state_dict(objective, state)
+    assert step_of(objective) == 1
+
+
 # --- compiled and on several processes
 
 

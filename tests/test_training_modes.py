@@ -211,6 +211,18 @@ def test_schedules_leave_one_graph_of_tensors(options: dict[str, Any]) -> None:
     assert all(isinstance(value, Tensor) for value in graphs[0])
 
 
+def test_a_mask_of_positions_compiles_into_one_graph() -> None:
+    torch._dynamo.reset()
+    net = ElasticWrapper([nn.Linear(4, 4) for _ in range(3)], nn.Linear(4, 2), layout="b n c")
+    objective = ElasticObjective(net, nn.L1Loss(), psd_weight=1.0)
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 6, 4)
+    target = torch.randn(2, 6, 2)
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]])
+    expected = step_and_gradients(objective, objective, x, target, mask=mask)
+    assert_same_step(step_and_gradients(objective, compiled, x, target, mask=mask), expected)
+
+
 @pytest.mark.parametrize("is_scheduled", [False, True])
 def test_learned_weights_compile_into_one_graph(is_scheduled: bool) -> None:
     torch._dynamo.reset()
