@@ -33,6 +33,7 @@ STAGES_REMEDY = (
     "parts by hand, with adapters"
 )
 BY_HAND = "wrap its parts by hand"
+TOKENS = "b n c"  # the layout of most models
 
 
 def _all_tokens(x: Tensor) -> Tensor:
@@ -89,6 +90,7 @@ class Anatomy(NamedTuple):
         path: Where the list of the layers is in the base model.
         layers: The layers.
         kinds: How each layer is called.
+        layout: The axes of the features.
         norms: The paths in the base model of the modules that run behind the layers, one after the
             other.
         pooler: How the pooled output is made of what they return, if there is one.
@@ -102,6 +104,7 @@ class Anatomy(NamedTuple):
     path: str
     layers: Sequence[nn.Module]
     kinds: Sequence[LayerKind]
+    layout: str
     norms: Sequence[str]
     pooler: Pooler | None
     result: type
@@ -176,6 +179,7 @@ def _anatomy(model: Any, example: Tensor, inputs: Mapping[str, Any]) -> Anatomy:
     list_path = _path_of_layers(model, run)
     names = _names_in(model, list_path)
     _check_shapes(list_path, [run.ran[name] for name in names])
+    layout = _layout(model, list_path, run.ran[names[-1]])
     base_path = _path_of_base(model, list_path, run)
     base: Any = model.get_submodule(base_path)
     outcome = run.ran[base_path].output
@@ -202,6 +206,7 @@ def _anatomy(model: Any, example: Tensor, inputs: Mapping[str, Any]) -> Anatomy:
         path=path,
         layers=[model.get_submodule(name) for name in names],
         kinds=[_kind(model.get_submodule(name), run.ran[name].output) for name in names],
+        layout=layout,
         norms=[_inside(name, base_path) for name in norms],
         pooler=None if pooler is None else pooler._replace(path=_inside(pooler.path, base_path)),
         result=type(outcome),
@@ -327,7 +332,7 @@ def _takes_features(ran: Ran) -> bool:
 
 
 def _check_shapes(list_path: str, layers: Sequence[Ran]) -> None:
-    """Refuse layers that do not keep the shape (b, n, c)."""
+    """Refuse layers that do not keep the shape of the features."""
     before = tuple(layers[0].input.shape)
     for layer in layers:
         shape = tuple(first_of(layer.output).shape)
@@ -336,11 +341,22 @@ def _check_shapes(list_path: str, layers: Sequence[Ran]) -> None:
                 f"its {list_path} change the shape of the features, at {layer.name} from {before} "
                 f"to {shape}. {STAGES_REMEDY}"
             )
-    if len(before) != 3:
-        raise ValueError(
-            f"its {list_path} work on features of shape {before}: expected (batch, tokens, "
-            f"channels); {BY_HAND}"
-        )
+
+
+def _layout(model: Any, list_path: str, last_layer: Ran) -> str:
+    """The axes of the features, by their shape."""
+    shape = tuple(first_of(last_layer.output).shape)
+    if len(shape) == 3:
+        return TOKENS
+    channels = getattr(model.config, "hidden_size", None)
+    if len(shape) == 4 and shape[-1] == channels:
+        return "b h w c"
+    if len(shape) == 4 and shape[1] == channels:
+        return "b c h w"
+    raise ValueError(
+        f"its {list_path} work on features of shape {shape}: expected (batch, tokens, channels); "
+        f"{BY_HAND}"
+    )
 
 
 def _path_of_base(model: Any, list_path: str, run: ModelRun) -> str:

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._compare import same_bits
-from elasticnet.retrofit.anatomy import POOLINGS, Anatomy, LayerKind, anatomy_of, without_cache
+from elasticnet.retrofit.anatomy import (
+    POOLINGS,
+    TOKENS,
+    Anatomy,
+    LayerKind,
+    anatomy_of,
+    without_cache,
+)
 from elasticnet.retrofit.kept_attributes import attributes_put_back
 from elasticnet.retrofit.parts import PART_ERRORS, Split, verify, with_copies_if_needed
 from elasticnet.retrofit.router_loss import RouterLoss, has_router_loss
@@ -53,6 +60,10 @@ REFUSALS = {
         "resize them in the model, before the split: the parts hold the embeddings as they are"
     ),
 }
+EMBEDDINGS = "inputs_embeds"
+MASK = "attention_mask"
+PIXELS = "pixel_values"
+SOUNDS = ("input_values", "input_features")  # the main input of models that hear
 PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
 
 
@@ -85,10 +96,12 @@ class LayerContext(NamedTuple):
 
     Attributes:
         calls: What each layer is given.
+        inputs: The model's inputs by name, for the head.
         returned: What the layer before returned.
     """
 
     calls: Sequence[LayerCall]
+    inputs: Mapping[str, Any]
     returned: Sequence[Any] = ()
 
 
@@ -160,16 +173,18 @@ def _split(model: nn.Module, example: Tensor, output: str | None, inputs: dict[s
     stem = LayerInputs(anatomy)
     with evaluating(model), evaluating(stem), torch.no_grad():
         stem.takes_last_depth = _can_end_early(model, stem, example, inputs)
+        features, context = stem(example, **inputs)
+        head.try_ids(features, context)
     parts = Split(
         stem=stem,
         blocks=anatomy.layers,
         head=head,
-        layout="b n c",
-        prefix_tokens=_prefix_tokens(base),
+        layout=anatomy.layout,
+        prefix_tokens=_prefix_tokens(base) if anatomy.layout == TOKENS else 0,
         call_block=call_layer,
-        head_skip="input" if head.takes_embeddings else None,
+        head_skip="context" if head.takes_context else None,
         checkpoint_blocks=_recomputes_layers(base, anatomy.layers),
-        mask_keyword="attention_mask" if "attention_mask" in stem.names else None,
+        mask_keyword=_mask_keyword(stem) if anatomy.layout == TOKENS else None,
         refusals={name: REFUSALS[name] for name in REFUSALS if hasattr(model, name)},
     )
 
@@ -318,10 +333,11 @@ class LayerInputs(nn.Module):
                     f"expected some of {', '.join(self.names)}"
                 )
         given[self.main] = x
+        of_model = {**given}
         if self.caches:
             given["use_cache"] = False
         notes = self._notes_of_run(given, last_depth)
-        return notes.x[0], LayerContext(calls=notes.calls[:last_depth])
+        return notes.x[0], LayerContext(calls=notes.calls[:last_depth], inputs=of_model)
 
     def _notes_of_run(self, given: Mapping[str, Any], last_depth: int | None) -> Notes:
         """What the probes note in one run up to the last depth."""
@@ -514,24 +530,50 @@ class HiddenStateHead(nn.Module):
             shell.config.return_dict = True
             self.model = shell
         self.main = str(getattr(model, "main_input_name", "input_ids"))
+        self.output = output
+        parameters = inspect.signature(model.forward).parameters
+        self.names = list(parameters)
         # Models that look at the ids themselves (for the last token that is no padding, say) get
         # them, and the features as embeddings, which the stand-in takes.
-        parameters = inspect.signature(model.forward).parameters
-        self.takes_embeddings = not is_base and "inputs_embeds" in parameters
-        self.output = output
+        self.takes_embeddings = not is_base and EMBEDDINGS in parameters
+        self.takes_ids = self.takes_embeddings
+        takes_mask = MASK in parameters and self.main != PIXELS
+        self.takes_context = not is_base and (self.takes_embeddings or takes_mask)
 
-    def forward(self, features: Tensor, x: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, context: LayerContext | None = None) -> Tensor:
         """Return the model's output for the features of any layer.
 
         Args:
             features: Hidden states (b, n, c).
-            x: The model's input, where the head takes it.
+            context: What the stem prepared, where the head takes it: the model's own forward may
+                need the ids or the mask.
         """
-        if self.takes_embeddings:
-            result = self.model(**{self.main: x, "inputs_embeds": features})
+        inputs: dict[str, Any] = {}
+        if context is not None:
+            for name, value in context.inputs.items():
+                if name in self.names:
+                    inputs[name] = value
+        if not self.takes_embeddings:
+            inputs[self.main] = features
         else:
-            result = self.model(**{self.main: features})
-        return self.chosen(result)
+            inputs[EMBEDDINGS] = features
+            if not self.takes_ids:
+                inputs.pop(self.main, None)
+        return self.chosen(self.model(**inputs))
+
+    def try_ids(self, features: Tensor, context: LayerContext) -> None:
+        """Do without the ids from now on if the model refuses them beside embeddings.
+
+        Args:
+            features: Hidden states (b, n, c).
+            context: What the stem prepared.
+        """
+        if not self.takes_ids:
+            return
+        try:
+            self(features, context)
+        except ValueError:
+            self.takes_ids = False
 
     def chosen(self, result: Any) -> Tensor:
         """Return the one tensor of a model's result that the net returns.
@@ -623,6 +665,13 @@ def _recomputes_layers(base: Any, layers: Sequence[nn.Module]) -> bool:
 
 def _is_checkpointing(module: nn.Module) -> bool:
     return getattr(module, "gradient_checkpointing", False) is True
+
+
+def _mask_keyword(stem: LayerInputs) -> str | None:
+    """The input that says which tokens count; the mask of a sound is about its samples instead."""
+    if MASK not in stem.names or stem.main in SOUNDS:
+        return None
+    return MASK
 
 
 def _prefix_tokens(base: Any) -> int:

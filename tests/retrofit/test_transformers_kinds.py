@@ -186,6 +186,58 @@ def test_what_is_refused_is_refused_in_our_words(name: str) -> None:
         split(model, x, output=output)
 
 
+def mean_of_words(n: int) -> Any:
+    """A head that averages over the words, padding left out."""
+    config = hf.ModernBertConfig(
+        **TEXT,
+        num_hidden_layers=n,
+        classifier_pooling="mean",
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+    return hf.ModernBertForSequenceClassification(config)
+
+
+def mean_of_sound(n: int) -> Any:
+    """A head that averages over the frames, padding left out."""
+    return hf.Wav2Vec2ForSequenceClassification(hf.Wav2Vec2Config(**WAV2VEC2, num_hidden_layers=n))
+
+
+def question(n: int) -> Any:
+    """A model that refuses ids beside embeddings."""
+    return hf.DPRQuestionEncoder(hf.DPRConfig(**TEXT, num_hidden_layers=n))
+
+
+@pytest.mark.parametrize(
+    ("build", "x", "output"),
+    [
+        (mean_of_words, IDS, "logits"),
+        (mean_of_sound, SOUND, "logits"),
+        (question, IDS, "pooler_output"),
+    ],
+)
+def test_the_mask_reaches_the_head(build: Build, x: Tensor, output: str) -> None:
+    model = made(build, 2)
+    mask = torch.ones(x.shape, dtype=torch.long)
+    mask[0, x.shape[1] // 2 :] = 0
+    net = split(model, x, attention_mask=mask).wrap().eval()
+    shorter = made(build, 1)
+    state = model.state_dict()
+    shorter.load_state_dict({key: state[key] for key in shorter.state_dict()})
+    with torch.no_grad():
+        for inputs in ({}, {"attention_mask": mask}):
+            assert torch.equal(net(x, **inputs), model(x, **inputs)[output])
+            assert torch.equal(net(x, depth=1, **inputs), shorter(x, **inputs)[output])
+
+
+def test_the_mask_of_a_sound_is_no_mask_of_the_features() -> None:
+    assert split(made(mean_of_sound, 2), SOUND).mask_keyword is None
+    assert split(made(mean_of_words, 2), IDS).mask_keyword == "attention_mask"
+
+
 def layerdrop_net(layerdrop: float) -> tuple[Any, Any]:
     """A speech encoder and its net, without any other randomness in training."""
     config = hf.Wav2Vec2Config(
