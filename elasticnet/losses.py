@@ -188,22 +188,22 @@ def _checked_loss(loss: Any, name: str) -> Tensor:
 class ElasticObjective(nn.Module):
     """A network and its loss in one forward: the module to train, and to wrap in DDP.
 
-    With DistributedDataParallel pass `find_unused_parameters=objective.needs_unused_search`. For
-    models of other libraries call `find_unused` first.
+    Step. What depends on the step (sampled taps, weights that are functions) gets it by
+    `objective(x, target, step=step)`. Without it the objective counts its own steps: the forwards
+    in training mode, divided by `accumulation`. Forwards after `objective.eval()` do not count, nor
+    those after `net.eval()` without gradients. The count stands in the state dict; a state without
+    it begins at step 0. A forward with an explicit step leaves the count as it is.
 
-    A weight that is an `nn.Parameter` is learned: it stands among the objective's parameters, and
-    its gradient is its loss. That of a sampled tap is divided by the sampling probability. A value
+    Learned weights. A weight that is an `nn.Parameter` stands among the objective's parameters, and
+    its gradient is its loss, that of a sampled tap divided by the sampling probability. A value
     below 0 counts as 0, with a gradient of 0. A tap is computed whatever its learned weight is.
     Minimising the total lowers every learned weight, unless a term of your own holds it up.
 
-    What depends on the step gets it by `objective(x, target, step=step)`. Without it the objective
-    counts its own steps: the forwards in training mode, divided by `accumulation`. Forwards after
-    `objective.eval()` do not count, nor those after `net.eval()` without gradients. The count
-    stands in the state dict; a state without it begins at step 0. A forward with an explicit step
-    leaves the count as it is.
-
-    With sampled taps clear gradients by `zero_grad(set_to_none=True)`. A step leaves some adapters
-    unused; with a gradient of zeros, the optimiser's momentum would still move them.
+    Unused parameters. With DistributedDataParallel pass
+    `find_unused_parameters=objective.needs_unused_search`; for models of other libraries call
+    `find_unused` first. With sampled taps clear gradients by `zero_grad(set_to_none=True)`: a step
+    leaves some adapters unused, and with a gradient of zeros the optimiser's momentum would still
+    move them.
 
     Args:
         net: The elastic network. It may be compiled, or wrapped by DistributedDataParallel and the
@@ -329,7 +329,6 @@ class ElasticObjective(nn.Module):
         *shallower, deepest = depths
 
         # the predictions and their task losses, by depth
-        position_mask = self._position_mask(mask, keywords)
         if mask is not None and self._net_takes_mask():
             keywords["mask"] = mask
         outputs = self.net(x, taps=depths, **keywords)
@@ -349,7 +348,8 @@ class ElasticObjective(nn.Module):
         # lambda L_PSD + mu sum over the computed n < N of factor_n D_n
         distillation = torch.zeros_like(routine)
         if not is_left_out(factors.psd):
-            psd_loss = self._psd_loss(outputs.features, position_mask)
+            positions = self._position_mask(mask, keywords)
+            psd_loss = self._psd_loss(outputs.features, positions)
             distillation = _scaled(psd_loss, factors.psd)
         for term in self._output_distillation(predictions, factors.taps):
             distillation = distillation + term
@@ -387,11 +387,9 @@ class ElasticObjective(nn.Module):
 
     def _position_mask(self, mask: Any, keywords: Mapping[str, Any]) -> Any:
         """Return which positions L_PSD takes: the objective's own `mask`, or the net's."""
-        mask_keyword = self._tap_net.mask_keyword
-        if mask_keyword == "mask":
-            return mask
         if mask is not None and not self._net_takes_mask():
             return mask
+        mask_keyword = self._tap_net.mask_keyword
         return None if mask_keyword is None else keywords.get(mask_keyword)
 
     def _output_distillation(
