@@ -12,6 +12,7 @@ from plain_loop import make_net, make_objective, make_optimizer, train, trained_
 from split_nets import CASES, case_trained_plainly, train_case
 
 pytestmark = pytest.mark.slow
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -45,6 +46,8 @@ def test_blocks_that_are_compiled_one_by_one_train_as_in_the_plain_loop() -> Non
 @pytest.mark.parametrize("name", CASES)
 def test_a_compiled_split_model_is_one_graph_and_equals_the_plain_loop(name: str) -> None:
     pytest.importorskip("transformers", reason="transformers is not installed")
+    if name in ("bert", "gpt2") and TORCH < (2, 7):
+        pytest.skip("torch 2.6 cannot compile transformers' own forwards into one graph")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     case = CASES[name]()
