@@ -55,8 +55,8 @@ def progressive_distillation(
             not say; the default is our choice.
         eps: The smallest norm that a map is divided by.
         mask: Which positions of the shallowest features count, prefix tokens included. At features
-            of another resolution, a position counts if any of those that it covers does. An image
-            without such a position adds 0. None: all positions count.
+            of another resolution, a position counts if any of those that it covers does. A sample
+            in which no position counts adds 0. None: all positions count.
 
     Returns:
         A scalar in float32, or in float64 for float64 features; 0 for a single tap.
@@ -73,6 +73,7 @@ def progressive_distillation(
     for feature, feature_mask in zip(features, masks, strict=True):
         maps.append(attention_map(feature, layout, power, prefix_tokens, mask=feature_mask))
 
+    map_masks = [_without_prefix(each, prefix_tokens) for each in masks]
     loss = maps[0].new_zeros(())
     for shallower in range(len(maps) - 1):
         student = maps[shallower]
@@ -84,8 +85,8 @@ def progressive_distillation(
             teacher,
             distance,
             eps,
-            student_mask=_without_prefix(masks[shallower], prefix_tokens),
-            teacher_mask=_without_prefix(masks[shallower + 1], prefix_tokens),
+            student_mask=map_masks[shallower],
+            teacher_mask=map_masks[shallower + 1],
         )
     return loss
 
@@ -176,8 +177,8 @@ def attention_distance(
         in which no position counts is 0.
 
     Raises:
-        ValueError: `distance` is not "norm" or "squared", `eps` is invalid, or the maps differ in
-            their number of axes.
+        ValueError: `distance` is not "norm" or "squared", `eps` is invalid, the maps differ in
+            their number of axes, or a mask is no bool tensor of its map's shape.
     """
     if distance not in DISTANCES:
         raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
@@ -186,6 +187,8 @@ def attention_distance(
         raise ValueError(
             f"maps of shape {tuple(student.shape)} and {tuple(teacher.shape)} differ in their axes"
         )
+    _check_mask_of_map(student_mask, student)
+    _check_mask_of_map(teacher_mask, teacher)
     if student.shape != teacher.shape:
         side_pairs = zip(student.shape[1:], teacher.shape[1:], strict=True)
         smaller_sides = [min(pair) for pair in side_pairs]
@@ -332,6 +335,17 @@ def _as_bool(mask: Tensor, features: Tensor, layout: str) -> Tensor:
             f"for features of shape {tuple(features.shape)} with layout {layout!r}. {MASK_REMEDY}"
         )
     return (mask != 0).to(features.device)
+
+
+def _check_mask_of_map(mask: Tensor | None, attention: Tensor) -> None:
+    """Raise unless a mask says of each position of a map whether it counts."""
+    if mask is None:
+        return
+    if mask.dtype != torch.bool or mask.shape != attention.shape:
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)} and {mask.dtype}: expected torch.bool and the "
+            f"shape of its map, {tuple(attention.shape)}"
+        )
 
 
 def _masks_of_taps(

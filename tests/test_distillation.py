@@ -547,3 +547,30 @@ def test_a_wrong_mask_is_named(mask: Any, error: type[Exception], message: str) 
         progressive_distillation(features, "b n c", mask=mask)
     with pytest.raises(error, match=message):
         attention_map(features[0], "b n c", mask=mask)
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(2, 1, dtype=torch.bool), torch.ones(2, 3, dtype=torch.int64)]
+)
+def test_a_wrong_mask_of_a_map_is_named(mask: Tensor) -> None:
+    student = torch.rand(2, 3)
+    teacher = torch.rand(2, 3)
+    message = re.escape(
+        f"a mask of shape {tuple(mask.shape)} and {mask.dtype}: expected torch.bool"
+    )
+    with pytest.raises(ValueError, match=message):
+        attention_distance(student, teacher, student_mask=mask)
+    with pytest.raises(ValueError, match=message):
+        attention_distance(student, teacher, teacher_mask=mask)
+
+
+def test_a_position_counts_if_it_counts_in_both_maps() -> None:
+    student = torch.tensor([[3.0, 4.0, 9.0, 9.0]])
+    teacher = torch.tensor([[8.0, 6.0, 1.0, 2.0]])
+    distance = attention_distance(
+        student,
+        teacher,
+        student_mask=torch.tensor([[True, True, True, False]]),
+        teacher_mask=torch.tensor([[True, True, False, True]]),
+    )
+    assert distance.item() == pytest.approx(math.sqrt(0.08))
