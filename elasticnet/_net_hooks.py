@@ -102,9 +102,10 @@ def check_backward_hooks(net: nn.Module) -> None:
     """
     if not torch.is_grad_enabled():
         return
-    for hook in backward_hooks(net):
+    hooks = backward_hooks(net)
+    if hooks:
         raise TypeError(
-            f"the backward hook {name_of(hook)} of this net would not run for a Taps, "
+            f"the backward hook {name_of(hooks[0])} of this net would not run for a Taps, "
             "from net(x, taps=...): register it on the head, or on the stem or a block"
         )
 

@@ -133,9 +133,10 @@ def check_all_used(unused: Iterable[str]) -> None:
     Raises:
         TypeError: There is one.
     """
-    for name in unused:
+    names = list(unused)
+    if names:
         raise TypeError(
-            f"unexpected keyword argument {name!r}: neither the stem nor call_block gets it"
+            f"unexpected keyword argument {names[0]!r}: neither the stem nor call_block gets it"
         )
 
 

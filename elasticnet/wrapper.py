@@ -267,13 +267,13 @@ class ElasticWrapper(nn.Module):
         state = self._run_stem(x, self.taps[-1], keywords)
         kept = state.kept
         for tap in self.taps:
-            state = self._run_blocks(state, tap)
-            states.append(state)
-            state = self._with_tap_kept(state)
+            at_tap = self._run_blocks(state, tap)
+            states.append(at_tap)
+            state = self._going_on_from(at_tap)
             # Before the later blocks run: one of them could change these features by a write that
             # PyTorch does not count, such as one in inference_mode.
             if tap in depths and not predicts_at_end:
-                (prediction,) = self._predict(states[-1:], head_takes_all)
+                (prediction,) = self._predict([at_tap], head_takes_all)
                 predictions.append(prediction)
                 kept.keep_prediction(prediction, name=f"the prediction at depth {tap}")
         if predicts_at_end:
@@ -284,7 +284,7 @@ class ElasticWrapper(nn.Module):
         features = tuple(each.features for each in states)
         return Taps(depths, tuple(predictions), features)
 
-    def _with_tap_kept(self, state: PassState) -> PassState:
+    def _going_on_from(self, state: PassState) -> PassState:
         """Keep what the head reads at a tap, and return the state that the blocks go on from."""
         depth, features, context, skip, kept = state
         if self.head_skip != "context":
@@ -719,15 +719,7 @@ class ElasticWrapper(nn.Module):
                 blocks returned tuples when they ran, or something sits on the net itself, such as a
                 hook. `elasticnet.export` can make a plain module of such a net.
         """
-        obstacles = self.additions()
-        if self.head_skip is not None:
-            obstacles.append("head_skip")
-        if self.call_block is not None:
-            obstacles.append("call_block")
-        if self._arguments_of_stem().takes_last_depth:
-            obstacles.append("a stem that takes last_depth")
-        if self._blocks_return_tuples:
-            obstacles.append("blocks that return tuples")
+        obstacles = self._obstacles_to_a_sequence()
         if obstacles:
             raise ValueError(
                 f"a net with {obstacles[0]} is not a plain sequence: elasticnet.export makes a "
@@ -747,6 +739,19 @@ class ElasticWrapper(nn.Module):
         if statistics is not None:
             write_into_head(copied_sequence.get_submodule("head"), statistics)
         return copied_sequence
+
+    def _obstacles_to_a_sequence(self) -> list[str]:
+        """Return what an `nn.Sequential` of the parts would leave out, as descriptions."""
+        obstacles = self.additions()
+        if self.head_skip is not None:
+            obstacles.append("head_skip")
+        if self.call_block is not None:
+            obstacles.append("call_block")
+        if self._arguments_of_stem().takes_last_depth:
+            obstacles.append("a stem that takes last_depth")
+        if self._blocks_return_tuples:
+            obstacles.append("blocks that return tuples")
+        return obstacles
 
     def _rebuilt(
         self, blocks: Iterable[nn.Module], taps: Sequence[int], adapters: Mapping[int, nn.Module]

@@ -46,8 +46,9 @@ def test_early_exit_runs_no_block_twice_and_asks_the_head_once_a_look() -> None:
     same(looks, [net(X, depth=depth) for depth in (1, 3, 5)], "predictions")
 
 
-def test_gradients_are_those_of_one_pass() -> None:
-    net = conv_net(3)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_are_those_of_one_pass(recompute: bool) -> None:
+    net = conv_net(3, checkpoint_blocks=recompute)
     parameters = list(net.parameters())
     expected = torch.autograd.grad(net(X).sum(), parameters)
     state = net.continue_from(net.run_to(X, 1), 3)
