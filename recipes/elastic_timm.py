@@ -78,7 +78,8 @@ from elasticnet.training.stop_signal import StopSignal
 # the labels of the models in tables and figures
 LABELS = {"ordinary": "ordinary, cut short", "elastic": "elastic", "alone": "each depth alone"}
 # what makes a vision transformer small enough for the digits
-SMALL_VIT = "img_size=32 patch_size=4 embed_dim=96 depth=6 num_heads=3"
+# weight_init=reset is PyTorch's own start: timm's starts small, and 300 steps are too few for it
+SMALL_VIT = "img_size=32 patch_size=4 embed_dim=96 depth=6 num_heads=3 weight_init=reset"
 DIGITS_SIZE = 32  # of an image, in pixels
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 CROP_AREA = (0.35, 1.0)  # of the image, which a training crop covers
@@ -101,10 +102,12 @@ class Network(OptionGroup):
     model_options: str | None = None
     """Arguments of timm.create_model: "depth=6 embed_dim=96". Default: none; for a vision
     transformer on the digits, those that make it small enough: img_size=32 patch_size=4
-    embed_dim=96 depth=6 num_heads=3.
+    embed_dim=96 depth=6 num_heads=3 weight_init=reset.
     """
     pretrained: bool = False
-    """Start from timm's pretrained weights, which are downloaded."""
+    """Start from timm's pretrained weights, which are downloaded. Take a smaller --learning-rate
+    then, such as 1e-4.
+    """
     weights: Path | None = None
     """Start from the weights of the model in this file, as from pretrained ones."""
     stages: Literal["all", "last"] = "all"
@@ -152,7 +155,7 @@ class Options(OptionGroup):
     data: Data = Data()
     run: RunOptions = RunOptions(eval_every=100, save_every=100, log_every=20, keep=2)
     loss: LossOptions = LossOptions(psd_weight=0.03)
-    optimiser: Optimiser = Optimiser(batch_size=32, learning_rate=1e-3, warmup=20)
+    optimiser: Optimiser = Optimiser(batch_size=32, learning_rate=3e-3, warmup=20)
     compute: ComputeOptions = ComputeOptions(precision="float32")
 
     def __post_init__(self) -> None:
