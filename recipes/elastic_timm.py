@@ -77,8 +77,8 @@ from elasticnet.training.stop_signal import StopSignal
 
 # the labels of the models in tables and figures
 LABELS = {"ordinary": "ordinary, cut short", "elastic": "elastic", "alone": "each depth alone"}
-# what makes a vision transformer small enough for the digits
-# weight_init=reset is PyTorch's own start: timm's starts small, and 300 steps are too few for it
+# What makes a vision transformer small enough for the digits. weight_init=reset is PyTorch's own
+# start, because timm's starts small, and 300 steps are too few for it.
 SMALL_VIT = "img_size=32 patch_size=4 embed_dim=96 depth=6 num_heads=3 weight_init=reset"
 DIGITS_SIZE = 32  # of an image, in pixels
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -87,7 +87,8 @@ CROP_RATIO = (3 / 4, 4 / 3)  # of its width and height
 WEIGHT_DECAY = 0.05  # of matrices and filters; not of biases and norms
 EVALUATION_BATCH = 256
 # what a resumed run cannot change
-FIXED = ("model", "model_options", "pretrained", "weights", "data", "num_taps", "stages", "alone")
+FIXED = ("model", "model_options", "pretrained", "weights", "stages", "num_taps")
+FIXED += ("data", "test_share", "alone")
 
 
 # --- options: in groups for --help and for the code below; options.json holds them without groups
@@ -237,10 +238,12 @@ def main(options: Options) -> None:
     images = load_images(options)
     parts = split_model(options, images)
     taps = spread_taps(len(parts.blocks), options.network.num_taps)
+    processes.say(
+        f"{options.network.model}: {len(parts.blocks)} blocks, taps at depths {listed(taps)}"
+    )
     adapters = [depth for depth in taps if depth in parts.adapters]
-    processes.say(f"{options.network.model}: {len(parts.blocks)} blocks, taps at depths {taps}")
     if adapters:
-        processes.say(f"adapters, which are new, at depths {', '.join(map(str, adapters))}")
+        processes.say(f"adapters, which are new, at depths {listed(adapters)}")
 
     folder = options.run.out or default_folder(options)
     with open_run(options, options.run, folder, processes) as run:
@@ -366,6 +369,11 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
 
 
 # --- what the trainings are made of
+
+
+def listed(depths: Sequence[int]) -> str:
+    """Return depths as messages name them."""
+    return ", ".join(str(depth) for depth in depths)
 
 
 def phases_of(options: Options, taps: Sequence[int]) -> list[Phase]:
