@@ -1,15 +1,13 @@
-"""Axes of open length: how they are asked for, and which lengths a network takes."""
+"""Axes of open length, and how a user asks for them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from elasticnet.export.samples import Sample, sample_like
+from elasticnet.export.samples import Sample
 
 # a name, or a name with the least and the most length; None for no most
 AxisSpec: TypeAlias = str | tuple[str, int, int | None]
@@ -17,17 +15,6 @@ AxisSpec: TypeAlias = str | tuple[str, int, int | None]
 Axes: TypeAlias = Mapping[int, AxisSpec] | Mapping[str, Mapping[int, AxisSpec]]
 
 BATCH_AXIS = 0
-MAX_TRIED_VALUES = 2**20  # the most values of an input at a bound, so that a check ends soon
-
-# what a network's own code raises for an input that it does not take
-REFUSALS = (
-    ArithmeticError,
-    AssertionError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class Place(NamedTuple):
@@ -56,6 +43,11 @@ class OpenLength(NamedTuple):
     least: int
     most: int | None
     places: tuple[Place, ...]
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether this is the number of inputs in a batch."""
+        return self.places[0].axis == BATCH_AXIS
 
     def of(self, example: Sample) -> int:
         """Return this length in an example.
@@ -110,50 +102,18 @@ class OpenAxes(NamedTuple):
         }
 
 
-def open_axes(net: nn.Module, example: Sample, asked: Axes | None) -> OpenAxes:
-    """Return the axes to leave open: those that were asked for, or all that the network allows.
+# --- what is asked for
+
+
+def default_axes(example: Sample) -> dict[int, AxisSpec]:
+    """Return the axes that are open where the user names none and the network allows it.
 
     Args:
-        net: A network on the CPU, in eval mode.
-        example: What the network takes.
-        asked: {axis: name or (name, least, most)} of the first input; axes of further inputs that
-            have the same position and length in the example go along. Or such a mapping for each
-            input by its name. None stands for the batch and, of an input (b, c, h, w), height and
-            width, each where the network takes other lengths than the example's.
+        example: What the network is called with.
 
     Returns:
-        The axes; with `asked`, these very ones.
-
-    Raises:
-        ValueError: An axis that was asked for does not exist, its name is not a plain one, its
-            bounds are none, or the network does not take other lengths there.
+        The batch and, of an input (b, c, h, w), height and width.
     """
-    if asked is None:
-        asked_lengths = _lengths(example, _default_axes(example))
-    else:
-        asked_lengths = _lengths(example, asked)
-
-    lengths: list[OpenLength] = []
-    notes: list[str] = []
-    # The batch is tried alone, since many networks take any batch, but one size of input.
-    batch = [length for length in asked_lengths if length.places[0].axis == BATCH_AXIS]
-    others = [length for length in asked_lengths if length.places[0].axis != BATCH_AXIS]
-    for group in (batch, others):
-        problem = _why_fixed(net, example, group)
-        if problem is None:
-            lengths += group
-        elif asked is None:
-            notes.append(problem)
-        else:
-            advice = _advice(net, example, group)
-            raise ValueError(f"axes {dict(asked)}: {problem}{advice}")
-    return OpenAxes(lengths=tuple(lengths), note="; ".join(notes) or None)
-
-
-# --- what was asked for
-
-
-def _default_axes(example: Sample) -> dict[int, AxisSpec]:
     first = next(iter(example.tensors.values()))
     if first.ndim == 4:  # (b, c, h, w)
         return {0: "batch", 2: "height", 3: "width"}
@@ -162,8 +122,17 @@ def _default_axes(example: Sample) -> dict[int, AxisSpec]:
     return {0: "batch"}
 
 
-def _lengths(example: Sample, asked: Axes) -> list[OpenLength]:
-    """The lengths that were asked for, each with all of its places."""
+def asked_lengths(example: Sample, asked: Axes) -> list[OpenLength]:
+    """Return the lengths that were asked for, each with all of its places.
+
+    Args:
+        example: What the network is called with.
+        asked: As in `elasticnet.export.export`.
+
+    Raises:
+        ValueError: An axis does not exist, its name is not a plain one, its bounds are none, or the
+            example has a length outside of them.
+    """
     tensors = example.tensors
     lengths: dict[str, OpenLength] = {}
     for input_name, axes in _by_input(tensors, asked).items():
@@ -263,171 +232,3 @@ def _check_example(example: Sample, length: OpenLength) -> None:
         raise ValueError(
             f"axes {length.name!r}: from {length.least}{most}, and the example has {value}"
         )
-
-
-# --- lengths that are tried
-
-
-def shapes_with(
-    example: Sample, new_lengths: Iterable[tuple[OpenLength, int]]
-) -> dict[str, list[int]]:
-    """Return the shapes of an example's tensors, by name, with other lengths at open axes.
-
-    Args:
-        example: What the network is called with.
-        new_lengths: Pairs of an open length and its value.
-    """
-    shapes = {name: list(tensor.shape) for name, tensor in example.tensors.items()}
-    for length, value in new_lengths:
-        for place in length.places:
-            shapes[place.input][place.axis] = value
-    return shapes
-
-
-def variants(example: Sample, lengths: Sequence[OpenLength]) -> Iterator[dict[str, list[int]]]:
-    """Yield the shapes that are tried besides the example's, which change open axes alone.
-
-    Args:
-        example: What the network takes.
-        lengths: The lengths that may vary.
-
-    Yields:
-        The shapes of the tensors, by name, three times: one input of large lengths, all lengths the
-        least, and lengths that are no multiples of the example's.
-    """
-    large = _tried(example, lengths, _large)
-    for index, (length, _) in enumerate(large):
-        if length.places[0].axis == BATCH_AXIS:
-            large[index] = (length, length.least)
-    yield shapes_with(example, large)
-    yield shapes_with(example, _tried(example, lengths, _least))
-    yield shapes_with(example, _tried(example, lengths, _no_multiple))
-
-
-def _tried(
-    example: Sample,
-    lengths: Sequence[OpenLength],
-    choose: Callable[[Sample, OpenLength], int],
-) -> list[tuple[OpenLength, int]]:
-    """Each length with the value that `choose` gives it."""
-    return [(length, choose(example, length)) for length in lengths]
-
-
-def _large(example: Sample, length: OpenLength) -> int:
-    """The most, or else twice as long, or three times: height and width by factors that differ."""
-    value = length.of(example)
-    if length.most is not None:
-        input_name, axis = length.places[0]
-        shape = example.tensors[input_name].shape
-        values_of_one = math.prod(shape[1:]) if axis != BATCH_AXIS else math.prod(shape)
-        if values_of_one // max(value, 1) * length.most <= MAX_TRIED_VALUES:
-            return length.most
-    factor = 2 if length.places[0].axis % 2 == 0 else 3
-    return length.within(value * factor)
-
-
-def _least(_example: Sample, length: OpenLength) -> int:
-    return length.least
-
-
-def _no_multiple(example: Sample, length: OpenLength) -> int:
-    """Longer by a few, and by a number of its own for each axis."""
-    return length.within(length.of(example) + 5 - length.places[0].axis)
-
-
-# --- what the network takes
-
-
-@torch.no_grad()
-def refusal(net: nn.Module, sample: Sample) -> str | None:
-    """Return why a network does not take an input; None where it does and returns a tensor.
-
-    Args:
-        net: A network on the CPU, in eval mode.
-        sample: What to call it with.
-
-    Returns:
-        One line: the network's own message, or what it returns instead of a tensor.
-    """
-    try:
-        output: Any = net(sample.x, **sample.keywords)
-    except REFUSALS as error:
-        return first_line(error)
-    if not isinstance(output, Tensor):
-        return f"its output is a {type(output).__name__}, not a tensor"
-    return None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type where it has no message.
-
-    Args:
-        error: Any exception.
-    """
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _why_fixed(net: nn.Module, example: Sample, lengths: Sequence[OpenLength]) -> str | None:
-    """Why the network does not take other lengths along these axes; None where it does."""
-    if not lengths:
-        return None
-    tried = [_tried(example, lengths, _large)]
-    if any(length.least > 1 for length in lengths):  # who names the least relies on it
-        tried.append(_tried(example, lengths, _least))
-    for new_lengths in tried:
-        sample = sample_like(example, shapes_with(example, new_lengths), seed=0)
-        reason = refusal(net, sample)
-        if reason is not None:
-            names = " and ".join(length.name for length in lengths)
-            return f"{names} fixed: the net does not take {sample.described()} ({reason})"
-    return None
-
-
-def _advice(net: nn.Module, example: Sample, lengths: Sequence[OpenLength]) -> str:
-    """The end of a message: the lengths that the network takes and how to say so, if any."""
-    parts: list[str] = []
-    for length in lengths:
-        least = _last_taken(net, example, length, towards=length.least)
-        most = _most_taken(net, example, length)
-        if most == least:
-            continue  # the example's alone
-        input_name, axis = length.places[0]
-        spec = f'{axis}: ("{length.name}", {least}, {most})'
-        option = f"{axis}={length.name}:{least}:{'' if most is None else most}"
-        if input_name != next(iter(example.tensors)):
-            spec = f"{input_name!r}: {{{spec}}}"
-            option = f"{input_name}.{option}"
-        range_taken = f"{least} or more" if most is None else f"{least} to {most}"
-        parts.append(
-            f"; it takes {range_taken} {length.name}: write axes={{{spec}}} "
-            f"(on the command line: --axis {option})"
-        )
-    return "".join(parts)
-
-
-def _most_taken(net: nn.Module, example: Sample, length: OpenLength) -> int | None:
-    """The largest length that the network takes; the one asked for where no limit shows."""
-    large = _large(example, length)
-    most = _last_taken(net, example, length, towards=large)
-    return length.most if most == large else most
-
-
-def _last_taken(net: nn.Module, example: Sample, length: OpenLength, towards: int) -> int:
-    """The length nearest to `towards` that the network takes, by halving the distance."""
-
-    def takes(value: int) -> bool:
-        shapes = shapes_with(example, [(length, value)])
-        return refusal(net, sample_like(example, shapes, seed=0)) is None
-
-    if takes(towards):
-        return towards
-    taken = length.of(example)
-    refused = towards
-    while abs(refused - taken) > 1:
-        middle = (taken + refused) // 2
-        if takes(middle):
-            taken = middle
-        else:
-            refused = middle
-    return taken

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from elasticnet.export.axes import first_line
+from elasticnet.export.lengths import first_line
 
 MAX_REASON = 300  # characters of another library's message
 # what speaks of PyTorch's own workings in these messages

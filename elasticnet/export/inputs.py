@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from elasticnet.export.axes import BATCH_AXIS, Axes, OpenAxes, open_axes, refusal, variants
+from elasticnet.export.axes import Axes, OpenAxes
+from elasticnet.export.lengths import open_axes, refusal, variants
 from elasticnet.export.samples import INPUT_NAME, Sample, sample_like
 from elasticnet.wrapper import ElasticWrapper
 
@@ -33,9 +34,7 @@ class Inputs(NamedTuple):
 
         The lengths of the batch do not count. None where there is no such sample.
         """
-        lengths = [
-            length for length in self.open_axes.lengths if length.places[0].axis != BATCH_AXIS
-        ]
+        lengths = [length for length in self.open_axes.lengths if not length.is_batch]
         if not lengths:
             return None
         for sample in self.samples[1:]:

@@ -30,8 +30,9 @@ from elasticnet._files import check_target
 from elasticnet._wrapped import unwrapped
 from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.checkpoint.proof import architecture_or_doubt
-from elasticnet.export.axes import Axes, first_line
+from elasticnet.export.axes import Axes
 from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs
+from elasticnet.export.lengths import first_line
 from elasticnet.export.plain_weights import make_weights_plain
 from elasticnet.export.same_function import difference_from_net
 from elasticnet.export.samples import Sample
@@ -171,8 +172,7 @@ def make_plan(
 
     # ONNX files and programs are float32, and they are compared on inputs
     small = small.float()
-    if format == "onnx" and not int8:
-        _check_size(small)
+    _check_size(small, format, int8)
     if example is None:
         example, keywords = builder.sample(keywords)
     inputs = find_inputs(small, example, keywords or {}, axes)
@@ -191,8 +191,10 @@ def make_plan(
     )
 
 
-def _check_size(small: ElasticWrapper) -> None:
+def _check_size(small: ElasticWrapper, format: str, int8: bool) -> None:
     """Refuse an ONNX file that would be larger than the format allows, before it is made."""
+    if format != "onnx" or int8:  # how small int8 makes it is known when it is made
+        return
     tensors = [*small.parameters(), *small.buffers()]  # what is shared counts once
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > MAX_ONNX_BYTES:

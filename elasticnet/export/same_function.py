@@ -15,7 +15,7 @@ from torch import nn
 
 from elasticnet._compare import largest_difference, same_bits
 from elasticnet._copies import detached_copy
-from elasticnet.export.axes import first_line
+from elasticnet.export.lengths import first_line
 from elasticnet.export.samples import Sample
 from elasticnet.wrapper import ElasticWrapper, evaluating
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elasticnet.export.axes import OpenLength, shapes_with
+from elasticnet.export.axes import OpenLength
 from elasticnet.export.failures import failure_of_trace
+from elasticnet.export.lengths import shapes_with
 from elasticnet.export.plan import ExportError, ExportPlan
 from elasticnet.export.samples import Sample, sample_like
 from elasticnet.wrapper import ElasticWrapper
@@ -58,8 +59,8 @@ def _traced_sample(plan: ExportPlan) -> Sample:
     torch.export takes the lengths 0 and 1 for constants.
     """
     example = plan.inputs.example
-    new_lengths = [(length, max(length.of(example), 2)) for length in plan.inputs.open_axes.lengths]
-    return sample_like(example, shapes_with(example, new_lengths), seed=0)
+    lengths = {length: max(length.of(example), 2) for length in plan.inputs.open_axes.lengths}
+    return sample_like(example, shapes_with(example, lengths), seed=0)
 
 
 def _dynamic_shapes(net: nn.Module, plan: ExportPlan) -> dict[str, Any] | None:

@@ -131,8 +131,8 @@ def _hint(plan: ExportPlan) -> str:
         return ""
     return (
         ". If a mask of the example lets some position see nothing, as padding on the left does in "
-        "a decoder, ONNX gives other values there: pad on the right, or load a transformers model "
-        "with attn_implementation='eager'"
+        "a decoder and padding on the right in a sliding window, ONNX gives other values there: "
+        "load a transformers model with attn_implementation='eager', or choose another mask"
     )
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from elasticnet.export.axes import OpenLength, Place, open_axes, refusal, variants
+from elasticnet.export.axes import OpenLength, Place
 from elasticnet.export.inputs import checked_example
+from elasticnet.export.lengths import open_axes, refusal, variants
 from elasticnet.export.samples import Sample, random_like, stretched
 from elasticnet.sr import asrn
 
@@ -205,12 +206,24 @@ def test_variants_change_open_axes_alone():
     assert list(variants(sample(torch.rand(2, 5)), [])) == [{"input": [2, 5]}] * 3
 
 
-def test_a_bound_with_more_values_than_a_check_should_run_is_not_tried():
-    length = OpenLength("width", least=1, most=10**6, places=(Place("input", 3),))
+@pytest.mark.parametrize(
+    ("most", "tried"), [(512, [512, 512]), (1024, [16, 18]), (10**6, [16, 18])]
+)
+def test_bounds_with_more_values_than_a_check_should_run_are_not_tried(most: int, tried: list[int]):
+    height = OpenLength("height", least=1, most=most, places=(Place("input", 2),))
+    width = OpenLength("width", least=1, most=most, places=(Place("input", 3),))
 
-    large, _, _ = variants(sample(torch.rand(2, 3, 8, 6)), [length])
+    large, _, _ = variants(sample(torch.rand(1, 3, 8, 6)), [height, width])
 
-    assert large["input"] == [2, 3, 8, 18]
+    assert large["input"] == [1, 3, *tried]
+
+
+def test_very_long_bounds_are_not_tried():
+    tokens = OpenLength("tokens", least=1, most=8192, places=(Place("input", 1),))
+
+    large, _, _ = variants(sample(IDS), [tokens])
+
+    assert large["input"] == [2, 15]
 
 
 def test_random_inputs_have_the_examples_range_and_dtype():
