@@ -106,3 +106,28 @@ def test_the_example_has_the_models_image_size() -> None:
 def test_what_is_no_chain_is_refused() -> None:
     with pytest.raises(ValueError, match="DenseNet is not split"):
         split(models.DenseNet(4, (2, 2, 2, 2), 8, num_classes=5).eval(), images(resnet))
+
+
+class Square(nn.Module):
+    """Has as many channels as rows and columns, and its own idea of `feature_info`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature_info: list[Any] = [{"name": "a stage, and no channels"}, "a stage"]
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.layers = nn.Sequential(*[self.block() for _ in range(2)])
+        self.head = nn.Conv2d(8, 1, 1)
+
+    @staticmethod
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.stem(x)))
+
+
+def test_what_a_model_of_ones_own_says_of_its_features_is_no_obstacle() -> None:
+    parts = split(Square(), torch.rand(2, 3, 8, 8))
+
+    assert parts.layout == "b c h w"
+    assert len(parts.blocks) == 2
