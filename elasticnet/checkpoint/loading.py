@@ -31,6 +31,7 @@ from elasticnet.checkpoint.sources import Source
 from elasticnet.checkpoint.state import (
     find_untied,
     has_shape,
+    is_made_of_others,
     is_sharded,
     replace_state,
     state_of,
@@ -229,6 +230,7 @@ def _read_state(
 
     Names, shapes, dtypes and ties are checked before the first tensor is read.
     """
+    _check_holds_plain_values(state)
     net_name_of = _match_stored_names(checkpoint, state, depth)  # by stored name
     stored_name_of = {name: stored_name for stored_name, name in net_name_of.items()}
     for name, tensor in state.items():
@@ -242,6 +244,16 @@ def _read_state(
         _check_content(checkpoint, stored_name, tensor, is_parameter=is_parameter)
         loaded[name] = tensor
     return loaded
+
+
+def _check_holds_plain_values(state: Mapping[str, Tensor]) -> None:
+    """Raise if a tensor of a net is quantised: a file's values are not of its kind."""
+    for name, tensor in state.items():
+        if is_made_of_others(tensor):
+            raise ValueError(
+                f"{name!r} of this net is a {type(tensor).__name__}, which no file can fill: load "
+                "into the net before it is quantised, and quantise it then"
+            )
 
 
 def _match_stored_names(

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from elasticnet._files import write_atomic
 from elasticnet.checkpoint.checks import describe_invalid_values, elastic_net
@@ -21,7 +20,7 @@ from elasticnet.checkpoint.header import (
 )
 from elasticnet.checkpoint.proof import architecture_or_doubt
 from elasticnet.checkpoint.safetensors_file import header_bytes
-from elasticnet.checkpoint.state import has_shape, is_sharded, state_of
+from elasticnet.checkpoint.state import has_shape, is_made_of_others, is_sharded, state_of
 from elasticnet.checkpoint.tensors import digest, place_tensors, raw_bytes
 from elasticnet.wrapper import ElasticWrapper
 
@@ -101,7 +100,7 @@ def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[
             raise ValueError(
                 f"{path}: tensor {name!r} is on the meta device, has no values and was not saved"
             )
-        if is_traceable_wrapper_subclass(tensor) and not is_sharded(tensor):
+        if is_made_of_others(tensor):
             raise ValueError(
                 f"{path}: tensor {name!r} is a {type(tensor).__name__}, which no file can hold, "
                 "and was not saved: save the net before it is quantised, and quantise what load "

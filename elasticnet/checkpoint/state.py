@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from elasticnet._wrapped import plain_name
 from elasticnet.wrapper import ElasticWrapper
@@ -112,3 +113,14 @@ def is_sharded(tensor: Tensor) -> bool:
     # the module has no such tensor.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def is_made_of_others(tensor: Tensor) -> bool:
+    """Return whether a tensor keeps its values in other tensors, as one of torchao's does.
+
+    A sharded tensor does so, too, and does not count: its values can be put together.
+
+    Args:
+        tensor: Any tensor.
+    """
+    return is_traceable_wrapper_subclass(tensor) and not is_sharded(tensor)

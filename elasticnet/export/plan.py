@@ -152,7 +152,7 @@ def make_plan(
     builder = _builder(small)
     _forget_wrong_origin(small, path)
     # An example is an input and no more; what the file says has to be true of this network.
-    proven_builder = builder if small.origin is not None else NO_BUILDER
+    proven_builder = _builder(small)
     if format == "safetensors":
         if builder.brings_example:
             in_float32 = detached_copy(small).float()
@@ -382,9 +382,6 @@ class _Builder(NamedTuple):
         if self.architecture is None:
             return None
         return self.architecture.extras.get(key)
-
-
-NO_BUILDER = _Builder(name=None, arguments={}, architecture=None)
 
 
 def _builder(net: ElasticWrapper) -> _Builder:

@@ -115,6 +115,19 @@ def test_fsdp2_counts_the_same_steps_in_all_processes(small_cases: Results) -> N
 
 @needs_fsdp2
 @pytest.mark.slow
+def test_a_sharded_net_writes_the_bytes_of_a_whole_one_and_is_filled_from_them(
+    tmp_path: Path,
+) -> None:
+    (weights,) = torchrun(tmp_path, "fsdp2_files").values()
+
+    expected = (tmp_path / "whole_0.safetensors").read_bytes()
+    for name in ("sharded_0", "sharded_1", "filled_0", "filled_1"):
+        assert (tmp_path / f"{name}.safetensors").read_bytes() == expected, name
+    assert_equal(weights, dict(make_net().state_dict()))
+
+
+@needs_fsdp2
+@pytest.mark.slow
 def test_what_would_copy_a_sharded_net_says_what_to_do(tmp_path: Path) -> None:
     (said,) = torchrun(tmp_path, "fsdp2_and_copies").values()
     assert set(said) == {"truncate", "to_sequential", "grow"}

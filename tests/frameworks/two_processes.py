@@ -144,6 +144,26 @@ def fsdp2_and_copies(folder: Path) -> Weights:
     return said
 
 
+def fsdp2_files(folder: Path) -> Weights:
+    """Write files of an unsharded and a sharded net, and fill another sharded net from one."""
+    rank = dist.get_rank()
+    whole = folder / f"whole_{rank}.safetensors"
+    elasticnet.save(make_net(), whole)
+
+    sharded = make_net()
+    shard(*sharded.blocks, sharded)
+    elasticnet.save(sharded, folder / f"sharded_{rank}.safetensors")
+
+    other = make_net()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    shard(*other.blocks, other)
+    elasticnet.load_into(other, whole)
+    elasticnet.save(other, folder / f"filled_{rank}.safetensors")
+    return whole_weights(other)
+
+
 def fsdp2_with_the_objective_as_root(folder: Path) -> Weights:
     net = make_net(torch.float64)
     objective: ElasticObjective = make_objective(net)
@@ -259,6 +279,7 @@ WAYS: dict[str, Callable[[Path], Weights]] = {
         fsdp2_with_the_net_as_root,
         fsdp2_with_the_objective_as_root,
         fsdp2_and_copies,
+        fsdp2_files,
         fsdp2_by_step,
         fsdp2_of_split_models,
         accelerate,
