@@ -133,6 +133,8 @@ def asked_lengths(example: Sample, asked: Axes) -> list[OpenLength]:
         ValueError: An axis does not exist, its name is not a plain one, its bounds are none, or the
             example has a length outside of them.
     """
+    if not isinstance(asked, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's
+        raise ValueError(f"axes {asked!r}: expected a dict, such as {{0: 'batch'}}")
     tensors = example.tensors
     lengths: dict[str, OpenLength] = {}
     for input_name, axes in _by_input(tensors, asked).items():

@@ -12,6 +12,12 @@ from elasticnet.export.lengths import open_axes, refusal, variants
 from elasticnet.export.samples import INPUT_NAME, Sample, sample_like
 from elasticnet.wrapper import ElasticWrapper
 
+MISSING_ARGUMENT = "required positional argument"  # in Python's own message
+MISSING_ARGUMENT_HINT = "; pass it as keywords={name: tensor}"
+EXPECTED = (
+    "expected a tensor with at least one axis and one value, or a tuple, list or dict of tensors"
+)
+
 
 class Inputs(NamedTuple):
     """The inputs of one export.
@@ -89,18 +95,16 @@ def checked_example(net: nn.Module, x: Any, keywords: Mapping[str, Any]) -> Samp
     kind = type(x).__name__
     if not isinstance(x, (Tensor, tuple, list, dict)):
         raise ValueError(f"example: {kind}; {EXPECTED}")
+    if not isinstance(keywords, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - a user's
+        raise ValueError(f"keywords: {type(keywords).__name__}; expected a dict, {{name: tensor}}")
     example = Sample(x=x, keywords=keywords).map(_checked_tensor)
     if not Sample(x=example.x, keywords={}).tensors:
         raise ValueError(f"example: {kind} without a tensor; {EXPECTED}")
     reason = refusal(net, example)
     if reason is not None:
-        raise ValueError(f"example: the net does not take {example.described()}: {reason}")
+        hint = MISSING_ARGUMENT_HINT if MISSING_ARGUMENT in reason else ""
+        raise ValueError(f"example: the net does not take {example.described()}: {reason}{hint}")
     return example
-
-
-EXPECTED = (
-    "expected a tensor with at least one axis and one value, or a tuple, list or dict of tensors"
-)
 
 
 def _checked_tensor(name: str, tensor: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def make_plan(
     _check_size(small, format, int8)
     if example is None:
         example, keywords = builder.sample(keywords)
-    inputs = find_inputs(small, example, keywords or {}, axes)
+    inputs = find_inputs(small, example, {} if keywords is None else keywords, axes)
     _check_is_the_net(small, net, inputs.samples, tolerance)
     return ExportPlan(
         path=path,

@@ -74,6 +74,8 @@ def _mapped(value: Any, name: str, function: Callable[[str, Tensor], Any]) -> An
     if _is_list_or_tuple(value):
         entries = [_mapped(entry, f"{name}_{index}", function) for index, entry in enumerate(value)]
         return _of_type(value, entries)
+    if value is None:
+        raise ValueError(f"{name}: None; leave it out, since a file takes tensors alone")
     raise ValueError(
         f"{name}: {type(value).__name__}; a file takes tensors alone, or tuples, lists and dicts "
         "of tensors. Let the stem hold what never changes"

@@ -86,6 +86,7 @@ def test_an_open_axis_that_the_net_does_not_take_is_left_out_with_a_note():
         ({-1: "width"}, "axes -1: 'width'"),
         ({True: "channels"}, "axes True: 'channels'"),
         ({0: "two words"}, "axes 0: 'two words': expected .* a plain name"),
+        ([0, 1], r"axes \[0, 1\]: expected a dict, such as \{0: 'batch'\}"),
         ({0: 7}, "axes 0: 7: expected .* a plain name"),
         ({0: ("batch", 3, 2)}, r"axes 0: \('batch', 3, 2\): expected \(name, least, most\)"),
         ({0: ("batch", 0, 2)}, r"axes 0: \('batch', 0, 2\): expected \(name, least, most\)"),
@@ -97,7 +98,7 @@ def test_an_open_axis_that_the_net_does_not_take_is_left_out_with_a_note():
         ({2: "size", 3: "size"}, "axes 'size': one name .* 8 in input, 6 in input; take two"),
     ],
 )
-def test_an_axis_that_was_asked_for_is_an_error(axes: Any, message: str):
+def test_a_wrong_axis_is_an_error(axes: Any, message: str):
     with pytest.raises(ValueError, match=message):
         open_axes(Fixed(), sample(torch.rand(1, 3, 8, 6)), axes)
 
@@ -273,6 +274,8 @@ WRONG_EXAMPLES: list[tuple[Any, Mapping[str, Any], str]] = [
     ((EMPTY, EMPTY), {}, r"example: input_0: shape \(0, 3\)"),
     (torch.rand(1, 3), {"mask": EMPTY}, r"example: mask: shape \(0, 3\)"),
     (torch.rand(1, 3), {"mask": True}, "mask: bool; a file takes tensors alone"),
+    (torch.rand(1, 3), {"mask": None}, "mask: None; leave it out"),
+    (torch.rand(1, 3), torch.rand(2), "keywords: Tensor; expected a dict"),  # pyright: ignore
     (
         torch.rand(1, 3),
         {"mask": torch.rand(1)},
@@ -287,6 +290,15 @@ def test_a_wrong_example_is_refused(example: Any, keywords: Mapping[str, Any], m
 
     with pytest.raises(ValueError, match=message):
         checked_example(net, example, keywords)
+
+
+def test_an_argument_that_is_missing_is_named_with_the_way_to_pass_it():
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return x * mask
+
+    with pytest.raises(ValueError, match=r"missing 1 .*'mask'; pass it as keywords=\{name: tensor"):
+        checked_example(Masked(), torch.rand(2, 3), {})
 
 
 def test_a_net_that_returns_no_tensor_is_refused():
