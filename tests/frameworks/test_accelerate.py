@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +86,46 @@ def test_a_net_prepared_for_bfloat16_is_cut_after_it_is_unwrapped() -> None:
 
     net = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     assert_equal({"y": net.truncate(2)(x)}, {"y": net(x, depth=2)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_net_that_accelerate_compiles_trains_as_in_the_plain_loop(precision: str) -> None:
+    torch._dynamo.reset()
+    accelerator = accelerate.Accelerator(
+        cpu=True, dynamo_backend="aot_eager", mixed_precision=precision
+    )
+    prepared = accelerator.prepare(make_net())
+    optimizer = accelerator.prepare(make_optimizer(prepared.parameters()))
+    train(make_objective(prepared), optimizer, backward=accelerator.backward)
+
+    options = {"keep_fp32_wrapper": False, "keep_torch_compile": False}
+    net = accelerator.unwrap_model(prepared, **options)
+    # A graph casts a weight wherever it is used, as autocast does without its cache.
+    in_bfloat16 = trained_in_bfloat16(cache_enabled=False)
+    expected = trained_plainly() if precision == "no" else in_bfloat16
+    torch.testing.assert_close(net.state_dict(), expected)
+    x, _ = batches()[0]
+    assert_equal({"y": net.truncate(2)(x)}, {"y": net(x, depth=2)})
+
+
+@pytest.mark.slow
+def test_a_saved_state_goes_on_at_its_step(tmp_path: Path) -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    net = make_net()
+    objective, optimizer = accelerator.prepare(
+        make_objective_by_step(net), make_optimizer(net.parameters())
+    )
+    for index, (x, target) in enumerate(batches()):
+        if index == 2:
+            accelerator.save_state(str(tmp_path))
+            # Two steps that load_state undoes.
+            train(objective, optimizer, backward=accelerator.backward)
+            accelerator.load_state(str(tmp_path))
+        optimizer.zero_grad()
+        accelerator.backward(objective(x, target).total)
+        optimizer.step()
+    assert_equal(net.state_dict(), trained_by_step())
 
 
 def test_gradient_accumulation_trains_as_one_larger_batch() -> None:

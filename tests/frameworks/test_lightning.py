@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 import elasticnet
 from elasticnet import ElasticWrapper
@@ -82,6 +82,21 @@ def test_steps_are_counted_without_being_passed_and_validation_does_not_count() 
     trainer = make_trainer(devices=1, val_check_interval=1)
     rows = DataLoader(dataset(), batch_size=BATCH_SIZE)
     trainer.fit(module, rows, rows)
+    assert_equal(module.objective.net.state_dict(), trained_by_step())
+
+
+def test_a_training_that_is_resumed_goes_on_at_its_step(tmp_path: Path) -> None:
+    half = len(dataset()) // 2
+    first_half = DataLoader(Subset(dataset(), range(half)), batch_size=BATCH_SIZE)
+    second_half = DataLoader(Subset(dataset(), range(half, 2 * half)), batch_size=BATCH_SIZE)
+    begun = make_trainer(max_epochs=1, devices=1)
+    begun.fit(ElasticModule(by_step=True), first_half)
+    begun.save_checkpoint(tmp_path / "begun.ckpt")
+
+    module = ElasticModule(by_step=True)
+    make_trainer(max_epochs=2, devices=1).fit(
+        module, second_half, ckpt_path=tmp_path / "begun.ckpt"
+    )
     assert_equal(module.objective.net.state_dict(), trained_by_step())
 
 

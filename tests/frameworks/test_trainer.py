@@ -74,6 +74,16 @@ def test_bfloat16_reaches_every_pass_of_the_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_objective_that_the_trainer_compiles_is_one_graph(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    net = make_net()
+    train(make_objective(net), tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(net.state_dict(), trained_plainly(weight_decay=0.0))
+
+
+@pytest.mark.slow
 def test_gradient_accumulation_trains_as_one_larger_batch(tmp_path: Path) -> None:
     """The Trainer divides the loss itself: neither net nor objective takes `num_items_in_batch`."""
     net = make_net()

@@ -137,6 +137,16 @@ def test_what_would_copy_a_sharded_net_says_what_to_do(tmp_path: Path) -> None:
 
 @needs_fsdp2
 @pytest.mark.slow
+def test_fsdp2_computes_in_bfloat16_and_keeps_float32(tmp_path: Path) -> None:
+    (seen,) = torchrun(tmp_path, "fsdp2_in_bfloat16").values()
+    assert seen["features"] == torch.bfloat16
+    assert seen["prediction"] == torch.float32
+    assert seen["weights"] == torch.float32
+    assert seen["after"] < seen["before"]
+
+
+@needs_fsdp2
+@pytest.mark.slow
 def test_fsdp2_with_the_objective_as_root(tmp_path: Path) -> None:
     (weights,) = torchrun(tmp_path, "fsdp2_with_the_objective_as_root").values()
     assert_trained_as_one(weights)

@@ -82,7 +82,7 @@ def compiled_ddp_around_the_net(folder: Path) -> Weights:
 # --- FSDP2
 
 
-def shard(*modules: nn.Module) -> None:
+def shard(*modules: nn.Module, policy: Any = None) -> None:
     """Shard modules over the processes; each module after the modules inside it."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -90,7 +90,10 @@ def shard(*modules: nn.Module) -> None:
     # Without a mesh, torch takes the accelerator of this machine if it has one.
     mesh = init_device_mesh("cpu", (NUM_PROCESSES,))
     for module in modules:
-        fully_shard(module, mesh=mesh)
+        if policy is None:
+            fully_shard(module, mesh=mesh)
+        else:
+            fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def whole_weights(net: nn.Module) -> Weights:
@@ -119,6 +122,33 @@ def fsdp2_by_step(folder: Path) -> Weights:
     if dist.get_rank() == 0:
         assert state["step_counter.steps"] == NUM_BATCHES
     return whole_weights(net)
+
+
+def fsdp2_in_bfloat16(folder: Path) -> Weights:
+    """Return the dtypes of a pass, and the loss before and after the training."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    in_bfloat16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    root_policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+    )
+    net = make_net()
+    shard(*net.blocks, policy=in_bfloat16)
+    shard(net, policy=root_policy)
+    features: list[Any] = []
+    net.blocks[1].register_forward_hook(lambda block, inputs, output: features.append(output))
+    objective = make_objective(net)
+    x, target = dataset().tensors
+    before = objective(x, target).total
+    train(objective, make_optimizer(net.parameters()), rows=own_rows())
+    after = objective(x, target).total
+    return {
+        "features": features[0].dtype,
+        "prediction": net(x, taps=net.taps).predictions[0].dtype,
+        "weights": net.get_parameter("blocks.1.linear.weight").dtype,
+        "before": before.item(),
+        "after": after.item(),
+    }
 
 
 def zero_last_layer(block: Any) -> None:
@@ -281,6 +311,7 @@ WAYS: dict[str, Callable[[Path], Weights]] = {
         fsdp2_and_copies,
         fsdp2_files,
         fsdp2_by_step,
+        fsdp2_in_bfloat16,
         fsdp2_of_split_models,
         accelerate,
         lightning,
