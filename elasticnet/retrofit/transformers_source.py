@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from elasticnet.retrofit.anatomy import without_cache
 from elasticnet.retrofit.source_model import (
     ModelSource,
     Names,
@@ -72,11 +72,7 @@ class TransformersSource(ModelSource):
             x: The model's input.
             inputs: Its further inputs.
         """
-        keywords = dict(inputs)
-        # The net's stem runs without a cache; keys and values that go through one lie in memory in
-        # another way, which changes the last bits of the attention written in plain PyTorch.
-        if "use_cache" in inspect.signature(model.forward).parameters:
-            keywords["use_cache"] = False
+        keywords = {**inputs, **without_cache(model)}
         if not self.config.return_dict:
             keywords["return_dict"] = True
         return head.chosen(model(x, **keywords))
