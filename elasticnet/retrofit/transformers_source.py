@@ -22,6 +22,8 @@ from elasticnet.retrofit.source_model import (
 )
 
 NUM_LAYERS = "num_hidden_layers"  # every config has it, if not under this name in attribute_map
+# Where a config speaks of an encoder and a decoder, that is the number of the encoder's layers.
+NUM_DECODER_LAYERS = "decoder_layers"
 # Backbones name their stages in the config, one for each layer; without these entries the config
 # takes the last one.
 STAGE_ENTRIES = ("stage_names", "out_features", "out_indices")
@@ -52,7 +54,12 @@ class TransformersSource(ModelSource):
             ValueError: The config does not say how many layers there are, or the class has no
                 tensor of this key or shape.
         """
-        config = config_of_depth(self.config, len(self.names.blocks), depth)
+        config = config_of_depth(
+            self.config,
+            num_layers=len(self.names.blocks),
+            depth=depth,
+            of_decoder="decoder" in self.names.block_paths[0].split("."),
+        )
         build: Any = self.model_class
         # The class draws random weights, which are replaced. The caller's generator stays as it is.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -155,7 +162,7 @@ def _fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 # --- the config
 
 
-def config_of_depth(config: Any, num_layers: int, depth: int) -> Any:
+def config_of_depth(config: Any, num_layers: int, depth: int, of_decoder: bool = False) -> Any:
     """Return a copy of a config for a model of another number of layers.
 
     It is made of the entries that `save_pretrained` writes, as `from_pretrained` makes it. Lists
@@ -165,6 +172,7 @@ def config_of_depth(config: Any, num_layers: int, depth: int) -> Any:
         config: The config, or one that holds the config of the layers (its text_config, say).
         num_layers: How many layers it speaks of.
         depth: How many layers the copy speaks of.
+        of_decoder: Whether they are a decoder's, which the config may count under another name.
 
     Returns:
         The new config.
@@ -173,44 +181,52 @@ def config_of_depth(config: Any, num_layers: int, depth: int) -> Any:
         ValueError: It does not say how many layers there are, or its class refuses the number.
     """
     entries = config.to_dict()
-    holder, of_holder = _which_holds_layers(config, entries, num_layers)
+    number = NUM_LAYERS
+    if of_decoder and NUM_DECODER_LAYERS in entries:
+        number = NUM_DECODER_LAYERS
+    holder, of_holder = _which_holds_layers(config, entries, number, num_layers)
     for name in STAGE_ENTRIES:
         if name in of_holder:
             del of_holder[name]
     for name, value in of_holder.items():
         if _is_list(value) and len(value) == num_layers and _speaks_of_layers(name):
-            longer = [*value, *value[-1:] * max(0, depth - num_layers)]
-            of_holder[name] = longer[:depth]
+            of_holder[name] = _of_length(value, depth)
     # GPT-Neo's form of the same list: kinds of attention, and how often they repeat
     if "attention_types" in of_holder:
         of_holder["attention_types"] = [[of_holder["attention_layers"], 1]]
-    of_holder[holder.attribute_map.get(NUM_LAYERS, NUM_LAYERS)] = depth
+    of_holder[holder.attribute_map.get(number, number)] = depth
 
     config_class: Any = config.__class__
     kind = config_class.__name__
     try:
         made = config_class.from_dict(entries)
     except Exception as error:  # whatever the checks of the config's class raise
-        raise ValueError(f"{kind} takes no {NUM_LAYERS}={depth}: {error}") from error
+        raise ValueError(f"{kind} takes no {number}={depth}: {error}") from error
     # Which attention runs is no entry of a config, and it decides about the last bits.
     made._attn_implementation = config._attn_implementation
     return made
 
 
 def _which_holds_layers(
-    config: Any, entries: dict[str, Any], num_layers: int
+    config: Any, entries: dict[str, Any], number: str, num_layers: int
 ) -> tuple[Any, dict[str, Any]]:
     """The config with this number of layers, the whole one or a part, and its entries."""
-    if getattr(config, NUM_LAYERS, None) == num_layers:
+    if getattr(config, number, None) == num_layers:
         return config, entries
     for name in config.sub_configs:
         part = getattr(config, name, None)
-        if getattr(part, NUM_LAYERS, None) == num_layers:
+        if getattr(part, number, None) == num_layers:
             return part, entries[name]
     raise ValueError(
-        f"{type(config).__name__} is not cut: its {NUM_LAYERS} is not {num_layers}, the number of "
+        f"{type(config).__name__} is not cut: its {number} is not {num_layers}, the number of "
         "blocks"
     )
+
+
+def _of_length(entries: list[Any], length: int) -> list[Any]:
+    """The first entries of a list; where it is too short, its last one again and again."""
+    missing = max(0, length - len(entries))
+    return entries[:length] + [entries[-1]] * missing
 
 
 def _speaks_of_layers(name: str) -> bool:

@@ -95,6 +95,13 @@ def gemma() -> Any:
     return hf.Gemma3ForCausalLM(config)
 
 
+def bart_decoder() -> Any:
+    """Its config counts the layers of an encoder, too, which this model does not have."""
+    sizes = {"d_model": 24, "decoder_attention_heads": 2, "decoder_ffn_dim": 32}
+    config = hf.BartConfig(**sizes, decoder_layers=3, encoder_layers=2, vocab_size=40)
+    return hf.BartForCausalLM(config)
+
+
 TEXT_MODELS: dict[str, Callable[[], Any]] = {
     "bert": bert,
     "bert, classes": classifying_bert,
@@ -171,6 +178,14 @@ def test_generating_with_a_cache_gives_what_the_net_predicts_token_by_token(name
             IDS[:1, :4], max_new_tokens=8, do_sample=False, use_cache=True, eos_token_id=None
         )
         assert torch.equal(generated, ids)
+
+
+def test_the_layers_of_a_decoder_alone_are_counted_as_the_decoders() -> None:
+    net = split_transformer(made(bart_decoder), IDS).wrap().eval()
+    model = to_model(net, 2)
+    assert (model.config.decoder_layers, model.config.encoder_layers) == (2, 2)
+    with torch.no_grad():
+        assert torch.equal(model(IDS, use_cache=False).logits, net(IDS, depth=2))
 
 
 def test_the_lists_of_a_config_that_speak_of_layers_are_cut() -> None:
