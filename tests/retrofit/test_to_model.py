@@ -317,18 +317,6 @@ def test_a_staged_timm_model_is_cut_in_its_last_stage() -> None:
         assert torch.equal(shallow(x), net(x, depth=1))
 
 
-def test_statistics_of_each_depth_go_into_its_model() -> None:
-    torch.manual_seed(0)
-    blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(2)]
-    head = nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(*blocks), head).eval()
-    net = split_at(model, "1", PIXELS).wrap().eval()
-    recalibrate(net, [PIXELS])
-    means = [to_model(net, depth)[2][0].running_mean for depth in net.taps]
-    assert not torch.equal(means[0], means[1])
-    assert torch.equal(to_model(net, 1)(PIXELS), net(PIXELS, depth=1))
-
-
 def test_any_model_whose_blocks_are_a_list_is_cut() -> None:
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(3)]
