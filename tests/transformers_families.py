@@ -173,6 +173,7 @@ SPECIAL: dict[str, Special] = {
     "regnet": Special({**STAGES, "embedding_size": 8, "groups_width": 4}),
     "resnet": Special({**STAGES, "embedding_size": 8}),
     "roc_bert": Special({"pronunciation_vocab_size": 30, "shape_vocab_size": 30}),
+    "rwkv": Special({"rescale_every": 0}),
     "segformer": Special({**STAGES, "num_attention_heads": [1, 1, 2, 2]}),
     "sew": Special({**CONVOLUTIONS, "squeeze_factor": 1}),
     "siglip_vision_model": Special(options={"output": "pooler_output"}),

@@ -77,6 +77,7 @@ def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inp
         raise ValueError(
             f"{type(model).__name__} is not a transformers model: expected one with a base_model"
         )
+    _check_rescaling(model)
     with attributes_put_back(model):
         with _returning_mappings(model):
             parts = _split(model, example, output, inputs)
@@ -89,6 +90,16 @@ def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inp
             inputs=inputs,
         )
         return parts._replace(source=source)
+
+
+def _check_rescaling(model: Any) -> None:
+    """Refuse RWKV's habit of dividing the weights of its layers in eval mode."""
+    every = getattr(model.config, "rescale_every", None) or 0
+    if every > 0:
+        raise ValueError(
+            f"{type(model).__name__} is not split: rescale_every={every} lets its forward change "
+            "the weights of its layers. Set model.config.rescale_every = 0 first"
+        )
 
 
 @contextmanager

@@ -138,6 +138,7 @@ def test_prefix_tokens_are_counted() -> None:
         assert split(made(build, 2), x, output=output).prefix_tokens == expected
 
 
+RWKV: dict[str, Any] = {"vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 3}
 REFUSED: dict[str, tuple[Callable[[], Any], Tensor, str]] = {
     "resnet": (
         lambda: hf.ResNetForImageClassification(hf.ResNetConfig(**STAGES, embedding_size=8)),
@@ -168,6 +169,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], Tensor, str]] = {
         ),
         IDS,
         r"does not run on the example .*: pass its other inputs by name, or split the part",
+    ),
+    "rwkv": (
+        lambda: hf.RwkvForCausalLM(hf.RwkvConfig(**RWKV, rescale_every=2)),
+        IDS,
+        r"rescale_every=2 .* Set model.config.rescale_every = 0 first",
     ),
     "t5": (
         lambda: hf.T5Model(hf.T5Config(**T5, num_layers=2)),
