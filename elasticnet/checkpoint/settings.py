@@ -69,12 +69,14 @@ def plain_settings(module: nn.Module) -> dict[str, str]:
     Returns:
         Each value as a text, the same in every process, by the attribute's name.
     """
+    left_out = _left_out(module)
     settings: dict[str, str] = {}
     for name, value in vars(module).items():
-        if not name.startswith("_") and name not in _left_out(module):
-            text = _as_text(value)
-            if text is not None:
-                settings[name] = text
+        if name.startswith("_") or name in left_out:
+            continue
+        text = _as_text(value)
+        if text is not None:
+            settings[name] = text
     return settings
 
 
