@@ -1,7 +1,8 @@
 """Which of PyTorch's operators multiply and add, and how often.
 
 The rule. What multiplies pairs of values and sums the products is counted: products of matrices and
-vectors, convolutions, attention, distances between all pairs, and a `mul` whose result is summed.
+vectors, convolutions, attention, distances between all pairs, and a `mul` whose result is summed,
+as it is, copied or seen through a view.
 What takes a fixed number of steps for each value that it reads or writes is left out, as published
 tables do: activations, sums, normalisation, pooling, copies, sorting, resizing by fixed weights.
 An operator of neither kind is named, because its work is not known.
@@ -29,7 +30,17 @@ aten: Any = torch.ops.aten
 # Operators of these namespaces are torch's own.
 OWN_NAMESPACES = ("aten", "prim", "prims")
 PRODUCTS = (aten.mul, aten.mul_)
-SUMS = (aten.mean, aten.nansum, aten.sum)
+COPIES = (aten._to_copy, aten._unsafe_view, aten.clone)
+# Which argument of an operator it sums; the later ones are what graph networks sum messages by.
+SUMMED_ARGUMENT: dict[Any, int] = {
+    aten.mean: 0,
+    aten.nansum: 0,
+    aten.sum: 0,
+    aten.index_add: 3,
+    aten.index_add_: 3,
+    aten.scatter_add: 3,
+    aten.scatter_add_: 3,
+}
 
 
 @dataclass
@@ -88,7 +99,7 @@ class OperatorNotes(TorchDispatchMode):
         elif _packet_of(func) in PRODUCTS:
             self._note_product(arguments, result)
         else:
-            self._note_sum_or_view(func, arguments, result)
+            self._note_sum_or_copy(func, arguments, result)
         return result
 
     def _note_product(self, arguments: Sequence[Any], result: Any) -> None:
@@ -98,16 +109,18 @@ class OperatorNotes(TorchDispatchMode):
         if _has_many_values(first) and _has_many_values(second):
             self._products[result] = _Product(macs=result.numel())
 
-    def _note_sum_or_view(self, func: Any, arguments: Sequence[Any], result: Any) -> None:
-        """Count a product if this sums it, or a view of it."""
-        source = arguments[0] if arguments else None
+    def _note_sum_or_copy(self, func: Any, arguments: Sequence[Any], result: Any) -> None:
+        """Count a product if this sums it; follow it into a view or a copy."""
+        packet = _packet_of(func)
+        position = SUMMED_ARGUMENT.get(packet, 0)
+        source = arguments[position] if position < len(arguments) else None
         if not isinstance(source, Tensor) or source not in self._products:
             return
         product = self._products[source]
-        if _packet_of(func) in SUMS and not product.is_counted:
+        if packet in SUMMED_ARGUMENT and not product.is_counted:
             product.is_counted = True
             self.summed_products += product.macs
-        elif func.is_view and isinstance(result, Tensor):
+        elif (func.is_view or packet in COPIES) and isinstance(result, Tensor):
             self._products[result] = product
 
 
@@ -188,6 +201,12 @@ def _product_with_transposed(
     return 2 * math.prod(out_shape) * first[-1]  # (..., n, k) and (..., m, k) give (..., n, m)
 
 
+def _grouped_product(first: Sequence[int], second: Sequence[int], *_: Any, **__: Any) -> int:
+    if len(first) == 3 and len(second) == 2:
+        first = first[1:]  # each group multiplies its part of the columns of the second one
+    return 2 * math.prod(first) * second[-1]
+
+
 def _bilinear(
     first: Sequence[int], weight: Sequence[int], second: Sequence[int], *_: Any, **__: Any
 ) -> int:
@@ -240,3 +259,5 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     aten.conv_tbc: _convolution_over_time,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # torch 2.6 leaves it out
 }
+if hasattr(aten, "_grouped_mm"):  # of mixtures of experts; torch 2.6 has none
+    FORMULAS[aten._grouped_mm] = _grouped_product

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrizations
 from elasticnet import ElasticWrapper
 from elasticnet.card import depth_costs, measure
 from elasticnet.card.counting import count_macs, count_pass
+from elasticnet.card.operators import FORMULAS
 
 BATCH, TOKENS, WIDTH = 2, 5, 8
 X = torch.rand(BATCH, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -209,6 +210,24 @@ def written_out_and_viewed(x: Tensor, matrix: Tensor) -> Tensor:
     return products.view(BATCH, TOKENS, WIDTH, 2, -1).sum((-2, -1))
 
 
+def copied_and_summed(x: Tensor, matrix: Tensor) -> Tensor:
+    products = x[..., None] * matrix  # (b, n, in, out)
+    copied = products.transpose(1, 2).reshape(BATCH, WIDTH, -1).double()  # (b, in, n * out)
+    return copied.sum(1).view(BATCH, TOKENS, WIDTH).float()
+
+
+def summed_by_index(x: Tensor, matrix: Tensor) -> Tensor:
+    """Sums messages over the edges of a graph in which every node has itself for a neighbour."""
+    nodes = torch.arange(TOKENS)
+    weights = matrix[0].expand(TOKENS, WIDTH)
+    return torch.zeros_like(x).index_add(1, nodes, x * weights)
+
+
+def every_value_once(x: Tensor, matrix: Tensor) -> int:
+    del matrix
+    return x.numel()
+
+
 def summed_twice(x: Tensor, matrix: Tensor) -> Tensor:
     products = x[..., None] * matrix
     return products.sum(-1) + products.sum(-2)
@@ -274,6 +293,8 @@ COUNTED: list[tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor
     (written_out, naive_product),
     (written_out_and_viewed, naive_product),
     (summed_twice, naive_product),
+    (copied_and_summed, naive_product),
+    (summed_by_index, every_value_once),
     (by_einsum, naive_product),
     (by_row, one_row),
     (by_vector, one_row),
@@ -293,6 +314,24 @@ def test_a_product_counts_what_a_loop_counts(
 
     assert counted.macs == HEAD_MACS + 2 * naive_count(X, torch.eye(WIDTH))
     assert counted.not_counted == ()
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.aten, "_grouped_mm"), reason="torch 2.6 has none")
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((12, 8), (3, 8, 16)), ((3, 4, 8), (8, 48)), ((16, 24), (24, 8)), ((3, 4, 8), (3, 8, 16))],
+)
+def test_products_of_groups_count_what_each_group_multiplies(
+    first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
+    rows, inner = first[-2:]
+    columns = second[-1]
+    if len(first) == len(second) == 3:
+        rows *= 3  # each group has rows of its own
+
+    counted = FORMULAS[torch.ops.aten._grouped_mm](first, second)
+
+    assert counted == 2 * rows * inner * columns
 
 
 def transformed(x: Tensor, matrix: Tensor) -> Tensor:
