@@ -27,9 +27,13 @@ Y = torch.randn(2, 2, 5, 6, generator=torch.Generator().manual_seed(2))
 KEY = "step_counter.steps"
 
 
+def weight_of_step(step: int) -> float:
+    return float(step)
+
+
 def scheduled(**options: Any) -> ElasticObjective:
     """Return an objective whose self-distillation weighs as much as the step is large."""
-    arguments: dict[str, Any] = {"psd_weight": float, **options}
+    arguments: dict[str, Any] = {"psd_weight": weight_of_step, **options}
     return ElasticObjective(conv_net(3), nn.L1Loss(), **arguments)
 
 
