@@ -109,7 +109,7 @@ class KeptTensors:
 
     def is_overwritten(self) -> bool:
         """Return whether something that a part can be given was written to since it was kept."""
-        return any(map(_is_overwritten, self._watched))
+        return _first_overwritten(self._watched) is not None
 
     def error(self, writer: str) -> OverwrittenError:
         """Return the error for what `is_overwritten` has found.
@@ -117,8 +117,9 @@ class KeptTensors:
         Args:
             writer: What messages call the part that ran last.
         """
-        kept = [*self._watched, *self._others]
-        *_, name = next(entry for entry in kept if _is_overwritten(entry))
+        entry = _first_overwritten([*self._watched, *self._others])
+        assert entry is not None
+        _, _, _, name = entry
         return OverwrittenError(
             f"{writer} writes in place into {name}, which is still needed: {self._remedy}"
         )
@@ -132,7 +133,7 @@ class KeptTensors:
         Raises:
             OverwrittenError: It was written to.
         """
-        if self.is_overwritten() or any(map(_is_overwritten, self._others)):
+        if _first_overwritten([*self._watched, *self._others]) is not None:
             raise self.error(writer)
 
     def _entries(self, value: Any, name: str) -> list[_Entry]:
@@ -148,12 +149,15 @@ class KeptTensors:
         return entries
 
 
-def _is_overwritten(entry: _Entry) -> bool:
-    """Return whether a tensor was written to since it was kept."""
-    tensor, version, values, _ = entry
-    if version is not None and tensor._version != version:
-        return True
-    return values is not None and not same_bits(tensor, values)
+def _first_overwritten(entries: Sequence[_Entry]) -> _Entry | None:
+    """Return the first tensor that was written to since it was kept; None: none was."""
+    for entry in entries:
+        tensor, version, values, _ = entry
+        if version is not None and tensor._version != version:
+            return entry
+        if values is not None and not same_bits(tensor, values):
+            return entry
+    return None
 
 
 def tensors_in(value: Any) -> list[Tensor]:

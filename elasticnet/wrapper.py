@@ -347,7 +347,9 @@ class ElasticWrapper(nn.Module):
 
         In lists and dicts of its own in any case, which it may change.
         """
-        return copied(value) if self.copy_features else in_own_containers(value)
+        if self.copy_features:
+            return copied(value)
+        return in_own_containers(value)
 
     # --- the stem
 
