@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -49,8 +50,12 @@ from elasticnet.taps import TapReport, Taps, resolve_depth, resolve_depths, reso
 CallBlock = Callable[[nn.Module, Any, Any, int], tuple[Any, Any]]
 
 
-class PassState(NamedTuple):
+@dataclass(eq=False)
+class PassState:
     """Where a pass stands: what the blocks so far have computed, and what the next ones need.
+
+    A pass changes its state as it goes, so that each block's features are freed as soon as the next
+    block has read them. A state from `ElasticWrapper.run_to` does not change any more.
 
     Attributes:
         depth: How many blocks have run.
@@ -65,6 +70,20 @@ class PassState(NamedTuple):
     context: Any
     skip: Any
     kept: KeptTensors
+
+    def copy(self, kept: KeptTensors | None = None) -> PassState:
+        """Return a state of its own with the same tensors.
+
+        Args:
+            kept: What no part may overwrite from now on. None: as before.
+        """
+        return PassState(
+            depth=self.depth,
+            features=self.features,
+            context=self.context,
+            skip=self.skip,
+            kept=self.kept if kept is None else kept,
+        )
 
 
 class Origin(NamedTuple):
@@ -250,7 +269,7 @@ class ElasticWrapper(nn.Module):
 
         last_depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
         state = self._run_stem(x, last_depth, keywords)
-        state = self._run_blocks(state, last_depth)
+        self._run_blocks(state, last_depth)
         (prediction,) = self._predict([state], self._head_takes_all_taps())
         return prediction
 
@@ -267,9 +286,10 @@ class ElasticWrapper(nn.Module):
         state = self._run_stem(x, self.taps[-1], keywords)
         kept = state.kept
         for tap in self.taps:
-            at_tap = self._run_blocks(state, tap)
+            self._run_blocks(state, tap)
+            at_tap = state.copy()
             states.append(at_tap)
-            state = self._going_on_from(at_tap)
+            self._keep_tap(state)
             # Before the later blocks run: one of them could change these features by a write that
             # PyTorch does not count, such as one in inference_mode.
             if tap in depths and not predicts_at_end:
@@ -284,36 +304,35 @@ class ElasticWrapper(nn.Module):
         features = tuple(each.features for each in states)
         return Taps(depths, tuple(predictions), features)
 
-    def _going_on_from(self, state: PassState) -> PassState:
-        """Keep what the head reads at a tap, and return the state that the blocks go on from."""
-        depth, features, context, skip, kept = state
+    def _keep_tap(self, state: PassState) -> None:
+        """Keep what the head reads at a tap."""
         if self.head_skip != "context":
-            kept.keep_features(features, name=f"the features at depth {depth}")
-            return state
-        kept.keep_features([features, context], f"the features or the context at depth {depth}")
+            state.kept.keep_features(state.features, name=f"the features at depth {state.depth}")
+            return
+        name = f"the features or the context at depth {state.depth}"
+        state.kept.keep_features([state.features, state.context], name)
         # The head reads the context as it is here, and the later blocks may change theirs.
-        return PassState(depth, features, self._given(context), skip, kept)
+        state.context = self._given(state.context)
 
-    def _run_blocks(self, state: PassState, last_depth: int) -> PassState:
-        """Run the blocks behind a state, up to `last_depth`."""
-        features = state.features
-        context = state.context
-        kept = state.kept
+    def _run_blocks(self, state: PassState, last_depth: int) -> None:
+        """Run the blocks behind a state, up to `last_depth`, and change the state."""
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         blocks = islice(self.blocks, state.depth, last_depth)
         for depth, block in enumerate(blocks, start=state.depth + 1):
             if recompute:
                 # The backward pass will run the block again, on these features.
                 name = f"the features at depth {depth - 1}, for the backward pass,"
-                kept.keep_features(features, name)
-            given = self._given(features)
+                state.kept.keep_features(state.features, name)
+            given = self._given(state.features)
             if self.call_block is None:
-                features = self._call_plainly(block, given, depth, recompute)
+                state.features = self._call_plainly(block, given, depth, recompute)
             else:
-                features, context = self._call_by_user(block, given, context, depth, recompute)
-            if kept.is_overwritten():
-                raise kept.error(writer=f"block {depth} ({type(block).__name__})")
-        return PassState(last_depth, features, context, state.skip, kept)
+                state.features, state.context = self._call_by_user(
+                    block, given, state.context, depth, recompute
+                )
+            state.depth = depth
+            if state.kept.is_overwritten():
+                raise state.kept.error(writer=f"block {depth} ({type(block).__name__})")
 
     def _call_plainly(self, block: nn.Module, features: Any, depth: int, recompute: bool) -> Any:
         """Return what a block makes of the features alone."""
@@ -501,8 +520,8 @@ class ElasticWrapper(nn.Module):
         self._check_nothing_is_left_out()
         last_depth = resolve_depth(depth, self.taps)
         state = self._run_stem(x, self.taps[-1], keywords)
-        state = self._run_blocks(state, last_depth)
-        return state._replace(kept=_kept_between_calls(state))
+        self._run_blocks(state, last_depth)
+        return state.copy(kept=_kept_between_calls(state))
 
     def continue_from(self, state: PassState, depth: int) -> PassState:
         """Run the blocks behind a state, up to a deeper tap.
@@ -529,10 +548,10 @@ class ElasticWrapper(nn.Module):
                 "on to deeper taps alone"
             )
         check_not_overwritten_since(state.kept, state.depth)
-        # The blocks may change the context, and write down what they are about to read again.
-        start = state._replace(context=self._given(state.context), kept=_kept_between_calls(state))
-        state = self._run_blocks(start, last_depth)
-        return state._replace(kept=_kept_between_calls(state))
+        going_on = state.copy(kept=_kept_between_calls(state))
+        going_on.context = self._given(state.context)  # the blocks may change theirs
+        self._run_blocks(going_on, last_depth)
+        return going_on.copy(kept=_kept_between_calls(going_on))
 
     def predict(self, state: PassState) -> Any:
         """Return the prediction at the depth of a state.
