@@ -99,6 +99,16 @@ def trained_plainly(
     return net.state_dict()
 
 
+def trained_by_sgd(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Return the weights after the plain loop with SGD, which sees by how much a loss is divided.
+
+    AdamW divides gradients by their own size.
+    """
+    net = make_net(dtype)
+    train(make_objective(net), torch.optim.SGD(net.parameters(), lr=LEARNING_RATE), dtype=dtype)
+    return net.state_dict()
+
+
 def trained_by_step(
     dtype: torch.dtype = torch.float32, weight_decay: float = 0.01
 ) -> dict[str, Tensor]:
