@@ -37,12 +37,14 @@ class OpenLength(NamedTuple):
         least: The smallest length.
         most: The largest length; None for no limit.
         places: The axes that have this length.
+        is_of_first_input: Whether the first of these is an axis of the network's first input.
     """
 
     name: str
     least: int
     most: int | None
     places: tuple[Place, ...]
+    is_of_first_input: bool = True
 
     @property
     def is_batch(self) -> bool:
@@ -66,6 +68,21 @@ class OpenLength(NamedTuple):
         """
         length = max(length, self.least)
         return length if self.most is None else min(length, self.most)
+
+    def advice(self, least: int, most: int | None) -> str:
+        """Return what a user writes for other bounds, in Python and on the command line.
+
+        Args:
+            least: The smallest length.
+            most: The largest length; None for no limit.
+        """
+        input_name, axis = self.places[0]
+        spec = f'{axis}: ("{self.name}", {least}, {most})'
+        option = f"{axis}={self.name}:{least}:{'' if most is None else most}"
+        if not self.is_of_first_input:
+            spec = f"{input_name!r}: {{{spec}}}"
+            option = f"{input_name}.{option}"
+        return f"write axes={{{spec}}} (on the command line: --axis {option})"
 
 
 class OpenAxes(NamedTuple):
@@ -142,7 +159,7 @@ def asked_lengths(example: Sample, asked: Axes) -> list[OpenLength]:
             raise ValueError(f"axes {input_name!r}: the inputs are {', '.join(tensors)}")
         for axis, spec in sorted(axes.items()):
             place = Place(input_name, axis)
-            length = _length(spec, place, tensors[input_name])
+            length = _length(spec, place, tensors)
             before = lengths.get(length.name)
             lengths[length.name] = length if before is None else _joined(before, length)
     for length in lengths.values():
@@ -178,9 +195,10 @@ def _names_inputs(asked: Axes) -> TypeGuard[Mapping[str, Mapping[int, AxisSpec]]
     return bool(named)
 
 
-def _length(spec: Any, place: Place, tensor: Tensor) -> OpenLength:
+def _length(spec: Any, place: Place, tensors: Mapping[str, Tensor]) -> OpenLength:
     """One axis that was asked for, checked."""
     axis = place.axis
+    tensor = tensors[place.input]
     entries: Sequence[Any] = spec if _is_sequence(spec) else (spec, 1, None)
     # True would pass for axis 1
     is_axis = not isinstance(axis, bool) and axis in range(tensor.ndim)
@@ -195,7 +213,8 @@ def _length(spec: Any, place: Place, tensor: Tensor) -> OpenLength:
             "or None for no most"
         )
     name, least, most = entries
-    return OpenLength(name=name, least=least, most=most, places=(place,))
+    is_of_first_input = place.input == next(iter(tensors))
+    return OpenLength(name, least, most, places=(place,), is_of_first_input=is_of_first_input)
 
 
 def _is_sequence(spec: Any) -> TypeGuard[Sequence[Any]]:
@@ -215,7 +234,8 @@ def _joined(first: OpenLength, second: OpenLength) -> OpenLength:
     if len(bounds) > 1:
         raise ValueError(f"axes {first.name!r}: two different bounds, {sorted(bounds, key=str)}")
     least, most = bounds.pop() if bounds else (1, None)
-    return OpenLength(first.name, least, most, places=(*first.places, *second.places))
+    places = (*first.places, *second.places)
+    return first._replace(least=least, most=most, places=places)
 
 
 def _check_example(example: Sample, length: OpenLength) -> None:

@@ -188,17 +188,8 @@ def _advice(net: nn.Module, example: Sample, lengths: Sequence[OpenLength]) -> s
         most = _most_taken(net, example, length)
         if most == least:
             continue  # the example's alone
-        input_name, axis = length.places[0]
-        spec = f'{axis}: ("{length.name}", {least}, {most})'
-        option = f"{axis}={length.name}:{least}:{'' if most is None else most}"
-        if input_name != next(iter(example.tensors)):
-            spec = f"{input_name!r}: {{{spec}}}"
-            option = f"{input_name}.{option}"
         range_taken = f"{least} or more" if most is None else f"{least} to {most}"
-        parts.append(
-            f"; it takes {range_taken} {length.name}: write axes={{{spec}}} "
-            f"(on the command line: --axis {option})"
-        )
+        parts.append(f"; it takes {range_taken} {length.name}: {length.advice(least, most)}")
     return "".join(parts)
 
 

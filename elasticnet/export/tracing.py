@@ -20,6 +20,7 @@ from elasticnet.export.plan import ExportError, ExportPlan
 from elasticnet.export.samples import Sample, sample_like
 from elasticnet.wrapper import ElasticWrapper
 
+MAX_LIMIT = 2**31  # a larger one is PyTorch's own, of what an index can be
 EXPORTER_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -101,7 +102,8 @@ def _first_argument(net: nn.Module) -> str:
 def _keywords_named(net: nn.Module, keywords: Iterable[str]) -> Generator[None, None, None]:
     """Let the forward of a network list its keyword arguments by name inside a `with` block.
 
-    The guards that torch.export writes for a `**keywords` argument do not run.
+    torch.export's checks of a `**keywords` argument do not run (NameError: name 'L' is not
+    defined).
     """
     if not keywords:
         yield
@@ -125,17 +127,34 @@ def _keywords_named(net: nn.Module, keywords: Iterable[str]) -> Generator[None, 
 
 
 def _check_open_axes(program: torch.export.ExportedProgram, plan: ExportPlan) -> None:
-    """Raise if the network's code fixes an axis that should be open."""
+    """Raise if the network's code fixes an axis that should be open, or limits its length."""
     shapes = input_shapes(program, plan)
     for length in plan.inputs.open_axes.lengths:
         for input_name, axis in length.places:
             traced = shapes[input_name][axis]
+            of_input = "" if len(shapes) == 1 else f" of {input_name}"
+            where = f"axis {axis} ({length.name}){of_input}"
             if not isinstance(traced, torch.SymInt):
-                of_input = "" if len(shapes) == 1 else f" of {input_name}"
                 raise ExportError(
-                    f"axis {axis} ({length.name}){of_input}: the net's code fixes it at {traced}; "
-                    "leave it out of axes= to export for this length alone. Nothing was written"
+                    f"{where}: the net's code fixes it at {traced}; leave it out of axes= to "
+                    "export for this length alone. Nothing was written"
                 )
+            limit = _limit(program, traced)
+            if limit is not None and (length.most is None or limit < length.most):
+                raise ExportError(
+                    f"{where}: the net's code limits it to {limit}; {length.advice(1, limit)}. "
+                    "Nothing was written"
+                )
+
+
+def _limit(program: torch.export.ExportedProgram, traced: torch.SymInt) -> int | None:
+    """The largest value that a program allows for an open length; None for no limit."""
+    untyped: Any = program  # SymPy's types, which PyTorch does not annotate in full
+    allowed = untyped.range_constraints.get(traced.node.expr)
+    if allowed is None or not allowed.upper.is_Integer:  # the infinity of PyTorch is none
+        return None
+    limit = int(allowed.upper)
+    return None if limit > MAX_LIMIT else limit
 
 
 def input_shapes(

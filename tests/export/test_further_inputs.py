@@ -305,6 +305,18 @@ def test_a_mask_that_hides_everything_from_a_position_is_named_as_a_cause(tmp_pa
         export(masked_net(), tmp_path / "net.onnx", example=IDS, keywords={"mask": hidden})
 
 
+def test_a_limit_that_shows_in_the_trace_alone_is_refused_with_what_to_write(
+    tmp_path: Path,
+) -> None:
+    few = IDS[:, :4]  # three times as many are allowed, too
+
+    message = r'limits it to 16; write axes=\{1: \("tokens", 1, 16\)\}'
+    with pytest.raises(ExportError, match=message):
+        export(masked_net(), tmp_path / "net.onnx", example=few, axes={1: "tokens"})
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_keyword_argument_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the net does not take .*: .*masks"):
         export(masked_net(), tmp_path / "net.pt2", example=IDS, keywords={"masks": MASK})
