@@ -364,7 +364,8 @@ def _reason(message: str) -> str:
     reason = message.partition(" is not split: ")[2] or message
     for remedy in REMEDIES:
         reason = reason.replace(remedy, "")
-    return reason.partition(". If channels")[0].replace("|", "/").replace("\n", " ")
+    reason = reason.partition(". If channels")[0].partition(". Split model.")[0]
+    return reason.replace("|", "/").replace("\n", " ")
 
 
 def _split_with_note(built: Built) -> tuple[Split, str]:

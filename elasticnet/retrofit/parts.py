@@ -35,6 +35,7 @@ PART_ERRORS = (
     TypeError,
     ValueError,
 )
+NOT_RUN = "the parts do not run"
 # what a model raises for a batch size that it does not take
 BATCH_ERRORS = (AssertionError, RuntimeError, ValueError)
 
@@ -433,7 +434,7 @@ def _compare(
         actual = net(x, **inputs)
     except PART_ERRORS as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"the parts do not run as {name} does: {reason}") from error
+        raise ValueError(f"{NOT_RUN} as {name} does: {reason}") from error
     if not same_bits(actual, expected):
         raise ValueError(f"the parts do not reproduce {name}: {_difference(actual, expected)}")
 

@@ -21,7 +21,7 @@ from elasticnet.retrofit.anatomy import BY_HAND, TOKENS, Anatomy, anatomy_of, wi
 from elasticnet.retrofit.hidden_state_head import MASK, HiddenStateHead
 from elasticnet.retrofit.kept_attributes import attributes_put_back
 from elasticnet.retrofit.layer_inputs import LayerInputs, call_layer
-from elasticnet.retrofit.parts import PART_ERRORS, Split, verify, with_copies_if_needed
+from elasticnet.retrofit.parts import NOT_RUN, PART_ERRORS, Split, verify, with_copies_if_needed
 from elasticnet.retrofit.router_loss import RouterLoss, has_router_loss
 from elasticnet.retrofit.transformers_source import transformers_source
 from elasticnet.wrapper import evaluating
@@ -46,7 +46,14 @@ REFUSALS = {
     ),
 }
 SOUNDS = ("input_values", "input_features")  # the main input of models that hear
-PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens")
+# the parameters of embeddings that stand before the grid of an image
+PREFIX_TOKENS = (
+    "cls_token",
+    "class_embedding",
+    "distillation_token",
+    "register_tokens",
+    "cls_register_token",
+)
 
 
 def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inputs: Any) -> Split:
@@ -163,11 +170,27 @@ def _prove(
         if inputs:
             verify(parts, model, example, call=run_model, **inputs)
     except ValueError as error:
-        hint = ""
-        if anatomy.left_out:
-            base_name = type(anatomy.base).__name__
-            hint = f". The head lacks {', '.join(anatomy.left_out)} of what {base_name} returns"
-        raise ValueError(f"{type(model).__name__} is not split: {error}{hint}") from error
+        name = type(model).__name__
+        raise ValueError(f"{name} is not split: {_reason(error, anatomy)}") from error
+
+
+def _reason(error: ValueError, anatomy: Anatomy) -> str:
+    """Why the proof failed; if the head could not run for lack of something, only what it lacks."""
+    lack = _said_of_left_out(anatomy)
+    if lack and str(error).startswith(NOT_RUN):
+        return lack
+    return f"{error}; {lack}" if lack else str(error)
+
+
+def _said_of_left_out(anatomy: Anatomy) -> str:
+    """What the head cannot make of what the base model returns; "" if it can make all."""
+    if not anatomy.left_out:
+        return ""
+    base_name = type(anatomy.base).__name__
+    remedy = ""
+    if anatomy.base_path:
+        remedy = f". Split model.{anatomy.base_path} alone, and add what stands around it by hand"
+    return f"the head lacks {', '.join(anatomy.left_out)} of what {base_name} returns{remedy}"
 
 
 def _warn_of_router_loss(model: Any, base: nn.Module) -> None:
@@ -237,10 +260,7 @@ def _prefix_tokens(anatomy: Anatomy) -> int:
     count = 0
     for name in PREFIX_TOKENS:
         token = getattr(embeddings, name, None)
-        if not isinstance(token, Tensor):
-            continue
-        if token.ndim == 3:  # (1, n, c)
-            count += token.shape[1]
-        else:  # (c), or (1, c)
-            count += 1
+        if isinstance(token, Tensor):
+            num_channels = token.shape[-1]  # of (1, n, c), (n, c) or (c)
+            count += token.numel() // num_channels
     return count

@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], Tensor, str]] = {
             hf.CLIPTextConfig(**TEXT, num_hidden_layers=2, eos_token_id=2)
         ),
         IDS,
-        "The head lacks pooler_output of what CLIPTextModel returns",
+        r"lacks pooler_output of what CLIPTextModel returns. Split model.text_model alone",
     ),
     "clip": (
         lambda: hf.CLIPModel(
