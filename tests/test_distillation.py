@@ -467,6 +467,14 @@ def test_masks_of_maps_that_differ_in_resolution_and_have_prefix_tokens(
     assert actual.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("layout", POSITIONS)
+def test_a_map_is_0_where_a_position_does_not_count(layout: str) -> None:
+    features = torch.randn([2 if axis == "b" else 3 for axis in layout.split()])
+    whole = attention_map(features, layout)
+    mask = torch.rand(whole.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert torch.equal(attention_map(features, layout, mask=mask), whole * mask)
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
 def test_more_padding_changes_the_loss_by_rounding_alone(dtype: torch.dtype) -> None:
     features = [torch.randn(2, 6, 4) for _ in range(3)]
