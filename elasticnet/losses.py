@@ -599,6 +599,8 @@ class ElasticObjective(nn.Module):
 def _elastic_net(net: nn.Module) -> TapNet:
     """Return the elastic net inside the modules that other libraries wrapped around it."""
     elastic = unwrapped(net)
+    if hasattr(elastic, "get_base_model"):  # a PeftModel, which the network stands inside of
+        elastic = unwrapped(elastic.get_base_model())
     if not hasattr(elastic, "taps"):
         raise TypeError(f"net is a {type(net).__name__}: expected an ElasticWrapper")
     return elastic

@@ -28,6 +28,17 @@ def trainable(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: each for name, each in net.named_parameters() if each.requires_grad}
 
 
+def test_layers_of_lora_s_matrices_are_those_of_their_blocks() -> None:
+    adapted = with_lora(make_net(), target_modules=["linear"])
+    objective = make_objective(adapted)
+    match = objective.group_matcher()
+    for name, _ in objective.named_parameters():
+        inner = name.removeprefix("net.base_model.model.")
+        layer = {"stem": 0, "head": 4}.get(inner.split(".")[0])
+        expected = int(inner.split(".")[1]) + 1 if layer is None else layer
+        assert match(name) == (expected,), name
+
+
 class LowRank(nn.Module):
     """LoRA written out: a linear layer that stays, plus two small matrices (alpha / r = 4)."""
 
