@@ -42,7 +42,7 @@ def replace_state(net: ElasticWrapper, new_state: Mapping[str, Tensor]) -> None:
     """Give a net's parameters and buffers the memory of other tensors, without copying them.
 
     A parameter stays the same object if it can, so that whatever else holds it sees its new values:
-    a list in a module, an optimizer. On the meta device it cannot, and is replaced.
+    a list in a module, an optimizer.
 
     Args:
         net: The net.
@@ -64,8 +64,16 @@ def _filled(old: Tensor, new: Tensor) -> Tensor:
         old.data = new
         return old
     if isinstance(old, nn.Parameter):
-        return nn.Parameter(new, requires_grad=old.requires_grad)
-    return new
+        fresh = nn.Parameter(new, requires_grad=old.requires_grad)
+    else:
+        fresh = new.detach()
+    if old.is_meta and has_shape(old):
+        try:
+            torch.utils.swap_tensors(old, fresh)  # whoever holds the one now holds the other
+            return old
+        except RuntimeError:  # a view of it is held somewhere
+            return fresh
+    return fresh
 
 
 def _can_take_memory(old: Tensor, new: Tensor) -> bool:

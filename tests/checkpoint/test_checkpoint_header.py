@@ -222,8 +222,8 @@ def test_a_dtype_of_the_same_size_is_told_by_the_checksum(path: Path) -> None:
         ({"taps": [-1]}, r"its description is damaged \(taps \[-1\]\)"),
         (
             {"taps": [1]},
-            r"its description is damaged \(tensor 'blocks\.1\..*' is of depth 2, and the deepest tap "
-            r"is at depth 1\)",
+            r"its description is damaged \(tensor 'blocks\.1\..*' is of depth 2, and the deepest "
+            r"tap is at depth 1\)",
         ),
         ({"taps": [1.0, 2]}, r"its description is damaged \(tap 1\.0: "),
         ({"taps": [1, True]}, r"its description is damaged \(taps \[1, True\]\)"),

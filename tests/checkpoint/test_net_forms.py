@@ -21,6 +21,7 @@ import elasticnet
 from contract import disturb, same
 from elasticnet import ElasticWrapper
 from elasticnet.checkpoint import read_header
+from elasticnet.registry import Architecture, build, register, unregister
 from elasticnet.sr import asrn
 
 X = torch.rand(1, 3, 6, 7, generator=torch.Generator().manual_seed(0))
@@ -352,6 +353,30 @@ def test_what_else_holds_a_parameter_sees_the_values_of_the_file(
     same(loaded(VECTORS.to(dtype)), saved(VECTORS.to(dtype)), "prediction")
     (group,) = optimizer.param_groups
     assert all(mine is own for mine, own in zip(group["params"], loaded.parameters(), strict=True))
+
+
+def tied_net(num_blocks: int = 2, taps: list[int] | None = None) -> ElasticWrapper:
+    return ElasticWrapper([TiedByHand() for _ in range(num_blocks)], nn.Linear(4, 2), taps=taps)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_else_holds_a_parameter_of_a_registered_net_sees_the_values_of_the_file(
+    path: Path, depth: int, training: bool
+) -> None:
+    register("tied", Architecture(build=tied_net, example=lambda _: VECTORS))
+    try:
+        saved = build("tied").train(training)
+        elasticnet.save(saved, path)
+
+        loaded = elasticnet.load(path, depth)
+
+        assert loaded.origin is not None
+        same(loaded(VECTORS), saved.eval()(VECTORS, depth=depth), "prediction")
+        loaded(VECTORS).sum().backward()
+        assert all(parameter.grad is not None for parameter in loaded.parameters())
+    finally:
+        unregister("tied")
 
 
 def test_a_parameter_with_an_attribute_of_sharded_ones_is_an_ordinary_one(path: Path) -> None:
