@@ -39,37 +39,35 @@ class NetHook:
         takes_all_taps = getattr(hook, "takes_all_taps", False) is True
         self.runs_once_a_pass = takes_all_taps or _package_of(hook) in ONCE_A_PASS
 
-    def __call__(self, net: nn.Module, inputs: Any, *rest: Any) -> Any:
+    def __call__(self, net: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> Any:
         """Return what replaces the output of the net; None: nothing does.
 
         Args:
             net: The net.
             inputs: The positional arguments that it was called with.
-            *rest: The keyword arguments if the hook takes them; then the output.
+            *rest: The keyword arguments, if the hook takes them; then the output.
 
         Raises:
             TypeError: A hook that is called once makes something else of the `Taps`.
         """
-        *keywords, output = rest
+        output = rest[-1]
+        keywords: dict[str, Any] | None = rest[0] if len(rest) == 2 else None
         if not isinstance(output, Taps):
-            return self.hook(net, inputs, *keywords, output)
+            return self._run(net, inputs, keywords, output)
         if self.runs_once_a_pass:
-            return self._call_once(net, inputs, keywords, output)
-        return self._call_for_each_prediction(net, inputs, keywords, output)
+            result = self._run(net, inputs, keywords, output)
+            self._check_is_taps(result)
+            return result
+        return self._run_for_each_prediction(net, inputs, keywords, output)
 
-    def _call_once(self, net: nn.Module, inputs: Any, keywords: list[Any], taps: Taps) -> Any:
-        result = self.hook(net, inputs, *keywords, taps)
-        if result is not None and not isinstance(result, Taps):
-            raise TypeError(
-                f"the forward hook {name_of(self.hook)} got a Taps, from net(x, taps=...), and "
-                f"returned a {type(result).__name__}. It must return a Taps, or None to change "
-                "nothing"
-            )
-        return result
-
-    def _call_for_each_prediction(
-        self, net: nn.Module, inputs: Any, keywords: list[Any], taps: Taps
+    def _run_for_each_prediction(
+        self,
+        net: nn.Module,
+        inputs: tuple[Any, ...],
+        keywords: dict[str, Any] | None,
+        taps: Taps,
     ) -> Taps:
+        """Return the `Taps` with the predictions that the hook makes of its predictions."""
         num_uses = Counter(_addresses([inputs, taps.features, taps.predictions]))
         predictions: list[Any] = []
         for depth, prediction in zip(taps.depths, taps.predictions, strict=True):
@@ -77,10 +75,28 @@ class NetHook:
             given = prediction
             if _shares_memory(prediction, num_uses):
                 given = copied(prediction)
-            keywords_at_depth = [_at_depth(each, depth) for each in keywords]
-            result = self.hook(net, inputs[:1], *keywords_at_depth, given)
+            keywords_at_depth = None if keywords is None else _at_depth(keywords, depth)
+            # Of net(x, None, taps=...) it sees x alone.
+            result = self._run(net, inputs[:1], keywords_at_depth, given)
             predictions.append(given if result is None else result)
         return Taps(taps.depths, tuple(predictions), taps.features)
+
+    def _run(
+        self, net: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any] | None, output: Any
+    ) -> Any:
+        """Call the hook, with keyword arguments if it takes them."""
+        if keywords is None:
+            return self.hook(net, inputs, output)
+        return self.hook(net, inputs, keywords, output)
+
+    def _check_is_taps(self, result: Any) -> None:
+        """Raise if a hook that was called once for a `Taps` returned something else."""
+        if result is not None and not isinstance(result, Taps):
+            raise TypeError(
+                f"the forward hook {name_of(self.hook)} got a Taps, from net(x, taps=...), and "
+                f"returned a {type(result).__name__}. It must return a Taps, or None to change "
+                "nothing"
+            )
 
 
 def _at_depth(keywords: dict[str, Any], depth: int) -> dict[str, Any]:
