@@ -31,6 +31,10 @@ ONNX_REMEDIES = {
         "Give queries, keys and values an axis of heads, (b, heads, n, c), or write a program, "
         "format='torch'"
     ),
+    r"grouped_mm": (
+        "Load the transformers model with experts_implementation='batched_mm', or write a program, "
+        "format='torch'"
+    ),
 }
 OTHERWISE_FOR_TRACES = (
     "torch.export follows operators of PyTorch alone: let that forward do without NumPy, .item() "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elasticnet import ElasticWrapper
-from elasticnet.export import export, runner
+from elasticnet.export import ExportError, export, runner
 
 transformers: Any = pytest.importorskip("transformers")
 pytest.importorskip("onnx")
@@ -76,6 +77,11 @@ def qwen3() -> Any:
     return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**DECODER, head_dim=8))
 
 
+def mixtral(**options: Any) -> Any:
+    config = transformers.MixtralConfig(**DECODER, num_local_experts=4)
+    return transformers.MixtralForCausalLM._from_config(config, **options)
+
+
 TEXT_MODELS = [bert, llama, distilbert, gpt2, qwen2, qwen3]
 IMAGE_MODELS = [vit, dinov2, clip_vision]
 
@@ -124,6 +130,20 @@ def test_a_masked_text_model_as_a_program(build: Any, tmp_path: Path) -> None:
 
 def test_a_masked_text_model_as_an_onnx_file(tmp_path: Path) -> None:
     check_text_file(split(bert), depth=2, path=tmp_path / "net.onnx")
+
+
+@pytest.mark.slow
+def test_a_mixture_of_experts_as_an_onnx_file_says_what_to_try(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"at block 1 .*experts_implementation='batched_mm'"):
+        check_text_file(split(mixtral), depth=1, path=tmp_path / "net.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_mixture_of_experts_in_batched_products(suffix: str, tmp_path: Path) -> None:
+    batched = partial(mixtral, experts_implementation="batched_mm")
+
+    check_text_file(split(batched), depth=2, path=tmp_path / f"net{suffix}")
 
 
 @pytest.mark.slow
