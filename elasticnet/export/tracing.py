@@ -142,8 +142,9 @@ def _check_open_axes(program: torch.export.ExportedProgram, plan: ExportPlan) ->
             limit = _limit(program, traced)
             if limit is not None and (length.most is None or limit < length.most):
                 raise ExportError(
-                    f"{where}: the net's code limits it to {limit}; {length.advice(1, limit)}. "
-                    "Nothing was written"
+                    f"{where}: the net's code has a limit or a branch at {limit}; "
+                    f"{length.advice(length.least, limit)}, or leave it out of axes= to export for "
+                    "the example's length alone. Nothing was written"
                 )
 
 

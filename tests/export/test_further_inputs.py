@@ -313,7 +313,7 @@ def test_a_limit_that_shows_in_the_trace_alone_is_refused_with_what_to_write(
 ) -> None:
     few = IDS[:, :4]  # three times as many are allowed, too
 
-    message = r'limits it to 16; write axes=\{1: \("tokens", 1, 16\)\}'
+    message = r'a limit or a branch at 16; write axes=\{1: \("tokens", 1, 16\)\}'
     with pytest.raises(ExportError, match=message):
         export(masked_net(), tmp_path / "net.onnx", example=few, axes={1: "tokens"})
 
