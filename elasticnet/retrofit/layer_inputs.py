@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -151,11 +152,12 @@ class LayerInputs(nn.Module):
             return _noted(self.base, self.notes, given)
         # Modules of its own for each run, so that threads may share a network.
         notes = Notes()
-        all_probes: Any = self.base.get_submodule(self.path)
-        probes = nn.ModuleList()
-        for probe in list(all_probes)[:last_depth]:
-            probes.append(with_attributes(probe, notes=notes))
-        return _noted(shell_of(self.base, {self.path: probes}), notes, given)
+        all_probes = self.base.get_submodule(self.path)
+        probes: dict[str, nn.Module] = {}
+        for name, probe in islice(all_probes.named_children(), last_depth):
+            probes[name] = with_attributes(probe, notes=notes)
+        probes_of_run = with_attributes(all_probes, _modules=probes)
+        return _noted(shell_of(self.base, {self.path: probes_of_run}), notes, given)
 
 
 def _noted(base: nn.Module, notes: Notes, given: Mapping[str, Any]) -> Notes:
