@@ -25,6 +25,8 @@ WORDS = {
 }
 # Words that mean something else there.
 ALLOWED = {
+    ("elasticnet/card/light_operators.py", "pixel"): "PyTorch's pixel_shuffle",
+    ("elasticnet/card/light_operators.py", "scale"): "PyTorch's _masked_scale and q_scale",
     ("elasticnet/export/int8.py", "scale"): "of a quantised weight",
     ("elasticnet/export/onnx_file.py", "scale"): "of a quantised weight",
     ("elasticnet/registry.py", "sr"): "the remedy that `find` names where nothing is installed",
