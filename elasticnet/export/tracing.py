@@ -6,7 +6,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -99,7 +99,7 @@ def _first_argument(net: nn.Module) -> str:
 
 
 @contextmanager
-def _keywords_named(net: nn.Module, keywords: Iterable[str]) -> Generator[None, None, None]:
+def _keywords_named(net: nn.Module, keywords: Collection[str]) -> Generator[None, None, None]:
     """Let the forward of a network list its keyword arguments by name inside a `with` block.
 
     torch.export's checks of a `**keywords` argument do not run (NameError: name 'L' is not
