@@ -208,8 +208,14 @@ def _choices(model: nn.Module, ran: dict[str, Ran], stages: int | None) -> Itera
 def _choices_of_most_stages(model: nn.Module, ran: dict[str, Ran]) -> Iterator[Blocks]:
     """Yield the choices of the most stages first: how many can be cut is seen by trying."""
     most = max((len(_resolutions(model, chain)) for chain in _chains(model, ran)), default=0)
+    found: list[Blocks] = []
     for stages in range(most, 0, -1):
-        yield from _choices(model, ran, stages)
+        found += _choices(model, ran, stages)
+    # Few blocks behind the network proper, such as those of a class token, may have more stages.
+    largest = max((_num_parameters(model, choice) for choice in found), default=0)
+    for choice in found:
+        if _num_parameters(model, choice) >= ENOUGH * largest:
+            yield choice
 
 
 def _runs_of_one_shape(chain: Blocks) -> list[Blocks]:

@@ -119,3 +119,21 @@ def test_at_least_forty_families_work() -> None:
     for row in ROWS:
         names_stages = re.fullmatch(r"stages=\d", row.note) is not None
         assert names_stages == (row.result == ADAPTERS), row
+
+
+def test_each_depth_has_its_cost_and_all_stages_begin_earlier() -> None:
+    for row in ROWS:
+        if not row.taps:
+            continue
+        cost = numbers(row.cost)
+        assert len(cost) == int(row.taps), row
+        assert cost[-1] == 100, row
+        if row.all_stages:
+            taps, spread, added = re.split(r"[:;]", row.all_stages)
+            assert len(numbers(spread)) == int(taps), row
+            assert numbers(spread)[0] <= cost[0], row
+            assert int(added) >= 0, row
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split()]
