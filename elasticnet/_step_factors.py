@@ -38,12 +38,12 @@ class StepFactors(NamedTuple):
     """What one step multiplies its losses by.
 
     Attributes:
-        taps: The factor of the task loss at each computed depth. Its keys are sorted: the deepest
-            comes last.
+        by_depth: The factor of the task loss at each computed depth. Its keys are sorted: the
+            deepest comes last.
         psd: The factor of L_PSD: lambda at this step.
     """
 
-    taps: Mapping[int, Factor]
+    by_depth: Mapping[int, Factor]
     psd: Factor
 
 
@@ -82,7 +82,7 @@ def step_factors(
     for depth in shallower:
         tap_factors[depth] = weights[depth] / probability
     tap_factors[deepest] = weights[deepest]
-    return StepFactors(taps=tap_factors, psd=_psd_weight_at(step, psd_weight))
+    return StepFactors(by_depth=tap_factors, psd=_psd_weight_at(step, psd_weight))
 
 
 def tap_weights_at(

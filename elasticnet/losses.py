@@ -323,35 +323,33 @@ class ElasticObjective(nn.Module):
             ValueError: A weight of the step is invalid, or a loss is not a scalar.
             TypeError: A loss function did not return a tensor.
         """
-        # Numbers, or tensors in a compiled step: see `_step_factors`.
-        factors = self._step_factors(step, is_compiled=torch.compiler.is_compiling())
-        depths = tuple(factors.taps)  # the deepest last
+        # Numbers, or tensors in a compiled step: see `_factors_of_forward`.
+        factors = self._factors_of_forward(step, is_compiled=torch.compiler.is_compiling())
+        depths = tuple(factors.by_depth)  # the deepest last
         *shallower, deepest = depths
 
         # the predictions and their task losses, by depth
-        if mask is not None and self._net_takes_mask():
-            keywords["mask"] = mask
+        keywords, positions = self._route_mask(mask, keywords)
         outputs = self.net(x, taps=depths, **keywords)
         predictions = dict(zip(depths, outputs.predictions, strict=True))
         losses_in_order = tap_losses(outputs.predictions, target, self.task_loss)
         losses = dict(zip(depths, losses_in_order, strict=True))
 
         # w_N L_N: every step computes the deepest tap, so that its factor is its weight
-        routine = _scaled(losses[deepest], factors.taps[deepest])
+        routine = _scaled(losses[deepest], factors.by_depth[deepest])
 
         # sum over the computed n < N of factor_n L_n, whose expectation is w_n L_n
         deep_supervision = torch.zeros_like(routine)
         for depth in shallower:
-            term = _scaled(losses[depth], factors.taps[depth])
+            term = _scaled(losses[depth], factors.by_depth[depth])
             deep_supervision = deep_supervision + term
 
         # lambda L_PSD + mu sum over the computed n < N of factor_n D_n
         distillation = torch.zeros_like(routine)
         if not is_left_out(factors.psd):
-            positions = self._position_mask(mask, keywords)
             psd_loss = self._psd_loss(outputs.features, positions)
             distillation = _scaled(psd_loss, factors.psd)
-        for term in self._output_distillation(predictions, factors.taps):
+        for term in self._output_distillation(predictions, factors.by_depth):
             distillation = distillation + term
 
         total = routine + deep_supervision + distillation
@@ -376,21 +374,32 @@ class ElasticObjective(nn.Module):
             mask=mask,
         )
 
+    def _route_mask(self, mask: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        """Return the keyword arguments of the net, and which positions L_PSD takes.
+
+        | the user passes | the net gets it as | L_PSD takes |
+        | --- | --- | --- |
+        | `mask`, which the net has no use for | - | it |
+        | `mask`, which is an argument of the net | `mask` | it, if `net.mask_keyword` is "mask" |
+        | no `mask` | - | the argument that `net.mask_keyword` names, if there is one |
+        """
+        if mask is not None and not self._net_takes_mask():
+            return keywords, mask
+        if mask is not None:
+            keywords = {**keywords, "mask": mask}
+        mask_keyword = self._tap_net.mask_keyword
+        positions = None if mask_keyword is None else keywords.get(mask_keyword)
+        return keywords, positions
+
     def _net_takes_mask(self) -> bool:
         """Whether `mask` is an argument of the net: of its stem, or of what reads the context."""
         net = self._tap_net
         if "mask" in net.stem_keywords or net.mask_keyword == "mask":
             return True
-        # With a mask_keyword of another name it is known where the net takes its own mask.
-        context_is_read = net.call_block is not None or net.head_skip == "context"
-        return context_is_read and net.mask_keyword is None
-
-    def _position_mask(self, mask: Any, keywords: Mapping[str, Any]) -> Any:
-        """Return which positions L_PSD takes: the objective's own `mask`, or the net's."""
-        if mask is not None and not self._net_takes_mask():
-            return mask
-        mask_keyword = self._tap_net.mask_keyword
-        return None if mask_keyword is None else keywords.get(mask_keyword)
+        if net.mask_keyword is not None:
+            return False  # the net has a mask, and it has another name
+        # These read the context, in which a `mask` may be.
+        return net.call_block is not None or net.head_skip == "context"
 
     def _output_distillation(
         self, predictions: Mapping[int, Any], tap_factors: Mapping[int, Factor]
@@ -418,15 +427,15 @@ class ElasticObjective(nn.Module):
 
     # --- the factors of the losses
 
-    def _step_factors(self, step: int | None, is_compiled: bool) -> StepFactors:
+    def _factors_of_forward(self, step: int | None, is_compiled: bool) -> StepFactors:
         """Return the factors of a step: numbers, or in a compiled step tensors, if they change.
 
         A number in a graph is a constant: if it changed, torch.compile would compile the step
         again, or record its CUDA graph again. Therefore what depends on the step is computed
         outside the graph, and the factors enter it as tensors.
 
-        `is_compiled` is asked in `forward`, which a graph always holds. It may not hold this
-        method: where it calls what stays outside, torch.compile leaves it outside too.
+        `is_compiled` is asked in `forward`. Here `is_compiling()` may be False in a compiled step:
+        torch.compile leaves a function out of the graph if it calls what stays outside.
         """
         if not self._depends_on_step():
             return self._factors_at(step=0)  # or at any other step
@@ -440,8 +449,8 @@ class ElasticObjective(nn.Module):
         factors = self._factors_at(self._given_or_counted(step))
         parameter = next(self.net.parameters(), torch.zeros(()))  # a net may have no parameters
         if not is_learned(self.tap_weights):  # Learned ones are tensors, with a gradient.
-            tap_factors = as_tensors(factors.taps, like=parameter)
-            factors = factors._replace(taps=tap_factors)
+            tap_factors = as_tensors(factors.by_depth, like=parameter)
+            factors = factors._replace(by_depth=tap_factors)
         if is_scheduled(self.psd_weight):  # As a number, a lambda of 0 leaves out L_PSD.
             psd_factor = as_tensors({"psd": factors.psd}, like=parameter)["psd"]
             factors = factors._replace(psd=psd_factor)

@@ -434,7 +434,7 @@ def train(
         while step < last_step and not stopping:
             # Train on one batch: loss at every tap, gradients, clipping, update, moving average.
             learning_rate = learning_rate_at(step, options.optimiser)
-            # The step calls cut_part(part, num_parts), for each part that --accumulate asks for.
+            # A step asks for its batch in the parts that --accumulate names: part 0 of 2, part 1.
             cut_part = partial(sampler.batch, step)
             terms = training_step(cut_part, step, learning_rate)
             log.add(terms)
@@ -464,7 +464,8 @@ def train(
                 crops = validation_crops(net_to_ship, validation_images, processes.device)
                 log.pictures(step, crops)
 
-            # Save the state to resume from, and the network as it is now, also before stopping.
+            # Save the state to resume from, and the network as it is now, also before stopping. All
+            # processes come here: each adds the state of its random numbers.
             if due.save or stopping:
                 save_state(run, step, training_step, log, best_psnr, processes)
 

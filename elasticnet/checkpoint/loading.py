@@ -274,14 +274,20 @@ def _match_stored_names(
                 f"{checkpoint.file_name}: no tensor {name!r}, which depth {depth} of this net needs"
             )
     for stored_name in sorted(stored_names):
-        if stored_name not in net_name_of and first_depth_that_needs(stored_name) <= depth:
-            remedy = ""
-            if depths_of_statistics([stored_name]):
-                remedy = ": call elasticnet.recalibration.separate_statistics(net) first"
-            raise ValueError(
-                f"{checkpoint.file_name}: tensor {stored_name!r} has no place in this net{remedy}"
-            )
+        is_of_deeper_block = first_depth_that_needs(stored_name) > depth
+        if stored_name not in net_name_of and not is_of_deeper_block:
+            raise _no_place_error(checkpoint, stored_name)
     return net_name_of
+
+
+def _no_place_error(checkpoint: Checkpoint, stored_name: str) -> ValueError:
+    """Return the error to raise if a net has no tensor for one of a file."""
+    remedy = ""
+    if depths_of_statistics([stored_name]):
+        remedy = ": call elasticnet.recalibration.separate_statistics(net) first"
+    return ValueError(
+        f"{checkpoint.file_name}: tensor {stored_name!r} has no place in this net{remedy}"
+    )
 
 
 def _check_shape_and_dtype(checkpoint: Checkpoint, stored_name: str, needed: Tensor) -> None:
@@ -298,6 +304,22 @@ def _check_shape_and_dtype(checkpoint: Checkpoint, stored_name: str, needed: Ten
         raise ValueError(
             f"{checkpoint.file_name}: tensor {stored_name!r} is of {dtype}, "
             f"this net needs {needed.dtype}"
+        )
+
+
+def _check_content(
+    checkpoint: Checkpoint, stored_name: str, tensor: Tensor, is_parameter: bool
+) -> None:
+    """Raise if the bytes of a tensor are not those that were saved, or if a value is invalid."""
+    if digest(tensor) != checkpoint.description["sha256"].get(stored_name):
+        raise ValueError(
+            f"{checkpoint.file_name}: tensor {stored_name!r} does not have the SHA-256 it was "
+            "saved with; the file is damaged"
+        )
+    invalid = describe_invalid_values(tensor, is_parameter=is_parameter)
+    if invalid is not None:
+        raise ValueError(
+            f"{checkpoint.file_name}: tensor {stored_name!r} holds {invalid} and is refused"
         )
 
 
@@ -349,6 +371,9 @@ def _untied_error(checkpoint: Checkpoint, first: str, second: str) -> ValueError
     )
 
 
+# --- tensors of a net, as they are filled
+
+
 def _give_shape(tensor: Any, shape: Sequence[int]) -> None:
     """Give a tensor of a lazy layer its shape and memory; it stays the same object."""
     tensor.materialize(shape)
@@ -362,19 +387,3 @@ def _copy(value: Tensor, target: Any) -> None:
         value = value.to(target.device)
         value = distribute_tensor(value, target.device_mesh, target.placements)
     target.copy_(value)
-
-
-def _check_content(
-    checkpoint: Checkpoint, stored_name: str, tensor: Tensor, is_parameter: bool
-) -> None:
-    """Raise if the bytes of a tensor are not those that were saved, or if a value is invalid."""
-    if digest(tensor) != checkpoint.description["sha256"].get(stored_name):
-        raise ValueError(
-            f"{checkpoint.file_name}: tensor {stored_name!r} does not have the SHA-256 it was "
-            "saved with; the file is damaged"
-        )
-    invalid = describe_invalid_values(tensor, is_parameter=is_parameter)
-    if invalid is not None:
-        raise ValueError(
-            f"{checkpoint.file_name}: tensor {stored_name!r} holds {invalid} and is refused"
-        )

@@ -127,9 +127,9 @@ def _whole(tensor: Any) -> Tensor:
 
 
 def _by_depth(tensor_name: str) -> tuple[int, str]:
-    """Sort key for `place_tensors`, which groups tensors by the width of their dtypes.
+    """Return a sort key: shallow tensors come first, then by name.
 
-    Within a group, shallow tensors come first. So those that a depth needs lie next to each other,
-    and one read takes them all.
+    So those that a depth needs lie next to each other, and one read takes them all. `place_tensors`
+    sorts by the width of the dtypes first, and by this key within one width.
     """
     return first_depth_that_needs(tensor_name), tensor_name

@@ -22,10 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from elasticnet._copies import detached_copy
+from elasticnet._evaluating import evaluating
 from elasticnet.sr.inference.scale import scale_of
 from elasticnet.sr.structure import structure_of
 from elasticnet.taps import resolve_depth
-from elasticnet.wrapper import ElasticWrapper, evaluating
+from elasticnet.wrapper import ElasticWrapper
 
 STRIP_WIDTH = 8  # pixels
 LONGEST_STRIP = 1024  # pixels
@@ -33,7 +34,9 @@ STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; what _length_to_cu
 # A strip that is cut needs a length of 2 * reach + PIXELS_BESIDE_REACH, so that at least one pixel
 # is out of reach of both cuts.
 PIXELS_BESIDE_REACH = 1 + 2  # this pixel, which is compared, and the two that are cut off
-LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2  # 510 pixels
+# 510 pixels: the middle pixel of the longest strip has 512 pixels before it and 511 behind it, and
+# the cut needs 2 * 510 + 3 = 1023 of the 1024.
+LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2
 SQUARE = 48  # pixels a side of the image on which memory is measured
 TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
 HEIGHT, WIDTH = 2, 3  # the axes of an image (b, c, h, w)
@@ -107,10 +110,11 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
         footprints = _footprints_so_far(net)
         if shallowest not in footprints:
             footprints[shallowest] = _measure(net, shallowest, find_reach=_reach)
-        # The reach that is measured at a deeper depth can be too small, but the true one is never
-        # less than that of the shallowest; see `_reach_of_deeper`.
+        # A block that replaces NaN hides the reach of what precedes it. The true reach of a deeper
+        # depth is never less than that of the shallowest; see `_reach_of_deeper`.
         if depth not in footprints:
-            find_reach = partial(_reach_of_deeper, footprints[shallowest].reach)
+            shallowest_reach = footprints[shallowest].reach
+            find_reach = partial(_reach_of_deeper, shallowest_reach=shallowest_reach)
             footprints[depth] = _measure(net, depth, find_reach=find_reach)
         return footprints[depth]
 
@@ -187,13 +191,14 @@ def _reach(predict: Predict, scale: int) -> int | None:
 
 def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
     """The reach along one axis; None as in `Footprint`."""
-    # A shorter strip would not show a layer that sees a pixel far away and none of those between,
-    # such as a dilated convolution.
+    # Find a candidate. A shorter strip would not show a layer that sees a pixel far away and none
+    # of those between, such as a dilated convolution.
     nan_positions = _nan_positions(predict, scale, axis, length=LONGEST_STRIP)
     if nan_positions:
         candidate = _distance_from_middle(nan_positions, LONGEST_STRIP)
         if candidate > LARGEST_REACH:
-            return None  # NaN at an end of the strip or a pixel beside it: no bound shows
+            return None  # NaN up to an end of the strip, or nearly so: no bound shows
+        # To compare two passes, a strip just longer than twice the candidate is enough, and faster.
         length = _length_to_cut(candidate)
     else:
         # The network replaced the NaN on the way. Reach 0 is a guess, and the longest strip tests
@@ -206,7 +211,7 @@ def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
     return None  # the reach changes with the place, or the guess was too small
 
 
-def _reach_of_deeper(shallowest_reach: int | None, predict: Predict, scale: int) -> int | None:
+def _reach_of_deeper(predict: Predict, scale: int, shallowest_reach: int | None) -> int | None:
     """The reach of a depth, at least that of the shallowest depth, whose blocks it contains.
 
     Without this floor, `_reach` can be too small at a deeper depth:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from elasticnet._evaluating import evaluating
 from elasticnet.memory import is_out_of_memory
 from elasticnet.sr.inference.upscale_plan import (
     Span,
@@ -23,7 +24,6 @@ from elasticnet.sr.inference.upscale_plan import (
     smaller_tiling,
 )
 from elasticnet.sr.pixels import refuse_not_finite, tensor_to_integers
-from elasticnet.wrapper import evaluating
 
 LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L has it (ITU-R 601)
 

@@ -314,10 +314,10 @@ def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], short
     is_smallest = tiling.side <= MIN_TILE
     if tiling.must_be_whole or is_smallest:
         raise _does_not_fit(plan, tiling, shortage)
-    # Half of what a tile covers, which is less than its side if the image is smaller: after one
-    # tile of 288 over an image of 100x60 come tiles of 50, not of 144, which would be the same tile
-    # again. An image of at most MIN_TILE pixels a side is tried once more as one tile of MIN_TILE,
-    # and after that comes the error.
+    # Half of what a tile covers, which is less than its side if the image is smaller: half of a
+    # tile of 288 would still cover an image of 100x60, and be the same tile again; half of 100 is
+    # not. If the overlap is large, or the image has at most MIN_TILE pixels a side, the new tiles
+    # may be the same once more. The sides shrink in every round, so that the error above ends it.
     covered = min(tiling.side, max(size))
     side = max(covered // 2, MIN_TILE)
     return _tiling(size, side=side, overlap=tiling.overlap)
