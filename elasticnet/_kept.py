@@ -46,10 +46,11 @@ class KeptTensors:
     Any part (stem, block, adapter, head) may write in place into what it is given. A pass therefore
     keeps, each with its name for messages:
 
-    - by `keep_input` what every part may be given: the input, the stem's output for the head;
-    - by `keep_features` what a block returned, which the next parts are given, until the next
-      features are kept;
-    - by `keep_prediction` what the head returned, which no part is given.
+    - by `keep_for_all_parts` what every part may be given: the input, the stem's output that a head
+      gets as its skip;
+    - by `keep_for_next_parts` what a block returned, which the next block and the head are given,
+      until the next features are kept;
+    - by `keep_for_caller` what the head returned, which no part is given.
 
     Behind each part, `is_overwritten` looks at what the part could be given, so that its cost does
     not grow with the depth. At the end of a pass, `check_all` looks at everything.
@@ -76,7 +77,7 @@ class KeptTensors:
         """A copy keeps nothing: the counters of copied tensors begin anew."""
         return KeptTensors, (self._compare_values, self._remedy)
 
-    def keep_input(self, value: Any, name: str) -> None:
+    def keep_for_all_parts(self, value: Any, name: str) -> None:
         """Keep what any part of the network may be given: the input, the skip.
 
         Args:
@@ -87,22 +88,22 @@ class KeptTensors:
         self._inputs += self._entries(value, name)
         self._watched = [*self._inputs, *self._latest_features]
 
-    def keep_features(self, value: Any, name: str) -> None:
+    def keep_for_next_parts(self, value: Any, name: str) -> None:
         """Keep what the next parts are given: a block's output.
 
         Args:
-            value: As in `keep_input`.
+            value: As in `keep_for_all_parts`.
             name: What messages call it.
         """
         self._others += self._latest_features
         self._latest_features = self._entries(value, name)
         self._watched = [*self._inputs, *self._latest_features]
 
-    def keep_prediction(self, value: Any, name: str) -> None:
+    def keep_for_caller(self, value: Any, name: str) -> None:
         """Keep what no other part is given: the head's output.
 
         Args:
-            value: As in `keep_input`.
+            value: As in `keep_for_all_parts`.
             name: What messages call it.
         """
         self._others += self._entries(value, name)

@@ -141,8 +141,8 @@ def tap_losses(
         RuntimeError: The task loss changes in place what other losses read.
     """
     kept = KeptTensors(remedy=LOSS_REMEDY)
-    kept.keep_input(target, "the target")  # an input of every task loss
-    kept.keep_prediction(predictions, "the prediction")
+    kept.keep_for_all_parts(target, "the target")  # an input of every task loss
+    kept.keep_for_caller(predictions, "the prediction")
     losses = [
         _checked_loss(task_loss(prediction, target), name="task loss") for prediction in predictions
     ]
@@ -417,7 +417,7 @@ class ElasticObjective(nn.Module):
         teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
         # The task losses have read the predictions, and need them again in the backward pass.
         kept = KeptTensors(remedy=LOSS_REMEDY)
-        kept.keep_prediction(list(predictions.values()), "the prediction")
+        kept.keep_for_caller(list(predictions.values()), "the prediction")
         for depth in shallower:
             returned = self.output_loss(predictions[depth], teacher)
             distance = _checked_loss(returned, name="output loss")  # D_n

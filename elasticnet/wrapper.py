@@ -289,13 +289,16 @@ class ElasticWrapper(nn.Module):
             self._run_blocks(state, tap)
             at_tap = state.copy()
             states.append(at_tap)
-            self._keep_tap(state)
+            self._keep_for_head(at_tap)
+            if self.head_skip == "context":
+                # The head reads the context as it is here, and the later blocks may change theirs.
+                state.context = self._handed_to_part(state.context)
             # Before the later blocks run: one of them could change these features by a write that
             # PyTorch does not count, such as one in inference_mode.
             if tap in depths and not predicts_at_end:
                 (prediction,) = self._predict([at_tap], head_takes_all)
                 predictions.append(prediction)
-                kept.keep_prediction(prediction, name=f"the prediction at depth {tap}")
+                kept.keep_for_caller(prediction, name=f"the prediction at depth {tap}")
         if predicts_at_end:
             asked = [each for each in states if each.depth in depths]
             predictions.extend(self._predict(asked, head_takes_all))
@@ -304,15 +307,14 @@ class ElasticWrapper(nn.Module):
         features = tuple(each.features for each in states)
         return Taps(depths, tuple(predictions), features)
 
-    def _keep_tap(self, state: PassState) -> None:
-        """Keep what the head reads at a tap."""
-        if self.head_skip != "context":
-            state.kept.keep_features(state.features, name=f"the features at depth {state.depth}")
-            return
-        name = f"the features or the context at depth {state.depth}"
-        state.kept.keep_features([state.features, state.context], name)
-        # The head reads the context as it is here, and the later blocks may change theirs.
-        state.context = self._given(state.context)
+    def _keep_for_head(self, state: PassState) -> None:
+        """Keep what the head reads at a tap, which the next block is given, too."""
+        read: list[Any] = [state.features]
+        name = f"the features at depth {state.depth}"
+        if self.head_skip == "context":
+            read.append(state.context)
+            name = f"the features or the context at depth {state.depth}"
+        state.kept.keep_for_next_parts(read, name)
 
     def _run_blocks(self, state: PassState, last_depth: int) -> None:
         """Run the blocks behind a state, up to `last_depth`, and change the state."""
@@ -322,8 +324,8 @@ class ElasticWrapper(nn.Module):
             if recompute:
                 # The backward pass will run the block again, on these features.
                 name = f"the features at depth {depth - 1}, for the backward pass,"
-                state.kept.keep_features(state.features, name)
-            given = self._given(state.features)
+                state.kept.keep_for_next_parts(state.features, name)
+            given = self._handed_to_part(state.features)
             if self.call_block is None:
                 state.features = self._call_plainly(block, given, depth, recompute)
             else:
@@ -361,7 +363,7 @@ class ElasticWrapper(nn.Module):
         returned = call_block(block, features, context, index)
         return features_and_context(returned, source="call_block")
 
-    def _given(self, value: Any) -> Any:
+    def _handed_to_part(self, value: Any) -> Any:
         """Return what a part is given to read: the value, or a copy in which it may write.
 
         In lists and dicts of its own in any case, which it may change.
@@ -376,7 +378,7 @@ class ElasticWrapper(nn.Module):
         """Return the state at depth 0, of a pass that runs the blocks up to `last_depth`."""
         check_number_of_blocks(len(self.blocks), deepest_tap=self.taps[-1])
         kept = KeptTensors(compare_values=self._is_probe)
-        kept.keep_input(x, name="the input")
+        kept.keep_for_all_parts(x, name="the input")
         features, context = self._call_stem(x, last_depth, keywords)
         if kept.is_overwritten():
             raise kept.error(writer="the stem")
@@ -386,7 +388,7 @@ class ElasticWrapper(nn.Module):
             skip = x
         if self.head_skip == "stem":
             skip = features
-            kept.keep_input(features, name="the stem's output")
+            kept.keep_for_all_parts(features, name="the stem's output")
         return PassState(0, features, context, skip, kept)
 
     def _call_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
@@ -406,7 +408,7 @@ class ElasticWrapper(nn.Module):
             return x, keywords
 
         for_stem = arguments.of_stem(keywords, last_depth)
-        output = self.stem(self._given(x), **for_stem)
+        output = self.stem(self._handed_to_part(x), **for_stem)
         if not is_plain_tuple(output):
             return output, keywords
         if not context_is_read:
@@ -459,18 +461,24 @@ class ElasticWrapper(nn.Module):
         """Call the head once: with a tuple if it takes all taps, else with one tap's features."""
         if head_takes_all:
             adapted = tuple(self._adapted(state) for state in states)
-            skip = states[-1].skip  # the same in all states of a pass
-            if self.head_skip == "context":
-                skip = tuple(state.context for state in states)
-            return self._call_head(adapted, skip)
+            return self._call_head(adapted, self._skip_for_all_taps(states))
         (state,) = states
         skip = state.context if self.head_skip == "context" else state.skip
         statistics = self._statistics_at(state.depth)
         return (self._call_head(self._adapted(state), skip, statistics),)
 
+    def _skip_for_all_taps(self, states: Sequence[PassState]) -> Any:
+        """Return what a head that takes all taps gets beside the features.
+
+        The contexts are a tuple, one for each tap. Any other skip is the same at all taps.
+        """
+        if self.head_skip == "context":
+            return tuple(state.context for state in states)
+        return states[-1].skip
+
     def _adapted(self, state: PassState) -> Any:
         """Return what the head takes at a tap: its features, through its adapter if it has one."""
-        given = self._given(state.features)
+        given = self._handed_to_part(state.features)
         adapters = self.adapters
         name = str(state.depth)
         return adapters[name](given) if name in adapters else given
@@ -479,7 +487,7 @@ class ElasticWrapper(nn.Module):
         """Return the head's output; the head takes a skip if the net has `head_skip`."""
         if self.head_skip is None:
             return call_head(self.head, statistics, (features,))
-        return call_head(self.head, statistics, (features, self._given(skip)))
+        return call_head(self.head, statistics, (features, self._handed_to_part(skip)))
 
     def _statistics_at(self, depth: int) -> nn.Module | None:
         """Return the statistics that the head's BatchNorm has at a depth; None: its own."""
@@ -549,7 +557,7 @@ class ElasticWrapper(nn.Module):
             )
         check_not_overwritten_since(state.kept, state.depth)
         going_on = state.copy(kept=_kept_between_calls(state))
-        going_on.context = self._given(state.context)  # the blocks may change theirs
+        going_on.context = self._handed_to_part(state.context)  # the blocks may change theirs
         self._run_blocks(going_on, last_depth)
         return going_on.copy(kept=_kept_between_calls(going_on))
 
@@ -876,9 +884,10 @@ class ElasticWrapper(nn.Module):
 def _kept_between_calls(state: PassState) -> KeptTensors:
     """Return what nothing may overwrite as long as a state may go on."""
     kept = KeptTensors()
-    kept.keep_input(state.features, name=f"the features of the state at depth {state.depth}")
-    kept.keep_input(state.context, name=f"the context of the state at depth {state.depth}")
-    kept.keep_input(state.skip, name=f"what the head takes beside the features at {state.depth}")
+    depth = state.depth
+    kept.keep_for_all_parts(state.features, name=f"the features of the state at depth {depth}")
+    kept.keep_for_all_parts(state.context, name=f"the context of the state at depth {depth}")
+    kept.keep_for_all_parts(state.skip, name=f"what the head takes beside the features at {depth}")
     return kept
 
 
