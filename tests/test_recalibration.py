@@ -307,23 +307,51 @@ def test_every_depth_is_exported_with_its_statistics(tmp_path: Path) -> None:
         torch.testing.assert_close(program(x), net(x, depth=depth))
 
 
-def test_threads_at_different_depths_share_a_net() -> None:
-    net = recalibrated()
+class Meeting(nn.Module):
+    """Lets a second thread come into the head, if it can, before the first one goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.second_came = threading.Event()
+        self.first_is_done = threading.Event()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.names.append(threading.current_thread().name)
+        if self.names == ["first"]:
+            self.second_came.wait(timeout=0.3)
+        elif self.names == ["first", "second"]:
+            self.second_came.set()
+            self.first_is_done.wait(timeout=0.3)
+        return x
+
+    def __deepcopy__(self, memo: Any) -> Meeting:
+        return self
+
+
+def test_threads_at_different_depths_do_not_meet_in_the_head() -> None:
+    meeting = Meeting()
+    net = recalibrated(head=nn.Sequential(meeting, *head_with_norm()))
     x = batches(1)[0]
     expected = {depth: net(x, depth=depth) for depth in net.taps}
-    wrong: list[int] = []
+    found: dict[int, Tensor] = {}
 
     def run(depth: int) -> None:
-        for _ in range(50):
-            if not torch.equal(net(x, depth=depth), expected[depth]):
-                wrong.append(depth)
+        found[depth] = net(x, depth=depth)
+        meeting.first_is_done.set()
 
-    threads = [threading.Thread(target=run, args=(depth,)) for depth in net.taps * 2]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    meeting.names.clear()
+    first = threading.Thread(target=run, args=(1,), name="first")
+    second = threading.Thread(target=run, args=(3,), name="second")
+    first.start()
+    while first.is_alive() and not meeting.names:
+        pass
+    second.start()
+    first.join()
+    second.join()
+
+    assert torch.equal(found[1], expected[1])
+    assert torch.equal(found[3], expected[3])
 
 
 # --- warnings and refusals
