@@ -44,11 +44,13 @@ class Hungry(nn.Module):
 
     def __init__(self, kind: str, limit: int, at_call: int = 0) -> None:
         super().__init__()
-        self.kind, self.limit, self.at_call, self.sizes = kind, limit, at_call, []
+        # The numbers are private: public ones are settings of the network, and where these change
+        # its footprint is measured anew.
+        self.kind, self._limit, self._at_call, self.sizes = kind, limit, at_call, []
 
     def forward(self, x: Tensor) -> Tensor:
         self.sizes.append(tuple(x.shape[-2:]))
-        if x.shape[-1] * x.shape[-2] > self.limit or len(self.sizes) == self.at_call:
+        if x.shape[-1] * x.shape[-2] > self._limit or len(self.sizes) == self._at_call:
             if self.kind == "torch":
                 torch.empty(2**50)
             elif self.kind == "numpy":
@@ -68,7 +70,7 @@ def hungry(kind: str, limit: int, in_head: bool = False) -> tuple[ElasticWrapper
     else:
         net.blocks[0] = nn.Sequential(net.blocks[0], layer)
     footprint(net)
-    layer.limit, layer.sizes = limit, []
+    layer._limit, layer.sizes = limit, []
     return net, layer
 
 
@@ -80,7 +82,7 @@ def test_out_of_memory_halves_the_tile(kind: str, in_head: bool, tile: int | str
     image = photo(200, 150)
     net, layer = hungry(kind, 10**9, in_head)
     expected = enlarge(net, image)
-    layer.limit, layer.sizes = 60 * 60, []
+    layer._limit, layer.sizes = 60 * 60, []
     seen: list[tuple[int, int]] = []
     result = enlarge(net, image, tile=tile, progress=lambda *counts: seen.append(counts))
     assert np.abs(result.astype(int) - expected).max() <= 1
@@ -94,7 +96,7 @@ def test_out_of_memory_on_the_way_keeps_the_rows_that_are_done() -> None:
     image = photo(200, 40)
     net, layer = hungry("torch", 10**9)
     expected = enlarge(net, image, tile=40)
-    layer.sizes, layer.at_call = [], 4
+    layer.sizes, layer._at_call = [], 4
     np.testing.assert_array_equal(enlarge(net, image, tile=40), expected)
     remaining = len(layer.sizes) - 4
     smaller = first_tiling(plan_upscale(net, tile=20), (200, 40))
