@@ -291,7 +291,8 @@ class CountingLlama(hf.LlamaModel):
 def test_a_forward_that_counts_on_all_layers_gets_them_all() -> None:
     model = made(lambda n: CountingLlama(hf.LlamaConfig(**TEXT, num_hidden_layers=n)))
     net = split(model, IDS).wrap().eval()
-    assert net.stem.takes_last_depth is False
+    stem: Any = net.stem
+    assert stem.takes_last_depth is False
     with torch.no_grad():
         small = shorter(TEXT_MODELS["llama"], hf.LlamaForCausalLM(model.config), 2).model
         small.load_state_dict({key: model.state_dict()[key] for key in small.state_dict()})
@@ -359,8 +360,9 @@ def test_labels_and_generate_say_what_to_do() -> None:
     for name in ("generate", "save_pretrained"):
         with pytest.raises(TypeError, match=rf"no {name}: .*retrofit.to_model\(net, depth\)"):
             getattr(net.truncate(1), name)(IDS)
+    resizable: Any = copy.deepcopy(net)
     with pytest.raises(TypeError, match=r"no resize_token_embeddings: .* before the split"):
-        copy.deepcopy(net).resize_token_embeddings(50)
+        resizable.resize_token_embeddings(50)
 
 
 @pytest.mark.parametrize("name", ["bert", "bert, classes", "roberta"])
