@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 
 from elasticnet._autocast import without_autocast
-from elasticnet._compare import kind_of_tensor
+from elasticnet._modules.compare import kind_of_tensor
 
 DISTANCES = ("norm", "squared")
 MASK_REMEDY = (

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from elasticnet._kept import KeptTensors
-from elasticnet._step_counter import StepCounter
-from elasticnet._step_factors import (
+from elasticnet._modules.wrapped import check_gathers_taps, unwrapped
+from elasticnet._net.kept import KeptTensors
+from elasticnet._objective.step_counter import StepCounter
+from elasticnet._objective.step_factors import (
     Factor,
     StepFactors,
     TapWeights,
@@ -40,8 +41,7 @@ from elasticnet._step_factors import (
     step_factors,
     tap_weights_at,
 )
-from elasticnet._unused_parameters import unused_parameters
-from elasticnet._wrapped import check_gathers_taps, unwrapped
+from elasticnet._objective.unused_parameters import unused_parameters
 from elasticnet.distillation import (
     DISTANCES,
     check_eps,

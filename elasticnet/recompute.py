@@ -37,8 +37,8 @@ from torch.utils.checkpoint import (
     set_checkpoint_early_stop,
 )
 
-from elasticnet._compare import same_bits
-from elasticnet._kept import tensors_in
+from elasticnet._modules.compare import same_bits
+from elasticnet._net.kept import tensors_in
 
 Types = tuple[type[Any], ...]
 

@@ -12,17 +12,10 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from elasticnet._copies import detached_copy
-from elasticnet._evaluating import evaluating
-from elasticnet._growing import identity_blocks, prove_same_function
-from elasticnet._head_statistics import call_head, statistics_by_depth, write_into_head
-from elasticnet._kept import KeptTensors, copied, in_own_containers
-from elasticnet._net_hooks import NetHook, check_backward_hooks
-from elasticnet._net_itself import additions_to, around_forward, shallow_copy
-from elasticnet._plain_sequence import plain_sequence
-from elasticnet._stem_arguments import StemArguments, read_stem_arguments
-from elasticnet._wrapped import check_not_sharded, unwrapped
-from elasticnet._wrapper_checks import (
+from elasticnet._modules.copies import detached_copy
+from elasticnet._modules.evaluating import evaluating
+from elasticnet._modules.wrapped import check_not_sharded, unwrapped
+from elasticnet._net.checks import (
     Rejection,
     check_adapter_depths,
     check_all_used,
@@ -38,6 +31,13 @@ from elasticnet._wrapper_checks import (
     tap_reports,
     warn_of_statistics,
 )
+from elasticnet._net.growing import identity_blocks, prove_same_function
+from elasticnet._net.head_statistics import call_head, statistics_by_depth, write_into_head
+from elasticnet._net.hooks import NetHook, check_backward_hooks
+from elasticnet._net.itself import additions_to, around_forward, shallow_copy
+from elasticnet._net.kept import KeptTensors, copied, in_own_containers
+from elasticnet._net.plain_sequence import plain_sequence
+from elasticnet._net.stem_arguments import StemArguments, read_stem_arguments
 from elasticnet.parameter_groups import (
     LayerMatcher,
     ParameterGroups,

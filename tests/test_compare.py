@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from elasticnet._compare import largest_difference, same_bits
+from elasticnet._modules.compare import largest_difference, same_bits
 
 NAN = math.nan
 ONE = torch.ones(2, 3)

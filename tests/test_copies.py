@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from elasticnet._copies import detached_copy
+from elasticnet._modules.copies import detached_copy
 
 
 def conv() -> nn.Conv2d:

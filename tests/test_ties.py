@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elasticnet._ties import find_conflict, is_expanded, shared_names
+from elasticnet._modules.ties import find_conflict, is_expanded, shared_names
 
 
 def shared_ways(whole: Tensor) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elasticnet._wrapped import is_in_flat_shards, unwrapped
-from elasticnet._wrapper_checks import check_number_of_blocks
+from elasticnet._modules.wrapped import is_in_flat_shards, unwrapped
+from elasticnet._net.checks import check_number_of_blocks
 from elasticnet.wrapper import ElasticWrapper
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from elasticnet._compare import same_bits
+from elasticnet._modules.compare import same_bits
 
 # What every module holds: parameters, children, hooks. The buffers among them are looked at.
 MODULE_INTERNALS = frozenset(vars(nn.Module()))

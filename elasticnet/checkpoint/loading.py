@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elasticnet._ties import find_conflict, is_expanded
-from elasticnet._wrapped import match_names
-from elasticnet._wrapper_checks import check_number_of_blocks
+from elasticnet._modules.ties import find_conflict, is_expanded
+from elasticnet._modules.wrapped import match_names
+from elasticnet._net.checks import check_number_of_blocks
 from elasticnet.checkpoint.building import (
     BUILD_ERRORS,
     build_without_memory,

@@ -6,7 +6,7 @@ import io
 import tempfile
 from pathlib import Path
 
-from elasticnet._copies import detached_copy
+from elasticnet._modules.copies import detached_copy
 from elasticnet.checkpoint import load, save
 from elasticnet.export.plan import ExportPlan
 from elasticnet.wrapper import ElasticWrapper

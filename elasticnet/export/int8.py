@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from elasticnet._copies import detached_copy
+from elasticnet._modules.copies import detached_copy
 from elasticnet.wrapper import ElasticWrapper
 
 INTEGER_TYPES = {8: torch.int8, 16: torch.int16}

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from elasticnet._copies import detached_copy
 from elasticnet._files import check_target
-from elasticnet._wrapped import unwrapped
+from elasticnet._modules.copies import detached_copy
+from elasticnet._modules.wrapped import unwrapped
 from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.checkpoint.proof import architecture_or_doubt
 from elasticnet.export.axes import Axes

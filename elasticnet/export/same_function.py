@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from elasticnet._compare import largest_difference, same_bits
-from elasticnet._copies import detached_copy
+from elasticnet._modules.compare import largest_difference, same_bits
+from elasticnet._modules.copies import detached_copy
 from elasticnet.export.lengths import first_line
 from elasticnet.export.samples import Sample
 from elasticnet.wrapper import ElasticWrapper, evaluating

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from elasticnet._compare import largest_difference
+from elasticnet._modules.compare import largest_difference
 from elasticnet.export.checkpoint_file import open_checkpoint, read_back
 from elasticnet.export.failures import reason_of
 from elasticnet.export.int8 import quantized_copy

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from elasticnet._compare import same_bits
+from elasticnet._modules.compare import same_bits
 from elasticnet.retrofit.graph import first_of
 from elasticnet.wrapper import evaluating
 

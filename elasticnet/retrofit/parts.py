@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elasticnet._compare import largest_difference, same_bits
-from elasticnet._kept import OverwrittenError
+from elasticnet._modules.compare import largest_difference, same_bits
+from elasticnet._net.kept import OverwrittenError
 from elasticnet.distillation import position_axes
 from elasticnet.parameter_groups import ParameterGroups
 from elasticnet.retrofit.graph import cut

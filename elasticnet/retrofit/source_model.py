@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elasticnet._copies import detached_copy
+from elasticnet._modules.copies import detached_copy
 
 EXAMPLE_SAMPLES = 2  # how many samples of the example are kept for the proof
 CONTAINERS = (nn.Sequential, nn.ModuleList)

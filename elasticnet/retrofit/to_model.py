@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elasticnet._compare import largest_difference, same_bits
-from elasticnet._wrapped import plain_name, unwrapped
+from elasticnet._modules.compare import largest_difference, same_bits
+from elasticnet._modules.wrapped import plain_name, unwrapped
 from elasticnet.retrofit.source_model import ModelSource, Names, tensors_of
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elasticnet._compare import same_bits
+from elasticnet._modules.compare import same_bits
 from elasticnet.retrofit.anatomy import BY_HAND, TOKENS, Anatomy, anatomy_of, without_cache
 from elasticnet.retrofit.hidden_state_head import MASK, HiddenStateHead
 from elasticnet.retrofit.kept_attributes import attributes_put_back

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from elasticnet._copies import detached_copy
-from elasticnet._ties import find_conflict, same_bytes, shared_names
-from elasticnet._wrapped import plain_name, unwrapped
+from elasticnet._modules.copies import detached_copy
+from elasticnet._modules.ties import find_conflict, same_bytes, shared_names
+from elasticnet._modules.wrapped import plain_name, unwrapped
 from elasticnet.wrapper import ElasticWrapper
 
 

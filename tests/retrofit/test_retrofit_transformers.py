@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from contract import check_contract
 from elasticnet import ElasticObjective
-from elasticnet._compare import same_bits
+from elasticnet._modules.compare import same_bits
 from elasticnet.retrofit.transformers import split
 
 hf: Any = transformers  # its configs are annotated too narrowly

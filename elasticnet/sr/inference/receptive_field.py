@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from elasticnet._copies import detached_copy
-from elasticnet._evaluating import evaluating
+from elasticnet._modules.copies import detached_copy
+from elasticnet._modules.evaluating import evaluating
 from elasticnet.sr.inference.scale import scale_of
 from elasticnet.sr.structure import structure_of
 from elasticnet.taps import resolve_depth

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from elasticnet._evaluating import evaluating
+from elasticnet._modules.evaluating import evaluating
 from elasticnet.memory import is_out_of_memory
 from elasticnet.sr.inference.upscale_plan import (
     Span,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elasticnet._copies import detached_copy
+from elasticnet._modules.copies import detached_copy
 from elasticnet.sr.models.asrn_start import make_small
 from elasticnet.sr.models.folding import is_plain_conv, own_output, runs_as_built
 from elasticnet.sr.models.heads import add_to

@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from elasticnet._autocast import without_autocast
-from elasticnet._copies import detached_copy
+from elasticnet._modules.copies import detached_copy
 from elasticnet.sr.models.folding import (
     is_plain_conv,
     is_plain_deconv,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from elasticnet._head_statistics import batch_norms
-from elasticnet._kept import KeptTensors, tensors_in
+from elasticnet._net.head_statistics import batch_norms
+from elasticnet._net.kept import KeptTensors, tensors_in
 from elasticnet.taps import TapReport, Taps, is_whole_number
 
 logger = logging.getLogger(__name__)

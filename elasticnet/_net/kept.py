@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from elasticnet._compare import kind_of_tensor, same_bits
+from elasticnet._modules.compare import kind_of_tensor, same_bits
 
 PARTS_REMEDY = (
     "build it without in-place operations, or pass copy_features=True to ElasticWrapper, so that "

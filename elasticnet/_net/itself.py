@@ -9,7 +9,7 @@ from typing import Any, TypeGuard, TypeVar
 
 from torch import nn
 
-from elasticnet._net_hooks import NetHook, backward_hooks, forward_hooks, name_of
+from elasticnet._net.hooks import NetHook, backward_hooks, forward_hooks, name_of
 
 PARTS = ("stem", "blocks", "head", "adapters", "head_statistics")
 """The modules of a net, as its state dict names them."""

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from elasticnet._compare import largest_difference, same_bits
-from elasticnet._copies import detached_copy
-from elasticnet._evaluating import evaluating
-from elasticnet._kept import tensors_in
-from elasticnet._wrapper_checks import shape_of
+from elasticnet._modules.compare import largest_difference, same_bits
+from elasticnet._modules.copies import detached_copy
+from elasticnet._modules.evaluating import evaluating
+from elasticnet._net.checks import shape_of
+from elasticnet._net.kept import tensors_in
 
 
 def identity_blocks(

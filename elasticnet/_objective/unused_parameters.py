@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from elasticnet._copies import detached_copy
+from elasticnet._modules.copies import detached_copy
 
 Module = TypeVar("Module", bound=nn.Module)
 
