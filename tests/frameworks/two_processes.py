@@ -8,6 +8,7 @@ writes the weights, or what the way returns beside them, to FOLDER/WAY.pt.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -241,7 +242,8 @@ def accelerate(folder: Path) -> Weights:
 
 
 def lightning(folder: Path) -> Weights:
-    import lightning as lightning_package
+    # by its name, because type checkers have no Lightning where the extra is not installed
+    lightning_package: Any = importlib.import_module("lightning")
 
     class ElasticModule(lightning_package.LightningModule):
         def __init__(self) -> None:
