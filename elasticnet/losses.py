@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from elasticnet._modules.wrapped import check_gathers_taps, unwrapped
-from elasticnet._net.kept import KeptTensors
+from elasticnet._modules.unwrapping import check_gathers_taps, unwrapped
+from elasticnet._net.in_place_writes import KeptTensors
 from elasticnet._objective.step_counter import StepCounter
 from elasticnet._objective.step_factors import (
     Factor,

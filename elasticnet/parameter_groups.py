@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from elasticnet._modules.wrapped import plain_name
+from elasticnet._modules.unwrapping import plain_name
 
 Layer = tuple[int, ...]
 """A layer's place in the order of layers, from the input to the head."""

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from elasticnet._modules.wrapped import unwrapped
+from elasticnet._modules.unwrapping import unwrapped
 from elasticnet._net.head_statistics import BatchNorm, HeadStatistics, batch_norms
 from elasticnet.taps import resolve_depths
 from elasticnet.wrapper import ElasticWrapper, evaluating

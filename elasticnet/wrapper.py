@@ -14,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from elasticnet._modules.copies import detached_copy
 from elasticnet._modules.evaluating import evaluating
-from elasticnet._modules.wrapped import check_not_sharded, unwrapped
+from elasticnet._modules.unwrapping import check_not_sharded, unwrapped
+from elasticnet._net.additions import additions_to, around_forward, shallow_copy
 from elasticnet._net.checks import (
     Rejection,
     check_adapter_depths,
@@ -34,8 +35,7 @@ from elasticnet._net.checks import (
 from elasticnet._net.growing import identity_blocks, prove_same_function
 from elasticnet._net.head_statistics import call_head, statistics_by_depth, write_into_head
 from elasticnet._net.hooks import NetHook, check_backward_hooks
-from elasticnet._net.itself import additions_to, around_forward, shallow_copy
-from elasticnet._net.kept import KeptTensors, copied, in_own_containers
+from elasticnet._net.in_place_writes import KeptTensors, copied, in_own_containers
 from elasticnet._net.plain_sequence import plain_sequence
 from elasticnet._net.stem_arguments import StemArguments, read_stem_arguments
 from elasticnet.parameter_groups import (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import elasticnet
 from contract import NetworkContract, check_contract, same
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet._net.kept import OverwrittenError
+from elasticnet._net.in_place_writes import OverwrittenError
 from elasticnet.export import export
 from tiny_nets import conv_blocks
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from contract import a_pass_goes_on_where_it_rested, recording, same
 from elasticnet import ElasticWrapper
-from elasticnet._net.kept import OverwrittenError
+from elasticnet._net.in_place_writes import OverwrittenError
 from tiny_nets import Case, conv_blocks, conv_net, tiny_cases
 
 X = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(1))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.optim.swa_utils import AveragedModel
 
-from elasticnet._modules.wrapped import is_compiled, match_names, plain_name, unwrapped
+from elasticnet._modules.unwrapping import is_compiled, match_names, plain_name, unwrapped
 
 Wrap = Callable[[nn.Module], nn.Module]
 

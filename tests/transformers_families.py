@@ -19,9 +19,9 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
-from elasticnet.retrofit.anatomy import BY_HAND, STAGES_REMEDY
 from elasticnet.retrofit.parts import Split
 from elasticnet.retrofit.transformers import split
+from elasticnet.retrofit.transformers.layer_list import BY_HAND, STAGES_REMEDY
 
 hf: Any = transformers  # its configs are annotated too narrowly
 auto: Any = modeling_auto

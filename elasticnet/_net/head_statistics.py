@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.modules import batchnorm
 
-from elasticnet._modules.wrapped import plain_name, unwrapped
+from elasticnet._modules.unwrapping import plain_name, unwrapped
 
 BatchNorm = batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from elasticnet._modules.wrapped import unwrapped
+from elasticnet._modules.unwrapping import unwrapped
 
 RESERVED_WORDS = ("depth", "taps")
 """The keyword arguments of `net(x, ...)` that are never part of the context."""

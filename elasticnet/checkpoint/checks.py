@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elasticnet._modules.wrapped import is_in_flat_shards, unwrapped
+from elasticnet._modules.unwrapping import is_in_flat_shards, unwrapped
 from elasticnet._net.checks import check_number_of_blocks
 from elasticnet.wrapper import ElasticWrapper
 

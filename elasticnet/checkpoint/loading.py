@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._modules.ties import find_conflict, is_expanded
-from elasticnet._modules.wrapped import match_names
+from elasticnet._modules.unwrapping import match_names
 from elasticnet._net.checks import check_number_of_blocks
 from elasticnet.checkpoint.building import (
     BUILD_ERRORS,

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from elasticnet._modules.compare import largest_difference, same_bits
 from elasticnet._modules.ties import same_bytes
-from elasticnet._modules.wrapped import children, class_name, is_compiled, plain_name, unwrapped
+from elasticnet._modules.unwrapping import children, class_name, is_compiled, plain_name, unwrapped
 from elasticnet.checkpoint.building import (
     build_without_memory,
     fill_unsaved,

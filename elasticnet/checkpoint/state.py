@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from elasticnet._modules.wrapped import plain_name
+from elasticnet._modules.unwrapping import plain_name
 from elasticnet.wrapper import ElasticWrapper
 
 

@@ -27,7 +27,7 @@ from torch import nn
 
 from elasticnet._files import check_target
 from elasticnet._modules.copies import detached_copy
-from elasticnet._modules.wrapped import unwrapped
+from elasticnet._modules.unwrapping import unwrapped
 from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.checkpoint.proof import architecture_or_doubt
 from elasticnet.export.axes import Axes

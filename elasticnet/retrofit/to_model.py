@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._modules.compare import largest_difference, same_bits
-from elasticnet._modules.wrapped import plain_name, unwrapped
-from elasticnet.retrofit.source_model import ModelSource, Names, tensors_of
+from elasticnet._modules.unwrapping import plain_name, unwrapped
+from elasticnet.retrofit.split_from import ModelSource, Names, tensors_of
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating
 

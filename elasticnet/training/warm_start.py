@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from elasticnet._modules.copies import detached_copy
 from elasticnet._modules.ties import find_conflict, same_bytes, shared_names
-from elasticnet._modules.wrapped import plain_name, unwrapped
+from elasticnet._modules.unwrapping import plain_name, unwrapped
 from elasticnet.wrapper import ElasticWrapper
 
 

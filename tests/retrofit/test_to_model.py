@@ -22,7 +22,7 @@ from elasticnet.retrofit import split as split_at
 from elasticnet.retrofit import to_model
 from elasticnet.retrofit.timm import split as split_timm
 from elasticnet.retrofit.transformers import split as split_transformer
-from elasticnet.retrofit.transformers_source import config_of_depth
+from elasticnet.retrofit.transformers.split_from import config_of_depth
 
 hf: Any = transformers  # its configs are annotated too narrowly
 

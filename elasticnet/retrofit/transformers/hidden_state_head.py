@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from elasticnet.retrofit.anatomy import POOLINGS, Anatomy
-from elasticnet.retrofit.layer_inputs import LayerContext
-from elasticnet.retrofit.shells import shell_of
+from elasticnet.retrofit.transformers.layer_inputs import LayerContext
+from elasticnet.retrofit.transformers.layer_list import POOLINGS, Anatomy
+from elasticnet.retrofit.transformers.shells import shell_of
 
 # what a net returns of a model's result, the first found
 RESULTS = ("logits", "last_hidden_state", "pooler_output")

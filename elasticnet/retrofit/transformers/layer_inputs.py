@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from elasticnet.retrofit.anatomy import Anatomy, LayerKind
-from elasticnet.retrofit.shells import shell_of, with_attributes
+from elasticnet.retrofit.transformers.layer_list import Anatomy, LayerKind
+from elasticnet.retrofit.transformers.shells import shell_of, with_attributes
 
 # inputs of a base model that the stem does not take
 REFUSED_INPUTS = ("past_key_values", "use_cache", "kwargs")

@@ -10,8 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from elasticnet.retrofit.anatomy import without_cache
-from elasticnet.retrofit.source_model import (
+from elasticnet.retrofit.split_from import (
     ModelSource,
     Names,
     copied_tensor,
@@ -20,6 +19,7 @@ from elasticnet.retrofit.source_model import (
     tensors_of,
     tensors_of_no_part,
 )
+from elasticnet.retrofit.transformers.layer_list import without_cache
 
 NUM_LAYERS = "num_hidden_layers"  # every config has it, if not under this name in attribute_map
 # Where a config speaks of an encoder and a decoder, that is the number of the encoder's layers.

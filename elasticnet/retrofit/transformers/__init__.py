@@ -17,13 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._modules.compare import same_bits
-from elasticnet.retrofit.anatomy import BY_HAND, TOKENS, Anatomy, anatomy_of, without_cache
-from elasticnet.retrofit.hidden_state_head import MASK, HiddenStateHead
 from elasticnet.retrofit.kept_attributes import attributes_put_back
-from elasticnet.retrofit.layer_inputs import LayerInputs, call_layer
 from elasticnet.retrofit.parts import NOT_RUN, PART_ERRORS, Split, verify, with_copies_if_needed
-from elasticnet.retrofit.router_loss import RouterLoss, has_router_loss
-from elasticnet.retrofit.transformers_source import transformers_source
+from elasticnet.retrofit.transformers.hidden_state_head import MASK, HiddenStateHead
+from elasticnet.retrofit.transformers.layer_inputs import LayerInputs, call_layer
+from elasticnet.retrofit.transformers.layer_list import (
+    BY_HAND,
+    TOKENS,
+    Anatomy,
+    anatomy_of,
+    without_cache,
+)
+from elasticnet.retrofit.transformers.router_loss import RouterLoss, has_router_loss
+from elasticnet.retrofit.transformers.split_from import transformers_source
 from elasticnet.wrapper import evaluating
 
 __all__ = ["RouterLoss", "split"]
