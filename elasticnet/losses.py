@@ -406,13 +406,14 @@ class ElasticObjective(nn.Module):
     ) -> list[Tensor]:
         """Return mu factor_n D_n for each computed tap n < N; nothing if mu is 0."""
         *shallower, deepest = predictions  # its keys: depths, the deepest last
+        mu = self._output_factor()
+        if is_left_out(mu):
+            return []
         terms: list[Tensor] = []
-        output_weight = self.output_weight
-        if is_learned(output_weight):
-            output_weight = learned(output_weight).reshape(())
+        if isinstance(mu, Tensor):
             # DistributedDataParallel waits for its gradient, also if there is no other term.
-            terms.append(0 * output_weight)
-        if is_left_out(output_weight) or _is_empty(predictions[deepest]):
+            terms.append(0 * mu)
+        if _is_empty(predictions[deepest]):
             return terms
         teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
         # The task losses have read the predictions, and need them again in the backward pass.
@@ -421,9 +422,15 @@ class ElasticObjective(nn.Module):
         for depth in shallower:
             returned = self.output_loss(predictions[depth], teacher)
             distance = _checked_loss(returned, name="output loss")  # D_n
-            terms.append(_scaled(distance, output_weight * tap_factors[depth]))
+            terms.append(_scaled(distance, mu * tap_factors[depth]))
         kept.check_all("the output loss")
         return terms
+
+    def _output_factor(self) -> Factor:
+        """Return mu: a number, or a scalar tensor if it is learned."""
+        if is_learned(self.output_weight):
+            return learned(self.output_weight).reshape(())
+        return self.output_weight
 
     # --- the factors of the losses
 

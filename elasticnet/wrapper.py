@@ -287,7 +287,7 @@ class ElasticWrapper(nn.Module):
         kept = state.kept
         for tap in self.taps:
             self._run_blocks(state, tap)
-            at_tap = state.copy()
+            at_tap = state.copy()  # `state` goes on; `kept` is the same object in both
             states.append(at_tap)
             self._keep_for_head(at_tap)
             if self.head_skip == "context":
@@ -556,6 +556,8 @@ class ElasticWrapper(nn.Module):
                 "on to deeper taps alone"
             )
         check_not_overwritten_since(state.kept, state.depth)
+        # While the blocks run, what the given state holds is kept, and afterwards what the new one
+        # holds.
         going_on = state.copy(kept=_kept_between_calls(state))
         going_on.context = self._handed_to_part(state.context)  # the blocks may change theirs
         self._run_blocks(going_on, last_depth)

@@ -174,8 +174,9 @@ def _load_built(
     if not isinstance(net, ElasticWrapper):
         raise TypeError(f"build returned {type(net).__name__}: expected an ElasticWrapper")
     check_number_of_blocks(len(net.blocks), deepest_tap=net.taps[-1])
-    resolve_depth(depth, net.taps)  # raises if the net that was built has no tap there
-    if depth < len(net.blocks):
+    depth = resolve_depth(depth, net.taps)  # raises if the net that was built has no tap there
+    is_full_depth = depth == net.taps[-1]
+    if not is_full_depth:
         net = net.truncate(depth)  # a copy; at full depth the very net that was built is filled
     _check_taps(net, checkpoint)
     _add_statistics(net, checkpoint)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +41,6 @@ TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part o
 HEIGHT, WIDTH = 2, 3  # the axes of an image (b, c, h, w)
 
 Predict = Callable[[Tensor], Tensor]  # from (1, 3, h, w) to (1, 3, scale h, scale w)
-FindReach = Callable[[Predict, int], int | None]  # from a network's pass and scale to its reach
 
 
 class Footprint(NamedTuple):
@@ -109,13 +107,12 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
     with _lock:
         footprints = _footprints_so_far(net)
         if shallowest not in footprints:
-            footprints[shallowest] = _measure(net, shallowest, find_reach=_reach)
-        # A block that replaces NaN hides the reach of what precedes it. The true reach of a deeper
-        # depth is never less than that of the shallowest; see `_reach_of_deeper`.
+            footprints[shallowest] = _measure(net, shallowest)
         if depth not in footprints:
-            shallowest_reach = footprints[shallowest].reach
-            find_reach = partial(_reach_of_deeper, shallowest_reach=shallowest_reach)
-            footprints[depth] = _measure(net, depth, find_reach=find_reach)
+            found = _measure(net, depth)
+            # A deeper depth sees all that the shallowest sees, but the measurement may miss it.
+            reach = _larger_reach(found.reach, footprints[shallowest].reach)
+            footprints[depth] = found._replace(reach=reach)
         return footprints[depth]
 
 
@@ -129,8 +126,25 @@ def _footprints_so_far(net: ElasticWrapper) -> dict[int, Footprint]:
     return remembered.footprints
 
 
-def _measure(net: ElasticWrapper, depth: int, find_reach: FindReach) -> Footprint:
-    """The footprint of a depth, whose reach a function finds."""
+def _larger_reach(measured: int | None, of_shallowest: int | None) -> int | None:
+    """The reach of a depth, at least that of the shallowest depth, whose blocks it contains.
+
+    Without this floor, what is measured at a deeper depth can be too small:
+
+    1. A deeper block replaces the NaN, as `nan_to_num` does, so that none arrives at the output.
+    2. `_reach_along` then takes 0 as the candidate, and only the cut tests it.
+    3. If a layer sees far pixels faintly, the cut changes the output by less than `TOLERANCE`. So
+       the cut confirms 0.
+    4. The shallowest depth has the fewest blocks that could replace the NaN. Hence its reach is the
+       floor of theirs.
+    """
+    if measured is None or of_shallowest is None:
+        return None  # what has no bound in a part has none in the whole
+    return max(measured, of_shallowest)
+
+
+def _measure(net: ElasticWrapper, depth: int) -> Footprint:
+    """The footprint of a depth, as a pass shows it."""
     scale = scale_of(net)
     runnable = _on_cpu_in_float32(net)
 
@@ -140,7 +154,7 @@ def _measure(net: ElasticWrapper, depth: int, find_reach: FindReach) -> Footprin
     # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
     with evaluating(runnable), torch.no_grad():
         peak_bytes = _peak_bytes(predict, scale)
-        reach = find_reach(predict, scale)
+        reach = _reach(predict, scale)
     bytes_in_own_dtype = peak_bytes * _first_parameter(net).element_size() / torch.float32.itemsize
     bytes_per_pixel = bytes_in_own_dtype / SQUARE**2
     return Footprint(depth=depth, scale=scale, reach=reach, bytes_per_pixel=bytes_per_pixel)
@@ -194,41 +208,17 @@ def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
     # Find a candidate. A shorter strip would not show a layer that sees a pixel far away and none
     # of those between, such as a dilated convolution.
     nan_positions = _nan_positions(predict, scale, axis, length=LONGEST_STRIP)
-    if nan_positions:
-        candidate = _distance_from_middle(nan_positions, LONGEST_STRIP)
-        if candidate > LARGEST_REACH:
-            return None  # NaN up to an end of the strip, or nearly so: no bound shows
-        # To compare two passes, a strip just longer than twice the candidate is enough, and faster.
-        length = _length_to_cut(candidate)
-    else:
-        # The network replaced the NaN on the way. Reach 0 is a guess, and the longest strip tests
-        # it best.
-        candidate = 0
-        length = LONGEST_STRIP
-    # The cut confirms the candidate or refutes it.
+    candidate = _distance_from_middle(nan_positions, LONGEST_STRIP)
+    if candidate > LARGEST_REACH:
+        return None  # NaN up to an end of the strip, or nearly so: no bound shows
+
+    # Confirm it or refute it by a comparison of two passes. For that a strip just longer than twice
+    # the candidate is enough, and faster. If the network replaced the NaN on the way, the candidate
+    # is a guess, which the longest strip tests best.
+    length = _length_to_cut(candidate) if nan_positions else LONGEST_STRIP
     if _is_same_when_cut(predict, scale, axis, length=length, reach=candidate):
         return candidate
     return None  # the reach changes with the place, or the guess was too small
-
-
-def _reach_of_deeper(predict: Predict, scale: int, shallowest_reach: int | None) -> int | None:
-    """The reach of a depth, at least that of the shallowest depth, whose blocks it contains.
-
-    Without this floor, `_reach` can be too small at a deeper depth:
-
-    1. A deeper block replaces the NaN, as `nan_to_num` does, so that none arrives at the output.
-    2. `_reach_along` then takes 0 as the candidate, and only the cut tests it.
-    3. If a layer sees far pixels faintly, the cut changes the output by less than `TOLERANCE`. So
-       the cut confirms 0.
-    4. The shallowest depth has the fewest blocks that could replace the NaN, and every deeper depth
-       sees all that it sees. Hence its reach is the floor of theirs.
-    """
-    if shallowest_reach is None:
-        return None  # what has no bound in a part has none in the whole
-    reach = _reach(predict, scale)
-    if reach is None:
-        return None
-    return max(reach, shallowest_reach)
 
 
 def _length_to_cut(reach: int) -> int:
@@ -256,7 +246,9 @@ def _nan_positions(predict: Predict, scale: int, axis: int, length: int) -> list
 
 
 def _distance_from_middle(positions: list[int], length: int) -> int:
-    """The largest distance between the middle of a strip and one of some ascending positions."""
+    """The largest distance of the ascending positions from the middle; 0 if there are none."""
+    if not positions:
+        return 0
     middle = length // 2
     return max(middle - positions[0], positions[-1] - middle)
 

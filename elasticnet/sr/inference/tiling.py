@@ -121,6 +121,7 @@ def upscale_array(
     # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
     with evaluating(plan.net), torch.no_grad():
         while True:
+            # The first tiling may be one tile, which has no seams, and a later one several.
             if not has_warned and _may_show_seams(plan, tiling):
                 _warn_of_seams(plan, tiling)
                 has_warned = True

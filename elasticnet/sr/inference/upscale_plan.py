@@ -259,9 +259,8 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
     # one ends at (count - 1) * step + 2 * overlap < length.
     last_start = length - window_length
     starts = [index * step for index in range(count - 1)] + [last_start]
-    later_core_starts = [start + overlap for start in starts[1:]]
-    core_starts = [0, *later_core_starts]
-    core_stops = [*later_core_starts, length]  # a core ends where the next one begins
+    core_starts = [0, *(start + overlap for start in starts[1:])]
+    core_stops = [*core_starts[1:], length]  # a core ends where the next one begins
     found: list[Span] = []
     for start, core_start, core_stop in zip(starts, core_starts, core_stops, strict=True):
         stop = start + window_length
