@@ -18,7 +18,7 @@ import elasticnet
 from contract import NetworkContract, same
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.recalibration import recalibrate, separate_statistics
-from elasticnet.registry import Architecture, register
+from elasticnet.registry import Architecture, register, unregister
 from elasticnet.wrapper import Origin
 
 CHANNELS = 4
@@ -272,12 +272,15 @@ def test_a_registered_net_keeps_its_architecture(tmp_path: Path) -> None:
         "with_norm_in_head",
         Architecture(build, example=lambda _: batches(1)[0]),
     )
-    net = build().eval()
-    recalibrate(net, batches())
-    elasticnet.save(net, tmp_path / "net.safetensors")
-    for depth in net.taps:
-        loaded = elasticnet.load(tmp_path / "net.safetensors", depth)
-        same(loaded(batches(1)[0]), net(batches(1)[0], depth=depth), f"depth {depth}")
+    try:
+        net = build().eval()
+        recalibrate(net, batches())
+        elasticnet.save(net, tmp_path / "net.safetensors")
+        for depth in net.taps:
+            loaded = elasticnet.load(tmp_path / "net.safetensors", depth)
+            same(loaded(batches(1)[0]), net(batches(1)[0], depth=depth), f"depth {depth}")
+    finally:
+        unregister("with_norm_in_head")
 
 
 @pytest.mark.parametrize("what", ["net", "head"])
