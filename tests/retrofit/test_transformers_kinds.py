@@ -106,8 +106,19 @@ def made(build: Build, depth: int) -> Any:
     return build(depth).eval()
 
 
+TRANSFORMERS = tuple(map(int, hf.__version__.split(".")[:2]))
+BUILT_OTHERWISE = ("clip with projection", "clip text with projection", "wav2vec2 with layerdrop")
+
+
+def _skip_if_built_otherwise(name: str) -> None:
+    """Skip what transformers 5.20 was seen to build otherwise than 5.23, which is pinned."""
+    if name in BUILT_OTHERWISE and TRANSFORMERS < (5, 23):
+        pytest.skip(f"{name}: transformers {hf.__version__} is older than 5.23")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_depth_is_the_model_of_so_many_layers(name: str) -> None:
+    _skip_if_built_otherwise(name)
     build, x, output = MODELS[name]
     model = made(build, 3)
     net = split(model, x, output=output).wrap().eval()
@@ -123,6 +134,7 @@ def test_every_depth_is_the_model_of_so_many_layers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["t5 encoder", "deberta v2", "clip with projection"])
 def test_every_parameter_that_the_output_needs_is_trained(name: str) -> None:
+    _skip_if_built_otherwise(name)
     build, x, output = MODELS[name]
     net = split(made(build, 2), x, output=output).wrap().train()
 
@@ -133,6 +145,7 @@ def test_every_parameter_that_the_output_needs_is_trained(name: str) -> None:
 
 
 def test_prefix_tokens_are_counted() -> None:
+    _skip_if_built_otherwise("clip with projection")
     for name, expected in (("clip with projection", 1), ("dinov3", 3), ("t5 encoder", 0)):
         build, x, output = MODELS[name]
         assert split(made(build, 2), x, output=output).prefix_tokens == expected
@@ -185,6 +198,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], Tensor, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_is_refused_in_our_words(name: str) -> None:
+    _skip_if_built_otherwise(name)
     build, x, message = REFUSED[name]
     model = build().eval()
     output = "text_embeds" if "text" in name else None
@@ -262,6 +276,7 @@ def layerdrop_net(layerdrop: float) -> tuple[Any, Any]:
 
 
 def test_layerdrop_leaves_out_the_layers_that_the_model_would() -> None:
+    _skip_if_built_otherwise("wav2vec2 with layerdrop")
     model, net = layerdrop_net(0.5)
     different = set()
     with torch.no_grad():
