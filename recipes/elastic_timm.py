@@ -505,7 +505,12 @@ def build_model(options: Options, images: Images) -> nn.Module:
     if network.weights is not None:
         # timm reads a file as it reads its own weights: with another number of classes, the
         # classifier is new; of another image size, the position embedding is resized.
-        arguments["pretrained_cfg_overlay"] = {"file": str(network.weights)}
+        overlay: dict[str, Any] = {"file": str(network.weights)}
+        if network.weights.suffix != ".npz":
+            # A model whose first weights came as .npz has a reader for these alone. timm 1.0.25
+            # would take it for any file.
+            overlay["custom_load"] = False
+        arguments["pretrained_cfg_overlay"] = overlay
     seed_all(options.run.seed)
     is_pretrained = network.pretrained or network.weights is not None
     return timm.create_model(network.model, pretrained=is_pretrained, **arguments)
