@@ -22,7 +22,6 @@ import elasticnet.before_torch  # sets what must be set before torch is imported
 # isort: split
 import hashlib
 import math
-import os
 import statistics
 import sys
 import sysconfig
@@ -61,8 +60,9 @@ from elasticnet.training.options import (
     resume_command,
     with_values,
 )
+from elasticnet.training.phases import Standing, where_it_stands
 from elasticnet.training.precision import resolve_precision
-from elasticnet.training.processes import Processes
+from elasticnet.training.processes import Processes, single_process
 from elasticnet.training.program import run_program
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import seed_all
@@ -185,20 +185,6 @@ class Phase(NamedTuple):
     taps: list[int]
 
 
-class Standing(NamedTuple):
-    """Where a run stands.
-
-    Attributes:
-        phase: The number of the phase.
-        step: The steps of that phase that are done.
-        state: What was saved within the phase; None at its beginning.
-    """
-
-    phase: int
-    step: int
-    state: Mapping[str, Any] | None
-
-
 class Training(NamedTuple):
     """What all phases share."""
 
@@ -215,12 +201,7 @@ def main(options: Options) -> None:
     show_messages()
     transformers.logging.set_verbosity_error()  # it warns of its own calls when it drafts
     transformers.logging.disable_progress_bar()  # of writing a file
-    count = int(os.environ.get("WORLD_SIZE", 1))
-    if count > 1:
-        raise ValueError(
-            f"this recipe trains in one process, and a launcher started {count}: start it by python"
-        )
-    processes = Processes(device=torch.device(options.compute.device))
+    processes = single_process(options.compute.device)
     # What auto means is decided here, once: it is stored, and a resumed run keeps it.
     precision = resolve_precision(options.compute.precision, processes)
     options = with_values(options, {"precision": precision})
@@ -245,7 +226,8 @@ def train(
     """
     # Go on behind the newest state that the run has saved; a new run begins with the first phase.
     phases = phases_of(options)
-    standing = where_it_stands(run, phases, options, processes)
+    names = [phase.name for phase in phases]
+    standing = where_it_stands(run, names, options.optimiser.steps, processes.say)
     log = TrainingLog(
         run,
         total=len(phases) * options.optimiser.steps,
@@ -352,26 +334,6 @@ def plan_of(options: Options) -> str:
         f"{options.optimiser.steps:,} steps each with a batch of {options.optimiser.batch_size}, "
         f"in {options.compute.precision}"
     )
-
-
-def where_it_stands(
-    run: Run, phases: Sequence[Phase], options: Options, processes: Processes
-) -> Standing:
-    """Return where the newest state of the run stands, or the beginning."""
-    latest = run.load_latest()
-    if latest is None:
-        return Standing(phase=0, step=0, state=None)
-    total, state = latest
-    names = [phase.name for phase in phases]
-    number = names.index(state["phase"])
-    step = total - number * state["steps"]
-    if options.optimiser.steps != state["steps"]:
-        raise ValueError(
-            f"--steps {options.optimiser.steps}: the run in {run.folder} was started with "
-            f"{state['steps']} for each training"
-        )
-    processes.say(f"resumed {run.folder} at step {total}, in the training {state['phase']}")
-    return Standing(phase=number, step=step, state=state)
 
 
 def save(training: Training, phase: Phase, total: int, training_step: TrainingStep) -> None:

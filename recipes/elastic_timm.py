@@ -67,8 +67,9 @@ from elasticnet.training.options import (
     resume_command,
     with_values,
 )
+from elasticnet.training.phases import Standing, where_it_stands
 from elasticnet.training.precision import resolve_precision
-from elasticnet.training.processes import Processes
+from elasticnet.training.processes import Processes, single_process
 from elasticnet.training.program import run_program
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import random_state, seed_all, set_random_state
@@ -186,20 +187,6 @@ class Phase(NamedTuple):
     depth: int
 
 
-class Standing(NamedTuple):
-    """Where a run stands.
-
-    Attributes:
-        phase: The number of the phase.
-        step: The steps that are done of this phase.
-        state: What was saved within the phase; None at its beginning.
-    """
-
-    phase: int
-    step: int
-    state: Mapping[str, Any] | None
-
-
 class Training(NamedTuple):
     """What all phases share.
 
@@ -229,9 +216,7 @@ class Training(NamedTuple):
 def main(options: Options) -> None:
     """Train the models, test every depth, and write what came out into the run folder."""
     show_messages()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("this recipe trains in one process: start it by python, not by a launcher")
-    processes = Processes(device=torch.device(options.compute.device))
+    processes = single_process(options.compute.device)
     # What auto means is decided here, once: it is stored, and a resumed run keeps it.
     precision = resolve_precision(options.compute.precision, processes)
     options = with_values(options, {"precision": precision})
@@ -269,7 +254,8 @@ def train(
     # Go on behind the newest state that the run has saved; a new run begins with the first phase.
     phases = phases_of(options, taps)
     steps = options.optimiser.steps
-    standing = where_it_stands(run, phases, steps, processes)
+    names = [phase.name for phase in phases]
+    standing = where_it_stands(run, names, steps, processes.say)
     accuracies: dict[str, dict[int, float]] = {}
     if standing.state is not None:
         accuracies.update(standing.state["accuracies"])
@@ -386,25 +372,6 @@ def phases_of(options: Options, taps: Sequence[int]) -> list[Phase]:
         for depth in taps[:-1]:
             phases.append(Phase(name=f"alone_{depth}", number=len(phases), depth=depth))
     return phases
-
-
-def where_it_stands(
-    run: Run, phases: Sequence[Phase], steps: int, processes: Processes
-) -> Standing:
-    """Return where the newest state of the run stands, or the beginning."""
-    latest = run.load_latest()
-    if latest is None:
-        return Standing(phase=0, step=0, state=None)
-    all_steps, state = latest
-    names = [phase.name for phase in phases]
-    number = names.index(state["phase"])
-    step = all_steps - number * state["steps"]
-    if state["steps"] != steps:
-        raise ValueError(
-            f"--steps {steps}: the trainings of the run in {run.folder} have {state['steps']} each"
-        )
-    processes.say(f"resumed {run.folder} at step {all_steps}, in the phase {state['phase']}")
-    return Standing(phase=number, step=step, state=state)
 
 
 def make_training_step(options: Options, phase: Phase, net: ElasticWrapper) -> TrainingStep:

@@ -22,7 +22,6 @@ import elasticnet.before_torch  # sets what must be set before torch is imported
 # isort: split
 import copy
 import faulthandler
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -79,7 +78,7 @@ from elasticnet.training.options import (
     with_values,
 )
 from elasticnet.training.precision import resolve_precision
-from elasticnet.training.processes import Processes
+from elasticnet.training.processes import Processes, single_process
 from elasticnet.training.program import run_program
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import seed_all
@@ -278,12 +277,7 @@ class Training(NamedTuple):
 def main(options: Options) -> None:
     """Train the three networks, score them, and write what came out into the run folder."""
     show_messages()
-    count = int(os.environ.get("WORLD_SIZE", 1))
-    if count > 1:
-        raise ValueError(
-            f"this recipe trains in one process, and a launcher started {count}: start it by python"
-        )
-    processes = Processes(device=torch.device(options.compute.device))
+    processes = single_process(options.compute.device)
     # What auto means is decided here, once: it is stored, and a resumed run keeps it.
     precision = resolve_precision(options.compute.precision, processes)
     options = with_values(options, {"precision": precision})

@@ -113,6 +113,23 @@ class Processes:
         return values
 
 
+def single_process(device: str) -> Processes:
+    """Return this process, for a training that cannot be shared among several.
+
+    Args:
+        device: Where it computes, such as "cpu".
+
+    Raises:
+        ValueError: A launcher started several processes.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise ValueError(
+            f"this recipe trains in one process, and a launcher started {count}: start it by python"
+        )
+    return Processes(device=torch.device(device))
+
+
 @contextmanager
 def join_processes(device: torch.device | str) -> Generator[Processes, None, None]:
     """Join the processes that a launcher has started; leave them at the end of the `with` block.
