@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from elasticnet._modules.kept_attributes import attributes_put_back
 from elasticnet.retrofit.graph import first_of
-from elasticnet.retrofit.kept_attributes import attributes_put_back
 from elasticnet.retrofit.parts import Split, assemble, children
 from elasticnet.wrapper import evaluating
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elasticnet._modules.compare import largest_difference, same_bits
+from elasticnet._modules.kept_attributes import attributes_put_back
 from elasticnet._net.in_place_writes import OverwrittenError
 from elasticnet.distillation import position_axes
 from elasticnet.parameter_groups import ParameterGroups
 from elasticnet.retrofit.graph import cut
-from elasticnet.retrofit.kept_attributes import attributes_put_back
 from elasticnet.retrofit.split_from import ModelSource, skeleton_source
 from elasticnet.retrofit.tracing import said_of_assignments
 from elasticnet.taps import resolve_taps

@@ -18,7 +18,7 @@ import torch.utils.checkpoint
 from torch import fx, nn
 from torch.fx.proxy import TraceError
 
-from elasticnet.retrofit.kept_attributes import KeptAttributes
+from elasticnet._modules.kept_attributes import KeptAttributes
 
 CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 MODEL_PREFIX = "model."  # the model is a submodule of what is traced

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._modules.compare import same_bits
-from elasticnet.retrofit.kept_attributes import attributes_put_back
+from elasticnet._modules.kept_attributes import attributes_put_back
 from elasticnet.retrofit.parts import NOT_RUN, PART_ERRORS, Split, verify, with_copies_if_needed
 from elasticnet.retrofit.transformers.hidden_state_head import MASK, HiddenStateHead
 from elasticnet.retrofit.transformers.layer_inputs import LayerInputs, call_layer

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import types
+from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 from torch import nn
+
+CONTAINERS = (dict, list, deque, set)
 
 
 class KeptAttributes:
@@ -75,10 +78,13 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return attributes
 
 
-def _containers_of(module: nn.Module) -> list[Any]:
-    """The dicts, lists and sets that hold a module's attributes, and those inside of them.
+def values_held_by(module: nn.Module) -> list[Any]:
+    """Return what a module holds, each value once: attributes, buffers, and what is inside of them.
 
     What other modules hold is theirs; tensors and plain objects are one value.
+
+    Args:
+        module: Any module.
     """
     found: list[Any] = []
     seen: set[int] = set()
@@ -88,10 +94,14 @@ def _containers_of(module: nn.Module) -> list[Any]:
         if id(value) in seen or isinstance(value, nn.Module):
             continue
         seen.add(id(value))
-        if isinstance(value, (dict, list, set)):
-            found.append(value)
+        found.append(value)
         waiting.extend(_held_by(value))
     return found
+
+
+def _containers_of(module: nn.Module) -> list[Any]:
+    """The dicts, lists and sets that hold a module's attributes, and those inside of them."""
+    return [value for value in values_held_by(module) if isinstance(value, CONTAINERS)]
 
 
 def _held_by(value: Any) -> list[Any]:
@@ -123,7 +133,8 @@ def _put_back(container: Any, before: Any) -> None:
         _put_back_entries(container, before)
     elif _is_list(container):
         if not _same_objects(container, before):
-            container[:] = before
+            container.clear()
+            container.extend(before)
     elif container != before:  # a set
         container.clear()
         container.update(before)
@@ -152,9 +163,9 @@ def _is_dict(value: Any) -> TypeGuard[dict[Any, Any]]:
     return isinstance(value, dict)
 
 
-def _is_list(value: Any) -> TypeGuard[list[Any]]:
-    return isinstance(value, list)
+def _is_list(value: Any) -> TypeGuard[list[Any] | deque[Any]]:
+    return isinstance(value, (list, deque))
 
 
-def _is_collection(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...] | set[Any]]:
-    return isinstance(value, (list, tuple, set))
+def _is_collection(value: Any) -> TypeGuard[list[Any] | deque[Any] | tuple[Any, ...] | set[Any]]:
+    return isinstance(value, (list, deque, tuple, set))
