@@ -163,10 +163,11 @@ def message_of(error: Exception) -> str:
         error: Any. An OSError of the system's names its file first.
 
     Returns:
-        Such as "a.png: Permission denied", and not "[Errno 13] Permission denied: 'a.png'".
+        Such as "a.png: Permission denied", and not "[Errno 13] Permission denied: 'a.png'". The
+        name of the error's class if it says nothing.
     """
     if not isinstance(error, OSError) or error.strerror is None:
-        return str(error)
+        return str(error) or type(error).__name__
     if error.filename is None:
         return str(error.strerror)
     return f"{error.filename}: {error.strerror}"

@@ -55,6 +55,7 @@ from elasticnet.training.options import (
     OptionGroup,
     RunOptions,
     as_json,
+    check_folder,
     open_run,
     parse_options,
     resume_command,
@@ -434,6 +435,7 @@ class Text(NamedTuple):
 def read_text(options: Options) -> Text:
     """Return the text; which files are for validation depends on their names alone."""
     folder = options.text.text or Path(sysconfig.get_paths()["stdlib"])
+    check_folder(folder, "text")
     sources: dict[str, Path] = {}
     for path in folder.rglob("*.py"):
         name = path.relative_to(folder).as_posix()

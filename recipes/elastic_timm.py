@@ -20,6 +20,7 @@ import elasticnet.before_torch  # sets what must be set before torch is imported
 
 # isort: split
 import ast
+import difflib
 import os
 import sys
 import time
@@ -28,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -62,6 +64,8 @@ from elasticnet.training.options import (
     OptionGroup,
     RunOptions,
     as_json,
+    check_file,
+    check_folder,
     open_run,
     parse_options,
     resume_command,
@@ -87,6 +91,8 @@ CROP_AREA = (0.35, 1.0)  # of the image, which a training crop covers
 CROP_RATIO = (3 / 4, 4 / 3)  # of its width and height
 WEIGHT_DECAY = 0.05  # of matrices and filters; not of biases and norms
 EVALUATION_BATCH = 256
+# what torch and timm raise of a file that holds no weights, or another model's
+UNREADABLE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, UnpicklingError)
 # what a resumed run cannot change
 FIXED = ("model", "model_options", "pretrained", "weights", "stages", "num_taps")
 FIXED += ("data", "test_share", "alone")
@@ -470,6 +476,7 @@ def build_model(options: Options, images: Images) -> nn.Module:
     network = options.network
     arguments = {**model_arguments(options), "num_classes": images.num_classes}
     if network.weights is not None:
+        check_file(network.weights, "weights")
         # timm reads a file as it reads its own weights: with another number of classes, the
         # classifier is new; of another image size, the position embedding is resized.
         overlay: dict[str, Any] = {"file": str(network.weights)}
@@ -479,8 +486,51 @@ def build_model(options: Options, images: Images) -> nn.Module:
             overlay["custom_load"] = False
         arguments["pretrained_cfg_overlay"] = overlay
     seed_all(options.run.seed)
-    is_pretrained = network.pretrained or network.weights is not None
-    return timm.create_model(network.model, pretrained=is_pretrained, **arguments)
+    if network.weights is None:
+        return timm.create_model(network.model, pretrained=network.pretrained, **arguments)
+    try:
+        model = timm.create_model(network.model, pretrained=True, **arguments)
+        seed_all(options.run.seed + 1)
+        twin = timm.create_model(network.model, pretrained=True, **arguments)
+    except UNREADABLE as error:
+        raise ValueError(
+            f"--weights {network.weights}: timm cannot load this file into {network.model}: {error}"
+        ) from error
+    check_comes_from_file(model, twin, network)
+    return model
+
+
+def check_comes_from_file(model: nn.Module, twin: nn.Module, network: Network) -> None:
+    """Raise if weights of a model, other than its classifier's, are not those of --weights.
+
+    timm passes over what a file has not, and these weights stay random: they differ in `twin`,
+    which was made of the same file from another seed.
+    """
+    untyped: Any = model
+    classifiers = untyped.pretrained_cfg.get("classifier") or ()
+    if isinstance(classifiers, str):
+        classifiers = (classifiers,)
+    prefixes = tuple(f"{name}." for name in classifiers)
+    of_twin = dict(twin.named_parameters())
+    for name, parameter in model.named_parameters():
+        if not name.startswith(prefixes) and not torch.equal(parameter, of_twin[name]):
+            raise ValueError(
+                f"--weights {network.weights}: timm cannot load this file into {network.model}: "
+                f"it has no {name}"
+            )
+
+
+def check_model_name(name: str) -> None:
+    """Raise if timm has no model of this name; the message names similar ones."""
+    architecture, _, _ = name.partition(".")  # behind the dot stands which weights it has
+    if ":" in name or timm.is_model(architecture):  # "hf-hub:..." is looked up by timm itself
+        return
+    known: list[str] = timm.list_models()
+    similar = [each for each in known if each.startswith(architecture)][:3]
+    if not similar:
+        similar = difflib.get_close_matches(architecture, known, n=3)
+    remedy = f"; similar: {', '.join(similar)}" if similar else ""
+    raise ValueError(f"--model {name}: timm has no such model{remedy}")
 
 
 def split_model(options: Options, images: Images) -> Split:
@@ -577,14 +627,19 @@ class Format(NamedTuple):
 
 def load_images(options: Options) -> Images:
     """Return the images of --data, or the digits."""
+    check_model_name(options.network.model)
     size = model_arguments(options).get("img_size")
     if options.data.data is None:
         half = (0.5, 0.5, 0.5)
         form = Format(size=size or DIGITS_SIZE, mean=half, std=half, crop=1.0)
         return Digits(form, options.data.test_share, options.run.seed)
+    check_folder(options.data.data, "data")
     config: Any = timm.get_pretrained_cfg(options.network.model)
     if config is None:
-        raise ValueError(f"--model {options.network.model}: timm has no such model")
+        raise ValueError(
+            f"--model {options.network.model}: timm does not say what images it takes; without "
+            "--data it learns the digits"
+        )
     form = Format(
         size=size or config.input_size[-1], mean=config.mean, std=config.std, crop=config.crop_pct
     )

@@ -225,3 +225,4 @@ def test_messages_of_the_system_are_told_without_its_numbers(tmp_path: Path) -> 
     assert message_of(OSError(28, "could not write a.png")) == "could not write a.png"
     assert message_of(OSError("only text")) == "only text"
     assert message_of(ValueError("depth 7")) == "depth 7"
+    assert message_of(FileNotFoundError()) == "FileNotFoundError"  # it says nothing itself

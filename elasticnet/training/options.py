@@ -261,6 +261,38 @@ Options = TypeVar("Options", bound=OptionGroup)
 # --- groups and flat values
 
 
+def check_folder(path: Path, name: str) -> None:
+    """Raise unless a folder that an option names is there.
+
+    Args:
+        path: The folder.
+        name: The option's field, such as "data".
+
+    Raises:
+        ValueError: There is nothing, or a file.
+    """
+    if not path.exists():
+        raise ValueError(f"{flag(name)} {path}: there is no such folder")
+    if not path.is_dir():
+        raise ValueError(f"{flag(name)} {path}: expected a folder, and this is a file")
+
+
+def check_file(path: Path, name: str) -> None:
+    """Raise unless a file that an option names is there.
+
+    Args:
+        path: The file.
+        name: The option's field, such as "weights".
+
+    Raises:
+        ValueError: There is nothing, or a folder.
+    """
+    if not path.exists():
+        raise ValueError(f"{flag(name)} {path}: there is no such file")
+    if not path.is_file():
+        raise ValueError(f"{flag(name)} {path}: expected a file, and this is a folder")
+
+
 def flag(name: str) -> str:
     """Return how the command line names an option.
 

@@ -293,6 +293,12 @@ def test_a_text_that_is_too_short_is_refused(recipe: ModuleType, tmp_path: Path)
         recipe.read_text(options)
 
 
+def test_a_folder_of_text_that_is_not_there_is_named(recipe: ModuleType, tmp_path: Path) -> None:
+    options = with_values(recipe.Options(), {"text": tmp_path / "absent"})
+    with pytest.raises(ValueError, match=r"--text .*absent: there is no such folder"):
+        recipe.read_text(options)
+
+
 def test_several_processes_are_refused(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="trains in one process, and a launcher started 2"):

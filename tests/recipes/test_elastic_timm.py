@@ -305,6 +305,45 @@ def test_what_cannot_be_trained_is_refused(recipe: ModuleType, tmp_path: Path) -
         with_values(recipe.Options(), {"batch_size": 0})
 
 
+def test_paths_that_are_not_there_are_named_with_their_option(
+    recipe: ModuleType, tmp_path: Path
+) -> None:
+    absent = tmp_path / "absent"
+    with pytest.raises(ValueError, match=rf"--data {absent}: there is no such folder"):
+        recipe.load_images(recipe.parse([*TINY_VIT, "--data", str(absent)]))
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ValueError, match=rf"--data {file}: expected a folder, and this is a file"):
+        recipe.load_images(recipe.parse([*TINY_VIT, "--data", str(file)]))
+    images = recipe.load_images(recipe.parse(TINY_VIT))
+    with pytest.raises(ValueError, match=rf"--weights {absent}: there is no such file"):
+        recipe.build_model(recipe.parse([*TINY_VIT, "--weights", str(absent)]), images)
+    with pytest.raises(ValueError, match=rf"--weights {tmp_path}: expected a file, and this is a"):
+        recipe.build_model(recipe.parse([*TINY_VIT, "--weights", str(tmp_path)]), images)
+
+
+def test_weights_of_another_model_are_refused_with_their_file(
+    recipe: ModuleType, tmp_path: Path
+) -> None:
+    images = recipe.load_images(recipe.parse(TINY_VIT))
+    other = tmp_path / "other.pth"
+    torch.save(torch.nn.Linear(3, 2).state_dict(), other)
+    text = tmp_path / "text.pth"
+    text.write_text("no weights")
+    for file in (other, text):
+        message = rf"--weights {file}: timm cannot load this file into vit_small_patch16_224: \S"
+        with pytest.raises(ValueError, match=message):
+            recipe.build_model(recipe.parse([*TINY_VIT, "--weights", str(file)]), images)
+
+
+def test_a_misspelt_model_is_refused_with_similar_names(recipe: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"--model resnt18: .*no such model; similar: .*resnet18"):
+        recipe.check_model_name("resnt18")
+    with pytest.raises(ValueError, match=r"--model vit_smal: .*similar: vit_small_patch"):
+        recipe.check_model_name("vit_smal")
+    recipe.check_model_name("vit_small_patch16_224.augreg_in21k_ft_in1k")
+
+
 def test_help_shows_every_option_in_its_group() -> None:
     said = subprocess.run(
         [sys.executable, str(RECIPE), "--help"],
