@@ -31,6 +31,7 @@ from elasticnet.training.options import as_command
 DOCS = Path(__file__).parents[1] / "docs"
 SETS = ("Set5", "Set14", "B100")
 ALL_SETS = (*SETS, "Urban100", "Manga109")
+SCALES = ("x2", "x3", "x4")
 PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
 # the record of each packaged file of weights
 SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}
@@ -64,6 +65,7 @@ WITHOUT_EFFECT = (
 Record = dict[str, Any]
 Records = dict[str, Record]  # by their files' names
 Presets = dict[str, dict[str, Any]]  # preset -> option -> value
+Scores = dict[str, dict[str, float]]  # published PSNR and SSIM by data set
 
 
 # --- what records hold
@@ -105,6 +107,116 @@ def alone_by_depth(records: Records) -> dict[int, list[Record]]:
     alone = {depth: seeds_of(records, f"x4-alone-{depth}") for depth in range(1, 5)}
     alone[5] = seeds_of(records, "x4-ss")
     return alone
+
+
+# --- what is published
+
+
+def printed_scores(
+    published: Record,
+    method: str,
+    scale: int,
+    *,
+    table_number: int = 1,
+    blocks: int | None = None,
+    degradation: str = "BI",
+) -> Scores:
+    """Return what one row of the paper prints, by data set; empty where it prints no such row.
+
+    Args:
+        published: The content of published.json.
+        method: As the paper names it.
+        scale: Of the row.
+        table_number: Of the paper's table.
+        blocks: Of an ASRN; None for any other method.
+        degradation: "BI", "BD" or "DN".
+    """
+    wanted = {
+        "table": table_number,
+        "method": method,
+        "scale": scale,
+        "blocks": blocks,
+        "degradation": degradation,
+    }
+    for row in published["scores"]:
+        if all(row[key] == value for key, value in wanted.items()):
+            return row["scores"]
+    return {}
+
+
+def printed_bicubic(published: Record, mode: str) -> Scores:
+    """Return what the paper prints of bicubic interpolation.
+
+    Args:
+        published: The content of published.json.
+        mode: The scale, with a degradation other than BI before it: "x3" or "BD x3".
+    """
+    *degradation, scale = mode.split()
+    if degradation:
+        return printed_scores(
+            published,
+            "Bicubic",
+            scale_number(scale),
+            table_number=2,
+            degradation=degradation[0],
+        )
+    return printed_scores(published, "Bicubic", scale_number(scale))
+
+
+def printed_asrn(published: Record, scale: str, depth: int) -> Scores:
+    """Return what the paper prints of its complete ASRN at a depth.
+
+    Table 5 has every depth at x3 and x4. At x2 only Table 1 has a row, of the whole network.
+
+    Args:
+        published: The content of published.json.
+        scale: Such as "x3".
+        depth: The number of blocks.
+    """
+    number = scale_number(scale)
+    by_depth = printed_scores(published, "ASRN", number, table_number=5, blocks=depth)
+    return by_depth or printed_scores(published, "ASRN", number, blocks=depth)
+
+
+def scale_number(scale: str) -> int:
+    """Return 3 for "x3"."""
+    return int(scale.removeprefix("x"))
+
+
+class Method(NamedTuple):
+    """Published scores of a network that is not ours.
+
+    Attributes:
+        label: Its name, and whose numbers these are.
+        parameters: None where they are not printed.
+        psnr: By data set, in dB.
+    """
+
+    label: str
+    parameters: int | None
+    psnr: dict[str, float]
+
+
+def published_methods(published: Record, reprinted: Record, scale: str) -> list[Method]:
+    """Return what is published of other networks: by the paper's Table 1, then by other papers.
+
+    Both stand beside each other where they differ.
+
+    Args:
+        published: The content of published.json.
+        reprinted: The content of reprinted.json.
+        scale: Such as "x3".
+    """
+    methods: list[Method] = []
+    for row in published["scores"]:
+        is_of_scale = row["table"] == 1 and row["scale"] == scale_number(scale)
+        if is_of_scale and row["method"] != "Bicubic" and row["blocks"] is None:
+            psnr = {data: printed["psnr"] for data, printed in row["scores"].items()}
+            methods.append(Method(f"{row['method']}, Table 1", row["parameters"], psnr))
+    for name, values in reprinted["methods"].items():
+        if scale in values:
+            methods.append(Method(f"{name}, reprinted", values["parameters"], values[scale]))
+    return methods
 
 
 # --- words and cells
@@ -189,8 +301,10 @@ def degradations(records: Records) -> str:
         scores = [score(record, "Set5", depth) for depth in depths_of(record)]
         bicubic = score(record, "Set5", None)
         gains.append(Gain(record["options"]["degradation"], bicubic, scores))
-    published = records["published"]["bicubic"]
-    theirs = [f"{kind} {published[f'{kind} x3']['Set5']['psnr']:.2f}" for kind in ("BD", "DN")]
+    theirs: list[str] = []
+    for kind in ("BD", "DN"):
+        printed = printed_bicubic(records["published"], f"{kind} x3")
+        theirs.append(f"{kind} {printed['Set5']['psnr']:.2f}")
     made = (
         f"Set5 x3; {budget(records['bd-x3'])} each. Published PSNR of bicubic interpolation: "
         f"{', '.join(theirs)}."
@@ -203,7 +317,7 @@ def baselines(records: Records) -> str:
     lines = [["bicubic interpolation", "published", "`benchmark`", "as published"]]
     for row in records["bicubic"]["baselines"]:
         mode = row["mode"]
-        printed = records["published"]["bicubic"][mode][row["data"]]
+        printed = printed_bicubic(records["published"], mode)[row["data"]]
         label = mode if " " in mode else f"BI {mode}"
         lines.append(
             [
@@ -218,7 +332,7 @@ def baselines(records: Records) -> str:
 
 def noise(records: Records) -> str:
     """Every way of making the noise of DN that was tried."""
-    published = records["published"]["bicubic"]["DN x3"]
+    published = printed_bicubic(records["published"], "DN x3")
     printed = [f"{published[data]['psnr']:.2f} / {published[data]['ssim']:.4f}" for data in SETS]
     lines = [["bicubic interpolation, DN x3", *SETS], ["published", *printed]]
     cells_of: dict[str, list[str]] = {}
@@ -396,25 +510,31 @@ def comparison_rows(
 def shipped(records: Records) -> str:
     """Costs, PSNR and SSIM per depth of every packaged network, beside published ones."""
     published = records["published"]
+    reprinted = records["reprinted"]
     parts: list[str] = []
     for name, weights in SHIPPED.items():
         record = records[name]
         lines = [[f"`{weights}`, depth", "parameters", "GMACs", *ALL_SETS]]
         lines += our_rows(record, published, scale=name[:2])
-        if name in ("x2", "x3", "x4"):  # published methods stand once for each scale
-            lines += published_rows(published, scale=name)
+        if name in SCALES:  # published methods stand once for each scale
+            lines += published_rows(published_methods(published, reprinted, scale=name))
         parts.append(table(lines))
         init = record["options"]["init"]
         start = f", started from {Path(init).stem}" if init else ""
         parts.append(f"{budget(record)}{start}; GMACs for an output of 1280x720.")
         parts.append(f"{set14_note(record, published, scale=name[:2])}\n")
-    parts.append(f"In brackets: published PSNR. {published['source']}. {published['sources']}.")
+    authors = [f"{name}: {method['source']}" for name, method in reprinted["methods"].items()]
+    parts.append(
+        "In brackets: published PSNR. ASRN and bicubic interpolation, and other networks where "
+        f"Table 1 is named: Tables 1 and 5 of {published['source']}. Reprinted: "
+        f"{reprinted['source']} ({'; '.join(authors)})."
+    )
     return "\n".join(parts)
 
 
 def set14_note(record: Record, published: Record, scale: str) -> str:
     """Return the sentence that stands beside every comparison on Set14 with published numbers."""
-    theirs = published["bicubic"][scale]["Set14"]["psnr"]
+    theirs = printed_bicubic(published, scale)["Set14"]["psnr"]
     ours = score(record, "Set14", None)
     return (
         f"On Set14 published bicubic interpolation has {theirs:.2f} dB and ours {ours:.2f}, as a "
@@ -426,7 +546,7 @@ def over_bicubic(records: Records) -> str:
     """What the packaged networks and published ones gain over bicubic, each over its own."""
     published = records["published"]
     parts: list[str] = []
-    for scale in ("x2", "x3", "x4"):
+    for scale in SCALES:
         record = records[scale]
         lines = [[f"{scale}, gain over bicubic (dB)", *SETS]]
         for depth in depths_of(record):
@@ -437,12 +557,9 @@ def over_bicubic(records: Records) -> str:
                 in_brackets = published_gain(published, scale, data, theirs)
                 cells.append(f"{ours:+.2f}{in_brackets}")
             lines.append([f"depth {depth}", *cells])
-        for method, values in published["methods"].items():
-            if scale in values:
-                cells = [
-                    published_gain(published, scale, data, values[scale]).strip() for data in SETS
-                ]
-                lines.append([method, *cells])
+        for method in published_methods(published, records["reprinted"], scale):
+            cells = [published_gain(published, scale, data, method.psnr).strip() for data in SETS]
+            lines.append([method.label, *cells])
         parts.append(table(lines))
     return "\n".join(parts).rstrip()
 
@@ -451,7 +568,7 @@ def published_gain(published: Record, scale: str, data: str, scores: Mapping[str
     """Return in brackets what published PSNR gains over published bicubic; empty if not printed."""
     if data not in scores:
         return ""
-    gain = scores[data] - published["bicubic"][scale][data]["psnr"]
+    gain = scores[data] - printed_bicubic(published, scale)[data]["psnr"]
     return f" ({gain:+.2f})"
 
 
@@ -480,20 +597,20 @@ def our_rows(record: Record, published: Record, scale: str) -> list[list[str]]:
 def published_scores(published: Record, scale: str, depth: int | None) -> dict[str, float]:
     """Return the published PSNR of ASRN at a depth, or of bicubic, by data set."""
     if depth is None:
-        return {data: printed["psnr"] for data, printed in published["bicubic"][scale].items()}
-    asrn = published["asrn"].get(scale, {})
-    return {data: by_depth[str(depth)] for data, by_depth in asrn.items() if str(depth) in by_depth}
+        printed = printed_bicubic(published, scale)
+    else:
+        printed = printed_asrn(published, scale, depth)
+    return {data: scores["psnr"] for data, scores in printed.items()}
 
 
-def published_rows(published: Record, scale: str) -> list[list[str]]:
-    """Return a row for each published method of this scale."""
+def published_rows(methods: Iterable[Method]) -> list[list[str]]:
+    """Return a row for each published method of a scale."""
     rows: list[list[str]] = []
-    for method, values in published["methods"].items():
-        if scale not in values:
-            continue
-        by_data = values[scale]
-        cells = [f"({by_data[data]:.2f})" if data in by_data else "" for data in ALL_SETS]
-        rows.append([method, f"{values['parameters'] // 1000}K", "", *cells])
+    for method in methods:
+        parameters = "" if method.parameters is None else f"{method.parameters // 1000}K"
+        psnr = method.psnr
+        cells = [f"({psnr[data]:.2f})" if data in psnr else "" for data in ALL_SETS]
+        rows.append([method.label, parameters, "", *cells])
     return rows
 
 
@@ -645,16 +762,19 @@ def draw_parameters(records: Records, images: Path) -> None:
 
     published = records["published"]
     theirs: dict[str, tuple[float, float]] = {}
-    for name, method in published["methods"].items():
-        theirs[name] = (method["parameters"], method["x4"]["Set5"])
+    for method in published_methods(published, records["reprinted"], "x4"):
+        if method.parameters is not None and "Set5" in method.psnr:
+            theirs[method.label] = (method.parameters, method.psnr["Set5"])
     on_set5 = [row for row in records["x4"]["sets"] if row["data"] == "Set5"]
     ours: dict[str, tuple[float, float]] = {}
     for row in on_set5:
         if row["depth"] is not None:
             ours[f"depth {row['depth']}"] = (row["parameters"], row["psnr"])
-    # Of the published ASRN the deepest network has a score; ours has the same parameters.
-    parameters, _ = ours["depth 5"]
-    theirs["ASRN"] = (parameters, published["asrn"]["x4"]["Set5"]["5"])
+    # Ours has the parameters of the published network at each depth.
+    for depth in depths_of(records["x4"]):
+        parameters, _ = ours[f"depth {depth}"]
+        printed = printed_asrn(published, "x4", depth)
+        theirs[f"ASRN {depth}"] = (parameters, printed["Set5"]["psnr"])
     parameter_dots(
         images / "asrn_x4_parameters.png",
         {"ASRN, one training": ours, "published": theirs},

@@ -141,48 +141,76 @@ def a_record(seed: int = 0, **options: object) -> dict:
     return {**record, "table": {"rows": costs}}
 
 
-def printed_bicubic(*psnrs: float) -> dict[str, dict[str, float]]:
-    """Published scores of bicubic interpolation on the three sets."""
+def printed(
+    method: str,
+    scale: int,
+    psnrs: dict[str, float],
+    *,
+    table: int = 1,
+    blocks: int | None = None,
+    degradation: str = "BI",
+    parameters: int | None = 57000,
+) -> dict[str, Any]:
+    """A row of published.json."""
     return {
-        data: {"psnr": psnr, "ssim": 0.5}
-        for data, psnr in zip(("Set5", "Set14", "B100"), psnrs, strict=True)
+        "table": table,
+        "degradation": degradation,
+        "scale": scale,
+        "method": method,
+        "blocks": blocks,
+        "parameters": parameters,
+        "scores": {data: {"psnr": psnr, "ssim": 0.5} for data, psnr in psnrs.items()},
     }
+
+
+def printed_bicubic(scale: int, *psnrs: float, degradation: str = "BI") -> dict[str, Any]:
+    """A row of published.json for bicubic interpolation on the three sets."""
+    by_data: dict[str, float] = dict(zip(("Set5", "Set14", "B100"), psnrs, strict=True))
+    table = 1 if degradation == "BI" else 2
+    return printed("Bicubic", scale, by_data, table=table, degradation=degradation)
+
+
+def reprinted(**of_x4: float) -> dict[str, Any]:
+    """A small reprinted.json: one network, with scores at x4."""
+    method = {"source": "Its authors", "parameters": 58000, "x4": of_x4}
+    return {"source": "other papers", "methods": {"SRNET": method}}
 
 
 def test_gains_are_over_the_bicubic_of_each_side(results):
-    published = {
-        "bicubic": {scale: printed_bicubic(28.5, 26.1, 26) for scale in ("x2", "x3", "x4")},
-        "asrn": {"x4": {"Set5": {"5": 31.5}, "Set14": {"5": 28.0}}},
-        "methods": {"SRNET": {"parameters": 57000, "x4": {"Set5": 30.5, "B100": 26.9}}},
-    }
-    records = {"x2": a_record(), "x3": a_record(), "x4": a_record(), "published": published}
+    rows = [printed_bicubic(scale, 28.5, 26.1, 26) for scale in (2, 3, 4)]
+    rows.append(printed("ASRN", 4, {"Set5": 31.5, "Set14": 28.0}, table=5, blocks=5))
+    rows.append(printed("SRNET", 4, {"Set5": 30.5, "B100": 26.9}))
+    records = {scale: a_record() for scale in ("x2", "x3", "x4")}
+    records |= {"published": {"scores": rows}, "reprinted": reprinted(Set5=30.6)}
     page = results.over_bicubic(records)
     of_x4 = page.partition("| x4, gain over bicubic (dB) |")[2].splitlines()
     assert of_x4[0] == " Set5 | Set14 | B100 |"
     assert of_x4[2] == "| depth 1 | +0.01 | +0.01 | +0.01 |"
     assert of_x4[6] == "| depth 5 | +0.05 (+3.00) | +0.05 (+1.90) | +0.05 |"
-    assert of_x4[7] == "| SRNET | (+2.00) |  | (+0.90) |"
-    assert page.count("SRNET") == 1
+    assert of_x4[7] == "| SRNET, Table 1 | (+2.00) |  | (+0.90) |"
+    assert of_x4[8] == "| SRNET, reprinted | (+2.10) |  |  |"
+    assert page.count("SRNET") == 2
 
 
 def test_the_networks_in_the_package_stand_beside_the_published_ones(results, monkeypatch):
     monkeypatch.setattr(results, "SHIPPED", {"x4": "asrn_x4", "x4-published": "asrn_x4_published"})
     published = {
         "source": "A paper",
-        "bicubic": {"x4": printed_bicubic(28.5, 26.1, 26)},
-        "asrn": {"x4": {"Set5": {"5": 31.5}}},
-        "methods": {
-            "SRNET": {"parameters": 57000, "x4": {"Set5": 30.5, "Set14": 27.5, "B100": 26.9}},
-            "x2 only": {"parameters": 1000, "x2": {}},
-        },
-        "sources": "Another",
+        "scores": [
+            printed_bicubic(4, 28.5, 26.1, 26),
+            printed("ASRN", 4, {"Set5": 31.5}, table=5, blocks=5),
+            printed("SRNET", 4, {"Set5": 30.5, "Set14": 27.5, "B100": 26.9}),
+            printed("unsized", 4, {"Urban100": 24.5}, parameters=None),
+            printed("x2 only", 2, {"Set5": 37.0}),
+        ],
     }
     with_urban = a_record(skip="none", init="there/asrn_x2.safetensors")
     with_urban["sets"] += [
         {**row, "data": "Urban100"} for row in with_urban["sets"] if row["data"] == "Set5"
     ]
     records = {"x4": a_record(), "x4-published": with_urban}
-    page = results.shipped({**records, "published": published})
+    records |= {"published": published, "reprinted": reprinted(Set5=30.6)}
+    page = results.shipped(records)
     empty = "not measured | not measured |"
     assert (
         "| bicubic |  |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 (26.10) | "
@@ -199,10 +227,12 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
         "30.24 / 0.5000 | 30.04 / 0.5000 | not measured |"
         in page.partition("`asrn_x4_published`")[2]
     )
-    assert page.count("| SRNET | 57K |  | (30.50) | (27.50) | (26.90) |  |  |") == 1
+    assert page.count("| SRNET, Table 1 | 57K |  | (30.50) | (27.50) | (26.90) |  |  |") == 1
+    assert page.count("| SRNET, reprinted | 58K |  | (30.60) |  |  |  |  |") == 1
+    assert page.count("| unsized, Table 1 |  |  |  |  |  | (24.50) |  |") == 1
     assert "x2 only" not in page
     assert re.findall("patches of 48(.*); GMACs", page) == ["", ", started from asrn_x2"]
-    assert page.endswith("In brackets: published PSNR. A paper. Another.")
+    assert page.endswith("Tables 1 and 5 of A paper. Reprinted: other papers (SRNET: Its authors).")
     set14 = "On Set14 published bicubic interpolation has 26.10 dB and ours 30.10, as a file"
     assert page.count(set14) == 2
     card, other = results.cards({**records, "presets": presets()}).split("\n\n## ")
@@ -238,10 +268,10 @@ def test_degradations_stand_beside_bicubic_of_the_same_input(results):
         "bd-x3": a_record(degradation="BD", steps=1500),
         "dn-x3": a_record(degradation="DN", steps=1500),
         "published": {
-            "bicubic": {
-                "BD x3": printed_bicubic(28.78, 26.38, 26.33),
-                "DN x3": printed_bicubic(24.01, 22.87, 22.92),
-            }
+            "scores": [
+                printed_bicubic(3, 28.78, 26.38, 26.33, degradation="BD"),
+                printed_bicubic(3, 24.01, 22.87, 22.92, degradation="DN"),
+            ]
         },
     }
     for row in records["dn-x3"]["sets"]:
@@ -269,10 +299,10 @@ def test_baselines_stand_beside_published_ones(results):
             ]
         },
         "published": {
-            "bicubic": {
-                "DN x3": printed_bicubic(24.01, 22.87, 22.92),
-                "x2": printed_bicubic(33.66, 30.24, 29.56),
-            }
+            "scores": [
+                printed_bicubic(3, 24.01, 22.87, 22.92, degradation="DN"),
+                printed_bicubic(2, 33.66, 30.24, 29.56),
+            ]
         },
     }
     page = results.baselines(records)
@@ -288,7 +318,7 @@ def test_ways_of_making_noise_have_a_column_for_each_set(results):
         *(tried("NumPy", data, 24.0, 0.0291) for data in ("Set5", "Set14", "B100")),
         *(tried("MATLAB", data, 24.01, None) for data in ("Set5", "Set14", "B100")),
     ]
-    published = {"bicubic": {"DN x3": printed_bicubic(24.01, 22.87, 22.92)}}
+    published = {"scores": [printed_bicubic(3, 24.01, 22.87, 22.92, degradation="DN")]}
     page = results.noise({"bicubic": {"seeds": 3, "tried": rows}, "published": published})
     cell = "24.000 / 0.5000 (± 0.029)"
     assert f"| NumPy | {cell} | {cell} | {cell} |" in page
