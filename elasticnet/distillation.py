@@ -1,4 +1,9 @@
-"""Progressive self-distillation: attention maps, their distance, and the loss between neighbours.
+"""Progressive self-distillation: attention maps, their distance, and the loss between taps.
+
+A loss has a form, which is made of three choices. What is compared, and how: the attention maps, by
+their L2 distance ("norm", the ASRN paper's) or its square ("squared"), or the features themselves,
+by their cosine ("cosine"). The power of |features| in a map. And which tap is the teacher of the
+others: the next deeper one ("next", the paper's) or the deepest ("deepest").
 
 The layout of features is an einops axis list: `b` is the batch, `c` the channels, and every other
 axis a position. Examples are "b c h w" and "b h w c" (images), "b n c" (tokens), "b c t"
@@ -22,7 +27,13 @@ from torch import Tensor
 from elasticnet._autocast import without_autocast
 from elasticnet._modules.compare import kind_of_tensor
 
-DISTANCES = ("norm", "squared")
+MAP_DISTANCES = ("norm", "squared")
+"""The distances of two attention maps."""
+DISTANCES = (*MAP_DISTANCES, "cosine")
+"""The distances that the self-distillation takes; "cosine" is that of features without a map."""
+TEACHERS = ("next", "deepest")
+"""Which tap teaches a shallower one: the next deeper tap, or the deepest of all."""
+
 MASK_REMEDY = (
     "If it is an argument of the network with another meaning, give the positions that count to "
     "the objective: objective(x, target, mask=...)"
@@ -38,55 +49,63 @@ def progressive_distillation(
     detach_teacher: bool = True,
     eps: float = 1e-4,
     mask: Tensor | None = None,
+    teacher: str = "next",
 ) -> Tensor:
-    """Return the sum of the distances between the attention maps of neighbouring taps (L_PSD).
-
-    Of two neighbours the deeper one is the teacher.
+    """Return the sum over all taps but the deepest of the distance to their teacher (L_PSD).
 
     Args:
         features: The features of every tap, shallowest first, each with the axes of `layout`.
-            Channels and resolution may differ from tap to tap.
+            Resolution may differ from tap to tap, and so may channels, except for "cosine".
         layout: What the axes of the features mean.
         prefix_tokens: How many leading positions to leave out (class and register tokens); needs a
             layout with one position axis.
-        power: The power of |features| in an attention map.
-        distance: "norm" or "squared", see `attention_distance`.
-        detach_teacher: Whether the gradient stays out of the deeper map of a pair. The paper does
-            not say; the default is our choice.
-        eps: The smallest norm that a map is divided by.
+        power: The power of |features| in an attention map; 1 for "cosine", which has no map.
+        distance: "norm" or "squared", see `attention_distance`, or "cosine", see
+            `feature_distance`.
+        detach_teacher: Whether the gradient stays out of the teacher of a pair. The paper does not
+            say; the default is our choice.
+        eps: The smallest norm that a map is divided by; for "cosine" that of the features.
         mask: Which positions of the shallowest features count, prefix tokens included. At features
             of another resolution, a position counts if any of those that it covers does. A sample
             in which no position counts adds 0. None: all positions count.
+        teacher: "next": the next deeper tap teaches, as in the paper. "deepest": the deepest tap
+            teaches all others, as in "Be Your Own Teacher" (Zhang et al. 2019).
 
     Returns:
         A scalar in float32, or in float64 for float64 features; 0 for a single tap.
 
     Raises:
         TypeError: As in `attention_map`.
-        ValueError: `features` is empty, or an argument is invalid, see `attention_map` and
-            `attention_distance`.
+        ValueError: `features` is empty, or an argument is invalid, see `check_form`,
+            `attention_map`, `attention_distance` and `feature_distance`.
     """
     if not features:
         raise ValueError("progressive_distillation: no features given, expected at least one tap's")
+    check_form(distance, power, teacher)
     masks = _masks_of_taps(mask, features, layout, prefix_tokens)
-    maps: list[Tensor] = []
+    # What is compared at each tap: (b, *positions), or for "cosine" (b, c, *positions).
+    compared: list[Tensor] = []
     for feature, feature_mask in zip(features, masks, strict=True):
-        maps.append(attention_map(feature, layout, power, prefix_tokens, mask=feature_mask))
+        if distance == "cosine":
+            compared.append(_channels_first(feature, layout, prefix_tokens))
+        else:
+            compared.append(attention_map(feature, layout, power, prefix_tokens, feature_mask))
 
     map_masks = [_without_prefix(each, prefix_tokens) for each in masks]
-    loss = maps[0].new_zeros(())
-    for shallower in range(len(maps) - 1):
-        student = maps[shallower]
-        teacher = maps[shallower + 1]
+    deepest = len(compared) - 1
+    loss = compared[0].new_zeros(())
+    for student in range(deepest):
+        teaching = student + 1 if teacher == "next" else deepest
+        target = compared[teaching]
         if detach_teacher:
-            teacher = teacher.detach()
-        loss = loss + attention_distance(
-            student,
-            teacher,
+            target = target.detach()
+        loss = loss + _distance(
+            compared[student],
+            target,
             distance,
             eps,
-            student_mask=map_masks[shallower],
-            teacher_mask=map_masks[shallower + 1],
+            student_mask=map_masks[student],
+            teacher_mask=map_masks[teaching],
         )
     return loss
 
@@ -180,8 +199,10 @@ def attention_distance(
         ValueError: `distance` is not "norm" or "squared", `eps` is invalid, the maps differ in
             their number of axes, or a mask is no bool tensor of its map's shape.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
+    if distance not in MAP_DISTANCES:
+        raise ValueError(
+            f"distance {distance!r}: expected one of {', '.join(MAP_DISTANCES)} for two maps"
+        )
     check_eps(eps)
     if student.ndim != teacher.ndim:
         raise ValueError(
@@ -205,6 +226,77 @@ def attention_distance(
         if distance == "squared":
             return _mean(difference.square().sum(dim=1))
         return _mean(_norm(difference))
+
+
+def feature_distance(
+    student: Tensor,
+    teacher: Tensor,
+    layout: str = "b c h w",
+    prefix_tokens: int = 0,
+    eps: float = 1e-4,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return 1 - the cosine similarity of the features of two taps, which have no map in between.
+
+    A sample's features are one vector of all channels and positions. If the resolutions differ,
+    both features are average-pooled to the smaller size along each axis. It is computed in at least
+    float32, with autocast off, as half the squared distance of the vectors scaled to unit L2 norm:
+    the same number, but exactly 0, with a gradient of 0, at equal features.
+
+    Sources: features of a teacher's layers as the target are the hints of FitNets (Romero et al.
+    2015); their cosine is a term of DistilBERT's loss (Sanh et al. 2019), there of each token
+    alone. One vector a sample is our choice: it asks for no equality of a position's own norm.
+
+    Args:
+        student: Features with the axes of `layout`.
+        teacher: Other features of the same batch and number of channels.
+        layout: What the axes of the features mean.
+        prefix_tokens: How many leading positions to leave out; needs a layout with one position
+            axis.
+        eps: The smallest norm that features are divided by.
+        mask: Which positions of the student count, (b, *positions), prefix tokens included. None:
+            all.
+
+    Returns:
+        The mean of the samples' distances, a scalar from 0 to 2; 0 for an empty batch. The distance
+        of a sample in which no position counts is 0.
+
+    Raises:
+        TypeError: As in `attention_map`.
+        ValueError: The numbers of channels differ, or an argument is invalid as in `attention_map`.
+    """
+    return progressive_distillation(
+        [student, teacher],
+        layout=layout,
+        prefix_tokens=prefix_tokens,
+        distance="cosine",
+        detach_teacher=False,
+        eps=eps,
+        mask=mask,
+    )
+
+
+def check_form(distance: str, power: float, teacher: str) -> None:
+    """Raise unless the self-distillation has this form.
+
+    Args:
+        distance: One of `DISTANCES`.
+        power: The power of |features| in an attention map; 1 for "cosine".
+        teacher: One of `TEACHERS`.
+
+    Raises:
+        ValueError: A word is unknown, the power is invalid, or "cosine" has a power.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
+    if teacher not in TEACHERS:
+        raise ValueError(f"teacher {teacher!r}: expected one of {', '.join(TEACHERS)}")
+    check_power(power)
+    if distance == "cosine" and power != 1:
+        raise ValueError(
+            f"power={power} with distance 'cosine': it compares the features themselves, and a "
+            f"power belongs to attention maps: leave it out, or take {' or '.join(MAP_DISTANCES)}"
+        )
 
 
 def position_axes(layout: str) -> list[str]:
@@ -375,6 +467,71 @@ def _masks_of_taps(
 def _without_prefix(mask: Tensor | None, prefix_tokens: int) -> Tensor | None:
     """Return the mask of a map, which leaves out prefix tokens."""
     return None if mask is None else mask[:, prefix_tokens:]
+
+
+def _channels_first(features: Tensor, layout: str, prefix_tokens: int) -> Tensor:
+    """Return features as (b, c, *positions) without prefix tokens, in at least float32."""
+    _check_features(features, layout, prefix_tokens)
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    order = f"{layout} -> b c {' '.join(position_axes(layout))}"
+    channels_first = rearrange(features.to(dtype), order)  # (b, c, *positions)
+    if prefix_tokens:
+        return channels_first[:, :, prefix_tokens:]  # (b, c, n - prefix_tokens)
+    return channels_first
+
+
+def _distance(
+    student: Tensor,
+    teacher: Tensor,
+    distance: str,
+    eps: float,
+    student_mask: Tensor | None,
+    teacher_mask: Tensor | None,
+) -> Tensor:
+    """Return the distance of two maps, or for "cosine" of two features (b, c, *positions)."""
+    if distance == "cosine":
+        return _cosine_distance(student, teacher, eps, student_mask, teacher_mask)
+    return attention_distance(student, teacher, distance, eps, student_mask, teacher_mask)
+
+
+def _cosine_distance(
+    student: Tensor,
+    teacher: Tensor,
+    eps: float,
+    student_mask: Tensor | None,
+    teacher_mask: Tensor | None,
+) -> Tensor:
+    """Return `feature_distance` of features (b, c, *positions), with the masks (b, *positions)."""
+    check_eps(eps)
+    if student.shape[1] != teacher.shape[1]:
+        raise ValueError(
+            f"features of {student.shape[1]} and {teacher.shape[1]} channels have no cosine: take "
+            f"the distance {' or '.join(MAP_DISTANCES)}, whose attention maps have no channels"
+        )
+    if student.shape != teacher.shape:
+        side_pairs = zip(student.shape[2:], teacher.shape[2:], strict=True)
+        smaller_sides = [min(sides) for sides in side_pairs]
+        student = _pool_channels(student, smaller_sides, student_mask)  # (b, c, *smaller_sides)
+        teacher = _pool_channels(teacher, smaller_sides, teacher_mask)  # (b, c, *smaller_sides)
+        student_mask = _pool_mask(student_mask, smaller_sides)
+        teacher_mask = _pool_mask(teacher_mask, smaller_sides)
+    for mask in (student_mask, teacher_mask):
+        if mask is not None:
+            student = torch.where(mask.unsqueeze(1), student, 0)
+            teacher = torch.where(mask.unsqueeze(1), teacher, 0)
+    with without_autocast(student.device):
+        difference = _unit(student, eps) - _unit(teacher, eps)  # (b, c times positions)
+        # For vectors u and v of norm 1, 1 - u v = |u - v|^2 / 2.
+        return _mean(difference.square().sum(dim=1) / 2)
+
+
+def _pool_channels(features: Tensor, sides: list[int], mask: Tensor | None) -> Tensor:
+    """Average-pool features (b, c, *positions), each channel as a map of its own."""
+    batch_size, channels = features.shape[:2]
+    if mask is not None:
+        mask = mask.repeat_interleave(channels, dim=0)  # (b c, *positions)
+    pooled = _pool(features.flatten(0, 1), sides, mask)  # (b c, *sides)
+    return pooled.reshape(batch_size, channels, *sides)  # (b, c, *sides)
 
 
 def _power(magnitude: Tensor, power: float) -> Tensor:
