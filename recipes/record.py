@@ -29,8 +29,8 @@ from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
 
 RECIPES = Path(__file__).parent
 RESULTS = RECIPES.parent / "docs" / "results"
-SCORES = ("psnr", "accuracy")  # what the recipes' logs call them
-KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total", *SCORES)
+KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total")  # beside the scores
+LOSSES_BY_DEPTH = "per_depth"  # as the log calls them
 KEPT_OF_ROW = ("data", "depth", "parameters", "psnr", "ssim")
 DEGRADATION = ("degradation", "blur_sigma", "noise_sigma")
 
@@ -72,9 +72,24 @@ def validations(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what is kept of the log's lines that have scores."""
     kept: list[dict[str, Any]] = []
     for line in lines:
-        if any(score in line for score in SCORES):
-            kept.append({name: line[name] for name in KEPT_OF_LOG if name in line})
+        scores = scores_of(line)
+        if scores:
+            numbers = {name: line[name] for name in KEPT_OF_LOG if name in line}
+            kept.append({**numbers, **scores})
     return kept
+
+
+def scores_of(line: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the scores of a line of the log by the name that the run gives them.
+
+    A recipe names its score itself, such as psnr or bits_per_byte. It is a number for each depth,
+    which only the losses have beside it.
+    """
+    scores: dict[str, dict[str, float]] = {}
+    for name, entry in line.items():
+        if isinstance(entry, dict) and name != LOSSES_BY_DEPTH:
+            scores[name] = entry
+    return scores
 
 
 def machines_of(lines: Iterable[dict[str, Any]]) -> str:

@@ -10,10 +10,12 @@ import skimage.data
 import torch
 from PIL import Image
 
-from elasticnet import save
+from elasticnet import LossTerms, save
 from elasticnet.sr import asrn
 from elasticnet.sr.benchmark import evaluate, evaluate_bicubic
 from elasticnet.sr.data import load_pairs
+from elasticnet.training.log import TrainingLog
+from elasticnet.training.run_folder import Run
 from loading import load_recipe
 
 
@@ -55,6 +57,25 @@ def test_a_run_is_taken_without_the_paths_of_its_machine(record, tmp_path):
         "table": {"rows": []},
         "scores": [{"step": 3, "seconds": 1.5, "psnr": {"1": 30.0}, "total": 0.1}],
     }
+
+
+@pytest.mark.parametrize("name", ["psnr", "accuracy", "bits_per_byte", "a_score_of_ones_own"])
+def test_a_score_is_kept_by_the_name_that_the_run_gives_it(record, tmp_path, name):
+    run = Run.create(tmp_path / "run", {"steps": 2})
+    zero = torch.zeros(())
+    losses = LossTerms(zero, zero, zero, zero, per_depth={1: zero, 2: zero})
+    with run, TrainingLog(run, total=2, score_name=name) as log:
+        log.add(losses)
+        log.write(1, learning_rate=0.1)  # no validation
+        log.add(losses)
+        log.write(2, {1: 0.5, 2: 0.25}, learning_rate=0.2)
+    (run.folder / "table.json").write_text("{}")
+
+    record.main(["new", str(run.folder)])
+
+    (kept,) = json.loads((tmp_path / "new.json").read_text())["scores"]
+    assert kept.pop("seconds") >= 0
+    assert kept == {"step": 2, "learning_rate": 0.2, "total": 0.0, name: {"1": 0.5, "2": 0.25}}
 
 
 def test_a_run_with_one_exit_is_scored_at_every_depth(record, tmp_path):
