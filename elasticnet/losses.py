@@ -211,7 +211,7 @@ class ElasticObjective(nn.Module):
         task_loss: `task_loss(prediction, target)` returns a scalar.
         psd_weight: lambda, the weight of L_PSD: a number, at least 0, a function of the step, or a
             parameter. The number 0 leaves the term out. There is no default, because a good value
-            depends on the task loss and on the scale of the target. For example, a value published
+            depends on the task loss and on the scale of the target. For example, a value chosen
             for targets in 0..255 has 255 times the effect beside an L1 loss on targets in 0..1.
         tap_weights: w_n, the weight of each tap's task loss: a mapping by depth, a list with a
             number for each tap, shallowest first, a function of the step that returns one of these,

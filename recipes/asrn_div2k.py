@@ -134,8 +134,9 @@ class Setup(OptionGroup):
     """What is trained, and what it starts from."""
 
     preset: Literal["demo", "paper", "best"] = "paper"
-    """Set of defaults: demo (five minutes), paper (the published training) or best (ours). Without
-    it, paper where there is a data set, and otherwise demo.
+    """Set of defaults: demo (five minutes), paper (the published training; the total of steps, the
+    patch and the image scale are our assumptions) or best (ours). Without it, paper where there is
+    a data set, and otherwise demo.
     """
     task: Literal["sr", "denoise", "deblur"] = "sr"
     """Super-resolution, or restoration at equal size (scale 1) of noise (sigma 25) or blur (sigma
@@ -212,7 +213,8 @@ class Optimiser(OptimiserOptions):
     """Adam, its learning rate, and what happens to gradients and weights."""
 
     steps: Annotated[int, AtLeast(1)] = 1_000_000
-    """Training steps."""
+    """Training steps. The paper prints no total: the million of the preset paper is our assumption.
+    """
     schedule: Literal["halving", "cosine"] = "halving"
     """Learning rate over the steps."""
     halve_every: Annotated[int, AtLeast(1)] = 200_000
@@ -241,7 +243,9 @@ class Compute(ComputeOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Options(OptionGroup):
-    """All options. These defaults are the published training, the preset paper."""
+    """All options. These defaults are the preset paper: the published training, as far as it is
+    printed. Its total of steps, its patch and its image scale are our assumptions.
+    """
 
     setup: Setup = Setup()
     run: RunOptions = RunOptions()

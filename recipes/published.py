@@ -33,6 +33,17 @@ SOURCE = (
     "Learning and Progressive Self-Distillation"
 )
 HEADING = "## Read with care"
+# What the text says of the sizes and the training, by the topics that tables.json gives sentences
+KEPT_TOPICS = (
+    "larger versions (the sentence goes on after Table 2)",
+    "input and augmentation",
+    "learning rate and batch",
+    "epoch and schedule",
+    "lambda and optimizer",
+    "routine loss",
+    "upsample parameters A",
+    "upsample parameters B",
+)
 NUMBERED = re.compile(r"(\d+)\. (.+)")
 TABLES_IN_A_SENTENCE = re.compile(r"Tables? (\d)(?:(?:, | and | to )(\d))*")
 
@@ -187,6 +198,18 @@ def complexity_rows(tables: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def sentences(tables: Mapping[str, Any]) -> list[Row]:
+    """Return what the text says of the sizes and the training.
+
+    Args:
+        tables: The content of tables.json.
+
+    Returns:
+        For each its topic, section, line of the paper's text, and the sentence as printed.
+    """
+    return [quote for quote in tables["protocol"]["quotes"] if quote["topic"] in KEPT_TOPICS]
+
+
 # --- what has to be read with care
 
 
@@ -246,6 +269,7 @@ def published(tables: Mapping[str, Any], notes: str) -> dict[str, Any]:
         "made_by": "python recipes/published.py tables.json",
         "captions": captions,
         "read_with_care": places_to_read_with_care(notes),
+        "sentences": sentences(tables),
         "not_said": tables["protocol"]["not_said"],
         "scores": score_rows(tables),
         "ablation": ablation_rows(tables),

@@ -1,7 +1,7 @@
 """Write the tables and figures of the docs' pages from the measurements in docs/results/.
 
-    python recipes/results.py             rewrite what stands between the markers in results.md,
-                                          models.md and speed.md, and draw the figures
+    python recipes/results.py             rewrite what stands between the markers of the pages, and
+                                          draw the figures
     python recipes/results.py --check     write nothing; exit status 1 when a page is out of date
 
 Numbers are never typed: every table is made of the JSON files that recipes/record.py takes from run
@@ -22,11 +22,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elasticnet._files import write_atomic
 from elasticnet._tables import table
 from elasticnet.training.options import as_command
+
+if TYPE_CHECKING:
+    from torch import nn
 
 DOCS = Path(__file__).parents[1] / "docs"
 SETS = ("Set5", "Set14", "B100")
@@ -607,7 +610,7 @@ def published_rows(methods: Iterable[Method]) -> list[list[str]]:
     """Return a row for each published method of a scale."""
     rows: list[list[str]] = []
     for method in methods:
-        parameters = "" if method.parameters is None else f"{method.parameters // 1000}K"
+        parameters = "" if method.parameters is None else short_count(method.parameters)
         psnr = method.psnr
         cells = [f"({psnr[data]:.2f})" if data in psnr else "" for data in ALL_SETS]
         rows.append([method.label, parameters, "", *cells])
@@ -651,6 +654,73 @@ def card_rows(name: str, record: Record, presets: Presets) -> list[list[str]]:
         ["command", f"`python recipes/asrn_div2k.py {changed(options, presets)}`"],
         ["log", f"[{name}.json](results/{name}.json)"],
     ]
+
+
+# --- asrn.md
+
+
+def counts(records: Records) -> str:
+    """Parameters that the paper prints, beside ours."""
+    from elasticnet.sr import asrn
+
+    published = records["published"]
+    lines = [["network", "published", "where", "ours"]]
+    for scale in SCALES:
+        net = asrn(scale_number(scale))
+        for depth in reversed(net.taps):
+            row = printed_count(published, scale_number(scale), depth)
+            if row is not None:
+                label = "1 block" if depth == 1 else f"{depth} blocks"
+                parameters = parameters_of(net.truncate(depth))
+                lines.append(count_row(f"{scale}, {label}", row, parameters))
+    lines.append(part_row(published, "x2, shared head", "B", parameters_of(asrn(2).head)))
+    module_a = asrn(2, upsampler="subpixel").head
+    lines.append(part_row(published, "x2, module A", "A", parameters_of(module_a)))
+    for row in published["scores"]:
+        if row["table"] == 6 and row["blocks"] is not None:
+            net = asrn(row["scale"], row["blocks"])
+            label = f"x{row['scale']}, {row['blocks']} blocks"
+            lines.append(count_row(label, row, parameters_of(net)))
+    made = "Damaged: the cell cannot be read in our copy of the paper."
+    return f"{table(lines)}\n{made}"
+
+
+def printed_count(published: Record, scale: int, depth: int) -> Record | None:
+    """Return the row that prints an ASRN's parameters: of Table 5, or of Table 1 at x2."""
+    for table_number in (5, 1):
+        for row in published["scores"]:
+            found = (row["table"], row["method"], row["scale"], row["blocks"])
+            if found == (table_number, "ASRN", scale, depth):
+                return row
+    return None
+
+
+def count_row(label: str, row: Record, parameters: int) -> list[str]:
+    """Return a row of the table of counts."""
+    printed = "damaged" if row["parameters"] is None else short_count(row["parameters"])
+    return [label, printed, f"Table {row['table']}", f"{parameters:,}"]
+
+
+def part_row(published: Record, label: str, module: str, parameters: int) -> list[str]:
+    """Return a row of the table of counts for a module whose count stands in a sentence."""
+    for sentence in published["sentences"]:
+        if sentence["topic"] == f"upsample parameters {module}":
+            [printed] = re.findall(rf"module {module}\D*?(\d+K)", sentence["quote"])
+            section, _, _ = sentence["section"].partition(" ")
+            return [label, printed, f"Section {section.rstrip('.')}", f"{parameters:,}"]
+    raise KeyError(f"upsample parameters {module}")
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Return how many parameters a module has."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def short_count(parameters: int) -> str:
+    """Return a count as the paper prints it: 244K, 1.8M."""
+    if parameters >= 1_000_000:
+        return f"{parameters / 1e6:.1f}M"
+    return f"{parameters // 1000}K"
 
 
 # --- speed.md
@@ -817,6 +887,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
         growth,
     ),
     "models.md": (cards,),
+    "asrn.md": (counts,),
     "speed.md": (cpu,),
 }
 

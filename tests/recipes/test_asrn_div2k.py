@@ -161,10 +161,15 @@ def test_a_track_given_as_degradation_is_told_how_to_be_written(recipe):
 def test_help_shows_each_presets_values(recipe, capsys):
     with pytest.raises(SystemExit):
         recipe.parse(["--help"])
-    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    page = capsys.readouterr().out
+    shown = [line.split() for line in page.splitlines()]
     assert ["preset:", "demo", "paper", "best"] in shown
     assert ["--steps", "900", "1000000", "60000"] in shown
     assert ["--loss", "l1", "mse", "l1"] in shown
+    in_one_line = " ".join(page.replace("│", " ").split())
+    assert "The paper prints no total: the million of the preset paper is our assumption." in (
+        in_one_line
+    )
 
 
 def test_the_output_distillation_is_scaled_as_the_l1_loss_that_it_is(recipe, photos):

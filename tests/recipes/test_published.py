@@ -70,7 +70,8 @@ def made_up_tables() -> dict[str, Any]:
         f"table{number}": {"caption": f"Table {number}: a caption", "rows": each}
         for number, each in rows.items()
     }
-    return {**tables, "protocol": {"not_said": ["patch size"]}}
+    quotes = [{"topic": topic, "quote": f"about {topic}"} for topic in ("colours", "routine loss")]
+    return {**tables, "protocol": {"quotes": quotes, "not_said": ["patch size"]}}
 
 
 def test_the_committed_file_is_what_the_command_makes(published: ModuleType, data_dir: Path):
@@ -161,9 +162,11 @@ def test_the_command_writes_a_row_a_line(published: ModuleType, tmp_path: Path):
     assert text == published.as_text(published.published(made_up_tables(), NOTES))
     content = json.loads(text)
     assert content["not_said"] == ["patch size"]
+    assert [each["topic"] for each in content["sentences"]] == ["routine loss"]
     assert content["ablation"] == [{"case": 1, "fusion_layer": False, "psnr": 26.85}]
     assert content["complexity"] == [
         {"method": "RDN", "parameters": 22_000_000, "seconds": 0.9, "flops": 1}
     ]
-    num_rows = 9 + 2 + 1 + 1  # scores, places to read with care, Tables 3 and 7
+    # scores, places to read with care, a sentence, Tables 3 and 7
+    num_rows = 9 + 2 + 1 + 1 + 1
     assert text.count("\n    {") == num_rows

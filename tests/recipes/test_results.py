@@ -50,6 +50,32 @@ def test_a_changed_measurement_is_noticed_and_written(results, tmp_path, capsys)
     assert results.main(["--check"]) == 0
 
 
+def test_published_counts_stand_beside_ours_and_a_damaged_one_is_called_so(results):
+    rows = [
+        printed("ASRN", 3, {}, table=1, blocks=5, parameters=248_000),
+        printed("ASRN", 3, {}, table=5, blocks=4, parameters=None),
+        printed("ASRN", 4, {}, table=6, blocks=25, parameters=1_000_000),
+    ]
+    said = [
+        {
+            "topic": f"upsample parameters {module}",
+            "section": "3.1.1. A title (a paragraph)",
+            "quote": f"S = 2 as an example, module {module} has {count}K parameters (227K).",
+        }
+        for module, count in (("A", 334), ("B", 24))
+    ]
+    page = results.counts({"published": {"scores": rows, "sentences": said}})
+    for line in (
+        "| x3, 5 blocks | 248K | Table 1 | 247,939 |",
+        "| x3, 4 blocks | damaged | Table 5 | 208,771 |",
+        "| x2, shared head | 24K | Section 3.1.1 | 24,387 |",
+        "| x2, module A | 334K | Section 3.1.1 | 334,755 |",
+        "| x4, 25 blocks | 1.0M | Table 6 | 1,027,267 |",
+    ):
+        assert line in page
+    assert "3 blocks" not in page
+
+
 def test_a_lost_marker_is_an_error_that_names_its_section(results, tmp_path):
     page = tmp_path / "docs" / "results.md"
     page.write_text(page.read_text().replace("<!-- end: growth -->", ""))

@@ -18,7 +18,9 @@ from elasticnet.sr.data.pair_set import PairSet
 from elasticnet.sr.data.random_crops import Crops, CropStream
 
 WHITE = 255.0
-SAMPLES_OF_THE_PAPER = 1_000 * 1_000 * 16  # 1,000 epochs of 1,000 batches of 16
+# As many as the preset paper of recipes/asrn_div2k.py draws: 1,000,000 batches of 16. The batch is
+# published; the number of batches is an assumption, as the paper prints no total.
+DEFAULT_NUM_SAMPLES = 1_000_000 * 16
 
 
 class PatchSampler:
@@ -159,7 +161,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         patch_size: Side p of the LR patch, in pixels; the HR patch is `scale` times larger.
         seed: Which sequence, any whole number.
         augment: "none", "flips" or "flips+rotations"; see `PatchSampler`.
-        num_samples: The length; by default that of the paper's training.
+        num_samples: The length; default: 16,000,000, a million batches of 16.
 
     Raises:
         ValueError: An argument is wrong, or no image is as large as a patch.
@@ -172,7 +174,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         *,
         seed: int = 0,
         augment: str = "flips+rotations",
-        num_samples: int = SAMPLES_OF_THE_PAPER,
+        num_samples: int = DEFAULT_NUM_SAMPLES,
     ) -> None:
         self.pairs = pairs
         self.patch_size = patch_size

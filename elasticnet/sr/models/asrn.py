@@ -1,8 +1,9 @@
 """ASRN, the adjustable super-resolution network, as its published parameter counts pin it down.
 
 Source: Li et al., "Adjustable Super-Resolution Network via Deep Supervised Learning and Progressive
-Self-Distillation", Neurocomputing 500, 2022. The paper prints neither code nor activations; ReLU,
-kernel = stride in the deconvolutions and two of them at scale 4 are our reading of its counts.
+Self-Distillation" (Neurocomputing 500, 2022, by library catalogues). The paper prints neither code
+nor activations; ReLU, kernel = stride in the deconvolutions and two of them at scale 4 are our
+reading of its counts.
 
 Stem: conv3x3 3 -> 8, conv3x3 8 -> channels. Body: the blocks of `asrn_blocks`. Shared head: those
 of `heads`.
