@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "_net": {"taps", "_modules"},
     "_files": set(),
     "_lazy": set(),
-    "_objective": {"taps", "loss_weights", "_modules"},
+    "_objective": {"taps", "distillation", "loss_weights", "parameter_groups", "_modules"},
     "_tables": set(),
     "memory": set(),
     "parameter_groups": {"_modules"},

@@ -1,1 +1,1 @@
-"""The apparatus of `elasticnet.losses`: a step's factors, its count, parameters without a use."""
+"""The apparatus of `elasticnet.losses`: a step's factors and count, masks, unused parameters."""

@@ -1,0 +1,51 @@
+"""The factors of a step that torch.compile has compiled: tensors, so that it compiles once.
+
+A number in a graph is a constant: if it changed, torch.compile would compile the step again, or
+record its CUDA graph again. Therefore what depends on the step is computed outside the graph, and
+enters it as tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elasticnet._objective.given_weights import is_learned, is_scheduled
+from elasticnet._objective.step_factors import Factor, StepFactors, Weighting
+
+# A decorator: torch.compile leaves the calls of the function out of its graphs.
+_outside_graphs: Any = torch.compiler.disable  # pyright: ignore[reportUnknownVariableType]
+
+
+@_outside_graphs
+def factors_for_graph(
+    weighting: Weighting, step: int | None, step_of_forward: Callable[[int | None], int], net: Any
+) -> StepFactors:
+    """Return the factors of a step; those that change from step to step are scalar tensors.
+
+    Args:
+        weighting: What the factors depend on beside the step.
+        step: The step that the user gives. None: none.
+        step_of_forward: Makes a step of it. It counts, which a graph cannot.
+        net: The network. The tensors are on its device.
+    """
+    factors = weighting.factors_at(step_of_forward(step))
+    parameter = next(net.parameters(), torch.zeros(()))  # a net may have no parameters
+    if not is_learned(weighting.tap_weights):  # Learned ones are tensors, with a gradient.
+        factors = factors._replace(by_depth=_as_tensors(factors.by_depth, like=parameter))
+    # A constant lambda stays a number: if it is 0, the graph leaves out L_PSD.
+    if is_scheduled(weighting.psd_weight):
+        psd = _as_tensors({"psd": factors.psd}, like=parameter)["psd"]
+        factors = factors._replace(psd=psd)
+    return factors
+
+
+def _as_tensors(factors: Mapping[Any, Factor], like: Tensor) -> dict[Any, Tensor]:
+    """Return numbers as scalar tensors in at least float32, on the device of another tensor."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    # one tensor for all, so that they are copied to the device at once
+    together = torch.tensor(list(factors.values()), dtype=dtype, device=like.device)
+    return dict(zip(factors, together.unbind(), strict=True))

@@ -1,0 +1,109 @@
+"""The weights of the losses as the user gives them, of any kind, and what is refused.
+
+A weight is a number, a function of the step (a schedule), or a parameter (learned).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from elasticnet.loss_weights import check_learned, check_tap_weights, check_weight, equal
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs  # in typing since Python 3.13
+
+Weight = float | Callable[[int], float] | nn.Parameter
+FixedTapWeights = Mapping[int, float]
+ScheduledTapWeights = Callable[[int], FixedTapWeights | Sequence[float]]
+CheckedTapWeights = FixedTapWeights | ScheduledTapWeights | nn.Parameter
+TapWeights = CheckedTapWeights | Sequence[float]
+
+
+def checked_psd_weight(psd_weight: Weight) -> Weight:
+    """Return a checked lambda, or the function that returns it, which is checked in each step.
+
+    Args:
+        psd_weight: What the user gave.
+
+    Raises:
+        TypeError: It is no number, function or parameter of real numbers.
+        ValueError: It is negative or not finite, or a parameter of several numbers.
+    """
+    if isinstance(psd_weight, nn.Parameter):
+        check_learned(psd_weight, name="psd_weight", shape=())
+        return psd_weight
+    if callable(psd_weight):
+        return psd_weight
+    alternative = ", or a function of the step"
+    return check_weight(psd_weight, found=f"psd_weight {psd_weight}", alternative=alternative)
+
+
+def checked_output_weight(output_weight: float | nn.Parameter) -> float | nn.Parameter:
+    """Return a checked mu.
+
+    Args:
+        output_weight: What the user gave.
+
+    Raises:
+        TypeError: It is no number or parameter of real numbers.
+        ValueError: It is negative or not finite, or a parameter of several numbers.
+    """
+    if isinstance(output_weight, nn.Parameter):
+        check_learned(output_weight, name="output_weight", shape=())
+        return output_weight
+    return check_weight(output_weight, found=f"output_weight {output_weight}")
+
+
+def checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> CheckedTapWeights:
+    """Return checked weights of the taps: a mapping, a parameter or a function of the step.
+
+    A list becomes a mapping. A function is checked at step 0 here, and in each step.
+
+    Args:
+        tap_weights: What the user gave. None: 1 for every tap.
+        taps: The network's taps.
+
+    Raises:
+        TypeError: They are no mapping by depth, list, function or parameter of real numbers.
+        ValueError: Depths are missing or carry no tap, or a weight is negative or not finite.
+    """
+    if tap_weights is None:
+        return equal(taps)
+    if isinstance(tap_weights, nn.Parameter):
+        check_learned(tap_weights, name="tap_weights", shape=(len(taps),))
+        return tap_weights
+    if callable(tap_weights):
+        check_tap_weights(tap_weights(0), taps)
+        return tap_weights
+    return check_tap_weights(tap_weights, taps)
+
+
+def is_learned(weights: Any) -> TypeIs[Tensor]:
+    """Return whether weights are a parameter, or what a parametrization made of one.
+
+    Args:
+        weights: Weights of any kind.
+    """
+    return isinstance(weights, Tensor)
+
+
+def is_scheduled(weights: Any) -> TypeIs[Callable[[int], Any]]:
+    """Return whether weights are a function of the step.
+
+    Args:
+        weights: Weights of any kind.
+    """
+    # The mapping is asked for first, because torch 2.6 cannot compile `callable` of one.
+    return not is_mapping(weights) and not is_learned(weights) and callable(weights)
+
+
+def is_mapping(weights: Any) -> TypeIs[FixedTapWeights]:
+    """Return whether tap weights are the same numbers in each step.
+
+    Args:
+        weights: Weights of any kind.
+    """
+    return isinstance(weights, Mapping)
