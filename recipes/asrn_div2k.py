@@ -77,13 +77,15 @@ from elasticnet.training.processes import Processes, join_processes
 from elasticnet.training.program import run_program
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import random_state, seed_all, set_random_state
-from elasticnet.training.step import TrainingStep
+from elasticnet.training.step import Batch, TrainingStep
 from elasticnet.training.stop_signal import StopSignal
 from elasticnet.training.warm_start import warm_start
 
 DOWNLOADS = Path("datasets/DIV2K")
 # arguments in which two networks may differ in a warm start: their heads are alike all the same
 WARM_START_DIFFERENCES = ("num_blocks", "fold", "tap_affine")
+# what a state file holds instead of the best PSNR as long as no network has been kept
+NO_BEST_PSNR = -math.inf
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
 
 # what a resumed run cannot change: its weights belong to this network, trained for this task
@@ -414,64 +416,51 @@ def train(
     processes: Processes,
 ) -> ElasticWrapper:
     """Train to the last step; return the network to ship. A signal saves and ends the process."""
-    # Make the pieces: the loss, what does a step with its optimiser, the patches, the log.
     objective = make_objective(options, net)
     training_step = make_training_step(options, net, objective, processes)
     sampler = make_sampler(options, training_images, processes)
     log = make_log(options, run, processes)
 
-    # Continue after the newest state that the run has saved; a new run begins at step 0.
-    step, best_psnr, log_state = resume(options, run, training_step, processes)
-
-    # What is validated and shipped: the moving average of the weights, or else the network itself.
-    # It is one module for the whole run, whose weights every step changes.
+    # One module for the whole run: the moving average of the weights, or else the network itself.
     net_to_ship = training_step.averaged_net
-    last_step = options.optimiser.steps
-    stopping = False  # whether Ctrl-C or a signal has asked to stop; the loop then ends its step
 
-    # The log continues after `step`, and is closed at the end of the block.
-    with StopSignal() as stop_signal, log.start(step, log_state):
-        # Say what the weights of --init are worth before they are trained further.
+    standing = resume(options, run, training_step, processes)
+    step = standing.step  # how many steps are done
+    last_step = options.optimiser.steps
+
+    with StopSignal() as stop_signal, log.start(step, standing.log_state):
         if step == 0:
             log_initial_weights(options, log, net_to_ship, validation_images, processes)
 
-        while step < last_step and not stopping:
-            # Train on one batch: loss at every tap, gradients, clipping, update, moving average.
+        while step < last_step:
+            # Train on one batch.
             learning_rate = learning_rate_at(step, options.optimiser)
-            # A step asks for its batch in the parts that --accumulate names: part 0 of 2, part 1.
-            cut_part = partial(sampler.batch, step)
-            terms = training_step(cut_part, step, learning_rate)
+            batch = batch_of_step(step, sampler)
+            terms = training_step(batch, step, learning_rate)
             log.add(terms)
             step += 1
 
-            # Decide what is due after this step, and whether Ctrl-C or a signal asks to stop. If
-            # there are several processes, they decide it together when a line of the log is due;
-            # see `is_stop_requested`.
+            # See what is due. Several processes agree on a stop only where a log line is due.
             due = due_after(step, options)
             stopping = is_stop_requested(stop_signal, processes, decide_together=due.line)
 
-            # Score every depth on the validation images; one process does that for all.
+            # Score every depth; the first process does that for all.
             scores = None
             if due.validation and processes.first:
                 scores = psnr_per_depth(net_to_ship, validation_images, processes.device)
 
-            # Write the line of the log before the save: a resumed run cuts the log back to the
-            # step of the state that it continues from.
+            # Log before anything is saved: `log.write` refuses a loss that is NaN, and a resumed
+            # run cuts the log back to the step of the saved state.
             if due.line or stopping:
                 log.write(step, scores, learning_rate=learning_rate)
-
-            # Keep the best network so far in a file of its own, and show what every depth makes of
-            # the validation images. Only the first process has scores, and only its `best_psnr`
-            # moves and is saved.
             if scores is not None:
-                best_psnr = keep_best(run, net_to_ship, step, scores, best_psnr)
+                standing.best.keep_if_better(net_to_ship, step, scores)
                 crops = validation_crops(net_to_ship, validation_images, processes.device)
                 log.pictures(step, crops)
-
-            # Save the state to resume from, and the network as it is now, also before stopping. All
-            # processes come here: each adds the state of its random numbers.
             if due.save or stopping:
-                save_state(run, step, training_step, log, best_psnr, processes)
+                save_state(run, step, training_step, log, standing.best, processes)
+            if stopping:
+                break
 
     # A run that was asked to stop in its last step is finished all the same.
     if step < last_step:
@@ -489,7 +478,9 @@ def report(
 ) -> None:
     """Print the table of the finished network, and write it and the figures."""
     title = f"ASRN {kind_of(options)}, {options.optimiser.steps} steps"
-    text = write_report(run.folder, net.float(), validation_images, title, processes.device)
+    text = write_report(
+        run.folder, net.float(), validation_images, title=title, device=processes.device
+    )
     print(f"\n{text}")
     print(f"written to {run.folder}: best.safetensors, last.safetensors, table and figures")
 
@@ -513,10 +504,10 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
             f"{', '.join(HELD_OUT_PHOTOS)}."
         )
     training_images, validation_images = training_pairs(
-        images.data,
-        images.valid,
-        images.scale,
-        degradation.degradation,
+        data=images.data,
+        valid=images.valid,
+        scale=images.scale,
+        degradation=degradation.degradation,
         seed=options.run.seed,
         num_valid=images.num_valid,
         min_size=images.patch_size,
@@ -636,6 +627,15 @@ def make_sampler(options: Options, training_images: PairSet, processes: Processe
     )
 
 
+def batch_of_step(step: int, sampler: PatchSampler) -> Batch:
+    """Return the batch of a step as `TrainingStep` takes it: a function that cuts parts from it."""
+
+    def cut_part(part: int, num_parts: int) -> tuple[Tensor, Tensor]:
+        return sampler.batch(step, part, num_parts)
+
+    return cut_part
+
+
 def make_log(options: Options, run: Run, processes: Processes) -> TrainingLog:
     """Return the log of the run; it names the machine, as a resumed run may go on elsewhere."""
     precision = getattr(torch, options.compute.precision)
@@ -665,17 +665,39 @@ def weight_dtype(options: Options) -> torch.dtype:
 # --- resume, validate, save
 
 
+class Best:
+    """The best network so far: the one with the highest mean PSNR over its depths.
+
+    Only the first of several processes scores networks and keeps the best one.
+
+    Args:
+        file: Where it is kept: best.safetensors of the run folder.
+        psnr: Its mean PSNR in dB; None if none is kept yet.
+    """
+
+    def __init__(self, file: Path, psnr: float | None = None) -> None:
+        self.file = file
+        self.psnr = psnr
+
+    def keep_if_better(self, net: ElasticWrapper, step: int, scores: Mapping[int, float]) -> None:
+        """Write a network over the best one so far, if its mean PSNR is higher."""
+        psnr = mean_psnr(scores)
+        if self.psnr is None or psnr > self.psnr:
+            elasticnet.save(net, self.file, {"step": step, "psnr": scores})
+            self.psnr = psnr
+
+
 class Standing(NamedTuple):
     """Where a run stands.
 
     Attributes:
         step: The steps that are done.
-        best_psnr: The best mean PSNR over the depths so far, in dB; None if none was kept.
-        log_state: The state of its log; None where nothing is done.
+        best: The best network so far.
+        log_state: The state of the log; None where nothing is done.
     """
 
     step: int
-    best_psnr: float | None
+    best: Best
     log_state: Mapping[str, Any] | None
 
 
@@ -683,9 +705,10 @@ def resume(
     options: Options, run: Run, training_step: TrainingStep, processes: Processes
 ) -> Standing:
     """Load the newest state that the run has saved, if it has one; return where the run stands."""
+    best = Best(run.folder / "best.safetensors")
     latest = run.load_latest()
     if latest is None:
-        return Standing(step=0, best_psnr=None, log_state=None)
+        return Standing(step=0, best=best, log_state=None)
     step, state = latest
     last_step = options.optimiser.steps
     if step > last_step:
@@ -695,31 +718,34 @@ def resume(
     if processes.rank < len(state["random"]):
         set_random_state(state["random"][processes.rank])
     processes.say(f"resumed {run.folder} at step {step}")
-    best_psnr = psnr_of_best(run, stored_best_psnr(state), processes)
-    return Standing(step=step, best_psnr=best_psnr, log_state=state["log"])
+    best.psnr = kept_psnr(best.file, state["best"], processes)
+    return Standing(step=step, best=best, log_state=state["log"])
 
 
-def psnr_of_best(run: Run, psnr_in_state: float | None, processes: Processes) -> float | None:
-    """Return the mean PSNR over the depths that best.safetensors holds; None if there is no file.
+def kept_psnr(best_file: Path, psnr_in_state: float, processes: Processes) -> float | None:
+    """Return the mean PSNR of the best network that was kept, in dB; None if there is none.
 
     The file is asked, and not the state: it may be of a later step than the last state of a machine
     that went down, or be missing in a copy of the run folder. `psnr_in_state` is only for the note.
     """
     try:
-        psnr = read_header(run.folder / "best.safetensors")["notes"]["psnr"]
+        scores = read_header(best_file)["notes"]["psnr"]
     except (OSError, ValueError, KeyError) as error:
-        if psnr_in_state is not None:
+        if psnr_in_state != NO_BEST_PSNR:
             processes.say(
                 f"note: the best network so far, of {psnr_in_state:.2f} dB, is not there "
                 f"({error}); the next one that is validated takes its place"
             )
         return None
-    mean = sum(psnr.values()) / len(psnr)
-    if not math.isfinite(mean):
-        # Older versions also scored images that a network reproduces exactly, whose PSNR is
-        # infinite. No later network could take the place of such a best one.
-        return None
-    return mean
+    psnr = mean_psnr(scores)
+    # Older versions also scored images that a network reproduces exactly, whose PSNR is infinite.
+    # No later network could take the place of such a best one, so it does not count.
+    return psnr if math.isfinite(psnr) else None
+
+
+def mean_psnr(scores: Mapping[Any, float]) -> float:
+    """Return the mean over the depths, in dB."""
+    return sum(scores.values()) / len(scores)
 
 
 def log_initial_weights(
@@ -729,7 +755,7 @@ def log_initial_weights(
     validation_images: PairSet,
     processes: Processes,
 ) -> None:
-    """Write the PSNR of the weights of --init, if it is given, as step 0."""
+    """Log the PSNR of the weights of --init, if it is given, before they are trained further."""
     if options.setup.init is not None and processes.first:
         log.write(0, psnr_per_depth(net, validation_images, processes.device))
 
@@ -760,7 +786,7 @@ def due_after(step: int, options: Options) -> Due:
 def is_stop_requested(
     stop_signal: StopSignal, processes: Processes, *, decide_together: bool
 ) -> bool:
-    """Return whether to stop.
+    """Return whether Ctrl-C or a signal asks to stop after this step; a stop saves as well.
 
     Several processes must stop after the same step, so they decide together, and only at the steps
     where `decide_together` is true: they wait for each other then, which would cost too much at
@@ -777,41 +803,28 @@ def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) ->
     return {depth: score.psnr for depth, score in scores.items()}
 
 
-def keep_best(
-    run: Run, net: ElasticWrapper, step: int, scores: dict[int, float], best_psnr: float | None
-) -> float:
-    """Write best.safetensors if the mean PSNR over the depths is a new best; return the best."""
-    mean = sum(scores.values()) / len(scores)
-    if best_psnr is not None and mean <= best_psnr:
-        return best_psnr
-    elasticnet.save(net, run.folder / "best.safetensors", {"step": step, "psnr": scores})
-    return mean
-
-
 def save_state(
     run: Run,
     step: int,
     training_step: TrainingStep,
     log: TrainingLog,
-    best_psnr: float | None,
+    best: Best,
     processes: Processes,
 ) -> None:
-    """Write the state to resume from, and the network that would be shipped now."""
+    """Write the state to resume from, and the network that would be shipped now.
+
+    All processes call it: each adds the state of its random numbers. The first one writes.
+    """
     state = {
         "training": training_step.state_dict(),
         "log": log.state_dict(),
-        "best": -math.inf if best_psnr is None else best_psnr,  # read by `stored_best_psnr`
+        "best": NO_BEST_PSNR if best.psnr is None else best.psnr,
         "random": processes.gather(random_state()),
     }
     run.save(step, state)
     if processes.first:
         last = run.folder / "last.safetensors"
         elasticnet.save(training_step.averaged_net, last, {"step": step})
-
-
-def stored_best_psnr(state: Mapping[str, Any]) -> float | None:
-    """Return the `best_psnr` that `save_state` wrote; -inf in the file is None in memory."""
-    return None if state["best"] == -math.inf else state["best"]
 
 
 # --- names

@@ -623,19 +623,20 @@ def test_a_validation_set_of_small_images_alone_is_refused_before_the_first_step
 
 def test_only_a_better_network_takes_the_place_of_the_best(recipe, tmp_path):
     net = elasticnet.sr.asrn(2, 1, 8)
-    run_folder = Run.create(tmp_path / "run", {})
-    best = recipe.keep_best(run_folder, net, 1, {1: 20.0}, best_psnr=None)
-    assert best == 20.0
-    assert recipe.keep_best(run_folder, net, 2, {1: 19.0}, best_psnr=best) == 20.0
-    assert read_header(tmp_path / "run" / "best.safetensors")["notes"]["step"] == 1
+    best = recipe.Best(tmp_path / "best.safetensors")
+    kept: list[tuple[float, int]] = []
+
+    for step, psnr in enumerate([20.0, 19.0, 20.0, 21.0]):
+        best.keep_if_better(net, step, {1: psnr})
+        kept.append((best.psnr, read_header(best.file)["notes"]["step"]))
+
+    assert kept == [(20.0, 0), (20.0, 0), (20.0, 0), (21.0, 3)]
 
 
 def test_a_best_score_that_is_infinite_counts_as_none(recipe, tmp_path):
-    net = elasticnet.sr.asrn(2, 1, 8)
-    run_folder = Run.create(tmp_path / "run", {})
-    notes = {"step": 1, "psnr": {1: math.inf}}
-    elasticnet.save(net, tmp_path / "run" / "best.safetensors", notes)
-    assert recipe.psnr_of_best(run_folder, math.inf, processes=None) is None
+    file = tmp_path / "best.safetensors"
+    elasticnet.save(elasticnet.sr.asrn(2, 1, 8), file, {"step": 1, "psnr": {1: math.inf}})
+    assert recipe.kept_psnr(file, math.inf, processes=None) is None
 
 
 @pytest.mark.parametrize(("device", "mode"), [("cpu", None), ("cuda", "reduce-overhead")])
