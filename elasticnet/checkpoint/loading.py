@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +37,7 @@ from elasticnet.checkpoint.state import (
 )
 from elasticnet.checkpoint.tensors import DTYPES, digest, read_tensors
 from elasticnet.recalibration import separate_statistics
-from elasticnet.registry import find
+from elasticnet.registry import Architecture, find
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, Origin
 
@@ -77,62 +76,22 @@ def load(
         `net = load("x4.safetensors", depth=2)`
     """
     with opened_checkpoint(source) as checkpoint:
-        depth = resolve_depth(depth, checkpoint.description["taps"])
+        resolved_depth = resolve_depth(depth, checkpoint.description["taps"])
         if build is None:
-            net = _load_registered(checkpoint, depth)
+            net = _load_registered(checkpoint, resolved_depth)
         else:
-            net = _load_built(checkpoint, build, depth)
+            net = _load_built(checkpoint, build, resolved_depth)
     return net.to(device).eval()
-
-
-def load_into(net: nn.Module, source: Source) -> None:
-    """Copy a file's weights into an existing net of any architecture.
-
-    Parameters stay the same objects, so that an optimizer that updates them stays valid. They keep
-    their device, dtype and memory format, and the net stays in training or eval mode. Lazy layers
-    get the shapes of the file.
-
-    Args:
-        net: An `ElasticWrapper` of the file's depth or a shallower one; it may be compiled or
-            wrapped for parallel training.
-        source: As in `load`.
-
-    Raises:
-        TypeError: `net` is not an ElasticWrapper.
-        ValueError: As in `load`. The net is then as it was.
-        OSError: The file cannot be reached.
-    """
-    elastic = elastic_net(net)
-    state = state_of(elastic)
-    with opened_checkpoint(source) as checkpoint:
-        _check_can_be_filled(elastic, state, checkpoint)
-        loaded = _read_state(checkpoint, state, depth=elastic.taps[-1])
-        _check_shared_memory(checkpoint, state, loaded)
-    # Everything is checked; from here on the net changes.
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if not has_shape(tensor):
-                _give_shape(tensor, loaded[name].shape)
-            _copy(loaded[name], tensor)
 
 
 def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
     """Return the net that a file describes, cut to a depth."""
-    architecture_name = checkpoint.description["architecture"]
-    if architecture_name is None:
-        raise ValueError(
-            f"{checkpoint.file_name}: holds a network of no registered architecture: "
-            "pass build=, a function that makes the net"
-        )
-    try:
-        architecture = find(architecture_name)
-    except ValueError as error:
-        raise ValueError(
-            f"{checkpoint.file_name}: {error}. Or pass build=, a function that makes the net"
-        ) from error
+    architecture_name, architecture = _find_architecture(checkpoint)
     arguments = architecture.arguments_at(checkpoint.description["arguments"], depth)
     taps = [tap for tap in checkpoint.description["taps"] if tap <= depth]
-    build = partial(architecture.build, **arguments, taps=taps)
+
+    def build() -> Any:
+        return architecture.build(**arguments, taps=taps)
 
     # 1. Build the net without memory: a forged file can claim any sizes.
     with _named_build_errors(checkpoint):
@@ -141,16 +100,33 @@ def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
         _add_statistics(net, checkpoint)
 
     # 2. Fill it from the file. This raises unless all shapes are those of the file's tensors.
-    replace_state(net, _read_state(checkpoint, state_of(net), depth))
+    new_state = _read_state(checkpoint, state_of(net), depth)
+    replace_state(net, new_state)
 
     # 3. No file holds buffers that are not in the state dict. If the net has some, they are taken
     # from a second net, built with memory. That is safe now: its sizes are those of the file.
     with _named_build_errors(checkpoint):
         fill_unsaved(net, build)
 
-    # Record the arguments for this depth; those in the file are for the whole net.
+    # 4. Record the arguments for this depth; those in the file are for the whole net.
     net.origin = Origin(architecture_name, arguments)
     return net
+
+
+def _find_architecture(checkpoint: Checkpoint) -> tuple[str, Architecture]:
+    """Return the name in a file and the architecture that is registered under it."""
+    name = checkpoint.description["architecture"]
+    if name is None:
+        raise ValueError(
+            f"{checkpoint.file_name}: holds a network of no registered architecture: "
+            "pass build=, a function that makes the net"
+        )
+    try:
+        return name, find(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{checkpoint.file_name}: {error}. Or pass build=, a function that makes the net"
+        ) from error
 
 
 @contextmanager
@@ -170,17 +146,19 @@ def _load_built(
     checkpoint: Checkpoint, build: Callable[[], ElasticWrapper], depth: int
 ) -> ElasticWrapper:
     """Return what the user's function builds, cut to a depth and filled from a file."""
-    net = build()
-    if not isinstance(net, ElasticWrapper):
-        raise TypeError(f"build returned {type(net).__name__}: expected an ElasticWrapper")
-    check_number_of_blocks(len(net.blocks), deepest_tap=net.taps[-1])
-    depth = resolve_depth(depth, net.taps)  # raises if the net that was built has no tap there
-    is_full_depth = depth == net.taps[-1]
-    if not is_full_depth:
-        net = net.truncate(depth)  # a copy; at full depth the very net that was built is filled
+    built = build()
+    if not isinstance(built, ElasticWrapper):
+        raise TypeError(f"build returned {type(built).__name__}: expected an ElasticWrapper")
+    check_number_of_blocks(len(built.blocks), deepest_tap=built.taps[-1])
+    resolve_depth(depth, built.taps)  # raises if the net that was built has no tap there
+
+    is_full_depth = depth == built.taps[-1]
+    # At full depth the very net that was built is filled; `truncate` returns a copy.
+    net = built if is_full_depth else built.truncate(depth)
     _check_taps(net, checkpoint)
     _add_statistics(net, checkpoint)
-    replace_state(net, _read_state(checkpoint, state_of(net), depth))
+    new_state = _read_state(checkpoint, state_of(net), depth)
+    replace_state(net, new_state)
     return net
 
 
@@ -207,11 +185,43 @@ def _check_taps(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
             )
 
 
-def _check_can_be_filled(
-    net: ElasticWrapper, state: Mapping[str, Tensor], checkpoint: Checkpoint
-) -> None:
-    """Raise unless the file has every tap of the net, and every tensor of the net can be filled."""
-    _check_taps(net, checkpoint)
+# --- load_into
+
+
+def load_into(net: nn.Module, source: Source) -> None:
+    """Copy a file's weights into an existing net of any architecture.
+
+    Parameters stay the same objects, so that an optimizer that updates them stays valid. They keep
+    their device, dtype and memory format, and the net stays in training or eval mode. Lazy layers
+    get the shapes of the file.
+
+    Args:
+        net: An `ElasticWrapper` of the file's depth or a shallower one; it may be compiled or
+            wrapped for parallel training.
+        source: As in `load`.
+
+    Raises:
+        TypeError: `net` is not an ElasticWrapper.
+        ValueError: As in `load`. The net is then as it was.
+        OSError: The file cannot be reached.
+    """
+    elastic = elastic_net(net)
+    state = state_of(elastic)
+    with opened_checkpoint(source) as checkpoint:
+        _check_taps(elastic, checkpoint)
+        _check_can_be_filled(state)
+        new_state = _read_state(checkpoint, state, depth=elastic.taps[-1])
+        _check_shared_memory(checkpoint, state, new_state)
+    # Everything is checked; from here on the net changes.
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if not has_shape(tensor):
+                _give_shape(tensor, new_state[name].shape)
+            _copy(new_state[name], tensor)
+
+
+def _check_can_be_filled(state: Mapping[str, Tensor]) -> None:
+    """Raise unless values can be copied into every tensor of a net."""
     for name, tensor in state.items():
         if tensor.is_meta:
             raise ValueError(
@@ -224,155 +234,23 @@ def _check_can_be_filled(
             )
 
 
-def _read_state(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int
-) -> dict[str, Tensor]:
-    """Return a file's tensors for the state of a net, by name, checked to fit and to be valid.
-
-    Names, shapes, dtypes and ties are checked before the first tensor is read.
-    """
-    _check_holds_plain_values(state)
-    net_name_of = _match_stored_names(checkpoint, state, depth)  # by stored name
-    stored_name_of = {name: stored_name for stored_name, name in net_name_of.items()}
-    for name, tensor in state.items():
-        _check_shape_and_dtype(checkpoint, stored_name_of[name], needed=tensor)
-    _check_ties(checkpoint, state, stored_name_of)
-
-    loaded: dict[str, Tensor] = {}
-    for stored_name, tensor in read_tensors(checkpoint.file, checkpoint.table, names=net_name_of):
-        name = net_name_of[stored_name]
-        is_parameter = isinstance(state[name], nn.Parameter)
-        _check_content(checkpoint, stored_name, tensor, is_parameter=is_parameter)
-        loaded[name] = tensor
-    return loaded
-
-
-def _check_holds_plain_values(state: Mapping[str, Tensor]) -> None:
-    """Raise if a tensor of a net is quantised: a file's values are not of its kind."""
-    for name, tensor in state.items():
-        if is_made_of_others(tensor):
-            raise ValueError(
-                f"{name!r} of this net is a {type(tensor).__name__}, which no file can fill: load "
-                "into the net before it is quantised, and quantise it then"
-            )
-
-
-def _match_stored_names(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int
-) -> dict[str, str]:
-    """Return {name in the file: name in the net}; names with no match are absent.
-
-    The two differ in files of earlier versions, which may have names of compiled blocks, such as
-    "blocks.0._orig_mod.weight". Raise if a tensor of the net is not in the file, or one of the file
-    not in the net. Only tensors of deeper blocks may be in the file alone.
-    """
-    stored_names = checkpoint.table.entries.keys()
-    net_name_of = match_names(stored_names, known=state)
-    found = set(net_name_of.values())
-    for name in sorted(state):
-        if name not in found:
-            raise ValueError(
-                f"{checkpoint.file_name}: no tensor {name!r}, which depth {depth} of this net needs"
-            )
-    for stored_name in sorted(stored_names):
-        is_of_deeper_block = first_depth_that_needs(stored_name) > depth
-        if stored_name not in net_name_of and not is_of_deeper_block:
-            raise _no_place_error(checkpoint, stored_name)
-    return net_name_of
-
-
-def _no_place_error(checkpoint: Checkpoint, stored_name: str) -> ValueError:
-    """Return the error to raise if a net has no tensor for one of a file."""
-    remedy = ""
-    if depths_of_statistics([stored_name]):
-        remedy = ": call elasticnet.recalibration.separate_statistics(net) first"
-    return ValueError(
-        f"{checkpoint.file_name}: tensor {stored_name!r} has no place in this net{remedy}"
-    )
-
-
-def _check_shape_and_dtype(checkpoint: Checkpoint, stored_name: str, needed: Tensor) -> None:
-    """Raise unless shape and dtype fit; one float dtype may stand in for another."""
-    entry = checkpoint.table.entries[stored_name]
-    if has_shape(needed) and entry.shape != tuple(needed.shape):
-        raise ValueError(
-            f"{checkpoint.file_name}: tensor {stored_name!r} has shape {entry.shape}, "
-            f"this net needs {tuple(needed.shape)}"
-        )
-    dtype = DTYPES[entry.dtype]
-    both_floating = dtype.is_floating_point and needed.is_floating_point()
-    if dtype != needed.dtype and not both_floating:
-        raise ValueError(
-            f"{checkpoint.file_name}: tensor {stored_name!r} is of {dtype}, "
-            f"this net needs {needed.dtype}"
-        )
-
-
-def _check_content(
-    checkpoint: Checkpoint, stored_name: str, tensor: Tensor, is_parameter: bool
-) -> None:
-    """Raise if the bytes of a tensor are not those that were saved, or if a value is invalid."""
-    if digest(tensor) != checkpoint.description["sha256"].get(stored_name):
-        raise ValueError(
-            f"{checkpoint.file_name}: tensor {stored_name!r} does not have the SHA-256 it was "
-            "saved with; the file is damaged"
-        )
-    invalid = describe_invalid_values(tensor, is_parameter=is_parameter)
-    if invalid is not None:
-        raise ValueError(
-            f"{checkpoint.file_name}: tensor {stored_name!r} holds {invalid} and is refused"
-        )
-
-
-# --- values that a net shares and a file does not
-#
-# Two names of a net can share values in two ways. `_check_ties`: both name the same tensor object,
-# as tied weights do; whether the file agrees is known from its digests, before anything is read.
-# `_check_shared_memory`: they name two tensors that are views into one memory; it needs the values,
-# because the views may overlap only in part. In both cases loading would keep the value that comes
-# last, without a word.
-
-
-def _check_ties(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], stored_name_of: Mapping[str, str]
-) -> None:
-    """Raise if one tensor of the net has two names under which the file has different values."""
-    hashes = checkpoint.description["sha256"]
-
-    def is_same(first: str, second: str) -> bool:
-        return hashes.get(stored_name_of[first]) == hashes.get(stored_name_of[second])
-
-    untied = find_untied(state, is_same)
-    if untied is not None:
-        raise _untied_error(checkpoint, *untied)
-
-
 def _check_shared_memory(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], loaded: Mapping[str, Tensor]
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], new_state: Mapping[str, Tensor]
 ) -> None:
     """Raise if copying into one tensor of the net would overwrite what another one is to hold.
 
-    This can happen only in `load_into`, which copies in place: two tensors of the net may be views
-    into one memory. `load` replaces the tensors of its net and copies into none.
+    Two tensors of the net may be views into one memory, and may overlap only in part. So their new
+    values are compared, where `_check_ties` compares digests. In `load` there is no such danger: it
+    replaces the tensors of its net and copies into none.
     """
     targets: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if has_shape(tensor) and not is_sharded(tensor):  # others have no memory that can be shared
             targets[name] = tensor
-    conflict = find_conflict(targets, values=loaded)
+    conflict = find_conflict(targets, values=new_state)
     if conflict is not None:
-        raise _untied_error(checkpoint, *conflict)
-
-
-def _untied_error(checkpoint: Checkpoint, first: str, second: str) -> ValueError:
-    """Return the error to raise if a file has different values for tensors that a net shares."""
-    return ValueError(
-        f"{checkpoint.file_name}: {first!r} and {second!r} are shared in this net, and differ in "
-        "the file: build a net in which they are separate"
-    )
-
-
-# --- tensors of a net, as they are filled
+        first, second = conflict
+        raise _untied_error(checkpoint, first, second)
 
 
 def _give_shape(tensor: Any, shape: Sequence[int]) -> None:
@@ -388,3 +266,155 @@ def _copy(value: Tensor, target: Any) -> None:
         value = value.to(target.device)
         value = distribute_tensor(value, target.device_mesh, target.placements)
     target.copy_(value)
+
+
+# --- the tensors of a file, for a net
+
+
+class _Match(NamedTuple):
+    """A tensor of a net, and the tensor of a file whose values it gets.
+
+    Attributes:
+        name: The name in the net.
+        stored_name: The name in the file. It is another one in files of earlier versions, which may
+            have names of compiled blocks, such as "blocks.0._orig_mod.weight".
+        target: The net's tensor.
+    """
+
+    name: str
+    stored_name: str
+    target: Tensor
+
+
+def _read_state(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int
+) -> dict[str, Tensor]:
+    """Return a file's tensors by the names that they have in a net, checked to fit and to be valid.
+
+    Names, shapes, dtypes and ties are checked before the first tensor is read.
+    """
+    _check_holds_plain_values(state)
+    matches = _match_tensors(checkpoint, state, depth)
+    for match in matches:
+        _check_shape_and_dtype(checkpoint, match)
+    _check_ties(checkpoint, state, matches)
+
+    new_state: dict[str, Tensor] = {}
+    match_of = {match.stored_name: match for match in matches}
+    for stored_name, tensor in read_tensors(checkpoint.file, checkpoint.table, names=match_of):
+        match = match_of[stored_name]
+        _check_content(checkpoint, match, tensor)
+        new_state[match.name] = tensor
+    return new_state
+
+
+def _check_holds_plain_values(state: Mapping[str, Tensor]) -> None:
+    """Raise if a tensor of a net is quantised: a file's values are not of its kind."""
+    for name, tensor in state.items():
+        if is_made_of_others(tensor):
+            raise ValueError(
+                f"{name!r} of this net is a {type(tensor).__name__}, which no file can fill: load "
+                "into the net before it is quantised, and quantise it then"
+            )
+
+
+def _match_tensors(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: int) -> list[_Match]:
+    """Match every tensor of the net with one of the file, in the net's order.
+
+    Raise if the file lacks a tensor of the net, or the net one of the file. Only tensors of blocks
+    that are deeper than the net may be in the file alone.
+    """
+    stored_names = checkpoint.table.entries.keys()
+    name_of = match_names(stored_names, known=state)  # stored name -> name in the net
+    stored_name_of = {name: stored_name for stored_name, name in name_of.items()}
+
+    missing_in_file = state.keys() - stored_name_of.keys()
+    if missing_in_file:
+        raise ValueError(
+            f"{checkpoint.file_name}: no tensor {min(missing_in_file)!r}, "
+            f"which depth {depth} of this net needs"
+        )
+    missing_in_net = stored_names - name_of.keys()
+    for stored_name in sorted(missing_in_net):
+        is_of_deeper_block = first_depth_that_needs(stored_name) > depth
+        if not is_of_deeper_block:
+            raise _no_place_error(checkpoint, stored_name)
+
+    return [
+        _Match(name=name, stored_name=stored_name_of[name], target=tensor)
+        for name, tensor in state.items()
+    ]
+
+
+def _check_shape_and_dtype(checkpoint: Checkpoint, match: _Match) -> None:
+    """Raise unless shape and dtype fit; one float dtype may stand in for another."""
+    target = match.target
+    entry = checkpoint.table.entries[match.stored_name]
+    if has_shape(target) and entry.shape != tuple(target.shape):
+        raise ValueError(
+            f"{checkpoint.file_name}: tensor {match.stored_name!r} has shape {entry.shape}, "
+            f"this net needs {tuple(target.shape)}"
+        )
+    dtype = DTYPES[entry.dtype]
+    both_floating = dtype.is_floating_point and target.is_floating_point()
+    if dtype != target.dtype and not both_floating:
+        raise ValueError(
+            f"{checkpoint.file_name}: tensor {match.stored_name!r} is of {dtype}, "
+            f"this net needs {target.dtype}"
+        )
+
+
+def _check_ties(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], matches: Sequence[_Match]
+) -> None:
+    """Raise if one tensor of the net has two names under which the file has different values.
+
+    Loading would keep the last of these values and say nothing.
+    """
+    digests = checkpoint.description["sha256"]
+    digest_of = {match.name: digests.get(match.stored_name) for match in matches}
+
+    def is_same(first: str, second: str) -> bool:
+        return digest_of[first] == digest_of[second]
+
+    untied = find_untied(state, is_same)
+    if untied is not None:
+        first, second = untied
+        raise _untied_error(checkpoint, first, second)
+
+
+def _check_content(checkpoint: Checkpoint, match: _Match, tensor: Tensor) -> None:
+    """Raise if the bytes of a tensor are not those that were saved, or if a value is invalid."""
+    stored_name = match.stored_name
+    if digest(tensor) != checkpoint.description["sha256"].get(stored_name):
+        raise ValueError(
+            f"{checkpoint.file_name}: tensor {stored_name!r} does not have the SHA-256 it was "
+            "saved with; the file is damaged"
+        )
+    is_parameter = isinstance(match.target, nn.Parameter)
+    invalid = describe_invalid_values(tensor, is_parameter=is_parameter)
+    if invalid is not None:
+        raise ValueError(
+            f"{checkpoint.file_name}: tensor {stored_name!r} holds {invalid} and is refused"
+        )
+
+
+# --- errors
+
+
+def _no_place_error(checkpoint: Checkpoint, stored_name: str) -> ValueError:
+    """Return the error to raise if a net has no tensor for one of a file."""
+    remedy = ""
+    if depths_of_statistics([stored_name]):
+        remedy = ": call elasticnet.recalibration.separate_statistics(net) first"
+    return ValueError(
+        f"{checkpoint.file_name}: tensor {stored_name!r} has no place in this net{remedy}"
+    )
+
+
+def _untied_error(checkpoint: Checkpoint, first: str, second: str) -> ValueError:
+    """Return the error to raise if a file has different values for tensors that a net shares."""
+    return ValueError(
+        f"{checkpoint.file_name}: {first!r} and {second!r} are shared in this net, and differ in "
+        "the file: build a net in which they are separate"
+    )

@@ -79,33 +79,24 @@ def save(
         "notes": dict(notes or {}),
         "cards": dict(cards or {}),
     }
+    write_atomic(path, _file_content(tensors, description))
+
+
+def _file_content(tensors: Mapping[str, Tensor], description: Description) -> bytearray:
+    """Return the bytes of a file: the header, and then those of the tensors."""
     entries = place_tensors(tensors, order=_by_depth)
     metadata = {KEY: encode_description(description, entries)}
     content = bytearray(header_bytes(entries, metadata))
-    for name in entries:
+    for name in entries:  # these are in the order of the bytes
         content += raw_bytes(tensors[name])
-    write_atomic(path, content)
+    return content
 
 
 def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the net's state on the CPU; raise unless `load` would accept every tensor."""
+    """Return the net's tensors on the CPU; raise if there is one that `load` would not accept."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in state_of(net).items():
-        if not has_shape(tensor):
-            raise ValueError(
-                f"{path}: tensor {name!r} belongs to a lazy layer that has not run yet, and was "
-                "not saved: run the net once"
-            )
-        if tensor.is_meta:
-            raise ValueError(
-                f"{path}: tensor {name!r} is on the meta device, has no values and was not saved"
-            )
-        if is_made_of_others(tensor):
-            raise ValueError(
-                f"{path}: tensor {name!r} is a {type(tensor).__name__}, which no file can hold, "
-                "and was not saved: save the net before it is quantised, and quantise what load "
-                "returns"
-            )
+        _check_has_values_of_its_own(name, tensor, path)
         whole = _whole(tensor)
         is_parameter = isinstance(tensor, nn.Parameter)
         invalid = describe_invalid_values(whole, is_parameter=is_parameter)
@@ -113,6 +104,25 @@ def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[
             raise ValueError(f"{path}: tensor {name!r} holds {invalid} and was not saved")
         tensors[name] = whole.cpu().contiguous()
     return tensors
+
+
+def _check_has_values_of_its_own(name: str, tensor: Tensor, path: str | os.PathLike[str]) -> None:
+    """Raise if a tensor has no values yet, or keeps them in other tensors."""
+    if not has_shape(tensor):
+        raise ValueError(
+            f"{path}: tensor {name!r} belongs to a lazy layer that has not run yet, and was "
+            "not saved: run the net once"
+        )
+    if tensor.is_meta:
+        raise ValueError(
+            f"{path}: tensor {name!r} is on the meta device, has no values and was not saved"
+        )
+    if is_made_of_others(tensor):
+        raise ValueError(
+            f"{path}: tensor {name!r} is a {type(tensor).__name__}, which no file can hold, "
+            "and was not saved: save the net before it is quantised, and quantise what load "
+            "returns"
+        )
 
 
 def _whole(tensor: Any) -> Tensor:
