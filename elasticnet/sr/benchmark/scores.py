@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from elasticnet.sr.inference.tiling import self_ensembled
+from elasticnet.sr.inference.self_ensemble import self_ensembled
 from elasticnet.sr.metrics import psnr_y, shave_for, ssim_y
 from elasticnet.sr.pixels import refuse_not_finite, tensor_to_uint8, to_uint8
 from elasticnet.sr.resize import imresize

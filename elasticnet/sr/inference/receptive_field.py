@@ -1,11 +1,12 @@
 """How far a network sees and how much memory it takes, measured by running it on small images.
 
 The reach is the number of pixels by which tiles of an image must overlap, so that together they are
-the same as the whole image. It is found in two steps. First a NaN is put into the middle of a long
-narrow strip of pixels. The outputs that become NaN are those that depend on the middle pixel, and
-the farthest of them shows the reach. Then the same strip without NaN is cut shorter at both ends.
-Outputs that are at least the reach away from the cuts must stay the same. If they change, the
-network has no reach that tiles could use.
+the same as the whole image. It is found in two steps:
+
+1. A NaN is put into the middle of a long narrow strip of pixels. The outputs that become NaN are
+   those that depend on the middle pixel, and the farthest of them shows the reach.
+2. The same strip without NaN is cut shorter at both ends. Outputs that are at least the reach away
+   from the cuts must stay the same. If they change, the network has no reach that tiles could use.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from elasticnet.sr.structure import structure_of
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper
 
-STRIP_WIDTH = 8  # pixels
+STRIP_HEIGHT = 8  # pixels
 LONGEST_STRIP = 1024  # pixels
 STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; what _length_to_cut chooses from
 # A strip that is cut needs a length of 2 * reach + PIXELS_BESIDE_REACH, so that at least one pixel
@@ -38,7 +39,6 @@ PIXELS_BESIDE_REACH = 1 + 2  # this pixel, which is compared, and the two that a
 LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2
 SQUARE = 48  # pixels a side of the image on which memory is measured
 TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
-HEIGHT, WIDTH = 2, 3  # the axes of an image (b, c, h, w)
 
 Predict = Callable[[Tensor], Tensor]  # from (1, 3, h, w) to (1, 3, scale h, scale w)
 
@@ -102,18 +102,18 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
         ValueError: The network does not enlarge an image by a whole number, or has no tap at this
             depth.
     """
-    depth = net.default_depth if depth is None else resolve_depth(depth, net.taps)
+    measured_depth = net.default_depth if depth is None else resolve_depth(depth, net.taps)
     shallowest = net.taps[0]
     with _lock:
-        footprints = _footprints_so_far(net)
+        footprints = _footprints_so_far(net)  # by depth
         if shallowest not in footprints:
             footprints[shallowest] = _measure(net, shallowest)
-        if depth not in footprints:
-            found = _measure(net, depth)
+        if measured_depth not in footprints:
+            measured = _measure(net, measured_depth)
             # A deeper depth sees all that the shallowest sees, but the measurement may miss it.
-            reach = _larger_reach(found.reach, footprints[shallowest].reach)
-            footprints[depth] = found._replace(reach=reach)
-        return footprints[depth]
+            reach = _larger_reach(measured.reach, footprints[shallowest].reach)
+            footprints[measured_depth] = measured._replace(reach=reach)
+        return footprints[measured_depth]
 
 
 def _footprints_so_far(net: ElasticWrapper) -> dict[int, Footprint]:
@@ -194,66 +194,69 @@ def _check_output_shape(image: Tensor, output: Tensor, scale: int) -> None:
 
 def _reach(predict: Predict, scale: int) -> int | None:
     """The reach along the axis along which the network sees further; None as in `Footprint`."""
-    vertical = _reach_along(predict, scale, HEIGHT)
+
+    def predict_turned(image: Tensor) -> Tensor:
+        """Predict with height and width exchanged, so that a reach along the width is measured."""
+        turned = image.transpose(2, 3).contiguous()  # (1, 3, w, h)
+        return predict(turned).transpose(2, 3)  # (1, 3, scale h, scale w)
+
+    vertical = _reach_along_width(predict_turned, scale)
     if vertical is None:
         return None
-    horizontal = _reach_along(predict, scale, WIDTH)
+    horizontal = _reach_along_width(predict, scale)
     if horizontal is None:
         return None
     return max(vertical, horizontal)
 
 
-def _reach_along(predict: Predict, scale: int, axis: int) -> int | None:
-    """The reach along one axis; None as in `Footprint`."""
-    # Find a candidate. A shorter strip would not show a layer that sees a pixel far away and none
-    # of those between, such as a dilated convolution.
-    nan_positions = _nan_positions(predict, scale, axis, length=LONGEST_STRIP)
-    candidate = _distance_from_middle(nan_positions, LONGEST_STRIP)
-    if candidate > LARGEST_REACH:
+def _reach_along_width(predict: Predict, scale: int) -> int | None:
+    """The reach to the left and to the right; None as in `Footprint`."""
+    # 1. Find a candidate. A shorter strip would not show a layer that sees a pixel far away and
+    # none of those between, such as a dilated convolution.
+    distance = _distance_of_farthest_nan(predict, scale, length=LONGEST_STRIP)
+    if distance is None:
+        # The network replaced the NaN on the way. So 0 is a guess, and the longest strip tests it
+        # best.
+        candidate = 0
+        length = LONGEST_STRIP
+    elif distance > LARGEST_REACH:
         return None  # NaN up to an end of the strip, or nearly so: no bound shows
+    else:
+        candidate = distance
+        length = _length_to_cut(candidate)
 
-    # Confirm it or refute it by a comparison of two passes. For that a strip just longer than twice
-    # the candidate is enough, and faster. If the network replaced the NaN on the way, the candidate
-    # is a guess, which the longest strip tests best.
-    length = _length_to_cut(candidate) if nan_positions else LONGEST_STRIP
-    if _is_same_when_cut(predict, scale, axis, length=length, reach=candidate):
+    # 2. Confirm it or refute it by a comparison of two passes.
+    if _is_same_when_cut(predict, scale, length=length, reach=candidate):
         return candidate
     return None  # the reach changes with the place, or the guess was too small
 
 
 def _length_to_cut(reach: int) -> int:
-    """The length of the shortest strip that has a pixel out of reach of both cuts."""
+    """The length of the shortest, and so fastest, strip with a pixel out of reach of both cuts."""
     needed = 2 * reach + PIXELS_BESIDE_REACH
     return min(length for length in STRIP_LENGTHS if length >= needed)
 
 
-def _nan_positions(predict: Predict, scale: int, axis: int, length: int) -> list[int]:
-    """The LR positions along a strip, ascending, whose output is NaN if its middle pixel is NaN.
+def _distance_of_farthest_nan(predict: Predict, scale: int, length: int) -> int | None:
+    """How far from a strip's middle the output is NaN if its middle pixel is; None if nowhere.
 
     A sum with a NaN in it is NaN, whatever the weights and the other values are, and activations
     pass a NaN on. So the output is NaN exactly where a chain of sums leads from the middle pixel to
     it. A small change instead of the NaN could vanish in rounding, or behind a ReLU.
     """
-    strip = _strip(length, axis)  # (1, 3, length, 8) along the height, (1, 3, 8, length) else
-    middle_line = strip.select(axis, length // 2)  # (1, 3, 8), a view into the strip
-    middle_line[:, :, STRIP_WIDTH // 2] = torch.nan
-    is_nan = predict(strip).isnan()  # (1, 3, scale h, scale w)
-    is_nan_in_any_channel = is_nan.any(dim=1, keepdim=True)  # (1, 1, scale h, scale w)
-    across = WIDTH if axis == HEIGHT else HEIGHT
-    is_nan_along_axis = is_nan_in_any_channel.any(dim=across).flatten()  # (scale * length,)
-    output_positions = is_nan_along_axis.nonzero().flatten()
-    return [int(position) // scale for position in output_positions]
-
-
-def _distance_from_middle(positions: list[int], length: int) -> int:
-    """The largest distance of the ascending positions from the middle; 0 if there are none."""
-    if not positions:
-        return 0
+    strip = _strip(length)  # (1, 3, 8, length)
     middle = length // 2
-    return max(middle - positions[0], positions[-1] - middle)
+    strip[:, :, STRIP_HEIGHT // 2, middle] = torch.nan
+    output = predict(strip)  # (1, 3, scale * 8, scale * length)
+    is_nan_in_column = output.isnan().any(dim=(0, 1, 2))  # (scale * length,)
+    is_nan_at_pixel = is_nan_in_column.reshape(length, scale).any(dim=1)  # (length,), LR pixels
+    positions = is_nan_at_pixel.nonzero().flatten()  # (number of NaN pixels,)
+    if len(positions) == 0:
+        return None
+    return int((positions - middle).abs().max())
 
 
-def _is_same_when_cut(predict: Predict, scale: int, axis: int, length: int, reach: int) -> bool:
+def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> bool:
     """Whether the output that is `reach` pixels inside a strip stays the same if its ends are cut.
 
     One pixel is cut off at each end. The output changes if it depends on where a pixel lies in the
@@ -264,17 +267,16 @@ def _is_same_when_cut(predict: Predict, scale: int, axis: int, length: int, reac
         whole            - - - = - - -
         cut                - - = - -
     """
-    whole = _strip(length, axis)
-    cut_length = length - 2
-    cut = whole.narrow(axis, start=1, length=cut_length)  # cut's pixel i is whole's pixel i + 1
-    output_of_whole = predict(whole)
-    output_of_cut = predict(cut)
-    # Compare the outputs that are out of reach of both cuts.
-    count = cut_length - 2 * reach
-    start_in_cut = reach
-    start_in_whole = reach + 1  # whole has one pixel more in front
-    inside_cut = output_of_cut.narrow(axis, start_in_cut * scale, count * scale)
-    inside_whole = output_of_whole.narrow(axis, start_in_whole * scale, count * scale)
+    whole = _strip(length)  # (1, 3, 8, length)
+    cut = whole[..., 1:-1]  # (1, 3, 8, length - 2); its pixel i is pixel i + 1 of the whole
+    output_of_whole = predict(whole)  # (1, 3, scale * 8, scale * length)
+    output_of_cut = predict(cut)  # (1, 3, scale * 8, scale * (length - 2))
+
+    # Compare the outputs of the pixels of the whole that are out of reach of both cuts.
+    first = 1 + reach
+    behind = length - 1 - reach
+    inside_whole = output_of_whole[..., first * scale : behind * scale]
+    inside_cut = output_of_cut[..., (first - 1) * scale : (behind - 1) * scale]
     difference = (inside_whole - inside_cut).abs().max()
     largest_output = output_of_whole.abs().max()
     # False also if the network itself gives NaN or infinity: this strip has no NaN in it.
@@ -286,11 +288,9 @@ def _random_image(height: int, width: int) -> Tensor:
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def _strip(length: int, axis: int) -> Tensor:
-    """An image that is long along one axis and STRIP_WIDTH pixels wide along the other."""
-    if axis == HEIGHT:
-        return _random_image(length, STRIP_WIDTH)
-    return _random_image(STRIP_WIDTH, length)
+def _strip(length: int) -> Tensor:
+    """A long and narrow image: (1, 3, 8, length)."""
+    return _random_image(STRIP_HEIGHT, length)
 
 
 class _MemoryMeter(TorchDispatchMode):

@@ -6,7 +6,7 @@ The memory that it takes is bounded by the size of a tile, not by that of the im
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from elasticnet._modules.evaluating import evaluating
 from elasticnet.memory import is_out_of_memory
+from elasticnet.sr.inference.self_ensemble import self_ensembled
 from elasticnet.sr.inference.upscale_plan import (
     Span,
     Tiling,
@@ -26,47 +27,6 @@ from elasticnet.sr.inference.upscale_plan import (
 from elasticnet.sr.pixels import refuse_not_finite, tensor_to_integers
 
 LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L has it (ITU-R 601)
-
-
-def self_ensembled(predict: Callable[[Tensor], Sequence[Tensor]], image: Tensor) -> list[Tensor]:
-    """Return the mean of `predict` over the eight symmetries of an image, each output turned back.
-
-    This is EDSR's geometric self-ensemble (x8). Nothing is clipped or rounded before the mean.
-
-    Args:
-        predict: From an image to any number of images, the same number each time.
-        image: (..., h, w).
-
-    Returns:
-        One mean for each image that `predict` returns.
-    """
-    totals: list[Tensor] = []
-    for is_flipped in (False, True):
-        for quarter_turns in range(4):
-            turned = _turned(image, is_flipped, quarter_turns)
-            outputs = [
-                _turned_back(output, is_flipped, quarter_turns) for output in predict(turned)
-            ]
-            if totals:
-                totals = [total + output for total, output in zip(totals, outputs, strict=True)]
-            else:
-                totals = outputs
-    return [total / 8 for total in totals]
-
-
-def _turned(image: Tensor, is_flipped: bool, quarter_turns: int) -> Tensor:
-    """An image flipped left to right, if asked for, and then rotated."""
-    if is_flipped:
-        image = image.flip(-1)
-    return torch.rot90(image, quarter_turns, dims=(-2, -1))
-
-
-def _turned_back(image: Tensor, is_flipped: bool, quarter_turns: int) -> Tensor:
-    """The inverse of `_turned`."""
-    image = torch.rot90(image, -quarter_turns, dims=(-2, -1))
-    if is_flipped:
-        image = image.flip(-1)
-    return image
 
 
 def upscale_array(
@@ -110,27 +70,16 @@ def upscale_array(
         (40, 60, 3)
     """
     _check_image(image)
-    size = image.shape[:2]
-    tiling = first_tiling(plan, size)
+    tiling = first_tiling(plan, size=image.shape[:2])
     if out is None:
         out = np.empty(_output_shape(image, plan.scale), image.dtype)
     else:
         _check_output(out, image, plan.scale)
     work = _TileWork(image, out, plan, progress)
-    has_warned = False
     # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
     with evaluating(plan.net), torch.no_grad():
-        while True:
-            # The first tiling may be one tile, which has no seams, and a later one several.
-            if not has_warned and _may_show_seams(plan, tiling):
-                _warn_of_seams(plan, tiling)
-                has_warned = True
-            shortage = _run_until_out_of_memory(work, tiling)
-            if shortage is None:
-                return out
-            # Go on with smaller tiles, where the first ones stopped.
-            _free_cached_memory(plan.device)
-            tiling = smaller_tiling(plan, tiling, size, shortage)  # raises if there are none
+        work.run(tiling)
+    return out
 
 
 class _TileWork:
@@ -153,8 +102,50 @@ class _TileWork:
         self.plan = plan
         self.progress = progress
         self.rows_written = 0
+        self.has_warned_of_seams = False
 
     def run(self, tiling: Tiling) -> None:
+        """Enlarge the image tile by tile. Whenever memory runs out, go on with smaller tiles."""
+        while True:
+            self._warn_of_seams(tiling)
+            shortage = self._run_until_out_of_memory(tiling)
+            if shortage is None:
+                return  # all tiles are written
+            _free_cached_memory(self.plan.device)
+            size = self.image.shape[:2]
+            tiling = smaller_tiling(self.plan, tiling, size, shortage)  # raises if there are none
+
+    def _warn_of_seams(self, tiling: Tiling) -> None:
+        """Warn once if there are several tiles that cannot be the same as the whole image.
+
+        The first tiling may be one tile, which has no seams, and a later one several.
+        """
+        may_show_seams = self.plan.reach is None and tiling.num_tiles > 1
+        if not may_show_seams or self.has_warned_of_seams:
+            return
+        self.has_warned_of_seams = True
+        warnings.warn(
+            f"tile {tiling.side}: depth {self.plan.depth} of this net has no bounded reach, so "
+            "that tiles give another image than the whole and may show seams; tile=None runs the "
+            "image whole",
+            stacklevel=4,  # 1 is this method, 2 is run, 3 is upscale_array, 4 is what called that
+        )
+
+    def _run_until_out_of_memory(self, tiling: Tiling) -> str | None:
+        """Run the tiles; return None if all are done, or the allocator's message if memory ran out.
+
+        This is a method of its own because on return the exception and its traceback are gone, and
+        so are the tensors that they kept alive.
+        """
+        try:
+            self._run_tiles(tiling)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return str(error).partition("\n")[0]
+        return None
+
+    def _run_tiles(self, tiling: Tiling) -> None:
         """Enlarge the tiles that are not written yet, row after row."""
         tiles_done = 0
         self._report(tiles_done, tiling.num_tiles)
@@ -165,47 +156,37 @@ class _TileWork:
                     self._enlarge(row, column)
                 tiles_done += 1
                 self._report(tiles_done, tiling.num_tiles)
-            if not is_written:
-                self.rows_written = row.core_stop
+            self.rows_written = max(self.rows_written, row.core_stop)
 
     def _enlarge(self, row: Span, column: Span) -> None:
-        """Enlarge one tile: read its window, run the network, write the core of the output."""
+        """Enlarge one tile: read its window, run the network, write the core of the output.
+
+        The core is the tile itself; the window also has the pixels around it.
+        """
         scale = self.plan.scale
-        window = self.image[row.start : row.stop, column.start : column.stop]
+        window = self.image[row.start : row.stop, column.start : column.stop]  # (h, w, 3) or (h, w)
         x = _to_tensor(window, self.plan)  # (1, 3, h, w)
-        if self.plan.self_ensemble:
-            (y,) = self_ensembled(self._predict, x)  # (1, 3, scale h, scale w)
-        else:
-            (y,) = self._predict(x)  # (1, 3, scale h, scale w)
+        y = self._predict(x)  # (1, 3, scale h, scale w)
         # (3, scale core height, scale core width)
         core = y[0, :, row.core_in_window(scale), column.core_in_window(scale)]
-        rows = row.core_in_image(scale)
-        columns = column.core_in_image(scale)
         is_gray = self.image.ndim == 2
-        self.out[rows, columns] = _to_pixels(core, self.image.dtype, is_gray, self.plan)
+        pixels = _to_pixels(core, self.image.dtype, is_gray, self.plan)
+        self.out[row.core_in_image(scale), column.core_in_image(scale)] = pixels
 
-    def _predict(self, x: Tensor) -> list[Tensor]:
-        """The prediction, as a list of one, which is what `self_ensembled` takes."""
-        return [self.plan.net(x, depth=self.plan.depth)]
+    def _predict(self, x: Tensor) -> Tensor:
+        """The network's output, or its mean over the symmetries of the input."""
+        if not self.plan.self_ensemble:
+            return self._run_network(x)
+        # `self_ensembled` takes and returns several outputs; here there is one.
+        (mean,) = self_ensembled(lambda turned: [self._run_network(turned)], x)
+        return mean
+
+    def _run_network(self, x: Tensor) -> Tensor:
+        return self.plan.net(x, depth=self.plan.depth)
 
     def _report(self, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(done, total)
-
-
-def _run_until_out_of_memory(work: _TileWork, tiling: Tiling) -> str | None:
-    """Run the tiles; return None if all are done, or the allocator's message if memory ran out.
-
-    This is a function of its own because on return the exception and its traceback are gone, and so
-    are the tensors that they kept alive.
-    """
-    try:
-        work.run(tiling)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return str(error).partition("\n")[0]
-    return None
 
 
 def _free_cached_memory(device: torch.device) -> None:
@@ -262,24 +243,6 @@ def _check_output(out: NDArray[Any], image: NDArray[Any], scale: int) -> None:
         raise ValueError(f"out is {out.dtype} {out.shape}: expected {image.dtype} {shape}")
 
 
-def _may_show_seams(plan: UpscalePlan, tiling: Tiling) -> bool:
-    """Return whether there are several tiles that cannot be the same as the whole image."""
-    return plan.reach is None and tiling.num_tiles > 1
-
-
-def _warn_of_seams(plan: UpscalePlan, tiling: Tiling) -> None:
-    """Warn that tiles give another image than the whole.
-
-    Only `upscale_array` calls this, so that the warning names the line that called it.
-    """
-    warnings.warn(
-        f"tile {tiling.side}: depth {plan.depth} of this net has no bounded reach, so that "
-        "tiles give another image than the whole and may show seams; tile=None runs the "
-        "image whole",
-        stacklevel=3,  # 1 is this function, 2 is upscale_array, 3 is what called that
-    )
-
-
 # --- between the image and the network
 
 
@@ -292,15 +255,16 @@ def _white_of(dtype: np.dtype[Any]) -> int:
 
 def _to_tensor(window: NDArray[Any], plan: UpscalePlan) -> Tensor:
     """A window of the image (h, w, 3) or (h, w) as the network takes it: (1, 3, h, w)."""
-    white = _white_of(window.dtype)
     if window.ndim == 2:
-        window = np.repeat(window[..., None], 3, axis=2)  # (h, w, 3)
-    pixels = window.astype(np.float32, order="C")
-    pixels /= np.float32(white)  # 0 is black, 1 is white
+        rgb = np.repeat(window[..., None], 3, axis=2)  # (h, w, 3)
+    else:
+        rgb = window
+    pixels = rgb.astype(np.float32, order="C")
+    pixels /= np.float32(_white_of(window.dtype))  # 0 is black, 1 is white
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, h, w), in memory (1, h, w, 3)
     if plan.value_range != (0.0, 1.0):
-        black_value, white_value = plan.value_range
-        x = black_value + x * (white_value - black_value)
+        black, white = plan.value_range
+        x = black + x * (white - black)
     return x.to(plan.device, plan.dtype)
 
 
@@ -310,13 +274,13 @@ def _to_pixels(
     """A part of the network's output (3, h, w) as pixels of `dtype`: (h, w, 3), or gray (h, w)."""
     values = core.permute(1, 2, 0).float()  # (h, w, 3)
     if plan.value_range != (0.0, 1.0):
-        black_value, white_value = plan.value_range
-        values = (values - black_value) / (white_value - black_value)  # 0 is black, 1 is white
+        black, white = plan.value_range
+        values = (values - black) / (white - black)  # 0 is black, 1 is white
     if is_gray:
         values = values @ values.new_tensor(LUMA)  # (h, w)
     refuse_not_finite(values, plan.depth)
     if dtype.kind == "f":
         return values.cpu().numpy()  # float32; the assignment to `out` casts it
-    white = _white_of(dtype)
-    integers = tensor_to_integers(values * white, white)
+    largest = _white_of(dtype)
+    integers = tensor_to_integers(values * largest, largest)
     return integers.cpu().numpy()  # int32; the assignment to `out` narrows it

@@ -118,7 +118,7 @@ def plan_upscale(
     _check_tile(tile)
     if device is not None:
         net.to(device)
-    parameter = next(net.parameters(), torch.zeros(()))
+    parameter = next(net.parameters(), torch.zeros(()))  # without one: float32 on the CPU
     found = footprint(net, depth)
     return UpscalePlan(
         net=net,
@@ -234,8 +234,12 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
 
     The first core begins and the last one ends with the image. Elsewhere a core begins `overlap`
     pixels inside its window, and ends at least as many before the window's end. The windows are
-    equal so that one choice of kernels serves all of them. They are spread evenly, so that the last
-    one repeats as few pixels as possible.
+    equal so that one choice of kernels serves all of them.
+
+    They are spread evenly, so that the last one repeats as few pixels as possible: `count` windows
+    of step + 2 overlap pixels, one every `step` pixels, cover count * step + 2 overlap pixels. So
+    the steps have to cover the length without the overlap at its two ends, and the last window
+    moves back to end with the image.
 
     Args:
         length: Pixels to cover.
@@ -246,21 +250,20 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
     Returns:
         The windows, from the first pixel to the last.
     """
-    # Windows of step + 2 overlap pixels, one every `step` pixels, cover count * step + 2 overlap
-    # pixels. So the steps have to cover the length without the overlap at its two ends.
     length_of_steps = length - 2 * overlap
     count = max(1, math.ceil(length_of_steps / tile))
     if count == 1:
         return [Span(start=0, stop=length, core_start=0, core_stop=length)]
+
     step = math.ceil(length_of_steps / count)
     window_length = step + 2 * overlap
-    # Only the last window moves back to stay in the image. The others lie inside as they are: by
-    # the choice of count, (count - 1) * tile < length_of_steps, and step <= tile; so the last but
-    # one ends at (count - 1) * step + 2 * overlap < length.
     last_start = length - window_length
-    starts = [index * step for index in range(count - 1)] + [last_start]
-    core_starts = [0, *(start + overlap for start in starts[1:])]
+    starts = [min(index * step, last_start) for index in range(count)]
+    core_starts = [0]
+    for start in starts[1:]:
+        core_starts.append(start + overlap)
     core_stops = [*core_starts[1:], length]  # a core ends where the next one begins
+
     found: list[Span] = []
     for start, core_start, core_stop in zip(starts, core_starts, core_stops, strict=True):
         stop = start + window_length
@@ -284,18 +287,27 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
     Raises:
         MemoryError: The image must run as one tile, and that takes more memory than is free.
     """
+    if plan.tile is None:
+        return _whole_image(plan, size)
     if isinstance(plan.tile, int):
         overlap = SEAM_OVERLAP if plan.reach is None else plan.reach
         return _tiling(size, side=plan.tile, overlap=overlap)
-    # With "auto", an image whose tiles cannot equal the whole is not cut, either.
-    if plan.tile is None or plan.reach is None:
-        return _whole_image(plan, size)
+    # Here the tile is "auto".
+    if plan.reach is None:
+        return _whole_image(plan, size)  # tiles could not equal it
     side = _fastest_side(plan, plan.reach)
     return _tiling(size, side=side, overlap=plan.reach)
 
 
 def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], shortage: str) -> Tiling:
     """Return tiles of half the side, for an image that ran out of memory; raise if there are none.
+
+    An image that is smaller than a tile is cut into halves of itself: half of a tile of 288 pixels
+    would still cover an image of 100x60 pixels, and be the same tile again.
+
+    If the overlap is large, or the image has at most `MIN_TILE` pixels a side, the new tiles may be
+    the same as the old ones all the same. Their `side` becomes smaller in every call, so that the
+    calls end with the error below.
 
     Args:
         plan: The plan.
@@ -313,13 +325,9 @@ def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], short
     is_smallest = tiling.side <= MIN_TILE
     if tiling.must_be_whole or is_smallest:
         raise _does_not_fit(plan, tiling, shortage)
-    # Half of what a tile covers, which is less than its side if the image is smaller: half of a
-    # tile of 288 would still cover an image of 100x60, and be the same tile again; half of 100 is
-    # not. If the overlap is large, or the image has at most MIN_TILE pixels a side, the new tiles
-    # may be the same once more. The sides shrink in every round, so that the error above ends it.
-    covered = min(tiling.side, max(size))
-    side = max(covered // 2, MIN_TILE)
-    return _tiling(size, side=side, overlap=tiling.overlap)
+    covered_side = min(tiling.side, max(size))
+    half_side = max(covered_side // 2, MIN_TILE)
+    return _tiling(size, side=half_side, overlap=tiling.overlap)
 
 
 def _tiling(size: Sequence[int], side: int, overlap: int, must_be_whole: bool = False) -> Tiling:
@@ -352,16 +360,22 @@ def _fastest_side(plan: UpscalePlan, reach: int) -> int:
     """The side of the fastest tile whose pass takes no more memory than "auto" allows."""
     fastest_side = AUTO_WINDOW_SIDES.get(plan.device.type, AUTO_WINDOW_SIDES["cpu"])
     window_side = max(fastest_side, AUTO_WINDOW_IN_REACHES * reach)
-    byte_limits: list[float] = []  # a pass takes no more than the least of them
-    free = free_memory(plan.device)  # None if not known
-    if free is not None:
-        byte_limits.append(free * AUTO_SHARE_OF_FREE_MEMORY)
-    if plan.device.type == "cpu":
-        byte_limits.append(AUTO_MEMORY_ON_CPU)
-    if byte_limits:
-        pixels = int(min(byte_limits) / plan.bytes_per_pixel)
-        window_side = min(window_side, math.isqrt(pixels))
+    max_bytes = _max_bytes_of_auto(plan.device)
+    if max_bytes is not None:
+        max_pixels = int(max_bytes / plan.bytes_per_pixel)
+        window_side = min(window_side, math.isqrt(max_pixels))
     return max(window_side - 2 * reach, MIN_TILE)
+
+
+def _max_bytes_of_auto(device: torch.device) -> float | None:
+    """The most bytes that an "auto" pass may take; None if the free memory is not known."""
+    free = free_memory(device)
+    share_of_free = None if free is None else free * AUTO_SHARE_OF_FREE_MEMORY
+    if device.type != "cpu":
+        return share_of_free
+    if share_of_free is None:
+        return AUTO_MEMORY_ON_CPU
+    return min(share_of_free, AUTO_MEMORY_ON_CPU)
 
 
 def _does_not_fit(plan: UpscalePlan, tiling: Tiling, shortage: str) -> MemoryError:

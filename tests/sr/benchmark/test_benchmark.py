@@ -34,7 +34,7 @@ from elasticnet.sr.benchmark.evaluation import EXACT_REASON
 from elasticnet.sr.benchmark.report import markdown_table
 from elasticnet.sr.data import PairSet, pairs_from_arrays
 from elasticnet.sr.data.read_rgb import ImageError
-from elasticnet.sr.inference.tiling import self_ensembled
+from elasticnet.sr.inference.self_ensemble import self_ensembled
 from elasticnet.sr.metrics import psnr_y, ssim_y
 from elasticnet.sr.resize import imresize
 

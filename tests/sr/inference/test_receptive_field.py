@@ -87,10 +87,14 @@ def test_reach_of_the_built_in_networks(net: ElasticWrapper, reaches: tuple[int,
     assert counted_in_two_dimensions(net, net.taps[-1]) == reaches[-1]
 
 
-def test_reach_beyond_the_first_strips() -> None:
-    blocks = [nn.Conv2d(3, 3, (9, 1), padding=(4, 0)) for _ in range(30)]
+@pytest.mark.parametrize(
+    ("kernel_size", "padding"), [((9, 1), (4, 0)), ((1, 9), (0, 4))], ids=["height", "width"]
+)
+def test_reach_beyond_the_first_strips_along_one_axis_only(
+    kernel_size: tuple[int, int], padding: tuple[int, int]
+) -> None:
+    blocks = [nn.Conv2d(3, 3, kernel_size, padding=padding) for _ in range(30)]
     net = ElasticWrapper(blocks, Twice())
-    # along one axis only
     assert [footprint(net, depth).reach for depth in (1, 8, 30)] == [4, 32, 120]
     assert footprint(net).scale == 2
 
