@@ -4,6 +4,8 @@ python recipes/record.py NAME RUN                            docs/results/NAME.j
                                                              final table, validations on the way
 python recipes/record.py NAME RUN --data Set5 Set14 B100     and every depth of its best network
                                                              on these sets
+python recipes/record.py NAME --weights FILE --data Urban100 to the record there is, what this file
+                                                             of its weights scores on further sets
 python recipes/record.py --presets                           docs/results/presets.json: what the
                                                              presets of asrn_div2k.py mean
 """
@@ -64,7 +66,7 @@ def record_of(
                 f"{run / 'log.jsonl'} names no machine: say with --machine what trained it"
             )
         record["machine"] = machine
-        record["sets"] = scored(run, options, folders)
+        record["sets"] = scored(run / "best.safetensors", options, folders)
     return without_folders(record)
 
 
@@ -99,18 +101,51 @@ def machines_of(lines: Iterable[dict[str, Any]]) -> str:
     return ", then ".join(stays)
 
 
-def scored(run: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the scores of every depth of a run's best network on data sets, beside bicubic.
+def scored(weights: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the scores of every depth of a network on data sets, beside bicubic.
 
     A network with a single tap is cut short, too.
     """
-    net = elasticnet.load(run / "best.safetensors").with_taps(None).eval()
+    net = elasticnet.load(weights).with_taps(None).eval()
     degradation: dict[str, Any] = {name: options.get(name) for name in DEGRADATION}
     sets = load_sets(folders, [scale_of(net)], **degradation)
     result = benchmark([("net", net)], sets, costs=False, progress=True)
     for each in result.skipped:  # the means are over fewer images than the data set has
         print(f"image left out: {each.data} {each.image}: {each.reason}", file=sys.stderr)
     return [{name: getattr(row, name) for name in KEPT_OF_ROW} for row in result.rows]
+
+
+def with_more_sets(
+    record: dict[str, Any], weights: Path, folders: Sequence[Path]
+) -> dict[str, Any]:
+    """Return a record with the scores of a file of weights on further data sets.
+
+    Scores that it has of the same sets are replaced.
+
+    Args:
+        record: With scores of data sets.
+        weights: The file of the record's best network.
+        folders: Data sets.
+
+    Raises:
+        ValueError: The file's network is another one.
+    """
+    rows = scored(weights, record["options"], folders)
+    recorded = parameters_by_depth(record["sets"])
+    found = parameters_by_depth(rows)
+    if found != recorded:
+        raise ValueError(
+            f"{weights}: parameters by depth {found}, and {recorded} in the record: expected the "
+            "record's own weights"
+        )
+    new_sets = {row["data"] for row in rows}
+    kept = [row for row in record["sets"] if row["data"] not in new_sets]
+    return {**record, "sets": kept + rows}
+
+
+def parameters_by_depth(rows: Iterable[dict[str, Any]]) -> dict[int | None, int]:
+    """Return the parameters of each depth that was scored."""
+    return {row["depth"]: row["parameters"] for row in rows}
 
 
 def without_folders(value: Any) -> Any:
@@ -151,6 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data", nargs="+", type=Path, default=[], metavar="SET", help="data sets to score it on"
     )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="without RUN: score this file on --data"
+    )
     parser.add_argument("--machine", help="what trained it; default: what its log says")
     parser.add_argument(
         "--presets", action="store_true", help="write what the presets mean, and nothing else"
@@ -159,8 +197,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.presets:
         write_json(RESULTS / "presets.json", presets_of_asrn())
         return
+    if options.weights is not None:
+        file = RESULTS / f"{options.name}.json"
+        record = json.loads(file.read_text())
+        write_json(file, with_more_sets(record, options.weights, options.data))
+        return
     if options.run is None:
-        parser.error("expected NAME and RUN, or --presets")
+        parser.error("expected NAME and RUN, NAME and --weights, or --presets")
     record = record_of(options.run, options.data, options.machine)
     write_json(RESULTS / f"{options.name}.json", record)
 

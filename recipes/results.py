@@ -35,6 +35,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 SETS = ("Set5", "Set14", "B100")
 ALL_SETS = (*SETS, "Urban100", "Manga109")
 SCALES = ("x2", "x3", "x4")
+FIGURE_SET = "B100"  # of the figure on the page of results
 PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
 # the record of each packaged file of weights
 SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}
@@ -262,7 +263,88 @@ def changed(
     return f"--preset {options['preset']} {words}"
 
 
-# --- sections of results.md
+# --- results.md: ours beside the paper
+
+
+def overview(records: Records) -> str:
+    """PSNR of the packaged networks at every scale and depth, beside what the paper prints."""
+    published = records["published"]
+    lines = [["network", "parameters", *ALL_SETS]]
+    for scale in SCALES:
+        record = records[scale]
+        lines.append([f"{scale}, bicubic", "", *cells_beside(record, published, scale, None)])
+        for row in record["table"]["rows"]:
+            depth = row["depth"]
+            label = "1 block" if depth == 1 else f"{depth} blocks"
+            cells = cells_beside(record, published, scale, depth)
+            lines.append([f"{scale}, {label}", f"{row['parameters']:,}", *cells])
+    made = "PSNR-Y in dB; in brackets the paper's. **Bold**: ours is ahead of the paper's."
+    return f"{table(lines)}\n{made}"
+
+
+def cells_beside(record: Record, published: Record, scale: str, depth: int | None) -> list[str]:
+    """Return a cell for each data set: our PSNR, bold if it is ahead, and the paper's."""
+    theirs = published_scores(published, scale, depth)
+    measured = sets_of(record)
+    cells: list[str] = []
+    for data in ALL_SETS:
+        printed = f" ({theirs[data]:.2f})" if data in theirs else ""
+        if data not in measured:
+            cells.append(f"–{printed}")
+            continue
+        ours = round(score(record, data, depth), 2)
+        is_ahead = depth is not None and data in theirs and ours > theirs[data]
+        cells.append(f"**{ours:.2f}**{printed}" if is_ahead else f"{ours:.2f}{printed}")
+    return cells
+
+
+def sets_of(record: Record) -> set[str]:
+    """Return the data sets that a record has scores of."""
+    return {row["data"] for row in record["sets"]}
+
+
+def standing(records: Records) -> str:
+    """What each packaged network is ahead of the paper's at the same depth, or behind, in dB."""
+    published = records["published"]
+    lines = [["ours less the paper's (dB)", *ALL_SETS]]
+    sentences: list[str] = []
+    for scale in SCALES:
+        record = records[scale]
+        found: list[int] = []  # hundredths of a dB
+        for depth in depths_of(record):
+            theirs = published_scores(published, scale, depth)
+            if not theirs:
+                continue
+            cells: list[str] = []
+            for data in ALL_SETS:
+                if data not in theirs or data not in sets_of(record):
+                    cells.append("")
+                    continue
+                difference = hundredths(score(record, data, depth)) - hundredths(theirs[data])
+                found.append(difference)
+                cells.append(f"{difference / 100:+.2f}")
+            lines.append([f"{scale}, depth {depth}", *cells])
+        sentences.append(standing_sentence(scale, found))
+    return f"{table(lines)}\n{' '.join(sentences)}"
+
+
+def hundredths(psnr: float) -> int:
+    """Return PSNR in hundredths of a dB, in which papers print it."""
+    return round(100 * psnr)
+
+
+def standing_sentence(scale: str, differences: Sequence[int]) -> str:
+    """Return how many of the differences from the paper are gains, and how many losses."""
+    ahead = sum(difference > 0 for difference in differences)
+    behind = sum(difference < 0 for difference in differences)
+    level = len(differences) - ahead - behind
+    return (
+        f"At {scale}, of {len(differences)} values ours is ahead in {ahead}, level in {level} and "
+        f"behind in {behind}."
+    )
+
+
+# --- the pages of studies
 
 
 class Gain(NamedTuple):
@@ -302,15 +384,20 @@ def degradations(records: Records) -> str:
     for name in ("bd-x3", "dn-x3"):
         record = records[name]
         scores = [score(record, "Set5", depth) for depth in depths_of(record)]
-        bicubic = score(record, "Set5", None)
-        gains.append(Gain(record["options"]["degradation"], bicubic, scores))
-    theirs: list[str] = []
+        start = score(record, "Set5", None)
+        gains.append(Gain(record["options"]["degradation"], start, scores))
+    published = records["published"]
+    bicubic: list[str] = []
+    asrn: list[str] = []
     for kind in ("BD", "DN"):
-        printed = printed_bicubic(records["published"], f"{kind} x3")
-        theirs.append(f"{kind} {printed['Set5']['psnr']:.2f}")
+        printed = printed_bicubic(published, f"{kind} x3")
+        bicubic.append(f"{kind} {printed['Set5']['psnr']:.2f}")
+        printed = printed_scores(published, "ASRN", 3, table_number=2, blocks=5, degradation=kind)
+        asrn.append(f"{kind} {printed['Set5']['psnr']:.2f}")
     made = (
         f"Set5 x3; {budget(records['bd-x3'])} each. Published PSNR of bicubic interpolation: "
-        f"{', '.join(theirs)}."
+        f"{', '.join(bicubic)}; of the paper's ASRN, trained in full: {', '.join(asrn)} "
+        "([Table 2](paper.md#blur-and-noise-table-2))."
     )
     return f"{table_of_gains('bicubic', gains)}\n{made}"
 
@@ -422,7 +509,7 @@ def retrofit(records: Records) -> str:
             f"{table(rows)}\n"
             f"{baselines}; {retrofit_title(record)}; {arguments['channels']} channels; "
             f"steps: {', '.join(steps)}.\n\n"
-            f"![{model.upper()}, cut and elastic](images/retrofit_{model}.png)"
+            f"![{model.upper()}, cut and elastic](../images/retrofit_{model}.png)"
         )
     return "\n\n".join(parts)
 
@@ -541,7 +628,7 @@ def set14_note(record: Record, published: Record, scale: str) -> str:
     ours = score(record, "Set14", None)
     return (
         f"On Set14 published bicubic interpolation has {theirs:.2f} dB and ours {ours:.2f}, as a "
-        "file of the papers differs: see [gains](#gains-over-bicubic-interpolation)."
+        "file of the papers differs: see [gains](bicubic.md#gains-over-bicubic-interpolation)."
     )
 
 
@@ -577,7 +664,7 @@ def published_gain(published: Record, scale: str, data: str, scores: Mapping[str
 
 def our_rows(record: Record, published: Record, scale: str) -> list[list[str]]:
     """Return a row for bicubic and for each depth, with what is published of the same."""
-    measured = {row["data"] for row in record["sets"]}
+    measured = sets_of(record)
     costs: dict[int | None, list[str]] = {None: ["bicubic", "", ""]}
     for row in record["table"]["rows"]:
         gmacs = row["macs"] / 1e9
@@ -588,11 +675,12 @@ def our_rows(record: Record, published: Record, scale: str) -> list[list[str]]:
         row = list(cells)
         theirs = published_scores(published, scale, depth)
         for data in ALL_SETS:
+            in_brackets = f" ({theirs[data]:.2f})" if data in theirs else ""
             if data not in measured:
-                row.append("not measured")
+                row.append(f"–{in_brackets}")
                 continue
-            ours = f"{score(record, data, depth):.2f} / {score(record, data, depth, 'ssim'):.4f}"
-            row.append(f"{ours} ({theirs[data]:.2f})" if data in theirs else ours)
+            ssim = score(record, data, depth, "ssim")
+            row.append(f"{score(record, data, depth):.2f} / {ssim:.4f}{in_brackets}")
         rows.append(row)
     return rows
 
@@ -615,6 +703,74 @@ def published_rows(methods: Iterable[Method]) -> list[list[str]]:
         cells = [f"({psnr[data]:.2f})" if data in psnr else "" for data in ALL_SETS]
         rows.append([method.label, parameters, "", *cells])
     return rows
+
+
+# --- studies/paper.md: the paper as printed
+
+
+def read_with_care(records: Records) -> str:
+    """The numbered places of the paper where a value is in doubt."""
+    places = records["published"]["read_with_care"]
+    return "\n".join(f"{place['number']}. {place['text']}" for place in places)
+
+
+def not_said(records: Records) -> str:
+    """What no sentence of the paper tells."""
+    return "\n".join(f"- {topic}" for topic in records["published"]["not_said"])
+
+
+def printed_depths(records: Records) -> str:
+    """Every depth of the paper's networks: SS and DSL of Table 4, the complete one of Table 5."""
+    chosen = [
+        row
+        for row in records["published"]["scores"]
+        if row["table"] == 4 or (row["table"] == 5 and row["method"] == "ASRN")
+    ]
+    chosen.sort(key=lambda row: (row["scale"], row["method"], row["blocks"]))
+    labels = [f"x{row['scale']}, {row['method']} {row['blocks']}B" for row in chosen]
+    return printed_table(labels, chosen)
+
+
+def printed_degradations(records: Records) -> str:
+    """Table 2."""
+    chosen = [row for row in records["published"]["scores"] if row["table"] == 2]
+    labels = [f"{row['degradation']} x{row['scale']}, {row['method']}" for row in chosen]
+    return printed_table(labels, chosen)
+
+
+def printed_table(labels: Sequence[str], rows: Sequence[Record]) -> str:
+    """Return rows as printed, and the notes of those that have to be read with care."""
+    lines = [["", *ALL_SETS]]
+    notes: list[str] = []
+    for label, row in zip(labels, rows, strict=True):
+        scores = row["scores"]
+        cells: list[str] = []
+        for data in ALL_SETS:
+            in_cell = ""
+            if data in scores:
+                in_cell = f"{scores[data]['psnr']:.2f} / {scores[data]['ssim']:.4f}"
+            cells.append(in_cell)
+        lines.append([label, *cells])
+        if "note" in row:
+            notes.append(f"- {label}: {row['note']}")
+    return f"{table(lines)}\n" + "\n".join(notes) if notes else table(lines).rstrip()
+
+
+def printed_ablation(records: Records) -> str:
+    """Table 3; a part whose mark the scan has lost counts as there."""
+    names = {
+        "fusion_layer": "fusion layer",
+        "residual_like_connection": "residual-like connection",
+        "channel_shuffle": "channel shuffle",
+        "residual_learning": "residual learning",
+    }
+    lines = [["case", "without", "blocks", "channels", "PSNR (dB), Urban100 x3"]]
+    for row in records["published"]["ablation"]:
+        taken_out = [name for key, name in names.items() if row[key] is False]
+        psnr = f"{row['psnr']:.2f}"
+        cells = [", ".join(taken_out), row["mab_number"], row["channel_number"], psnr]
+        lines.append([row["case"], *cells])
+    return table(lines, left=2).rstrip()
 
 
 # --- models.md
@@ -641,7 +797,7 @@ def card_rows(name: str, record: Record, presets: Presets) -> list[list[str]]:
         ["network", f"{network}{skip}"],
         [
             "Set5 PSNR-Y by depth (dB)",
-            f"{scores}; [every number](results.md#the-networks-in-the-package)",
+            f"{scores}; [every number](studies/packaged.md)",
         ],
         ["budget", f"{budget(record)}; {hours:.1f} hours"],
         [
@@ -827,29 +983,34 @@ def draw_depths(records: Records, images: Path) -> None:
 
 
 def draw_parameters(records: Records, images: Path) -> None:
-    """PSNR against parameters: every depth of the packaged network, and published ones."""
+    """PSNR against parameters: every depth of ours and of the paper's, and other networks."""
     from elasticnet.sr.benchmark.figures import parameter_dots
 
     published = records["published"]
     theirs: dict[str, tuple[float, float]] = {}
-    for method in published_methods(published, records["reprinted"], "x4"):
-        if method.parameters is not None and "Set5" in method.psnr:
-            theirs[method.label] = (method.parameters, method.psnr["Set5"])
-    on_set5 = [row for row in records["x4"]["sets"] if row["data"] == "Set5"]
+    for row in published["scores"]:
+        is_another = row["table"] == 1 and row["scale"] == 4 and row["blocks"] is None
+        if is_another and row["parameters"] is not None and FIGURE_SET in row["scores"]:
+            theirs[row["method"]] = (row["parameters"], row["scores"][FIGURE_SET]["psnr"])
+
     ours: dict[str, tuple[float, float]] = {}
-    for row in on_set5:
-        if row["depth"] is not None:
-            ours[f"depth {row['depth']}"] = (row["parameters"], row["psnr"])
-    # Ours has the parameters of the published network at each depth.
-    for depth in depths_of(records["x4"]):
-        parameters, _ = ours[f"depth {depth}"]
-        printed = printed_asrn(published, "x4", depth)
-        theirs[f"ASRN {depth}"] = (parameters, printed["Set5"]["psnr"])
+    paper: dict[str, tuple[float, float]] = {}
+    for row in records["x4"]["sets"]:
+        depth, parameters = row["depth"], row["parameters"]
+        if row["data"] == FIGURE_SET and depth is not None:
+            ours[f"{depth}"] = (parameters, row["psnr"])
+            # Ours has the parameters of the published network at each depth.
+            printed = printed_asrn(published, "x4", depth)[FIGURE_SET]
+            paper[f"{depth} "] = (parameters, printed["psnr"])
     parameter_dots(
         images / "asrn_x4_parameters.png",
-        {"ASRN, one training": ours, "published": theirs},
+        {
+            "ours, by number of blocks": ours,
+            "the paper's, by number of blocks": paper,
+            "other networks, Table 1 of the paper": theirs,
+        },
         log=True,
-        title="Set5 x4",
+        title=f"{FIGURE_SET} x4",
         ylabel="PSNR-Y (dB)",
     )
 
@@ -874,17 +1035,21 @@ def draw_crops(images: Path) -> None:
 
 # the sections of each page; a section is named as its function
 PAGES: dict[str, tuple[FunctionType, ...]] = {
-    "results.md": (
-        shipped,
-        over_bicubic,
-        comparison,
-        degradations,
-        baselines,
-        noise,
-        choices,
-        retrofit,
-        tasks,
-        growth,
+    "results.md": (overview,),
+    "studies/packaged.md": (standing, shipped),
+    "studies/bicubic.md": (over_bicubic, baselines, noise),
+    "studies/alone.md": (comparison,),
+    "studies/blur_and_noise.md": (degradations,),
+    "studies/recipe.md": (choices,),
+    "studies/ordinary.md": (retrofit,),
+    "studies/other_tasks.md": (tasks,),
+    "studies/growth.md": (growth,),
+    "studies/paper.md": (
+        not_said,
+        read_with_care,
+        printed_depths,
+        printed_degradations,
+        printed_ablation,
     ),
     "models.md": (cards,),
     "asrn.md": (counts,),

@@ -6,7 +6,7 @@ The data sets may lie in any layout that `elasticnet benchmark` knows. The first
 published numbers, those of `elasticnet benchmark`, and those of the way that reproduces the
 published ones. The second one has every way that was tried for DN, x3 with noise of level 30. Where
 NumPy draws the noise, numbers are means over the seeds, with their standard deviation. The tables
-of docs/results.md are made of docs/results/bicubic.json, which --json has written.
+of docs/studies/bicubic.md are made of docs/results/bicubic.json, which --json has written.
 """
 
 from __future__ import annotations

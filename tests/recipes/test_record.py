@@ -59,6 +59,53 @@ def test_a_run_is_taken_without_the_paths_of_its_machine(record, tmp_path):
     }
 
 
+def test_further_sets_are_added_to_a_record_and_scored_anew(record, tmp_path):
+    photo = skimage.data.astronaut()[:48, :48]
+    for name in ("Old", "New"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(photo).save(tmp_path / name / "photo.png")
+    weights = tmp_path / "net.safetensors"
+    net = asrn(2, num_blocks=2)
+    save(net, weights)
+    costs = {None: None, 1: net.truncate(1), 2: net}
+    rows = [
+        {"data": "Old", "depth": depth, "parameters": cut and count(cut), "psnr": 1.0, "ssim": 0.5}
+        for depth, cut in costs.items()
+    ]
+    other = [{**row, "data": "Other"} for row in rows]
+    file = tmp_path / "x2.json"
+    file.write_text(json.dumps({"options": {"degradation": "BI"}, "sets": rows + other}))
+
+    folders = [str(tmp_path / "Old"), str(tmp_path / "New")]
+    record.main(["x2", "--weights", str(weights), "--data", *folders])
+
+    kept = json.loads(file.read_text())
+    assert kept["options"] == {"degradation": "BI"}
+    assert [row["data"] for row in kept["sets"]] == ["Other"] * 3 + ["Old"] * 3 + ["New"] * 3
+    pairs = load_pairs(tmp_path / "New", 2)
+    expected = evaluate(net, pairs)
+    assert [row["psnr"] for row in kept["sets"][7:]] == [expected[1].psnr, expected[2].psnr]
+    assert kept["sets"][6]["psnr"] == evaluate_bicubic(pairs).psnr
+
+
+def test_another_networks_weights_are_not_added_to_a_record(record, tmp_path):
+    (tmp_path / "Set").mkdir()
+    Image.fromarray(skimage.data.astronaut()[:48, :48]).save(tmp_path / "Set" / "photo.png")
+    weights = tmp_path / "net.safetensors"
+    save(asrn(2, num_blocks=1), weights)
+    rows = [{"data": "Set", "depth": 1, "parameters": 5, "psnr": 1.0, "ssim": 0.5}]
+    (tmp_path / "x2.json").write_text(json.dumps({"options": {"degradation": "BI"}, "sets": rows}))
+
+    words = ["x2", "--weights", str(weights), "--data", str(tmp_path / "Set")]
+    with pytest.raises(ValueError, match=r"70787\}, and \{1: 5\} in the record: expected"):
+        record.main(words)
+
+
+def count(net: torch.nn.Module) -> int:
+    """The parameters of a network."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
 @pytest.mark.parametrize("name", ["psnr", "accuracy", "bits_per_byte", "a_score_of_ones_own"])
 def test_a_score_is_kept_by_the_name_that_the_run_gives_it(record, tmp_path, name):
     run = Run.create(tmp_path / "run", {"steps": 2})
@@ -125,7 +172,7 @@ def test_what_stands_between_a_tap_and_the_head_is_scored_with_it(record, tmp_pa
         torch.nn.init.normal_(parameter)
     Image.fromarray(skimage.data.astronaut()[:48, :60]).save(tmp_path / "astronaut.png")
     save(net, tmp_path / "best.safetensors")
-    rows = record.scored(tmp_path, {"degradation": "BI"}, [tmp_path])
+    rows = record.scored(tmp_path / "best.safetensors", {"degradation": "BI"}, [tmp_path])
     expected = evaluate(net, load_pairs(tmp_path, 2))
     assert {row["depth"]: (row["psnr"], row["ssim"]) for row in rows[1:]} == expected
 
@@ -136,5 +183,5 @@ def test_an_image_that_is_left_out_of_the_record_is_named(record, tmp_path, caps
     Image.fromarray(skimage.data.astronaut()[:48, :60]).save(data / "astronaut.png")
     Image.new("RGB", (48, 60)).save(data / "black.png")
     save(asrn(2, 1, 8), tmp_path / "best.safetensors")
-    record.scored(tmp_path, {"degradation": "BI"}, [data])
+    record.scored(tmp_path / "best.safetensors", {"degradation": "BI"}, [data])
     assert "image left out: photos black: it has one colour" in capsys.readouterr().err

@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 def results(tmp_path, monkeypatch) -> ModuleType:
     """The recipe, working on a copy of docs/."""
     module = load_recipe("results")
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "studies").mkdir(parents=True)
     for page in module.PAGES:
-        shutil.copy(ROOT / "docs" / page, tmp_path / "docs")
+        shutil.copy(ROOT / "docs" / page, tmp_path / "docs" / page)
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
     monkeypatch.setattr(module, "DOCS", tmp_path / "docs")
     return module
@@ -43,9 +43,11 @@ def test_a_changed_measurement_is_noticed_and_written(results, tmp_path, capsys)
     assert results.main(["--check"]) == 1
     assert "out of date" in capsys.readouterr().err
     assert results.main([]) == 0
-    page = (tmp_path / "docs" / "results.md").read_text()
+    page = (tmp_path / "docs" / "studies" / "other_tasks.md").read_text()
     assert "| 47.11 |" in page
-    shown = re.findall(r"\(images/(.*?)\)", page)
+    shown: list[str] = []
+    for name in ("results.md", *(name for name in results.PAGES if name.startswith("studies"))):
+        shown += re.findall(r"\((?:\.\./)?images/(.*?)\)", (tmp_path / "docs" / name).read_text())
     assert sorted(path.name for path in (tmp_path / "docs" / "images").iterdir()) == sorted(shown)
     assert results.main(["--check"]) == 0
 
@@ -77,7 +79,7 @@ def test_published_counts_stand_beside_ours_and_a_damaged_one_is_called_so(resul
 
 
 def test_a_lost_marker_is_an_error_that_names_its_section(results, tmp_path):
-    page = tmp_path / "docs" / "results.md"
+    page = tmp_path / "docs" / "studies" / "growth.md"
     page.write_text(page.read_text().replace("<!-- end: growth -->", ""))
     with pytest.raises(ValueError, match="markers of section 'growth'"):
         results.main([])
@@ -218,6 +220,74 @@ def test_gains_are_over_the_bicubic_of_each_side(results):
     assert page.count("SRNET") == 2
 
 
+def test_each_depth_stands_beside_the_papers_and_is_bold_where_it_is_ahead(results):
+    rows = [printed_bicubic(scale, 29.5, 30.5, 30.5) for scale in (2, 3, 4)]
+    depth_5 = {"Set5": 30.04, "Set14": 30.15, "B100": 30.26, "Urban100": 25.5}
+    rows.append(printed("ASRN", 4, depth_5, table=5, blocks=5))
+    records = {scale: a_record() for scale in ("x2", "x3", "x4")}
+    records["published"] = {"scores": rows}
+
+    page = results.overview(records)
+
+    assert "| x4, bicubic |  | 30.00 (29.50) | 30.10 (30.50) | 30.20 (30.50) | – | – |" in page
+    assert "| x4, 1 block | 1,000 | 30.01 | 30.11 | 30.21 | – | – |" in page
+    ahead_level_behind = "**30.05** (30.04) | 30.15 (30.15) | 30.25 (30.26)"
+    assert f"| x4, 5 blocks | 5,000 | {ahead_level_behind} | – (25.50) | – |" in page
+
+
+def test_what_is_ahead_and_what_is_behind_is_counted(results):
+    depth_5 = {"Set5": 30.04, "Set14": 30.15, "B100": 30.26, "Urban100": 25.5}
+    rows = [
+        printed("ASRN", 4, depth_5, table=5, blocks=5),
+        printed("ASRN", 2, {"Set5": 31.0}, blocks=5),
+    ]
+    records = {scale: a_record() for scale in ("x2", "x3", "x4")}
+    records["published"] = {"scores": rows}
+
+    page = results.standing(records)
+
+    assert "| x4, depth 5 | +0.01 | +0.00 | -0.01 |  |  |" in page
+    assert "| x2, depth 5 | -0.95 |  |  |  |  |" in page
+    assert "depth 4" not in page
+    assert "At x4, of 3 values ours is ahead in 1, level in 1 and behind in 1." in page
+
+
+def test_the_papers_rows_are_shown_as_printed_with_their_notes(results):
+    noted = printed("ASRN", 3, {"Set5": 33.06}, table=5, blocks=1)
+    noted["note"] = "read with care"
+    rows = [
+        noted,
+        printed("ASRN (SS)", 3, {"Set5": 30.28}, table=4, blocks=1),
+        printed("ASRN (DSL)", 3, {"Set5": 33.0}, table=5, blocks=1),  # Table 4 has it, too
+        printed("SRCNN", 3, {"Set5": 25.01}, table=2, degradation="DN"),
+    ]
+    places = [{"number": 1, "text": "One."}, {"number": 2, "text": "Two."}]
+    ablation = [
+        {
+            "case": 4,
+            "fusion_layer": True,
+            "residual_like_connection": None,
+            "channel_shuffle": None,
+            "residual_learning": False,
+            "mab_number": 5,
+            "channel_number": 64,
+            "psnr": 26.33,
+        }
+    ]
+    published = {"scores": rows, "read_with_care": places, "ablation": ablation}
+    records = {"published": {**published, "not_said": ["patch size", "seed"]}}
+
+    by_depth = results.printed_depths(records)
+    assert "| x3, ASRN 1B | 33.06 / 0.5000 |  |  |  |  |" in by_depth
+    assert "| x3, ASRN (SS) 1B | 30.28 / 0.5000 |" in by_depth
+    assert "DSL" not in by_depth
+    assert by_depth.endswith("- x3, ASRN 1B: read with care")
+    assert "| DN x3, SRCNN | 25.01 / 0.5000 |" in results.printed_degradations(records)
+    assert "| 4 | residual learning | 5 | 64 | 26.33 |" in results.printed_ablation(records)
+    assert results.read_with_care(records) == "1. One.\n2. Two."
+    assert results.not_said(records) == "- patch size\n- seed"
+
+
 def test_the_networks_in_the_package_stand_beside_the_published_ones(results, monkeypatch):
     monkeypatch.setattr(results, "SHIPPED", {"x4": "asrn_x4", "x4-published": "asrn_x4_published"})
     published = {
@@ -237,7 +307,7 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
     records = {"x4": a_record(), "x4-published": with_urban}
     records |= {"published": published, "reprinted": reprinted(Set5=30.6)}
     page = results.shipped(records)
-    empty = "not measured | not measured |"
+    empty = "– | – |"
     assert (
         "| bicubic |  |  | 30.00 / 0.5000 (28.50) | 30.10 / 0.5000 (26.10) | "
         f"30.20 / 0.5000 (26.00) | {empty}" in page
@@ -249,10 +319,7 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
     assert (
         f"| 4 | 4,000 | 2.00 | 30.04 / 0.5000 | 30.14 / 0.5000 | 30.24 / 0.5000 | {empty}" in page
     )
-    assert (
-        "30.24 / 0.5000 | 30.04 / 0.5000 | not measured |"
-        in page.partition("`asrn_x4_published`")[2]
-    )
+    assert "30.24 / 0.5000 | 30.04 / 0.5000 | – |" in page.partition("`asrn_x4_published`")[2]
     assert page.count("| SRNET, Table 1 | 57K |  | (30.50) | (27.50) | (26.90) |  |  |") == 1
     assert page.count("| SRNET, reprinted | 58K |  | (30.60) |  |  |  |  |") == 1
     assert page.count("| unsized, Table 1 |  |  |  |  |  | (24.50) |  |") == 1
@@ -297,6 +364,10 @@ def test_degradations_stand_beside_bicubic_of_the_same_input(results):
             "scores": [
                 printed_bicubic(3, 28.78, 26.38, 26.33, degradation="BD"),
                 printed_bicubic(3, 24.01, 22.87, 22.92, degradation="DN"),
+                *(
+                    printed("ASRN", 3, {"Set5": psnr}, table=2, blocks=5, degradation=kind)
+                    for kind, psnr in (("BD", 33.92), ("DN", 28.16))
+                ),
             ]
         },
     }
@@ -308,7 +379,8 @@ def test_degradations_stand_beside_bicubic_of_the_same_input(results):
     assert "| DN: gain (dB) |  | +4.01 | +4.02 | +4.03 | +4.04 | +4.05 |" in page
     assert page.endswith(
         "1,500 steps, batch 16, patches of 48 each. Published PSNR of bicubic interpolation: "
-        "BD 28.78, DN 24.01."
+        "BD 28.78, DN 24.01; of the paper's ASRN, trained in full: BD 33.92, DN 28.16 "
+        "([Table 2](paper.md#blur-and-noise-table-2))."
     )
 
 
