@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elasticnet._modules.unwrapping import unwrapped
 from elasticnet.losses import LossTerms
+from elasticnet.training.gradients import distillation_share
 from elasticnet.training.processes import Processes
 
 logger = logging.getLogger(__name__)
@@ -154,6 +156,25 @@ class TrainingStep:
                 self._ema.module.get_buffer(name).copy_(self.net.get_buffer(name))
         return terms
 
+    def distillation_share(self, batch: Batch, step: int, module: nn.Module) -> float:
+        """Return the share of the distillation in the gradient of a module, such as `net.blocks`.
+
+        See `elasticnet.training.gradients.distillation_share`: the training goes on to the same
+        bits. It is measured on the first part of this process's share of the batch.
+
+        Args:
+            batch: The whole batch of the step, as for the step itself.
+            step: The number of the step, from 0.
+            module: A part of the network.
+
+        Returns:
+            The share; 0 if there is no distillation.
+        """
+        x, target = batch(self.processes.rank * self.parts, self.processes.count * self.parts)
+        objective = unwrapped(self.objective)  # a graph can be asked for one backward pass alone
+        with self._autocast():
+            return distillation_share(objective, x, target, step, module)
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed training needs beside the random generators, for `Run.save`.
 
@@ -221,12 +242,11 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         first_part = self.processes.rank * self.parts
         num_parts = self.processes.count * self.parts  # of the whole batch
-        dtype = AUTOCAST_DTYPES[self.precision]
         rows: list[Tensor] = []
         depths: tuple[int, ...] = ()
         for part in range(first_part, first_part + self.parts):
             x, target = batch(part, num_parts)
-            with torch.autocast(self.processes.device.type, dtype, enabled=dtype is not None):
+            with self._autocast():
                 terms = self.objective(x, target, step=step)
             # The loss of the share is the mean over its parts, as they are of equal size.
             self.scaler.scale(terms.total / self.parts).backward()
@@ -236,6 +256,11 @@ class TrainingStep:
             depths = tuple(terms.per_depth)  # the same ones in every part
         mean = torch.stack(rows).mean(dim=0)  # (parts, 4 + depths) -> (4 + depths,)
         return _as_terms(mean, depths)
+
+    def _autocast(self) -> torch.autocast:
+        """Return the context in which losses are computed."""
+        dtype = AUTOCAST_DTYPES[self.precision]
+        return torch.autocast(self.processes.device.type, dtype, enabled=dtype is not None)
 
     def _copy_gradients(self) -> None:
         """Move the first part's gradients out of the memory of a CUDA graph.
