@@ -95,7 +95,7 @@ def tap_losses(
         losses.append(checked_loss(loss, name="task loss"))
 
     if len(losses) > 1:  # After a single loss no other one reads the prediction and the target.
-        kept.check_all("the task loss")
+        kept.check_everything(writer="the task loss")
     return losses
 
 
@@ -327,7 +327,7 @@ class ElasticObjective(nn.Module):
             returned = self.output_loss(predictions[depth], teacher)
             distance = checked_loss(returned, name="output loss")  # D_n
             terms.append(scaled(distance, mu * factors.by_depth[depth]))
-        kept.check_all("the output loss")
+        kept.check_everything(writer="the output loss")
         return terms
 
     # --- what a step multiplies its losses by

@@ -20,6 +20,7 @@ from elasticnet._net.checks import (
     Rejection,
     check_adapter_depths,
     check_all_used,
+    check_is_no_tuple,
     check_modules,
     check_not_overwritten_since,
     check_number_of_blocks,
@@ -71,19 +72,20 @@ class PassState:
     skip: Any
     kept: KeptTensors
 
-    def copy(self, kept: KeptTensors | None = None) -> PassState:
-        """Return a state of its own with the same tensors.
+    def copy(self) -> PassState:
+        """Return a state of its own with the same tensors, of the same pass."""
+        return PassState(self.depth, self.features, self.context, self.skip, self.kept)
 
-        Args:
-            kept: What no part may overwrite from now on. None: as before.
-        """
-        return PassState(
-            depth=self.depth,
-            features=self.features,
-            context=self.context,
-            skip=self.skip,
-            kept=self.kept if kept is None else kept,
+    def resting(self) -> PassState:
+        """Return a state of its own with the same tensors, which no part may overwrite any more."""
+        kept = KeptTensors()
+        depth = self.depth
+        kept.keep_for_all_parts(self.features, name=f"the features of the state at depth {depth}")
+        kept.keep_for_all_parts(self.context, name=f"the context of the state at depth {depth}")
+        kept.keep_for_all_parts(
+            self.skip, name=f"what the head takes beside the features at {depth}"
         )
+        return PassState(self.depth, self.features, self.context, self.skip, kept)
 
 
 class Origin(NamedTuple):
@@ -216,7 +218,7 @@ class ElasticWrapper(nn.Module):
         # For `check`: a pass compares values, and returns rejections in the place of predictions.
         self._is_probe = False
 
-    # --- a pass
+    # --- a pass up to one depth
 
     if TYPE_CHECKING:
         # nn.Module types the call of every module as (...) -> Any.
@@ -273,49 +275,6 @@ class ElasticWrapper(nn.Module):
         (prediction,) = self._predict([state], self._head_takes_all_taps())
         return prediction
 
-    def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
-        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
-        check_backward_hooks(self)
-        head_takes_all = self._head_takes_all_taps()
-        # Such a head is called once, behind the last block. A probe asks it about each tap alone,
-        # so that a rejection names its tap.
-        predicts_at_end = head_takes_all and not self._is_probe
-        states: list[PassState] = []
-        predictions: list[Any] = []
-
-        state = self._run_stem(x, self.taps[-1], keywords)
-        kept = state.kept
-        for tap in self.taps:
-            self._run_blocks(state, tap)
-            at_tap = state.copy()  # `state` goes on; `kept` is the same object in both
-            states.append(at_tap)
-            self._keep_for_head(at_tap)
-            if self.head_skip == "context":
-                # The head reads the context as it is here, and the later blocks may change theirs.
-                state.context = self._handed_to_part(state.context)
-            # Before the later blocks run: one of them could change these features by a write that
-            # PyTorch does not count, such as one in inference_mode.
-            if tap in depths and not predicts_at_end:
-                (prediction,) = self._predict([at_tap], head_takes_all)
-                predictions.append(prediction)
-                kept.keep_for_caller(prediction, name=f"the prediction at depth {tap}")
-        if predicts_at_end:
-            asked = [each for each in states if each.depth in depths]
-            predictions.extend(self._predict(asked, head_takes_all))
-
-        kept.check_all(writer="the head, or a block behind,")
-        features = tuple(each.features for each in states)
-        return Taps(depths, tuple(predictions), features)
-
-    def _keep_for_head(self, state: PassState) -> None:
-        """Keep what the head reads at a tap, which the next block is given, too."""
-        read: list[Any] = [state.features]
-        name = f"the features at depth {state.depth}"
-        if self.head_skip == "context":
-            read.append(state.context)
-            name = f"the features or the context at depth {state.depth}"
-        state.kept.keep_for_next_parts(read, name)
-
     def _run_blocks(self, state: PassState, last_depth: int) -> None:
         """Run the blocks behind a state, up to `last_depth`, and change the state."""
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
@@ -325,43 +284,33 @@ class ElasticWrapper(nn.Module):
                 # The backward pass will run the block again, on these features.
                 name = f"the features at depth {depth - 1}, for the backward pass,"
                 state.kept.keep_for_next_parts(state.features, name)
-            given = self._handed_to_part(state.features)
-            if self.call_block is None:
-                state.features = self._call_plainly(block, given, depth, recompute)
-            else:
-                state.features, state.context = self._call_by_user(
-                    block, given, state.context, depth, recompute
-                )
+            features = self._handed_to_part(state.features)
+            state.features, state.context = self._call(
+                block, features, state.context, depth, recompute
+            )
             state.depth = depth
             if state.kept.is_overwritten():
                 raise state.kept.error(writer=f"block {depth} ({type(block).__name__})")
 
-    def _call_plainly(self, block: nn.Module, features: Any, depth: int, recompute: bool) -> Any:
-        """Return what a block makes of the features alone."""
-        run = recomputed(block, module=block) if recompute else block
-        output = run(features)
-        if not is_plain_tuple(output):
-            return output
-        if is_plain_tuple(features):
-            raise TypeError(
-                f"block {depth} takes a tuple and returns a tuple, and only the first entry would "
-                "go on: pass call_block, which says what the features are, or let the blocks take "
-                "and return a list or a named tuple, which go on as they are"
-            )
-        self._blocks_return_tuples = True  # read by to_sequential
-        return output[0]
-
-    def _call_by_user(
+    def _call(
         self, block: nn.Module, features: Any, context: Any, depth: int, recompute: bool
     ) -> tuple[Any, Any]:
-        """Return the features and the context that `call_block` makes of these."""
-        assert self.call_block is not None
-        call_block = self.call_block
-        if recompute:
-            call_block = recomputed(call_block, module=block)
-        index = depth - 1  # call_block counts blocks from 0
-        returned = call_block(block, features, context, index)
-        return features_and_context(returned, source="call_block")
+        """Return the features and the context behind a block."""
+        if self.call_block is not None:
+            call_block = self.call_block
+            if recompute:
+                call_block = recomputed(call_block, module=block)
+            index = depth - 1  # call_block counts blocks from 0
+            returned = call_block(block, features, context, index)
+            return features_and_context(returned, source="call_block")
+
+        run = recomputed(block, module=block) if recompute else block
+        output = run(features)
+        if is_plain_tuple(output):
+            check_is_no_tuple(features, depth)
+            self._blocks_return_tuples = True  # read by to_sequential
+            return output[0], context
+        return output, context
 
     def _handed_to_part(self, value: Any) -> Any:
         """Return what a part is given to read: the value, or a copy in which it may write.
@@ -371,6 +320,57 @@ class ElasticWrapper(nn.Module):
         if self.copy_features:
             return copied(value)
         return in_own_containers(value)
+
+    # --- a pass over all taps
+
+    def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
+        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
+        check_backward_hooks(self)
+        head_takes_all = self._head_takes_all_taps()
+        # A probe asks such a head about each tap alone, so that a rejection names its tap.
+        predicts_together = head_takes_all and not self._is_probe
+        features: list[Any] = []
+        predictions: list[Any] = []
+        waiting: list[PassState] = []  # at taps in `depths` whose predictions are still to come
+
+        state = self._run_stem(x, self.taps[-1], keywords)
+        for tap in self.taps:
+            self._run_blocks(state, tap)
+            at_tap = self._at_tap(state)
+            features.append(at_tap.features)
+            if tap in depths:
+                waiting.append(at_tap)
+            # The head is called as soon as it can be. If it waited, a later block could change the
+            # features by a write that PyTorch does not count, such as one in inference_mode.
+            can_predict = tap == self.taps[-1] or not predicts_together
+            if can_predict and waiting:
+                predictions += self._predict_and_keep(waiting, head_takes_all)
+                waiting = []
+
+        state.kept.check_everything(writer="the head, or a block behind,")
+        return Taps(depths, tuple(predictions), tuple(features))
+
+    def _at_tap(self, state: PassState) -> PassState:
+        """Return a state that stays at this tap, for the head, while the given one goes on."""
+        at_tap = state.copy()
+        read_by_head: list[Any] = [at_tap.features]
+        name = f"the features at depth {at_tap.depth}"
+        if self.head_skip == "context":
+            read_by_head.append(at_tap.context)
+            name = f"the features or the context at depth {at_tap.depth}"
+            # The later blocks may change theirs.
+            state.context = self._handed_to_part(state.context)
+        at_tap.kept.keep_for_next_parts(read_by_head, name)
+        return at_tap
+
+    def _predict_and_keep(
+        self, states: Sequence[PassState], head_takes_all: bool
+    ) -> tuple[Any, ...]:
+        """Return the predictions at these states, which the later blocks must not overwrite."""
+        predictions = self._predict(states, head_takes_all)
+        for state, prediction in zip(states, predictions, strict=True):
+            state.kept.keep_for_caller(prediction, name=f"the prediction at depth {state.depth}")
+        return predictions
 
     # --- the stem
 
@@ -529,7 +529,7 @@ class ElasticWrapper(nn.Module):
         last_depth = resolve_depth(depth, self.taps)
         state = self._run_stem(x, self.taps[-1], keywords)
         self._run_blocks(state, last_depth)
-        return state.copy(kept=_kept_between_calls(state))
+        return state.resting()
 
     def continue_from(self, state: PassState, depth: int) -> PassState:
         """Run the blocks behind a state, up to a deeper tap.
@@ -556,12 +556,10 @@ class ElasticWrapper(nn.Module):
                 "on to deeper taps alone"
             )
         check_not_overwritten_since(state.kept, state.depth)
-        # While the blocks run, what the given state holds is kept, and afterwards what the new one
-        # holds.
-        going_on = state.copy(kept=_kept_between_calls(state))
-        going_on.context = self._handed_to_part(state.context)  # the blocks may change theirs
+        going_on = state.resting()  # The blocks must not overwrite what the given state holds.
+        going_on.context = self._handed_to_part(state.context)  # The blocks may change theirs.
         self._run_blocks(going_on, last_depth)
-        return going_on.copy(kept=_kept_between_calls(going_on))
+        return going_on.resting()  # From here on, nothing may overwrite what the new one holds.
 
     def predict(self, state: PassState) -> Any:
         """Return the prediction at the depth of a state.
@@ -881,16 +879,6 @@ class ElasticWrapper(nn.Module):
     def extra_repr(self) -> str:
         """Return the text that `repr` shows before the modules."""
         return f"taps={self.taps}"
-
-
-def _kept_between_calls(state: PassState) -> KeptTensors:
-    """Return what nothing may overwrite as long as a state may go on."""
-    kept = KeptTensors()
-    depth = state.depth
-    kept.keep_for_all_parts(state.features, name=f"the features of the state at depth {depth}")
-    kept.keep_for_all_parts(state.context, name=f"the context of the state at depth {depth}")
-    kept.keep_for_all_parts(state.skip, name=f"what the head takes beside the features at {depth}")
-    return kept
 
 
 def _module_dict(adapters: Mapping[int, nn.Module]) -> nn.ModuleDict:

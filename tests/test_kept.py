@@ -252,7 +252,7 @@ def test_kept_tensors_in_any_nest() -> None:
     tensors_in(nest)[2].add_(1)
     assert kept.is_overwritten()
     with pytest.raises(OverwrittenError, match="somebody writes in place into the nest"):
-        kept.check_all("somebody")
+        kept.check_everything(writer="somebody")
 
 
 def test_a_copy_keeps_nothing() -> None:
@@ -260,7 +260,7 @@ def test_a_copy_keeps_nothing() -> None:
     tensor = torch.zeros(2).add_(1)
     kept = KeptTensors()
     kept.keep_for_all_parts(tensor, "the input")
-    copy.deepcopy(kept).check_all("nobody")
+    copy.deepcopy(kept).check_everything(writer="nobody")
 
 
 def test_copies_of_nests_keep_their_kind() -> None:

@@ -149,6 +149,24 @@ def is_plain_tuple(output: Any) -> TypeGuard[tuple[Any, ...]]:
     return type(output) is tuple
 
 
+def check_is_no_tuple(features: Any, depth: int) -> None:
+    """Raise if a block that returned a tuple was given one, too.
+
+    Args:
+        features: What it was given.
+        depth: Its depth.
+
+    Raises:
+        TypeError: They are a tuple.
+    """
+    if is_plain_tuple(features):
+        raise TypeError(
+            f"block {depth} takes a tuple and returns a tuple, and only the first entry would "
+            "go on: pass call_block, which says what the features are, or let the blocks take "
+            "and return a list or a named tuple, which go on as they are"
+        )
+
+
 def features_and_context(returned: Any, source: str) -> tuple[Any, Any]:
     """Return what the stem or call_block returned; raise unless it is a pair.
 

@@ -53,7 +53,7 @@ class KeptTensors:
     - by `keep_for_caller` what the head returned, which no part is given.
 
     Behind each part, `is_overwritten` looks at what the part could be given, so that its cost does
-    not grow with the depth. At the end of a pass, `check_all` looks at everything.
+    not grow with the depth. At the end of a pass, `check_everything` looks at everything.
 
     Args:
         compare_values: Whether to copy each tensor, and to compare its values with the copy.
@@ -125,7 +125,7 @@ class KeptTensors:
             f"{writer} writes in place into {name}, which is still needed: {self._remedy}"
         )
 
-    def check_all(self, writer: str) -> None:
+    def check_everything(self, writer: str) -> None:
         """Raise if anything was written to since it was kept.
 
         Args:
