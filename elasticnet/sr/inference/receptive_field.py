@@ -132,7 +132,7 @@ def _larger_reach(measured: int | None, of_shallowest: int | None) -> int | None
     Without this floor, what is measured at a deeper depth can be too small:
 
     1. A deeper block replaces the NaN, as `nan_to_num` does, so that none arrives at the output.
-    2. `_reach_along` then takes 0 as the candidate, and only the cut tests it.
+    2. `_reach_along_width` then takes 0 as the candidate, and only the cut tests it.
     3. If a layer sees far pixels faintly, the cut changes the output by less than `TOLERANCE`. So
        the cut confirms 0.
     4. The shallowest depth has the fewest blocks that could replace the NaN. Hence its reach is the
@@ -215,8 +215,7 @@ def _reach_along_width(predict: Predict, scale: int) -> int | None:
     # none of those between, such as a dilated convolution.
     distance = _distance_of_farthest_nan(predict, scale, length=LONGEST_STRIP)
     if distance is None:
-        # The network replaced the NaN on the way. So 0 is a guess, and the longest strip tests it
-        # best.
+        # The network replaced the NaN on the way. 0 is a guess, which the longest strip tests best.
         candidate = 0
         length = LONGEST_STRIP
     elif distance > LARGEST_REACH:

@@ -161,7 +161,7 @@ class _TileWork:
     def _enlarge(self, row: Span, column: Span) -> None:
         """Enlarge one tile: read its window, run the network, write the core of the output.
 
-        The core is the tile itself; the window also has the pixels around it.
+        The core is what is kept of the window; the rest is there because the network sees it.
         """
         scale = self.plan.scale
         window = self.image[row.start : row.stop, column.start : column.stop]  # (h, w, 3) or (h, w)

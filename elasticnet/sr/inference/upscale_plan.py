@@ -197,8 +197,9 @@ class Tiling(NamedTuple):
     Attributes:
         rows: Spans along the height, top to bottom.
         columns: Spans along the width, left to right.
-        side: LR pixels a side of a tile at most.
-        overlap: LR pixels by which a window is longer than its tile, at each side.
+        side: LR pixels a side of a tile, at most.
+        overlap: LR pixels that a window has around its tile. At an end of the image there is
+            nothing around, and the tile is as much longer.
         must_be_whole: Whether the image must run as one tile, so that no smaller tiles may follow.
     """
 
@@ -238,8 +239,8 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
 
     They are spread evenly, so that the last one repeats as few pixels as possible: `count` windows
     of step + 2 overlap pixels, one every `step` pixels, cover count * step + 2 overlap pixels. So
-    the steps have to cover the length without the overlap at its two ends, and the last window
-    moves back to end with the image.
+    the steps have to cover the length without the overlap at its two ends. They may cover more, as
+    they are whole pixels; the last window then moves back, to end with the image.
 
     Args:
         length: Pixels to cover.
@@ -257,7 +258,7 @@ def spans(length: int, tile: int, overlap: int) -> list[Span]:
 
     step = math.ceil(length_of_steps / count)
     window_length = step + 2 * overlap
-    last_start = length - window_length
+    last_start = length - window_length  # the last window ends with the image
     starts = [min(index * step, last_start) for index in range(count)]
     core_starts = [0]
     for start in starts[1:]:
