@@ -89,7 +89,9 @@ def _find_doubt(
             # No builder makes the statistics of a net that was recalibrated; a file holds them.
             if len(net.head_statistics) > 0:
                 separate_statistics(twin, [int(depth) for depth in net.head_statistics])
-            doubt = _compare_tensors(state, twin) or _compare_modules(net, twin)
+            doubt = _compare_tensors(state, twin)
+            if doubt is None:
+                doubt = _compare_modules(net, twin)
             if doubt is not None:
                 return doubt
             fill_unsaved(twin, build)
@@ -112,10 +114,12 @@ def _find_doubt(
 
 def _absent_name(kind: str, here: Set[str], there: Set[str]) -> str | None:
     """Return which name stands in one of two nets alone; None if they have the same names."""
-    for name in sorted(here ^ there):
-        place = "there" if name in here else "here"
-        return f"the {kind} {name!r} is missing {place}"
-    return None
+    absent = here ^ there
+    if not absent:
+        return None
+    name = min(absent)
+    place = "there" if name in here else "here"
+    return f"the {kind} {name!r} is missing {place}"
 
 
 # --- tensors

@@ -88,9 +88,13 @@ def _as_text(value: Any) -> str | None:
         return f"{value.__module__}.{value.__qualname__}"
     if not _is_tuple(value):
         return None
-    texts = [_as_text(entry) for entry in value]
-    known = [text for text in texts if text is not None]
-    return f"({', '.join(known)})" if len(known) == len(texts) else None
+    texts: list[str] = []
+    for entry in value:
+        text = _as_text(entry)
+        if text is None:
+            return None  # an entry that is not plain
+        texts.append(text)
+    return f"({', '.join(texts)})"
 
 
 def _left_out(module: nn.Module) -> tuple[str, ...]:

@@ -258,7 +258,9 @@ def _why_not_there(path: Path) -> str:
     files = _weights_in(folder)
     if not files:
         return f"{path}: there is no such file"
-    shown = ", ".join(files[:MAX_NAMED]) + (", ..." if len(files) > MAX_NAMED else "")
+    shown = ", ".join(files[:MAX_NAMED])
+    if len(files) > MAX_NAMED:
+        shown += ", ..."
     return f"{path}: there is no such file; the weights in {folder} are: {shown}"
 
 
