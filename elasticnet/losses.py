@@ -46,6 +46,7 @@ from elasticnet.taps import check_num_sampled
 LOSS_REMEDY = "compute it without in-place operations"
 
 TaskLoss = Callable[[Any, Any], Tensor]
+"""`task_loss(prediction, target)` returns a scalar."""
 
 
 class LossTerms(NamedTuple):
@@ -86,8 +87,8 @@ def tap_losses(
         RuntimeError: The task loss changes in place what other losses read.
     """
     kept = KeptTensors(remedy=LOSS_REMEDY)
-    kept.keep_for_all_parts(target, "the target")  # an input of every task loss
-    kept.keep_for_caller(predictions, "the prediction")
+    kept.keep(target, name="the target")
+    kept.keep(predictions, name="the prediction")
 
     losses: list[Tensor] = []
     for prediction in predictions:
@@ -321,7 +322,7 @@ class ElasticObjective(nn.Module):
 
         # The task losses have read the predictions, and need them again in the backward pass.
         kept = KeptTensors(remedy=LOSS_REMEDY)
-        kept.keep_for_caller(list(predictions.values()), "the prediction")
+        kept.keep(list(predictions.values()), name="the prediction")
         teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
         for depth in shallower:
             returned = self.output_loss(predictions[depth], teacher)
@@ -338,7 +339,9 @@ class ElasticObjective(nn.Module):
         if not weighting.depends_on_step():
             return weighting.factors_at(step=0)  # the same at any other step
         if is_compiled:  # A graph would hold numbers as constants.
-            return factors_for_graph(weighting, step, self._step_of_forward, self.net)
+            return factors_for_graph(
+                weighting, step=step, step_of_forward=self._step_of_forward, net=self.net
+            )
         return weighting.factors_at(self._step_of_forward(step))
 
     @property
@@ -368,8 +371,8 @@ class ElasticObjective(nn.Module):
     def _is_in_training(self) -> bool:
         """Return whether a forward is part of a training step.
 
-        A net in eval mode says nothing alone: a validation may have put it there, or a training
-        that keeps its statistics. The first needs no gradients.
+        A net may be in eval mode for a validation, which needs no gradients, or in a training that
+        keeps the statistics of its BatchNorm as they are.
         """
         if not self.training:
             return False

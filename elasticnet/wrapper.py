@@ -369,7 +369,7 @@ class ElasticWrapper(nn.Module):
         """Return the predictions at these states, which the later blocks must not overwrite."""
         predictions = self._predict(states, head_takes_all)
         for state, prediction in zip(states, predictions, strict=True):
-            state.kept.keep_for_caller(prediction, name=f"the prediction at depth {state.depth}")
+            state.kept.keep(prediction, name=f"the prediction at depth {state.depth}")
         return predictions
 
     # --- the stem

@@ -80,6 +80,14 @@ def test_keyword_arguments_reach_the_pass() -> None:
     assert masked_objective().find_unused(X, Y, is_masked=True) == []
 
 
+def test_a_mask_reaches_the_self_distillation() -> None:
+    objective = masked_objective()
+    every_position = torch.ones(2, 5, 6, dtype=torch.bool)
+    assert objective.find_unused(X, Y, mask=every_position) == ["net.stem.mask_token"]
+    with pytest.raises(ValueError, match=r"shape \(2, 5\): expected \(b, h, w\)"):
+        objective.find_unused(X, Y, mask=every_position[..., 0])
+
+
 def test_the_search_changes_nothing() -> None:
     objective = masked_objective(sampled_taps=1).eval()
     objective(X, Y).total.backward()

@@ -50,7 +50,7 @@ class KeptTensors:
       gets as its skip;
     - by `keep_for_next_parts` what a block returned, which the next block and the head are given,
       until the next features are kept;
-    - by `keep_for_caller` what the head returned, which no part is given.
+    - by `keep` what no later part is given: what the head returned.
 
     Behind each part, `is_overwritten` looks at what the part could be given, so that its cost does
     not grow with the depth. At the end of a pass, `check_everything` looks at everything.
@@ -99,8 +99,8 @@ class KeptTensors:
         self._latest_features = self._entries(value, name)
         self._watched = [*self._inputs, *self._latest_features]
 
-    def keep_for_caller(self, value: Any, name: str) -> None:
-        """Keep what no other part is given: the head's output.
+    def keep(self, value: Any, name: str) -> None:
+        """Keep what no later part is given, such as the head's output.
 
         Args:
             value: As in `keep_for_all_parts`.
