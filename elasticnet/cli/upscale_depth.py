@@ -9,7 +9,8 @@ import torch
 
 from elasticnet.card import DepthCard, DepthRow, card_of, measure
 from elasticnet.memory import MB
-from elasticnet.sr.inference.upscale_plan import UpscalePlan, first_tiling
+from elasticnet.sr.inference.tile_layout import first_tiling
+from elasticnet.sr.inference.upscale_plan import UpscalePlan
 
 SELF_ENSEMBLE_PASSES = 8
 REPEATS = 5  # passes that are timed at each depth

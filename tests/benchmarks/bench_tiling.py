@@ -21,8 +21,9 @@ from harness import machine_name, make_parser, require_at_least, time_in_turn, w
 
 from elasticnet import ElasticWrapper, load
 from elasticnet.sr import asrn, edsr
+from elasticnet.sr.inference.tile_layout import first_tiling
 from elasticnet.sr.inference.tiling import upscale_array
-from elasticnet.sr.inference.upscale_plan import first_tiling, plan_upscale
+from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.sr.pixels import to_uint8
 
 CELLS = (1, 4, 16, 64)  # sides of the squares of one value in the image, in pixels

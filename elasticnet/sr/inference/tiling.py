@@ -17,13 +17,8 @@ from torch import Tensor
 from elasticnet._modules.evaluating import evaluating
 from elasticnet.memory import is_out_of_memory
 from elasticnet.sr.inference.self_ensemble import self_ensembled
-from elasticnet.sr.inference.upscale_plan import (
-    Span,
-    Tiling,
-    UpscalePlan,
-    first_tiling,
-    smaller_tiling,
-)
+from elasticnet.sr.inference.tile_layout import Span, Tiling, first_tiling, smaller_tiling
+from elasticnet.sr.inference.upscale_plan import UpscalePlan
 from elasticnet.sr.pixels import refuse_not_finite, tensor_to_integers
 
 LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L has it (ITU-R 601)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from elasticnet.memory import free_memory
 from elasticnet.sr import asrn, edsr, rcan
 from elasticnet.sr.inference.receptive_field import footprint
+from elasticnet.sr.inference.tile_layout import first_tiling, spans
 from elasticnet.sr.inference.tiling import upscale_array
-from elasticnet.sr.inference.upscale_plan import first_tiling, plan_upscale, spans
+from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.wrapper import ElasticWrapper
 
 PEAKS = {"uint8": 255, "uint16": 65535}

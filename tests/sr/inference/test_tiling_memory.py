@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from elasticnet.memory import is_out_of_memory
 from elasticnet.sr.inference.receptive_field import footprint
+from elasticnet.sr.inference.tile_layout import MIN_TILE, first_tiling
 from elasticnet.sr.inference.tiling import upscale_array
-from elasticnet.sr.inference.upscale_plan import MIN_TILE, first_tiling, plan_upscale
+from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.wrapper import ElasticWrapper
 
 
