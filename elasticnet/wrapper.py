@@ -19,9 +19,9 @@ from elasticnet._net.additions import additions_to, around_forward, shallow_copy
 from elasticnet._net.checks import (
     Rejection,
     check_adapter_depths,
-    check_all_used,
     check_is_no_tuple,
     check_modules,
+    check_none_unused,
     check_not_overwritten_since,
     check_number_of_blocks,
     check_predictions,
@@ -63,7 +63,8 @@ class PassState:
         features: What the last of them returned; at depth 0 what the stem did.
         context: What the next block gets beside the features.
         skip: The input or the stem's output, if the head takes one of them beside the features.
-        kept: What no part may overwrite; the net looks at it behind each part.
+        kept: What no part may overwrite; the net looks at it behind each part. It is the same
+            object in all states of a pass.
     """
 
     depth: int
@@ -277,22 +278,23 @@ class ElasticWrapper(nn.Module):
 
     def _run_blocks(self, state: PassState, last_depth: int) -> None:
         """Run the blocks behind a state, up to `last_depth`, and change the state."""
+        kept = state.kept
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         blocks = islice(self.blocks, state.depth, last_depth)
         for depth, block in enumerate(blocks, start=state.depth + 1):
             if recompute:
                 # The backward pass will run the block again, on these features.
                 name = f"the features at depth {depth - 1}, for the backward pass,"
-                state.kept.keep_for_next_parts(state.features, name)
+                kept.keep_for_next_parts(state.features, name)
             features = self._handed_to_part(state.features)
-            state.features, state.context = self._call(
+            state.features, state.context = self._run_block(
                 block, features, state.context, depth, recompute
             )
             state.depth = depth
-            if state.kept.is_overwritten():
-                raise state.kept.error(writer=f"block {depth} ({type(block).__name__})")
+            if kept.is_overwritten():
+                raise kept.error(writer=f"block {depth} ({type(block).__name__})")
 
-    def _call(
+    def _run_block(
         self, block: nn.Module, features: Any, context: Any, depth: int, recompute: bool
     ) -> tuple[Any, Any]:
         """Return the features and the context behind a block."""
@@ -313,9 +315,9 @@ class ElasticWrapper(nn.Module):
         return output, context
 
     def _handed_to_part(self, value: Any) -> Any:
-        """Return what a part is given to read: the value, or a copy in which it may write.
+        """Return what a part is given: the value, in lists and dicts that it may change.
 
-        In lists and dicts of its own in any case, which it may change.
+        With `copy_features` the tensors are copies, in which it may write.
         """
         if self.copy_features:
             return copied(value)
@@ -324,14 +326,19 @@ class ElasticWrapper(nn.Module):
     # --- a pass over all taps
 
     def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
-        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
+        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them.
+
+        The head is called at each tap before the next block runs, which could change the features
+        by a write that PyTorch does not count, such as one in inference_mode. A head that takes all
+        taps is called once, behind the last block.
+        """
         check_backward_hooks(self)
         head_takes_all = self._head_takes_all_taps()
-        # A probe asks such a head about each tap alone, so that a rejection names its tap.
-        predicts_together = head_takes_all and not self._is_probe
+        # A probe asks any head about each tap alone, so that a rejection names its tap.
+        is_called_once = head_takes_all and not self._is_probe
         features: list[Any] = []
         predictions: list[Any] = []
-        waiting: list[PassState] = []  # at taps in `depths` whose predictions are still to come
+        waiting: list[PassState] = []  # those at `depths` that have no prediction yet
 
         state = self._run_stem(x, self.taps[-1], keywords)
         for tap in self.taps:
@@ -340,10 +347,8 @@ class ElasticWrapper(nn.Module):
             features.append(at_tap.features)
             if tap in depths:
                 waiting.append(at_tap)
-            # The head is called as soon as it can be. If it waited, a later block could change the
-            # features by a write that PyTorch does not count, such as one in inference_mode.
-            can_predict = tap == self.taps[-1] or not predicts_together
-            if can_predict and waiting:
+            calls_head = tap == self.taps[-1] or not is_called_once
+            if calls_head and waiting:
                 predictions += self._predict_and_keep(waiting, head_takes_all)
                 waiting = []
 
@@ -353,14 +358,14 @@ class ElasticWrapper(nn.Module):
     def _at_tap(self, state: PassState) -> PassState:
         """Return a state that stays at this tap, for the head, while the given one goes on."""
         at_tap = state.copy()
-        read_by_head: list[Any] = [at_tap.features]
-        name = f"the features at depth {at_tap.depth}"
         if self.head_skip == "context":
-            read_by_head.append(at_tap.context)
-            name = f"the features or the context at depth {at_tap.depth}"
             # The later blocks may change theirs.
             state.context = self._handed_to_part(state.context)
-        at_tap.kept.keep_for_next_parts(read_by_head, name)
+            name = f"the features or the context at depth {at_tap.depth}"
+            at_tap.kept.keep_for_next_parts([at_tap.features, at_tap.context], name)
+        else:
+            name = f"the features at depth {at_tap.depth}"
+            at_tap.kept.keep_for_next_parts(at_tap.features, name)
         return at_tap
 
     def _predict_and_keep(
@@ -389,7 +394,7 @@ class ElasticWrapper(nn.Module):
         if self.head_skip == "stem":
             skip = features
             kept.keep_for_all_parts(features, name="the stem's output")
-        return PassState(0, features, context, skip, kept)
+        return PassState(depth=0, features=features, context=context, skip=skip, kept=kept)
 
     def _call_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Return the features and the context for the first block.
@@ -403,7 +408,7 @@ class ElasticWrapper(nn.Module):
         only_for_context = arguments.of_others(keywords)
         # Before the stem runs: its error about a missing argument would hide the misspelt name.
         if not context_is_read:
-            check_all_used(only_for_context)
+            check_none_unused(only_for_context)
         if self.stem is None:
             return x, keywords
 
@@ -417,7 +422,7 @@ class ElasticWrapper(nn.Module):
                 "or head_skip='context' to use it in the head"
             )
         # The stem's own context takes the place of the keyword arguments: no other part gets them.
-        check_all_used(only_for_context)
+        check_none_unused(only_for_context)
         return features_and_context(output, source="the stem")
 
     def _arguments_of_stem(self) -> StemArguments:
@@ -443,10 +448,7 @@ class ElasticWrapper(nn.Module):
 
         kept = states[-1].kept
         if kept.is_overwritten():
-            depths = [state.depth for state in states]
-            has_adapter = any(str(depth) in self.adapters for depth in depths)
-            part = "the head or its adapter" if has_adapter else "the head"
-            raise kept.error(writer=f"{part} at depth {listed(depths)}")
+            raise kept.error(writer=self._name_of_head_at(states))
         return predictions
 
     def _rejections(self, states: Sequence[PassState], error: Exception) -> tuple[Rejection, ...]:
@@ -457,15 +459,23 @@ class ElasticWrapper(nn.Module):
             raise RuntimeError(message) from error
         return tuple(Rejection(message) for _ in states)
 
+    def _name_of_head_at(self, states: Sequence[PassState]) -> str:
+        """Return what messages call the head where it is called for these states."""
+        depths = [state.depth for state in states]
+        has_adapter = any(str(depth) in self.adapters for depth in depths)
+        part = "the head or its adapter" if has_adapter else "the head"
+        return f"{part} at depth {listed(depths)}"
+
     def _run_head(self, states: Sequence[PassState], head_takes_all: bool) -> Any:
         """Call the head once: with a tuple if it takes all taps, else with one tap's features."""
         if head_takes_all:
-            adapted = tuple(self._adapted(state) for state in states)
-            return self._call_head(adapted, self._skip_for_all_taps(states))
+            features_of_taps = tuple(self._adapted(state) for state in states)
+            return self._call_head(features_of_taps, self._skip_for_all_taps(states))
         (state,) = states
+        features = self._adapted(state)
         skip = state.context if self.head_skip == "context" else state.skip
-        statistics = self._statistics_at(state.depth)
-        return (self._call_head(self._adapted(state), skip, statistics),)
+        prediction = self._call_head(features, skip, self._statistics_at(state.depth))
+        return (prediction,)
 
     def _skip_for_all_taps(self, states: Sequence[PassState]) -> Any:
         """Return what a head that takes all taps gets beside the features.

@@ -124,7 +124,7 @@ def check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int])
             )
 
 
-def check_all_used(unused: Iterable[str]) -> None:
+def check_none_unused(unused: Iterable[str]) -> None:
     """Raise if there is a keyword argument that no part gets; it may be misspelt.
 
     Args:
