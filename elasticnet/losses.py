@@ -39,7 +39,7 @@ from elasticnet._objective.step_factors import Factor, StepFactors, Weighting, i
 from elasticnet._objective.tap_net import TapNet, check_has_maps, check_stem, elastic_net
 from elasticnet._objective.terms import checked_loss, detached, is_empty, scaled
 from elasticnet._objective.unused_parameters import unused_parameters
-from elasticnet.distillation import DISTANCES, check_eps, check_power, progressive_distillation
+from elasticnet.distillation import check_eps, check_form, progressive_distillation
 from elasticnet.parameter_groups import Layer, LayerMatcher, names_inside
 from elasticnet.taps import check_num_sampled
 
@@ -141,9 +141,11 @@ class ElasticObjective(nn.Module):
             that the expected loss stays the same. L_PSD uses all taps in any case. None: every
             step computes all taps.
         seed: The seed of the sampling.
-        distance: "norm" or "squared", see `attention_distance`.
-        power: The power of |features| in an attention map.
-        detach_teacher: Whether the gradient of L_PSD stays out of the deeper map of a pair.
+        distance: "norm", "squared" or "cosine", see `progressive_distillation`.
+        power: The power of |features| in an attention map; 1 for "cosine", which has no map.
+        teacher: "next": each tap learns from the next deeper one. "deepest": all learn from the
+            deepest.
+        detach_teacher: Whether the gradient of L_PSD stays out of the teacher of a pair.
         eps: The smallest norm that a map is divided by.
         output_weight: mu, the weight of the output distillation: a number or a parameter. The
             number 0 leaves the term out.
@@ -179,6 +181,7 @@ class ElasticObjective(nn.Module):
         seed: int = 0,
         distance: str = "norm",
         power: float = 1,
+        teacher: str = "next",
         detach_teacher: bool = True,
         eps: float = 1e-4,
         output_weight: float | nn.Parameter = 0.0,
@@ -194,9 +197,7 @@ class ElasticObjective(nn.Module):
         if isinstance(psd_weight, nn.Parameter) or psd_weight != 0:
             check_has_maps(tap_net)
         check_stem(tap_net)
-        if distance not in DISTANCES:
-            raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
-        check_power(power)
+        check_form(distance, power, teacher)
         check_eps(eps)
 
         self.net = net
@@ -207,6 +208,7 @@ class ElasticObjective(nn.Module):
         self.seed = seed
         self.distance = distance
         self.power = power
+        self.teacher = teacher
         self.detach_teacher = detach_teacher
         self.eps = eps
         self.output_weight = checked_output_weight(output_weight)
@@ -305,6 +307,7 @@ class ElasticObjective(nn.Module):
             detach_teacher=self.detach_teacher,
             eps=self.eps,
             mask=mask,
+            teacher=self.teacher,
         )
 
     def _output_distillation(

@@ -35,7 +35,13 @@ import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.card.machine import machine_key
 from elasticnet.checkpoint import read_header
-from elasticnet.loss_weights import deepest_share, equal, normalised, rising_deepest_share
+from elasticnet.loss_weights import (
+    deepest_share,
+    equal,
+    normalised,
+    ramp,
+    rising_deepest_share,
+)
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory
 from elasticnet.sr import asrn
@@ -204,10 +210,32 @@ class Loss(LossOptions):
     """
     rising_from: Annotated[float, FromTo(0, 1)] = 0.2
     """The deepest tap's weight at the start, with --tap-weights rising; in the end it is 1."""
+    psd_distance: Literal["norm", "squared", "cosine"] = "norm"
+    """What the self-distillation compares: attention maps by the L2 norm of their difference, as in
+    the paper, or by its square, or the features themselves by their cosine.
+    """
+    psd_power: Annotated[float, Above(0)] = 1.0
+    """Power of |features| in an attention map."""
+    psd_teacher: Literal["next", "deepest"] = "next"
+    """Which tap teaches a shallower one: the next deeper, as in the paper, or the deepest."""
+    psd_warmup: Annotated[float, FromTo(0, 1)] = 0.0
+    """Fraction of the steps over which the weight of the self-distillation rises from 0."""
+    log_psd_share: bool = False
+    """Log the share of the distillation in the gradient of the blocks, as psd_share, in every line
+    of the log. It takes about another step each time.
+    """
     output_weight: float = 0.0
     """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in
     the paper.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.psd_distance == "cosine" and self.psd_power != 1:
+            raise ValueError(
+                f"--psd-power {self.psd_power} with --psd-distance cosine: it compares features, "
+                "and a power belongs to attention maps; leave --psd-power out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -452,7 +480,8 @@ def train(
             # Log before anything is saved: `log.write` refuses a loss that is NaN, and a resumed
             # run cuts the log back to the step of the saved state.
             if due.line or stopping:
-                log.write(step, scores, learning_rate=learning_rate)
+                shares = psd_share(options, training_step, net, batch, step - 1)
+                log.write(step, scores, learning_rate=learning_rate, **shares)
             if scores is not None:
                 standing.best.keep_if_better(net_to_ship, step, scores)
                 crops = validation_crops(net_to_ship, validation_images, processes.device)
@@ -556,16 +585,33 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
     def task_loss(prediction: Tensor, target: Tensor) -> Tensor:
         return task_factor * image_loss.function(prediction, target)
 
-    psd_weight = options.loss.psd_weight if options.loss.variant == "full" else 0.0
     sampled_taps = None if options.loss.variant == "ss" else options.loss.sampled_taps
     return ElasticObjective(
         net,
         task_loss=task_loss,
-        psd_weight=psd_weight,
+        psd_weight=make_psd_weight(options),
+        distance=options.loss.psd_distance,
+        power=options.loss.psd_power,
+        teacher=options.loss.psd_teacher,
         tap_weights=make_tap_weights(options, net.taps),
         sampled_taps=sampled_taps,
         seed=options.run.seed,
         output_weight=output_factor * options.loss.output_weight,
+    )
+
+
+def make_psd_weight(options: Options) -> float | Callable[[int], float]:
+    """Return the weight of the self-distillation, or the function of the step that returns it."""
+    if options.loss.variant != "full":
+        return 0.0
+    if options.loss.psd_warmup == 0:
+        return options.loss.psd_weight
+    return partial(
+        ramp,
+        total=options.optimiser.steps,
+        start=0.0,
+        end=options.loss.psd_weight,
+        finish=options.loss.psd_warmup,
     )
 
 
@@ -758,6 +804,15 @@ def log_initial_weights(
     """Log the PSNR of the weights of --init, if it is given, before they are trained further."""
     if options.setup.init is not None and processes.first:
         log.write(0, psnr_per_depth(net, validation_images, processes.device))
+
+
+def psd_share(
+    options: Options, training_step: TrainingStep, net: ElasticWrapper, batch: Batch, step: int
+) -> dict[str, float]:
+    """Return what --log-psd-share adds to a line of the log: the share on the batch of a step."""
+    if not options.loss.log_psd_share:
+        return {}
+    return {"psd_share": training_step.distillation_share(batch, step, module=net.blocks)}
 
 
 class Due(NamedTuple):

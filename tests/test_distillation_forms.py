@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.distillation import (
     DISTANCES,
     TEACHERS,
@@ -238,3 +240,31 @@ def test_unknown_forms_are_named() -> None:
     message = re.escape("distance 'cosine': expected one of norm, squared for two maps")
     with pytest.raises(ValueError, match=message):
         attention_distance(torch.rand(1, 4), torch.rand(1, 4), "cosine")
+
+
+def test_an_objective_takes_the_form_that_it_is_given() -> None:
+    net = ElasticWrapper([nn.Conv2d(3, 3, 1) for _ in range(3)], nn.Conv2d(3, 1, 1))
+    x = torch.randn(2, 3, 4, 4)
+    target = torch.randn(2, 1, 4, 4)
+    objective = ElasticObjective(
+        net, nn.L1Loss(), psd_weight=0.5, distance="cosine", teacher="deepest"
+    )
+    features = net(x, taps=net.taps).features
+    expected = progressive_distillation(features, distance="cosine", teacher="deepest")
+    torch.testing.assert_close(objective(x, target).distillation, 0.5 * expected)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"teacher": "last"}, "teacher 'last': expected one of next, deepest"),
+        ({"distance": "l1"}, "distance 'l1': expected one of norm, squared, cosine"),
+        ({"distance": "cosine", "power": 2}, "power=2 with distance 'cosine'"),
+    ],
+)
+def test_an_objective_refuses_a_form_before_the_first_step(
+    form: dict[str, Any], message: str
+) -> None:
+    net = ElasticWrapper([nn.Identity()], nn.Identity())
+    with pytest.raises(ValueError, match=message):
+        ElasticObjective(net, nn.L1Loss(), psd_weight=0.5, **form)

@@ -418,7 +418,17 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
 
     options = recipe.parse(["--resume", str(folder)])
     # options that came later, at their neutral values
-    newer = {"data_lr": None, "track": None, "cache": True, "cache_dir": None}
+    newer = {
+        "data_lr": None,
+        "track": None,
+        "cache": True,
+        "cache_dir": None,
+        "psd_distance": "norm",
+        "psd_power": 1.0,
+        "psd_teacher": "next",
+        "psd_warmup": 0.0,
+        "log_psd_share": False,
+    }
     assert as_json(options) == {**stored, **newer}
     recipe.main(options)
 

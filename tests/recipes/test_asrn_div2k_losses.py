@@ -1,0 +1,100 @@
+"""The options of the recipe that change its losses: what they do, and that they change no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elasticnet import ElasticObjective
+from elasticnet.checkpoint import read_header
+from elasticnet.sr.data import scikit_image_photos
+from elasticnet.training.processes import Processes
+from loading import load_recipe
+
+TINY = ["--num-blocks", "3", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
+TINY += ["--steps", "4", "--eval-every", "4", "--log-every", "2", "--num-valid", "1"]
+TINY += ["--preset", "demo", "--no-tensorboard", "--precision", "float32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    return load_recipe("asrn_div2k")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat folder of small HR images."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    folder.mkdir()
+    for name, image in list(scikit_image_photos().items())[:3]:
+        Image.fromarray(image[:48, :64]).save(folder / f"{name}.png")
+    return folder
+
+
+def train(recipe: ModuleType, photos: Path, folder: Path, *options: object) -> list[dict[str, Any]]:
+    """Run the recipe and return the lines of its log."""
+    words = [*TINY, "--data", photos, "--out", folder, *options]
+    recipe.main(recipe.parse([str(word) for word in words]))
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def objective_of(recipe: ModuleType, *options: object) -> ElasticObjective:
+    parsed = recipe.parse([str(word) for word in [*TINY, *options]])
+    net = recipe.build(parsed, Processes())
+    return recipe.make_objective(parsed, net)
+
+
+# --- self-distillation
+
+
+def test_every_form_of_the_self_distillation_reaches_the_objective(recipe: ModuleType) -> None:
+    plain = objective_of(recipe)
+    assert (plain.distance, plain.power, plain.teacher) == ("norm", 1.0, "next")
+    squared = objective_of(recipe, "--psd-distance", "squared", "--psd-power", 2)
+    assert (squared.distance, squared.power) == ("squared", 2.0)
+    cosine = objective_of(recipe, "--psd-distance", "cosine", "--psd-teacher", "deepest")
+    assert (cosine.distance, cosine.teacher) == ("cosine", "deepest")
+
+
+def test_a_power_of_the_cosine_is_refused(recipe: ModuleType) -> None:
+    message = r"--psd-power 2\.0 with --psd-distance cosine: it compares features"
+    with pytest.raises(ValueError, match=message):
+        recipe.Loss(psd_weight=0.1, psd_distance="cosine", psd_power=2.0)
+
+
+def test_the_weight_of_the_self_distillation_rises_over_the_warm_up(recipe: ModuleType) -> None:
+    options = ["--psd-weight", "0.5", "--psd-warmup", "0.5", "--steps", "8"]
+    weight_at = objective_of(recipe, *options).psd_weight
+    assert callable(weight_at)
+    assert [weight_at(step) for step in (0, 2, 4, 7)] == [0.0, 0.25, 0.5, 0.5]
+    assert objective_of(recipe, "--psd-weight", "0.5").psd_weight == 0.5
+    assert objective_of(recipe, *options, "--variant", "dsl").psd_weight == 0.0
+
+
+def test_the_share_is_logged_and_changes_no_bit_of_the_training(
+    recipe: ModuleType, photos: Path, tmp_path: Path
+) -> None:
+    plain = train(recipe, photos, tmp_path / "plain")
+    logged = train(recipe, photos, tmp_path / "logged", "--log-psd-share")
+
+    assert [line["step"] for line in logged] == [2, 4]
+    for line in logged:
+        assert 0 < line["psd_share"] < 1
+    assert all("psd_share" not in line for line in plain)
+    for before, after in zip(plain, logged, strict=True):
+        assert before["total"] == after["total"]
+        assert before["per_depth"] == after["per_depth"]
+    tensors: list[dict[str, Tensor]] = []
+    for name in ("plain", "logged"):
+        state = recipe.elasticnet.load(tmp_path / name / "last.safetensors").state_dict()
+        tensors.append(state)
+    for name, tensor in tensors[0].items():
+        assert torch.equal(tensor, tensors[1][name]), name
+    assert read_header(tmp_path / "logged" / "last.safetensors")["notes"]["step"] == 4
