@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 CHECKPOINT_SUFFIX = ".safetensors"
 BASELINE_SCALES = (2, 3, 4)  # of bicubic interpolation, where no network decides
 # The library's own tuples stand in modules that import torch or numpy; a test compares these.
-DEGRADATIONS = ("BI", "BD", "DN")
+DEGRADATIONS = ("BI", "BD", "DN", "HAZE")
 PROTOCOLS = ("matlab-y", "imdn", "rgb")
 TRACKS = ("bicubic", "unknown", "mild", "difficult", "wild", "x8")
 BORDERS = ("symmetric", "replicate")
@@ -103,7 +103,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         choices=DEGRADATIONS,
         default="BI",
         help="how low-resolution images are made where the data set has none: bicubic (BI, "
-        "default), blurred (BD), or noisy (DN)",
+        "default), blurred (BD), noisy (DN), or hazy (HAZE)",
     )
     group.add_argument(
         "--track",

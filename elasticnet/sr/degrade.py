@@ -1,8 +1,18 @@
-"""The three standard ways to make a low-resolution image from a uint8 photograph: BI, BD and DN.
+"""Four ways to make a low-resolution or degraded image from a uint8 photograph: BI, BD, DN, HAZE.
 
-The names and the settings are those of Zhang, Zuo and Zhang, "Learning a single convolutional
-super-resolution network for multiple degradations", CVPR 2018, and of the papers that compare on
-them, such as RCAN (ECCV 2018): BI is bicubic, BD is blur and downsampling, DN is bicubic and noise.
+The names and the settings of the first three are those of Zhang, Zuo and Zhang, "Learning a single
+convolutional super-resolution network for multiple degradations", CVPR 2018, and of the papers that
+compare on them, such as RCAN (ECCV 2018): BI is bicubic, BD is blur and downsampling, DN is bicubic
+and noise.
+
+HAZE is bicubic and haze by the standard scattering model (Koschmieder 1924; Narasimhan and Nayar,
+"Vision and the atmosphere", IJCV 48, 2002): a hazy image is I = J t + A (1 - t), where J is the
+photograph, A the light of the air and t = exp(-beta d) the share of the photograph's light that
+comes through haze of thickness beta over a distance d. The distances of a photograph are not known,
+so d is a smooth random map that knows nothing of what the photograph shows; DehazeNet (Cai et al.,
+IEEE TIP 25, 2016) is trained on such haze, with one random t for each patch. The ranges of A and
+beta are those of the indoor training set of RESIDE (Li et al., "Benchmarking single-image dehazing
+and beyond", IEEE TIP 28, 2019), whose distances are measured ones.
 """
 
 from __future__ import annotations
@@ -13,12 +23,16 @@ from elasticnet.sr.matlab_random import matlab_normals
 from elasticnet.sr.pixels import to_uint8
 from elasticnet.sr.resize import imresize
 
-KINDS = ("BI", "BD", "DN")
+KINDS = ("BI", "BD", "DN", "HAZE")
+SEEDED_KINDS = ("DN", "HAZE")  # those that draw random numbers
 SIGMAS = {"BD": "blur_sigma", "DN": "noise_sigma"}  # the setting of a kind that has one
 BLUR_SIGMA = 1.6  # pixels of the photograph
 NOISE_SIGMA = 30.0  # on the 0..255 scale
 NOISES = ("numpy", "matlab")  # where the noise of "DN" comes from
 BLUR_RADIUS = 3  # pixels; the Gaussian is 7x7
+AIR_LIGHTS = (0.7, 1.0)  # smallest and largest A of "HAZE", on the 0..1 scale: near white
+HAZE_THICKNESSES = (0.6, 1.8)  # smallest and largest beta of "HAZE", per unit of distance
+DISTANCE_GRID = (4, 4)  # random distances in 0..1 that the smooth map of "HAZE" runs through
 
 
 def modcrop(image: np.ndarray, scale: int) -> np.ndarray:
@@ -64,7 +78,7 @@ def degrade(
     noise_sigma: float = NOISE_SIGMA,
     noise: str = "numpy",
 ) -> np.ndarray:
-    """Return the low-resolution image of a photograph.
+    """Return the low-resolution or degraded image of a photograph.
 
     The photograph is cut to multiples of `scale` first. The kinds, as papers use them (BD and DN at
     scale 3):
@@ -73,21 +87,22 @@ def degrade(
     - "BD": blur by a 7×7 Gaussian (MATLAB's fspecial and imfilter: replicate border, rounded to
       uint8), then every scale-th pixel from index scale // 2 on.
     - "DN": BI, then Gaussian noise, rounded and clipped.
+    - "HAZE": BI, then haze of random thickness, distances and light, rounded.
 
-    At scale 1 nothing is made smaller: "BI" is the photograph itself, "BD" the blurred and "DN" the
-    noisy one.
+    At scale 1 nothing is made smaller: "BI" is the photograph itself, "BD" the blurred, "DN" the
+    noisy and "HAZE" the hazy one.
 
     The noise of published values of "DN" is that of MATLAB's `randn('seed', 0)`, set before every
     image: `noise="matlab"` makes the same images. NumPy's noise meets these values on average only.
 
     Args:
         image: uint8 of shape (height, width) or (height, width, channels), 0..255.
-        kind: "BI", "BD" or "DN".
+        kind: "BI", "BD", "DN" or "HAZE".
         scale: By how much to make the image smaller, a positive whole number.
         seed: Of NumPy's noise, which is `numpy.random.default_rng(seed).standard_normal` of the
-            result's shape.
-        generator: Where the noise is drawn from instead; it moves on.
-        border: What lies outside the image for "BI" and "DN", as in `imresize`.
+            result's shape; and of the haze, which is drawn from the same kind of generator.
+        generator: Where noise or haze are drawn from instead; it moves on.
+        border: What lies outside the image for all but "BD", as in `imresize`.
         blur_sigma: Standard deviation of the Gaussian of "BD", in pixels of the photograph.
         noise_sigma: Standard deviation of the noise of "DN", on the 0..255 scale.
         noise: Where the noise of "DN" comes from: "numpy", or "matlab", which is the same for all
@@ -117,12 +132,14 @@ def degrade(
     low = imresize(image, size=(image.shape[0] // scale, image.shape[1] // scale), border=border)
     if kind == "BI":
         return low
-    if noise == "matlab":
+    if kind == "DN" and noise == "matlab":
         # In single precision, as the script that made the published images has it.
         added = (noise_sigma * matlab_normals(low.shape)).astype(np.float32)
         return to_uint8(low.astype(np.float32) + added)
     if generator is None:
         generator = np.random.default_rng(seed)
+    if kind == "HAZE":
+        return _with_haze(low, generator)
     return to_uint8(low + noise_sigma * generator.standard_normal(low.shape))
 
 
@@ -132,7 +149,7 @@ def given_sigmas(
     """Return the sigmas that are not None, by their names.
 
     Args:
-        kind: "BI", "BD" or "DN".
+        kind: "BI", "BD", "DN" or "HAZE".
         blur_sigma: Of "BD"; None if it was not given.
         noise_sigma: Of "DN"; None if it was not given.
 
@@ -176,3 +193,17 @@ def _blur_and_pick(image: np.ndarray, scale: int, sigma: float) -> np.ndarray:
         ]
         values = np.tensordot(kernel, np.stack(shifted), axes=1)
     return to_uint8(values)
+
+
+def _with_haze(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return a uint8 image in haze, I = J t + A (1 - t), with A and t drawn from the generator."""
+    air_light = 255 * generator.uniform(*AIR_LIGHTS)
+    thickness = generator.uniform(*HAZE_THICKNESSES)
+    coarse_distance = generator.random(DISTANCE_GRID)
+    height, width = image.shape[:2]
+    distance = imresize(coarse_distance, size=(height, width))
+    distance = np.clip(distance, 0, 1)  # the cubic kernel overshoots
+    transmission = np.exp(-thickness * distance)  # (height, width)
+    if image.ndim == 3:
+        transmission = transmission[:, :, None]
+    return to_uint8(image * transmission + air_light * (1 - transmission))

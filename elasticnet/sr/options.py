@@ -65,8 +65,8 @@ class DataOptions(OptionGroup):
 class DegradationOptions(OptionGroup):
     """How LR images are made, where the data set has none."""
 
-    degradation: Literal["BI", "BD", "DN"] = "BI"
-    """Bicubic (BI), blur and downscale (BD), or downscale and noise (DN)."""
+    degradation: Literal["BI", "BD", "DN", "HAZE"] = "BI"
+    """Bicubic (BI), blur and downscale (BD), bicubic and noise (DN), or bicubic and haze (HAZE)."""
     blur_sigma: float | None = None
     """Of the Gaussian blur of BD, in HR pixels. Default: 1.6."""
     noise_sigma: float | None = None

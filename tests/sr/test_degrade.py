@@ -166,7 +166,10 @@ def test_noise_of_another_kind_is_refused() -> None:
 def test_seeds() -> None:
     image = photograph(30, 30)
     np.testing.assert_array_equal(degrade(image, "DN", 3), degrade(image, "DN", 3, seed=0))
-    assert (degrade(image, "DN", 3, seed=1) != degrade(image, "DN", 3, seed=0)).any()
+    for kind in ("DN", "HAZE"):
+        assert (degrade(image, kind, 3, seed=1) != degrade(image, kind, 3, seed=0)).any()
+        again = degrade(image, kind, 3, seed=5, generator=np.random.default_rng(1))
+        np.testing.assert_array_equal(again, degrade(image, kind, 3, seed=1))
     for kind in ("BI", "BD"):
         np.testing.assert_array_equal(
             degrade(image, kind, 3, seed=1), degrade(image, kind, 3, seed=0)
@@ -197,7 +200,7 @@ def test_modcrop() -> None:
         (
             (photograph(9, 9), "bicubic", 3),
             ValueError,
-            "kind 'bicubic': expected one of BI, BD, DN",
+            "kind 'bicubic': expected one of BI, BD, DN, HAZE",
         ),
         ((photograph(9, 9), "BI", 0), ValueError, "scale 0: expected a positive integer"),
         ((photograph(9, 9), "BI", 1.5), ValueError, "scale 1.5: expected a positive integer"),
@@ -253,3 +256,70 @@ def test_a_sigma_that_the_kind_has_no_use_for_is_refused() -> None:
     assert given_sigmas("BI", blur_sigma=None) == {}
     with pytest.raises(ValueError, match=r"noise_sigma 3\.0: degradation 'BD' has no such setting"):
         given_sigmas("BD", noise_sigma=3.0)
+
+
+# Haze, against the scattering model I = J t + A (1 - t) pixel by pixel.
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_haze_is_the_scattering_model(seed: int) -> None:
+    image = photograph(9, 14, seed=seed)
+    generator = np.random.default_rng(seed)
+    air_light = 255 * (0.7 + 0.3 * generator.random())
+    thickness = 0.6 + 1.2 * generator.random()
+    coarse = generator.random((4, 4))
+    distance = imresize(coarse, size=(9, 14))
+    hazy = degrade(image, "HAZE", 1, seed=seed)
+    assert hazy.dtype == np.uint8
+    for row, column, channel in np.ndindex(hazy.shape):
+        transmission = math.exp(-thickness * min(max(distance[row, column], 0.0), 1.0))
+        clear = float(image[row, column, channel])
+        expected = clear * transmission + air_light * (1 - transmission)
+        # half a level of rounding and nothing more
+        assert abs(int(hazy[row, column, channel]) - expected) <= 0.5 + 1e-9
+
+
+def transmission_of_haze(seed: int) -> np.ndarray:
+    """How much of the photograph's light comes through, from a black and a white photograph."""
+    black = degrade(np.zeros((480, 360), np.uint8), "HAZE", 1, seed=seed).astype(float)
+    white = degrade(np.full((480, 360), 255, np.uint8), "HAZE", 1, seed=seed).astype(float)
+    return (white - black) / 255
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_haze_is_smooth_and_lets_light_through(seed: int) -> None:
+    transmission = transmission_of_haze(seed)
+    assert transmission.min() > math.exp(-1.8) - 0.01
+    assert transmission.max() <= 1
+    assert np.ptp(transmission) > 0.1
+    for axis in (0, 1):
+        assert np.abs(np.diff(transmission, axis=axis)).max() < 0.04
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**64 - 1))
+def test_air_is_near_white_and_of_no_colour(seed: int) -> None:
+    black = degrade(np.zeros((8, 8, 3), np.uint8), "HAZE", 1, seed=seed)
+    assert (black == black[..., :1]).all()
+    white = degrade(np.full((8, 8, 3), 255, np.uint8), "HAZE", 1, seed=seed).astype(float)
+    share = (white - black) / 255  # of the photograph's light, (8, 8, 3)
+    # the light of the air, where there is enough of it to be measured in whole levels
+    thick = share < 0.8
+    air_light = black[thick] / (1 - share[thick])
+    assert (air_light > 0.7 * 255 - 6).all()
+    assert (air_light < 255 + 6).all()
+
+
+def test_at_larger_scales_haze_lies_on_the_small_image() -> None:
+    image = photograph(31, 26)
+    small = degrade(image, "BI", 3)
+    np.testing.assert_array_equal(
+        degrade(image, "HAZE", 3, seed=4), degrade(small, "HAZE", 1, seed=4)
+    )
+
+
+def test_haze_takes_no_sigma() -> None:
+    with pytest.raises(
+        ValueError, match=r"blur_sigma 2\.0: degradation 'HAZE' has no such setting"
+    ):
+        given_sigmas("HAZE", blur_sigma=2.0)

@@ -43,7 +43,7 @@ def load_sets(
     Args:
         folders: Data sets in any layout that `load_pairs` knows.
         scales: How many times as long each side becomes.
-        degradation: How LR images are made where a set has none: "BI", "BD" or "DN".
+        degradation: How LR images are made where a set has none: "BI", "BD", "DN" or "HAZE".
         protocol: As in `elasticnet.sr.metrics`; it decides which images are too small.
         border: What lies outside an image when LR is made: "symmetric" or "replicate".
         blur_sigma: Of the blur of "BD", in pixels; default: 1.6.

@@ -18,6 +18,7 @@ from elasticnet.sr.data.decoding import HR_FILE, LR_FILE, write_decoded
 from elasticnet.sr.data.folder_layouts import FoundPairs, Pair, find_files
 from elasticnet.sr.data.pair_set import PairSet, Skipped, listing, open_pixels
 from elasticnet.sr.data.read_rgb import ImageError
+from elasticnet.sr.degrade import SEEDED_KINDS
 
 CACHE_FORMAT = 2  # raised when the same file gives other pixels; 2: the main page of a TIFF
 
@@ -61,10 +62,10 @@ def load_pairs(
     Args:
         root: A data set in one of the layouts of `find_layout`.
         scale: Side of an HR image over the side of its LR image.
-        degradation: How LR is made: "BI", "BD" or "DN" (see `degrade`). LR files serve if they
-            are of this degradation, "BI" if their folder does not say.
+        degradation: How LR is made: "BI", "BD", "DN" or "HAZE" (see `degrade`). LR files serve if
+            they are of this degradation, "BI" if their folder does not say.
         split: "train" or "valid", of DIV2K only; None means "train" there.
-        seed: Of the noise of "DN", which differs from image to image (see `noise_seed`).
+        seed: Of noise and haze, which differ from image to image (see `noise_seed`).
         border: What lies outside an image that is resized: see `imresize`.
         min_size: Smallest side of an LR image that is used, in pixels: give the patch size.
         cache_dir: Where to keep the cache. By default it is `<root>.elasticnet-cache` beside the
@@ -88,9 +89,9 @@ def load_pairs(
         ImageError: Not one image can be used. (It is a ValueError, too.)
         OSError: The cache cannot be written anywhere.
     """
-    # Only NumPy's noise has seeds: with one of its own, every other set would be decoded once a
-    # seed.
-    has_seed = degradation == "DN" and noise == DEFAULT_NOISE
+    # MATLAB's noise has no seed, and most degradations draw nothing: with a seed of its own, such a
+    # set would be decoded once for each seed.
+    has_seed = degradation in SEEDED_KINDS and noise == DEFAULT_NOISE
     settings = LrSettings(
         scale=scale,
         degradation=degradation,
@@ -139,8 +140,8 @@ def pairs_from_arrays(
     Args:
         images: HR images by name, uint8 of shape (height, width, 3), RGB, 0..255.
         scale: Side of an HR image over the side of its LR image.
-        degradation: How LR is made: "BI", "BD" or "DN" (see `degrade`).
-        seed: Of the noise of "DN", which differs from image to image (see `noise_seed`).
+        degradation: How LR is made: "BI", "BD", "DN" or "HAZE" (see `degrade`).
+        seed: Of noise and haze, which differ from image to image (see `noise_seed`).
         border: What lies outside an image that is resized: see `imresize`.
         blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
         noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.

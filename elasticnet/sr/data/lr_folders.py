@@ -27,6 +27,8 @@ KIND_OF_WORD = {
     "blur": "BD",
     "dn": "DN",
     "noise": "DN",
+    "haze": "HAZE",
+    "hazy": "HAZE",
     "unknown": "unknown",
     "mild": "mild",
     "difficult": "difficult",
@@ -35,6 +37,7 @@ KIND_OF_WORD = {
 # Words that say nothing of how LR images were made.
 EMPTY_WORDS = {"sub", "images", "image", "imgs", "img", "png"}
 WHOLE_LR_NAMES = {"l", "low"}
+HAZY_FOLDER = "hazy"  # of degraded images at equal size, beside GT: O-HAZE, I-HAZE, Dense-Haze
 WHOLE_HR_NAMES = {"h", "high"}
 # The same words written out: low_res, lowresolution, high-res, ground_truth.
 LONG_WORDS = {
@@ -61,7 +64,7 @@ class LrFolder(NamedTuple):
 
     Attributes:
         scale: Side of an HR image over the side of its LR image; None if the name has none.
-        kind: "BI", "BD", "DN" or a track of DIV2K; "BI" where the name does not say.
+        kind: "BI", "BD", "DN", "HAZE" or a track of DIV2K; "BI" where the name does not say.
         says_kind: Whether the name does say.
         strange: Words that say something else.
     """
@@ -78,7 +81,7 @@ def looks_like_lr(name: str) -> bool:
     Args:
         name: The last part of the folder's path.
     """
-    if name.lower() in WHOLE_LR_NAMES:
+    if name.lower() in WHOLE_LR_NAMES or name.lower() == HAZY_FOLDER:
         return True
     return any(LR_WORD.fullmatch(word) for word in _words(name))
 
@@ -131,7 +134,7 @@ def find_lr_folder(
         parent: Where the folders of LR images lie.
         hr_name: The name of the folder of HR images; words that both have say nothing.
         scale: Side of an HR image over the side of its LR image.
-        kind: "BI", "BD", "DN" or a track of DIV2K.
+        kind: "BI", "BD", "DN", "HAZE" or a track of DIV2K.
         prefix: What the folders' names begin with; others do not belong to these HR images.
 
     Returns:
@@ -239,7 +242,7 @@ def match_lr_files(
         images: The HR files by name.
         lr_folder: Holds the LR files.
         scale: Side of an HR image over the side of its LR image.
-        kind: "BI", "BD", "DN" or a track of DIV2K.
+        kind: "BI", "BD", "DN", "HAZE" or a track of DIV2K.
 
     Returns:
         LR files by the name of the HR image; empty where all of them are of another scale.
@@ -378,12 +381,12 @@ def _lr_stems(hr_stem: str, scale: int, kind: str, letter: str) -> Iterator[str]
 
     A scale stands behind an x or behind LR, as 14 is not 1 at scale 4.
     """
-    # DRealSR has a_x1 and a_x4, RCAN's sets a_HR_x4 and a_LRBI_x4.
+    # DRealSR has a_x1 and a_x4, RCAN's sets a_HR_x4 and a_LRBI_x4, O-HAZE a_GT and a_hazy.
     without_hr = re.sub(r"[_-]((hr|gt|h)(_x\d)?|x1)$", "", hr_stem, flags=re.IGNORECASE)
     for base in dict.fromkeys([hr_stem, without_hr]):
         for ending in ("", f"x{scale}{letter}", f"_x{scale}{letter}", f"-x{scale}{letter}"):
             yield base + ending
-        for lr_word in ("_lr", "-lr", "_lq", "-lq", "_l", f"_lr{kind}"):
+        for lr_word in ("_lr", "-lr", "_lq", "-lq", "_l", "_hazy", f"_lr{kind}"):
             for ending in ("", f"{scale}", f"x{scale}", f"_x{scale}"):
                 yield base + lr_word + ending
 

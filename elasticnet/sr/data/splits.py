@@ -38,8 +38,8 @@ def training_pairs(
             that scikit-image carries, and holds `HELD_OUT_PHOTOS` out if there is no `valid`.
         valid: Images for validation. None holds `num_valid` of the training images out.
         scale: Side of an HR image over the side of its LR image.
-        degradation: How LR is made: "BI", "BD" or "DN" (see `degrade`).
-        seed: Of the noise of "DN" (see `noise_seed`).
+        degradation: How LR is made: "BI", "BD", "DN" or "HAZE" (see `degrade`).
+        seed: Of noise and haze (see `noise_seed`).
         num_valid: How many images of `data` to hold out, evenly spread over them.
         min_size: Smallest side of an LR training image that is used, in pixels: the patch size.
         progress: Whether to show progress bars.

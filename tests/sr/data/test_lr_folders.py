@@ -103,6 +103,19 @@ def test_lr_files_of_the_asked_degradation_are_read(
     assert lr_names(root)[0] == "LRBI/X4/0001.png"
 
 
+@pytest.mark.parametrize("ending", ["", "_hazy"])
+def test_hazy_images_beside_clear_ones_are_read_where_haze_is_asked_for(
+    tmp_path: Path, ending: str
+) -> None:
+    for name in ("01", "02"):
+        put(tmp_path / f"GT/{name}_GT.png", 12, 16)
+        put(tmp_path / f"hazy/{name}{ending}.png", 12, 16)
+    assert lr_names(tmp_path, 1, degradation="HAZE")[0] == f"hazy/01{ending}.png"
+    assert lr_names(tmp_path, 1) == [None, None]
+    with pytest.raises(ValueError, match="hazy holds LR images by its name"):
+        find_pairs(tmp_path / "hazy", 1)
+
+
 def test_with_a_sigma_of_its_own_lr_is_made(tmp_path: Path) -> None:
     put_pairs(tmp_path / "set", "HR", "LR_DN")
     from_files = load_pairs(tmp_path / "set", 4, degradation="DN", progress=False)
