@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from elasticnet._modules.not_elastic import say_not_elastic
 from elasticnet._modules.unwrapping import unwrapped
 from elasticnet._net.head_statistics import BatchNorm, HeadStatistics, batch_norms
 from elasticnet.taps import resolve_depths
@@ -99,7 +100,7 @@ def _elastic_net(net: nn.Module) -> ElasticWrapper:
     """Return the elastic net inside of what other libraries may have wrapped around it."""
     inner = unwrapped(net)
     if not isinstance(inner, ElasticWrapper):
-        raise TypeError(f"net is a {type(inner).__name__}: expected an ElasticWrapper")
+        raise TypeError(say_not_elastic(inner))
     return inner
 
 

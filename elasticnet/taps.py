@@ -99,9 +99,7 @@ def resolve_depth(depth: int | None, taps: Sequence[int]) -> int:
     if is_whole_number(depth) and depth == DEEPEST:
         return taps[-1]
     if not is_whole_number(depth) or depth not in taps:
-        raise ValueError(
-            f"depth {depth!r:.50}: this net has taps at depths {_listed(taps)} (-1 is the deepest)"
-        )
+        raise ValueError(_say_no_tap(depth, taps))
     # Not `depth` itself: torch.compile treats an argument that changes between calls as symbolic.
     return taps[taps.index(depth)]
 
@@ -212,6 +210,16 @@ def _check_several(what: str, depths: object) -> None:
     """Raise if a single number is given where depths are listed."""
     if is_whole_number(depths):
         raise TypeError(f"{what} {depths!r}: expected a list of depths, such as [{depths!r}]")
+
+
+def _say_no_tap(depth: Any, taps: Sequence[int]) -> str:
+    """The message about a depth that carries no tap, or about a tensor in its place."""
+    if hasattr(depth, "shape"):  # net(x, y): the second input of another network
+        return (
+            f"depth is a {type(depth).__name__} of shape {tuple(depth.shape)}: this net has taps "
+            f"at depths {_listed(taps)}, and other inputs are passed by name, net(x, name=value)"
+        )
+    return f"depth {depth!r:.50}: this net has taps at depths {_listed(taps)} (-1 is the deepest)"
 
 
 def _listed(depths: Iterable[int]) -> str:

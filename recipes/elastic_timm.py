@@ -487,7 +487,12 @@ def build_model(options: Options, images: Images) -> nn.Module:
         arguments["pretrained_cfg_overlay"] = overlay
     seed_all(options.run.seed)
     if network.weights is None:
-        return timm.create_model(network.model, pretrained=network.pretrained, **arguments)
+        try:
+            return timm.create_model(network.model, pretrained=network.pretrained, **arguments)
+        except TypeError as error:
+            if network.model_options is None:
+                raise
+            raise ValueError(f"--model-options {network.model_options!r}: {error}") from error
     try:
         model = timm.create_model(network.model, pretrained=True, **arguments)
         seed_all(options.run.seed + 1)

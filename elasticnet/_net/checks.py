@@ -136,7 +136,8 @@ def check_none_unused(unused: Iterable[str]) -> None:
     names = list(unused)
     if names:
         raise TypeError(
-            f"unexpected keyword argument {names[0]!r}: neither the stem nor call_block gets it"
+            f"unexpected keyword argument {names[0]!r}: neither the stem nor call_block gets it; "
+            "name it in the stem's forward, or pass a call_block, whose context holds it"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from elasticnet._modules.not_elastic import say_not_elastic
 from elasticnet._modules.unwrapping import unwrapped
 from elasticnet.distillation import check_prefix_tokens, position_axes
 from elasticnet.parameter_groups import LayerMatcher
@@ -66,7 +67,7 @@ def elastic_net(net: nn.Module) -> TapNet:
     if hasattr(elastic, "get_base_model"):  # a PeftModel, which the network stands inside of
         elastic = unwrapped(elastic.get_base_model())
     if not hasattr(elastic, "taps"):
-        raise TypeError(f"net is a {type(net).__name__}: expected an ElasticWrapper")
+        raise TypeError(say_not_elastic(elastic))
     return elastic
 
 

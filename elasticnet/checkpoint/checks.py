@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elasticnet._modules.not_elastic import say_not_elastic
 from elasticnet._modules.unwrapping import is_in_flat_shards, unwrapped
 from elasticnet._net.checks import check_number_of_blocks
 from elasticnet.wrapper import ElasticWrapper
@@ -37,10 +38,7 @@ def elastic_net(net: Any) -> ElasticWrapper:
             f"net is a {type(net).__name__}, whose adapters no file can hold: merge them first, "
             "net = net.merge_and_unload()"
         )
-    raise TypeError(
-        f"net is a {type(net).__name__}: expected an ElasticWrapper, "
-        "such as ElasticWrapper(blocks, head)"
-    )
+    raise TypeError(say_not_elastic(inner))
 
 
 def describe_invalid_values(tensor: Tensor, *, is_parameter: bool) -> str | None:

@@ -263,7 +263,11 @@ def decode_description(table: Table, file_name: str) -> Description:
             version reads.
     """
     if KEY not in table.metadata:
-        raise ValueError(f"{file_name}: a safetensors file, but not one that elasticnet.save wrote")
+        raise ValueError(
+            f"{file_name}: a safetensors file, but not one that elasticnet.save wrote: "
+            "safetensors.torch.load_file reads it; load that into what it was saved from, and "
+            "save the net"
+        )
     try:
         description = parse_json(table.metadata[KEY])
     except ValueError as error:

@@ -119,7 +119,8 @@ def _find_architecture(checkpoint: Checkpoint) -> tuple[str, Architecture]:
     if name is None:
         raise ValueError(
             f"{checkpoint.file_name}: holds a network of no registered architecture: "
-            "pass build=, a function that makes the net"
+            "pass build=, a function that makes the net. The command line loads networks of "
+            "registered architectures alone"
         )
     try:
         return name, find(name)
@@ -146,6 +147,11 @@ def _load_built(
     checkpoint: Checkpoint, build: Callable[[], ElasticWrapper], depth: int
 ) -> ElasticWrapper:
     """Return what the user's function builds, cut to a depth and filled from a file."""
+    if isinstance(build, nn.Module):
+        raise TypeError(
+            f"build is a {type(build).__name__}: expected a function that makes the net; "
+            "load_into(net, file) fills a net that exists"
+        )
     built = build()
     if not isinstance(built, ElasticWrapper):
         raise TypeError(f"build returned {type(built).__name__}: expected an ElasticWrapper")

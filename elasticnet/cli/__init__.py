@@ -93,8 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="MODULE",
-        help="import a Python module that registers architectures, such as mypackage.nets, "
-        "before files are read; modules in the current folder are found; may be repeated",
+        help="given before COMMAND: import a Python module that registers architectures, such as "
+        "mypackage.nets, before files are read; modules in the current folder are found; may be "
+        "repeated",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:

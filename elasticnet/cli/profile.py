@@ -80,7 +80,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         type=_size,
         metavar="WxH",
         help="of the input image, in pixels; default: 640x360, or the architecture's own example "
-        "where it takes no images",
+        "if that does not say that it takes images",
     )
     group.add_argument(
         "--data",
@@ -259,8 +259,9 @@ def _example(options: argparse.Namespace, net: ElasticWrapper) -> torch.Tensor:
     if options.size is not None:
         width, height = options.size
         raise ValueError(
-            f"--size {width}x{height}: this network takes no images; leave it out, and the "
-            "architecture's own example is measured"
+            f"--size {width}x{height}: the network's architecture does not say that it takes "
+            "images (no 'channels' in its extras): leave it out, and the architecture's own "
+            "example is measured"
         )
     architecture = architecture_of(net)
     assert architecture is not None

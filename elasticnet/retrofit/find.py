@@ -143,6 +143,22 @@ def _why_no_choice(stages: Stages) -> str:
     return f"there are no two blocks in its last {stages} resolutions, or not so many"
 
 
+def check_is_module(model: Any) -> None:
+    """Raise unless what is to be split is a model.
+
+    Args:
+        model: What the user passed as one.
+
+    Raises:
+        TypeError: It is not, such as the name of a model.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model {model!r:.50}: expected a model, such as what timm.create_model(name) or a "
+            "function of torchvision.models returns"
+        )
+
+
 def _run(model: nn.Module, example: Tensor) -> dict[str, Ran]:
     """Run the model once; return the modules that ran once and returned features, by path.
 
@@ -165,6 +181,11 @@ def _run(model: nn.Module, example: Tensor) -> dict[str, Ran]:
     try:
         with evaluating(model), torch.no_grad():
             model(example)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        shape = tuple(example.shape)
+        raise ValueError(
+            f"{type(model).__name__} does not run on the example of shape {shape}: {error}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elasticnet.retrofit.find import Stages, split_found
+from elasticnet.retrofit.find import Stages, check_is_module, split_found
 from elasticnet.retrofit.parts import Split
 from elasticnet.retrofit.timm_parameter_groups import timm_parameter_groups
 
@@ -56,6 +56,7 @@ def split(
     Raises:
         ValueError: The model is not a chain of blocks, or the parts do not reproduce it; the
             message says why.
+        TypeError: `model` is no module.
 
     Example:
         `net = split(timm.create_model("vit_tiny_patch16_224")).wrap()`
@@ -63,6 +64,7 @@ def split(
     """
     import timm.layers
 
+    check_is_module(model)
     if example is None:
         example = example_input(model)
     untyped: Any = timm.layers  # timm does not annotate the function

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._modules.compare import largest_difference, same_bits
+from elasticnet._modules.not_elastic import say_not_elastic
 from elasticnet._modules.unwrapping import plain_name, unwrapped
 from elasticnet.retrofit.split_from import ModelSource, Names, tensors_of
 from elasticnet.taps import resolve_depth
@@ -41,7 +42,7 @@ def to_model(net: nn.Module, depth: int) -> Any:
     """
     elastic: Any = unwrapped(net)
     if not isinstance(elastic, ElasticWrapper):
-        raise ValueError(f"{type(elastic).__name__}: expected an ElasticWrapper")
+        raise ValueError(say_not_elastic(elastic))
     source = elastic.split_from
     if not isinstance(source, ModelSource):
         raise ValueError(
@@ -52,7 +53,10 @@ def to_model(net: nn.Module, depth: int) -> Any:
     depth = resolve_depth(depth, elastic.taps)
     kind = source.model_class.__name__
     if str(depth) in elastic.adapters:
-        raise ValueError(f"depth {depth}: its tap has an adapter, for which {kind} has no place")
+        raise ValueError(
+            f"depth {depth}: its tap has an adapter, for which {kind} has no place; "
+            "net.truncate(depth) is a network with it, and elasticnet.export a file of that"
+        )
 
     values = _values_by_key(elastic, source, depth)
     model = source.build(depth, values).to(next(iter(values.values())).device).eval()

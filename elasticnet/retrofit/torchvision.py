@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from elasticnet.retrofit.find import Stages, split_found
+from elasticnet.retrofit.find import Stages, check_is_module, split_found
 from elasticnet.retrofit.parts import Split
 
 DEFAULT_SIZE = 224  # pixels; what torchvision's models without an `image_size` were trained on
@@ -32,7 +32,9 @@ def split(
 
     Raises:
         ValueError: As `elasticnet.retrofit.timm.split` does.
+        TypeError: `model` is no module.
     """
+    check_is_module(model)
     if example is None:
         size = getattr(model, "image_size", DEFAULT_SIZE)
         generator = torch.Generator().manual_seed(0)

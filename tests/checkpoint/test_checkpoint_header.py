@@ -327,6 +327,13 @@ def test_a_build_that_is_no_net(path: Path) -> None:
         elasticnet.load(path, build=lambda: nn.Linear(1, 1))  # pyright: ignore[reportArgumentType]
 
 
+def test_a_build_that_is_a_net_itself(path: Path) -> None:
+    net = ElasticWrapper([nn.Linear(2, 2)], nn.Identity())
+    elasticnet.save(net, path)
+    with pytest.raises(TypeError, match=r"build is a ElasticWrapper: .*load_into\(net, file\)"):
+        elasticnet.load(path, build=net)
+
+
 def test_bytes_do_not_depend_on_how_tensors_lie_in_memory(path: Path, tmp_path: Path) -> None:
     net, other = small_asrn(), tmp_path / "other.safetensors"
     disturb(net)

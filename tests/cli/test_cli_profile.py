@@ -169,7 +169,8 @@ def test_a_network_that_takes_no_images_is_measured_on_its_own_example(own_file,
 
 def test_an_image_size_for_a_network_without_images_is_refused(own_file, capsys):
     assert main(["profile", str(own_file), "--size", "16x8", "--device", "cpu"]) == 2
-    assert "--size 16x8: this network takes no images; leave it out" in capsys.readouterr().err
+    said = "--size 16x8: the network's architecture does not say that it takes images"
+    assert said in capsys.readouterr().err
 
 
 def test_bad_input_is_refused_before_anything_is_measured(file, tmp_path, capsys):

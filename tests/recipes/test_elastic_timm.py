@@ -344,6 +344,14 @@ def test_a_misspelt_model_is_refused_with_similar_names(recipe: ModuleType) -> N
     recipe.check_model_name("vit_small_patch16_224.augreg_in21k_ft_in1k")
 
 
+def test_an_argument_that_the_model_does_not_take_is_named(recipe: ModuleType) -> None:
+    network = recipe.Network(model_options="depth=2 no_such_size=3")
+    options = recipe.Options(network=network)
+    images = recipe.load_images(options)
+    with pytest.raises(ValueError, match=r"--model-options .*no_such_size=3': .*no_such_size"):
+        recipe.build_model(options, images)
+
+
 def test_help_shows_every_option_in_its_group() -> None:
     said = subprocess.run(
         [sys.executable, str(RECIPE), "--help"],

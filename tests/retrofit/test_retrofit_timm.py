@@ -296,6 +296,18 @@ def test_an_image_that_is_not_square_keeps_the_prefix_tokens() -> None:
     assert split(made(vit("vit_tiny_patch16_224", img_size=(16, 32)), 2)).prefix_tokens == 1
 
 
+def test_an_example_that_the_model_does_not_take_is_named() -> None:
+    model = made(STAGED["convnext"][0])
+    message = r"ConvNeXt does not run on the example of shape \(2, 5, 64, 64\): .*channels"
+    with pytest.raises(ValueError, match=message):
+        split(model, torch.rand(2, 5, 64, 64))
+
+
+def test_a_name_is_no_model() -> None:
+    with pytest.raises(TypeError, match=r"model 'resnet18': expected a model, such as"):
+        split("resnet18")  # pyright: ignore[reportArgumentType]
+
+
 def test_wrong_arguments_and_models_are_refused() -> None:
     model, x = made(STAGED["convnext"][0]), images(64)
     for stages in (0, True, 1.5, "2"):

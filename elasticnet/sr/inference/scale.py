@@ -21,7 +21,7 @@ def scale_of(net: nn.Module) -> int:
         net: Any module that maps images (b, 3, h, w) to images (b, 3, scale h, scale w).
 
     Raises:
-        ValueError: It makes something else than an image a whole number larger.
+        ValueError: It does not enlarge images by a whole number.
 
     Example:
         >>> scale_of(torch.nn.Upsample(scale_factor=3))
@@ -62,6 +62,6 @@ def _measured_scale(net: nn.Module) -> int:
     if scale < 1 or output.shape != (1, 3, SIDE * scale, SIDE * scale):
         raise ValueError(
             f"a network that makes {tuple(output.shape)} of {tuple(image.shape)}: "
-            "expected an image a whole number larger"
+            "expected one that enlarges images, each side a whole number of times"
         )
     return scale

@@ -157,7 +157,7 @@ def test_a_forgotten_network_is_freed() -> None:
 
 def test_networks_that_do_not_enlarge_are_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"makes \(1, 3, 16, 8\) of \(1, 3, 16, 16\): expected an image a whole"
+        ValueError, match=r"makes \(1, 3, 16, 8\) of \(1, 3, 16, 16\): expected one that enlarges"
     ):
         footprint(ElasticWrapper([nn.Identity()], nn.AvgPool2d((1, 2))))
     with pytest.raises(ValueError, match="depth 4"):
