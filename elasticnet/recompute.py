@@ -38,7 +38,7 @@ from torch.utils.checkpoint import (
 )
 
 from elasticnet._modules.compare import same_bits
-from elasticnet._net.in_place_writes import tensors_in
+from elasticnet._net.nests import tensors_in
 
 Types = tuple[type[Any], ...]
 

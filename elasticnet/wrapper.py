@@ -36,7 +36,8 @@ from elasticnet._net.checks import (
 from elasticnet._net.growing import identity_blocks, prove_same_function
 from elasticnet._net.head_statistics import call_head, statistics_by_depth, write_into_head
 from elasticnet._net.hooks import NetHook, check_backward_hooks
-from elasticnet._net.in_place_writes import KeptTensors, copied, in_own_containers
+from elasticnet._net.in_place_writes import KeptTensors
+from elasticnet._net.nests import copied, in_own_containers
 from elasticnet._net.plain_sequence import plain_sequence
 from elasticnet._net.stem_arguments import StemArguments, read_stem_arguments
 from elasticnet.parameter_groups import (
@@ -488,10 +489,12 @@ class ElasticWrapper(nn.Module):
 
     def _adapted(self, state: PassState) -> Any:
         """Return what the head takes at a tap: its features, through its adapter if it has one."""
-        given = self._handed_to_part(state.features)
+        features = self._handed_to_part(state.features)
         adapters = self.adapters
         name = str(state.depth)
-        return adapters[name](given) if name in adapters else given
+        if name in adapters:
+            return adapters[name](features)
+        return features
 
     def _call_head(self, features: Any, skip: Any, statistics: nn.Module | None = None) -> Any:
         """Return the head's output; the head takes a skip if the net has `head_skip`."""
@@ -503,7 +506,9 @@ class ElasticWrapper(nn.Module):
         """Return the statistics that the head's BatchNorm has at a depth; None: its own."""
         statistics = self.head_statistics
         name = str(depth)
-        return statistics[name] if name in statistics else None
+        if name in statistics:
+            return statistics[name]
+        return None
 
     def _head_takes_all_taps(self) -> bool:
         return getattr(unwrapped(self.head), "takes_all_taps", False) is True

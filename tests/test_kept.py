@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from contract import same
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet._net.in_place_writes import KeptTensors, OverwrittenError, copied, tensors_in
+from elasticnet._net.in_place_writes import KeptTensors, OverwrittenError
+from elasticnet._net.nests import copied, tensors_in
 from tiny_nets import conv_blocks, conv_net
 
 X = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(1))

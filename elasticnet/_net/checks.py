@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._net.head_statistics import batch_norms
-from elasticnet._net.in_place_writes import KeptTensors, tensors_in
+from elasticnet._net.in_place_writes import KeptTensors
+from elasticnet._net.nests import tensors_in
 from elasticnet.taps import TapReport, Taps, is_whole_number
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from elasticnet._modules.compare import largest_difference, same_bits
 from elasticnet._modules.copies import detached_copy
 from elasticnet._modules.evaluating import evaluating
 from elasticnet._net.checks import shape_of
-from elasticnet._net.in_place_writes import tensors_in
+from elasticnet._net.nests import tensors_in
 
 
 def identity_blocks(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elasticnet._net.in_place_writes import copied, tensors_in
+from elasticnet._net.nests import copied, tensors_in
 from elasticnet.taps import Taps
 
 ONCE_A_PASS = ("torch", "lightning", "pytorch_lightning", "transformers", "deepspeed")
