@@ -6,6 +6,7 @@ All functions are pure, so that every process of a run, and a resumed run, uses 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -142,6 +143,122 @@ def ramp(
     if shape == "cosine":
         fraction = 0.5 - 0.5 * math.cos(math.pi * fraction)
     return start + (end - start) * fraction
+
+
+# --- which taps a step trains: a function of the step makes its weights of the usual ones. A tap
+# --- of weight 0 is not computed, except for the deepest, whose loss then has no gradient.
+
+
+def deepest_first(weights: Mapping[int, float], step: int, until: int) -> dict[int, float]:
+    """Train the deepest tap alone at first, and all taps from a step on.
+
+    Source: the progressive shrinking of Once-for-All (Cai et al. 2020) trains the largest network
+    before the smaller ones inside it.
+
+    Args:
+        weights: The weight of each depth's loss once all are trained, the deepest last.
+        step: The training step, from 0.
+        until: The first step that trains all taps.
+
+    Returns:
+        The weight of each depth's loss at this step. Their sum is always that of `weights`.
+
+    Example:
+        `deepest_first({1: 0.5, 3: 0.5}, step=0, until=100) == {1: 0.0, 3: 1.0}`
+    """
+    if step >= until:
+        return dict(weights)
+    return _deepest_alone(weights)
+
+
+def alternating(weights: Mapping[int, float], step: int) -> dict[int, float]:
+    """Train the deepest tap alone in every second step, beginning with the first.
+
+    Source: the alternating fine-tuning of BERxiT (Xin et al. 2021).
+
+    Args:
+        weights: The weight of each depth's loss in the other steps, the deepest last.
+        step: The training step, from 0.
+
+    Returns:
+        The weight of each depth's loss at this step. Their sum is always that of `weights`.
+
+    Example:
+        `alternating({1: 0.5, 3: 0.5}, step=0) == {1: 0.0, 3: 1.0}`
+    """
+    if step % 2 == 1:
+        return dict(weights)
+    return _deepest_alone(weights)
+
+
+def rotating(weights: Mapping[int, float], step: int) -> dict[int, float]:
+    """Train one tap a step, in turn, beginning with the deepest and going up.
+
+    Args:
+        weights: The weight of each depth's loss in the mean over a round, the deepest last.
+        step: The training step, from 0.
+
+    Returns:
+        The weight of each depth's loss at this step: that of one tap, times the number of taps,
+        and 0 for the others.
+
+    Example:
+        `rotating({1: 0.5, 3: 0.5}, step=1) == {1: 1.0, 3: 0.0}`
+    """
+    depths = list(weights)
+    turn = depths[-1 - step % len(depths)]
+    at_step = dict.fromkeys(depths, 0.0)
+    at_step[turn] = weights[turn] * len(depths)
+    return at_step
+
+
+def sandwich(
+    weights: Mapping[int, float], step: int, num_sampled: int, seed: int
+) -> dict[int, float]:
+    """Train the shallowest and the deepest tap in every step, and some of those between.
+
+    It is the sandwich rule of Yu and Huang, "Universally Slimmable Networks" (2019), whose smallest
+    and largest networks bound all others. `sampled_taps` of the objective keeps the deepest tap
+    alone in every step.
+
+    Args:
+        weights: The weight of each depth's loss, the deepest last.
+        step: The training step, from 0. It decides the draw together with `seed`.
+        num_sampled: How many taps between the two are drawn, at least 0.
+        seed: The seed of the run.
+
+    Returns:
+        The weight of each depth's loss at this step. The weight of a drawn tap is divided by the
+        probability that it is drawn, so that the expected loss is that of `weights`.
+
+    Raises:
+        ValueError: `num_sampled` is negative.
+
+    Example:
+        `sandwich({1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}, step=0, num_sampled=1, seed=0)` is 1 at depths 1
+        and 4, 2 at one of the others and 0 at the last.
+    """
+    if num_sampled < 0:
+        raise ValueError(f"num_sampled {num_sampled}: expected a whole number, at least 0")
+    between = list(weights)[1:-1]
+    if num_sampled >= len(between):
+        return dict(weights)
+    # As in `elasticnet.taps.sample_depths`: a string seed makes draws of other steps unrelated.
+    drawn = random.Random(f"sandwich:{seed}:{step}").sample(between, num_sampled)
+    at_step = dict(weights)
+    for depth in between:
+        at_step[depth] = 0.0
+        if depth in drawn:
+            at_step[depth] = weights[depth] * len(between) / num_sampled
+    return at_step
+
+
+def _deepest_alone(weights: Mapping[int, float]) -> dict[int, float]:
+    """Return the sum of all weights at the deepest depth, which is the last."""
+    at_step = dict.fromkeys(weights, 0.0)
+    deepest = list(weights)[-1]
+    at_step[deepest] = sum(weights.values())
+    return at_step
 
 
 # --- what the objective takes

@@ -36,11 +36,15 @@ from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.card.machine import machine_key
 from elasticnet.checkpoint import read_header
 from elasticnet.loss_weights import (
+    alternating,
+    deepest_first,
     deepest_share,
     equal,
     normalised,
     ramp,
     rising_deepest_share,
+    rotating,
+    sandwich,
 )
 from elasticnet.losses import charbonnier
 from elasticnet.memory import keep_freed_memory
@@ -210,6 +214,16 @@ class Loss(LossOptions):
     """
     rising_from: Annotated[float, FromTo(0, 1)] = 0.2
     """The deepest tap's weight at the start, with --tap-weights rising; in the end it is 1."""
+    curriculum: Literal["all", "deepest-first", "alternating", "rotating", "sandwich"] = "all"
+    """Which taps a step trains: all; the deepest alone before --curriculum-until; the deepest alone
+    in every second step; one in turn; or the shallowest, the deepest and --sandwich-taps others.
+    """
+    curriculum_until: Annotated[float, FromTo(0, 1)] = 0.5
+    """Fraction of the steps in which the deepest tap is alone, with --curriculum deepest-first."""
+    sandwich_taps: Annotated[int, AtLeast(0)] = 1
+    """How many taps between the shallowest and the deepest a step draws, with --curriculum
+    sandwich.
+    """
     psd_distance: Literal["norm", "squared", "cosine"] = "norm"
     """What the self-distillation compares: attention maps by the L2 norm of their difference, as in
     the paper, or by its square, or the features themselves by their cosine.
@@ -235,6 +249,11 @@ class Loss(LossOptions):
             raise ValueError(
                 f"--psd-power {self.psd_power} with --psd-distance cosine: it compares features, "
                 "and a power belongs to attention maps; leave --psd-power out"
+            )
+        if self.curriculum != "all" and self.sampled_taps is not None:
+            raise ValueError(
+                f"--sampled-taps {self.sampled_taps} with --curriculum {self.curriculum}: both say "
+                "which taps a step trains; leave one of them out"
             )
 
 
@@ -617,6 +636,36 @@ def make_psd_weight(options: Options) -> float | Callable[[int], float]:
 
 def make_tap_weights(options: Options, taps: Sequence[int]) -> TapWeights:
     """Return the weight of every tap's loss by depth, or a function of the step that returns it."""
+    usual = usual_tap_weights(options, taps)
+    if options.loss.curriculum == "all":
+        return usual
+
+    def weights_at(step: int) -> Mapping[int, float]:
+        weights = usual(step) if callable(usual) else usual
+        return curriculum_at(step, options, weights)
+
+    return weights_at
+
+
+def curriculum_at(step: int, options: Options, weights: Mapping[int, float]) -> Mapping[int, float]:
+    """Return the weights of a step, in which --curriculum may leave some taps out."""
+    curriculum = options.loss.curriculum
+    if curriculum == "deepest-first":
+        until = round(options.loss.curriculum_until * options.optimiser.steps)
+        return deepest_first(weights, step, until=until)
+    if curriculum == "alternating":
+        return alternating(weights, step)
+    if curriculum == "rotating":
+        return rotating(weights, step)
+    if curriculum == "sandwich":
+        return sandwich(
+            weights, step, num_sampled=options.loss.sandwich_taps, seed=options.run.seed
+        )
+    return weights
+
+
+def usual_tap_weights(options: Options, taps: Sequence[int]) -> TapWeights:
+    """Return the weights of --tap-weights: of a step that trains all taps."""
     chosen = options.loss.tap_weights
     if chosen == "paper":
         return equal(taps)

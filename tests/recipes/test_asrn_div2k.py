@@ -428,6 +428,9 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
         "psd_teacher": "next",
         "psd_warmup": 0.0,
         "log_psd_share": False,
+        "curriculum": "all",
+        "curriculum_until": 0.5,
+        "sandwich_taps": 1,
     }
     assert as_json(options) == {**stored, **newer}
     recipe.main(options)

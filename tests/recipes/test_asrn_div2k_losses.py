@@ -78,6 +78,42 @@ def test_the_weight_of_the_self_distillation_rises_over_the_warm_up(recipe: Modu
     assert objective_of(recipe, *options, "--variant", "dsl").psd_weight == 0.0
 
 
+# --- which taps a step trains
+
+
+@pytest.mark.parametrize(
+    ("options", "depths"),
+    [
+        (["all"], [(1, 2, 3), (1, 2, 3), (1, 2, 3), (1, 2, 3)]),
+        (["deepest-first", "--curriculum-until", "0.5"], [(3,), (3,), (1, 2, 3), (1, 2, 3)]),
+        (["alternating"], [(3,), (1, 2, 3), (3,), (1, 2, 3)]),
+        (["rotating"], [(3,), (2, 3), (1, 3), (3,)]),
+        (["sandwich", "--sandwich-taps", "0"], [(1, 3), (1, 3), (1, 3), (1, 3)]),
+    ],
+)
+def test_a_curriculum_chooses_the_taps_of_a_step(
+    recipe: ModuleType, options: list[str], depths: list[tuple[int, ...]]
+) -> None:
+    objective = objective_of(recipe, "--curriculum", *options)
+    assert [objective.depths_at(step) for step in range(4)] == depths
+
+
+def test_a_curriculum_takes_the_weights_of_the_other_options(recipe: ModuleType) -> None:
+    objective = objective_of(recipe, "--curriculum", "alternating", "--tap-weights", "rising")
+    assert objective.tap_weights_at(0) == {1: 0.0, 2: 0.0, 3: 1.0}
+    rising = objective_of(recipe, "--tap-weights", "rising").tap_weights_at(1)
+    assert objective.tap_weights_at(1) == rising
+
+
+def test_a_curriculum_beside_sampled_taps_is_refused(recipe: ModuleType) -> None:
+    message = "--sampled-taps 1 with --curriculum rotating: both say which taps a step trains"
+    with pytest.raises(ValueError, match=message):
+        recipe.Loss(psd_weight=0.1, curriculum="rotating", sampled_taps=1)
+
+
+# --- the log
+
+
 def test_the_share_is_logged_and_changes_no_bit_of_the_training(
     recipe: ModuleType, photos: Path, tmp_path: Path
 ) -> None:
