@@ -26,7 +26,8 @@ import statistics
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -71,8 +72,20 @@ from elasticnet.training.step import TrainingStep
 from elasticnet.training.stop_signal import StopSignal
 
 NUM_BYTES = 256  # the vocabulary: a token is a byte
-ONE_FILE_IN = 10  # so many files, one is for validation
-OTHER_PEOPLES = ("site-packages", "dist-packages", "lib2to3")  # folders that are left out
+EVALUATION_BATCH = 32  # samples
+FILES_PER_VALIDATION_FILE = 10  # of so many files, one is for validation
+# Folders that are left out: other people's programs; tests, which hold half of the bytes and which
+# some systems do not install; and tables and texts that are no programs.
+SKIPPED_FOLDERS = (
+    "dist-packages",
+    "encodings",
+    "idle_test",
+    "lib2to3",
+    "pydoc_data",
+    "site-packages",
+    "test",
+    "tests",
+)
 
 # the labels of the networks in table and figure
 ELASTIC = "elastic"
@@ -80,7 +93,7 @@ ALONE = "each depth alone"
 CUT = "deepest alone, cut short"
 
 # what a resumed run cannot change
-FIXED = ("taps", "width", "num_heads", "context", "text", "training_bytes", "validation_bytes")
+FIXED = ("taps", "width", "num_heads", "context", "text", "validation_bytes", "alone")
 
 hf: Any = transformers  # its classes are annotated too narrowly
 
@@ -92,7 +105,7 @@ hf: Any = transformers  # its classes are annotated too narrowly
 class Network(OptionGroup):
     """The language model, a Llama whose tokens are bytes."""
 
-    taps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    taps: list[int] = field(default_factory=lambda: [1, 2, 4])
     """The depths that carry a prediction, rising. The last one is the number of layers."""
     width: Annotated[int, AtLeast(1)] = 128
     """Numbers a token, an even multiple of --num-heads."""
@@ -117,18 +130,18 @@ class TextOptions(OptionGroup):
 
     text: Path | None = None
     """A folder whose .py files are read, also those in its folders. Default: Python's own."""
-    training_bytes: Annotated[int, AtLeast(1)] = 8_000_000
-    """The most bytes to train on."""
     validation_bytes: Annotated[int, AtLeast(1)] = 65_536
-    """The most bytes to measure on."""
+    """The most bytes to measure on, in samples from all over the files for validation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser(OptimiserOptions):
     """AdamW and its learning rate, a cosine in each training."""
 
-    steps: Annotated[int, AtLeast(1)] = 400
+    steps: Annotated[int, AtLeast(1)] = 2_500
     """Steps of every training."""
+    alone: bool = True
+    """Train each depth alone, too, to compare with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,10 +165,10 @@ class Options(OptionGroup):
     """All options."""
 
     network: Network = Network()
-    run: RunOptions = RunOptions(eval_every=200, save_every=100, log_every=20, keep=2)
+    run: RunOptions = RunOptions(eval_every=500, save_every=250, log_every=50, keep=2)
     text: TextOptions = TextOptions()
     loss: LossOptions = LossOptions(psd_weight=0.0)
-    optimiser: Optimiser = Optimiser(learning_rate=3e-3, warmup=40, batch_size=16)
+    optimiser: Optimiser = Optimiser(learning_rate=2e-3, warmup=50, batch_size=4)
     generation: Generation = Generation()
     compute: ComputeOptions = ComputeOptions(precision="float32")
 
@@ -274,7 +287,7 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
     """Train one network, to the phase's end or until a signal; return its steps done so far."""
     options = training.options
     log = training.log
-    begun = phase.number * options.optimiser.steps  # steps of the run, before this phase
+    steps_before = phase.number * options.optimiser.steps  # of the run, before this phase
     end = options.optimiser.steps
     step = standing.step
     stopping = training.stop_signal.requested
@@ -288,7 +301,7 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
         log_state = standing.state["log"]
 
     net.train()
-    with log.start(begun + step, log_state):
+    with log.start(steps_before + step, log_state):
         while step < end and not stopping:
             # Train on one batch. Samples, taps and learning rate are functions of the step, so that
             # no random generator's state has to be kept.
@@ -305,14 +318,16 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
 
             scores = None
             if validating:
-                scores = bits_per_byte(net, training.text.validation, options.network.context)
+                scores = bits_per_byte(net, validation_samples(options, training.text))
 
             # Write the line of the log before the save: a resumed run cuts the log back to the
             # step of the state that it continues from.
             if saving or step % options.run.log_every == 0:
-                log.write(begun + step, scores, learning_rate=learning_rate, phase=phase.number + 1)
+                log.write(
+                    steps_before + step, scores, learning_rate=learning_rate, phase=phase.number + 1
+                )
             if saving:
-                save(training, phase, begun + step, training_step)
+                save(training, phase, steps_before + step, training_step)
     return step
 
 
@@ -322,16 +337,18 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
 def phases_of(options: Options) -> list[Phase]:
     """Return the trainings in their order: the elastic network, then each depth alone."""
     phases = [Phase(name="elastic", number=0, taps=options.network.taps)]
-    for depth in options.network.taps:
-        phases.append(Phase(name=f"alone_{depth}", number=len(phases), taps=[depth]))
+    if options.optimiser.alone:
+        for depth in options.network.taps:
+            phases.append(Phase(name=f"alone_{depth}", number=len(phases), taps=[depth]))
     return phases
 
 
 def plan_of(options: Options) -> str:
     """Return in a line what the run is about to do."""
     depths = ", ".join(map(str, options.network.taps))
+    then_alone = ", then each depth alone" if options.optimiser.alone else ""
     return (
-        f"an elastic Llama with predictions at depths {depths}, then each depth alone: "
+        f"an elastic Llama with predictions at depths {depths}{then_alone}: "
         f"{options.optimiser.steps:,} steps each with a batch of {options.optimiser.batch_size}, "
         f"in {options.compute.precision}"
     )
@@ -359,6 +376,8 @@ def new_network(options: Options, taps: Sequence[int]) -> ElasticWrapper:
         num_attention_heads=network.num_heads,
         num_key_value_heads=network.num_heads,
         max_position_embeddings=8 * network.context,
+        # the spread of the first weights; 0.02, which is usual, suits layers twenty times as wide
+        initializer_range=network.width**-0.5,
         # every byte is text: none of them begins, ends or fills a line
         bos_token_id=None,
         eos_token_id=None,
@@ -372,18 +391,21 @@ def new_network(options: Options, taps: Sequence[int]) -> ElasticWrapper:
 
 def make_training_step(options: Options, net: ElasticWrapper) -> TrainingStep:
     """Return what does one step of a training, with its loss and its optimiser."""
+    loss = options.loss
+    if len(net.taps) == 1:  # nothing to distil, nothing to choose from
+        loss = LossOptions(psd_weight=0.0, sampled_taps=None)
     objective = ElasticObjective(
         net,
         task_loss=next_byte_loss,
-        psd_weight=options.loss.psd_weight if len(net.taps) > 1 else 0.0,
+        psd_weight=loss.psd_weight,
         tap_weights=normalised(net.taps),
-        sampled_taps=options.loss.sampled_taps if len(net.taps) > 1 else None,
+        sampled_taps=loss.sampled_taps,
         seed=options.run.seed,
     )
     optimiser = torch.optim.AdamW(
         net.parameters(),
         lr=options.optimiser.learning_rate,
-        betas=(0.9, 0.95),
+        betas=(0.9, 0.99),  # a longer memory than 0.95, as the batches are small
         weight_decay=0.1,
         fused=True,
     )
@@ -427,8 +449,8 @@ class Text(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{len(self.training):,} bytes of Python, measuring on {len(self.validation):,} of "
-            f"other files"
+            f"{len(self.training):,} bytes of Python, measuring on samples from "
+            f"{len(self.validation):,} of other files"
         )
 
 
@@ -436,23 +458,15 @@ def read_text(options: Options) -> Text:
     """Return the text; which files are for validation depends on their names alone."""
     folder = options.text.text or Path(sysconfig.get_paths()["stdlib"])
     check_folder(folder, "text")
-    sources: dict[str, Path] = {}
-    for path in folder.rglob("*.py"):
-        name = path.relative_to(folder).as_posix()
-        if not any(part in OTHER_PEOPLES for part in path.parts[len(folder.parts) :]):
-            sources[hashlib.sha256(name.encode()).hexdigest()] = path
-
-    # in the order of their checksums, which is a shuffled one and the same everywhere
     training = bytearray()
     validation = bytearray()
-    num_files = 0
-    for checksum in sorted(sources):
-        is_for_validation = int(checksum, 16) % ONE_FILE_IN == 0
-        part = validation if is_for_validation else training
-        most = options.text.validation_bytes if is_for_validation else options.text.training_bytes
-        if len(part) < most:
-            part += sources[checksum].read_bytes()[: most - len(part)]
-            num_files += 1
+    files = files_by_checksum(folder)
+    for checksum, file in files:
+        if checksum % FILES_PER_VALIDATION_FILE == 0:
+            validation += file.read_bytes()
+        else:
+            training += file.read_bytes()
+
     shortest = options.network.context + 1
     if len(training) < shortest or len(validation) < shortest:
         raise ValueError(
@@ -462,9 +476,23 @@ def read_text(options: Options) -> Text:
     return Text(
         training=torch.frombuffer(training, dtype=torch.uint8),
         validation=torch.frombuffer(validation, dtype=torch.uint8),
-        num_files=num_files,
+        num_files=len(files),
         checksum=hashlib.sha256(training + validation).hexdigest(),
     )
+
+
+def files_by_checksum(folder: Path) -> list[tuple[int, Path]]:
+    """Return the .py files below a folder, each behind the checksum of its name.
+
+    They are in the order of the checksums: a shuffled one, and the same on every machine.
+    """
+    files: list[tuple[int, Path]] = []
+    for file in folder.rglob("*.py"):
+        name = file.relative_to(folder)
+        if not any(part in SKIPPED_FOLDERS for part in name.parts):
+            checksum = hashlib.sha256(name.as_posix().encode()).hexdigest()
+            files.append((int(checksum, 16), file))
+    return sorted(files)
 
 
 def keep_text_record(run: Run, text: Text) -> None:
@@ -498,29 +526,50 @@ def batch_of(training: Training, step: int, part: int, num_parts: int) -> tuple[
     return samples[:, :-1], samples[:, 1:]
 
 
-@torch.no_grad()
-def bits_per_byte(net: ElasticWrapper, text: Tensor, context: int) -> dict[int, float]:
-    """Return by depth the bits that a byte of the text costs on average.
+def validation_samples(options: Options, text: Text) -> Tensor:
+    """Return the samples (num, n + 1) to measure on, spread evenly over the validation text."""
+    context = options.network.context
+    num_bytes = min(options.text.validation_bytes, len(text.validation) - 1)
+    num_samples = max(1, num_bytes // context)
+    gap = (len(text.validation) - 1) // num_samples  # from one beginning to the next
+    starts = range(0, num_samples * gap, gap)
+    return torch.stack([text.validation[at : at + context + 1] for at in starts])
 
-    The text is cut into windows, and each byte is predicted from those before it in its window.
+
+@torch.no_grad()
+def bits_per_byte(net: ElasticWrapper, samples: Tensor) -> dict[int, float]:
+    """Return by depth the bits that a byte of the samples (num, n + 1) costs on average.
+
+    Each byte but a sample's first is predicted from those before it in its sample.
     """
     device = next(net.parameters()).device
-    num_windows = (len(text) - 1) // context
-    inputs = text[: num_windows * context].view(num_windows, context)
-    targets = text[1 : num_windows * context + 1].view(num_windows, context)
-    nats = dict.fromkeys(net.taps, 0.0)  # summed over the windows
+    nats = dict.fromkeys(net.taps, 0.0)  # summed over the samples
     was_training = net.training
     net.eval()
-    for x, target in zip(inputs.split(32), targets.split(32), strict=True):
-        outputs = net.forward_taps(x.to(device, torch.long))
+    for batch in samples.split(EVALUATION_BATCH):
+        x = batch.to(device, torch.long)  # (b, n + 1)
+        outputs = net.forward_taps(x[:, :-1])
         for depth, logits in zip(outputs.depths, outputs.predictions, strict=True):
-            loss = next_byte_loss(logits, target.to(device, torch.long))
-            nats[depth] += loss.item() * len(x)
+            nats[depth] += next_byte_loss(logits, x[:, 1:]).item() * len(x)
     net.train(was_training)
-    return {depth: total / num_windows / math.log(2) for depth, total in nats.items()}
+    return {depth: total / len(samples) / math.log(2) for depth, total in nats.items()}
 
 
 # --- generation
+
+
+class Way(NamedTuple):
+    """A way to write text.
+
+    Attributes:
+        kind: "alone", "assistant" or "early exit". The model of a depth writes alone; or the
+            deepest model writes, and what a shallower depth drafts is checked by it: as a model of
+            its own, or as the deepest model's own first layers.
+        depth: The depth that writes alone, or that drafts.
+    """
+
+    kind: str
+    depth: int
 
 
 class Drafted(NamedTuple):
@@ -552,51 +601,76 @@ class Generated(NamedTuple):
 
 
 def measure_generation(options: Options, models: Mapping[int, Any], text: Tensor) -> Generated:
-    """Let the model of every depth write, and the deepest with each shallower one as a draft.
-
-    All ways take turns, so that whatever else the machine does slows them alike.
-    """
-    deepest = max(models)
-    ways: dict[str, dict[str, Any]] = {}  # further arguments of generate, by the way's name
-    writers: dict[str, Any] = {}
-    for depth, model in models.items():
+    """Let the model of every depth write, and the deepest with each shallower one as a draft."""
+    depths = list(models)
+    deepest = depths[-1]
+    prompts = prompts_of(options, text, models[deepest].device)
+    for model in models.values():  # the model that drafts says how many bytes it drafts
         model.generation_config.num_assistant_tokens = options.generation.draft_bytes
         model.generation_config.num_assistant_tokens_schedule = "constant"
-        ways[f"alone {depth}"] = {}
-        writers[f"alone {depth}"] = model
-        if depth < deepest:
-            ways[f"assistant {depth}"] = {"assistant_model": model}
-            ways[f"early exit {depth}"] = {"assistant_early_exit": depth}
-            writers[f"assistant {depth}"] = models[deepest]
-            writers[f"early exit {depth}"] = models[deepest]
 
-    prompts = prompts_of(options, text, models[deepest].device)
-    written: dict[str, list[Tensor]] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(1 + options.generation.repeats):
-        for name, arguments in ways.items():
-            begun = time.perf_counter()
-            written[name] = [write(options, writers[name], ids, arguments) for ids in prompts]
-            if repeat > 0:  # the first time everything is loaded and allocated
-                seconds[name].append(time.perf_counter() - begun)
-
-    def drafted(name: str) -> Drafted:
-        alone = f"alone {deepest}"
-        ratios = [one / other for one, other in zip(seconds[alone], seconds[name], strict=True)]
-        same = all(map(torch.equal, written[alone], written[name]))
-        return Drafted(speedup=statistics.median(ratios), same_text=same)
+    written: dict[Way, list[Tensor]] = {}
+    seconds: dict[Way, list[float]] = {way: [] for way in ways_of(depths)}
+    with timed_fairly(models[deepest].device) as clock:
+        # The first round loads and allocates; it is not counted.
+        for number in range(1 + options.generation.repeats):
+            # All ways take turns, so that whatever else the machine does slows them alike. Every
+            # other round goes backwards, so that none always follows the same one.
+            order = list(seconds) if number % 2 == 0 else list(reversed(seconds))
+            for way in order:
+                begun = clock()
+                written[way] = [write(options, models, way, ids) for ids in prompts]
+                if number > 0:
+                    seconds[way].append(clock() - begun)
 
     num_bytes = len(prompts) * options.generation.new_bytes
-    shallower = [depth for depth in models if depth < deepest]
+    milliseconds: dict[int, float] = {}
+    texts: dict[int, bytes] = {}
+    drafted: dict[str, dict[int, Drafted]] = {"assistant": {}, "early exit": {}}
+    alone = Way("alone", deepest)
+    for way in seconds:
+        if way.kind == "alone":
+            milliseconds[way.depth] = 1000 * statistics.median(seconds[way]) / num_bytes
+            texts[way.depth] = bytes(written[way][0].tolist())
+        else:
+            rounds = zip(seconds[alone], seconds[way], strict=True)
+            drafted[way.kind][way.depth] = Drafted(
+                speedup=statistics.median(without / with_draft for without, with_draft in rounds),
+                same_text=all(map(torch.equal, written[alone], written[way])),
+            )
     return Generated(
-        milliseconds={
-            depth: 1000 * statistics.median(seconds[f"alone {depth}"]) / num_bytes
-            for depth in models
-        },
-        written={depth: bytes(written[f"alone {depth}"][0][0].tolist()) for depth in models},
-        by_assistant={depth: drafted(f"assistant {depth}") for depth in shallower},
-        by_early_exit={depth: drafted(f"early exit {depth}") for depth in shallower},
+        milliseconds=milliseconds,
+        written=texts,
+        by_assistant=drafted["assistant"],
+        by_early_exit=drafted["early exit"],
     )
+
+
+def ways_of(depths: Sequence[int]) -> list[Way]:
+    """Return all ways to write that are compared; the last depth is the deepest."""
+    ways = [Way("alone", depth) for depth in depths]
+    for depth in depths[:-1]:
+        ways.append(Way("assistant", depth))
+        ways.append(Way("early exit", depth))
+    return ways
+
+
+@contextmanager
+def timed_fairly(device: torch.device) -> Generator[Callable[[], float], None, None]:
+    """Yield a clock, in seconds, that other programs on the machine disturb little.
+
+    On a CPU it counts the processor's time, and a single thread computes: several are no faster
+    with tensors of one byte's size. On a GPU it counts the time that passes.
+    """
+    if device.type != "cpu":
+        yield time.perf_counter
+        return
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield time.process_time
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def prompts_of(options: Options, text: Tensor, device: torch.device) -> list[Tensor]:
@@ -611,15 +685,24 @@ def prompts_of(options: Options, text: Tensor, device: torch.device) -> list[Ten
     return prompts
 
 
-def write(options: Options, model: Any, ids: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    """Return the prompt (1, n) and the most probable bytes behind it, as one tensor."""
-    return model.generate(
+def write(options: Options, models: Mapping[int, Any], way: Way, ids: Tensor) -> Tensor:
+    """Return the prompt (1, n) and the most probable bytes behind it, as one tensor (m,)."""
+    drafts: dict[str, Any] = {}
+    writer = models[max(models)]
+    if way.kind == "alone":
+        writer = models[way.depth]
+    if way.kind == "assistant":
+        drafts["assistant_model"] = models[way.depth]
+    if way.kind == "early exit":
+        drafts["assistant_early_exit"] = way.depth
+    written = writer.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=options.generation.new_bytes,
         do_sample=False,
-        **arguments,
-    )
+        **drafts,
+    )  # (1, m)
+    return written[0].cpu()  # which waits for a GPU
 
 
 # --- the report
@@ -632,17 +715,7 @@ def write_report(
     from elasticnet.sr.benchmark.figures import elastic_curve
 
     taps = options.network.taps
-    context = options.network.context
-    deepest = nets[f"alone_{taps[-1]}"]
-    alone: dict[int, float] = {}
-    for depth in taps:
-        alone.update(bits_per_byte(nets[f"alone_{depth}"], text.validation, context))
-    bits = {
-        ELASTIC: bits_per_byte(nets["elastic"], text.validation, context),
-        ALONE: alone,
-        CUT: bits_per_byte(deepest.with_taps(taps), text.validation, context),
-    }
-
+    bits = compare(options, nets, text)
     models: dict[int, Any] = {}
     for depth in taps:
         models[depth] = to_model(nets["elastic"], depth)
@@ -650,8 +723,8 @@ def write_report(
     generated = measure_generation(options, models, text.validation)
     parameters = {depth: model.num_parameters() for depth, model in models.items()}
 
-    said = report_text(options, bits, parameters, generated)
-    write_atomic(folder / "table.md", said)
+    report = report_text(options, bits, parameters, generated)
+    write_atomic(folder / "table.md", report)
     values = {
         "bits_per_byte": bits,
         "parameters": parameters,
@@ -666,7 +739,23 @@ def write_report(
     write_atomic(folder / "samples.md", samples_text(generated))
     title = f"Llama on bytes of Python, {options.optimiser.steps} steps"
     elastic_curve(folder / "curve.png", bits, title=title, ylabel="bits per byte (less is better)")
-    return said
+    return report
+
+
+def compare(
+    options: Options, nets: Mapping[str, ElasticWrapper], text: Text
+) -> dict[str, dict[int, float]]:
+    """Return the bits per byte of every way to a network of every depth, by way and depth."""
+    taps = options.network.taps
+    samples = validation_samples(options, text)
+    bits = {ELASTIC: bits_per_byte(nets["elastic"], samples)}
+    if options.optimiser.alone:
+        bits[ALONE] = {}
+        for depth in taps:
+            bits[ALONE].update(bits_per_byte(nets[f"alone_{depth}"], samples))
+        deepest = nets[f"alone_{taps[-1]}"]
+        bits[CUT] = bits_per_byte(deepest.with_taps(taps), samples)
+    return bits
 
 
 def report_text(
@@ -691,10 +780,11 @@ def report_text(
         )
     return (
         f"Bits per byte on {options.text.validation_bytes:,} bytes of files that were not trained "
-        f"on; {options.optimiser.steps} steps each\n\n{table(quality)}\n"
+        f"on; {options.optimiser.steps} steps each, seed {options.run.seed}\n\n{table(quality)}\n"
         "Generation with a cache, the median of "
         f"{options.generation.repeats}; speed-up of depth {options.network.taps[-1]} when a "
-        f"shallower depth drafts {options.generation.draft_bytes} bytes at a time\n\n"
+        f"shallower depth drafts {options.generation.draft_bytes} bytes at a time. On a CPU, the "
+        "times are the processor's, on one thread\n\n"
         f"{table(speed)}"
     )
 

@@ -6,9 +6,12 @@ import itertools
 import json
 import math
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,13 +27,11 @@ from elasticnet.training.options import with_values
 from loading import load_recipe
 
 STEPS = 6
-TINY = [
-    *("--taps", "1", "3", "--width", "16", "--num-heads", "2", "--context", "16"),
-    *("--batch-size", "4", "--steps", str(STEPS), "--log-every", "2"),
-    *("--eval-every", "4", "--save-every", "3", "--no-tensorboard"),
-    *("--validation-bytes", "400", "--training-bytes", "4000"),
-    *("--prompts", "1", "--prompt-bytes", "8", "--new-bytes", "6", "--repeats", "1"),
-]
+TINY = shlex.split(
+    "--taps 1 3 --width 16 --num-heads 2 --context 16 --validation-bytes 400 "
+    f"--batch-size 4 --steps {STEPS} --log-every 2 --eval-every 4 --save-every 3 --no-tensorboard "
+    "--prompts 1 --prompt-bytes 8 --new-bytes 6 --repeats 1"
+)
 NETWORKS = ("elastic", "alone_1", "alone_3")
 
 
@@ -109,16 +110,14 @@ def test_every_depth_is_an_ordinary_model_that_gives_the_elastic_nets_bits_per_b
     recipe: ModuleType, sources: Path, whole: Path
 ) -> None:
     options = recipe.parse(arguments(sources, whole.parent / "unused"))
-    validation = recipe.read_text(options).validation
+    samples = recipe.validation_samples(options, recipe.read_text(options)).long()  # (num, 17)
     result = json.loads((whole / "table.json").read_text())
     for depth in ("1", "3"):
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(whole / f"depth_{depth}")
         assert model.config.num_hidden_layers == int(depth)
-        num_windows = (len(validation) - 1) // 16
-        x = validation[: num_windows * 16].view(-1, 16).long()
-        target = validation[1 : num_windows * 16 + 1].long()
         with torch.no_grad():
-            nats = F.cross_entropy(model(x).logits.flatten(0, 1), target).item()
+            logits = model(samples[:, :-1]).logits
+        nats = F.cross_entropy(logits.flatten(0, 1), samples[:, 1:].flatten()).item()
         expected = result["bits_per_byte"]["elastic"][depth]
         assert nats / math.log(2) == pytest.approx(expected, rel=1e-5)
 
@@ -137,20 +136,84 @@ def test_samples_hold_what_each_depth_wrote(whole: Path) -> None:
     assert "Depth 3:" in text
 
 
+def test_the_elastic_network_can_be_trained_without_those_to_compare_with(
+    recipe: ModuleType, sources: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "elastic alone"
+    recipe.main(recipe.parse([*arguments(sources, folder), "--no-alone"]))
+    ours = json.loads((folder / "table.json").read_text())["bits_per_byte"]
+    theirs = json.loads((whole / "table.json").read_text())["bits_per_byte"]
+    assert ours == {"elastic": theirs["elastic"]}
+    assert "| depth | parameters | elastic |\n" in (folder / "table.md").read_text()
+
+
+def test_on_a_cpu_generation_is_timed_by_the_processor_and_one_thread(recipe: ModuleType) -> None:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with recipe.timed_fairly(torch.device("cpu")) as clock:
+            assert clock is time.process_time
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def test_every_shallower_depth_drafts_in_both_ways(recipe: ModuleType) -> None:
+    assert recipe.ways_of([1, 2, 6]) == [
+        ("alone", 1),
+        ("alone", 2),
+        ("alone", 6),
+        ("assistant", 1),
+        ("early exit", 1),
+        ("assistant", 2),
+        ("early exit", 2),
+    ]
+
+
 # --- the parts
 
 
 def test_files_are_parted_by_their_names_alone(recipe: ModuleType, sources: Path) -> None:
     options = recipe.parse(arguments(sources, sources / "unused"))
-    generous = {"training_bytes": 10**6, "validation_bytes": 10**6}
-    text = recipe.read_text(with_values(options, generous))
+    text = recipe.read_text(options)
     files = {path.read_bytes() for path in sources.rglob("*.py")}
     training = bytes(text.training.tolist())
     validation = bytes(text.validation.tolist())
     assert len(training) + len(validation) == sum(map(len, files))
     assert all((content in training) != (content in validation) for content in files)
     assert text.num_files == 40
-    assert recipe.read_text(with_values(options, generous)).checksum == text.checksum
+    assert recipe.read_text(options).checksum == text.checksum
+
+
+@pytest.mark.parametrize("folder", ["test", "site-packages", "encodings", "inner/tests"])
+def test_tests_tables_and_other_peoples_programs_are_no_text(
+    recipe: ModuleType, sources: Path, tmp_path: Path, folder: str
+) -> None:
+    shutil.copytree(sources, tmp_path, dirs_exist_ok=True)
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "left_out.py").write_text("x = 1\n")
+    options = recipe.parse(arguments(sources, sources / "unused"))
+    text = recipe.read_text(with_values(options, {"text": tmp_path}))
+    assert text.num_files == 40
+
+
+def test_samples_to_measure_on_are_spread_over_the_whole_validation_text(
+    recipe: ModuleType, sources: Path
+) -> None:
+    options = recipe.parse([*arguments(sources, sources / "unused"), "--validation-bytes", "64"])
+    numbers = torch.arange(1001)
+    text = recipe.Text(training=numbers, validation=numbers, num_files=1, checksum="")
+
+    few = recipe.validation_samples(options, text)
+    assert few.shape == (4, 17)
+    assert few[:, 0].tolist() == [0, 250, 500, 750]
+    assert torch.equal(few[3], torch.arange(750, 767))
+
+    # more than there is: every byte but the first is predicted once
+    all_of_it = recipe.validation_samples(with_values(options, {"validation_bytes": 5000}), text)
+    assert all_of_it.shape == (62, 17)
+    assert all_of_it[:, 1:].unique().numel() == 62 * 16
 
 
 def test_bits_per_byte_of_a_network_that_knows_nothing_are_eight(
@@ -159,8 +222,8 @@ def test_bits_per_byte_of_a_network_that_knows_nothing_are_eight(
     options = recipe.parse(arguments(sources, sources / "unused"))
     net = recipe.new_network(options, [1, 3])
     torch.nn.init.zeros_(net.head.model.lm_head.weight)
-    text = torch.randint(256, (200,), dtype=torch.uint8)
-    assert recipe.bits_per_byte(net, text, context=16) == pytest.approx({1: 8.0, 3: 8.0})
+    samples = torch.randint(256, (40, 17), dtype=torch.uint8)
+    assert recipe.bits_per_byte(net, samples) == pytest.approx({1: 8.0, 3: 8.0})
 
 
 def test_a_batch_is_a_function_of_seed_and_step(recipe: ModuleType, sources: Path) -> None:
