@@ -168,7 +168,7 @@ class Options(OptionGroup):
     run: RunOptions = RunOptions(eval_every=500, save_every=250, log_every=50, keep=2)
     text: TextOptions = TextOptions()
     loss: LossOptions = LossOptions(psd_weight=0.0)
-    optimiser: Optimiser = Optimiser(learning_rate=2e-3, warmup=50, batch_size=4)
+    optimiser: Optimiser = Optimiser(learning_rate=1.5e-3, warmup=50, batch_size=4)
     generation: Generation = Generation()
     compute: ComputeOptions = ComputeOptions(precision="float32")
 
