@@ -94,8 +94,17 @@ EVALUATION_BATCH = 256
 # what torch and timm raise of a file that holds no weights, or another model's
 UNREADABLE = (AttributeError, KeyError, RuntimeError, TypeError, ValueError, UnpicklingError)
 # what a resumed run cannot change
-FIXED = ("model", "model_options", "pretrained", "weights", "stages", "num_taps")
-FIXED += ("data", "test_share", "alone")
+FIXED = (
+    "model",
+    "model_options",
+    "pretrained",
+    "weights",
+    "stages",
+    "num_taps",
+    "data",
+    "test_share",
+    "alone",
+)
 
 
 # --- options: in groups for --help and for the code below; options.json holds them without groups
@@ -382,13 +391,15 @@ def phases_of(options: Options, taps: Sequence[int]) -> list[Phase]:
 
 def make_training_step(options: Options, phase: Phase, net: ElasticWrapper) -> TrainingStep:
     """Return what does one step of a phase, with its loss and its optimiser."""
-    is_elastic = phase.name == "elastic"
+    loss = options.loss
+    if phase.name != "elastic":  # a single tap: nothing to distil, nothing to choose from
+        loss = LossOptions(psd_weight=0.0, sampled_taps=None)
     objective = ElasticObjective(
         net,
         task_loss=F.cross_entropy,
-        psd_weight=options.loss.psd_weight if is_elastic else 0.0,
+        psd_weight=loss.psd_weight,
         tap_weights=normalised(net.taps),
-        sampled_taps=options.loss.sampled_taps if is_elastic else None,
+        sampled_taps=loss.sampled_taps,
         seed=options.run.seed,
     )
     matrices = [each for each in net.parameters() if each.ndim > 1]
@@ -698,8 +709,10 @@ class ImageFolder:
                 raise ValueError(f"--data {root}: train/ and val/ have different classes")
         else:
             training, tested = split_places(labels, data.test_share, seed)
-            test_files, test_labels = [files[place] for place in tested], labels[tested]
-            files, labels = [files[place] for place in training], labels[training]
+            test_files = [files[place] for place in tested]
+            test_labels = labels[tested]
+            files = [files[place] for place in training]
+            labels = labels[training]
         self.form = form
         self.files = files
         self.labels = torch.from_numpy(labels)
@@ -832,18 +845,10 @@ def write_report(
     accuracies: Mapping[str, Mapping[int, float]],
 ) -> str:
     """Write table.md, table.json and accuracy.png; return the table for the terminal."""
-    columns: dict[str, dict[int, float]] = {
-        "ordinary": dict(accuracies["ordinary"]),
-        "elastic": dict(accuracies["elastic"]),
-    }
-    if options.optimiser.alone:
-        alone = {phase: dict(by_depth) for phase, by_depth in accuracies.items()}
-        columns["alone"] = {depth: alone[f"alone_{depth}"][depth] for depth in net.taps[:-1]}
-        deepest = net.taps[-1]
-        columns["alone"][deepest] = accuracies["ordinary"][deepest]
-
+    columns = columns_of(options, net.taps, accuracies)
     cost = cost_of(net, images)
-    rows: list[list[str]] = [["depth", "cost", *(LABELS[name] for name in columns)]]
+    labels = [LABELS[name] for name in columns]
+    rows: list[list[str]] = [["depth", "cost", *labels]]
     for depth in net.taps:
         cells = [f"{column[depth]:.1f}" if depth in column else "" for column in columns.values()]
         rows.append([str(depth), f"{cost[depth]:.0f} %", *cells])
@@ -865,6 +870,22 @@ def write_report(
     title = f"{options.network.model}, {options.optimiser.steps} steps"
     elastic_curve(folder / "accuracy.png", curves, title=title, ylabel="test accuracy (%)")
     return heading + aligned(text)
+
+
+def columns_of(
+    options: Options, taps: Sequence[int], accuracies: Mapping[str, Mapping[int, float]]
+) -> dict[str, dict[int, float]]:
+    """Return the columns of the table: accuracies by depth of each way to a net of every depth."""
+    columns: dict[str, dict[int, float]] = {
+        "ordinary": dict(accuracies["ordinary"]),
+        "elastic": dict(accuracies["elastic"]),
+    }
+    if options.optimiser.alone:
+        *shallower, deepest = taps
+        columns["alone"] = {depth: accuracies[f"alone_{depth}"][depth] for depth in shallower}
+        # alone at the deepest tap is the ordinary model
+        columns["alone"][deepest] = accuracies["ordinary"][deepest]
+    return columns
 
 
 def cost_of(net: ElasticWrapper, images: Images) -> dict[int, float]:
