@@ -3,7 +3,7 @@
     python recipes/asrn_div2k.py                    demo: five minutes on scikit-image's photographs
     python recipes/asrn_div2k.py --download         DIV2K into datasets/, then the paper's training
     python recipes/asrn_div2k.py --data DIR         the same on DIV2K or any flat folder of images
-    python recipes/asrn_div2k.py --task denoise     the same network at equal size, or --task deblur
+    python recipes/asrn_div2k.py --task denoise     at equal size; or --task deblur, dehaze, restore
     python recipes/asrn_div2k.py --resume RUN       go on exactly where the run in a folder stopped
     torchrun --nproc-per-node 4 recipes/asrn_div2k.py --data DIR    four processes share the batch
 
@@ -106,16 +106,24 @@ FIXED = (
     "num_blocks",
     "channels",
     "upsampler",
+    "block",
+    "fusion",
+    "residual_links",
+    "shuffle",
+    "residual",
     "skip",
     "tap_affine",
     "variant",
 )
 
-# what a task fixes; at scale 1 DN is the noisy photograph and BD the blurred one
+# what a task fixes; at scale 1 DN is the noisy photograph, BD the blurred and HAZE the hazy one;
+# BI is the photograph itself, as --task restore reads degraded images from files
 TASKS: dict[str, dict[str, Any]] = {
     "sr": {},
     "denoise": {"scale": 1, "degradation": "DN", "noise_sigma": 25.0},
     "deblur": {"scale": 1, "degradation": "BD", "blur_sigma": 1.6},
+    "dehaze": {"scale": 1, "degradation": "HAZE"},
+    "restore": {"scale": 1, "degradation": "BI"},
 }
 
 
@@ -150,9 +158,9 @@ class Setup(OptionGroup):
     patch and the image scale are our assumptions) or best (ours). Without it, paper where there is
     a data set, and otherwise demo.
     """
-    task: Literal["sr", "denoise", "deblur"] = "sr"
-    """Super-resolution, or restoration at equal size (scale 1) of noise (sigma 25) or blur (sigma
-    1.6).
+    task: Literal["sr", "denoise", "deblur", "dehaze", "restore"] = "sr"
+    """Super-resolution, or restoration at equal size (scale 1): of noise (sigma 25), of blur (sigma
+    1.6), of haze, or of what the degraded images beside those of --data and --valid suffer from.
     """
     init: Path | None = None
     """Start from the weights of this file (best.safetensors of a run): of another scale or depth,
@@ -186,6 +194,16 @@ class Network(OptionGroup):
     """Width of the body."""
     upsampler: Literal["deconv", "subpixel"] = "deconv"
     """Shared head: the published one, or the paper's module A."""
+    block: Literal["mab", "shufflenet", "res2net"] = "mab"
+    """The published block (MAB), or a ShuffleNet or Res2Net unit of like size."""
+    fusion: bool = True
+    """The last conv 1x1 of the MAB."""
+    residual_links: bool = True
+    """The links between the channel groups of the MAB."""
+    shuffle: bool = True
+    """The channel shuffle of the MAB."""
+    residual: bool = True
+    """The skip around the MAB."""
     start: Literal["interpolate", "default"] = "interpolate"
     """Start near an interpolator of the input, or at PyTorch's own initialisation."""
     skip: Literal["none", "bicubic"] = "none"
@@ -284,6 +302,10 @@ class Compute(ComputeOptions):
 
     compile: bool = False
     """Compile the step, on CUDA into a graph; on a CPU it does not pay."""
+    checkpoint_blocks: bool = False
+    """Compute the blocks again in the backward pass instead of keeping their insides: less memory,
+    more time, the same numbers.
+    """
     accumulate: Annotated[int, AtLeast(1)] = 1
     """Compute each process's share of the batch in this many parts, one after the other."""
     auto_batch: bool = False
@@ -315,8 +337,8 @@ class Options(OptionGroup):
         task = self.setup.task
         if task == "sr" and self.images.scale == 1:
             raise ValueError(
-                "--scale 1: expected 2, 3 or 4, or --task denoise or deblur, which keep the "
-                "image's size"
+                "--scale 1: expected 2, 3 or 4, or a --task that keeps the image's size: denoise, "
+                "deblur, dehaze or restore"
             )
         values = flat_values(self)
         for name in ("scale", "degradation"):
@@ -567,7 +589,19 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         cache=images.cache,
     )
     processes.say(lr_line(training_images, validation_images))
+    if options.setup.task == "restore":
+        refuse_made_images({"--data": training_images, "--valid": validation_images})
     return training_images, scorable(validation_images)
+
+
+def refuse_made_images(pairs_by_option: Mapping[str, PairSet]) -> None:
+    """Raise if there are no degraded images to restore: they would be copies of the clear ones."""
+    for option, pairs in pairs_by_option.items():
+        if pairs.lr_is_made:
+            raise ValueError(
+                f"--task restore: no degraded images were found beside those of {option}; give "
+                f"{option} a folder with GT/ and LQ/, or the degraded images of --data by --data-lr"
+            )
 
 
 def build(options: Options, processes: Processes) -> ElasticWrapper:
@@ -580,10 +614,16 @@ def build(options: Options, processes: Processes) -> ElasticWrapper:
         num_blocks=options.network.num_blocks,
         channels=options.network.channels,
         upsampler=options.network.upsampler,
+        block=options.network.block,
+        fusion=options.network.fusion,
+        residual_links=options.network.residual_links,
+        shuffle=options.network.shuffle,
+        residual=options.network.residual,
         init=options.network.start,
         skip=skip,
         tap_affine=options.network.tap_affine,
         taps=taps,
+        checkpoint_blocks=options.compute.checkpoint_blocks,
     )
     if options.setup.init is not None and options.run.resume is None:
         source = elasticnet.load(options.setup.init)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -40,7 +41,8 @@ def recipe() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("task", "steps", "least_gain"), [("denoise", 60, 3.0), ("deblur", 150, 0.1)]
+    ("task", "steps", "least_gain"),
+    [("denoise", 60, 3.0), ("deblur", 150, 0.1), ("dehaze", 60, 2.0)],
 )
 def test_a_task_at_equal_size_learns_at_every_depth(
     recipe, tmp_path, capsys, task, steps, least_gain
@@ -61,18 +63,16 @@ def test_a_task_at_equal_size_learns_at_every_depth(
     photos.mkdir()
     hr = scikit_image_photos()["coffee"][:90, :120]
     Image.fromarray(hr).save(photos / "coffee.png")
-    sigma, value = ("noise_sigma", 25.0) if task == "denoise" else ("blur_sigma", 1.6)
+    sigmas: dict[str, Any] = {
+        "denoise": {"noise_sigma": 25.0},
+        "deblur": {"blur_sigma": 1.6},
+        "dehaze": {},
+    }[task]
     degradation = options["degradation"]
-    sigmas: dict[str, Any] = {sigma: value}
     pairs = load_pairs(photos, 1, degradation=degradation, progress=False, **sigmas)
-    arguments = [
-        "--data",
-        str(photos),
-        "--degradation",
-        degradation,
-        f"--{sigma.replace('_', '-')}",
-        str(value),
-    ]
+    arguments = ["--data", str(photos), "--degradation", degradation]
+    for name, value in sigmas.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
     arguments += ["--no-cost", "--out", str(tmp_path / "scores")]
     assert main(["benchmark", str(tmp_path / "run" / "best.safetensors"), *arguments]) == 0
     rows = json.loads((tmp_path / "scores" / "table.json").read_text())["rows"]
@@ -81,10 +81,55 @@ def test_a_task_at_equal_size_learns_at_every_depth(
     assert all(row["psnr"] > rows[0]["psnr"] for row in rows[1:])
 
 
+def write_pairs(folder: Path, clear: str, degraded: str) -> None:
+    """Photographs in one folder, and in another one the same with their colours exchanged."""
+    for name in ("astronaut", "chelsea", "coffee"):
+        photo = scikit_image_photos()[name][:60, :80]
+        for kind, image in ((clear, photo), (degraded, photo[..., ::-1])):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(image)).save(folder / kind / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    ("clear", "degraded", "options"),
+    [
+        ("GT", "LQ", ["--data", "."]),
+        ("sharp", "blurred", ["--data", "sharp", "--data-lr", "blurred"]),
+    ],
+)
+def test_any_pairs_of_equal_size_are_restored(
+    recipe, tmp_path, monkeypatch, clear, degraded, options
+):
+    """The degradation is one that nothing here could have made: red and blue are exchanged."""
+    write_pairs(tmp_path, clear, degraded)
+    monkeypatch.chdir(tmp_path)
+    given = ["--preset", "demo", *SMALL, "--task", "restore", *options, "--num-valid", "1"]
+    recipe.main(recipe.parse([*given, "--no-cache", "--out", "run"]))
+    table = json.loads(Path("run", "table.json").read_text())
+    assert all(row["psnr"] > table["input"]["psnr"] + 1.0 for row in table["rows"])
+    stored = json.loads(Path("run", "options.json").read_text())
+    assert (stored["task"], stored["scale"], stored["degradation"]) == ("restore", 1, "BI")
+
+
+@pytest.mark.parametrize("valid", [False, True])
+def test_restoring_needs_degraded_images(recipe, tmp_path, valid):
+    write_pairs(tmp_path / "pairs", "GT", "LQ")
+    write_pairs(tmp_path / "alone", "GT", "other")
+    data, option = ("pairs", "--valid") if valid else ("alone", "--data")
+    given = ["--task", "restore", "--data", str(tmp_path / data), "--num-valid", "1"]
+    if valid:
+        given += ["--valid", str(tmp_path / "alone")]
+    options = recipe.parse([*SMALL, *given, "--no-cache", "--out", str(tmp_path / "run")])
+    with pytest.raises(ValueError, match="no degraded images were found beside those of") as raised:
+        recipe.main(options)
+    assert f"beside those of {option}; give" in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--scale", "1"], "--scale 1: expected 2, 3 or 4, or --task denoise or deblur"),
+        (["--scale", "1"], "--scale 1: expected 2, 3 or 4, or a --task that keeps"),
         (
             ["--task", "denoise", "--scale", "2"],
             "--scale 2: --task denoise has scale 1; leave it out",
@@ -96,6 +141,14 @@ def test_a_task_at_equal_size_learns_at_every_depth(
         (
             ["--task", "deblur", "--noise-sigma", "3"],
             "noise_sigma 3.0: degradation 'BD' has no such setting",
+        ),
+        (
+            ["--task", "dehaze", "--noise-sigma", "3"],
+            "noise_sigma 3.0: degradation 'HAZE' has no such setting",
+        ),
+        (
+            ["--task", "restore", "--degradation", "DN"],
+            "--degradation DN: --task restore has degradation BI",
         ),
         (["--noise-sigma", "3"], "noise_sigma 3.0: degradation 'BI' has no such setting"),
         (

@@ -95,6 +95,11 @@ class PairSet:
         self.skipped = [Skipped(name, reason) for name, reason in skipped]
         self.lr_source = lr_source
 
+    @property
+    def lr_is_made(self) -> bool:
+        """Whether the LR images were made of the HR images, and not read from files."""
+        return self.lr_source.startswith("made")
+
     def __len__(self) -> int:
         return len(self.names)
 
