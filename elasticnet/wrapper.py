@@ -21,7 +21,6 @@ from elasticnet._net.checks import (
     check_adapter_depths,
     check_is_no_tuple,
     check_modules,
-    check_none_unused,
     check_not_overwritten_since,
     check_number_of_blocks,
     check_predictions,
@@ -29,6 +28,7 @@ from elasticnet._net.checks import (
     features_and_context,
     is_plain_tuple,
     listed,
+    refuse_unexpected,
     rejection_message,
     tap_reports,
     warn_of_statistics,
@@ -409,7 +409,7 @@ class ElasticWrapper(nn.Module):
         only_for_context = arguments.of_others(keywords)
         # Before the stem runs: its error about a missing argument would hide the misspelt name.
         if not context_is_read:
-            check_none_unused(only_for_context)
+            refuse_unexpected(only_for_context)
         if self.stem is None:
             return x, keywords
 
@@ -423,7 +423,7 @@ class ElasticWrapper(nn.Module):
                 "or head_skip='context' to use it in the head"
             )
         # The stem's own context takes the place of the keyword arguments: no other part gets them.
-        check_none_unused(only_for_context)
+        refuse_unexpected(only_for_context)
         return features_and_context(output, source="the stem")
 
     def _arguments_of_stem(self) -> StemArguments:
@@ -679,8 +679,8 @@ class ElasticWrapper(nn.Module):
         """
         depth = resolve_depth(depth, self.taps)
         taps = [tap for tap in self.taps if tap <= depth]
-        shared = self._rebuilt(self.blocks[:depth], taps, self._adapters_by_depth())
-        return detached_copy(shared)
+        net_of_same_modules = self._rebuilt(self.blocks[:depth], taps, self._adapters_by_depth())
+        return detached_copy(net_of_same_modules)
 
     def with_taps(self, taps: Iterable[int] | None) -> ElasticWrapper:
         """Return a network of the same modules with predictions at other depths.
@@ -732,20 +732,26 @@ class ElasticWrapper(nn.Module):
         """
         new_blocks = identity_blocks(blocks, init, net=self)
         old_depth = len(self.blocks)
-        new_taps = range(old_depth + 1, old_depth + len(new_blocks) + 1)
+        new_depth = old_depth + len(new_blocks)
+        new_taps = range(old_depth + 1, new_depth + 1)
+
+        # Each new tap gets an adapter of its own, a copy of the deepest tap's. The copy of the whole
+        # net below would not do: an adapter that stands at several taps is still one in a copy.
         adapters = self._adapters_by_depth()
         if old_depth in adapters:
-            # Copied here and with the net: without this copy the new taps would share one adapter.
             for depth in new_taps:
                 adapters[depth] = detached_copy(adapters[old_depth])
-        shared = self._rebuilt(
+        net_of_same_modules = self._rebuilt(
             blocks=[*self.blocks, *new_blocks], taps=[*self.taps, *new_taps], adapters=adapters
         )
-        grown = detached_copy(shared)
+        grown = detached_copy(net_of_same_modules)
+
+        # and statistics of its own, of the head's BatchNorm
         statistics = self._statistics_at(old_depth)
         if statistics is not None:
             for depth in new_taps:
                 grown.head_statistics[str(depth)] = detached_copy(statistics)
+
         prove_same_function(self, grown, example, keywords)
         return grown
 
@@ -800,13 +806,17 @@ class ElasticWrapper(nn.Module):
     def _rebuilt(
         self, blocks: Iterable[nn.Module], taps: Sequence[int], adapters: Mapping[int, nn.Module]
     ) -> ElasticWrapper:
-        """Return this net with other blocks, taps and adapters, without copying any module."""
+        """Return a net like this one with other blocks and taps; it shares the modules.
+
+        It has those of the adapters whose depth is a tap.
+        """
         check_not_sharded(self)
+        adapters_at_taps = {depth: adapters[depth] for depth in taps if depth in adapters}
         net = shallow_copy(self)
         net.taps = tuple(taps)
         net.default_depth = net.taps[-1]
         net.blocks = nn.ModuleList(blocks)
-        net.adapters = _module_dict({depth: adapters[depth] for depth in taps if depth in adapters})
+        net.adapters = _module_dict(adapters_at_taps)
         net.head_statistics = statistics_by_depth(self.head_statistics, taps)
         # The two containers are new; every other module keeps its own mode.
         net.blocks.training = self.training

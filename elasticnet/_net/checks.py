@@ -125,16 +125,16 @@ def check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int])
             )
 
 
-def check_none_unused(unused: Iterable[str]) -> None:
+def refuse_unexpected(keywords: Iterable[str]) -> None:
     """Raise if there is a keyword argument that no part gets; it may be misspelt.
 
     Args:
-        unused: The names of such keyword arguments of `net(x, **keywords)`.
+        keywords: The names of such keyword arguments of `net(x, **keywords)`.
 
     Raises:
         TypeError: There is one.
     """
-    names = list(unused)
+    names = list(keywords)
     if names:
         raise TypeError(
             f"unexpected keyword argument {names[0]!r}: neither the stem nor call_block gets it; "
