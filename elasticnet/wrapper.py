@@ -735,8 +735,8 @@ class ElasticWrapper(nn.Module):
         new_depth = old_depth + len(new_blocks)
         new_taps = range(old_depth + 1, new_depth + 1)
 
-        # Each new tap gets an adapter of its own, a copy of the deepest tap's. The copy of the whole
-        # net below would not do: an adapter that stands at several taps is still one in a copy.
+        # Each new tap gets an adapter of its own, a copy of the deepest tap's. The copy of the net
+        # below would not do: one adapter at several taps is still one in a copy.
         adapters = self._adapters_by_depth()
         if old_depth in adapters:
             for depth in new_taps:
