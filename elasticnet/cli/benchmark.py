@@ -20,7 +20,7 @@ from elasticnet.cli.arguments import (
 
 if TYPE_CHECKING:
     from elasticnet.cli.arguments import Commands
-    from elasticnet.sr.benchmark import Benchmark
+    from elasticnet.sr.benchmark import Benchmark, OtherMethod
     from elasticnet.sr.data.pair_set import PairSet
     from elasticnet.wrapper import ElasticWrapper
 
@@ -76,7 +76,27 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the first N blocks; default: every depth that carries a prediction",
     )
+    group.add_argument(
+        "--others",
+        nargs="+",
+        type=_other,
+        default=[],
+        metavar="NAME=DIR",
+        help="images that other methods have made of the data sets: they are scored in the same "
+        "way and shown beside the networks; in DIR, DIR/SET, DIR/xS or DIR/SET/xS, named as the "
+        "true images, also with the scale and the method's name after it",
+    )
     add_device(group)
+
+
+def _other(text: str) -> tuple[str, str]:
+    """One value of --others: a method's name and the folder of its images."""
+    name, equals, folder = text.partition("=")
+    if not name or not equals or not folder:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a name and a folder, such as RCAN=results/RCAN"
+        )
+    return name, folder
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +214,7 @@ def run(options: argparse.Namespace) -> int:
         OSError: A file that cannot be read or written.
     """
     from elasticnet._tables import aligned
+    from elasticnet.sr.benchmark import find_others
     from elasticnet.sr.benchmark.report import caption, markdown_table, warnings_of, write_tables
 
     _sort_files_from_data(options)
@@ -201,7 +222,8 @@ def run(options: argparse.Namespace) -> int:
     nets = _named_nets(options, device)
     _make_folders(options)  # now, and not when everything is scored
     sets = _load_sets(options, nets)
-    result = _score(options, nets, sets, device)
+    others = [find_others(name, folder, sets) for name, folder in options.others]
+    result = _score(options, nets, others, sets, device)
 
     title = _title(options, nets)
     if options.out:
@@ -211,7 +233,7 @@ def run(options: argparse.Namespace) -> int:
     for warning in warnings_of(result):
         print(f"warning: {warning}")
     if options.out:
-        _draw_figures(options.out, result, nets, sets, device)
+        _draw_figures(options.out, result, nets, others, sets, device)
     skipped = [(f"{each.data} x{each.scale} {each.image}", each.reason) for each in result.skipped]
     return report_skipped(skipped)
 
@@ -265,6 +287,7 @@ def _load_sets(
 def _score(
     options: argparse.Namespace,
     nets: Sequence[tuple[str, ElasticWrapper]],
+    others: Sequence[OtherMethod],
     sets: Sequence[tuple[str, PairSet]],
     device: str,
 ) -> Benchmark:
@@ -286,6 +309,7 @@ def _score(
         result = benchmark(
             nets,
             sets,
+            others=others,
             depths=options.depths,
             protocol=options.protocol,
             self_ensemble=options.self_ensemble,
@@ -326,6 +350,8 @@ def _data_settings(
         value = getattr(options, name)
         if value is not None:
             settings[name] = value
+    if options.others:
+        settings["others"] = dict(options.others)
     return settings
 
 
@@ -333,13 +359,14 @@ def _draw_figures(
     folder: str,
     result: Benchmark,
     nets: Sequence[tuple[str, ElasticWrapper]],
+    others: Sequence[OtherMethod],
     sets: Sequence[tuple[str, PairSet]],
     device: str,
 ) -> None:
     from elasticnet.sr.benchmark.report import write_figures
 
     if importlib.util.find_spec("matplotlib"):
-        write_figures(folder, result, nets, sets, device)
+        write_figures(folder, result, nets, sets, device, others)
     else:
         hint = 'no figures without matplotlib: pip install "elastic-depth[figures]"'
         print(hint, file=sys.stderr)
@@ -400,7 +427,8 @@ def _scales(
 
 
 def _title(options: argparse.Namespace, nets: Sequence[tuple[str, ElasticWrapper]]) -> str:
-    labels = list(dict.fromkeys(label for label, _ in nets))  # each once, in order
+    named = [*nets, *options.others]
+    labels = list(dict.fromkeys(label for label, _ in named))  # each once, in order
     scored = ", ".join(labels) or "bicubic"
     return f"{scored}, {_lr_kind(options)}"
 

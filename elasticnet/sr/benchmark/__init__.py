@@ -1,13 +1,14 @@
 """PSNR and SSIM per depth on sets of image pairs, beside bicubic interpolation.
 
-`scores` holds what is done with one image, `sets` loads the data, `contestants` are what is scored,
-`costs` measures them, `evaluation` scores whole sets; `kept_scores` lets a benchmark that was
-killed go on; `report` and `figures` show the result.
+`scores` holds what is done with one image, `sets` loads the data, `others` finds the images of
+other methods, `contestants` are what is scored, `costs` measures them, `evaluation` scores whole
+sets; `kept_scores` lets a benchmark that was killed go on; `report` and `figures` show the result.
 """
 
 from elasticnet.sr.benchmark.costs import OUTPUT_SIZE
 from elasticnet.sr.benchmark.evaluation import benchmark, evaluate, evaluate_bicubic
 from elasticnet.sr.benchmark.kept_scores import KeptScores
+from elasticnet.sr.benchmark.others import OtherMethod, find_others
 from elasticnet.sr.benchmark.records import Benchmark, ImageScore, Row, Skipped
 from elasticnet.sr.benchmark.scores import (
     BASELINES,
@@ -36,6 +37,7 @@ __all__ = [
     "Benchmark",
     "ImageScore",
     "KeptScores",
+    "OtherMethod",
     "Row",
     "Scores",
     "Skipped",
@@ -45,6 +47,7 @@ __all__ = [
     "distinct_names",
     "evaluate",
     "evaluate_bicubic",
+    "find_others",
     "load_sets",
     "lr_line",
     "lr_lines",

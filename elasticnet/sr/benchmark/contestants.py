@@ -21,7 +21,9 @@ from elasticnet.sr.benchmark.kept_scores import (
     Place,
     digest_of_images,
     digest_of_net,
+    made_elsewhere,
 )
+from elasticnet.sr.benchmark.others import OtherImage, OtherMethod
 from elasticnet.sr.benchmark.records import ImageScore
 from elasticnet.sr.benchmark.scores import (
     FULL,
@@ -35,6 +37,7 @@ from elasticnet.sr.benchmark.scores import (
     scored_depths,
 )
 from elasticnet.sr.data.pair_set import PairSet
+from elasticnet.sr.data.read_rgb import read_rgb
 from elasticnet.sr.inference.scale import scale_of
 from elasticnet.wrapper import ElasticWrapper
 
@@ -42,15 +45,16 @@ ByDepth = dict[Depth | None, Scores]
 
 
 class Contestant(NamedTuple):
-    """A network, or bicubic interpolation.
+    """A network, bicubic interpolation, or the images of another method.
 
     Attributes:
         label: In the tables.
-        net: Any module; None for bicubic interpolation.
+        net: Any module; None for bicubic interpolation and for another method.
         scale: How many times as long it makes each side.
         requested: The depths that were asked for; None for all, and where there are no depths.
         depths: The depths that are scored; the one depth of bicubic interpolation is None.
-        weights: `digest_of_net` of it; "" for bicubic, and where no scores are kept.
+        weights: `digest_of_net` of it; "" without a net, and where no scores are kept.
+        other: The images of another method; None for what makes its images itself.
     """
 
     label: str
@@ -59,6 +63,7 @@ class Contestant(NamedTuple):
     requested: Sequence[int] | None
     depths: tuple[Depth | None, ...]
     weights: str
+    other: OtherMethod | None = None
 
 
 class Scoring(NamedTuple):
@@ -90,7 +95,7 @@ class Item(NamedTuple):
         data: The data set's name.
         pairs: The data set.
         position: The image's place in it, from 0.
-        contestants: Bicubic interpolation, and the networks of this scale.
+        contestants: Bicubic interpolation, and the networks and other methods of this scale.
         pixels: `digest_of_images` of its LR and HR image; "" where no scores are kept.
     """
 
@@ -159,6 +164,24 @@ def bicubic_contestant(scale: int) -> Contestant:
     )
 
 
+def other_contestant(other: OtherMethod, scale: int) -> Contestant:
+    """Return the images of another method as a contestant.
+
+    Args:
+        other: The method.
+        scale: How many times as long each side became.
+    """
+    return Contestant(
+        label=other.name,
+        net=None,
+        scale=scale,
+        requested=None,
+        depths=(FULL,),
+        weights="",
+        other=other,
+    )
+
+
 def score_item(item: Item, scoring: Scoring, show: Callable[[str], object]) -> ScoredItem:
     """Score what each contestant makes of one image; what an earlier run has kept is taken over.
 
@@ -208,7 +231,10 @@ def basis_of(item: Item, contestant: Contestant, scoring: Scoring) -> Basis:
         scoring: How it is scored.
     """
     settings = {**scoring.settings, "elasticnet": __version__}
-    return Basis(pixels=item.pixels, weights=contestant.weights, settings=settings)
+    made_by = contestant.weights
+    if contestant.other is not None:
+        made_by = made_elsewhere(_other_image(item, contestant.other).digest)
+    return Basis(pixels=item.pixels, weights=made_by, settings=settings)
 
 
 def _kept_scores(item: Item, contestant: Contestant, scoring: Scoring) -> ByDepth | None:
@@ -221,7 +247,7 @@ def _kept_scores(item: Item, contestant: Contestant, scoring: Scoring) -> ByDept
         kept = scoring.kept.find(place_of(item, contestant, depth), basis)
         if kept is None:
             return None
-        if scoring.images_dir is not None:
+        if scoring.images_dir is not None and contestant.other is None:
             saved = _image_path(scoring.images_dir, item, contestant, depth)
             if not _shows(saved, kept.made):
                 return None
@@ -236,13 +262,13 @@ def _new_scores(
     pairs = item.pairs
     hr = pairs.hr(item.position)
     show(f"{item.name}: {contestant.label}")
-    made = _make_images(contestant, pairs.lr(item.position), scoring)
+    made = _make_images(item, contestant, scoring)
     found: ByDepth = {}
     for depth, image in made.items():
         if isinstance(depth, int):
             show(f"{item.name}: {contestant.label} depth {depth}")
         found[depth] = score_image(image, hr, pairs.scale, protocol=scoring.protocol)
-        if scoring.images_dir is not None:
+        if scoring.images_dir is not None and contestant.other is None:
             _save_image(image, _image_path(scoring.images_dir, item, contestant, depth))
     # The images come first: a score that is kept promises that its image is saved.
     if scoring.kept is not None:
@@ -253,13 +279,21 @@ def _new_scores(
     return found
 
 
-def _make_images(contestant: Contestant, lr: Image, scoring: Scoring) -> dict[Depth | None, Image]:
-    """What a contestant makes of an LR image, by depth."""
+def _make_images(item: Item, contestant: Contestant, scoring: Scoring) -> dict[Depth | None, Image]:
+    """What a contestant makes of an LR image, or what another method has made of it, by depth."""
+    if contestant.other is not None:
+        return {FULL: read_rgb(_other_image(item, contestant.other).path)}
+    lr = item.pairs.lr(item.position)
     if contestant.net is None:
         return {None: bicubic(lr, contestant.scale, scoring.border)}
     return predict_depths(
         contestant.net, lr, contestant.requested, scoring.device, scoring.self_ensemble
     )
+
+
+def _other_image(item: Item, other: OtherMethod) -> OtherImage:
+    """What another method has made of an image."""
+    return other.images[item.data, item.pairs.scale, item.name]
 
 
 def _image_score(place: Place, scores: Scores) -> ImageScore:
@@ -283,7 +317,7 @@ def _image_path(images_dir: Path, item: Item, contestant: Contestant, depth: Dep
     stem = f"{item.name}_x{contestant.scale}"
     if depth is None:
         return folder / f"{stem}_{contestant.label}.png"
-    num_networks = len(item.contestants) - 1  # the other one is bicubic interpolation
+    num_networks = sum(each.net is not None for each in item.contestants)
     if num_networks > 1:
         folder = folder / contestant.label
     ending = FULL if depth == FULL else f"d{depth}"

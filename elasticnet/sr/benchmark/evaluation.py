@@ -19,6 +19,7 @@ from elasticnet.sr.benchmark.contestants import (
     basis_of,
     bicubic_contestant,
     contestant_of,
+    other_contestant,
     place_of,
     score_item,
 )
@@ -31,6 +32,7 @@ from elasticnet.sr.benchmark.kept_scores import (
     digest_of_images,
     survey,
 )
+from elasticnet.sr.benchmark.others import OtherMethod
 from elasticnet.sr.benchmark.records import Benchmark, ImageScore, Row, Skipped
 from elasticnet.sr.benchmark.scores import (
     BICUBIC,
@@ -126,6 +128,7 @@ def benchmark(
     nets: Sequence[tuple[str, nn.Module]],
     sets: Sequence[tuple[str, PairSet]],
     *,
+    others: Sequence[OtherMethod] = (),
     depths: Sequence[int] | None = None,
     protocol: str = "matlab-y",
     self_ensemble: bool = False,
@@ -145,6 +148,8 @@ def benchmark(
     Args:
         nets: (label, net) each, on `device`, as in `evaluate`; elastic or not.
         sets: (name, pairs) each, as `load_sets` gives them.
+        others: Images of other methods, as `find_others` finds them; each is scored on the sets
+            that it has images of, under the depth "full".
         depths: Of the elastic nets; default: all that carry a prediction.
         protocol: As in `elasticnet.sr.metrics`.
         self_ensemble: Take the mean over the eight symmetries of each image.
@@ -171,7 +176,11 @@ def benchmark(
     networks: list[Contestant] = []
     for label, net in nets:
         networks.append(contestant_of(label, net, depths, with_digest=kept is not None))
-    _check(networks, sets)
+    others_by_scale = [
+        other_contestant(other, scale) for other in others for scale in other.scales()
+    ]
+    _check(networks, others_by_scale, sets)
+    contestants = [*others_by_scale, *networks]
     settings = _settings(protocol, self_ensemble, border, device)
     scoring = Scoring(
         protocol=protocol,
@@ -182,7 +191,7 @@ def benchmark(
         kept=kept,
         settings=settings,
     )
-    items = [list(_items(name, pairs, networks, scoring)) for name, pairs in sets]
+    items = [list(_items(name, pairs, contestants, scoring)) for name, pairs in sets]
     # Say what an earlier run has scored, and what is scored anew, before anything takes time.
     if kept is not None:
         for line in survey(kept, _wanted(items, scoring)):
@@ -218,7 +227,11 @@ def benchmark(
 # --- what takes part
 
 
-def _check(networks: Sequence[Contestant], sets: Sequence[tuple[str, PairSet]]) -> None:
+def _check(
+    networks: Sequence[Contestant],
+    others: Sequence[Contestant],
+    sets: Sequence[tuple[str, PairSet]],
+) -> None:
     """Refuse a net without a data set, and names that stand twice."""
     scales = sorted({pairs.scale for _, pairs in sets})
     for each in networks:
@@ -228,7 +241,7 @@ def _check(networks: Sequence[Contestant], sets: Sequence[tuple[str, PairSet]]) 
                 f"network {each.label!r} enlarges by {each.scale}, and the data sets are loaded "
                 f"at scale {listed}"
             )
-    contestants = [*(bicubic_contestant(scale) for scale in scales), *networks]
+    contestants = [*(bicubic_contestant(scale) for scale in scales), *networks, *others]
     _check_distinct("network", [(each.label, each.scale) for each in contestants])
     _check_distinct("data set", [(name, pairs.scale) for name, pairs in sets])
 
@@ -267,11 +280,14 @@ def _settings(
 
 
 def _items(
-    name: str, pairs: PairSet, networks: Sequence[Contestant], scoring: Scoring
+    name: str, pairs: PairSet, networks_and_others: Sequence[Contestant], scoring: Scoring
 ) -> Iterator[Item]:
     """The images of one data set."""
-    of_this_scale = [each for each in networks if each.scale == pairs.scale]
-    contestants = [bicubic_contestant(pairs.scale), *of_this_scale]
+    contestants = [bicubic_contestant(pairs.scale)]
+    for each in networks_and_others:
+        has_images = each.other is None or each.other.has(name, pairs.scale)
+        if each.scale == pairs.scale and has_images:
+            contestants.append(each)
     for index in range(len(pairs)):
         pixels = ""
         if scoring.kept is not None:
@@ -329,7 +345,9 @@ def _means(
         means = mean_scores(groups)
         exact += [Skipped(data, scale, image, EXACT_REASON) for image in means.exact]
         for (network, depth), mean in means.by_group.items():
-            cost = Cost() if depth is None else costs[CostPlace(network, scale, depth)]
+            # Bicubic interpolation and the images of other methods have no costs here.
+            place = None if depth is None else CostPlace(network, scale, depth)
+            cost = Cost() if place is None else costs.get(place, Cost())
             rows.append(
                 Row(
                     data=data,

@@ -25,6 +25,7 @@ FILE_NAME = "scores.jsonl"
 LOCK_NAME = "scores.lock"
 DIGEST_LENGTH = 32  # hexadecimal digits, 128 bits
 MAX_NAMES = 3  # of images that a message names
+MADE_ELSEWHERE = "image "  # what a score depends on then begins with this
 
 
 class Place(NamedTuple):
@@ -50,7 +51,8 @@ class Basis(NamedTuple):
 
     Attributes:
         pixels: `digest_of_images` of the LR and the HR image.
-        weights: `digest_of_net` of the network; "" for bicubic.
+        weights: `digest_of_net` of the network, or what `made_elsewhere` returns of an image that
+            another method has made; "" for bicubic.
         settings: The other things, such as the protocol, as JSON can hold them.
     """
 
@@ -68,7 +70,8 @@ class Basis(NamedTuple):
         if self.pixels != earlier.pixels:
             phrases.append("other pixels")
         if self.weights != earlier.weights:
-            phrases.append("other weights")
+            is_image = self.weights.startswith(MADE_ELSEWHERE)
+            phrases.append("another image" if is_image else "other weights")
         for name in sorted({*self.settings, *earlier.settings}):
             before = earlier.settings.get(name)
             if before != self.settings.get(name):
@@ -306,6 +309,15 @@ def digest_of_images(*images: Image) -> str:
         digest.update(repr(image.shape).encode())
         digest.update(image.tobytes())
     return digest.hexdigest()[:DIGEST_LENGTH]
+
+
+def made_elsewhere(digest: str) -> str:
+    """Return what the score of another method's image depends on, where a network has its weights.
+
+    Args:
+        digest: `digest_of_images` of that image.
+    """
+    return MADE_ELSEWHERE + digest
 
 
 def digest_of_net(net: nn.Module) -> str:

@@ -13,8 +13,8 @@ class ImageScore(NamedTuple):
     Attributes:
         data: The data set's name.
         scale: How many times as long each side became.
-        network: The network's label, or "bicubic" ("input" at scale 1).
-        depth: Of the network; None for bicubic.
+        network: The network's label, that of another method, or "bicubic" ("input" at scale 1).
+        depth: Of the network, or "full"; None for bicubic.
         image: The image's name.
         psnr: In dB.
         ssim: At most 1.
@@ -35,11 +35,11 @@ class Row(NamedTuple):
     Attributes:
         data: The data set's name.
         scale: How many times as long each side became.
-        network: The network's label, or "bicubic" ("input" at scale 1).
-        depth: Of the network; None for bicubic.
+        network: The network's label, that of another method, or "bicubic" ("input" at scale 1).
+        depth: Of the network, or "full"; None for bicubic.
         psnr: Mean, in dB.
         ssim: Mean, at most 1.
-        parameters: Of the net cut to this depth; None for bicubic.
+        parameters: Of the net cut to this depth; None for bicubic and for other methods.
         macs: Multiply-adds of one pass to an output of `OUTPUT_SIZE`; None where not measured.
         ms: Time of that pass in milliseconds, the median of several; None where not measured.
         ms_spread: Half the distance between the quartiles of those times; None where not measured.

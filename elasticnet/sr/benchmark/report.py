@@ -17,6 +17,7 @@ from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import table
 from elasticnet.card.timing import Timing, unsteady
 from elasticnet.sr.benchmark.evaluation import benchmark
+from elasticnet.sr.benchmark.others import OtherMethod
 from elasticnet.sr.benchmark.records import Benchmark, ImageScore, Row
 from elasticnet.sr.benchmark.scores import (
     BASELINES,
@@ -26,6 +27,7 @@ from elasticnet.sr.benchmark.scores import (
     predict_depths,
 )
 from elasticnet.sr.data.pair_set import MAX_LISTED, PairSet
+from elasticnet.sr.data.read_rgb import read_rgb
 from elasticnet.sr.inference.scale import scale_of
 from elasticnet.wrapper import ElasticWrapper
 
@@ -157,6 +159,7 @@ def write_figures(
     nets: Nets,
     sets: Sets,
     device: torch.device | str = "cpu",
+    others: Sequence[OtherMethod] = (),
 ) -> None:
     """Draw <set>_x<scale>_curve.png, ..._parameters.png and ..._crops.png of each data set.
 
@@ -169,10 +172,11 @@ def write_figures(
         nets: (label, net) each.
         sets: (name, pairs) each.
         device: Where the nets are.
+        others: Images of other methods, which stand among the crops.
     """
     for name, pairs in sets:
         prefix = Path(folder, f"{name}_x{pairs.scale}_")
-        _draw(str(prefix), result, nets, name, pairs, device)
+        _draw(str(prefix), result, nets, name, pairs, device, others)
 
 
 def write_report(
@@ -320,11 +324,12 @@ def _draw(
     name: str,
     pairs: PairSet,
     device: torch.device | str,
+    others: Sequence[OtherMethod] = (),
 ) -> None:
     """Draw the figures of one data set at one scale into files whose paths begin with `prefix`."""
     rows = [row for row in result.rows if row.data == name and row.scale == pairs.scale]
     _draw_curves(prefix, rows, f"{name} x{pairs.scale}", result.settings["protocol"])
-    _draw_crops(prefix, result, nets, name, pairs, device)
+    _draw_crops(prefix, result, nets, name, pairs, device, others)
 
 
 def _draw_curves(prefix: str, rows: Sequence[Row], title: str, protocol: str) -> None:
@@ -357,8 +362,9 @@ def _draw_crops(
     name: str,
     pairs: PairSet,
     device: torch.device | str,
+    others: Sequence[OtherMethod],
 ) -> None:
-    """Draw a crop of the image that is hardest for bicubic, as every network makes it."""
+    """Draw a crop of the image that is hardest for bicubic, as all others and networks make it."""
     from elasticnet.sr.benchmark.figures import crop_comparison
 
     settings = result.settings
@@ -367,6 +373,10 @@ def _draw_crops(
         return
     lr = pairs.lr(index)
     images = {baseline_name(pairs.scale): bicubic(lr, pairs.scale, settings["border"])}
+    for other in others:
+        made = other.images.get((name, pairs.scale, pairs.names[index]))
+        if made is not None:
+            images[other.name] = read_rgb(made.path)
     shown = [(label, net) for label, net in nets if scale_of(net) == pairs.scale]
     for label, net in shown:
         predicted = predict_depths(
