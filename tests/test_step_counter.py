@@ -128,7 +128,21 @@ def test_the_count_stays_a_whole_number_on_the_cpu() -> None:
     steps = objective.step_counter.steps
     assert steps.dtype == torch.int64
     assert steps.device.type == "cpu"
-    assert not list(objective.step_counter.buffers())
+    assert not list(objective.buffers())
+
+
+def test_a_loader_that_asks_module_by_module_finds_the_count_and_cannot_move_it() -> None:
+    objective = scheduled()
+    objective(X, Y)
+
+    ((name, found),) = objective.step_counter.named_buffers(recurse=False)
+    assert name == "steps"
+    assert found == 1
+    found.data = torch.zeros_like(found)  # as FSDP moves the buffers that it finds to a GPU
+
+    assert objective.step_counter.steps == 1
+    objective(X, Y)
+    assert objective.step_counter.steps == 2
 
 
 def test_the_count_goes_through_a_state_dict() -> None:

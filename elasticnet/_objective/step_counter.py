@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from elasticnet.taps import is_whole_number
 
@@ -20,6 +20,7 @@ class StepCounter(nn.Module):
     The count is not a buffer. A buffer would go to the GPU with the network, and each step would
     wait for the GPU to read it. If it stayed on the CPU, DistributedDataParallel could not
     broadcast it there together with the others. Averages of weights (EMA) would average it.
+    Only those that ask this very module for its buffers are told of it, see `named_buffers`.
 
     Args:
         accumulation: The number of forwards of one step: over how many the gradients are summed.
@@ -55,6 +56,26 @@ class StepCounter(nn.Module):
             self._forwards = 0
             self.steps.add_(1)
         return step
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the count, to those that ask this very module for its buffers.
+
+        Loaders of sharded networks ask module by module, and load what they find so: without it,
+        `torch.distributed.checkpoint.state_dict` would load the count in process 0 alone, and
+        Lightning in no process. A module around this one does not ask it. It reads tables of
+        buffers, in which the count does not stand.
+
+        Args:
+            prefix: What comes before the name.
+            recurse: As in PyTorch; of no effect here.
+            remove_duplicate: As in PyTorch; of no effect here.
+        """
+        # A tensor of its own with the same memory: FSDP sends what it finds to the GPU by
+        # `tensor.data = ...`, and the count stays where it is.
+        name = f"{prefix}.steps" if prefix else "steps"
+        yield name, self.steps.detach()
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 import elasticnet
-from plain_loop import assert_equal, make_net, trained_by_step, trained_plainly
+from plain_loop import NUM_BATCHES, assert_equal, make_net, trained_by_step, trained_plainly
 from split_nets import CASES, case_trained_plainly
 
 HERE = Path(__file__).parent
@@ -76,7 +76,7 @@ def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
 def small_cases(tmp_path_factory: pytest.TempPathFactory) -> Results:
     ways = ["ddp_around_the_objective", "ddp_around_the_net", "ddp_by_step"]
     if HAS_FSDP2:
-        ways += ["fsdp2_with_the_net_as_root", "fsdp2_by_step"]
+        ways += ["fsdp2_with_the_net_as_root", "fsdp2_by_step", "fsdp2_state_from_process_0"]
     folder = tmp_path_factory.mktemp("small_cases")
     return Results(folder=folder, weights=torchrun(folder, *ways))
 
@@ -108,6 +108,12 @@ def test_all_processes_save_the_whole_net(small_cases: Results) -> None:
 @needs_fsdp2
 def test_fsdp2_counts_the_same_steps_in_all_processes(small_cases: Results) -> None:
     assert_close(small_cases.weights["fsdp2_by_step"], trained_by_step(torch.float64))
+
+
+@needs_fsdp2
+def test_a_count_that_process_0_loads_reaches_all_processes(small_cases: Results) -> None:
+    counts = small_cases.weights["fsdp2_state_from_process_0"]["counts"]
+    assert counts.tolist() == [NUM_BATCHES, NUM_BATCHES]
 
 
 # --- the others
@@ -179,3 +185,14 @@ def test_other_peoples_trainers(tmp_path: Path, way: str) -> None:
     (weights,) = torchrun(tmp_path, way).values()
     # The Trainer leaves biases and norms out of the weight decay, so its case has none.
     assert_trained_as_one(weights, weight_decay=0.0 if way == "trainer" else 0.01)
+
+
+@needs_fsdp2
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["accelerate_fsdp2", "trainer_fsdp2", "lightning_model_parallel"])
+def test_other_peoples_sharding_trains_and_resumes_at_its_step(tmp_path: Path, way: str) -> None:
+    package = {"trainer": "transformers"}.get(way.split("_")[0], way.split("_")[0])
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    (weights,) = torchrun(tmp_path, way).values()
+    assert_close(weights, trained_by_step(torch.float64, 0.0 if way == "trainer_fsdp2" else 0.01))

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 import elasticnet
 from elasticnet import ElasticObjective
@@ -27,6 +27,7 @@ from plain_loop import (
     LEARNING_RATE,
     NUM_BATCHES,
     Block,
+    batches,
     dataset,
     make_net,
     make_objective,
@@ -123,6 +124,26 @@ def fsdp2_by_step(folder: Path) -> Weights:
     if dist.get_rank() == 0:
         assert state["step_counter.steps"] == NUM_BATCHES
     return whole_weights(net)
+
+
+def fsdp2_state_from_process_0(folder: Path) -> Weights:
+    """Return the count of each process after process 0 alone had a state to load."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    begun = make_objective_by_step(make_net())
+    for x, target in batches():
+        begun(x, target)
+    state = begun.state_dict() if dist.get_rank() == 0 else {}
+
+    net = make_net()
+    objective = make_objective_by_step(net)
+    shard(*net.blocks, objective)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(objective, state, options=options)
+
+    counts = [torch.zeros((), dtype=torch.int64) for _ in range(NUM_PROCESSES)]
+    dist.all_gather(counts, objective.step_counter.steps)
+    return {"counts": torch.stack(counts)}
 
 
 def fsdp2_in_bfloat16(folder: Path) -> Weights:
@@ -256,48 +277,197 @@ def lightning(folder: Path) -> Weights:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return make_optimizer(self.parameters())
 
-    trainer = lightning_package.Trainer(
+    module = ElasticModule()
+    trainer = lightning_trainer("ddp", max_epochs=1)
+    trainer.fit(module, every_second_row(dataset(torch.float64)))
+    return module.objective.net.state_dict()
+
+
+def lightning_trainer(strategy: Any, max_epochs: int) -> Any:
+    """Return a Trainer of Lightning that leaves the order of the rows alone."""
+    lightning_package: Any = importlib.import_module("lightning")
+    return lightning_package.Trainer(
         accelerator="cpu",
         devices=NUM_PROCESSES,
-        strategy="ddp",
-        max_epochs=1,
+        strategy=strategy,
+        max_epochs=max_epochs,
         use_distributed_sampler=False,  # Lightning's own one shuffles
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    rows = dataset(torch.float64)
-    every_second_row = DistributedSampler(rows, shuffle=False)
-    module = ElasticModule()
-    trainer.fit(module, DataLoader(rows, batch_size=ROWS, sampler=every_second_row))
-    return module.objective.net.state_dict()
+
+
+def every_second_row(rows: Any) -> DataLoader[Any]:
+    """Return a loader of this process's rows, in order."""
+    sampler: DistributedSampler[Any] = DistributedSampler(rows, shuffle=False)
+    return DataLoader(rows, batch_size=ROWS, sampler=sampler)
 
 
 def trainer(folder: Path) -> Weights:
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
     net = make_net(torch.float64)
-    args = TrainingArguments(
-        output_dir=str(folder / "trainer"),
-        per_device_train_batch_size=ROWS,
-        max_steps=NUM_BATCHES,
-        optim="adamw_torch",
-        learning_rate=LEARNING_RATE,
-        weight_decay=0.0,
-        lr_scheduler_type="constant",
-        max_grad_norm=0,
-        train_sampling_strategy="sequential",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-        use_cpu=True,
-        ddp_backend="gloo",
-        ddp_find_unused_parameters=False,
-    )
+    args = trainer_arguments(folder / "trainer")
     rows = rows_by_name(torch.float64)
     Trainer(model=make_objective(net), args=args, train_dataset=rows).train()
     return net.state_dict()
+
+
+def trainer_arguments(folder: Path, **options: Any) -> Any:
+    """Return the settings of transformers' Trainer that make it train as the plain loop."""
+    from transformers import TrainingArguments
+
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": ROWS,
+        "max_steps": NUM_BATCHES,
+        "optim": "adamw_torch",
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": 0.0,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "ddp_backend": "gloo",
+        "ddp_find_unused_parameters": False,
+        **options,
+    }
+    return TrainingArguments(output_dir=str(folder), **settings)
+
+
+# --- FSDP2 by the plugins of other people's trainers
+
+
+def let_accelerate_shard_on_the_cpu() -> None:
+    """Make accelerate take its FSDP plugin, which it does on accelerators alone."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    AcceleratorState._reset_state()
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def weights_of_net(objective_state: Weights) -> Weights:
+    """Return the weights of the net in the state of an objective."""
+    names = [name for name in objective_state if name.startswith("net.")]
+    return {name.removeprefix("net."): objective_state[name] for name in names}
+
+
+def accelerate_fsdp2(folder: Path) -> Weights:
+    """Save after half of the batches, and go on from there after two more steps."""
+    from accelerate import Accelerator
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    let_accelerate_shard_on_the_cpu()
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["Block"],
+        state_dict_type="FULL_STATE_DICT",
+    )
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    unprepared = make_objective_by_step(make_net(torch.float64))
+    objective, optimizer = accelerator.prepare(unprepared, make_optimizer(unprepared.parameters()))
+
+    def train_on(part: slice) -> None:
+        for x, target in batches(torch.float64)[part]:
+            optimizer.zero_grad()
+            accelerator.backward(objective(x[own_rows()], target[own_rows()]).total)
+            optimizer.step()
+
+    train_on(slice(0, 2))
+    accelerator.save_state(str(folder / "accelerate"))
+    train_on(slice(0, 2))
+    accelerator.load_state(str(folder / "accelerate"))
+    train_on(slice(2, 4))
+    return weights_of_net(accelerator.get_state_dict(objective))
+
+
+def trainer_fsdp2(folder: Path) -> Weights:
+    """Train twice: to the end, and from the middle of the first training to the end."""
+    train_with_sharding_trainer(folder / "begun", save_strategy="steps", save_steps=2)
+    resumed = train_with_sharding_trainer(
+        folder / "resumed", resume_from=folder / "begun" / "checkpoint-2"
+    )
+    return weights_of_net(resumed.accelerator.get_state_dict(resumed.model_wrapped))
+
+
+def train_with_sharding_trainer(
+    folder: Path, resume_from: Path | None = None, **options: Any
+) -> Any:
+    """Return a Trainer of transformers after it has trained a net in shards."""
+    from transformers import Trainer
+
+    let_accelerate_shard_on_the_cpu()
+    args = trainer_arguments(
+        folder,
+        fsdp=True,
+        fsdp_config={
+            "version": 2,
+            "transformer_layer_cls_to_wrap": ["Block"],
+            "state_dict_type": "FULL_STATE_DICT",
+        },
+        **options,
+    )
+    assert args.device.type == "cpu"  # sets up the processes, before accelerate is told again
+    let_accelerate_shard_on_the_cpu()
+    trainer = Trainer(
+        model=make_objective_by_step(make_net(torch.float64)),
+        args=args,
+        train_dataset=rows_by_name(torch.float64),
+    )
+    trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
+    return trainer
+
+
+def lightning_model_parallel(folder: Path) -> Weights:
+    """Train on half of the rows, and go on from the checkpoint with the other half."""
+    lightning_package: Any = importlib.import_module("lightning")
+    from torch.distributed.fsdp import fully_shard
+
+    class ShardedModule(lightning_package.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.objective = make_objective_by_step(make_net(torch.float64))
+
+        def configure_model(self) -> None:
+            mesh = self.device_mesh["data_parallel"]
+            net: Any = self.objective.net
+            for block in net.blocks:
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.objective, mesh=mesh)
+
+        def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
+            return self.objective(*batch).total
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return make_optimizer(self.parameters())
+
+    rows = dataset(torch.float64)
+    num_rows = len(rows) // 2
+    module = ShardedModule()
+    begun = lightning_trainer(sharding_strategy(lightning_package), max_epochs=1)
+    begun.fit(module, every_second_row(Subset(rows, range(num_rows))))
+    begun.save_checkpoint(folder / "begun.ckpt")
+
+    resumed = ShardedModule()
+    trainer = lightning_trainer(sharding_strategy(lightning_package), max_epochs=2)
+    second_half = every_second_row(Subset(rows, range(num_rows, 2 * num_rows)))
+    trainer.fit(resumed, second_half, ckpt_path=folder / "begun.ckpt")
+    return whole_weights(resumed.objective.net)
+
+
+def sharding_strategy(lightning_package: Any) -> Any:
+    """Return Lightning's strategy for FSDP2, whose checkpoints are single files."""
+    return lightning_package.pytorch.strategies.ModelParallelStrategy(
+        data_parallel_size=NUM_PROCESSES, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
 
 
 WAYS: dict[str, Callable[[Path], Weights]] = {
@@ -313,11 +483,15 @@ WAYS: dict[str, Callable[[Path], Weights]] = {
         fsdp2_and_copies,
         fsdp2_files,
         fsdp2_by_step,
+        fsdp2_state_from_process_0,
         fsdp2_in_bfloat16,
         fsdp2_of_split_models,
         accelerate,
         lightning,
         trainer,
+        accelerate_fsdp2,
+        trainer_fsdp2,
+        lightning_model_parallel,
     )
 }
 
