@@ -59,6 +59,8 @@ class LossTerms(NamedTuple):
             expectation is the sum of w_n L_n over all shallower taps.
         distillation: lambda L_PSD, plus the output distillation if `output_weight` is not 0.
         per_depth: The task loss L_n of each tap computed this step, not weighted, and detached.
+        by_tap: factor_n L_n of each tap computed this step, with its history: what `routine` and
+            `deep_supervision` sum up. None, unless the objective has `by_tap=True`.
     """
 
     total: Tensor
@@ -66,6 +68,7 @@ class LossTerms(NamedTuple):
     deep_supervision: Tensor
     distillation: Tensor
     per_depth: dict[int, Tensor]
+    by_tap: dict[int, Tensor] | None = None
 
 
 def tap_losses(
@@ -151,6 +154,8 @@ class ElasticObjective(nn.Module):
             number 0 leaves the term out.
         output_loss: `output_loss(prediction, deepest_prediction)` returns the scalar D_n. The
             deepest prediction is detached.
+        by_tap: Whether the terms hold each tap's own loss with its history, for methods that look
+            at the gradients of single taps, see `elasticnet.training.tap_gradients`.
         accumulation: How many forwards make one step of the objective's own count: as many as the
             gradients are summed over.
 
@@ -186,6 +191,7 @@ class ElasticObjective(nn.Module):
         eps: float = 1e-4,
         output_weight: float | nn.Parameter = 0.0,
         output_loss: TaskLoss = F.l1_loss,
+        by_tap: bool = False,
         accumulation: int = 1,
     ) -> None:
         super().__init__()
@@ -213,6 +219,7 @@ class ElasticObjective(nn.Module):
         self.eps = eps
         self.output_weight = checked_output_weight(output_weight)
         self.output_loss = output_loss
+        self.by_tap = by_tap
         self.step_counter = StepCounter(accumulation)
         self._unused_parameters: list[str] = []  # what `find_unused` found
 
@@ -269,14 +276,18 @@ class ElasticObjective(nn.Module):
         losses_in_order = tap_losses(outputs.predictions, target, self.task_loss)
         losses = dict(zip(depths, losses_in_order, strict=True))
 
+        # factor_n L_n
+        by_tap: dict[int, Tensor] = {}
+        for depth in depths:
+            by_tap[depth] = scaled(losses[depth], factors.by_depth[depth])
+
         # w_N L_N: every step computes the deepest tap, so that its factor is its weight
-        routine = scaled(losses[deepest], factors.by_depth[deepest])
+        routine = by_tap[deepest]
 
         # sum over the computed n < N of factor_n L_n, whose expectation is w_n L_n
         deep_supervision = torch.zeros_like(routine)
         for depth in shallower:
-            term = scaled(losses[depth], factors.by_depth[depth])
-            deep_supervision = deep_supervision + term
+            deep_supervision = deep_supervision + by_tap[depth]
 
         # lambda L_PSD + mu sum over the computed n < N of factor_n D_n
         distillation = torch.zeros_like(routine)
@@ -294,6 +305,7 @@ class ElasticObjective(nn.Module):
             deep_supervision=deep_supervision,
             distillation=distillation,
             per_depth=detached(losses, total),
+            by_tap=by_tap if self.by_tap else None,
         )
 
     def _psd_loss(self, features: Sequence[Tensor], mask: Tensor | None) -> Tensor:

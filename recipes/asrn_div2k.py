@@ -89,6 +89,7 @@ from elasticnet.training.run_folder import Run
 from elasticnet.training.state import random_state, seed_all, set_random_state
 from elasticnet.training.step import Batch, TrainingStep
 from elasticnet.training.stop_signal import StopSignal
+from elasticnet.training.tap_gradients import Method, TapGradients, balanced, projected
 from elasticnet.training.warm_start import warm_start
 
 DOWNLOADS = Path("datasets/DIV2K")
@@ -242,6 +243,11 @@ class Loss(LossOptions):
     """How many taps between the shallowest and the deepest a step draws, with --curriculum
     sandwich.
     """
+    tap_gradients: Literal["sum", "balanced", "projected"] = "sum"
+    """How the taps' gradients are joined in stem and blocks: by their sum; each with a norm in
+    proportion to its weight; or without what points against other taps (PCGrad). The last two take
+    a backward pass for each tap.
+    """
     psd_distance: Literal["norm", "squared", "cosine"] = "norm"
     """What the self-distillation compares: attention maps by the L2 norm of their difference, as in
     the paper, or by its square, or the features themselves by their cosine.
@@ -335,6 +341,11 @@ class Options(OptionGroup):
                 f"--accumulate {accumulate}: expected a divisor of --batch-size {batch_size}"
             )
         task = self.setup.task
+        if self.compute.compile and self.loss.tap_gradients != "sum":
+            raise ValueError(
+                f"--compile with --tap-gradients {self.loss.tap_gradients}: a compiled step has "
+                "one backward pass, and this takes one for each tap; leave one of them out"
+            )
         if task == "sr" and self.images.scale == 1:
             raise ValueError(
                 "--scale 1: expected 2, 3 or 4, or a --task that keeps the image's size: denoise, "
@@ -656,6 +667,7 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
         sampled_taps=sampled_taps,
         seed=options.run.seed,
         output_weight=output_factor * options.loss.output_weight,
+        by_tap=options.loss.tap_gradients != "sum",
     )
 
 
@@ -744,8 +756,22 @@ def make_training_step(
         clip_norm=options.optimiser.clip_norm,
         clip_value=options.optimiser.clip_value,
         parts=options.compute.accumulate,
+        tap_gradients=make_tap_gradients(options, net),
         auto_batch=options.compute.auto_batch,
     )
+
+
+def make_tap_gradients(options: Options, net: ElasticWrapper) -> TapGradients | None:
+    """Return what joins the gradients of the taps in stem and blocks; None for their sum."""
+    if options.loss.tap_gradients == "sum":
+        return None
+    method: Method = balanced
+    if options.loss.tap_gradients == "projected":
+        method = partial(projected, seed=options.run.seed)
+    others = [*net.adapters.parameters(), *net.head.parameters()]
+    of_others = {id(parameter) for parameter in others}
+    shared = [each for each in net.parameters() if id(each) not in of_others]
+    return TapGradients(shared, others, method)
 
 
 def make_sampler(options: Options, training_images: PairSet, processes: Processes) -> PatchSampler:

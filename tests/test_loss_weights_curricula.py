@@ -91,6 +91,11 @@ def test_sandwiches_stay_the_same_across_versions() -> None:
     assert drawn == [3, 4, 2, 3, 2, 2, 4, 2]
 
 
+def test_the_weight_of_a_drawn_tap_is_divided_by_its_probability() -> None:
+    weights = sandwich(WEIGHTS, step=0, num_sampled=2, seed=0)
+    assert sorted(weights[depth] for depth in (2, 3, 4)) == [0.0, 0.1875, 0.1875]
+
+
 @pytest.mark.parametrize("weights", [{3: 1.0}, {1: 0.5, 3: 0.5}, {1: 0.2, 2: 0.3, 3: 0.5}])
 def test_a_sandwich_of_all_taps_is_the_weights(weights: dict[int, float]) -> None:
     assert sandwich(weights, step=5, num_sampled=1, seed=0) == weights

@@ -15,6 +15,7 @@ from elasticnet._modules.unwrapping import unwrapped
 from elasticnet.losses import LossTerms
 from elasticnet.training.gradients import distillation_share
 from elasticnet.training.processes import Processes
+from elasticnet.training.tap_gradients import TapGradients
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ class TrainingStep:
             limited.
         parts: In how many parts this process computes its share of the batch, one after the other
             (gradient accumulation). More parts take less memory.
+        tap_gradients: Joins the gradients of the taps in another way than by their sum. The
+            objective then is an `ElasticObjective` with `by_tap=True`, and not compiled. Each part
+            of a batch, and each process, joins its own gradients, so that here both change the
+            gradients by more than rounding. Default: the sum.
         auto_batch: When the GPU's memory runs out, double `parts`, log a warning, and do the step
             again.
 
@@ -83,6 +88,7 @@ class TrainingStep:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         parts: int = 1,
+        tap_gradients: TapGradients | None = None,
         auto_batch: bool = False,
     ) -> None:
         if precision not in AUTOCAST_DTYPES:
@@ -104,6 +110,7 @@ class TrainingStep:
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.parts = parts
+        self.tap_gradients = tap_gradients
         self.auto_batch = auto_batch
         self.scaler = torch.amp.GradScaler(
             self.processes.device.type, enabled=precision == "float16"
@@ -249,13 +256,33 @@ class TrainingStep:
             with self._autocast():
                 terms = self.objective(x, target, step=step)
             # The loss of the share is the mean over its parts, as they are of equal size.
-            self.scaler.scale(terms.total / self.parts).backward()
+            if self.tap_gradients is None:
+                self.scaler.scale(terms.total / self.parts).backward()
+            else:
+                self._join_gradients(self.tap_gradients, terms, step)
             if part == first_part and self.parts > 1:
                 self._copy_gradients()
             rows.append(_as_row(terms))
             depths = tuple(terms.per_depth)  # the same ones in every part
         mean = torch.stack(rows).mean(dim=0)  # (parts, 4 + depths) -> (4 + depths,)
         return _as_terms(mean, depths)
+
+    def _join_gradients(self, tap_gradients: TapGradients, terms: LossTerms, step: int) -> None:
+        """Add the gradients of one part to the parameters, those of the taps joined."""
+        if terms.by_tap is None:
+            raise ValueError(
+                "tap_gradients needs the loss of each tap: ElasticObjective(..., by_tap=True)"
+            )
+        objective: Any = self.objective
+        by_tap: dict[int, Tensor] = {}
+        for depth, loss in terms.by_tap.items():
+            by_tap[depth] = self.scaler.scale(loss / self.parts)
+        tap_gradients.backward(
+            by_tap,
+            distillation=self.scaler.scale(terms.distillation / self.parts),
+            weights=objective.tap_weights_at(step),
+            step=step,
+        )
 
     def _autocast(self) -> torch.autocast:
         """Return the context in which losses are computed."""

@@ -431,6 +431,7 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
         "curriculum": "all",
         "curriculum_until": 0.5,
         "sandwich_taps": 1,
+        "tap_gradients": "sum",
     }
     assert as_json(options) == {**stored, **newer}
     recipe.main(options)

@@ -111,6 +111,30 @@ def test_a_curriculum_beside_sampled_taps_is_refused(recipe: ModuleType) -> None
         recipe.Loss(psd_weight=0.1, curriculum="rotating", sampled_taps=1)
 
 
+# --- how the gradients of taps are joined
+
+
+@pytest.mark.parametrize("method", ["balanced", "projected"])
+def test_a_training_joins_the_gradients_of_its_taps(
+    recipe: ModuleType, photos: Path, tmp_path: Path, method: str
+) -> None:
+    plain = train(recipe, photos, tmp_path / "plain")
+    joined = train(recipe, photos, tmp_path / "joined", "--tap-gradients", method)
+    assert [line["step"] for line in joined] == [2, 4]
+    assert joined[1]["psnr"].keys() == {"1", "2", "3"}
+    if method == "balanced":
+        assert joined[1]["total"] != plain[1]["total"]
+
+
+def test_joined_gradients_in_a_compiled_step_are_refused(recipe: ModuleType) -> None:
+    message = "--compile with --tap-gradients balanced: a compiled step has one backward pass"
+    with pytest.raises(ValueError, match=message):
+        recipe.Options(
+            loss=recipe.Loss(psd_weight=0.1, tap_gradients="balanced"),
+            compute=recipe.Compute(compile=True),
+        )
+
+
 # --- the log
 
 
