@@ -144,6 +144,7 @@ def test_the_elastic_network_can_be_trained_without_those_to_compare_with(
     ours = json.loads((folder / "table.json").read_text())["bits_per_byte"]
     theirs = json.loads((whole / "table.json").read_text())["bits_per_byte"]
     assert ours == {"elastic": theirs["elastic"]}
+    assert not list(folder.glob("alone_*"))
     assert "| depth | parameters | elastic |\n" in (folder / "table.md").read_text()
 
 
