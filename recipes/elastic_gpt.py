@@ -21,6 +21,7 @@ import elasticnet.before_torch  # sets what must be set before torch is imported
 
 # isort: split
 import hashlib
+import json
 import math
 import statistics
 import sys
@@ -200,7 +201,16 @@ class Phase(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What all phases share."""
+    """What all phases share.
+
+    Attributes:
+        options: The options.
+        run: The run folder.
+        text: The text to train and to measure on.
+        processes: This process alone.
+        log: The log of all phases together.
+        stop_signal: Asks the training to stop.
+    """
 
     options: Options
     run: Run
@@ -506,7 +516,9 @@ def keep_text_record(run: Run, text: Text) -> None:
     }
     if not file.exists():
         write_json(file, record)
-    elif text.checksum not in file.read_text(encoding="utf-8"):
+        return
+    of_run = json.loads(file.read_text(encoding="utf-8"))
+    if of_run["sha256"] != text.checksum:
         raise ValueError(
             f"the text is not the one that {run.folder} was started with: resume it with the same "
             "version of Python, or give that text by --text"
@@ -625,25 +637,37 @@ def measure_generation(options: Options, models: Mapping[int, Any], text: Tensor
 
     num_bytes = len(prompts) * options.generation.new_bytes
     milliseconds: dict[int, float] = {}
-    texts: dict[int, bytes] = {}
-    drafted: dict[str, dict[int, Drafted]] = {"assistant": {}, "early exit": {}}
-    alone = Way("alone", deepest)
-    for way in seconds:
-        if way.kind == "alone":
-            milliseconds[way.depth] = 1000 * statistics.median(seconds[way]) / num_bytes
-            texts[way.depth] = bytes(written[way][0].tolist())
-        else:
-            rounds = zip(seconds[alone], seconds[way], strict=True)
-            drafted[way.kind][way.depth] = Drafted(
-                speedup=statistics.median(without / with_draft for without, with_draft in rounds),
-                same_text=all(map(torch.equal, written[alone], written[way])),
-            )
+    first_texts: dict[int, bytes] = {}
+    for depth in depths:
+        alone = Way("alone", depth)
+        milliseconds[depth] = 1000 * statistics.median(seconds[alone]) / num_bytes
+        first_texts[depth] = bytes(written[alone][0].tolist())
     return Generated(
         milliseconds=milliseconds,
-        written=texts,
-        by_assistant=drafted["assistant"],
-        by_early_exit=drafted["early exit"],
+        written=first_texts,
+        by_assistant=gains_of("assistant", depths, written, seconds),
+        by_early_exit=gains_of("early exit", depths, written, seconds),
     )
+
+
+def gains_of(
+    kind: str,
+    depths: Sequence[int],
+    written: Mapping[Way, Sequence[Tensor]],
+    seconds: Mapping[Way, Sequence[float]],
+) -> dict[int, Drafted]:
+    """Return what the drafts of each shallower depth gain, by that depth."""
+    *shallower, deepest = depths
+    alone = Way("alone", deepest)
+    gains: dict[int, Drafted] = {}
+    for depth in shallower:
+        way = Way(kind, depth)
+        rounds = zip(seconds[alone], seconds[way], strict=True)
+        gains[depth] = Drafted(
+            speedup=statistics.median(without / with_drafts for without, with_drafts in rounds),
+            same_text=all(map(torch.equal, written[alone], written[way])),
+        )
+    return gains
 
 
 def ways_of(depths: Sequence[int]) -> list[Way]:
