@@ -34,6 +34,15 @@ SCALES = (1, 2, 3, 4)
 BLOCKS = ("mab", "shufflenet", "res2net")
 UPSAMPLERS = ("deconv", "subpixel")
 INITS = ("interpolate", "default")
+ON_OFF_ARGUMENTS = (
+    "fusion",
+    "residual_links",
+    "shuffle",
+    "residual",
+    "fold",
+    "tap_affine",
+    "checkpoint_blocks",
+)
 
 Block = MultiScaleBlock | ShuffleNetBlock | Res2NetBlock
 Head = DeconvHead | SubpixelHead
@@ -49,10 +58,10 @@ class AsrnDesign:
         channels: Of the features.
         upsampler: "deconv" or "subpixel".
         block: "mab", "shufflenet" or "res2net".
-        fusion: A part of the MAB.
-        residual_links: A part of the MAB.
-        shuffle: A part of the MAB.
-        residual: A part of the MAB.
+        fusion: Whether the MAB has its last conv1x1.
+        residual_links: Whether the MAB has the links between its groups.
+        shuffle: Whether the MAB shuffles its channels.
+        residual: Whether the MAB adds its input to its output.
         init: "interpolate" or "default".
         skip: None or "bicubic".
         fold: Whether head and shuffle run folded.
@@ -119,8 +128,10 @@ def asrn(
         channels: Of the features; a multiple of 4, at least 8.
         upsampler: "deconv", the published head (227,459 / 247,939 / 243,907 parameters at x2 / x3 /
             x4 with 5 blocks), or "subpixel", the paper's module A.
-        block: "mab", the published block, or "shufflenet" or "res2net" for the ablation.
-        fusion: False leaves the MAB's last conv1x1 out.
+        block: "mab", the published block, or "shufflenet" or "res2net", those that the paper
+            compares it with (Fig. 12).
+        fusion: False leaves the MAB's last conv1x1 out. This switch and the next three are those of
+            the paper's ablation (Table 3); they belong to block "mab".
         residual_links: False leaves the links between the MAB's groups out.
         shuffle: False leaves the MAB's channel shuffle out.
         residual: False leaves the MAB's skip out.
@@ -197,6 +208,8 @@ def _check(design: AsrnDesign) -> None:
     _check_choice("block", design.block, BLOCKS)
     _check_choice("init", design.init, INITS)
     _check_choice("skip", design.skip, SKIPS)
+    for name in ON_OFF_ARGUMENTS:
+        _check_on_off(name, getattr(design, name))
     if design.channels % NUM_GROUPS or design.channels < STEM_CHANNELS:
         raise ValueError(
             f"channels {design.channels}: expected a multiple of {NUM_GROUPS}, at least "
@@ -215,6 +228,12 @@ def _check_choice(name: str, value: Any, valid: tuple[Any, ...]) -> None:
         raise ValueError(
             f"{name} {value!r}: expected one of {', '.join(str(each) for each in valid)}"
         )
+
+
+def _check_on_off(name: str, value: Any) -> None:
+    # any string would count as True: a file might say "no"
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} {value!r}: expected True or False")
 
 
 def _build(design: AsrnDesign) -> ElasticWrapper:

@@ -1,6 +1,14 @@
 """ASRN's block, the two that it is compared with, and the affine map before the shared head.
 
-All take and give (b, channels, h, w), have no biases, and add their input to their output.
+All blocks take and give (b, channels, h, w), have no biases, and add their input to their output.
+The paper compares them "with the same backbone" and at a similar number of parameters, and does not
+print how the other two were fitted in. Here both keep the layers and the activations inside their
+published units, and differ from them in three ways, for which super-resolution is the reason:
+
+- no batch normalisation, as in the MAB and in EDSR;
+- no ReLU after the sum, so that the features stay of both signs on their way to the linear head,
+  as behind the MAB, and a block can start as the identity;
+- a width inside the unit that gives as many parameters as a MAB has.
 """
 
 from __future__ import annotations
@@ -126,9 +134,12 @@ class MultiScaleBlock(nn.Module):
 
 
 class ShuffleNetBlock(nn.Module):
-    """A ShuffleNet unit of like size, for the ablation; 39,216 weights at 96 channels.
+    """A ShuffleNet unit of like size, for the comparison; 39,216 weights at 96 channels.
 
     Grouped conv1x1 and ReLU, shuffle, depthwise conv3x3, grouped conv1x1; add the block's input.
+    Zhang et al., "ShuffleNet: an extremely efficient convolutional neural network for mobile
+    devices", CVPR 2018, Fig. 2 (b). Grouped and depthwise convolutions have so few weights that the
+    unit is 7 times as wide inside as outside; the published one is a quarter as wide.
 
     Args:
         channels: A multiple of 4.
@@ -150,7 +161,8 @@ class ShuffleNetBlock(nn.Module):
         """
         y = F.relu(self.expand(x))  # (b, hidden, h, w)
         y = F.channel_shuffle(y, NUM_GROUPS)
-        return add_to(own_output(self.fusion, self.fusion(self.depthwise(y))), x)
+        y = self.fusion(self.depthwise(y))  # (b, channels, h, w)
+        return add_to(own_output(self.fusion, y), x)
 
     def init_identity(self) -> None:
         """Make the block the identity: the residual path starts at zero."""
@@ -162,10 +174,13 @@ class ShuffleNetBlock(nn.Module):
 
 
 class Res2NetBlock(nn.Module):
-    """A Res2Net unit of like size, for the ablation; 38,220 weights at 96 channels.
+    """A Res2Net module of like size, for the comparison; 38,220 weights at 96 channels.
 
-    As the MAB, but its first group passes through, a ReLU follows the first conv, and nothing is
-    shuffled.
+    conv1x1 and ReLU; split into four groups x_1 .. x_4; y_1 = x_1, y_2 = K_2(x_2),
+    y_i = K_i(x_i + y_(i-1)), each K a conv3x3 and ReLU; concatenate; conv1x1; add the block's
+    input. Gao et al., "Res2Net: a new multi-scale backbone architecture", IEEE TPAMI 43, 2021,
+    Fig. 2 (b) and Equation 1. Beside the MAB its first group passes through, a ReLU follows the
+    first conv, and nothing is shuffled.
 
     Args:
         channels: A multiple of 4.
@@ -187,13 +202,14 @@ class Res2NetBlock(nn.Module):
         Args:
             x: (b, channels, h, w).
         """
-        first, *rest = F.relu(self.expand(x)).chunk(NUM_GROUPS, dim=1)  # each (b, width, h, w)
-        outputs = [first]
-        previous = torch.zeros_like(first)
-        for conv, group in zip(self.groups, rest, strict=True):
+        groups = F.relu(self.expand(x)).chunk(NUM_GROUPS, dim=1)  # each (b, width, h, w)
+        outputs = [groups[0]]  # the first group passes through
+        previous = torch.zeros_like(groups[0])
+        for conv, group in zip(self.groups, groups[1:], strict=True):
             previous = F.relu(conv(group + previous))
             outputs.append(previous)
-        return add_to(own_output(self.fusion, self.fusion(torch.cat(outputs, dim=1))), x)
+        y = self.fusion(torch.cat(outputs, dim=1))  # (b, channels, h, w)
+        return add_to(own_output(self.fusion, y), x)
 
     def init_identity(self) -> None:
         """Make the block the identity: the residual path starts at zero."""

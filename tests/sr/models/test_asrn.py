@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from naive_asrn import naive_mab, naive_res2net, naive_shufflenet
 from torch import Tensor, nn
 
 from contract import check_contract
@@ -68,39 +69,6 @@ def test_parameters_of_the_parts() -> None:
 # The blocks against plain loops.
 
 
-def pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.einsum("bihw,oi->bohw", x, weight[:, :, 0, 0])
-
-
-def shuffled(x: Tensor, num_groups: int = 4) -> Tensor:
-    """Channel `place` of group `group` becomes channel `group` of the `place`-th bunch."""
-    width = x.shape[1] // num_groups
-    y = torch.empty_like(x)
-    for group in range(num_groups):
-        for place in range(width):
-            y[:, place * num_groups + group] = x[:, group * width + place]
-    return y
-
-
-def naive_block(block: MultiScaleBlock, x: Tensor) -> Tensor:
-    width = x.shape[1] // 4
-    expanded = pointwise(x, block.expand.weight)
-    y = torch.empty_like(x)
-    for index in range(4):
-        channels = slice(index * width, (index + 1) * width)
-        group = expanded[:, channels]
-        if index > 0 and block.residual_links:
-            group = group + y[:, (index - 1) * width : index * width]
-        weight = block.groups[index].weight
-        assert isinstance(weight, Tensor)
-        y[:, channels] = F.conv2d(group, weight, padding=1).clamp_min(0)
-    if block.shuffle:
-        y = shuffled(y)
-    if block.fusion is not None:
-        y = pointwise(y, block.fusion.weight)
-    return x + y if block.residual else y
-
-
 SWITCHES = ("fusion", "residual_links", "shuffle", "residual")
 
 
@@ -111,7 +79,7 @@ def test_block_equals_the_naive_one(values: tuple[bool, ...], fold: bool) -> Non
     block = MultiScaleBlock(12, **dict(zip(SWITCHES, values, strict=True)), fold=fold).double()
     for shape in ((2, 12, 6, 5), (1, 12, 1, 1)):
         x = torch.randn(shape, dtype=torch.float64)
-        torch.testing.assert_close(block(x), naive_block(block, x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(block(x), naive_mab(block, x), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -137,7 +105,7 @@ def test_gradients_of_the_block_equal_the_naive_ones(layout: torch.memory_format
     weights = torch.randn_like(x)
     inputs = [x, *block.parameters()]
     actual = torch.autograd.grad((block(x) * weights).sum(), inputs)
-    expected = torch.autograd.grad((naive_block(block, x) * weights).sum(), inputs)
+    expected = torch.autograd.grad((naive_mab(block, x) * weights).sum(), inputs)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
@@ -169,38 +137,21 @@ def test_every_kind_of_derivative_reaches_through_a_block() -> None:
 
 
 @torch.no_grad()
-def test_shufflenet_block_equals_the_naive_one() -> None:
-    block = ShuffleNetBlock(8).double()
-    x = torch.randn(2, 8, 5, 6, dtype=torch.float64)
-    hidden = block.expand.out_channels
-    assert hidden == 56
-    y = [
-        pointwise(part, weight)
-        for part, weight in zip(x.chunk(4, 1), block.expand.weight.chunk(4), strict=True)
-    ]
-    y = shuffled(torch.cat(y, dim=1).clamp_min(0))
-    weights = block.depthwise.weight
-    y = [F.conv2d(y[:, i : i + 1], weights[i : i + 1], padding=1) for i in range(hidden)]
-    y = torch.cat(y, dim=1).chunk(4, 1)
-    y = [
-        pointwise(part, weight)
-        for part, weight in zip(y, block.fusion.weight.chunk(4), strict=True)
-    ]
-    torch.testing.assert_close(block(x), x + torch.cat(y, dim=1), rtol=0, atol=1e-12)
+@pytest.mark.parametrize("shape", [(2, 12, 5, 6), (1, 12, 1, 1)], ids=str)
+def test_shufflenet_block_equals_the_naive_one(shape: tuple[int, ...]) -> None:
+    block = ShuffleNetBlock(12).double()
+    assert block.expand.out_channels == 84
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(block(x), naive_shufflenet(block, x), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
-def test_res2net_block_equals_the_naive_one() -> None:
+@pytest.mark.parametrize("shape", [(2, 12, 5, 6), (1, 12, 1, 1)], ids=str)
+def test_res2net_block_equals_the_naive_one(shape: tuple[int, ...]) -> None:
     block = Res2NetBlock(12).double()
-    x = torch.randn(2, 12, 5, 6, dtype=torch.float64)
-    x1, x2, x3, x4 = pointwise(x, block.expand.weight).clamp_min(0).chunk(4, 1)
-    assert x1.shape[1] == 3
-    k1, k2, k3 = block.groups
-    y2 = F.relu(k1(x2))
-    y3 = F.relu(k2(x3 + y2))
-    y4 = F.relu(k3(x4 + y3))
-    expected = x + pointwise(torch.cat([x1, y2, y3, y4], dim=1), block.fusion.weight)
-    torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
+    assert block.expand.out_channels == 12
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(block(x), naive_res2net(block, x), rtol=0, atol=1e-12)
 
 
 # The switches of the ablation.
@@ -353,6 +304,13 @@ def test_a_block_that_cannot_be_the_identity_says_so(name: str) -> None:
         ({"skip": "nearest"}, "skip 'nearest': expected one of None, bicubic"),
         ({"channels": 18}, "channels 18: expected a multiple of 4, at least 8"),
         ({"channels": 4}, "channels 4: expected a multiple of 4, at least 8"),
+        ({"fusion": "no"}, "fusion 'no': expected True or False"),
+        ({"residual_links": None}, "residual_links None: expected True or False"),
+        ({"shuffle": 0}, "shuffle 0: expected True or False"),
+        ({"residual": "False"}, "residual 'False': expected True or False"),
+        ({"fold": 1}, "fold 1: expected True or False"),
+        ({"tap_affine": "yes"}, "tap_affine 'yes': expected True or False"),
+        ({"checkpoint_blocks": 1.0}, "checkpoint_blocks 1.0: expected True or False"),
         (
             {"block": "res2net", "shuffle": False},
             "block 'res2net': the switches .*shuffle.* belong to block 'mab'",
@@ -385,6 +343,11 @@ def test_unknown_arguments_are_refused() -> None:
         {"upsampler": "subpixel", "skip": "bicubic", "fold": False},
         {"block": "shufflenet"},
         {"block": "res2net", "scale": 1},
+        {"fusion": False},
+        {"residual_links": False},
+        {"shuffle": False},
+        {"residual": False},
+        {"fusion": False, "residual_links": False, "shuffle": False, "residual": False},
         {"tap_affine": True, "skip": "bicubic", "taps": (1, 3)},
     ],
     ids=str,
