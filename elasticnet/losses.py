@@ -154,6 +154,9 @@ class ElasticObjective(nn.Module):
             number 0 leaves the term out.
         output_loss: `output_loss(prediction, deepest_prediction)` returns the scalar D_n. The
             deepest prediction is detached.
+        output_teacher: `output_teacher(x, **keywords)` returns what takes the place of the deepest
+            prediction in D_n, such as its mean over the symmetries of an image. It is called
+            without gradients. None: the deepest prediction itself.
         by_tap: Whether the terms hold each tap's own loss with its history, for methods that look
             at the gradients of single taps, see `elasticnet.training.tap_gradients`.
         accumulation: How many forwards make one step of the objective's own count: as many as the
@@ -191,6 +194,7 @@ class ElasticObjective(nn.Module):
         eps: float = 1e-4,
         output_weight: float | nn.Parameter = 0.0,
         output_loss: TaskLoss = F.l1_loss,
+        output_teacher: Callable[..., Any] | None = None,
         by_tap: bool = False,
         accumulation: int = 1,
     ) -> None:
@@ -219,6 +223,7 @@ class ElasticObjective(nn.Module):
         self.eps = eps
         self.output_weight = checked_output_weight(output_weight)
         self.output_loss = output_loss
+        self.output_teacher = output_teacher
         self.by_tap = by_tap
         self.step_counter = StepCounter(accumulation)
         self._unused_parameters: list[str] = []  # what `find_unused` found
@@ -295,7 +300,8 @@ class ElasticObjective(nn.Module):
             psd_loss = self._psd_loss(outputs.features, routed.positions)
             distillation = scaled(psd_loss, factors.psd)
         if not is_left_out(factors.output):
-            for term in self._output_distillation(predictions, factors):
+            teacher = self._output_teacher(predictions[deepest], x, routed.keywords)
+            for term in self._output_distillation(predictions, teacher, factors):
                 distillation = distillation + term
 
         total = routine + deep_supervision + distillation
@@ -322,8 +328,15 @@ class ElasticObjective(nn.Module):
             teacher=self.teacher,
         )
 
+    def _output_teacher(self, deepest_prediction: Any, x: Any, keywords: dict[str, Any]) -> Any:
+        """Return what the shallower predictions are compared with, without its history."""
+        if self.output_teacher is None or is_empty(deepest_prediction):
+            return tree_map_only(Tensor, torch.detach, deepest_prediction)
+        with torch.no_grad():
+            return self.output_teacher(x, **keywords)
+
     def _output_distillation(
-        self, predictions: Mapping[int, Any], factors: StepFactors
+        self, predictions: Mapping[int, Any], teacher: Any, factors: StepFactors
     ) -> list[Tensor]:
         """Return mu factor_n D_n for each computed tap n < N."""
         *shallower, deepest = predictions  # its keys: depths, the deepest last
@@ -338,7 +351,6 @@ class ElasticObjective(nn.Module):
         # The task losses have read the predictions, and need them again in the backward pass.
         kept = KeptTensors(remedy=LOSS_REMEDY)
         kept.keep(list(predictions.values()), name="the prediction")
-        teacher = tree_map_only(Tensor, torch.detach, predictions[deepest])
         for depth in shallower:
             returned = self.output_loss(predictions[depth], teacher)
             distance = checked_loss(returned, name="output loss")  # D_n

@@ -57,6 +57,7 @@ from elasticnet.sr.data.download import download_div2k
 from elasticnet.sr.data.image_record import keep_image_record
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
+from elasticnet.sr.inference.self_ensemble import self_ensembled
 from elasticnet.sr.options import (
     DataOptions,
     DegradationOptions,
@@ -94,7 +95,7 @@ from elasticnet.training.warm_start import warm_start
 
 DOWNLOADS = Path("datasets/DIV2K")
 # arguments in which two networks may differ in a warm start: their heads are alike all the same
-WARM_START_DIFFERENCES = ("num_blocks", "fold", "tap_affine")
+WARM_START_DIFFERENCES = ("num_blocks", "fold", "tap_affine", "tap_fusion")
 # what a state file holds instead of the best PSNR as long as no network has been kept
 NO_BEST_PSNR = -math.inf
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
@@ -114,6 +115,7 @@ FIXED = (
     "residual",
     "skip",
     "tap_affine",
+    "tap_fusion",
     "variant",
 )
 
@@ -211,6 +213,8 @@ class Network(OptionGroup):
     """Add the enlarged input to the output; not in the paper."""
     tap_affine: bool = False
     """A scale and a bias per channel and tap in front of the shared head; not in the paper."""
+    tap_fusion: bool = False
+    """A 1x1 convolution of each tap's own in front of the shared head; not in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,6 +269,10 @@ class Loss(LossOptions):
     output_weight: float = 0.0
     """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in
     the paper.
+    """
+    output_teacher: Literal["deepest", "self-ensemble"] = "deepest"
+    """What --output-weight distils: the deepest prediction, or its mean over the eight symmetries
+    of the patch, which takes eight more passes a step.
     """
 
     def __post_init__(self) -> None:
@@ -633,6 +641,7 @@ def build(options: Options, processes: Processes) -> ElasticWrapper:
         init=options.network.start,
         skip=skip,
         tap_affine=options.network.tap_affine,
+        tap_fusion=options.network.tap_fusion,
         taps=taps,
         checkpoint_blocks=options.compute.checkpoint_blocks,
     )
@@ -667,8 +676,21 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
         sampled_taps=sampled_taps,
         seed=options.run.seed,
         output_weight=output_factor * options.loss.output_weight,
+        output_teacher=make_output_teacher(options, net),
         by_tap=options.loss.tap_gradients != "sum",
     )
+
+
+def make_output_teacher(options: Options, net: ElasticWrapper) -> Callable[[Tensor], Tensor] | None:
+    """Return what predicts the target of the output distillation; None: the pass itself does."""
+    if options.loss.output_teacher == "deepest":
+        return None
+
+    def mean_of_symmetries(lr: Tensor) -> Tensor:
+        (mean,) = self_ensembled(lambda turned: [net(turned)], lr)
+        return mean
+
+    return mean_of_symmetries
 
 
 def make_psd_weight(options: Options) -> float | Callable[[int], float]:

@@ -432,6 +432,8 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
         "curriculum_until": 0.5,
         "sandwich_taps": 1,
         "tap_gradients": "sum",
+        "output_teacher": "deepest",
+        "tap_fusion": False,
     }
     assert as_json(options) == {**stored, **newer}
     recipe.main(options)

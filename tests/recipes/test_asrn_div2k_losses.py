@@ -78,6 +78,26 @@ def test_the_weight_of_the_self_distillation_rises_over_the_warm_up(recipe: Modu
     assert objective_of(recipe, *options, "--variant", "dsl").psd_weight == 0.0
 
 
+# --- output distillation
+
+
+def test_the_self_ensembled_teacher_is_the_mean_of_the_eight_symmetries(
+    recipe: ModuleType,
+) -> None:
+    words = [*TINY, "--output-weight", "0.1", "--output-teacher", "self-ensemble"]
+    options = recipe.parse(words)
+    net = recipe.build(options, Processes())
+    teacher = recipe.make_objective(options, net).output_teacher
+    x = torch.rand(2, 3, 6, 6)
+    total = torch.zeros(2, 3, 12, 12)
+    for turns in range(4):
+        turned = torch.rot90(x, turns, dims=(2, 3))
+        total += torch.rot90(net(turned), -turns, dims=(2, 3))
+        total += torch.rot90(net(turned.flip(3)).flip(3), -turns, dims=(2, 3))
+    torch.testing.assert_close(teacher(x), total / 8)
+    assert objective_of(recipe, "--output-weight", "0.1").output_teacher is None
+
+
 # --- which taps a step trains
 
 

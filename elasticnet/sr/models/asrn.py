@@ -23,6 +23,7 @@ from elasticnet.sr.models.asrn_blocks import (
     MultiScaleBlock,
     Res2NetBlock,
     ShuffleNetBlock,
+    identity_conv,
 )
 from elasticnet.sr.models.asrn_start import STEM_CHANNELS, init_interpolating
 from elasticnet.sr.models.heads import SKIPS, DeconvHead, SubpixelHead
@@ -66,6 +67,7 @@ class AsrnDesign:
         skip: None or "bicubic".
         fold: Whether head and shuffle run folded.
         tap_affine: Whether there is an affine map before the head.
+        tap_fusion: Whether there is a conv1x1 of each tap's own before the head.
         taps: The depths that carry a prediction; None is all.
         checkpoint_blocks: Whether blocks are computed again in the backward pass.
     """
@@ -83,6 +85,7 @@ class AsrnDesign:
     skip: str | None = None
     fold: bool = True
     tap_affine: bool = False
+    tap_fusion: bool = False
     taps: Iterable[int] | None = None
     checkpoint_blocks: bool = False
 
@@ -112,6 +115,7 @@ def asrn(
     skip: str | None = None,
     fold: bool = True,
     tap_affine: bool = False,
+    tap_fusion: bool = False,
     taps: Iterable[int] | None = None,
     checkpoint_blocks: bool = False,
     pretrained: bool | str | None = False,
@@ -141,6 +145,8 @@ def asrn(
             layer as written.
         tap_affine: A scale and a bias per channel and tap in front of the shared head, 2 channels
             parameters a tap; not in the paper.
+        tap_fusion: A conv1x1 of each tap's own in front of the shared head, at first the identity:
+            channels * channels parameters a tap, 9,216 at 96; not in the paper.
         taps: The depths that carry a prediction, default all; `(num_blocks,)` is the ordinary
             network with a single tap.
         checkpoint_blocks: Compute the blocks again in the backward pass instead of keeping their
@@ -176,6 +182,7 @@ def asrn(
         skip=skip,
         fold=fold,
         tap_affine=tap_affine,
+        tap_fusion=tap_fusion,
         taps=taps,
         checkpoint_blocks=checkpoint_blocks,
     )
@@ -215,6 +222,8 @@ def _check(design: AsrnDesign) -> None:
             f"channels {design.channels}: expected a multiple of {NUM_GROUPS}, at least "
             f"{STEM_CHANNELS}"
         )
+    if design.tap_affine and design.tap_fusion:
+        raise ValueError("tap_affine with tap_fusion: the fusion can do what the affine map does")
     switches = _switches(design)
     if design.block != "mab" and not all(switches.values()):
         raise ValueError(
@@ -248,20 +257,28 @@ def _build(design: AsrnDesign) -> ElasticWrapper:
         init_interpolating(stem, blocks, head)
 
     taps = resolve_taps(design.taps, design.num_blocks)
-    affines = None
-    if design.tap_affine:
-        affines = {tap: ChannelAffine(design.channels) for tap in taps}
     net = ElasticWrapper(
         blocks,
         head,
         stem=stem,
         taps=taps,
-        adapters=affines,
+        adapters=_build_adapters(design, taps),
         head_skip=None if design.skip is None else "input",
         checkpoint_blocks=design.checkpoint_blocks,
     )
     net.origin = Origin("asrn", _recorded(design))
     return net
+
+
+def _build_adapters(design: AsrnDesign, taps: Iterable[int]) -> dict[int, nn.Module]:
+    """What each tap has of its own in front of the shared head; at first the identity."""
+    adapters: dict[int, nn.Module] = {}
+    for tap in taps:
+        if design.tap_affine:
+            adapters[tap] = ChannelAffine(design.channels)
+        if design.tap_fusion:
+            adapters[tap] = identity_conv(design.channels)
+    return adapters
 
 
 def _build_blocks(design: AsrnDesign) -> list[Block]:
@@ -307,4 +324,6 @@ def _recorded(design: AsrnDesign) -> dict[str, Any]:
     }
     if design.tap_affine:
         arguments["tap_affine"] = True  # files of networks without it do not name it
+    if design.tap_fusion:
+        arguments["tap_fusion"] = True
     return arguments

@@ -241,6 +241,17 @@ class ChannelAffine(nn.Module):
         return torch.addcmul(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
 
 
+def identity_conv(channels: int) -> nn.Conv2d:
+    """Return a conv1x1 without bias that gives back its input; channels * channels parameters.
+
+    Args:
+        channels: Of the features.
+    """
+    conv = nn.Conv2d(channels, channels, 1, bias=False)
+    nn.init.dirac_(conv.weight)
+    return conv
+
+
 class _DenseConcatenation(torch.autograd.Function):
     """Concatenation of NUM_GROUPS tensors along the channels with dense gradients, not slices."""
 
