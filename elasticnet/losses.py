@@ -28,6 +28,7 @@ from elasticnet._objective.compiled_step import factors_for_graph
 from elasticnet._objective.given_weights import (
     TapWeights,
     Weight,
+    check_learned_with_net,
     checked_output_weight,
     checked_psd_weight,
     checked_tap_weights,
@@ -167,7 +168,8 @@ class ElasticObjective(nn.Module):
             dict. It stays 0 if nothing depends on the step.
 
     Raises:
-        ValueError: An argument is out of range, or the net's layout is invalid.
+        ValueError: An argument is out of range, the net's layout is invalid, or a weight is learned
+            and the net alone is wrapped for several processes.
         TypeError: The tap weights are not one of the kinds named above, or the net is not elastic.
 
     Example:
@@ -209,6 +211,12 @@ class ElasticObjective(nn.Module):
         check_stem(tap_net)
         check_form(distance, power, teacher)
         check_eps(eps)
+        weights = {
+            "psd_weight": psd_weight,
+            "tap_weights": tap_weights,
+            "output_weight": output_weight,
+        }
+        check_learned_with_net(net, weights)
 
         self.net = net
         self.task_loss = task_loss

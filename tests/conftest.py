@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
+import torch.distributed as dist
 
 
 class TorchRandom:
@@ -76,3 +79,14 @@ def data_dir() -> Path:
             "correct it, or unset it to skip the tests on real data"
         )
     return Path(named)
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """Run the test as the only process of a group."""
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("this build of torch has no gloo")
+    store = f"file://{tmp_path / 'store'}"
+    dist.init_process_group("gloo", store, timedelta(seconds=60), world_size=1, rank=0)
+    yield
+    dist.destroy_process_group()

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import register_parametrization
 
 from contract import projection
@@ -616,6 +618,30 @@ def test_the_gradient_of_a_learned_weight_is_its_term() -> None:
     terms.total.backward()
     torch.testing.assert_close(terms.distillation, 0.3 * unit)
     torch.testing.assert_close(output_weight.grad, unit.detach().reshape(1))
+
+
+@pytest.mark.parametrize("name", ["psd_weight", "tap_weights", "output_weight"])
+def test_a_learned_weight_outside_of_what_averages_gradients_is_refused(
+    name: str, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process would learn a weight of its own, from its own rows."""
+    options: dict[str, Any] = {"psd_weight": 0.1, name: nn.Parameter(torch.ones(2))}
+    if name != "tap_weights":
+        options[name] = nn.Parameter(torch.ones(()))
+    net = conv_net(2)
+    parallel = DistributedDataParallel(net)
+    compiled: Any = torch.compile(parallel, backend="eager")
+    ElasticObjective(parallel, nn.L1Loss(), **options)  # a single process
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+
+    for wrapped in (parallel, compiled):
+        with pytest.raises(ValueError, match=f"{name} is a parameter.* alone is in Distributed"):
+            ElasticObjective(wrapped, nn.L1Loss(), **options)
+    ElasticObjective(parallel, nn.L1Loss(), psd_weight=0.1)
+    ElasticObjective(net, nn.L1Loss(), **options)
+    options[name].requires_grad_(False)
+    ElasticObjective(parallel, nn.L1Loss(), **options)
 
 
 def test_a_learned_weight_below_0_counts_as_0() -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel, scatter_gather
 
@@ -96,14 +93,6 @@ def test_a_compiled_net_is_compiled_in_training() -> None:
     expected = loss_of(net)
     torch.testing.assert_close(loss_of(torch.compile(net, backend=backend)), expected)  # pyright: ignore[reportArgumentType]
     assert len(graphs) == 1
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    store = f"file://{tmp_path / 'store'}"
-    dist.init_process_group("gloo", store, timedelta(seconds=60), world_size=1, rank=0)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("options", [{}, {"sampled_taps": 1}], ids=["all taps", "sampled"])

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from contract import NetworkContract, check_contract, same
 from elasticnet import ElasticWrapper
@@ -134,3 +135,11 @@ def test_the_net_inside_at_depth_is_truncated_by_what_is_asked() -> None:
 def test_half_precision_copies_agree_too() -> None:
     net, x = conv_net(3).to(torch.bfloat16).eval(), torch.randn(2, 4, 5, 5, dtype=torch.bfloat16)
     check_contract(net, x)
+
+
+def test_a_net_with_blocks_in_shards_says_what_to_do(one_process: None) -> None:
+    """FSDP1; FSDP2 needs several processes to be tested."""
+    net = conv_net(2)
+    net.blocks[0] = FullyShardedDataParallel(net.blocks[0], device_id=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"sharded by FullyShardedDataParallel.*summon_full"):
+        net.truncate(1)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,16 +30,6 @@ class StemWithMaskToken(nn.Module):
         if is_masked:
             x = x + self.mask_token
         return self.dropout(self.norm(x))
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    if not (dist.is_available() and dist.is_gloo_available()):
-        pytest.skip("this build of torch has no gloo")
-    store = f"file://{tmp_path / 'store'}"
-    dist.init_process_group("gloo", store, timedelta(seconds=60), world_size=1, rank=0)
-    yield
-    dist.destroy_process_group()
 
 
 def masked_objective(**options: Any) -> ElasticObjective:

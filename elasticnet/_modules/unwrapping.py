@@ -33,6 +33,14 @@ INNER_ATTRIBUTES = {
 }
 # FSDP2 makes a class of a module's own class and of this one.
 FSDP2_CLASS = "torch.distributed.fsdp.FSDPModule"
+# What users call the classes that average the gradients of several processes.
+PARALLEL_CLASSES = {
+    "torch.nn.parallel.distributed.DistributedDataParallel": "DistributedDataParallel",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
+        "FullyShardedDataParallel"
+    ),
+    FSDP2_CLASS: "fully_shard",
+}
 # What wrapped modules add to keys. "module" comes last, because it is also an ordinary name.
 KEY_PIECES = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
 
@@ -98,16 +106,46 @@ def is_in_flat_shards(module: nn.Module) -> bool:
     return False
 
 
+def parallel_wrapper(module: nn.Module) -> str | None:
+    """Return by what a module, as a whole, trains on several processes; None if by nothing.
+
+    Args:
+        module: Any module, which may be compiled or wrapped.
+
+    Returns:
+        Such as "DistributedDataParallel".
+    """
+    inside: Any = module
+    while True:
+        # Fabric's wrapper keeps two modules: the one that it was given, and that one wrapped.
+        for each in (inside, children(inside).get("_forward_module")):
+            for each_class in type(each).__mro__:
+                name = PARALLEL_CLASSES.get(_full_name(each_class))
+                if name is not None:
+                    return name
+        if _inner_attribute(inside) is None:
+            return None
+        inside = _unwrapped_once(inside)
+
+
 def check_not_sharded(net: nn.Module) -> None:
-    """Raise if a net, or a module inside it, is sharded by FSDP2.
+    """Raise if a net, or a module inside it, is sharded by FSDP2, or a module inside it by FSDP1.
 
     Args:
         net: A net that is to be copied.
 
     Raises:
-        ValueError: `fully_shard` was called on the net or on a module inside it.
+        ValueError: `fully_shard` was called on the net or on a module inside it, or a module inside
+            it is in a `FullyShardedDataParallel`.
     """
     for part in net.modules():
+        if _inner_attribute(part) == "_fsdp_wrapped_module":
+            raise ValueError(
+                "the net is sharded by FullyShardedDataParallel, and a shard is no network of its "
+                "own: call elasticnet.save(net, path) inside `with "
+                "FullyShardedDataParallel.summon_full_params(net)`, and get a whole network from "
+                "elasticnet.load(path)"
+            )
         if any(_full_name(each) == FSDP2_CLASS for each in type(part).__mro__):
             raise ValueError(
                 "the net is sharded by fully_shard, and a shard is no network of its own: let all "

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from elasticnet._modules.unwrapping import parallel_wrapper
 from elasticnet.loss_weights import check_learned, check_tap_weights, check_weight, equal
 
 if TYPE_CHECKING:
@@ -79,6 +81,35 @@ def checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> 
         check_tap_weights(tap_weights(0), taps)
         return tap_weights
     return check_tap_weights(tap_weights, taps)
+
+
+def check_learned_with_net(net: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Raise if weights are learned, and the net alone is wrapped for several processes.
+
+    Each process would learn weights of its own, and the processes would drift apart.
+
+    Args:
+        net: The net that the objective was given.
+        weights: The weights by their names, of any kind.
+
+    Raises:
+        ValueError: There are several processes, the net is wrapped, and a weight is a parameter.
+    """
+    wrapper = parallel_wrapper(net)
+    if wrapper is None or not _has_several_processes():
+        return
+    for name, weight in weights.items():
+        if is_learned(weight) and weight.requires_grad:
+            raise ValueError(
+                f"{name} is a parameter, and the net alone is in {wrapper}: each process would "
+                "learn a weight of its own. Put the objective with the net into it instead, "
+                f"{wrapper}(ElasticObjective(net, ...)), or let your trainer prepare the objective"
+            )
+
+
+def _has_several_processes() -> bool:
+    is_distributed = dist.is_available() and dist.is_initialized()
+    return is_distributed and dist.get_world_size() > 1
 
 
 def is_learned(weights: Any) -> TypeIs[Tensor]:
