@@ -11,6 +11,9 @@ other papers print of the same methods is kept apart, in docs/results/reprinted.
 
 from __future__ import annotations
 
+import elasticnet.before_torch  # sets what must be set before torch is imported # noqa: F401
+
+# isort: split
 import argparse
 import json
 import re
