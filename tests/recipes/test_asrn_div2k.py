@@ -434,6 +434,12 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
         "tap_gradients": "sum",
         "output_teacher": "deepest",
         "tap_fusion": False,
+        "block": "mab",
+        "fusion": True,
+        "residual_links": True,
+        "shuffle": True,
+        "residual": True,
+        "checkpoint_blocks": False,
     }
     assert as_json(options) == {**stored, **newer}
     recipe.main(options)
