@@ -231,8 +231,10 @@ def test_a_scale_and_a_bias_for_each_tap() -> None:
         )
 
 
-def test_recomputed_blocks_give_the_same_gradients() -> None:
-    plain, recomputing = asrn(2, 2, 16), asrn(2, 2, 16, checkpoint_blocks=True)
+@pytest.mark.parametrize("block", ["mab", "shufflenet", "res2net"])
+def test_recomputed_blocks_give_the_same_gradients(block: str) -> None:
+    plain = asrn(2, 2, 16, block=block)
+    recomputing = asrn(2, 2, 16, block=block, checkpoint_blocks=True)
     recomputing.load_state_dict(plain.state_dict())
     gradients, calls = [], []
     x = torch.rand(1, 3, 6, 6)
