@@ -159,6 +159,9 @@ class ElasticWrapper(nn.Module):
         origin: How a registered builder made this network. None: no registered builder made it.
         parameter_groups: What the model that this network was split from says of its parameters to
             optimisers. None: it was not split, or the model says nothing.
+        keyword_names: The keyword arguments that a pass takes, if the stem makes the context of the
+            blocks itself, as in networks that were split. None: those that the stem names, and any
+            that `call_block` or the head may find in the context.
         split_from: What `elasticnet.retrofit` remembers of the model that it split this network
             from, for `elasticnet.retrofit.to_model`. None: it was not split.
 
@@ -213,6 +216,7 @@ class ElasticWrapper(nn.Module):
         self.mask_keyword = mask_keyword
         self.default_depth = self.taps[-1]
         self.origin: Origin | None = None
+        self.keyword_names: frozenset[str] | None = None
         self.split_from: object | None = None
         self.parameter_groups: ParameterGroups | None = None
         self._stem_arguments = read_stem_arguments(stem)
@@ -878,6 +882,19 @@ class ElasticWrapper(nn.Module):
     def stem_keywords(self) -> frozenset[str]:
         """The names of the keyword arguments that the stem's forward lists."""
         return self._arguments_of_stem().names
+
+    def takes_keyword(self, name: str) -> bool:
+        """Return whether `net(x, ...)` may have a keyword argument of this name.
+
+        Args:
+            name: Such as "mask".
+        """
+        if self.keyword_names is not None:
+            return name in self.keyword_names
+        if name in self.stem_keywords:
+            return True
+        # These read the context, in which any name may stand.
+        return self.call_block is not None or self.head_skip == "context"
 
     def group_matcher(self, coarse: bool = False) -> LayerMatcher:
         """Return the function from a parameter's name to its layer, which timm's optimisers take.

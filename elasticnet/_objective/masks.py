@@ -52,5 +52,4 @@ def _has_mask_argument(net: TapNet) -> bool:
         return True
     if net.mask_keyword is not None:
         return False  # the net has a mask, and it has another name
-    # These read the context, in which a `mask` may be.
-    return net.call_block is not None or net.head_skip == "context"
+    return net.takes_keyword("mask")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 
@@ -25,8 +24,6 @@ class TapNet(Protocol):
         prefix_tokens: How many leading positions attention maps leave out.
         adapters: The modules that run only in steps that compute their tap's prediction.
         stem_keywords: The keyword arguments of the stem's forward.
-        call_block: A function that gets the keyword arguments which the stem does not; or None.
-        head_skip: What the head takes beside the features, such as "context"; or None.
         mask_keyword: The keyword argument that says which positions count; or None.
         training: Whether the network is in training mode.
     """
@@ -36,10 +33,16 @@ class TapNet(Protocol):
     prefix_tokens: int
     adapters: nn.ModuleDict
     stem_keywords: frozenset[str]
-    call_block: Callable[..., Any] | None
-    head_skip: str | None
     mask_keyword: str | None
     training: bool
+
+    def takes_keyword(self, name: str) -> bool:
+        """Return whether `net(x, ...)` may have a keyword argument of this name.
+
+        Args:
+            name: Such as "mask".
+        """
+        ...
 
     def group_matcher(self, coarse: bool = False) -> LayerMatcher:
         """Return the function from a parameter's name to its layer.

@@ -57,6 +57,7 @@ class Split(NamedTuple):
         checkpoint_blocks: Whether the model computes its blocks again in the backward pass (its own
             gradient checkpointing was switched on); what `wrap` does by default.
         mask_keyword: The input of the model that says which positions count; see `ElasticWrapper`.
+        keyword_names: The further inputs of the model, by their names; see `ElasticWrapper`.
         refusals: Methods of the model that the net does not have, by name, with what to do instead.
         source: What the network remembers of the model, for `elasticnet.retrofit.to_model`. None:
             the model cannot be copied.
@@ -74,6 +75,7 @@ class Split(NamedTuple):
     copy_features: bool = False
     checkpoint_blocks: bool = False
     mask_keyword: str | None = None
+    keyword_names: frozenset[str] | None = None
     refusals: Mapping[str, str] = {}
     source: ModelSource | None = None
     parameter_groups: ParameterGroups | None = None
@@ -108,6 +110,7 @@ class Split(NamedTuple):
         )
         for name, remedy in self.refusals.items():
             setattr(net, name, Refusal(name=name, remedy=remedy))
+        net.keyword_names = self.keyword_names
         net.split_from = self.source
         net.parameter_groups = self.parameter_groups
         return net
@@ -265,6 +268,7 @@ def assemble(
         call_block=parts.call_block,
         head_skip=parts.head_skip,
         checkpoint_blocks=parts.recomputes_blocks,
+        keyword_names=frozenset(),  # A traced forward has one input.
     )
     split_model = with_copies_if_needed(split_model, example)
     _verify_and_name_assignments(split_model, model, example, parts.assigned)

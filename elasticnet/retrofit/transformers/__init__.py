@@ -153,6 +153,7 @@ def _split(model: nn.Module, example: Tensor, output: str | None, inputs: dict[s
         head_skip="context" if head.takes_context else None,
         checkpoint_blocks=_recomputes_layers(base, anatomy.layers),
         mask_keyword=_mask_keyword(stem, anatomy.layout),
+        keyword_names=frozenset(stem.names),
         refusals={name: REFUSALS[name] for name in REFUSALS if hasattr(model, name)},
     )
 
