@@ -64,8 +64,10 @@ class PassState:
         features: What the last of them returned; at depth 0 what the stem did.
         context: What the next block gets beside the features.
         skip: The input or the stem's output, if the head takes one of them beside the features.
-        kept: What no part may overwrite; the net looks at it behind each part. It is the same
-            object in all states of a pass.
+        kept: What no part may overwrite before the pass ends; one object for all states of a pass.
+            Behind each part the net looks at what the part may have been given: `keep_input`
+            keeps what any part is given, `keep_features` what the next parts are. `keep` is for
+            the predictions, which no part is given: a pass over all taps looks at its end.
     """
 
     depth: int
@@ -78,15 +80,13 @@ class PassState:
         """Return a state of its own with the same tensors, of the same pass."""
         return PassState(self.depth, self.features, self.context, self.skip, self.kept)
 
-    def resting(self) -> PassState:
+    def protected(self) -> PassState:
         """Return a state of its own with the same tensors, which no part may overwrite any more."""
         kept = KeptTensors()
         depth = self.depth
-        kept.keep_for_all_parts(self.features, name=f"the features of the state at depth {depth}")
-        kept.keep_for_all_parts(self.context, name=f"the context of the state at depth {depth}")
-        kept.keep_for_all_parts(
-            self.skip, name=f"what the head takes beside the features at {depth}"
-        )
+        kept.keep_input(self.features, name=f"the features of the state at depth {depth}")
+        kept.keep_input(self.context, name=f"the context of the state at depth {depth}")
+        kept.keep_input(self.skip, name=f"what the head takes beside the features at {depth}")
         return PassState(self.depth, self.features, self.context, self.skip, kept)
 
 
@@ -290,7 +290,7 @@ class ElasticWrapper(nn.Module):
             if recompute:
                 # The backward pass will run the block again, on these features.
                 name = f"the features at depth {depth - 1}, for the backward pass,"
-                kept.keep_for_next_parts(state.features, name)
+                kept.keep_features(state.features, name)
             features = self._handed_to_part(state.features)
             state.features, state.context = self._run_block(
                 block, features, state.context, depth, recompute
@@ -339,48 +339,39 @@ class ElasticWrapper(nn.Module):
         """
         check_backward_hooks(self)
         head_takes_all = self._head_takes_all_taps()
-        # A probe asks any head about each tap alone, so that a rejection names its tap.
+        # A probe asks even such a head about each tap alone, so that a rejection names its tap.
         is_called_once = head_takes_all and not self._is_probe
         features: list[Any] = []
         predictions: list[Any] = []
-        waiting: list[PassState] = []  # those at `depths` that have no prediction yet
+        waiting: list[PassState] = []  # at `depths`, for the head that is called once
 
         state = self._run_stem(x, self.taps[-1], keywords)
         for tap in self.taps:
             self._run_blocks(state, tap)
-            at_tap = self._at_tap(state)
-            features.append(at_tap.features)
-            if tap in depths:
-                waiting.append(at_tap)
-            calls_head = tap == self.taps[-1] or not is_called_once
-            if calls_head and waiting:
-                predictions += self._predict_and_keep(waiting, head_takes_all)
-                waiting = []
+            features.append(state.features)
+            self._keep_what_the_head_takes(state)
+            if tap in depths and is_called_once:
+                waiting.append(state.copy())
+            elif tap in depths:
+                (prediction,) = self._predict([state], head_takes_all)
+                state.kept.keep(prediction, name=f"the prediction at depth {tap}")
+                predictions.append(prediction)
+            if self.head_skip == "context":
+                # The later blocks may change theirs.
+                state.context = self._handed_to_part(state.context)
+        if is_called_once:
+            predictions += self._predict(waiting, head_takes_all)
 
         state.kept.check_everything(writer="the head, or a block behind,")
         return Taps(depths, tuple(predictions), tuple(features))
 
-    def _at_tap(self, state: PassState) -> PassState:
-        """Return a state that stays at this tap, for the head, while the given one goes on."""
-        at_tap = state.copy()
+    def _keep_what_the_head_takes(self, state: PassState) -> None:
+        """Keep the features at a tap, and the context if the head takes it."""
         if self.head_skip == "context":
-            # The later blocks may change theirs.
-            state.context = self._handed_to_part(state.context)
-            name = f"the features or the context at depth {at_tap.depth}"
-            at_tap.kept.keep_for_next_parts([at_tap.features, at_tap.context], name)
+            name = f"the features or the context at depth {state.depth}"
+            state.kept.keep_features([state.features, state.context], name)
         else:
-            name = f"the features at depth {at_tap.depth}"
-            at_tap.kept.keep_for_next_parts(at_tap.features, name)
-        return at_tap
-
-    def _predict_and_keep(
-        self, states: Sequence[PassState], head_takes_all: bool
-    ) -> tuple[Any, ...]:
-        """Return the predictions at these states, which the later blocks must not overwrite."""
-        predictions = self._predict(states, head_takes_all)
-        for state, prediction in zip(states, predictions, strict=True):
-            state.kept.keep(prediction, name=f"the prediction at depth {state.depth}")
-        return predictions
+            state.kept.keep_features(state.features, name=f"the features at depth {state.depth}")
 
     # --- the stem
 
@@ -388,7 +379,7 @@ class ElasticWrapper(nn.Module):
         """Return the state at depth 0, of a pass that runs the blocks up to `last_depth`."""
         check_number_of_blocks(len(self.blocks), deepest_tap=self.taps[-1])
         kept = KeptTensors(compare_values=self._is_probe)
-        kept.keep_for_all_parts(x, name="the input")
+        kept.keep_input(x, name="the input")
         features, context = self._call_stem(x, last_depth, keywords)
         if kept.is_overwritten():
             raise kept.error(writer="the stem")
@@ -398,7 +389,7 @@ class ElasticWrapper(nn.Module):
             skip = x
         if self.head_skip == "stem":
             skip = features
-            kept.keep_for_all_parts(features, name="the stem's output")
+            kept.keep_input(features, name="the stem's output")
         return PassState(depth=0, features=features, context=context, skip=skip, kept=kept)
 
     def _call_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
@@ -448,21 +439,17 @@ class ElasticWrapper(nn.Module):
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            predictions = self._rejections(states, error)
+            features_by_depth = {state.depth: state.features for state in states}
+            message = rejection_message(features_by_depth, error)
+            if not self._is_probe:
+                raise RuntimeError(message) from error
+            predictions = (Rejection(message),)  # A probe asks about one tap at a time.
         check_predictions(predictions, num_taps=len(states))
 
         kept = states[-1].kept
         if kept.is_overwritten():
             raise kept.error(writer=self._name_of_head_at(states))
         return predictions
-
-    def _rejections(self, states: Sequence[PassState], error: Exception) -> tuple[Rejection, ...]:
-        """Return what a probe gets if the head fails; a pass of any other net raises."""
-        features_by_depth = {state.depth: state.features for state in states}
-        message = rejection_message(features_by_depth, error)
-        if not self._is_probe:
-            raise RuntimeError(message) from error
-        return tuple(Rejection(message) for _ in states)
 
     def _name_of_head_at(self, states: Sequence[PassState]) -> str:
         """Return what messages call the head where it is called for these states."""
@@ -548,7 +535,7 @@ class ElasticWrapper(nn.Module):
         last_depth = resolve_depth(depth, self.taps)
         state = self._run_stem(x, self.taps[-1], keywords)
         self._run_blocks(state, last_depth)
-        return state.resting()
+        return state.protected()
 
     def continue_from(self, state: PassState, depth: int) -> PassState:
         """Run the blocks behind a state, up to a deeper tap.
@@ -575,10 +562,10 @@ class ElasticWrapper(nn.Module):
                 "on to deeper taps alone"
             )
         check_not_overwritten_since(state.kept, state.depth)
-        going_on = state.resting()  # The blocks must not overwrite what the given state holds.
-        going_on.context = self._handed_to_part(state.context)  # The blocks may change theirs.
-        self._run_blocks(going_on, last_depth)
-        return going_on.resting()  # From here on, nothing may overwrite what the new one holds.
+        deeper = state.protected()  # The blocks must not overwrite what the given state holds.
+        deeper.context = self._handed_to_part(state.context)  # They may change a context of theirs.
+        self._run_blocks(deeper, last_depth)
+        return deeper.protected()
 
     def predict(self, state: PassState) -> Any:
         """Return the prediction at the depth of a state.

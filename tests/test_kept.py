@@ -248,7 +248,7 @@ def test_kept_tensors_in_any_nest() -> None:
     first, second, third = torch.zeros(3, 2)
     nest = [first, ("text", {"key": second.clone()}), None, 3, {"last": [third.clone()]}]
     kept = KeptTensors()
-    kept.keep_for_next_parts(nest, "the nest")
+    kept.keep_features(nest, "the nest")
     assert not kept.is_overwritten()
     tensors_in(nest)[2].add_(1)
     assert kept.is_overwritten()
@@ -260,7 +260,7 @@ def test_a_copy_keeps_nothing() -> None:
     """The counters of copied tensors begin anew, so that it could raise without a reason."""
     tensor = torch.zeros(2).add_(1)
     kept = KeptTensors()
-    kept.keep_for_all_parts(tensor, "the input")
+    kept.keep_input(tensor, "the input")
     copy.deepcopy(kept).check_everything(writer="nobody")
 
 

@@ -45,10 +45,10 @@ class KeptTensors:
     Any part (stem, block, adapter, head) may write in place into what it is given. A pass therefore
     keeps, each with its name for messages:
 
-    - by `keep_for_all_parts` what every part may be given: the input, the stem's output that a head
-      gets as its skip;
-    - by `keep_for_next_parts` what a block returned, which the next block and the head are given,
-      until the next features are kept;
+    - by `keep_input` what every part may be given: the input, the stem's output that a head gets as
+      its skip;
+    - by `keep_features` what a block returned, which the next block and the head are given, until
+      the next features are kept;
     - by `keep` what no later part is given: what the head returned.
 
     Behind each part, `is_overwritten` looks at what the part could be given, so that its cost does
@@ -76,7 +76,7 @@ class KeptTensors:
         """A copy keeps nothing: the counters of copied tensors begin anew."""
         return KeptTensors, (self._compare_values, self._remedy)
 
-    def keep_for_all_parts(self, value: Any, name: str) -> None:
+    def keep_input(self, value: Any, name: str) -> None:
         """Keep what any part of the network may be given: the input, the skip.
 
         Args:
@@ -87,11 +87,11 @@ class KeptTensors:
         self._inputs += self._entries(value, name)
         self._watched = [*self._inputs, *self._latest_features]
 
-    def keep_for_next_parts(self, value: Any, name: str) -> None:
+    def keep_features(self, value: Any, name: str) -> None:
         """Keep what the next parts are given: a block's output.
 
         Args:
-            value: As in `keep_for_all_parts`.
+            value: As in `keep_input`.
             name: What messages call it.
         """
         self._others += self._latest_features
@@ -102,7 +102,7 @@ class KeptTensors:
         """Keep what no later part is given, such as the head's output.
 
         Args:
-            value: As in `keep_for_all_parts`.
+            value: As in `keep_input`.
             name: What messages call it.
         """
         self._others += self._entries(value, name)
