@@ -42,6 +42,7 @@ ON_OFF_ARGUMENTS = (
     "residual",
     "fold",
     "tap_affine",
+    "tap_fusion",
     "checkpoint_blocks",
 )
 
@@ -223,7 +224,7 @@ def _check(design: AsrnDesign) -> None:
             f"{STEM_CHANNELS}"
         )
     if design.tap_affine and design.tap_fusion:
-        raise ValueError("tap_affine with tap_fusion: the fusion can do what the affine map does")
+        raise ValueError("tap_affine with tap_fusion: a tap has one adapter; give one of the two")
     switches = _switches(design)
     if design.block != "mab" and not all(switches.values()):
         raise ValueError(

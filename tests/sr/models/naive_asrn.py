@@ -7,7 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elasticnet import ElasticWrapper
-from elasticnet.sr.models.asrn_blocks import MultiScaleBlock, Res2NetBlock, ShuffleNetBlock
+from elasticnet.sr.models.asrn_blocks import (
+    ChannelAffine,
+    MultiScaleBlock,
+    Res2NetBlock,
+    ShuffleNetBlock,
+)
 from elasticnet.sr.models.heads import DeconvHead, SubpixelHead, bicubic_upsample
 
 
@@ -18,9 +23,16 @@ def naive_asrn(net: ElasticWrapper, image: Tensor, depth: int) -> Tensor:
     for block in net.blocks[:depth]:
         features = naive_block(block, features)
     if str(depth) in net.adapters:
-        affine = net.adapters[str(depth)].state_dict()
-        features = features * affine["weight"] + affine["bias"]
+        features = naive_adapter(net.adapters[str(depth)], features)
     return naive_head(net.head, features, image)
+
+
+def naive_adapter(adapter: nn.Module, features: Tensor) -> Tensor:
+    """Return the features (b, channels, h, w) that the shared head takes at one tap."""
+    weight = adapter.get_parameter("weight")
+    if isinstance(adapter, ChannelAffine):
+        return features * weight + adapter.bias
+    return pointwise(features, weight)
 
 
 def naive_head(head: nn.Module, features: Tensor, image: Tensor) -> Tensor:

@@ -312,6 +312,7 @@ def test_a_block_that_cannot_be_the_identity_says_so(name: str) -> None:
         ({"residual": "False"}, "residual 'False': expected True or False"),
         ({"fold": 1}, "fold 1: expected True or False"),
         ({"tap_affine": "yes"}, "tap_affine 'yes': expected True or False"),
+        ({"tap_fusion": 2}, "tap_fusion 2: expected True or False"),
         ({"checkpoint_blocks": 1.0}, "checkpoint_blocks 1.0: expected True or False"),
         (
             {"block": "res2net", "shuffle": False},

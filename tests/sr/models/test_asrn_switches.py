@@ -40,10 +40,12 @@ def arguments_of_asrn(draw: st.DrawFn) -> dict[str, Any]:
         "skip": draw(st.sampled_from([None, "bicubic"])),
         "init": draw(st.sampled_from(["interpolate", "default"])),
         "fold": draw(st.booleans()),
-        "tap_affine": draw(st.booleans()),
         "checkpoint_blocks": draw(st.booleans()),
         "taps": draw(st.sampled_from([None, (num_blocks,)])),
     }
+    adapter = draw(st.sampled_from([None, "tap_affine", "tap_fusion"]))
+    if adapter is not None:
+        arguments[adapter] = True
     if arguments["block"] == "mab":
         for name in MAB_SWITCHES:
             arguments[name] = draw(st.booleans())
@@ -85,9 +87,9 @@ def test_every_network_comes_back_by_name_cut_to_any_depth(arguments: dict[str, 
         path = Path(folder) / "net.safetensors"
         elasticnet.save(net, path)
         in_the_file = read_header(path)["arguments"]
-        for name in ("block", *MAB_SWITCHES, "upsampler", "channels", "skip", "fold"):
-            if name in arguments:
-                assert in_the_file[name] == arguments[name], name
+        not_stored = {"init", "taps", "checkpoint_blocks"}
+        for name in arguments.keys() - not_stored:
+            assert in_the_file[name] == arguments[name], name
         for depth in net.taps:
             loaded = elasticnet.load(path, depth)
             assert len(loaded.blocks) == depth
