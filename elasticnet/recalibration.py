@@ -9,14 +9,15 @@ alone, so that the shallower adapters keep a mean of 0 and a variance of 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from elasticnet._modules.not_elastic import say_not_elastic
-from elasticnet._modules.unwrapping import unwrapped
+from elasticnet._modules.unwrapping import network_inside, unwrapped
 from elasticnet._net.head_statistics import BatchNorm, HeadStatistics, batch_norms
 from elasticnet.taps import resolve_depths
 from elasticnet.wrapper import ElasticWrapper, evaluating
@@ -32,10 +33,15 @@ def recalibrate(net: nn.Module, batches: Iterable[Any], *, trunk: bool = False) 
     Each statistic becomes the plain mean over all batches, as `update_bn` computes it, with
     everything else in eval mode: no dropout, and the features that inference will see.
 
+    Of several processes each measures its own batches: give all of them the same ones. A
+    DistributedDataParallel made afterwards gives the statistics of process 0 to all.
+
     Args:
-        net: An `ElasticWrapper`, which may be compiled or wrapped for parallel training.
-        batches: Training inputs, a tensor each; of a tuple or list the first entry is the input.
-            They are on the net's device. Large batches measure best.
+        net: An `ElasticWrapper`, which may be compiled, wrapped for parallel training, or adapted
+            by peft.
+        batches: Training inputs, a tensor each; of a tuple or list the first entry is the input. A
+            mapping holds the net's arguments by name: `x`, and the keyword arguments of
+            `net(x, **keywords)`. They are on the net's device. Large batches measure best.
         trunk: Whether BatchNorm in the stem and the blocks is measured first, as is needed after
             weights were averaged. `batches` is then gone through twice.
 
@@ -44,8 +50,9 @@ def recalibrate(net: nn.Module, batches: Iterable[Any], *, trunk: bool = False) 
 
     Raises:
         TypeError: `net` is not an ElasticWrapper.
-        ValueError: `batches` is empty, or an iterator though it is gone through twice; or the head
-            has BatchNorm and takes all taps in one call. The statistics then stay as they were.
+        ValueError: `batches` is empty, or an iterator though it is gone through twice, or a mapping
+            has no `x`; or the head's BatchNorm cannot be measured for each depth, see
+            `separate_statistics`. The statistics then stay as they were.
 
     Example:
         `recalibrate(net, train_loader)`
@@ -78,7 +85,7 @@ def separate_statistics(net: nn.Module, depths: Iterable[int] | None = None) -> 
     Raises:
         TypeError: `net` is not an ElasticWrapper.
         ValueError: A depth carries no tap; or the head has BatchNorm and takes all taps in one
-            call.
+            call, or its BatchNorm is lazy and has no shape yet.
     """
     elastic = _elastic_net(net)
     chosen = resolve_depths(depths, elastic.taps)
@@ -90,6 +97,12 @@ def separate_statistics(net: nn.Module, depths: Iterable[int] | None = None) -> 
             f"the head's BatchNorm {next(iter(norms))!r} cannot have statistics for each depth, "
             "because the head takes all taps in one call: use a norm without running statistics"
         )
+    for path, norm in norms.items():
+        if norm.running_mean is not None and is_lazy(norm.running_mean):
+            raise ValueError(
+                f"the head's BatchNorm {path!r} is lazy and has no shape yet: run the net once, "
+                "and then measure"
+            )
     for depth in chosen:
         if str(depth) not in elastic.head_statistics:
             statistics = HeadStatistics(elastic.head)
@@ -98,7 +111,7 @@ def separate_statistics(net: nn.Module, depths: Iterable[int] | None = None) -> 
 
 def _elastic_net(net: nn.Module) -> ElasticWrapper:
     """Return the elastic net inside of what other libraries may have wrapped around it."""
-    inner = unwrapped(net)
+    inner = network_inside(net)
     if not isinstance(inner, ElasticWrapper):
         raise TypeError(say_not_elastic(inner))
     return inner
@@ -145,7 +158,7 @@ def _run_all(net: ElasticWrapper, norms: dict[str, BatchNorm], batches: Iterable
             norm.momentum = None  # the plain mean over all batches
         for batch in batches:
             is_empty = False
-            net(_input_of(batch), taps=net.taps)
+            _run(net, batch)
     if is_empty:
         raise ValueError("batches is empty: there is nothing to measure")
 
@@ -164,10 +177,24 @@ def _statistics_of(net: ElasticWrapper, norms: dict[str, BatchNorm]) -> list[tup
     return found
 
 
-def _input_of(batch: Any) -> Any:
-    """Return the input of a batch, which may hold targets behind it."""
-    return batch[0] if _has_targets(batch) else batch
+def _run(net: ElasticWrapper, batch: Any) -> None:
+    """Run a batch through all taps; a sequence may hold targets behind the input."""
+    if _is_mapping(batch):
+        if "x" not in batch:
+            raise ValueError(
+                f"a batch is a mapping with the keys {list(batch)}: expected the net's arguments "
+                "by name, the input as 'x'"
+            )
+        net(**batch, taps=net.taps)
+    elif _is_sequence(batch):
+        net(batch[0], taps=net.taps)
+    else:
+        net(batch, taps=net.taps)
 
 
-def _has_targets(batch: Any) -> TypeGuard[Sequence[Any]]:
+def _is_mapping(batch: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(batch, Mapping)
+
+
+def _is_sequence(batch: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(batch, (list, tuple))

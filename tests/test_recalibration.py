@@ -172,6 +172,40 @@ def test_dropout_is_off_and_every_mode_and_momentum_comes_back() -> None:
     assert head.get_submodule("1.0").momentum == 0.1
 
 
+class ScalingStem(nn.Module):
+    """A stem that takes more than its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, CHANNELS, 1)
+
+    def forward(self, x: Tensor, scale: float) -> Tensor:
+        return scale * self.conv(x)
+
+
+def test_a_batch_may_hold_the_keyword_arguments_of_the_net() -> None:
+    torch.manual_seed(0)
+    blocks = [ScalingBlock() for _ in range(2)]
+    net = ElasticWrapper(blocks, head_with_norm(), ScalingStem())
+    plain = ElasticWrapper(net.blocks, head_with_norm(), ScaledByTwo(net.stem))
+
+    recalibrate(net, [{"x": batch, "scale": 2.0} for batch in batches()])
+    recalibrate(plain, batches())
+
+    expected = dict(plain.head_statistics.named_buffers())
+    same(dict(net.head_statistics.named_buffers()), expected, "statistics")
+
+
+class ScaledByTwo(nn.Module):
+    def __init__(self, stem: nn.Module | None) -> None:
+        super().__init__()
+        assert stem is not None
+        self.stem = stem
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stem(x, scale=2.0)
+
+
 def test_a_net_without_such_modules_stays_as_it_is() -> None:
     net = make_net(head=nn.AdaptiveAvgPool2d(1))
     keys = list(net.state_dict())
@@ -394,6 +428,20 @@ def test_check_warns_of_adapters_that_measured_nothing(caplog: pytest.LogCapture
     assert warnings_of(net, caplog) == []
 
 
+def test_check_warns_of_an_adapter_that_several_depths_share(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    adapter = nn.Sequential(nn.BatchNorm2d(CHANNELS))
+    net = make_net(head=nn.AdaptiveAvgPool2d(1), adapters={1: adapter, 3: adapter})
+    (warning,) = warnings_of(net, caplog)
+    assert "'adapters.1.0' is in the adapters at depths 1, 3" in warning
+
+    parts_shared = {1: nn.Sequential(nn.Identity(), adapter[0]), 3: adapter}
+    net = make_net(head=nn.AdaptiveAvgPool2d(1), adapters=parts_shared)
+    (warning,) = warnings_of(net, caplog)
+    assert "'adapters.1.1' is in the adapters at depths 1, 3" in warning
+
+
 class HeadOfAllTaps(nn.Module):
     takes_all_taps = True
 
@@ -430,3 +478,13 @@ def test_what_cannot_be_measured_is_refused_and_nothing_changes() -> None:
             recalibrate(make_net(head=head), batches())
     with pytest.raises(ValueError, match="depth 7"):
         separate_statistics(net, depths=[7])
+    with pytest.raises(ValueError, match=r"keys \['pixels', 'y'\].*as 'x'"):
+        recalibrate(net, [{"pixels": batches(1)[0], "y": 1}])
+
+
+def test_a_lazy_norm_is_measured_as_soon_as_it_has_a_shape() -> None:
+    net = make_net(head=nn.Sequential(nn.LazyBatchNorm2d(), nn.AdaptiveAvgPool2d(1)))
+    with pytest.raises(ValueError, match="'0' is lazy and has no shape yet: run the net once"):
+        recalibrate(net, batches())
+    net(batches(1)[0])
+    assert recalibrate(net, batches()) == ["head.0"]

@@ -56,6 +56,18 @@ def unwrapped(module: Any) -> Any:
     return module
 
 
+def network_inside(module: Any) -> Any:
+    """Return what is inside of all wrappers and of a model of peft, which puts matrices into it.
+
+    Args:
+        module: Any module; anything else is returned as it is.
+    """
+    inside = unwrapped(module)
+    if hasattr(inside, "get_base_model"):  # a PeftModel
+        inside = unwrapped(inside.get_base_model())
+    return inside
+
+
 def check_gathers_taps(module: nn.Module) -> None:
     """Raise if a module is a `DataParallel` of several devices, which cannot gather a `Taps`.
 

@@ -234,7 +234,7 @@ def _found(features: Any) -> str:
     return f"are a {type(features).__name__}"
 
 
-def listed(depths: Iterable[int]) -> str:
+def listed(depths: Iterable[int | str]) -> str:
     """Return depths as messages list them: `1, 2, 3`.
 
     Args:
@@ -331,6 +331,26 @@ def warn_of_statistics(
             "deepest depth alone: call elasticnet.recalibration.recalibrate(net, batches) instead",
             f"adapters.{unmeasured[0]}",
         )
+
+    for path, depths in _depths_of_norms(adapters).items():
+        if len(depths) > 1:
+            logger.warning(
+                "the BatchNorm %r is in the adapters at depths %s, and the mean of their "
+                "statistics fits none of them: give each depth an adapter of its own",
+                path,
+                listed(depths),
+            )
+
+
+def _depths_of_norms(adapters: nn.ModuleDict) -> dict[str, list[str]]:
+    """Return at which depths adapters hold each BatchNorm, by its path at the first of them."""
+    path_of: dict[int, str] = {}  # by the id of the norm
+    depths_at: dict[str, list[str]] = {}
+    for depth, adapter in adapters.items():
+        for path, norm in batch_norms(adapter).items():
+            first_path = path_of.setdefault(id(norm), f"adapters.{depth}.{path}".removesuffix("."))
+            depths_at.setdefault(first_path, []).append(depth)
+    return depths_at
 
 
 def _num_measured(norm: nn.Module) -> int | None:

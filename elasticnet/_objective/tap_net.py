@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import nn
 
 from elasticnet._modules.not_elastic import say_not_elastic
-from elasticnet._modules.unwrapping import unwrapped
+from elasticnet._modules.unwrapping import network_inside
 from elasticnet.distillation import check_prefix_tokens, position_axes
 from elasticnet.parameter_groups import LayerMatcher
 
@@ -66,9 +66,7 @@ def elastic_net(net: nn.Module) -> TapNet:
     Raises:
         TypeError: There is none inside.
     """
-    elastic = unwrapped(net)
-    if hasattr(elastic, "get_base_model"):  # a PeftModel, which the network stands inside of
-        elastic = unwrapped(elastic.get_base_model())
+    elastic = network_inside(net)
     if not hasattr(elastic, "taps"):
         raise TypeError(say_not_elastic(elastic))
     return elastic

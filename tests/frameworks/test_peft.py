@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import elasticnet
 import split_nets
 from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet.recalibration import recalibrate
 from plain_loop import assert_equal, batches, make_net, make_objective, make_optimizer, train
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -86,6 +87,29 @@ def test_an_adapted_net_runs_at_every_depth_and_merges_into_a_plain_one(tmp_path
     for depth, prediction in zip(taps.depths, taps.predictions, strict=True):
         torch.testing.assert_close(merged.truncate(depth)(x), prediction)
     elasticnet.save(merged, tmp_path / "net.safetensors")
+
+
+def test_an_adapted_net_is_recalibrated() -> None:
+    net = make_net()
+    net.head = nn.Sequential(TokenNorm(), net.head)
+    adapted = with_lora(net, target_modules=["linear"])
+    inputs = [x for x, _ in batches()]
+    assert recalibrate(adapted, inputs) == ["head.0.norm"]
+    features = adapted.eval()(inputs[0], taps=[2]).features[1]
+    recalibrate(adapted, inputs[:1])
+    found = net.head_statistics["2"].get_submodule("0.norm").get_buffer("running_mean")
+    torch.testing.assert_close(found, features.mean(dim=(0, 1)))
+
+
+class TokenNorm(nn.Module):
+    """BatchNorm of tokens (b, n, c)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
 
 
 def test_lora_around_a_split_model_is_lora_inside_it() -> None:
