@@ -367,12 +367,17 @@ def table_of_gains(base: str, gains: Sequence[Gain]) -> str:
 
 
 def tasks(records: Records) -> str:
-    """Denoising and deblurring, beside the input."""
+    """Denoising, deblurring and, once it has been run, dehazing, beside the input."""
+    labels = {
+        "denoise": f"denoise, sigma {records['denoise']['options']['noise_sigma']:g}",
+        "deblur": f"deblur, sigma {records['deblur']['options']['blur_sigma']:g}",
+    }
+    if "dehaze" in records:
+        labels["dehaze"] = "dehaze"
     gains: list[Gain] = []
-    for name, setting in (("denoise", "noise_sigma"), ("deblur", "blur_sigma")):
-        record = records[name]
-        label = f"{name}, sigma {record['options'][setting]:g}"
-        gains.append(Gain(label, record["table"]["input"]["psnr"], psnr_of_run(record)))
+    for name, label in labels.items():
+        start = records[name]["table"]["input"]["psnr"]
+        gains.append(Gain(label, start, psnr_of_run(records[name])))
     scored_on = records["denoise"]["options"]["valid"]
     made = f"{budget(records['denoise'])} each; scored on {scored_on}."
     return f"{table_of_gains('input', gains)}\n{made}"

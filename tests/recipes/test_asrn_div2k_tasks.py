@@ -110,6 +110,12 @@ def test_any_pairs_of_equal_size_are_restored(
     stored = json.loads(Path("run", "options.json").read_text())
     assert (stored["task"], stored["scale"], stored["degradation"]) == ("restore", 1, "BI")
 
+    scored = ["benchmark", "run/best.safetensors", *options, "--no-cost", "--out", "scores"]
+    assert main(scored) == 0
+    rows = json.loads(Path("scores", "table.json").read_text())["rows"]
+    assert [row["network"] for row in rows] == ["input", "best", "best"]
+    assert all(row["psnr"] > rows[0]["psnr"] for row in rows[1:])
+
 
 @pytest.mark.parametrize("valid", [False, True])
 def test_restoring_needs_degraded_images(recipe, tmp_path, valid):

@@ -52,6 +52,21 @@ def test_a_changed_measurement_is_noticed_and_written(results, tmp_path, capsys)
     assert results.main(["--check"]) == 0
 
 
+@pytest.mark.parametrize("names", [("denoise", "deblur"), ("denoise", "deblur", "dehaze")])
+def test_each_task_that_was_run_has_its_gain_over_the_input(results, names):
+    records = {}
+    for name in names:
+        records[name] = a_record(noise_sigma=25.0, blur_sigma=1.6, valid="Set5")
+        rows = [{"psnr": 21.5}, {"psnr": 22.0}]
+        records[name]["table"] = {"input": {"psnr": 20.0}, "rows": rows}
+    lines = results.tasks(records).splitlines()
+    labels = ["denoise, sigma 25", "deblur, sigma 1.6", "dehaze"][: len(names)]
+    for label in labels:
+        assert f"| {label}: PSNR (dB) | 20.00 | 21.50 | 22.00 |" in lines
+        assert f"| {label}: gain (dB) |  | +1.50 | +2.00 |" in lines
+    assert sum("gain" in line for line in lines) == len(names)
+
+
 def test_published_counts_stand_beside_ours_and_a_damaged_one_is_called_so(results):
     rows = [
         printed("ASRN", 3, {}, table=1, blocks=5, parameters=248_000),
