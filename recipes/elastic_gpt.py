@@ -257,7 +257,6 @@ def train(
         total=len(phases) * options.optimiser.steps,
         processes=processes,
         score_name="bits_per_byte",
-        score_unit="bits",
         tensorboard=options.run.tensorboard,
     )
     nets: dict[str, ElasticWrapper] = {}

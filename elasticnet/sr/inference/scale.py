@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -49,11 +51,14 @@ def _measured_scale(net: nn.Module) -> int:
     parameter = next(net.parameters(), torch.zeros(()))
     image = torch.zeros(1, 3, SIDE, SIDE).to(parameter)
     # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
-    with evaluating(net), torch.no_grad():
-        if isinstance(net, ElasticWrapper):
-            output = net(image, depth=net.taps[0])
-        else:
-            output = net(image)
+    try:
+        with evaluating(net), torch.no_grad():
+            output = _run_shallowest(net, image)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"a network that takes no image of shape {tuple(image.shape)} ({error}): expected one "
+            "that enlarges images"
+        ) from error
     if not isinstance(output, Tensor):
         raise ValueError(
             f"a network that makes a {type(output).__name__} of an image: expected a tensor"
@@ -65,3 +70,9 @@ def _measured_scale(net: nn.Module) -> int:
             "expected one that enlarges images, each side a whole number of times"
         )
     return scale
+
+
+def _run_shallowest(net: nn.Module, image: Tensor) -> Any:
+    if isinstance(net, ElasticWrapper):
+        return net(image, depth=net.taps[0])
+    return net(image)

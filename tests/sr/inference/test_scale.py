@@ -81,6 +81,7 @@ def test_any_module_that_maps_images_to_images() -> None:
         (nn.AvgPool2d((1, 2)), r"makes \(1, 3, 16, 8\) of \(1, 3, 16, 16\)"),
         (nn.AvgPool2d(32, ceil_mode=True), r"makes \(1, 3, 1, 1\) of"),
         (nn.Conv2d(3, 4, 1), r"makes \(1, 4, 16, 16\) of"),
+        (nn.Linear(4, 4), r"takes no image of shape \(1, 3, 16, 16\) \(.*4x4.*: expected one"),
         (nn.Flatten(), r"makes \(1, 768\) of"),
         (nn.LSTM(16, 4), "makes a tuple of an image: expected a tensor"),
     ],
