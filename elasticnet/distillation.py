@@ -392,7 +392,8 @@ def _check_features(features: Tensor, layout: str, prefix_tokens: int) -> None:
     check_prefix_tokens(prefix_tokens, layout)
     if features.ndim != len(layout.split()):
         raise ValueError(
-            f"features of shape {tuple(features.shape)} do not have the axes of layout {layout!r}"
+            f"features of shape {tuple(features.shape)} do not have the axes of layout {layout!r}: "
+            "give the net its layout, or leave the self-distillation out with psd_weight=0"
         )
     if prefix_tokens and prefix_tokens >= _sides(features, layout)[0]:
         raise ValueError(
