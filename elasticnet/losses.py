@@ -15,6 +15,7 @@ multiplies a loss by: the weight at that step, divided by the probability that t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -308,8 +309,10 @@ class ElasticObjective(nn.Module):
             psd_loss = self._psd_loss(outputs.features, routed.positions)
             distillation = scaled(psd_loss, factors.psd)
         if not is_left_out(factors.output):
-            teacher = self._output_teacher(predictions[deepest], x, routed.keywords)
-            for term in self._output_distillation(predictions, teacher, factors):
+            # DistributedDataParallel waits for the gradient of a learned mu, even without any D_n.
+            keeps_gradient_of_mu = 0 * factors.output
+            distillation = distillation + keeps_gradient_of_mu
+            for term in self._output_distillation(factors, predictions, x, routed.keywords):
                 distillation = distillation + term
 
         total = routine + deep_supervision + distillation
@@ -336,48 +339,52 @@ class ElasticObjective(nn.Module):
             teacher=self.teacher,
         )
 
-    def _output_teacher(self, deepest_prediction: Any, x: Any, keywords: dict[str, Any]) -> Any:
-        """Return what the shallower predictions are compared with, without its history."""
-        if self.output_teacher is None or is_empty(deepest_prediction):
-            return tree_map_only(Tensor, torch.detach, deepest_prediction)
-        with torch.no_grad():
-            return self.output_teacher(x, **keywords)
-
     def _output_distillation(
-        self, predictions: Mapping[int, Any], teacher: Any, factors: StepFactors
+        self,
+        factors: StepFactors,
+        predictions: Mapping[int, Any],
+        x: Any,
+        keywords: dict[str, Any],
     ) -> list[Tensor]:
-        """Return mu factor_n D_n for each computed tap n < N."""
+        """Return mu factor_n D_n for each computed tap n < N; an empty batch has none."""
         *shallower, deepest = predictions  # its keys: depths, the deepest last
-        mu = factors.output
-        terms: list[Tensor] = []
-        if isinstance(mu, Tensor):
-            # DistributedDataParallel waits for its gradient, also if there is no other term.
-            terms.append(0 * mu)
         if is_empty(predictions[deepest]):
-            return terms
+            return []
+        teacher = self._teacher_prediction(predictions[deepest], x, keywords)
 
         # The task losses have read the predictions, and need them again in the backward pass.
         kept = KeptTensors(remedy=LOSS_REMEDY)
         kept.keep(list(predictions.values()), name="the prediction")
+        terms: list[Tensor] = []
         for depth in shallower:
             returned = self.output_loss(predictions[depth], teacher)
             distance = checked_loss(returned, name="output loss")  # D_n
-            terms.append(scaled(distance, mu * factors.by_depth[depth]))
+            factor = factors.output * factors.by_depth[depth]
+            terms.append(scaled(distance, factor))
         kept.check_everything(writer="the output loss")
         return terms
+
+    def _teacher_prediction(self, deepest_prediction: Any, x: Any, keywords: dict[str, Any]) -> Any:
+        """Return what the shallower predictions are compared with, without its history."""
+        if self.output_teacher is None:
+            return tree_map_only(Tensor, torch.detach, deepest_prediction)
+        with torch.no_grad():
+            return self.output_teacher(x, **keywords)
 
     # --- what a step multiplies its losses by
 
     def _factors(self, step: int | None, is_compiled: bool) -> StepFactors:
-        """Return the factors of a forward: step -> numbers -> in a compiled step tensors."""
+        """Return the factors of a forward, which is counted if they depend on the step.
+
+        Counting changes state, so a compiled step does it outside the graph.
+        """
         weighting = self._weighting
         if not weighting.depends_on_step():
             return weighting.factors_at(step=0)  # the same at any other step
-        if is_compiled:  # A graph would hold numbers as constants.
-            return factors_for_graph(
-                weighting, step=step, step_of_forward=self._step_of_forward, net=self.net
-            )
-        return weighting.factors_at(self._step_of_forward(step))
+        count_step = partial(self._step_of_forward, step)
+        if is_compiled:
+            return factors_for_graph(weighting, count_step, net=self.net)
+        return weighting.factors_at(count_step())
 
     @property
     def _weighting(self) -> Weighting:

@@ -21,18 +21,15 @@ _outside_graphs: Any = torch.compiler.disable  # pyright: ignore[reportUnknownVa
 
 
 @_outside_graphs
-def factors_for_graph(
-    weighting: Weighting, step: int | None, step_of_forward: Callable[[int | None], int], net: Any
-) -> StepFactors:
+def factors_for_graph(weighting: Weighting, count_step: Callable[[], int], net: Any) -> StepFactors:
     """Return the factors of a step; those that change from step to step are scalar tensors.
 
     Args:
         weighting: What the factors depend on beside the step.
-        step: The step that the user gives. None: none.
-        step_of_forward: Makes a step of it. It counts, which a graph cannot.
+        count_step: Returns the step. It may count, which changes state: a graph cannot do that.
         net: The network. The tensors are on its device.
     """
-    factors = weighting.factors_at(step_of_forward(step))
+    factors = weighting.factors_at(count_step())
     parameter = next(net.parameters(), torch.zeros(()))  # a net may have no parameters
     if not is_learned(weighting.tap_weights):  # Learned ones are tensors, with a gradient.
         factors = factors._replace(by_depth=_as_tensors(factors.by_depth, like=parameter))

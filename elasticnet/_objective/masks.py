@@ -22,11 +22,9 @@ class RoutedMask(NamedTuple):
 def route_mask(net: TapNet, mask: Any, keywords: dict[str, Any]) -> RoutedMask:
     """Hand the mask of a step to the network, to L_PSD, or to both.
 
-    | the user passes | the net gets it as | L_PSD takes |
-    | --- | --- | --- |
-    | `mask`, which the net has no use for | - | it |
-    | `mask`, which is an argument of the net | `mask` | it, if `net.mask_keyword` is "mask" |
-    | no `mask` | - | the argument that `net.mask_keyword` names, if there is one |
+    A net that has an argument `mask` gets it like any other keyword argument. Of all these, L_PSD
+    takes the one that `net.mask_keyword` names. If the net has no argument `mask`, then `mask` is
+    for L_PSD alone.
 
     Args:
         net: The network.
@@ -37,7 +35,7 @@ def route_mask(net: TapNet, mask: Any, keywords: dict[str, Any]) -> RoutedMask:
         The keyword arguments of the net, and the mask of L_PSD.
     """
     if mask is not None and not _has_mask_argument(net):
-        return RoutedMask(keywords, positions=mask)
+        return RoutedMask(keywords, positions=mask)  # for L_PSD alone
     if mask is not None:
         keywords = {**keywords, "mask": mask}
     positions = None
@@ -47,9 +45,8 @@ def route_mask(net: TapNet, mask: Any, keywords: dict[str, Any]) -> RoutedMask:
 
 
 def _has_mask_argument(net: TapNet) -> bool:
-    """Return whether `mask` is an argument of a net: of its stem, or of a part with a context."""
+    """Return whether `mask` is an argument of a net."""
     if "mask" in net.stem_keywords or net.mask_keyword == "mask":
         return True
-    if net.mask_keyword is not None:
-        return False  # the net has a mask, and it has another name
-    return net.takes_keyword("mask")
+    # A net whose mask has another name takes no second one beside it.
+    return net.mask_keyword is None and net.takes_keyword("mask")
