@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+import elasticnet
 from elasticnet import ElasticWrapper
 from elasticnet.training.processes import join_processes
 from loading import load_recipe
@@ -78,6 +81,18 @@ def test_a_switch_of_the_mab_beside_another_block_is_refused(recipe: ModuleType)
 def test_blocks_are_computed_again_where_this_is_asked_for(recipe: ModuleType) -> None:
     assert build(recipe, "--channels", "16", "--checkpoint-blocks").checkpoint_blocks
     assert not build(recipe, "--channels", "16").checkpoint_blocks
+
+
+def test_blocks_that_are_computed_again_train_to_the_same_bits(
+    recipe: ModuleType, tmp_path: Path
+) -> None:
+    small = ["--preset", "demo", "--num-blocks", "2", "--channels", "16", "--patch-size", "16"]
+    small += ["--batch-size", "4", "--steps", "4", "--warmup", "1", "--precision", "float32"]
+    recipe.main(recipe.parse([*small, "--out", str(tmp_path / "kept")]))
+    recipe.main(recipe.parse([*small, "--checkpoint-blocks", "--out", str(tmp_path / "again")]))
+    kept = elasticnet.load(tmp_path / "kept" / "last.safetensors").state_dict()
+    again = elasticnet.load(tmp_path / "again" / "last.safetensors").state_dict()
+    torch.testing.assert_close(again, kept, rtol=0, atol=0)
 
 
 def test_a_resumed_run_keeps_its_network(recipe: ModuleType) -> None:
