@@ -44,8 +44,9 @@ def add_parser(commands: Commands) -> None:
         "benchmark", help="PSNR and SSIM per depth on data sets, beside bicubic"
     )
     parser.description = (
-        "Score networks on data sets, at every depth, beside bicubic interpolation; without a "
-        "network, bicubic alone. The exit status is 1 when an image could not be used."
+        "Score networks that enlarge images, on data sets and at every depth, beside bicubic "
+        "interpolation; without a network, bicubic alone. The exit status is 1 when an image could "
+        "not be used."
     )
     _add_networks(parser)
     _add_data(parser)

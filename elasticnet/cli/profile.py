@@ -79,8 +79,8 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
         "--size",
         type=_size,
         metavar="WxH",
-        help="of the input image, in pixels; default: 640x360, or the architecture's own example "
-        "if that does not say that it takes images",
+        help="of the input image, in pixels; default: 640x360. A network whose architecture does "
+        "not say that it takes images is measured on the architecture's own example",
     )
     group.add_argument(
         "--data",
