@@ -191,89 +191,6 @@ def _check_taps(net: ElasticWrapper, checkpoint: Checkpoint) -> None:
             )
 
 
-# --- load_into
-
-
-def load_into(net: nn.Module, source: Source) -> None:
-    """Copy a file's weights into an existing net of any architecture.
-
-    Parameters stay the same objects, so that an optimizer that updates them stays valid. They keep
-    their device, dtype and memory format, and the net stays in training or eval mode. Lazy layers
-    get the shapes of the file.
-
-    Args:
-        net: An `ElasticWrapper` of the file's depth or a shallower one; it may be compiled or
-            wrapped for parallel training.
-        source: As in `load`.
-
-    Raises:
-        TypeError: `net` is not an ElasticWrapper.
-        ValueError: As in `load`. The net is then as it was.
-        OSError: The file cannot be reached.
-    """
-    elastic = elastic_net(net)
-    state = state_of(elastic)
-    with opened_checkpoint(source) as checkpoint:
-        _check_taps(elastic, checkpoint)
-        _check_can_be_filled(state)
-        new_state = _read_state(checkpoint, state, depth=elastic.taps[-1])
-        _check_shared_memory(checkpoint, state, new_state)
-    # Everything is checked; from here on the net changes.
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if not has_shape(tensor):
-                _give_shape(tensor, new_state[name].shape)
-            _copy(new_state[name], tensor)
-
-
-def _check_can_be_filled(state: Mapping[str, Tensor]) -> None:
-    """Raise unless values can be copied into every tensor of a net."""
-    for name, tensor in state.items():
-        if tensor.is_meta:
-            raise ValueError(
-                f"{name!r} of this net is on the meta device: call net.to_empty(device=...) first"
-            )
-        if has_shape(tensor) and is_expanded(tensor):
-            raise ValueError(
-                f"{name!r} of this net is an expanded tensor, whose values share memory: "
-                "clone it first"
-            )
-
-
-def _check_shared_memory(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], new_state: Mapping[str, Tensor]
-) -> None:
-    """Raise if copying into one tensor of the net would overwrite what another one is to hold.
-
-    Two tensors of the net may be views into one memory, and may overlap only in part. So their new
-    values are compared, where `_check_ties` compares digests. In `load` there is no such danger: it
-    replaces the tensors of its net and copies into none.
-    """
-    targets: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if has_shape(tensor) and not is_sharded(tensor):  # others have no memory that can be shared
-            targets[name] = tensor
-    conflict = find_conflict(targets, values=new_state)
-    if conflict is not None:
-        first, second = conflict
-        raise _untied_error(checkpoint, first, second)
-
-
-def _give_shape(tensor: Any, shape: Sequence[int]) -> None:
-    """Give a tensor of a lazy layer its shape and memory; it stays the same object."""
-    tensor.materialize(shape)
-
-
-def _copy(value: Tensor, target: Any) -> None:
-    """Copy a tensor of a file into one of a net; of a sharded one, each process gets its shard."""
-    if is_sharded(target):
-        from torch.distributed.tensor import distribute_tensor
-
-        value = value.to(target.device)
-        value = distribute_tensor(value, target.device_mesh, target.placements)
-    target.copy_(value)
-
-
 # --- the tensors of a file, for a net
 
 
@@ -331,17 +248,18 @@ def _match_tensors(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: i
     that are deeper than the net may be in the file alone.
     """
     stored_names = checkpoint.table.entries.keys()
-    name_of = match_names(stored_names, known=state)  # stored name -> name in the net
+    # stored name -> name in the net; names without a partner are left out
+    name_of = match_names(stored_names, known=state)
     stored_name_of = {name: stored_name for stored_name, name in name_of.items()}
 
-    missing_in_file = state.keys() - stored_name_of.keys()
-    if missing_in_file:
+    without_partner = state.keys() - stored_name_of.keys()
+    if without_partner:
         raise ValueError(
-            f"{checkpoint.file_name}: no tensor {min(missing_in_file)!r}, "
+            f"{checkpoint.file_name}: no tensor {min(without_partner)!r}, "
             f"which depth {depth} of this net needs"
         )
-    missing_in_net = stored_names - name_of.keys()
-    for stored_name in sorted(missing_in_net):
+    stored_without_partner = stored_names - name_of.keys()
+    for stored_name in sorted(stored_without_partner):
         is_of_deeper_block = first_depth_that_needs(stored_name) > depth
         if not is_of_deeper_block:
             raise _no_place_error(checkpoint, stored_name)
@@ -350,6 +268,16 @@ def _match_tensors(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: i
         _Match(name=name, stored_name=stored_name_of[name], target=tensor)
         for name, tensor in state.items()
     ]
+
+
+def _no_place_error(checkpoint: Checkpoint, stored_name: str) -> ValueError:
+    """Return the error to raise if a net has no tensor for one of a file."""
+    remedy = ""
+    if depths_of_statistics([stored_name]):
+        remedy = ": call elasticnet.recalibration.separate_statistics(net) first"
+    return ValueError(
+        f"{checkpoint.file_name}: tensor {stored_name!r} has no place in this net{remedy}"
+    )
 
 
 def _check_shape_and_dtype(checkpoint: Checkpoint, match: _Match) -> None:
@@ -370,25 +298,6 @@ def _check_shape_and_dtype(checkpoint: Checkpoint, match: _Match) -> None:
         )
 
 
-def _check_ties(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], matches: Sequence[_Match]
-) -> None:
-    """Raise if one tensor of the net has two names under which the file has different values.
-
-    Loading would keep the last of these values and say nothing.
-    """
-    digests = checkpoint.description["sha256"]
-    digest_of = {match.name: digests.get(match.stored_name) for match in matches}
-
-    def is_same(first: str, second: str) -> bool:
-        return digest_of[first] == digest_of[second]
-
-    untied = find_untied(state, is_same)
-    if untied is not None:
-        first, second = untied
-        raise _untied_error(checkpoint, first, second)
-
-
 def _check_content(checkpoint: Checkpoint, match: _Match, tensor: Tensor) -> None:
     """Raise if the bytes of a tensor are not those that were saved, or if a value is invalid."""
     stored_name = match.stored_name
@@ -405,17 +314,45 @@ def _check_content(checkpoint: Checkpoint, match: _Match, tensor: Tensor) -> Non
         )
 
 
-# --- errors
+# --- tensors that a net shares
 
 
-def _no_place_error(checkpoint: Checkpoint, stored_name: str) -> ValueError:
-    """Return the error to raise if a net has no tensor for one of a file."""
-    remedy = ""
-    if depths_of_statistics([stored_name]):
-        remedy = ": call elasticnet.recalibration.separate_statistics(net) first"
-    return ValueError(
-        f"{checkpoint.file_name}: tensor {stored_name!r} has no place in this net{remedy}"
-    )
+def _check_ties(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], matches: Sequence[_Match]
+) -> None:
+    """Raise if one tensor of the net has two names, and the file has different values for them.
+
+    Loading would keep the last of these values and say nothing.
+    """
+    digests = checkpoint.description["sha256"]
+    digest_of = {match.name: digests.get(match.stored_name) for match in matches}
+
+    def is_same(first: str, second: str) -> bool:
+        return digest_of[first] == digest_of[second]
+
+    untied = find_untied(state, is_same)
+    if untied is not None:
+        first, second = untied
+        raise _untied_error(checkpoint, first, second)
+
+
+def _check_shared_memory(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], new_state: Mapping[str, Tensor]
+) -> None:
+    """Raise if two tensors of the net lie in one memory, and the file has different values for it.
+
+    `load_into` would overwrite one by the other. They may overlap only in part, so their new values
+    are compared, where `_check_ties` compares digests. `load` replaces the tensors of its net, and
+    copies into none.
+    """
+    targets: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if has_shape(tensor) and not is_sharded(tensor):  # others have no memory that can be shared
+            targets[name] = tensor
+    conflict = find_conflict(targets, values=new_state)
+    if conflict is not None:
+        first, second = conflict
+        raise _untied_error(checkpoint, first, second)
 
 
 def _untied_error(checkpoint: Checkpoint, first: str, second: str) -> ValueError:
@@ -424,3 +361,67 @@ def _untied_error(checkpoint: Checkpoint, first: str, second: str) -> ValueError
         f"{checkpoint.file_name}: {first!r} and {second!r} are shared in this net, and differ in "
         "the file: build a net in which they are separate"
     )
+
+
+# --- the same for a net that exists
+
+
+def load_into(net: nn.Module, source: Source) -> None:
+    """Copy a file's weights into an existing net of any architecture.
+
+    Parameters stay the same objects, so that an optimizer that updates them stays valid. They keep
+    their device, dtype and memory format, and the net stays in training or eval mode. Lazy layers
+    get the shapes of the file.
+
+    Args:
+        net: An `ElasticWrapper` of the file's depth or a shallower one; it may be compiled or
+            wrapped for parallel training.
+        source: As in `load`.
+
+    Raises:
+        TypeError: `net` is not an ElasticWrapper.
+        ValueError: As in `load`. The net is then as it was.
+        OSError: The file cannot be reached.
+    """
+    elastic = elastic_net(net)
+    state = state_of(elastic)
+    with opened_checkpoint(source) as checkpoint:
+        _check_taps(elastic, checkpoint)
+        _check_can_be_filled(state)
+        new_state = _read_state(checkpoint, state, depth=elastic.taps[-1])
+        _check_shared_memory(checkpoint, state, new_state)
+    # Everything is checked; from here on the net changes.
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if not has_shape(tensor):
+                _give_shape(tensor, new_state[name].shape)
+            _copy(new_state[name], tensor)
+
+
+def _check_can_be_filled(state: Mapping[str, Tensor]) -> None:
+    """Raise unless values can be copied into every tensor of a net."""
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name!r} of this net is on the meta device: call net.to_empty(device=...) first"
+            )
+        if has_shape(tensor) and is_expanded(tensor):
+            raise ValueError(
+                f"{name!r} of this net is an expanded tensor, whose values share memory: "
+                "clone it first"
+            )
+
+
+def _give_shape(tensor: Any, shape: Sequence[int]) -> None:
+    """Give a tensor of a lazy layer its shape and memory; it stays the same object."""
+    tensor.materialize(shape)
+
+
+def _copy(value: Tensor, target: Any) -> None:
+    """Copy a tensor of a file into one of a net; of a sharded one, each process gets its shard."""
+    if is_sharded(target):
+        from torch.distributed.tensor import distribute_tensor
+
+        value = value.to(target.device)
+        value = distribute_tensor(value, target.device_mesh, target.placements)
+    target.copy_(value)
