@@ -110,7 +110,6 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
             footprints[shallowest] = _measure(net, shallowest)
         if measured_depth not in footprints:
             measured = _measure(net, measured_depth)
-            # A deeper depth sees all that the shallowest sees, but the measurement may miss it.
             reach = _larger_reach(measured.reach, footprints[shallowest].reach)
             footprints[measured_depth] = measured._replace(reach=reach)
         return footprints[measured_depth]
@@ -129,14 +128,7 @@ def _footprints_so_far(net: ElasticWrapper) -> dict[int, Footprint]:
 def _larger_reach(measured: int | None, of_shallowest: int | None) -> int | None:
     """The reach of a depth, at least that of the shallowest depth, whose blocks it contains.
 
-    Without this floor, what is measured at a deeper depth can be too small:
-
-    1. A deeper block replaces the NaN, as `nan_to_num` does, so that none arrives at the output.
-    2. `_reach_along_width` then takes 0 as the candidate, and only the cut tests it.
-    3. If a layer sees far pixels faintly, the cut changes the output by less than `TOLERANCE`. So
-       the cut confirms 0.
-    4. The shallowest depth has the fewest blocks that could replace the NaN. Hence its reach is the
-       floor of theirs.
+    Where NaN is replaced, the measurement of a deeper depth can miss what the shallowest sees.
     """
     if measured is None or of_shallowest is None:
         return None  # what has no bound in a part has none in the whole
@@ -213,16 +205,19 @@ def _reach_along_width(predict: Predict, scale: int) -> int | None:
     """The reach to the left and to the right; None as in `Footprint`."""
     # 1. Find a candidate. A shorter strip would not show a layer that sees a pixel far away and
     # none of those between, such as a dilated convolution.
-    distance = _distance_of_farthest_nan(predict, scale, length=LONGEST_STRIP)
-    if distance is None:
-        # The network replaced the NaN on the way. 0 is a guess, which the longest strip tests best.
-        candidate = 0
-        length = LONGEST_STRIP
-    elif distance > LARGEST_REACH:
+    distances = _distances_of_nan(predict, scale, length=LONGEST_STRIP)  # (number of NaN pixels,)
+    nan_was_replaced = len(distances) == 0  # on the way, as `nan_to_num` does
+    candidate = 0 if nan_was_replaced else int(distances.max())
+    if candidate > LARGEST_REACH:
         return None  # NaN up to an end of the strip, or nearly so: no bound shows
-    else:
-        candidate = distance
-        length = _length_to_cut(candidate)
+
+    length = _length_to_cut(candidate)
+    if nan_was_replaced:
+        # 0 is a guess, which the longest strip tests best. The test still confirms 0 wrongly if a
+        # layer sees far pixels so faintly that the cut changes the output by less than `TOLERANCE`.
+        # The shallowest depth has the fewest blocks that could replace a NaN, so `_larger_reach`
+        # takes no less than its reach for the others.
+        length = LONGEST_STRIP
 
     # 2. Confirm it or refute it by a comparison of two passes.
     if _is_same_when_cut(predict, scale, length=length, reach=candidate):
@@ -236,8 +231,8 @@ def _length_to_cut(reach: int) -> int:
     return min(length for length in STRIP_LENGTHS if length >= needed)
 
 
-def _distance_of_farthest_nan(predict: Predict, scale: int, length: int) -> int | None:
-    """How far from a strip's middle the output is NaN if its middle pixel is; None if nowhere.
+def _distances_of_nan(predict: Predict, scale: int, length: int) -> Tensor:
+    """How far from a strip's middle the output is NaN if its middle pixel is: (NaN pixels,).
 
     A sum with a NaN in it is NaN, whatever the weights and the other values are, and activations
     pass a NaN on. So the output is NaN exactly where a chain of sums leads from the middle pixel to
@@ -250,9 +245,7 @@ def _distance_of_farthest_nan(predict: Predict, scale: int, length: int) -> int 
     is_nan_in_column = output.isnan().any(dim=(0, 1, 2))  # (scale * length,)
     is_nan_at_pixel = is_nan_in_column.reshape(length, scale).any(dim=1)  # (length,), LR pixels
     positions = is_nan_at_pixel.nonzero().flatten()  # (number of NaN pixels,)
-    if len(positions) == 0:
-        return None
-    return int((positions - middle).abs().max())
+    return (positions - middle).abs()
 
 
 def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> bool:
@@ -275,7 +268,9 @@ def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> 
     first = 1 + reach
     behind = length - 1 - reach
     inside_whole = output_of_whole[..., first * scale : behind * scale]
-    inside_cut = output_of_cut[..., (first - 1) * scale : (behind - 1) * scale]
+    first_in_cut = first - 1  # the cut begins one pixel later
+    behind_in_cut = behind - 1
+    inside_cut = output_of_cut[..., first_in_cut * scale : behind_in_cut * scale]
     difference = (inside_whole - inside_cut).abs().max()
     largest_output = output_of_whole.abs().max()
     # False also if the network itself gives NaN or infinity: this strip has no NaN in it.
