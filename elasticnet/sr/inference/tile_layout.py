@@ -1,5 +1,8 @@
 """Where the tiles of an image lie, and how large they are.
 
+The tiles cover the image without gap or overlap. To enlarge a tile, the network runs on its window:
+the tile and `overlap` pixels around it. Of the output, the part for the tile is kept.
+
 `first_tiling` lays the tiles that a plan asks for over an image of one size. `smaller_tiling` takes
 their place when memory runs out.
 """
@@ -40,37 +43,37 @@ AUTO_MEMORY_ON_CPU = 640 * 10**6
 
 
 class Span(NamedTuple):
-    """One window along one axis, of which the inner part, the core, is kept.
+    """A tile and its window along one axis.
 
     Attributes:
-        start: The first LR pixel of the window.
-        stop: The first LR pixel behind the window.
-        core_start: The first LR pixel of the core.
-        core_stop: The first LR pixel behind the core.
+        start: The first LR pixel of the tile.
+        stop: The first LR pixel behind the tile.
+        window_start: The first LR pixel of the window.
+        window_stop: The first LR pixel behind the window.
     """
 
     start: int
     stop: int
-    core_start: int
-    core_stop: int
+    window_start: int
+    window_stop: int
 
-    def core_in_window(self, scale: int) -> slice:
-        """Return where the core lies in the output for this window.
+    def in_window(self, scale: int) -> slice:
+        """Return where the tile lies in the output for its window.
 
         Args:
             scale: How many times as long the output is.
         """
-        first = self.core_start - self.start
-        behind = self.core_stop - self.start
+        first = self.start - self.window_start
+        behind = self.stop - self.window_start
         return slice(first * scale, behind * scale)
 
-    def core_in_image(self, scale: int) -> slice:
-        """Return where the core lies in the output for the whole image.
+    def in_image(self, scale: int) -> slice:
+        """Return where the tile lies in the output for the whole image.
 
         Args:
             scale: How many times as long the output is.
         """
-        return slice(self.core_start * scale, self.core_stop * scale)
+        return slice(self.start * scale, self.stop * scale)
 
 
 class Tiling(NamedTuple):
@@ -79,9 +82,9 @@ class Tiling(NamedTuple):
     Attributes:
         rows: Spans along the height, top to bottom.
         columns: Spans along the width, left to right.
-        side: LR pixels a side of a tile, at most.
-        overlap: LR pixels that a window has around its tile. At an end of the image there is
-            nothing around, and the tile is as much longer.
+        side: LR pixels a side of a tile, at most. At each end of the image, where there is nothing
+            around it, it may be `overlap` longer.
+        overlap: LR pixels that a window has around its tile, at least.
         must_be_whole: Whether the image must run as one tile, so that no smaller tiles may follow.
     """
 
@@ -101,7 +104,7 @@ class Tiling(NamedTuple):
         """Height and width of a window in LR pixels; all windows are of equal size."""
         row = self.rows[0]
         column = self.columns[0]
-        return row.stop - row.start, column.stop - column.start
+        return row.window_stop - row.window_start, column.window_stop - column.window_start
 
 
 def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
@@ -170,61 +173,60 @@ def _tiling(size: Sequence[int], side: int, overlap: int, must_be_whole: bool = 
     """Tiles of one side and overlap over an image of a size (height, width)."""
     height, width = size
     return Tiling(
-        rows=spans(height, tile=side, overlap=overlap),
-        columns=spans(width, tile=side, overlap=overlap),
+        rows=spans(height, side=side, overlap=overlap),
+        columns=spans(width, side=side, overlap=overlap),
         side=side,
         overlap=overlap,
         must_be_whole=must_be_whole,
     )
 
 
-def spans(length: int, tile: int, overlap: int) -> list[Span]:
-    """Cover a length by windows of one size, whose cores follow each other without gap or overlap.
+def spans(length: int, side: int, overlap: int) -> list[Span]:
+    """Cover a length by tiles, with windows of one size, so that one choice of kernels serves all.
 
-    The network runs on a window, and only the output of its core is kept. Here are the windows that
-    `spans(30, tile=8, overlap=3)` returns; "=" is the core, and "-" is the rest of the window:
+    `spans(30, side=8, overlap=3)` gives these; "=" is the tile, and "-" is the rest of its window:
 
         pixel            0          11      19         30
         first window     ===========---
         second window            ---========---
         third window                     ---===========
 
-    The first core begins and the last one ends with the image. Elsewhere a core begins `overlap`
-    pixels inside its window, and ends at least as many before the window's end. The windows are
-    equal so that one choice of kernels serves all of them.
-
-    They are spread evenly, so that the last one repeats as few pixels as possible: `count` windows
-    of step + 2 overlap pixels, one every `step` pixels, cover count * step + 2 overlap pixels. So
-    the steps have to cover the length without the overlap at its two ends. They may cover more, as
-    they are whole pixels; the last window then moves back, to end with the image.
+    The windows are spread evenly, so that the last one repeats as few pixels as possible.
 
     Args:
         length: Pixels to cover.
-        tile: No window is longer than tile + 2 overlap.
-        overlap: The least number of pixels between a core and an end of its window, unless that is
-            an end of the image.
+        side: Pixels of a tile, at most. At each end of the length it may be `overlap` longer.
+        overlap: The least number of pixels between a tile and an end of its window, unless that is
+            an end of the length.
 
     Returns:
-        The windows, from the first pixel to the last.
+        The tiles, from the first pixel to the last.
     """
-    length_of_steps = length - 2 * overlap
-    count = max(1, math.ceil(length_of_steps / tile))
+    # The numbers behind the lines are those of the example.
+    # Each window begins a step behind the one before. `count` windows of step + 2 overlap pixels
+    # cover count * step + 2 overlap pixels, so that the steps have to cover the rest of the length.
+    length_of_steps = length - 2 * overlap  # 24
+    count = max(1, math.ceil(length_of_steps / side))  # 3
     if count == 1:
-        return [Span(start=0, stop=length, core_start=0, core_stop=length)]
+        return [Span(start=0, stop=length, window_start=0, window_stop=length)]
 
-    step = math.ceil(length_of_steps / count)
-    window_length = step + 2 * overlap
-    last_start = length - window_length  # the last window ends with the image
-    starts = [min(index * step, last_start) for index in range(count)]
-    core_starts = [0]
-    for start in starts[1:]:
-        core_starts.append(start + overlap)
-    core_stops = [*core_starts[1:], length]  # a core ends where the next one begins
+    step = math.ceil(length_of_steps / count)  # 8
+    window_length = step + 2 * overlap  # 14
+    # Steps are whole pixels and may cover more: the last window moves back, to end with the length.
+    last_window_start = length - window_length  # 16
+    window_starts = [min(index * step, last_window_start) for index in range(count)]  # 0, 8, 16
+
+    # The first tile begins with the length, the others `overlap` pixels inside their window. A tile
+    # ends where the next one begins.
+    starts = [0]
+    for window_start in window_starts[1:]:
+        starts.append(window_start + overlap)  # 11, 19
+    stops = [*starts[1:], length]  # 11, 19, 30
 
     found: list[Span] = []
-    for start, core_start, core_stop in zip(starts, core_starts, core_stops, strict=True):
-        stop = start + window_length
-        found.append(Span(start=start, stop=stop, core_start=core_start, core_stop=core_stop))
+    for start, stop, window_start in zip(starts, stops, window_starts, strict=True):
+        window_stop = window_start + window_length
+        found.append(Span(start, stop, window_start, window_stop))
     return found
 
 

@@ -145,28 +145,27 @@ class _TileWork:
         tiles_done = 0
         self._report(tiles_done, tiling.num_tiles)
         for row in tiling.rows:
-            is_written = row.core_stop <= self.rows_written
+            # `rows_written` may come from larger tiles, and end inside this row: it is done again.
+            is_written = row.stop <= self.rows_written
             for column in tiling.columns:
                 if not is_written:
                     self._enlarge(row, column)
                 tiles_done += 1
                 self._report(tiles_done, tiling.num_tiles)
-            self.rows_written = max(self.rows_written, row.core_stop)
+            self.rows_written = max(self.rows_written, row.stop)
 
     def _enlarge(self, row: Span, column: Span) -> None:
-        """Enlarge one tile: read its window, run the network, write the core of the output.
-
-        The core is what is kept of the window; the rest is there because the network sees it.
-        """
+        """Enlarge one tile: read its window, run the network, write the output for the tile."""
         scale = self.plan.scale
-        window = self.image[row.start : row.stop, column.start : column.stop]  # (h, w, 3) or (h, w)
+        rows = slice(row.window_start, row.window_stop)
+        columns = slice(column.window_start, column.window_stop)
+        window = self.image[rows, columns]  # (h, w, 3) or (h, w)
         x = _to_tensor(window, self.plan)  # (1, 3, h, w)
         y = self._predict(x)  # (1, 3, scale h, scale w)
-        # (3, scale core height, scale core width)
-        core = y[0, :, row.core_in_window(scale), column.core_in_window(scale)]
+        tile = y[0, :, row.in_window(scale), column.in_window(scale)]  # (3, scale th, scale tw)
         is_gray = self.image.ndim == 2
-        pixels = _to_pixels(core, self.image.dtype, is_gray, self.plan)
-        self.out[row.core_in_image(scale), column.core_in_image(scale)] = pixels
+        pixels = _to_pixels(tile, self.image.dtype, is_gray, self.plan)
+        self.out[row.in_image(scale), column.in_image(scale)] = pixels
 
     def _predict(self, x: Tensor) -> Tensor:
         """The network's output, or its mean over the symmetries of the input."""
@@ -264,10 +263,10 @@ def _to_tensor(window: NDArray[Any], plan: UpscalePlan) -> Tensor:
 
 
 def _to_pixels(
-    core: Tensor, dtype: np.dtype[Any], is_gray: bool, plan: UpscalePlan
+    tile: Tensor, dtype: np.dtype[Any], is_gray: bool, plan: UpscalePlan
 ) -> NDArray[Any]:
     """A part of the network's output (3, h, w) as pixels of `dtype`: (h, w, 3), or gray (h, w)."""
-    values = core.permute(1, 2, 0).float()  # (h, w, 3)
+    values = tile.permute(1, 2, 0).float()  # (h, w, 3)
     if plan.value_range != (0.0, 1.0):
         black, white = plan.value_range
         values = (values - black) / (white - black)  # 0 is black, 1 is white

@@ -91,19 +91,25 @@ def shifting(count: int) -> ElasticWrapper:
 # --- the plan
 
 
-@given(length=st.integers(1, 300), tile=st.integers(1, 80), overlap=st.integers(0, 30))
-def test_spans_cover_the_length_by_equal_windows(length: int, tile: int, overlap: int) -> None:
-    found = spans(length, tile, overlap)
-    assert list(
-        itertools.chain(*(range(span.core_start, span.core_stop) for span in found))
-    ) == list(range(length))
-    assert len({span.stop - span.start for span in found}) == 1
-    assert found[0].stop - found[0].start <= tile + 2 * overlap
+@given(length=st.integers(1, 300), side=st.integers(1, 80), overlap=st.integers(0, 30))
+def test_spans_cover_the_length_by_equal_windows(length: int, side: int, overlap: int) -> None:
+    found = spans(length, side, overlap)
+    covered = [pixel for span in found for pixel in range(span.start, span.stop)]
+    assert covered == list(range(length))
+    assert len({span.window_stop - span.window_start for span in found}) == 1
+    assert found[0].window_stop - found[0].window_start <= side + 2 * overlap
     for span in found:
-        assert 0 <= span.start <= span.core_start < span.core_stop <= span.stop <= length
-        assert span.start == 0 or span.core_start - span.start >= overlap
-        assert span.stop == length or span.stop - span.core_stop >= overlap
-    assert len(found) == max(1, -(-(length - 2 * overlap) // tile)), "no more than are needed"
+        assert 0 <= span.window_start <= span.start < span.stop <= span.window_stop <= length
+        assert span.window_start == 0 or span.start - span.window_start >= overlap
+        assert span.window_stop == length or span.window_stop - span.stop >= overlap
+    assert len(found) == max(1, -(-(length - 2 * overlap) // side)), "no more than are needed"
+
+
+def test_a_tile_is_at_most_a_side_long_and_at_each_end_the_overlap_longer() -> None:
+    for length in range(1, 60):
+        for span in spans(length, side=8, overlap=3):
+            num_ends = (span.start == 0) + (span.stop == length)
+            assert span.stop - span.start <= 8 + 3 * num_ends
 
 
 def test_auto_keeps_to_the_memory_and_to_the_image() -> None:
