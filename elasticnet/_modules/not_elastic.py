@@ -22,6 +22,8 @@ def _remedy(net: Any) -> str:
     """What to pass instead, as the end of the message."""
     if hasattr(net, "wrap"):  # a Split, the parts of a model
         return ": make one of these parts by .wrap()"
+    if hasattr(net, "merge_and_unload"):  # a PeftModel around the network
+        return ": merge its adapters first, and pass what .merge_and_unload() returns"
     held: Any = getattr(net, "net", None)  # such as the network of an ElasticObjective
     if hasattr(unwrapped(held), "taps"):
         return ", which stands in its attribute net: pass that"

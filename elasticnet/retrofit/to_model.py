@@ -61,6 +61,7 @@ def to_model(net: nn.Module, depth: int) -> Any:
     values = _values_by_key(elastic, source, depth)
     model = source.build(depth, values).to(next(iter(values.values())).device).eval()
     _check_values(model, values)
+    _check_settings(elastic, model, source, depth)
     _check_outputs(elastic, model, source, depth)
     return model
 
@@ -125,12 +126,53 @@ def _check_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     held = tensors_of(model)
     kind = type(model).__name__
     for key, value in values.items():
+        if key in held and held[key].shape != value.shape:
+            continue  # it depends on the number of layers; `build` says so
         if key not in held and not isinstance(value, nn.Parameter):
             continue  # such as the rotary frequencies of a kind of layer that only deeper ones are
         if key not in held:
             raise ValueError(f"{kind} of this depth has no {key}, which the net holds")
         if not same_bits(held[key], value):
             raise ValueError(f"{kind} has another {key} than the net: it ties it to another tensor")
+
+
+def _check_settings(net: ElasticWrapper, model: nn.Module, source: ModelSource, depth: int) -> None:
+    """Refuse a model whose blocks have other settings than the net's.
+
+    The example may be too short to show it: a window of attention that is longer, for one.
+    """
+    num_blocks = len(source.names.blocks)
+    kind = type(model).__name__
+    # a net that has grown has more blocks than the model that was split
+    paths = source.names.block_paths[:depth]
+    for number, path in enumerate(paths, start=1):
+        settings = _settings_of(net.blocks[number - 1])
+        for name, value in _settings_of(model.get_submodule(path)).items():
+            expected = settings.get(name, value)
+            # Some modules note how many blocks there are, and which one they belong to. A block by
+            # which a net has grown may be a copy of another one.
+            is_number_of_blocks = (expected, value) == (num_blocks, depth)
+            is_own_number = value == number - 1
+            if expected != value and not is_number_of_blocks and not is_own_number:
+                raise ValueError(
+                    f"block {number}: its {name} is {value} in {kind} of depth {depth}, and "
+                    f"{expected} in the net. Change it in the net, or in the model's config before "
+                    "the split"
+                )
+
+
+def _settings_of(block: nn.Module) -> dict[str, Any]:
+    """The plain values that the modules of a block hold; not those of dropout, which is off."""
+    settings: dict[str, Any] = {}
+    untyped: Any = block  # PyTorch does not annotate named_modules
+    modules: dict[str, nn.Module] = dict(untyped.named_modules())
+    for path, module in modules.items():
+        for name, value in vars(module).items():
+            is_private = name.startswith("_") or name in ("training", "gradient_checkpointing")
+            is_of_dropout = "drop" in name or "dropout" in type(module).__name__.lower()
+            if isinstance(value, (bool, int, float, str)) and not is_private and not is_of_dropout:
+                settings[plain_name(block, f"{path}.{name}".removeprefix("."))] = value
+    return settings
 
 
 def _check_outputs(net: ElasticWrapper, model: nn.Module, source: ModelSource, depth: int) -> None:

@@ -360,17 +360,44 @@ def test_what_is_no_stack_of_layers_is_refused() -> None:
             net(IDS, **{name: PADDING})
 
 
+NOT_TAKEN = {
+    "use_cache": "keeps no cache. elasticnet.retrofit.to_model",
+    "output_hidden_states": r"net\(x, taps=net\.taps\)\.features",
+    "return_dict": "the net returns one tensor",
+    "attention_masks": "expected some of attention_mask, position_ids",
+}
+
+
+@pytest.mark.parametrize("name", NOT_TAKEN)
+def test_an_input_that_the_net_does_not_take_is_refused_with_the_way(name: str) -> None:
+    net: Any = split(made(TEXT_MODELS["llama"], 2), IDS).wrap()
+    with pytest.raises(TypeError, match=f"{name!r}: .*{NOT_TAKEN[name]}"):
+        net(IDS, **{name: True})
+
+
+def test_embeddings_stand_for_the_ids() -> None:
+    model = made(TEXT_MODELS["llama"], 2)
+    net: Any = split(model, IDS).wrap().eval()
+    embeddings = model.get_input_embeddings()(IDS)
+    with torch.no_grad():
+        assert torch.equal(net(None, inputs_embeds=embeddings), net(IDS))
+    with pytest.raises(TypeError, match=r"inputs_embeds beside ids: .* net\(None, inputs_embeds="):
+        net(IDS, inputs_embeds=embeddings)
+
+
 def test_labels_and_generate_say_what_to_do() -> None:
     net = split(made(TEXT_MODELS["llama"], 2), IDS).wrap()
 
     with pytest.raises(TypeError, match=r"'labels': .* Give the labels to the objective"):
         net(IDS, labels=IDS)
-    for name in ("generate", "save_pretrained"):
+    for name in ("generate", "save_pretrained", "push_to_hub"):
         with pytest.raises(TypeError, match=rf"no {name}: .*retrofit.to_model\(net, depth\)"):
             getattr(net.truncate(1), name)(IDS)
     resizable: Any = copy.deepcopy(net)
     with pytest.raises(TypeError, match=r"no resize_token_embeddings: .* before the split"):
         resizable.resize_token_embeddings(50)
+    with pytest.raises(TypeError, match=r"no gradient_checkpointing_enable: .*checkpoint_blocks=T"):
+        resizable.gradient_checkpointing_enable()
 
 
 @pytest.mark.parametrize("name", ["bert", "bert, classes", "roberta"])

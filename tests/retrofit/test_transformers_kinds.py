@@ -318,3 +318,54 @@ def test_a_layer_that_writes_in_place_gets_copies() -> None:
         net = parts.wrap().eval()
         assert torch.equal(net(IDS), model(IDS).last_hidden_state)
         assert torch.equal(net(IDS, depth=1), net(IDS, taps=net.taps).predictions[0])
+
+
+def test_what_is_added_between_layers_is_seen_as_long_as_it_is_zero() -> None:
+    config = hf.YolosConfig(**SIZES, image_size=[16, 16], patch_size=4, num_hidden_layers=3)
+    model = hf.YolosModel(config).eval()
+    added = model.encoder.interpolation.mid_position_embeddings
+    assert torch.equal(added, torch.zeros_like(added))
+    with pytest.raises(ValueError, match=r"between encoder\.layer\.0 and encoder\.layer\.1"):
+        split(model, PIXELS)
+
+
+def test_what_a_forward_does_to_some_lengths_alone_is_seen() -> None:
+    config = hf.SEWConfig(**WAV2VEC2, num_hidden_layers=3, squeeze_factor=2)
+    torch.manual_seed(0)
+    model = hf.SEWForSequenceClassification(config).eval()
+    frames = config.inputs_to_logits_ratio
+    with pytest.raises(ValueError, match=r"for an input of shape \(1, 400\), the parts do not"):
+        split(model, torch.randn(2, 400 + frames))
+
+
+def test_the_mean_of_two_tokens_is_pooled_as_the_model_does_it() -> None:
+    config = hf.ASTConfig(**SIZES, num_hidden_layers=3, max_length=48, num_mel_bins=32)
+    torch.manual_seed(0)
+    model = hf.ASTForAudioClassification(config).eval()
+    embeddings = model.audio_spectrogram_transformer.embeddings
+    with torch.no_grad():  # both are zeros, and so the same, in a new model
+        embeddings.cls_token.normal_()
+        embeddings.distillation_token.normal_()
+    x = torch.randn(2, 48, 32)
+    net = split(model, x).wrap().eval()
+    with torch.no_grad():
+        assert torch.equal(net(x), model(x).logits)
+
+
+def test_what_a_forward_reads_of_its_layers_is_named() -> None:
+    config = hf.XmodConfig(**TEXT, num_hidden_layers=3, default_language="en_XX", is_decoder=True)
+    expected = "its forward reads 'output' of its layers, and does not only call them"
+    with pytest.raises(ValueError, match=expected):
+        split(hf.XmodForCausalLM(config).eval(), IDS)
+
+
+def test_an_attention_that_depends_on_the_length_is_refused_with_the_way() -> None:
+    config = hf.BigBirdConfig(**TEXT, num_hidden_layers=3, block_size=2, num_random_blocks=1)
+    model = hf.BigBirdForMaskedLM(config).eval()
+    with pytest.raises(ValueError, match="model with attention_type='original_full' in its config"):
+        split(model, IDS)
+    config.attention_type = "original_full"
+    model = hf.BigBirdForMaskedLM(config).eval()
+    net = split(model, IDS).wrap().eval()
+    with torch.no_grad():
+        assert torch.equal(net(IDS), model(IDS).logits)

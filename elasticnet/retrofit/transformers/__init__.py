@@ -9,7 +9,7 @@ stand-in where the base model was. Both are shells: new objects around the model
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,10 @@ from elasticnet._modules.compare import same_bits
 from elasticnet._modules.kept_attributes import attributes_put_back
 from elasticnet.retrofit.parts import NOT_RUN, PART_ERRORS, Split, verify, with_copies_if_needed
 from elasticnet.retrofit.transformers.hidden_state_head import MASK, HiddenStateHead
-from elasticnet.retrofit.transformers.layer_inputs import LayerInputs, call_layer
+from elasticnet.retrofit.transformers.layer_inputs import LayerInputs, NotOfProbe, call_layer
 from elasticnet.retrofit.transformers.layer_list import (
     BY_HAND,
+    RUN_ERRORS,
     TOKENS,
     Anatomy,
     anatomy_of,
@@ -46,6 +47,14 @@ REFUSALS = {
         "elasticnet.save writes one file for all depths, and "
         "elasticnet.retrofit.to_model(net, depth) returns an ordinary model, which has "
         "save_pretrained"
+    ),
+    "push_to_hub": (
+        "elasticnet.push_to_hub uploads all depths, and elasticnet.retrofit.to_model(net, depth) "
+        "returns an ordinary model, which has push_to_hub"
+    ),
+    "gradient_checkpointing_enable": (
+        "let split(...).wrap(checkpoint_blocks=True) make the net, or enable it in the model, "
+        "before the split"
     ),
     "resize_token_embeddings": (
         "resize them in the model, before the split: the parts hold the embeddings as they are"
@@ -91,6 +100,7 @@ def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inp
             f"{type(model).__name__} is not a transformers model: expected one with a base_model"
         )
     _check_rescaling(model)
+    _check_attention_switch(model)
     with attributes_put_back(model):
         with _returning_mappings(model):
             parts = _split(model, example, output, inputs)
@@ -113,6 +123,19 @@ def _check_rescaling(model: Any) -> None:
             f"{type(model).__name__} is not split: rescale_every={every} lets its forward change "
             "the weights of its layers. Set model.config.rescale_every = 0 first"
         )
+
+
+def _check_attention_switch(model: Any) -> None:
+    """Refuse BigBird's habit of giving its layers another attention where an input is short."""
+    for module in model.modules():
+        is_switched = hasattr(module, "set_attention_type")
+        if is_switched and getattr(module, "attention_type", None) == "block_sparse":
+            raise ValueError(
+                f"{type(model).__name__} is not split: attention_type='block_sparse' lets its "
+                "forward switch the attention of its layers where an input is short. Make the "
+                "model with attention_type='original_full' in its config, which computes the same "
+                "for short inputs"
+            )
 
 
 @contextmanager
@@ -179,6 +202,38 @@ def _prove(
     except ValueError as error:
         name = type(model).__name__
         raise ValueError(f"{name} is not split: {_reason(error, anatomy)}") from error
+    shorter = _shorter(model, example)
+    if shorter is None or not _runs(run_model, shorter):
+        return
+    try:
+        verify(parts, model, shorter, call=run_model)
+    except ValueError as error:
+        name = type(model).__name__
+        raise ValueError(
+            f"{name} is not split: for an input of shape {tuple(shorter.shape)}, {error}; {BY_HAND}"
+        ) from error
+
+
+def _shorter(model: Any, example: Tensor) -> Tensor | None:
+    """The first sample of words or of a sound, shorter by one position; None of other inputs.
+
+    What a forward does to some lengths alone shows so, such as SEW's padding of odd ones.
+    """
+    # how many samples of a sound are one position
+    length = int(getattr(model.config, "inputs_to_logits_ratio", 1))
+    if example.ndim != 2 or example.shape[1] <= length:
+        return None
+    return example[:1, :-length]
+
+
+def _runs(call: Callable[..., Any], x: Tensor) -> bool:
+    """Whether a model takes an input, in eval mode or not."""
+    try:
+        with torch.no_grad():
+            call(x)
+    except RUN_ERRORS:
+        return False
+    return True
 
 
 def _reason(error: ValueError, anatomy: Anatomy) -> str:
@@ -222,10 +277,13 @@ def _can_end_early(
     try:
         _, of_all = stem(example, **inputs)
     except PART_ERRORS as error:
-        raise ValueError(
-            f"{type(model).__name__} is not split: its forward does more around its layers than "
-            f"call each with what the one before returned; {BY_HAND}"
-        ) from error
+        reason = (
+            "its forward does more around its layers than call each with what the one before "
+            "returned"
+        )
+        if isinstance(error, NotOfProbe):
+            reason = f"{error}, and does not only call them"
+        raise ValueError(f"{type(model).__name__} is not split: {reason}; {BY_HAND}") from error
     for depth in range(1, len(of_all.calls)):
         try:
             _, of_first = stem(example, last_depth=depth, **inputs)

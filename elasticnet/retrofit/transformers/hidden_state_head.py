@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from elasticnet.retrofit.transformers.layer_inputs import LayerContext
+from elasticnet.retrofit.transformers.layer_inputs import EMBEDDINGS, LayerContext
 from elasticnet.retrofit.transformers.layer_list import POOLINGS, Anatomy
 from elasticnet.retrofit.transformers.shells import shell_of
 
 # what a net returns of a model's result, the first found
 RESULTS = ("logits", "last_hidden_state", "pooler_output")
-EMBEDDINGS = "inputs_embeds"
 MASK = "attention_mask"
 PIXELS = "pixel_values"
 

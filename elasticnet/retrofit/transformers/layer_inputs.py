@@ -16,10 +16,26 @@ from elasticnet.retrofit.transformers.shells import shell_of, with_attributes
 
 # inputs of a base model that the stem does not take
 REFUSED_INPUTS = ("past_key_values", "use_cache", "kwargs")
-LABELS_REMEDY = (
-    "the net returns predictions and no loss. Give the labels to the objective: "
-    "ElasticObjective(net, task_loss, ...)(ids, labels)"
+NO_CACHE = (
+    "the net keeps no cache. elasticnet.retrofit.to_model(net, depth) returns an ordinary model of "
+    "any depth, which keeps one"
 )
+# what models take and the net does not, with what to do instead
+INPUT_REMEDIES = {
+    "labels": (
+        "the net returns predictions and no loss. Give the labels to the objective: "
+        "ElasticObjective(net, task_loss, ...)(ids, labels)"
+    ),
+    "use_cache": NO_CACHE,
+    "past_key_values": NO_CACHE,
+    "output_hidden_states": (
+        "the net returns one tensor. net(x, taps=net.taps).features are the features of all taps"
+    ),
+    "return_dict": (
+        "the net returns one tensor, which split(..., output=name) chooses from the model's result"
+    ),
+}
+EMBEDDINGS = "inputs_embeds"
 
 
 class LayerCall(NamedTuple):
@@ -100,7 +116,7 @@ class LayerInputs(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -110,7 +126,7 @@ class LayerInputs(nn.Module):
         """Return what the first layer is given, and each layer's further arguments as context.
 
         Args:
-            x: Token ids (b, n) or pixels (b, c, h, w).
+            x: Token ids (b, n) or pixels (b, c, h, w); None where `inputs_embeds` stand for them.
             attention_mask: As the model takes it.
             token_type_ids: As the model takes them.
             position_ids: As the model takes them.
@@ -123,20 +139,21 @@ class LayerInputs(nn.Module):
 
         Raises:
             TypeError: The model has no such input, or it is one that would make it cache or
-                compute a loss.
+                compute a loss; or there are ids and embeddings.
         """
         inputs["attention_mask"] = attention_mask
         inputs["token_type_ids"] = token_type_ids
         inputs["position_ids"] = position_ids
         given = {name: value for name, value in inputs.items() if value is not None}
-        if "labels" in given:
-            raise TypeError(f"unexpected keyword argument 'labels': {LABELS_REMEDY}")
         for name in given:
             if name not in self.names:
-                raise TypeError(
-                    f"unexpected keyword argument {name!r}: "
-                    f"expected some of {', '.join(self.names)}"
-                )
+                remedy = INPUT_REMEDIES.get(name, f"expected some of {', '.join(self.names)}")
+                raise TypeError(f"unexpected keyword argument {name!r}: {remedy}")
+        if EMBEDDINGS in given and x is not None:
+            raise TypeError(
+                f"{EMBEDDINGS} beside ids: expected None in the place of the ids, as in "
+                f"net(None, {EMBEDDINGS}=embeddings)"
+            )
         given[self.main] = x
         model_inputs = {**given}
         if self.caches:
@@ -188,6 +205,10 @@ class Notes:
         self.calls: list[LayerCall] = []
 
 
+class NotOfProbe(AttributeError):
+    """A base model reads something of a layer that its probe has not."""
+
+
 class LayerProbe(nn.Module):
     """Stands where a layer stood: notes its arguments and hands x on.
 
@@ -210,6 +231,13 @@ class LayerProbe(nn.Module):
         self.hands_on = kind.is_given is not None and any(kind.is_given[1:])
         self.layerdrop = 0.0
         self.notes = notes
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what a base model reads of a layer, whose modules a probe has not."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise NotOfProbe(f"its forward reads {name!r} of its layers") from None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Note the arguments of a layer.

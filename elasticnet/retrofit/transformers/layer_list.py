@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -48,11 +49,16 @@ def _mean_token(x: Tensor) -> Tensor:
     return x.mean(dim=1)
 
 
+def _mean_of_first_two(x: Tensor) -> Tensor:
+    return (x[:, 0] + x[:, 1]) / 2  # a class and a distillation token
+
+
 # how models pool hidden states (b, n, c) before, or without, a module
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "all": _all_tokens,
     "first": _first_token,
     "mean": _mean_token,
+    "first two": _mean_of_first_two,
 }
 
 
@@ -178,7 +184,9 @@ def _anatomy(model: Any, example: Tensor, inputs: Mapping[str, Any]) -> Anatomy:
     run = _run_on(model, example, inputs)
     list_path = _path_of_layers(model, run)
     names = _names_in(model, list_path)
-    _check_shapes(list_path, [run.ran[name] for name in names])
+    layers = [run.ran[name] for name in names]
+    _check_shapes(list_path, layers)
+    _check_nothing_between(layers)
     layout = _layout(model, list_path, run.ran[names[-1]])
     base_path = _path_of_base(model, list_path, run)
     base: Any = model.get_submodule(base_path)
@@ -340,6 +348,20 @@ def _check_shapes(list_path: str, layers: Sequence[Ran]) -> None:
             raise ValueError(
                 f"its {list_path} change the shape of the features, at {layer.name} from {before} "
                 f"to {shape}. {STAGES_REMEDY}"
+            )
+
+
+def _check_nothing_between(layers: Sequence[Ran]) -> None:
+    """Refuse a forward that changes the features between two layers.
+
+    The tensors are compared and not their values: what it adds may be zeros until it is trained, as
+    the position embeddings between YOLOS' layers are.
+    """
+    for layer, following in pairwise(layers):
+        if following.input is not first_of(layer.output):
+            raise ValueError(
+                f"its forward changes the features between {layer.name} and {following.name}, "
+                f"which the parts would not do; {BY_HAND}"
             )
 
 
