@@ -130,7 +130,9 @@ class TextOptions(OptionGroup):
     """The text."""
 
     text: Path | None = None
-    """A folder whose .py files are read, also those in its folders. Default: Python's own."""
+    """A folder whose .py files are read, also those in its folders; give text of another kind
+    that suffix. Default: Python's own sources.
+    """
     validation_bytes: Annotated[int, AtLeast(1)] = 65_536
     """The most bytes to measure on, in samples from all over the files for validation."""
 
@@ -480,7 +482,8 @@ def read_text(options: Options) -> Text:
     if len(training) < shortest or len(validation) < shortest:
         raise ValueError(
             f"--text {folder}: its .py files give {len(training)} bytes to train on and "
-            f"{len(validation)} to measure on; expected {shortest} at least of both"
+            f"{len(validation)} to measure on; expected {shortest} at least of both. About one file "
+            f"in {FILES_PER_VALIDATION_FILE} is measured on, chosen by its name"
         )
     return Text(
         training=torch.frombuffer(training, dtype=torch.uint8),
