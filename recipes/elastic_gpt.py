@@ -482,8 +482,8 @@ def read_text(options: Options) -> Text:
     if len(training) < shortest or len(validation) < shortest:
         raise ValueError(
             f"--text {folder}: its .py files give {len(training)} bytes to train on and "
-            f"{len(validation)} to measure on; expected {shortest} at least of both. About one file "
-            f"in {FILES_PER_VALIDATION_FILE} is measured on, chosen by its name"
+            f"{len(validation)} to measure on; expected {shortest} at least of both. About one "
+            f"file in {FILES_PER_VALIDATION_FILE} is measured on, chosen by its name"
         )
     return Text(
         training=torch.frombuffer(training, dtype=torch.uint8),
