@@ -130,6 +130,44 @@ def test_a_saved_state_goes_on_at_its_step(tmp_path: Path) -> None:
     assert_equal(net.state_dict(), trained_by_step())
 
 
+def test_a_count_beside_a_prepared_net_is_saved_if_it_is_registered(tmp_path: Path) -> None:
+    accelerator = accelerate.Accelerator(cpu=True)
+    net = make_net()
+    prepared, optimizer = accelerator.prepare(net, make_optimizer(net.parameters()))
+    objective = make_objective_by_step(prepared)
+    accelerator.register_for_checkpointing(objective.step_counter)
+
+    train(objective, optimizer, backward=accelerator.backward)
+    accelerator.save_state(str(tmp_path))
+    train(objective, optimizer, backward=accelerator.backward)
+    accelerator.load_state(str(tmp_path))
+
+    assert objective.step_counter.steps == len(batches())
+    assert_equal(net.state_dict(), trained_by_step())
+
+
+@pytest.mark.parametrize("what", ["the net", "the objective"])
+def test_steps_of_accumulated_gradients_are_counted(what: str) -> None:
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    net = make_net(torch.float64)
+    optimizer = accelerator.prepare(make_optimizer(net.parameters()))
+    if what == "the net":
+        prepared = accelerator.prepare(net)
+        objective = make_objective_by_step(prepared, accumulation=2)
+    else:
+        prepared = accelerator.prepare(make_objective_by_step(net, accumulation=2))
+        objective = prepared
+
+    for x, target in batches(torch.float64):
+        for half in (slice(0, 2), slice(2, 4)):
+            with accelerator.accumulate(prepared):
+                accelerator.backward(objective(x[half], target[half]).total)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    torch.testing.assert_close(net.state_dict(), trained_by_step(torch.float64))
+
+
 def test_gradient_accumulation_trains_as_one_larger_batch() -> None:
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
     net = make_net(torch.float64)
