@@ -64,10 +64,11 @@ class PassState:
         features: What the last of them returned; at depth 0 what the stem did.
         context: What the next block gets beside the features.
         skip: The input or the stem's output, if the head takes one of them beside the features.
-        kept: What no part may overwrite before the pass ends; one object for all states of a pass.
-            Behind each part the net looks at what the part may have been given: `keep_input`
-            keeps what any part is given, `keep_features` what the next parts are. `keep` is for
-            the predictions, which no part is given: a pass over all taps looks at its end.
+        kept: What no part may overwrite before the pass ends. The same object in all its states:
+
+            - `keep_input`: what any part may be given; the net looks at it behind each part.
+            - `keep_features`: what the next parts are given; looked at behind each of these.
+            - `keep`: what no part is given, such as a prediction; looked at behind the last tap.
     """
 
     depth: int
@@ -462,21 +463,16 @@ class ElasticWrapper(nn.Module):
         """Call the head once: with a tuple if it takes all taps, else with one tap's features."""
         if head_takes_all:
             features_of_taps = tuple(self._adapted(state) for state in states)
-            return self._call_head(features_of_taps, self._skip_for_all_taps(states))
+            skip = states[-1].skip  # the same at all taps
+            if self.head_skip == "context":
+                skip = tuple(state.context for state in states)
+            return self._call_head(features_of_taps, skip)
+
         (state,) = states
         features = self._adapted(state)
         skip = state.context if self.head_skip == "context" else state.skip
         prediction = self._call_head(features, skip, self._statistics_at(state.depth))
         return (prediction,)
-
-    def _skip_for_all_taps(self, states: Sequence[PassState]) -> Any:
-        """Return what a head that takes all taps gets beside the features.
-
-        The contexts are a tuple, one for each tap. Any other skip is the same at all taps.
-        """
-        if self.head_skip == "context":
-            return tuple(state.context for state in states)
-        return states[-1].skip
 
     def _adapted(self, state: PassState) -> Any:
         """Return what the head takes at a tap: its features, through its adapter if it has one."""
@@ -563,7 +559,7 @@ class ElasticWrapper(nn.Module):
             )
         check_not_overwritten_since(state.kept, state.depth)
         deeper = state.protected()  # The blocks must not overwrite what the given state holds.
-        deeper.context = self._handed_to_part(state.context)  # They may change a context of theirs.
+        deeper.context = self._handed_to_part(state.context)  # They may change this one.
         self._run_blocks(deeper, last_depth)
         return deeper.protected()
 
