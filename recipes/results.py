@@ -51,10 +51,19 @@ KINDS = {
     "dsl-nine": "DSL, 9/10 on the deepest",
     "skipless": f"{DSL_PSD}, no bicubic skip",
 }
+# how the paper calls three of them, and the table that has them
+PUBLISHED_KINDS = {
+    "the paper's SS, cut short": ("ASRN (SS)", 4),
+    "the paper's DSL": ("ASRN (DSL)", 4),
+    "the paper's DSL + PSD": ("ASRN", 5),
+}
 # the networks in a record of sr_retrofit.py, and what its options call their steps
 CUT = "ordinary, cut short"
 ELASTIC = "elastic"
 STEPS = {"train_steps": "ordinary", "srcnn_steps": "SRCNN", "tune_steps": "elastic"}
+# networks of recipes/complexity.py that Table 7 of the paper has under another name
+IN_TABLE_7 = {"ASRN, 5 blocks": "ASRN (Ours)", "ASRN, 25 blocks": "ASRN (25B, Ours)"}
+SMALL_NETWORK = 900_000  # parameters; the figures of small and of large networks meet here
 # options without an effect on what is trained
 WITHOUT_EFFECT = (
     "out",
@@ -69,6 +78,7 @@ WITHOUT_EFFECT = (
 Record = dict[str, Any]
 Records = dict[str, Record]  # by their files' names
 Presets = dict[str, dict[str, Any]]  # preset -> option -> value
+Dots = dict[str, tuple[float, float]]  # parameters and PSNR by name
 Scores = dict[str, dict[str, float]]  # published PSNR and SSIM by data set
 
 
@@ -574,15 +584,29 @@ def comparison(records: Records) -> str:
         ]
         for kind, found in runs.items():
             lines += comparison_rows(kind, found, data, limit)
+        lines += published_comparison(records["published"], data, depths=list(limit))
         parts.append(table(lines))
 
     every = [record for found in (*alone.values(), *runs.values()) for record in found]
     budgets = sorted({budget(record) for record in every})
     parts.append(
         f"PSNR-Y in dB; {' or '.join(budgets)} for each network. "
-        "Regret: elastic minus that depth alone, each the mean of its seeds."
+        "Regret: elastic minus that depth alone, each the mean of its seeds. In brackets: the "
+        "paper's networks, Tables 4 and 5, trained in full."
     )
     return "\n".join(parts)
+
+
+def published_comparison(published: Record, data: str, depths: Sequence[int]) -> list[list[str]]:
+    """Return what the paper prints of its own comparison at x4: a row for each way of training."""
+    rows: list[list[str]] = []
+    for label, (method, table_number) in PUBLISHED_KINDS.items():
+        cells: list[str] = []
+        for depth in depths:
+            printed = printed_scores(published, method, 4, table_number=table_number, blocks=depth)
+            cells.append(f"({printed[data]['psnr']:.2f})" if data in printed else "")
+        rows.append([label, *cells])
+    return rows
 
 
 def comparison_rows(
@@ -778,6 +802,100 @@ def printed_ablation(records: Records) -> str:
     return table(lines, left=2).rstrip()
 
 
+# --- studies/complexity.md and studies/large.md: what networks cost
+
+
+def complexity(records: Records) -> str:
+    """Parameters, MACs and time that recipes/complexity.py measured, beside Table 7."""
+    record = records["complexity"]
+    printed = {row["method"]: row for row in records["published"]["complexity"]}
+    header = ["network", "parameters", "GMACs", "ms"]
+    lines = [[*header, "Table 7: parameters", "FLOPs", "ms"]]
+    for row in record["rows"]:
+        theirs = printed.pop(IN_TABLE_7.get(row["network"], row["network"]), None)
+        ours = [f"{row['parameters']:,}", f"{row['macs'] / 1e9:.2f}", f"{row['ms']:,.0f}"]
+        lines.append([row["network"], *ours, *table_7_cells(theirs)])
+    for method, theirs in printed.items():
+        lines.append([method, "", "", "", *table_7_cells(theirs)])
+    settings = record["settings"]
+    side = settings["output_side"]
+    made = (
+        f"Ours: x{settings['scale']}, an output of {side}x{side}, processor time of one thread, "
+        f"median of {settings['repeats']}; {record['machine']}."
+    )
+    return f"{table(lines)}\n{made}"
+
+
+def table_7_cells(row: Record | None) -> list[str]:
+    """Return the cells of a method of Table 7; empty for one that is not in it."""
+    if row is None:
+        return ["", "", ""]
+    milliseconds = 1000 * row["seconds"]
+    parameters = short_count(row["parameters"])
+    return [parameters, f"{row['flops'] / 1e9:.1f}G", f"{milliseconds:.0f}"]
+
+
+def flops(records: Records) -> str:
+    """The FLOPs that Table 7 prints, beside those of the sizes that could be meant."""
+    counted: dict[tuple[int, int, str, bool], float] = {}  # GMACs
+    rows = records["complexity"]["explaining"]
+    smallest = min(row["lr_side"] for row in rows)
+    for row in rows:
+        size = "64x64 LR" if row["lr_side"] == smallest else "1024x1024 output"
+        counted[row["scale"], row["blocks"], size, row["fold"]] = row["macs"] / 1e9
+    printed = {row["method"]: row["flops"] / 1e9 for row in records["published"]["complexity"]}
+
+    lines = [
+        [
+            "ASRN",
+            "1024x1024 output, GMACs: plain head",
+            "folded",
+            "64x64 LR, GFLOPs at two a MAC: plain head",
+            "folded",
+            "printed",
+        ]
+    ]
+    for blocks, method in ((5, "ASRN (Ours)"), (25, "ASRN (25B, Ours)")):
+        for scale in (2, 3, 4):
+            large = [counted[scale, blocks, "1024x1024 output", fold] for fold in (False, True)]
+            small = [2 * counted[scale, blocks, "64x64 LR", fold] for fold in (False, True)]
+            cells = [f"{giga:.1f}" for giga in large] + [f"{giga:.2f}" for giga in small]
+            lines.append([f"x{scale}, {blocks} blocks", *cells, f"{printed[method]:.1f}G"])
+    return table(lines).rstrip()
+
+
+def printed_large(records: Records) -> str:
+    """Table 6."""
+    chosen = [row for row in records["published"]["scores"] if row["table"] == 6]
+    labels: list[str] = []
+    for row in chosen:
+        blocks = "" if row["blocks"] is None else f" {row['blocks']}B"
+        labels.append(f"x{row['scale']}, {row['method']}{blocks}, {short_count(row['parameters'])}")
+    return printed_table(labels, chosen)
+
+
+def training_steps(records: Records) -> str:
+    """Counts, memory and time of one training step of deep networks."""
+    record = records["training-steps"]
+    printed = {5: "244K"}
+    for row in records["published"]["scores"]:
+        if row["table"] == 6 and row["scale"] == 4 and row["blocks"] is not None:
+            printed[row["blocks"]] = short_count(row["parameters"])
+    lines = [["x4", "parameters", "published", "activations of the blocks", "memory (MB)", "s"]]
+    for row in record["rows"]:
+        kept = "computed again" if row["checkpoint_blocks"] else "kept"
+        cells = [f"{row['parameters']:,}", printed.get(row["blocks"], ""), kept]
+        megabytes = f"{row['bytes'] / 1e6:,.0f}"
+        lines.append([f"{row['blocks']} blocks", *cells, megabytes, f"{row['ms'] / 1000:.1f}"])
+    settings = record["settings"]
+    made = (
+        f"One step of batch {settings['batch_size']}, patches of {settings['patch_size']}, a "
+        "prediction after every block, in float32. Memory: by how much the process grew at most; "
+        f"time: processor time of one thread; {record['machine']}."
+    )
+    return f"{table(lines)}\n{made}"
+
+
 # --- models.md
 
 
@@ -935,6 +1053,7 @@ def draw(records: Records) -> None:
     draw_retrofit(records, images)
     draw_depths(records, images)
     draw_parameters(records, images)
+    draw_sizes(records, images)
     draw_crops(images)
 
 
@@ -992,14 +1111,14 @@ def draw_parameters(records: Records, images: Path) -> None:
     from elasticnet.sr.benchmark.figures import parameter_dots
 
     published = records["published"]
-    theirs: dict[str, tuple[float, float]] = {}
+    theirs: Dots = {}
     for row in published["scores"]:
         is_another = row["table"] == 1 and row["scale"] == 4 and row["blocks"] is None
         if is_another and row["parameters"] is not None and FIGURE_SET in row["scores"]:
             theirs[row["method"]] = (row["parameters"], row["scores"][FIGURE_SET]["psnr"])
 
-    ours: dict[str, tuple[float, float]] = {}
-    paper: dict[str, tuple[float, float]] = {}
+    ours: Dots = {}
+    paper: Dots = {}
     for row in records["x4"]["sets"]:
         depth, parameters = row["depth"], row["parameters"]
         if row["data"] == FIGURE_SET and depth is not None:
@@ -1018,6 +1137,54 @@ def draw_parameters(records: Records, images: Path) -> None:
         title=f"{FIGURE_SET} x4",
         ylabel="PSNR-Y (dB)",
     )
+
+
+def draw_sizes(records: Records, images: Path) -> None:
+    """Small and large networks, as Fig. 13 of the paper shows them, each in a figure of its own."""
+    from elasticnet.sr.benchmark.figures import parameter_dots
+
+    series = sized_dots(records, data="Urban100")
+    for name, is_shown in (("small", is_small), ("large", is_large)):
+        shown: dict[str, Dots] = {}
+        for label, dots in series.items():
+            inside = {key: dot for key, dot in dots.items() if is_shown(dot[0])}
+            if inside:
+                shown[label] = inside
+        path = images / f"sizes_{name}.png"
+        is_wide = name == "large"  # from 1M to 9.5M, most of them near 1M
+        parameter_dots(path, shown, log=is_wide, title="Urban100 x4", ylabel="PSNR-Y (dB)")
+
+
+def sized_dots(records: Records, data: str) -> dict[str, Dots]:
+    """Return parameters and PSNR at x4: of Tables 1, 5 and 6, and of the packaged network."""
+    asrn: Dots = {}
+    others: Dots = {}
+    for row in records["published"]["scores"]:
+        is_of_figure = row["table"] in (1, 5, 6) and row["scale"] == 4
+        if not is_of_figure or row["parameters"] is None or data not in row["scores"]:
+            continue
+        dot = (row["parameters"], row["scores"][data]["psnr"])
+        if row["blocks"] is None:
+            others[row["method"]] = dot
+        elif row["method"] == "ASRN":
+            asrn[f"{row['blocks']}B"] = dot
+    ours: Dots = {}
+    for row in records["x4"]["sets"]:
+        if row["data"] == data and row["depth"] is not None:
+            ours[f"{row['depth']}"] = (row["parameters"], row["psnr"])
+    # By size, so that each label is put near its dot before those of its larger neighbours.
+    others = dict(sorted(others.items(), key=lambda item: item[1]))
+    return {"the paper's, by blocks": asrn, "other networks": others, "ours, by blocks": ours}
+
+
+def is_small(parameters: float) -> bool:
+    """Return whether a network belongs into the figure of small ones."""
+    return parameters < SMALL_NETWORK
+
+
+def is_large(parameters: float) -> bool:
+    """Return whether a network belongs into the figure of large ones."""
+    return parameters >= SMALL_NETWORK
 
 
 def draw_crops(images: Path) -> None:
@@ -1049,6 +1216,8 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "studies/ordinary.md": (retrofit,),
     "studies/other_tasks.md": (tasks,),
     "studies/growth.md": (growth,),
+    "studies/complexity.md": (complexity, flops),
+    "studies/large.md": (printed_large, training_steps),
     "studies/paper.md": (
         not_said,
         read_with_care,

@@ -303,6 +303,99 @@ def test_the_papers_rows_are_shown_as_printed_with_their_notes(results):
     assert results.not_said(records) == "- patch size\n- seed"
 
 
+def complexity_record() -> dict[str, Any]:
+    """A small complexity.json: two networks, and MACs that name scale, blocks, size and head."""
+    explaining = [
+        {
+            "scale": scale,
+            "blocks": blocks,
+            "lr_side": lr_side,
+            "fold": fold,
+            "macs": (100 * scale + blocks + (0.5 if fold else 0)) * 1e9 * (lr_side / 64),
+        }
+        for scale in (2, 3, 4)
+        for blocks in (5, 25)
+        for lr_side in (64, 640)
+        for fold in (False, True)
+    ]
+    costs = {"parameters": 243_907, "macs": 16.06e9, "ms": 1234.5}
+    rows = [{"network": name, **costs} for name in ("ASRN, 5 blocks", "SRCNN")]
+    settings = {"scale": 4, "output_side": 1024, "repeats": 3}
+    return {"machine": "a computer", "settings": settings, "rows": rows, "explaining": explaining}
+
+
+def table_7(method: str, parameters: int, flops: float, seconds: float) -> dict[str, Any]:
+    return {"method": method, "parameters": parameters, "flops": flops, "seconds": seconds}
+
+
+def test_costs_stand_beside_table_7_under_the_names_of_both(results):
+    printed_costs = [
+        table_7("ASRN (Ours)", 244_000, 2.1e9, 0.013),
+        table_7("ASRN (25B, Ours)", 1_000_000, 8.3e9, 0.025),
+    ]
+    records = {
+        "complexity": complexity_record(),
+        "published": {"complexity": printed_costs},
+    }
+
+    page = results.complexity(records)
+
+    measured = "243,907 | 16.06 | 1,234"
+    assert f"| ASRN, 5 blocks | {measured} | 244K | 2.1G | 13 |" in page
+    assert f"| SRCNN | {measured} |  |  |  |" in page
+    assert "| ASRN (25B, Ours) |  |  |  | 1.0M | 8.3G | 25 |" in page
+    assert "Ours: x4, an output of 1024x1024" in page
+    assert page.endswith("median of 3; a computer.")
+
+    by_size = results.flops(records)
+    assert "| x3, 25 blocks | 3250.0 | 3255.0 | 650.00 | 651.00 | 8.3G |" in by_size
+    assert "| x2, 5 blocks | 2050.0 | 2055.0 | 410.00 | 411.00 | 2.1G |" in by_size
+
+
+def test_a_training_step_stands_beside_published_counts(results):
+    step = {"parameters": 1_810_627, "ms": 12345.0, "bytes": 2.5e9}
+    rows = [
+        {"blocks": 45, "checkpoint_blocks": False, **step},
+        {"blocks": 45, "checkpoint_blocks": True, **step},
+    ]
+    settings = {"scale": 4, "batch_size": 16, "patch_size": 48, "repeats": 3}
+    records = {
+        "training-steps": {"machine": "a computer", "settings": settings, "rows": rows},
+        "published": {"scores": [printed("ASRN", 4, {}, table=6, blocks=45, parameters=1_800_000)]},
+    }
+    page = results.training_steps(records)
+    assert "| 45 blocks | 1,810,627 | 1.8M | kept | 2,500 | 12.3 |" in page
+    assert "| 45 blocks | 1,810,627 | 1.8M | computed again |" in page
+    assert "One step of batch 16, patches of 48" in page
+
+
+def test_the_figures_of_sizes_have_the_papers_others_and_ours(results):
+    rows = [
+        printed("ASRN", 4, {"Urban100": 25.42}, table=5, blocks=5, parameters=244_000),
+        printed("ASRN (DSL)", 4, {"Urban100": 25.3}, table=5, blocks=5, parameters=244_000),
+        printed("ASRN", 4, {"Urban100": 25.02}, table=5, blocks=2, parameters=None),
+        printed("ASRN", 4, {"Urban100": 26.29}, table=6, blocks=45, parameters=1_800_000),
+        printed("CRN", 4, {"Urban100": 26.44}, table=6, parameters=9_500_000),
+        printed("CRN", 3, {"Urban100": 28.62}, table=6, parameters=9_500_000),
+        printed("CNF", 4, {"Set5": 31.5}, parameters=337_000),
+    ]
+    x4 = {
+        "sets": [
+            {"data": "Urban100", "depth": depth, "parameters": 9, "psnr": 25.0}
+            for depth in (None, 1)
+        ]
+    }
+    dots = results.sized_dots({"published": {"scores": rows}, "x4": x4}, data="Urban100")
+    assert dots == {
+        "the paper's, by blocks": {"5B": (244_000, 25.42), "45B": (1_800_000, 26.29)},
+        "other networks": {"CRN": (9_500_000, 26.44)},
+        "ours, by blocks": {"1": (9, 25.0)},
+    }
+    assert results.is_small(812_000)
+    assert results.is_large(1_000_000)
+    assert "| x4, CRN, 9.5M |" in results.printed_large({"published": {"scores": rows}})
+
+
 def test_the_networks_in_the_package_stand_beside_the_published_ones(results, monkeypatch):
     monkeypatch.setattr(results, "SHIPPED", {"x4": "asrn_x4", "x4-published": "asrn_x4_published"})
     published = {
@@ -459,7 +552,14 @@ def test_regret_is_elastic_minus_alone_by_the_means_of_the_seeds(results):
     records = {"x4-full-seed1": a_record(1), "x4-ss-seed1": a_record(1, variant="ss"), **records}
     for row in records["x4-full"]["sets"]:
         row["psnr"] -= 0.5 * (row["data"] == "B100")
+    rows = [
+        printed("ASRN (SS)", 4, {"Set5": 28.22}, table=4, blocks=1),
+        printed("ASRN", 4, {"Set5": 30.79}, table=5, blocks=1),
+    ]
+    records["published"] = {"scores": rows}
     page = results.comparison(records)
+    assert "| the paper's SS, cut short | (28.22) |  |" in page
+    assert "| the paper's DSL + PSD | (30.79) |  |" in page
     assert "| SS, a network for each depth | 30.01 | 30.02 | 30.03 | 30.04 | 30.15 |" in page
     assert "| SS, cut short, seed 1 | 30.21 |" in page
     assert "| DSL + PSD, seed 0 | 30.01 |" in page
