@@ -86,6 +86,7 @@ from elasticnet.training.options import (
 from elasticnet.training.precision import resolve_precision
 from elasticnet.training.processes import Processes, join_processes
 from elasticnet.training.program import run_program
+from elasticnet.training.recent_weights import RecentWeights
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import random_state, seed_all, set_random_state
 from elasticnet.training.step import Batch, TrainingStep
@@ -183,6 +184,8 @@ class Images(DataOptions):
     """
     scale: Literal[1, 2, 3, 4] = 2
     """Enlargement; 1 for the tasks that keep the size."""
+    late_patch_size: Annotated[int | None, AtLeast(1)] = None
+    """Another side of an LR patch, from --late-from on."""
     augment: Literal["flips", "flips+rotations", "none"] = "flips"
     """Random symmetries of the patches."""
 
@@ -304,6 +307,12 @@ class Optimiser(OptimiserOptions):
     """Decay of a moving average of the weights, such as 0.999; it is then what is validated and
     shipped. 0 for none.
     """
+    mean_last: Annotated[int, AtLeast(0)] = 0
+    """In the end, ship the mean of the weights at this many last validations. 0 for the last."""
+    late_batch_size: Annotated[int | None, AtLeast(1)] = None
+    """Another batch size, from --late-from on."""
+    late_from: Annotated[float, FromTo(0, 1)] = 2 / 3
+    """Fraction of the steps after which --late-patch-size and --late-batch-size begin."""
     clip_norm: Annotated[float | None, Above(0, finite=False)] = None
     """Largest norm of all gradients together."""
     clip_value: Annotated[float | None, Above(0, finite=False)] = None
@@ -343,11 +352,12 @@ class Options(OptionGroup):
 
     def __post_init__(self) -> None:
         accumulate = self.compute.accumulate
-        batch_size = self.optimiser.batch_size
-        if batch_size % accumulate != 0:
-            raise ValueError(
-                f"--accumulate {accumulate}: expected a divisor of --batch-size {batch_size}"
-            )
+        for name in ("batch_size", "late_batch_size"):
+            batch_size = getattr(self.optimiser, name)
+            if batch_size is not None and batch_size % accumulate != 0:
+                raise ValueError(
+                    f"--accumulate {accumulate}: expected a divisor of {flag(name)} {batch_size}"
+                )
         task = self.setup.task
         if self.compute.compile and self.loss.tap_gradients != "sum":
             raise ValueError(
@@ -506,7 +516,7 @@ def train(
     """Train to the last step; return the network to ship. A signal saves and ends the process."""
     objective = make_objective(options, net)
     training_step = make_training_step(options, net, objective, processes)
-    sampler = make_sampler(options, training_images, processes)
+    samplers = make_samplers(options, training_images, processes)
     log = make_log(options, run, processes)
 
     # One module for the whole run: the moving average of the weights, or else the network itself.
@@ -523,7 +533,7 @@ def train(
         while step < last_step:
             # Train on one batch.
             learning_rate = learning_rate_at(step, options.optimiser)
-            batch = batch_of_step(step, sampler)
+            batch = batch_of_step(step, samplers.at(step))
             terms = training_step(batch, step, learning_rate)
             log.add(terms)
             step += 1
@@ -536,6 +546,7 @@ def train(
             scores = None
             if due.validation and processes.first:
                 scores = psnr_per_depth(net_to_ship, validation_images, processes.device)
+                standing.recent.add(net_to_ship)
 
             # Log before anything is saved: `log.write` refuses a loss that is NaN, and a resumed
             # run cuts the log back to the step of the saved state.
@@ -547,7 +558,7 @@ def train(
                 crops = validation_crops(net_to_ship, validation_images, processes.device)
                 log.pictures(step, crops)
             if due.save or stopping:
-                save_state(run, step, training_step, log, standing.best, processes)
+                save_state(run, step, training_step, log, standing, processes)
             if stopping:
                 break
 
@@ -555,7 +566,28 @@ def train(
     if step < last_step:
         processes.say(f"stopped and saved at step {step}; go on with: {resume_command(run)}")
         sys.exit(stop_signal.exit_status)
-    return net_to_ship
+    return finished_net(options, run, net_to_ship, standing, validation_images, processes)
+
+
+def finished_net(
+    options: Options,
+    run: Run,
+    net: ElasticWrapper,
+    standing: Standing,
+    validation_images: PairSet,
+    processes: Processes,
+) -> ElasticWrapper:
+    """Return the network that the training ends with: the last one, or the mean of --mean-last."""
+    if options.optimiser.mean_last == 0 or not processes.first:
+        return net
+    mean = standing.recent.mean_net(net)
+    scores = psnr_per_depth(mean, validation_images, processes.device)
+    step = options.optimiser.steps
+    elasticnet.save(mean, run.folder / "mean.safetensors", {"step": step, "psnr": scores})
+    standing.best.keep_if_better(mean, step, scores)
+    shown = " ".join(f"{psnr:.2f}" for psnr in scores.values())
+    processes.say(f"mean of the last {len(standing.recent.states)} validations: {shown} dB")
+    return mean
 
 
 def report(
@@ -599,7 +631,7 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         degradation=degradation.degradation,
         seed=options.run.seed,
         num_valid=images.num_valid,
-        min_size=images.patch_size,
+        min_size=max(images.patch_size, late_patch_size(images)),
         blur_sigma=degradation.blur_sigma,
         noise_sigma=degradation.noise_sigma,
         track=images.track,
@@ -796,12 +828,59 @@ def make_tap_gradients(options: Options, net: ElasticWrapper) -> TapGradients | 
     return TapGradients(shared, others, method)
 
 
-def make_sampler(options: Options, training_images: PairSet, processes: Processes) -> PatchSampler:
-    """Return what cuts the patches of every step."""
+class Samplers(NamedTuple):
+    """What cuts the patches.
+
+    Attributes:
+        early: For the first steps.
+        late: For the others, of --late-patch-size and --late-batch-size.
+        late_from: The first step of the others.
+    """
+
+    early: PatchSampler
+    late: PatchSampler
+    late_from: int
+
+    def at(self, step: int) -> PatchSampler:
+        """Return what cuts the patches of a step."""
+        return self.early if step < self.late_from else self.late
+
+
+def make_samplers(options: Options, training_images: PairSet, processes: Processes) -> Samplers:
+    """Return what cuts the patches of the first steps and of the late ones."""
+    patch_size = options.images.patch_size
+    batch_size = options.optimiser.batch_size
+    early = make_sampler(options, patch_size, batch_size, training_images, processes)
+    late = early
+    late_patch = late_patch_size(options.images)
+    late_batch = options.optimiser.late_batch_size
+    if late_batch is None:
+        late_batch = batch_size
+    if late_patch != patch_size or late_batch != batch_size:
+        late = make_sampler(options, late_patch, late_batch, training_images, processes)
+    late_from = round(options.optimiser.late_from * options.optimiser.steps)
+    return Samplers(early, late, late_from)
+
+
+def late_patch_size(images: Images) -> int:
+    """Return the side of an LR patch in the late steps."""
+    if images.late_patch_size is None:
+        return images.patch_size
+    return images.late_patch_size
+
+
+def make_sampler(
+    options: Options,
+    patch_size: int,
+    batch_size: int,
+    training_images: PairSet,
+    processes: Processes,
+) -> PatchSampler:
+    """Return what cuts patches and batches of one size."""
     return PatchSampler(
         training_images,
-        patch_size=options.images.patch_size,
-        batch_size=options.optimiser.batch_size,
+        patch_size=patch_size,
+        batch_size=batch_size,
         seed=options.run.seed,
         augment=options.images.augment,
         device=processes.device,
@@ -876,11 +955,13 @@ class Standing(NamedTuple):
     Attributes:
         step: The steps that are done.
         best: The best network so far.
+        recent: The weights at the last validations, as many as --mean-last says.
         log_state: The state of the log; None where nothing is done.
     """
 
     step: int
     best: Best
+    recent: RecentWeights
     log_state: Mapping[str, Any] | None
 
 
@@ -889,9 +970,10 @@ def resume(
 ) -> Standing:
     """Load the newest state that the run has saved, if it has one; return where the run stands."""
     best = Best(run.folder / "best.safetensors")
+    recent = RecentWeights(options.optimiser.mean_last)
     latest = run.load_latest()
     if latest is None:
-        return Standing(step=0, best=best, log_state=None)
+        return Standing(step=0, best=best, recent=recent, log_state=None)
     step, state = latest
     last_step = options.optimiser.steps
     if step > last_step:
@@ -902,7 +984,8 @@ def resume(
         set_random_state(state["random"][processes.rank])
     processes.say(f"resumed {run.folder} at step {step}")
     best.psnr = kept_psnr(best.file, state["best"], processes)
-    return Standing(step=step, best=best, log_state=state["log"])
+    recent.load(state.get("recent", []))  # not in the states of runs without --mean-last
+    return Standing(step=step, best=best, recent=recent, log_state=state["log"])
 
 
 def kept_psnr(best_file: Path, psnr_in_state: float, processes: Processes) -> float | None:
@@ -1000,19 +1083,22 @@ def save_state(
     step: int,
     training_step: TrainingStep,
     log: TrainingLog,
-    best: Best,
+    standing: Standing,
     processes: Processes,
 ) -> None:
     """Write the state to resume from, and the network that would be shipped now.
 
     All processes call it: each adds the state of its random numbers. The first one writes.
     """
-    state = {
+    best = standing.best
+    state: dict[str, Any] = {
         "training": training_step.state_dict(),
         "log": log.state_dict(),
         "best": NO_BEST_PSNR if best.psnr is None else best.psnr,
         "random": processes.gather(random_state()),
     }
+    if standing.recent.count > 0:
+        state["recent"] = standing.recent.states
     run.save(step, state)
     if processes.first:
         last = run.folder / "last.safetensors"

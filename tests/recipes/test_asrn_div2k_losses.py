@@ -155,6 +155,77 @@ def test_joined_gradients_in_a_compiled_step_are_refused(recipe: ModuleType) -> 
         )
 
 
+# --- the last steps
+
+
+def test_the_mean_of_the_last_validations_is_shipped(
+    recipe: ModuleType, photos: Path, tmp_path: Path
+) -> None:
+    """Validated after steps 1, 2 and 3: the mean of the weights after the last two."""
+    states: list[dict[str, Tensor]] = []
+    for steps in (2, 3):
+        folder = tmp_path / f"to {steps}"
+        options = ["--schedule", "halving", "--learning-rate", "1e-3", "--eval-every", 1]
+        train(recipe, photos, folder, *options, "--steps", steps)
+        states.append(recipe.elasticnet.load(folder / "last.safetensors").state_dict())
+    folder = tmp_path / "mean"
+    train(recipe, photos, folder, *options, "--steps", 3, "--mean-last", 2)
+
+    mean = recipe.elasticnet.load(folder / "mean.safetensors").state_dict()
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, (states[0][name] + states[1][name]) / 2)
+    last = recipe.elasticnet.load(folder / "last.safetensors").state_dict()
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in last.items())
+    table = json.loads((folder / "table.json").read_text())
+    shipped = read_header(folder / "mean.safetensors")["notes"]["psnr"]
+    assert [row["psnr"] for row in table["rows"]] == pytest.approx(list(shipped.values()))
+
+
+def test_a_resumed_run_ends_with_the_same_mean(
+    recipe: ModuleType, photos: Path, tmp_path: Path
+) -> None:
+    options = ["--schedule", "halving", "--eval-every", 1, "--mean-last", 3]
+    train(recipe, photos, tmp_path / "whole", *options, "--steps", 4)
+    train(recipe, photos, tmp_path / "resumed", *options, "--steps", 2)
+    recipe.main(recipe.parse(["--resume", str(tmp_path / "resumed"), "--steps", "4"]))
+    whole = recipe.elasticnet.load(tmp_path / "whole" / "mean.safetensors").state_dict()
+    resumed = recipe.elasticnet.load(tmp_path / "resumed" / "mean.safetensors").state_dict()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_patches_and_batches_of_the_last_third_have_sizes_of_their_own(
+    recipe: ModuleType, photos: Path, tmp_path: Path
+) -> None:
+    words = ["--data", photos, "--steps", 6, "--late-patch-size", 10, "--late-batch-size", 4]
+    options = recipe.parse([str(word) for word in [*TINY, *words]])
+    processes = Processes()
+    images, _ = recipe.load_images(options, processes)
+    samplers = recipe.make_samplers(options, images, processes)
+    shapes: list[tuple[int, ...]] = []
+    for step in range(6):
+        lr, _ = recipe.batch_of_step(step, samplers.at(step))(0, 1)
+        shapes.append(tuple(lr.shape))
+    assert shapes == [(2, 3, 8, 8)] * 4 + [(4, 3, 10, 10)] * 2
+    late = recipe.with_values(options, {"late_from": 0.5})
+    assert recipe.make_samplers(late, images, processes).late_from == 3
+
+
+def test_without_late_sizes_one_sampler_serves_all_steps(recipe: ModuleType, photos: Path) -> None:
+    options = recipe.parse([*TINY, "--data", str(photos)])
+    images, _ = recipe.load_images(options, Processes())
+    samplers = recipe.make_samplers(options, images, Processes())
+    assert samplers.late is samplers.early
+
+
+def test_a_late_batch_that_cannot_be_accumulated_is_refused(recipe: ModuleType) -> None:
+    message = "--accumulate 2: expected a divisor of --late-batch-size 5"
+    with pytest.raises(ValueError, match=message):
+        recipe.Options(
+            optimiser=recipe.Optimiser(late_batch_size=5), compute=recipe.Compute(accumulate=2)
+        )
+
+
 # --- the log
 
 
