@@ -39,7 +39,13 @@ from elasticnet._objective.masks import route_mask
 from elasticnet._objective.step_counter import StepCounter
 from elasticnet._objective.step_factors import Factor, StepFactors, Weighting, is_left_out
 from elasticnet._objective.tap_net import TapNet, check_has_maps, check_stem, elastic_net
-from elasticnet._objective.terms import checked_loss, detached, is_empty, scaled
+from elasticnet._objective.terms import (
+    check_is_loss,
+    checked_loss,
+    detached,
+    is_empty,
+    scaled,
+)
 from elasticnet._objective.unused_parameters import unused_parameters
 from elasticnet.distillation import check_eps, check_form, progressive_distillation
 from elasticnet.parameter_groups import Layer, LayerMatcher, names_inside
@@ -171,7 +177,8 @@ class ElasticObjective(nn.Module):
     Raises:
         ValueError: An argument is out of range, the net's layout is invalid, or a weight is learned
             and the net alone is wrapped for several processes.
-        TypeError: The tap weights are not one of the kinds named above, or the net is not elastic.
+        TypeError: The tap weights are not one of the kinds named above, the net is not elastic, or
+            a loss cannot be called.
 
     Example:
         `objective = ElasticObjective(net, nn.L1Loss(), psd_weight=4e-4)` and, in the loop,
@@ -210,6 +217,8 @@ class ElasticObjective(nn.Module):
         if isinstance(psd_weight, nn.Parameter) or psd_weight != 0:
             check_has_maps(tap_net)
         check_stem(tap_net)
+        check_is_loss(task_loss, name="task_loss")
+        check_is_loss(output_loss, name="output_loss")
         check_form(distance, power, teacher)
         check_eps(eps)
         weights = {

@@ -207,7 +207,9 @@ def _resolved_tap(tap: int, num_blocks: int) -> int:
 
 
 def _check_several(what: str, depths: object) -> None:
-    """Raise if a single number is given where depths are listed."""
+    """Raise if a single number, or a word, is given where depths are listed."""
+    if isinstance(depths, str):
+        raise TypeError(f"{what} {depths!r}: expected a list of depths, such as [1, 2]")
     if is_whole_number(depths):
         raise TypeError(f"{what} {depths!r}: expected a list of depths, such as [{depths!r}]")
 

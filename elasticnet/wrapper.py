@@ -19,6 +19,7 @@ from elasticnet._net.additions import additions_to, around_forward, shallow_copy
 from elasticnet._net.checks import (
     Rejection,
     check_adapter_depths,
+    check_containers,
     check_is_no_tuple,
     check_modules,
     check_not_overwritten_since,
@@ -167,7 +168,8 @@ class ElasticWrapper(nn.Module):
             from, for `elasticnet.retrofit.to_model`. None: it was not split.
 
     Raises:
-        TypeError: A part is not a module, or `call_block` is a module.
+        TypeError: A part is not a module, or `call_block` is a module; or the blocks are not
+            listed, or the adapters are not given by depth.
         ValueError: `body_blocks` is empty, or a tap, an adapter's depth or `head_skip` is invalid,
             or the stem's forward has an argument called `depth` or `taps`, or has none called
             `last_depth` although the stem has `takes_last_depth`.
@@ -195,6 +197,7 @@ class ElasticWrapper(nn.Module):
         mask_keyword: str | None = None,
     ) -> None:
         super().__init__()
+        check_containers(body_blocks, adapters)
         blocks = list(body_blocks)
         adapters = dict(adapters or {})
         check_modules(blocks, shared_head, stem)

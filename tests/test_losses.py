@@ -862,6 +862,14 @@ def test_a_schedule_of_tap_weights_is_called_once_a_step() -> None:
     assert calls == [4]
 
 
+def test_a_class_of_losses_is_no_loss() -> None:
+    message = r"task_loss is the class L1Loss: expected an object of it, L1Loss\(\)"
+    with pytest.raises(TypeError, match=message):
+        ElasticObjective(conv_net(2), nn.L1Loss, psd_weight=0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="output_loss is a str: expected a function"):
+        ElasticObjective(conv_net(2), nn.L1Loss(), 0, output_loss="l1")  # pyright: ignore[reportArgumentType]
+
+
 def test_a_task_loss_that_is_not_a_scalar_raises() -> None:
     with pytest.raises(
         ValueError,

@@ -362,6 +362,17 @@ def test_forward_taps_accepts_exactly_the_lists_of_taps(depths: list[int]) -> No
     [
         ({"body_blocks": []}, ValueError, "body_blocks is empty"),
         (
+            {"body_blocks": nn.Identity()},
+            TypeError,
+            "body_blocks is a Identity: expected a list of modules",
+        ),
+        (
+            {"adapters": [nn.Identity()]},
+            TypeError,
+            r"adapters is a list: expected modules by depth, \{1: module\}",
+        ),
+        ({"taps": "all"}, TypeError, "taps 'all': expected a list of depths, such as"),
+        (
             {"body_blocks": [nn.Identity(), torch.relu]},
             TypeError,
             r"body_blocks\[1\] is a builtin_function_or_method:",

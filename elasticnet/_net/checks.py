@@ -29,6 +29,24 @@ class Rejection(NamedTuple):
     message: str
 
 
+def check_containers(blocks: Any, adapters: Any) -> None:
+    """Raise unless the blocks are listed and the adapters are given by depth.
+
+    Args:
+        blocks: What the user passed as the blocks.
+        adapters: What the user passed as adapters, or None.
+
+    Raises:
+        TypeError: They are not.
+    """
+    if not isinstance(blocks, Iterable):
+        raise TypeError(f"body_blocks is a {type(blocks).__name__}: expected a list of modules")
+    if adapters is not None and not hasattr(adapters, "keys"):
+        raise TypeError(
+            f"adapters is a {type(adapters).__name__}: expected modules by depth, {{1: module}}"
+        )
+
+
 def check_modules(blocks: Sequence[nn.Module], head: nn.Module, stem: nn.Module | None) -> None:
     """Raise unless there are blocks and all parts are modules.
 
