@@ -31,9 +31,9 @@ from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
 
 RECIPES = Path(__file__).parent
 RESULTS = RECIPES.parent / "docs" / "results"
-KEPT_OF_LOG = ("step", "seconds", "learning_rate", "total")  # beside the scores
+LOG_ENTRIES = ("step", "seconds", "learning_rate", "total")  # beside the scores
 LOSSES_BY_DEPTH = "per_depth"  # as the log calls them
-KEPT_OF_ROW = ("data", "depth", "parameters", "psnr", "ssim")
+ROW_ENTRIES = ("data", "depth", "parameters", "psnr", "ssim")
 DEGRADATION = ("degradation", "blur_sigma", "noise_sigma")
 
 
@@ -76,7 +76,7 @@ def validations(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for line in lines:
         scores = scores_of(line)
         if scores:
-            numbers = {name: line[name] for name in KEPT_OF_LOG if name in line}
+            numbers = {name: line[name] for name in LOG_ENTRIES if name in line}
             kept.append({**numbers, **scores})
     return kept
 
@@ -112,7 +112,7 @@ def scored(weights: Path, options: dict[str, Any], folders: Sequence[Path]) -> l
     result = benchmark([("net", net)], sets, costs=False, progress=True)
     for each in result.skipped:  # the means are over fewer images than the data set has
         print(f"image left out: {each.data} {each.image}: {each.reason}", file=sys.stderr)
-    return [{name: getattr(row, name) for name in KEPT_OF_ROW} for row in result.rows]
+    return [{name: getattr(row, name) for name in ROW_ENTRIES} for row in result.rows]
 
 
 def with_more_sets(
