@@ -1,7 +1,7 @@
 """A small language model of every depth: trained once, shipped as ordinary transformers models.
 
-    python recipes/elastic_gpt.py                     about ten minutes on two CPU cores
-    python recipes/elastic_gpt.py --steps 50          a minute, to see how it goes
+    python recipes/elastic_gpt.py                     about five minutes on two CPU cores
+    python recipes/elastic_gpt.py --steps 50          under a minute, to see how it goes
     python recipes/elastic_gpt.py --resume runs/NAME  go on exactly where a run stopped
 
 The text comes with Python: the sources of its standard library, byte by byte, some of the files for
