@@ -76,9 +76,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _network_line(header: Description) -> str:
-    """The network as a call of its builder."""
+    """The network as a call of its builder, if a registered one made it."""
+    if header["architecture"] is None:
+        return "network of no registered architecture: elasticnet.load needs build="
     arguments = ", ".join(f"{name}={value!r}" for name, value in header["arguments"].items())
-    return f"{header['architecture'] or 'custom network'}({arguments})"
+    return f"{header['architecture']}({arguments})"
 
 
 def _split_notes(

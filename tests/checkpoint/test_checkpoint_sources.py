@@ -287,7 +287,7 @@ def test_info_of_a_custom_net_and_of_text_that_would_steer_a_terminal(
     elasticnet.save(net, path, {"note": "\x1b[2Jred"}, {"mine": card.to_json(), "other": {"ms": 1}})
     assert main(["info", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "custom network()"
+    assert lines[0] == "network of no registered architecture: elasticnet.load needs build="
     assert cells(lines[2]) == ["depth", "values", "bytes"]
     assert cells(lines[4]) == ["1", "15", "64"]
     assert lines[6] == "note  \N{REPLACEMENT CHARACTER}[2Jred"
