@@ -202,9 +202,8 @@ def spans(length: int, side: int, overlap: int) -> list[Span]:
     Returns:
         The tiles, from the first pixel to the last.
     """
-    # The numbers behind the lines are those of the example.
-    # Each window begins a step behind the one before. `count` windows of step + 2 overlap pixels
-    # cover count * step + 2 overlap pixels, so that the steps have to cover the rest of the length.
+    # A window is step + 2 * overlap long and begins a step behind the one before. Together they cover
+    # count * step + 2 * overlap pixels: 3 * 8 + 2 * 3 = 30 in the example, whose values are below.
     length_of_steps = length - 2 * overlap  # 24
     count = max(1, math.ceil(length_of_steps / side))  # 3
     if count == 1:

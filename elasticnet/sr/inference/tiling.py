@@ -162,7 +162,7 @@ class _TileWork:
         window = self.image[rows, columns]  # (h, w, 3) or (h, w)
         x = _to_tensor(window, self.plan)  # (1, 3, h, w)
         y = self._predict(x)  # (1, 3, scale h, scale w)
-        tile = y[0, :, row.in_window(scale), column.in_window(scale)]  # (3, scale th, scale tw)
+        tile = y[0, :, row.in_window(scale), column.in_window(scale)]  # (3, h, w) of the tile
         is_gray = self.image.ndim == 2
         pixels = _to_pixels(tile, self.image.dtype, is_gray, self.plan)
         self.out[row.in_image(scale), column.in_image(scale)] = pixels
