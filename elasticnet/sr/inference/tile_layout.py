@@ -202,8 +202,9 @@ def spans(length: int, side: int, overlap: int) -> list[Span]:
     Returns:
         The tiles, from the first pixel to the last.
     """
-    # A window is step + 2 * overlap long and begins a step behind the one before. Together they cover
-    # count * step + 2 * overlap pixels: 3 * 8 + 2 * 3 = 30 in the example, whose values are below.
+    # A window is step + 2 * overlap long and begins a step behind the one before: together they
+    # cover count * step + 2 * overlap pixels. In the example, with its values on the right, these
+    # are 3 * 8 + 2 * 3 = 30.
     length_of_steps = length - 2 * overlap  # 24
     count = max(1, math.ceil(length_of_steps / side))  # 3
     if count == 1:
