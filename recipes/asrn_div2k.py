@@ -97,7 +97,7 @@ from elasticnet.training.warm_start import warm_start
 DOWNLOADS = Path("datasets/DIV2K")
 # arguments in which two networks may differ in a warm start: their heads are alike all the same
 WARM_START_DIFFERENCES = ("num_blocks", "fold", "tap_affine", "tap_fusion")
-# what a state file holds instead of the best PSNR as long as no network has been kept
+# the best PSNR as long as no network has been kept; any other one is better
 NO_BEST_PSNR = -math.inf
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
 
@@ -522,71 +522,70 @@ def train(
     # One module for the whole run: the moving average of the weights, or else the network itself.
     net_to_ship = training_step.averaged_net
 
-    standing = resume(options, run, training_step, processes)
-    step = standing.step  # how many steps are done
-    last_step = options.optimiser.steps
+    steps_done, best, recent, log_state = resume(options, run, training_step, processes)
 
-    with StopSignal() as stop_signal, log.start(step, standing.log_state):
-        if step == 0:
+    with StopSignal() as stop_signal, log.start(steps_done, log_state):
+        if steps_done == 0:
             log_initial_weights(options, log, net_to_ship, validation_images, processes)
 
-        while step < last_step:
+        for step in range(steps_done, options.optimiser.steps):
             # Train on one batch.
             learning_rate = learning_rate_at(step, options.optimiser)
             batch = batch_of_step(step, samplers.at(step))
             terms = training_step(batch, step, learning_rate)
             log.add(terms)
-            step += 1
+            steps_done = step + 1
 
             # See what is due. Several processes agree on a stop only where a log line is due.
-            due = due_after(step, options)
+            due = due_after(steps_done, options)
             stopping = is_stop_requested(stop_signal, processes, decide_together=due.line)
 
             # Score every depth; the first process does that for all.
             scores = None
             if due.validation and processes.first:
                 scores = psnr_per_depth(net_to_ship, validation_images, processes.device)
-                standing.recent.add(net_to_ship)
+                recent.add(net_to_ship)
 
             # Log before anything is saved: `log.write` refuses a loss that is NaN, and a resumed
             # run cuts the log back to the step of the saved state.
             if due.line or stopping:
-                shares = psd_share(options, training_step, net, batch, step - 1)
-                log.write(step, scores, learning_rate=learning_rate, **shares)
+                shares = psd_share(options, training_step, net, batch, step)
+                log.write(steps_done, scores, learning_rate=learning_rate, **shares)
             if scores is not None:
-                standing.best.keep_if_better(net_to_ship, step, scores)
+                best.keep_if_better(net_to_ship, steps_done, scores)
                 crops = validation_crops(net_to_ship, validation_images, processes.device)
-                log.pictures(step, crops)
+                log.pictures(steps_done, crops)
             if due.save or stopping:
-                save_state(run, step, training_step, log, standing, processes)
+                save_state(run, steps_done, training_step, log, best, recent, processes)
             if stopping:
                 break
 
     # A run that was asked to stop in its last step is finished all the same.
-    if step < last_step:
-        processes.say(f"stopped and saved at step {step}; go on with: {resume_command(run)}")
+    if steps_done < options.optimiser.steps:
+        processes.say(f"stopped and saved at step {steps_done}; go on with: {resume_command(run)}")
         sys.exit(stop_signal.exit_status)
-    return finished_net(options, run, net_to_ship, standing, validation_images, processes)
+    return finished_net(options, run, net_to_ship, best, recent, validation_images, processes)
 
 
 def finished_net(
     options: Options,
     run: Run,
     net: ElasticWrapper,
-    standing: Standing,
+    best: Best,
+    recent: RecentWeights,
     validation_images: PairSet,
     processes: Processes,
 ) -> ElasticWrapper:
     """Return the network that the training ends with: the last one, or the mean of --mean-last."""
     if options.optimiser.mean_last == 0 or not processes.first:
         return net
-    mean = standing.recent.mean_net(net)
+    mean = recent.mean_net(net)
     scores = psnr_per_depth(mean, validation_images, processes.device)
     step = options.optimiser.steps
     elasticnet.save(mean, run.folder / "mean.safetensors", {"step": step, "psnr": scores})
-    standing.best.keep_if_better(mean, step, scores)
+    best.keep_if_better(mean, step, scores)
     shown = " ".join(f"{psnr:.2f}" for psnr in scores.values())
-    processes.say(f"mean of the last {len(standing.recent.states)} validations: {shown} dB")
+    processes.say(f"mean of the last {len(recent.states)} validations: {shown} dB")
     return mean
 
 
@@ -934,32 +933,32 @@ class Best:
 
     Args:
         file: Where it is kept: best.safetensors of the run folder.
-        psnr: Its mean PSNR in dB; None if none is kept yet.
+        psnr: Its mean PSNR in dB; `NO_BEST_PSNR` if none is kept yet.
     """
 
-    def __init__(self, file: Path, psnr: float | None = None) -> None:
+    def __init__(self, file: Path, psnr: float = NO_BEST_PSNR) -> None:
         self.file = file
         self.psnr = psnr
 
     def keep_if_better(self, net: ElasticWrapper, step: int, scores: Mapping[int, float]) -> None:
         """Write a network over the best one so far, if its mean PSNR is higher."""
         psnr = mean_psnr(scores)
-        if self.psnr is None or psnr > self.psnr:
+        if psnr > self.psnr:
             elasticnet.save(net, self.file, {"step": step, "psnr": scores})
             self.psnr = psnr
 
 
 class Standing(NamedTuple):
-    """Where a run stands.
+    """Where a run stands when it begins or goes on.
 
     Attributes:
-        step: The steps that are done.
+        steps_done: How many steps are done.
         best: The best network so far.
         recent: The weights at the last validations, as many as --mean-last says.
         log_state: The state of the log; None where nothing is done.
     """
 
-    step: int
+    steps_done: int
     best: Best
     recent: RecentWeights
     log_state: Mapping[str, Any] | None
@@ -973,7 +972,7 @@ def resume(
     recent = RecentWeights(options.optimiser.mean_last)
     latest = run.load_latest()
     if latest is None:
-        return Standing(step=0, best=best, recent=recent, log_state=None)
+        return Standing(steps_done=0, best=best, recent=recent, log_state=None)
     step, state = latest
     last_step = options.optimiser.steps
     if step > last_step:
@@ -985,11 +984,11 @@ def resume(
     processes.say(f"resumed {run.folder} at step {step}")
     best.psnr = kept_psnr(best.file, state["best"], processes)
     recent.load(state.get("recent", []))  # not in the states of runs without --mean-last
-    return Standing(step=step, best=best, recent=recent, log_state=state["log"])
+    return Standing(steps_done=step, best=best, recent=recent, log_state=state["log"])
 
 
-def kept_psnr(best_file: Path, psnr_in_state: float, processes: Processes) -> float | None:
-    """Return the mean PSNR of the best network that was kept, in dB; None if there is none.
+def kept_psnr(best_file: Path, psnr_in_state: float, processes: Processes) -> float:
+    """Return the mean PSNR of the best network that was kept, in dB; NO_BEST_PSNR if there is none.
 
     The file is asked, and not the state: it may be of a later step than the last state of a machine
     that went down, or be missing in a copy of the run folder. `psnr_in_state` is only for the note.
@@ -1002,11 +1001,11 @@ def kept_psnr(best_file: Path, psnr_in_state: float, processes: Processes) -> fl
                 f"note: the best network so far, of {psnr_in_state:.2f} dB, is not there "
                 f"({error}); the next one that is validated takes its place"
             )
-        return None
+        return NO_BEST_PSNR
     psnr = mean_psnr(scores)
     # Older versions also scored images that a network reproduces exactly, whose PSNR is infinite.
     # No later network could take the place of such a best one, so it does not count.
-    return psnr if math.isfinite(psnr) else None
+    return psnr if math.isfinite(psnr) else NO_BEST_PSNR
 
 
 def mean_psnr(scores: Mapping[Any, float]) -> float:
@@ -1029,7 +1028,10 @@ def log_initial_weights(
 def psd_share(
     options: Options, training_step: TrainingStep, net: ElasticWrapper, batch: Batch, step: int
 ) -> dict[str, float]:
-    """Return what --log-psd-share adds to a line of the log: the share on the batch of a step."""
+    """Return what --log-psd-share adds to a line of the log: the share on a step's batch.
+
+    The step is done, so that the share is that of the new weights.
+    """
     if not options.loss.log_psd_share:
         return {}
     return {"psd_share": training_step.distillation_share(batch, step, module=net.blocks)}
@@ -1083,22 +1085,22 @@ def save_state(
     step: int,
     training_step: TrainingStep,
     log: TrainingLog,
-    standing: Standing,
+    best: Best,
+    recent: RecentWeights,
     processes: Processes,
 ) -> None:
     """Write the state to resume from, and the network that would be shipped now.
 
     All processes call it: each adds the state of its random numbers. The first one writes.
     """
-    best = standing.best
     state: dict[str, Any] = {
         "training": training_step.state_dict(),
         "log": log.state_dict(),
-        "best": NO_BEST_PSNR if best.psnr is None else best.psnr,
+        "best": best.psnr,
         "random": processes.gather(random_state()),
     }
-    if standing.recent.count > 0:
-        state["recent"] = standing.recent.states
+    if recent.count > 0:
+        state["recent"] = recent.states
     run.save(step, state)
     if processes.first:
         last = run.folder / "last.safetensors"

@@ -662,7 +662,7 @@ def test_only_a_better_network_takes_the_place_of_the_best(recipe, tmp_path):
 def test_a_best_score_that_is_infinite_counts_as_none(recipe, tmp_path):
     file = tmp_path / "best.safetensors"
     elasticnet.save(elasticnet.sr.asrn(2, 1, 8), file, {"step": 1, "psnr": {1: math.inf}})
-    assert recipe.kept_psnr(file, math.inf, processes=None) is None
+    assert recipe.kept_psnr(file, math.inf, processes=None) == recipe.NO_BEST_PSNR
 
 
 @pytest.mark.parametrize(("device", "mode"), [("cpu", None), ("cuda", "reduce-overhead")])
