@@ -85,7 +85,7 @@ def separate_statistics(net: nn.Module, depths: Iterable[int] | None = None) -> 
     Raises:
         TypeError: `net` is not an ElasticWrapper.
         ValueError: A depth carries no tap; or the head has BatchNorm and takes all taps in one
-            call, or its BatchNorm is lazy and has no shape yet.
+            call, or its BatchNorm is lazy and has no shape yet, or peft trains a copy of it.
     """
     elastic = _elastic_net(net)
     chosen = resolve_depths(depths, elastic.taps)
@@ -98,6 +98,11 @@ def separate_statistics(net: nn.Module, depths: Iterable[int] | None = None) -> 
             "because the head takes all taps in one call: use a norm without running statistics"
         )
     for path, norm in norms.items():
+        if "modules_to_save" in path.split("."):
+            raise ValueError(
+                f"the head's BatchNorm {path!r} is in a copy of the head that peft trains: merge "
+                "first, net = net.merge_and_unload(), and then measure"
+            )
         if norm.running_mean is not None and is_lazy(norm.running_mean):
             raise ValueError(
                 f"the head's BatchNorm {path!r} is lazy and has no shape yet: run the net once, "

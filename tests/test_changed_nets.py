@@ -245,6 +245,14 @@ def test_a_stem_that_is_compiled_later_gets_its_keyword_arguments() -> None:
     same(net(X, gain=3.0, other=1), expected, "the gain")
 
 
+def test_a_traced_stem_takes_no_keyword_argument() -> None:
+    """torch.jit.trace leaves a forward without a signature."""
+    traced: Any = torch.jit.trace(nn.Conv2d(4, 4, 1), X)
+    net = conv_net(2, stem=traced, call_block=call_plainly).eval()
+    same(net(X, gain=3.0), net(X), "prediction")
+    assert net.stem_keywords == frozenset()
+
+
 # --- methods of the net as call_block and as hooks
 
 

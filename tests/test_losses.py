@@ -621,6 +621,13 @@ def test_the_gradient_of_a_learned_weight_is_its_term() -> None:
 
 
 @pytest.mark.parametrize("name", ["psd_weight", "tap_weights", "output_weight"])
+def test_a_container_of_parameters_is_no_learned_weight(name: str) -> None:
+    options: dict[str, Any] = {"psd_weight": 0.1, name: nn.ParameterList([torch.ones(())])}
+    with pytest.raises(TypeError, match=f"{name} is a ParameterList: expected one nn.Parameter"):
+        ElasticObjective(conv_net(2), nn.L1Loss(), **options)
+
+
+@pytest.mark.parametrize("name", ["psd_weight", "tap_weights", "output_weight"])
 def test_a_learned_weight_outside_of_what_averages_gradients_is_refused(
     name: str, one_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

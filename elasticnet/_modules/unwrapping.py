@@ -7,7 +7,7 @@ as `_orig_mod.` or `module.` more. Files hold the plain names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,12 @@ INNER_ATTRIBUTES = {
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
         "_fsdp_wrapped_module"
     ),
+}
+# The attribute in which a layer of peft keeps the module that it adapts. The function of the two
+# differs, but they take the same arguments.
+ADAPTED_ATTRIBUTES = {
+    "peft.tuners.tuners_utils.BaseTunerLayer": "base_layer",
+    "peft.utils.other.ModulesToSaveWrapper": "original_module",
 }
 # FSDP2 makes a class of a module's own class and of this one.
 FSDP2_CLASS = "torch.distributed.fsdp.FSDPModule"
@@ -65,6 +71,22 @@ def network_inside(module: Any) -> Any:
     inside = unwrapped(module)
     if hasattr(inside, "get_base_model"):  # a PeftModel
         inside = unwrapped(inside.get_base_model())
+    return inside
+
+
+def original_module(module: Any) -> Any:
+    """Return the module whose forward says which arguments a wrapped or adapted module takes.
+
+    The forward of a wrapper ends in `**kwargs`, and so do those of peft's layers.
+
+    Args:
+        module: Any module; anything else is returned as it is.
+    """
+    inside = unwrapped(module)
+    attribute = _attribute_by_class(inside, ADAPTED_ATTRIBUTES)
+    while attribute is not None:
+        inside = unwrapped(getattr(inside, attribute))
+        attribute = _attribute_by_class(inside, ADAPTED_ATTRIBUTES)
     return inside
 
 
@@ -262,8 +284,13 @@ def _without_pieces(name: str, wanted: set[str]) -> str | None:
 
 def _inner_attribute(module: Any) -> str | None:
     """Return the attribute in which a module keeps the one that it wraps; None if it wraps none."""
+    return _attribute_by_class(module, INNER_ATTRIBUTES)
+
+
+def _attribute_by_class(module: Any, attributes: Mapping[str, str]) -> str | None:
+    """Return the attribute that stands for the class of a module, or for one above it; or None."""
     for each in type(module).__mro__:
-        attribute = INNER_ATTRIBUTES.get(_full_name(each))
+        attribute = attributes.get(_full_name(each))
         if attribute is not None:
             return attribute
     return None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from elasticnet._modules.unwrapping import unwrapped
+from elasticnet._modules.unwrapping import original_module
 
 RESERVED_WORDS = ("depth", "taps")
 """The keyword arguments of `net(x, ...)` that are never part of the context."""
@@ -23,8 +23,8 @@ class StemArguments(NamedTuple):
 
     Attributes:
         stem_class: The class of the stem, by which a net notices that its stem was replaced.
-        inner_class: The class of the module inside, if the stem is compiled or wrapped for parallel
-            training; else the same.
+        inner_class: The class of the module inside, if the stem is compiled, wrapped for parallel
+            training or adapted by peft; else the same.
         names: The keyword arguments that its forward lists.
         takes_any: Whether its forward ends in `**keywords`.
         takes_last_depth: Whether the net tells it the deepest block of the pass, as `last_depth`.
@@ -45,7 +45,7 @@ class StemArguments(NamedTuple):
         if type(stem) is not self.stem_class:
             return False
         is_wrapped = self.inner_class is not self.stem_class
-        return not is_wrapped or type(unwrapped(stem)) is self.inner_class
+        return not is_wrapped or type(original_module(stem)) is self.inner_class
 
     def of_stem(self, keywords: Mapping[str, Any], last_depth: int) -> dict[str, Any]:
         """Return the keyword arguments that the stem gets in `net(x, **keywords)`.
@@ -99,8 +99,8 @@ def read_stem_arguments(stem: nn.Module | None) -> StemArguments:
             takes_any=False,
             takes_last_depth=False,
         )
-    inner = unwrapped(stem)  # the forward of a compiled module names none
-    parameters = list(inspect.signature(inner.forward).parameters.values())[1:]  # 0 is the input
+    inner = original_module(stem)  # the forward of a compiled module names none
+    parameters = _parameters_of(inner)[1:]  # 0 is the input
     names = frozenset(each.name for each in parameters if each.kind in KEYWORD_KINDS)
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
     takes_last_depth = getattr(inner, "takes_last_depth", False) is True
@@ -122,3 +122,12 @@ def read_stem_arguments(stem: nn.Module | None) -> StemArguments:
         takes_any=takes_any,
         takes_last_depth=takes_last_depth,
     )
+
+
+def _parameters_of(stem: Any) -> list[inspect.Parameter]:
+    """Return the parameters of a stem's forward."""
+    try:
+        signature = inspect.signature(stem.forward)
+    except ValueError:  # of a module that torch.jit.trace made, which takes tensors by position
+        return []
+    return list(signature.parameters.values())

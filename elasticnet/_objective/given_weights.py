@@ -34,6 +34,7 @@ def checked_psd_weight(psd_weight: Weight) -> Weight:
         TypeError: It is no number, function or parameter of real numbers.
         ValueError: It is negative or not finite, or a parameter of several numbers.
     """
+    _check_no_container(psd_weight, name="psd_weight")
     if isinstance(psd_weight, nn.Parameter):
         check_learned(psd_weight, name="psd_weight", shape=())
         return psd_weight
@@ -53,6 +54,7 @@ def checked_output_weight(output_weight: float | nn.Parameter) -> float | nn.Par
         TypeError: It is no number or parameter of real numbers.
         ValueError: It is negative or not finite, or a parameter of several numbers.
     """
+    _check_no_container(output_weight, name="output_weight")
     if isinstance(output_weight, nn.Parameter):
         check_learned(output_weight, name="output_weight", shape=())
         return output_weight
@@ -74,6 +76,7 @@ def checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> 
     """
     if tap_weights is None:
         return equal(taps)
+    _check_no_container(tap_weights, name="tap_weights")
     if isinstance(tap_weights, nn.Parameter):
         check_learned(tap_weights, name="tap_weights", shape=(len(taps),))
         return tap_weights
@@ -81,6 +84,15 @@ def checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> 
         check_tap_weights(tap_weights(0), taps)
         return tap_weights
     return check_tap_weights(tap_weights, taps)
+
+
+def _check_no_container(weights: Any, name: str) -> None:
+    """Raise if weights are a module of parameters, which PyTorch counts among the functions."""
+    if isinstance(weights, (nn.ParameterList, nn.ParameterDict)):
+        raise TypeError(
+            f"{name} is a {type(weights).__name__}: expected one nn.Parameter (tap_weights: with a "
+            "number for each tap, shallowest first)"
+        )
 
 
 def check_learned_with_net(net: nn.Module, weights: Mapping[str, Any]) -> None:

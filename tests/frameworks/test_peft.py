@@ -13,7 +13,7 @@ import elasticnet
 import split_nets
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.recalibration import recalibrate
-from plain_loop import assert_equal, batches, make_net, make_objective, make_optimizer, train
+from plain_loop import Block, assert_equal, batches, make_net, make_objective, make_optimizer, train
 
 peft = pytest.importorskip("peft", reason="peft is not installed")
 pytestmark = pytest.mark.slow
@@ -89,6 +89,46 @@ def test_an_adapted_net_runs_at_every_depth_and_merges_into_a_plain_one(tmp_path
     elasticnet.save(merged, tmp_path / "net.safetensors")
 
 
+class Gain(nn.Module):
+    """A stem with an argument of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(5, 8)
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        return gain * self.project(x)
+
+
+def scaled(block: nn.Module, x: Tensor, context: dict[str, Any], index: int) -> tuple[Tensor, Any]:
+    return context["scale"] * block(x), context
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["stem"]},
+        {"target_modules": ["linear"], "modules_to_save": ["stem"]},
+        {"target_modules": ["project"]},
+    ],
+    ids=["the stem", "a copy of the stem", "inside the stem"],
+)
+def test_an_adapted_stem_leaves_the_blocks_their_keyword_arguments(options: Any) -> None:
+    plain_stem = "stem" in options["target_modules"]
+    stem = nn.Linear(5, 8) if plain_stem else Gain()
+    net = ElasticWrapper(
+        [Block(8), Block(8)], nn.Linear(8, 4), stem, layout="b n c", call_block=scaled
+    )
+    adapted = with_lora(net, **options)
+    x, target = batches()[0]
+
+    make_objective(adapted)(x, target, scale=2.0).total.backward()
+
+    assert not torch.equal(adapted(x, scale=2.0), adapted(x, scale=3.0))
+    if not plain_stem:
+        assert not torch.equal(adapted(x, scale=2.0), adapted(x, scale=2.0, gain=3.0))
+
+
 def test_an_adapted_net_is_recalibrated() -> None:
     net = make_net()
     net.head = nn.Sequential(TokenNorm(), net.head)
@@ -99,6 +139,16 @@ def test_an_adapted_net_is_recalibrated() -> None:
     recalibrate(adapted, inputs[:1])
     found = net.head_statistics["2"].get_submodule("0.norm").get_buffer("running_mean")
     torch.testing.assert_close(found, features.mean(dim=(0, 1)))
+
+
+def test_batch_norm_in_a_head_that_peft_copies_is_measured_after_the_merge() -> None:
+    net = make_net()
+    net.head = nn.Sequential(TokenNorm(), net.head)
+    adapted = with_lora(net, target_modules=["linear"], modules_to_save=["head"])
+    inputs = [x for x, _ in batches()]
+    with pytest.raises(ValueError, match="copy of the head that peft trains: merge first"):
+        recalibrate(adapted, inputs)
+    assert recalibrate(adapted.merge_and_unload(), inputs) == ["head.0.norm"]
 
 
 class TokenNorm(nn.Module):
