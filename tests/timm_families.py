@@ -59,15 +59,16 @@ models' names begin with; timm's own test models and ports of others' weights (`
 batch sizes, and that every tap has the shape that the head takes. A network that "cannot be
 traced" can still be made elastic: wrap its parts [by hand](your_network.md).
 
-**Networks of stages** (ResNet, ConvNeXt, Swin, EfficientNet, ...): pass `stages="all"`. By
-default the taps are the blocks of the last stage, and the first of them already costs most of the
-whole net: "cost" has the multiply-accumulates of each depth in percent of those of the whole net.
-`stages="all"` spreads the taps over the net; its column has the number of taps, the cost of each
-depth, and how many percent of the model's parameters the adapters add. Adapters are new: train the
-net. `wrap(taps=...)` chooses some of the taps and keeps only their adapters. The default stays at
-the last stage because these parts are the model's own modules and nothing else: they need no
-training to compute what the model computes, the model's files fill them, and every depth is again
-an ordinary timm model.
+**Networks of stages** (ResNet, ConvNeXt, Swin, EfficientNet, ...): pass `stages="all"`, as in
+`split(timm.create_model("resnet18"), stages="all").wrap(taps=(2, 4, 6, 8))`. By default the taps
+are the blocks of the last stage, and the first of them already costs most of the whole net: "cost"
+has the multiply-accumulates of each depth in percent of those of the whole net. `stages="all"`
+spreads the taps over the net; its column has the number of taps, the cost of each depth, and how
+many percent of the model's parameters the adapters add. Adapters are new: train the net.
+`wrap(taps=...)` chooses some of the taps and keeps only their adapters. The default stays at the
+last stage because these parts are the model's own modules and nothing else: they need no training
+to compute what the model computes, the model's files fill them, and every depth is again an
+ordinary timm model.
 
 {counts}
 

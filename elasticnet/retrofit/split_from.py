@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from elasticnet._modules.copies import detached_copy
 
 EXAMPLE_SAMPLES = 2  # how many samples of the example are kept for the proof
-CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 # Keys of a part's tensors, each with the key of the same tensor in the model; None for a tensor
 # that the model does not have (a constant of a traced forward).
@@ -289,23 +288,27 @@ def first_samples(example: Any) -> Any:
 
 
 def remove_block(model: nn.Module, path: str) -> None:
-    """Take the last block out of the container that holds it.
+    """Take a block out of the container that holds it; the others keep their names.
 
     Args:
         model: The model.
         path: The path of the block.
 
     Raises:
-        ValueError: The block is not the last one of a list.
+        ValueError: The block is in no list, or in one whose numbers would have a gap without it.
     """
     container_path, _, name = path.rpartition(".")
     container: Any = model.get_submodule(container_path)
     names = [each for each, _ in container.named_children()]
-    if not isinstance(container, CONTAINERS) or names[-1] != name:
+    # An nn.Sequential runs what it holds in its order, whatever the names.
+    is_chain = isinstance(container, nn.Sequential)
+    is_last_of_list = isinstance(container, nn.ModuleList) and names[-1] == name
+    if not is_chain and not is_last_of_list:
         raise ValueError(
             f"{type(model).__name__} cannot be cut: its block {path} is not the last one of a list"
         )
-    del container[-1]
+    # not `del container[-1]`, which gives all others new names where they have names of their own
+    delattr(container, name)
 
 
 def _forget_features(model: Any, removed: Sequence[str]) -> None:

@@ -18,6 +18,14 @@ REFUSALS = {
         "the parts hold the classifier as it is"
     ),
 }
+# what `timm.create_model(..., features_only=True)` returns
+FEATURE_MODELS = (
+    "FeatureDictNet",
+    "FeatureGetterNet",
+    "FeatureGraphNet",
+    "FeatureHookNet",
+    "FeatureListNet",
+)
 DEFAULT_INPUT_SIZE = (3, 224, 224)  # channels, height, width
 
 
@@ -65,6 +73,11 @@ def split(
     import timm.layers
 
     check_is_module(model)
+    if type(model).__name__ in FEATURE_MODELS:
+        raise ValueError(
+            f"{type(model).__name__} is not split: it returns features of several places. Make the "
+            "model without features_only=True: net(x, taps=net.taps).features are those of all taps"
+        )
     if example is None:
         example = example_input(model)
     untyped: Any = timm.layers  # timm does not annotate the function

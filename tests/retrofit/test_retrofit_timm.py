@@ -333,3 +333,9 @@ def test_wrong_arguments_and_models_are_refused() -> None:
         ValueError, match=r"VGG is not split: its last resolution has no two blocks"
     ):
         split(made(lambda: VGG(cfg=[4, "M", 8, 8], num_classes=5)), images(64))
+
+
+def test_a_model_of_features_alone_is_refused_with_the_way() -> None:
+    model = timm.create_model("resnet18", features_only=True)
+    with pytest.raises(ValueError, match=r"FeatureListNet is not split: .* without features_only"):
+        split(model, torch.randn(2, 3, 64, 64))

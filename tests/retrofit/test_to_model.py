@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from elasticnet import ElasticObjective, ElasticWrapper, load, save
 from elasticnet.recalibration import recalibrate
 from elasticnet.retrofit import split as split_at
 from elasticnet.retrofit import to_model
 from elasticnet.retrofit.timm import split as split_timm
+from elasticnet.retrofit.torchvision import split as split_torchvision
 from elasticnet.retrofit.transformers import split as split_transformer
 from elasticnet.retrofit.transformers.split_from import config_of_depth
 
@@ -330,6 +332,34 @@ def test_any_model_whose_blocks_are_a_list_is_cut() -> None:
     ]
     assert torch.equal(shallow(x), net(x, depth=2))
     assert len(body) == 3
+
+
+def test_blocks_with_names_of_their_own_keep_them() -> None:
+    sizes: dict[str, Any] = {"hidden_dim": 24, "mlp_dim": 32, "num_heads": 2, "num_classes": 5}
+
+    def made(num_layers: int) -> Any:
+        return VisionTransformer(image_size=16, patch_size=4, num_layers=num_layers, **sizes)
+
+    torch.manual_seed(0)
+    net = split_torchvision(made(4).eval(), PIXELS).wrap().eval()
+    for depth in net.taps:
+        model = to_model(net, depth)
+        created = made(depth)
+        created.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            assert torch.equal(created.eval()(PIXELS), net(PIXELS, depth=depth))
+
+
+def test_blocks_are_taken_out_before_what_stands_behind_them_in_one_sequence() -> None:
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(3)]
+    body = nn.Sequential(nn.Linear(4, 8), *blocks, nn.Linear(8, 2))
+    model = nn.Sequential(body).eval()
+    x = torch.randn(5, 6, 4)
+    net = split_at(model, ["0.1", "0.2", "0.3"], x).wrap().eval()
+    shallow = to_model(net, 1)
+    assert [name for name, _ in shallow[0].named_children()] == ["0", "1", "4"]
+    assert torch.equal(shallow(x), net(x, depth=1))
 
 
 def test_the_net_holds_no_second_copy_of_the_weights() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from elasticnet import ElasticObjective
+from elasticnet.distillation import progressive_distillation
 from elasticnet.retrofit.transformers import split
 
 hf: Any = transformers  # its configs are annotated too narrowly
@@ -327,6 +330,28 @@ def test_what_is_added_between_layers_is_seen_as_long_as_it_is_zero() -> None:
     assert torch.equal(added, torch.zeros_like(added))
     with pytest.raises(ValueError, match=r"between encoder\.layer\.0 and encoder\.layer\.1"):
         split(model, PIXELS)
+
+
+def test_tokens_behind_the_grid_are_said_and_left_out_by_a_mask(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sizes = {"image_size": [16, 16], "patch_size": 4, "num_detection_tokens": 4}
+    config = hf.YolosConfig(
+        **SIZES, **sizes, num_hidden_layers=3, use_mid_position_embeddings=False
+    )
+    torch.manual_seed(0)
+    caplog.set_level(logging.WARNING, logger="elasticnet")
+    net = split(hf.YolosModel(config).eval(), PIXELS).wrap().eval()
+    assert "YolosModel has 4 detection tokens behind the grid" in caplog.text
+
+    objective = ElasticObjective(net, nn.functional.mse_loss, psd_weight=1.0)
+    mask = torch.ones(2, 1 + 16 + 4, dtype=torch.bool)
+    mask[:, -4:] = False
+    target = torch.zeros(2, 21, 24)
+    terms = objective(PIXELS, target, mask=mask)
+    features = [each[:, :17] for each in net(PIXELS, taps=net.taps).features]
+    expected = progressive_distillation(features, layout="b n c", prefix_tokens=1)
+    assert torch.allclose(terms.distillation, expected)
 
 
 def test_what_a_forward_does_to_some_lengths_alone_is_seen() -> None:

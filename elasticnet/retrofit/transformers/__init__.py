@@ -69,6 +69,7 @@ PREFIX_TOKENS = (
     "register_tokens",
     "cls_register_token",
 )
+TOKENS_BEHIND = "detection_tokens"  # YOLOS' parameter of tokens that stand behind the grid
 
 
 def split(model: nn.Module, example: Tensor, *, output: str | None = None, **inputs: Any) -> Split:
@@ -160,6 +161,7 @@ def _split(model: nn.Module, example: Tensor, output: str | None, inputs: dict[s
     anatomy = anatomy_of(model, example, inputs)
     base = anatomy.base
     _warn_of_router_loss(model, base)
+    _warn_of_tokens_behind(anatomy)
     head = HiddenStateHead(model, anatomy, output)
     stem = LayerInputs(anatomy)
     with evaluating(model), evaluating(stem), torch.no_grad():
@@ -315,6 +317,19 @@ def _mask_keyword(stem: LayerInputs, layout: str) -> str | None:
     """The input that says which tokens count; the mask of a sound is about its samples instead."""
     is_of_tokens = layout == TOKENS and stem.main not in SOUNDS
     return MASK if is_of_tokens and MASK in stem.names else None
+
+
+def _warn_of_tokens_behind(anatomy: Anatomy) -> None:
+    """Say that attention maps hold tokens that stand behind the grid of an image, if any do."""
+    embeddings = getattr(anatomy.base, "embeddings", None)
+    tokens = getattr(embeddings, TOKENS_BEHIND, None)
+    if isinstance(tokens, Tensor):
+        logger.warning(
+            "%s has %d detection tokens behind the grid of its image, and the attention maps of "
+            "L_PSD hold them: leave them out, objective(x, target, mask=mask) with False there",
+            type(anatomy.base).__name__,
+            tokens.shape[-2],
+        )
 
 
 def _prefix_tokens(anatomy: Anatomy) -> int:
