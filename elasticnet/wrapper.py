@@ -469,12 +469,12 @@ class ElasticWrapper(nn.Module):
             skip = states[-1].skip  # the same at all taps
             if self.head_skip == "context":
                 skip = tuple(state.context for state in states)
-            return self._call_head(features_of_taps, skip)
+            return self._head_output(features_of_taps, skip)
 
         (state,) = states
         features = self._adapted(state)
         skip = state.context if self.head_skip == "context" else state.skip
-        prediction = self._call_head(features, skip, self._statistics_at(state.depth))
+        prediction = self._head_output(features, skip, self._statistics_at(state.depth))
         return (prediction,)
 
     def _adapted(self, state: PassState) -> Any:
@@ -486,7 +486,7 @@ class ElasticWrapper(nn.Module):
             return adapters[name](features)
         return features
 
-    def _call_head(self, features: Any, skip: Any, statistics: nn.Module | None = None) -> Any:
+    def _head_output(self, features: Any, skip: Any, statistics: nn.Module | None = None) -> Any:
         """Return the head's output; the head takes a skip if the net has `head_skip`."""
         if self.head_skip is None:
             return call_head(self.head, statistics, (features,))

@@ -72,17 +72,6 @@ class Footprint(NamedTuple):
     bytes_per_pixel: float
 
 
-class _Measured(NamedTuple):
-    """What is remembered of a network: its footprints by depth, and how it was built then."""
-
-    structure: str
-    footprints: dict[int, Footprint]
-
-
-_measured: weakref.WeakKeyDictionary[ElasticWrapper, _Measured] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()  # threads that share a network measure it once
-
-
 def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
     """Measure how far one depth of an image network sees and how much memory it takes.
 
@@ -115,24 +104,14 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
         return footprints[measured_depth]
 
 
-def _footprints_so_far(net: ElasticWrapper) -> dict[int, Footprint]:
-    """What is remembered of a network; nothing if its layers or its dtype have changed since."""
-    structure = f"{_first_parameter(net).dtype} {structure_of(net)}"
-    remembered = _measured.get(net)
-    if remembered is None or remembered.structure != structure:
-        remembered = _Measured(structure=structure, footprints={})
-        _measured[net] = remembered
-    return remembered.footprints
-
-
-def _larger_reach(measured: int | None, of_shallowest: int | None) -> int | None:
-    """The reach of a depth, at least that of the shallowest depth, whose blocks it contains.
+def _larger_reach(of_depth: int | None, of_shallowest: int | None) -> int | None:
+    """The reach of a depth: at least that of the shallowest depth, whose blocks it contains.
 
     Where NaN is replaced, the measurement of a deeper depth can miss what the shallowest sees.
     """
-    if measured is None or of_shallowest is None:
+    if of_depth is None or of_shallowest is None:
         return None  # what has no bound in a part has none in the whole
-    return max(measured, of_shallowest)
+    return max(of_depth, of_shallowest)
 
 
 def _measure(net: ElasticWrapper, depth: int) -> Footprint:
@@ -152,36 +131,7 @@ def _measure(net: ElasticWrapper, depth: int) -> Footprint:
     return Footprint(depth=depth, scale=scale, reach=reach, bytes_per_pixel=bytes_per_pixel)
 
 
-def _on_cpu_in_float32(net: ElasticWrapper) -> ElasticWrapper:
-    """The network itself if that is where and how it computes, or else a copy."""
-    parameter = _first_parameter(net)
-    if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
-        return net
-    return detached_copy(net).to("cpu", torch.float32)
-
-
-def _first_parameter(net: ElasticWrapper) -> Tensor:
-    """The parameter that tells dtype and device; without one a network counts as float32 on CPU."""
-    return next(net.parameters(), torch.zeros(()))
-
-
-def _peak_bytes(predict: Predict, scale: int) -> int:
-    """The most bytes that tensors hold at any time of a float32 pass over a square image."""
-    with _MemoryMeter() as meter:
-        image = _random_image(SQUARE, SQUARE)  # made here so that the meter counts the image, too
-        output = predict(image)
-    _check_output_shape(image, output, scale)
-    return meter.peak_bytes
-
-
-def _check_output_shape(image: Tensor, output: Tensor, scale: int) -> None:
-    """Raise unless the output is an image `scale` times as large."""
-    batch, channels, height, width = image.shape
-    if output.shape != (batch, channels, height * scale, width * scale):
-        raise ValueError(
-            f"a network that makes {tuple(output.shape)} of {tuple(image.shape)}: "
-            f"expected an image {scale} times as large"
-        )
+# --- the reach
 
 
 def _reach(predict: Predict, scale: int) -> int | None:
@@ -277,14 +227,36 @@ def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> 
     return bool(difference <= TOLERANCE * largest_output)
 
 
+def _strip(length: int) -> Tensor:
+    """A long and narrow image: (1, 3, 8, length)."""
+    return _random_image(STRIP_HEIGHT, length)
+
+
 def _random_image(height: int, width: int) -> Tensor:
     """An image (1, 3, height, width) of values in 0..1, the same each time."""
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def _strip(length: int) -> Tensor:
-    """A long and narrow image: (1, 3, 8, length)."""
-    return _random_image(STRIP_HEIGHT, length)
+# --- the memory
+
+
+def _peak_bytes(predict: Predict, scale: int) -> int:
+    """The most bytes that tensors hold at any time of a float32 pass over a square image."""
+    with _MemoryMeter() as meter:
+        image = _random_image(SQUARE, SQUARE)  # made here so that the meter counts the image, too
+        output = predict(image)
+    _check_output_shape(image, output, scale)
+    return meter.peak_bytes
+
+
+def _check_output_shape(image: Tensor, output: Tensor, scale: int) -> None:
+    """Raise unless the output is an image `scale` times as large."""
+    batch, channels, height, width = image.shape
+    if output.shape != (batch, channels, height * scale, width * scale):
+        raise ValueError(
+            f"a network that makes {tuple(output.shape)} of {tuple(image.shape)}: "
+            f"expected an image {scale} times as large"
+        )
 
 
 class _MemoryMeter(TorchDispatchMode):
@@ -330,3 +302,40 @@ class _MemoryMeter(TorchDispatchMode):
 
     def _remove(self, address: int) -> None:
         self.held_bytes -= self.bytes_by_address.pop(address)
+
+
+# --- the network that is measured, and what is remembered of it
+
+
+def _on_cpu_in_float32(net: ElasticWrapper) -> ElasticWrapper:
+    """The network itself if that is where and how it computes, or else a copy."""
+    parameter = _first_parameter(net)
+    if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
+        return net
+    return detached_copy(net).to("cpu", torch.float32)
+
+
+def _first_parameter(net: ElasticWrapper) -> Tensor:
+    """The parameter that tells dtype and device; without one a network counts as float32 on CPU."""
+    return next(net.parameters(), torch.zeros(()))
+
+
+class _Remembered(NamedTuple):
+    """What is remembered of a network: its footprints by depth, and how it was built then."""
+
+    structure: str
+    footprints: dict[int, Footprint]
+
+
+_remembered: weakref.WeakKeyDictionary[ElasticWrapper, _Remembered] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()  # threads that share a network measure it once
+
+
+def _footprints_so_far(net: ElasticWrapper) -> dict[int, Footprint]:
+    """What is remembered of a network; nothing if its layers or its dtype have changed since."""
+    structure = f"{_first_parameter(net).dtype} {structure_of(net)}"
+    remembered = _remembered.get(net)
+    if remembered is None or remembered.structure != structure:
+        remembered = _Remembered(structure=structure, footprints={})
+        _remembered[net] = remembered
+    return remembered.footprints
