@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from elasticnet.training.options import with_values
 from loading import load_recipe
 
+ROOT = Path(__file__).parents[2]
 STEPS = 6
 TINY = shlex.split(
     "--taps 1 3 --width 16 --num-heads 2 --context 16 --validation-bytes 400 "
@@ -244,6 +245,20 @@ def test_a_batch_is_a_function_of_seed_and_step(recipe: ModuleType, sources: Pat
     assert torch.equal(x[:, 1:], target[:, :-1])
     assert torch.equal(x, again)
     assert not torch.equal(x, other)
+
+
+# --- the page
+
+
+def test_the_guide_shows_the_numbers_of_the_record() -> None:
+    guide = (ROOT / "docs" / "guides" / "language_models.md").read_text()
+    record = json.loads((ROOT / "docs" / "results" / "elastic-gpt.json").read_text())
+    numbers = record["table"]
+    for depth in record["options"]["taps"]:
+        cells = [str(depth), f"{numbers['parameters'][str(depth)]:,}"]
+        for way in ("elastic", "each depth alone", "deepest alone, cut short"):
+            cells.append(f"{numbers['bits_per_byte'][way][str(depth)]:.3f}")
+        assert f"| {' | '.join(cells)} |" in guide
 
 
 # --- stopped, killed, resumed
