@@ -260,6 +260,13 @@ def test_the_guide_shows_the_numbers_of_the_record() -> None:
             cells.append(f"{numbers['bits_per_byte'][way][str(depth)]:.3f}")
         assert f"| {' | '.join(cells)} |" in guide
 
+    for name in ("elastic-gpt", "elastic-gpt-psd"):
+        record = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+        cells = [f"{record['options']['psd_weight']:g}"]
+        for bits in record["table"]["bits_per_byte"]["elastic"].values():
+            cells.append(f"{bits:.3f}")
+        assert f"| {' | '.join(cells)} |" in guide
+
 
 # --- stopped, killed, resumed
 
