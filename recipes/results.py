@@ -279,7 +279,9 @@ def changed(
 def overview(records: Records) -> str:
     """PSNR of the packaged networks at every scale and depth, beside what the paper prints."""
     published = records["published"]
-    lines = [["network", "parameters", *ALL_SETS]]
+    how_to_measure = {"Manga109": "Manga109 ([how to measure it](#manga109))"}
+    titles = [how_to_measure.get(data, data) for data in ALL_SETS]
+    lines = [["network", "parameters", *titles]]
     for scale in SCALES:
         record = records[scale]
         lines.append([f"{scale}, bicubic", "", *cells_beside(record, published, scale, None)])
@@ -288,7 +290,10 @@ def overview(records: Records) -> str:
             label = "1 block" if depth == 1 else f"{depth} blocks"
             cells = cells_beside(record, published, scale, depth)
             lines.append([f"{scale}, {label}", f"{row['parameters']:,}", *cells])
-    made = "PSNR-Y in dB; in brackets the paper's. **Bold**: ours is ahead of the paper's."
+    made = (
+        "PSNR-Y in dB; in brackets the paper's; **bold**: ours is ahead. "
+        f"{standing_sentences(records)}"
+    )
     return f"{table(lines)}\n{made}"
 
 
@@ -315,27 +320,42 @@ def sets_of(record: Record) -> set[str]:
 
 def standing(records: Records) -> str:
     """What each packaged network is ahead of the paper's at the same depth, or behind, in dB."""
-    published = records["published"]
     lines = [["ours less the paper's (dB)", *ALL_SETS]]
-    sentences: list[str] = []
     for scale in SCALES:
-        record = records[scale]
-        found: list[int] = []  # hundredths of a dB
-        for depth in depths_of(record):
-            theirs = published_scores(published, scale, depth)
-            if not theirs:
-                continue
+        for depth, by_data in differences(records, scale).items():
             cells: list[str] = []
             for data in ALL_SETS:
-                if data not in theirs or data not in sets_of(record):
-                    cells.append("")
-                    continue
-                difference = hundredths(score(record, data, depth)) - hundredths(theirs[data])
-                found.append(difference)
-                cells.append(f"{difference / 100:+.2f}")
+                cells.append(f"{by_data[data] / 100:+.2f}" if data in by_data else "")
             lines.append([f"{scale}, depth {depth}", *cells])
-        sentences.append(standing_sentence(scale, found))
-    return f"{table(lines)}\n{' '.join(sentences)}"
+    return f"{table(lines)}\n{standing_sentences(records)}"
+
+
+def differences(records: Records, scale: str) -> dict[int, dict[str, int]]:
+    """Return ours less the paper's in hundredths of a dB, by depth and data set.
+
+    Only what is measured here and printed there.
+    """
+    record = records[scale]
+    found: dict[int, dict[str, int]] = {}
+    for depth in depths_of(record):
+        by_data: dict[str, int] = {}
+        for data, theirs in published_scores(records["published"], scale, depth).items():
+            if data in sets_of(record):
+                by_data[data] = hundredths(score(record, data, depth)) - hundredths(theirs)
+        if by_data:
+            found[depth] = by_data
+    return found
+
+
+def standing_sentences(records: Records) -> str:
+    """Return how often ours is ahead of the paper's at each scale, level, and behind."""
+    sentences: list[str] = []
+    for scale in SCALES:
+        every: list[int] = []
+        for by_data in differences(records, scale).values():
+            every += by_data.values()
+        sentences.append(standing_sentence(scale, every))
+    return " ".join(sentences)
 
 
 def hundredths(psnr: float) -> int:
