@@ -203,6 +203,14 @@ def test_a_depth_without_attention_generates_without_a_cache(
     assert to_model(net, 3).generation_config.use_cache is not False
 
 
+def test_a_model_that_never_has_attention_keeps_its_cache() -> None:
+    torch.manual_seed(0)
+    config = hf.MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=3, state_size=4)
+    model = to_model(net_of(hf.MambaForCausalLM(config)), 2)
+    assert model.generation_config.use_cache is not False
+    assert model.generate(IDS[:1], max_new_tokens=2, do_sample=False).shape[0] == 1
+
+
 def test_another_setting_of_a_block_is_refused() -> None:
     class Windowed(nn.Module):
         """A layer whose window is longer than the example."""

@@ -20,7 +20,8 @@ from elasticnet.retrofit.split_from import (
     tensors_of,
     tensors_of_no_part,
 )
-from elasticnet.retrofit.transformers.layer_list import without_cache
+from elasticnet.retrofit.transformers.layer_list import RUN_ERRORS, without_cache
+from elasticnet.wrapper import evaluating
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ NUM_DECODER_LAYERS = "decoder_layers"
 STAGE_ENTRIES = ("stage_names", "out_features", "out_indices")
 # A list of this length is one entry for each layer, if its name says so: not the ids of tokens.
 LAYER_WORDS = ("layer", "block", "types")
+LENGTH_OF_CACHE = "get_seq_length"  # in the error of a cache that does not know its length
 # What a config keeps beside its entries: which code runs attention and experts. It decides about
 # the last bits.
 IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
@@ -75,9 +77,10 @@ class TransformersSource(ModelSource):
         if self.generation_config is not None:
             holder: Any = model
             holder.generation_config = deepcopy(self.generation_config)
-            _switch_off_cache_without_length(holder)
         depend_on_depth = self._keys_that_depend_on_depth(model, values)
         _fill(model, values, drawn=depend_on_depth)
+        if self.generation_config is not None and _lacks_length_of_cache(model, self.example):
+            _switch_off_cache(model)
         return model
 
     def _keys_that_depend_on_depth(
@@ -94,8 +97,11 @@ class TransformersSource(ModelSource):
         if not others:
             return []
         build: Any = self.model_class
-        with torch.device("meta"):
-            whole = tensors_of(build(deepcopy(self.config)))
+        try:
+            with torch.device("meta"):
+                whole = tensors_of(build(deepcopy(self.config)))
+        except Exception:  # whatever a class raises that needs numbers to be built
+            return []
         return [key for key in others if key in whole and whole[key].shape == values[key].shape]
 
     def _model_of(self, config: Any, depth: int) -> nn.Module:
@@ -216,25 +222,33 @@ def _fill(model: nn.Module, values: Mapping[str, Tensor], drawn: Sequence[str]) 
         setattr(model.get_submodule(path), name, copied_tensor(values[key]))
 
 
-def _switch_off_cache_without_length(model: Any) -> None:
-    """Let a model generate without a cache if its cache cannot say its own length.
+def _lacks_length_of_cache(model: Any, example: Tensor) -> bool:
+    """Whether a model cannot go on with a cache, because the cache does not know its length.
 
     That is so where all layers are linear attention or convolutions, as the first ones of
     Qwen3-Next and Jamba: transformers reads the length off a layer of attention, or raises.
+    Mamba's own forward does without the length.
     """
-    import transformers
-
-    untyped: Any = transformers
+    if not without_cache(model):  # it has no switch for a cache
+        return False
     try:
-        cache = untyped.DynamicCache(config=model.config.get_text_config(decoder=True))
-        cache.get_seq_length()
-    except ValueError:
-        model.generation_config.use_cache = False
-        logger.warning(
-            "%s of this depth generates without a cache (generation_config.use_cache=False): "
-            "transformers reads the length of a cache off a layer of attention, and it has none",
-            type(model).__name__,
-        )
+        with evaluating(model), torch.no_grad():
+            model(example[:1], use_cache=True)
+    except ValueError as error:
+        return LENGTH_OF_CACHE in str(error)
+    except RUN_ERRORS:  # the proof of the output says what is wrong
+        return False
+    return False
+
+
+def _switch_off_cache(model: Any) -> None:
+    """Let a model generate without a cache."""
+    model.generation_config.use_cache = False
+    logger.warning(
+        "%s of this depth generates without a cache (generation_config.use_cache=False): "
+        "transformers reads the length of a cache off a layer of attention, and it has none",
+        type(model).__name__,
+    )
 
 
 # --- the config
