@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parents[1]
 # Programs beside the recipes in a source tree that write this project's own pages.
-NOT_RECIPES = ("published", "record", "results")
+NOT_RECIPES = ("complexity", "published", "record", "results")
 
 
 def add_parser(commands: Commands) -> None:
