@@ -499,6 +499,9 @@ class ElasticObjective(nn.Module):
             Names as in `objective.named_parameters()`. What a layer uses by chance, as with
             layerdrop, can be among them.
 
+        Raises:
+            ValueError: The network is sharded already.
+
         Example:
             ```python
             for name in objective.find_unused(x[:1], target[:1]):

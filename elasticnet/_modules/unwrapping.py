@@ -172,20 +172,37 @@ def check_not_sharded(net: nn.Module) -> None:
         ValueError: `fully_shard` was called on the net or on a module inside it, or a module inside
             it is in a `FullyShardedDataParallel`.
     """
+    sharded_by = name_of_sharding(net)
+    if sharded_by == "FullyShardedDataParallel":
+        raise ValueError(
+            "the net is sharded by FullyShardedDataParallel, and a shard is no network of its "
+            "own: call elasticnet.save(net, path) inside `with "
+            "FullyShardedDataParallel.summon_full_params(net)`, and get a whole network from "
+            "elasticnet.load(path)"
+        )
+    if sharded_by == "fully_shard":
+        raise ValueError(
+            "the net is sharded by fully_shard, and a shard is no network of its own: let all "
+            "processes call elasticnet.save(net, path), each with its own path, and get a "
+            "whole network from elasticnet.load(path)"
+        )
+
+
+def name_of_sharding(net: nn.Module) -> str | None:
+    """Return by what a net, or a module inside it, is sharded; None if it is whole.
+
+    Args:
+        net: Any module.
+
+    Returns:
+        "FullyShardedDataParallel" (FSDP1) or "fully_shard" (FSDP2).
+    """
     for part in net.modules():
         if _inner_attribute(part) == "_fsdp_wrapped_module":
-            raise ValueError(
-                "the net is sharded by FullyShardedDataParallel, and a shard is no network of its "
-                "own: call elasticnet.save(net, path) inside `with "
-                "FullyShardedDataParallel.summon_full_params(net)`, and get a whole network from "
-                "elasticnet.load(path)"
-            )
+            return "FullyShardedDataParallel"
         if any(_full_name(each) == FSDP2_CLASS for each in type(part).__mro__):
-            raise ValueError(
-                "the net is sharded by fully_shard, and a shard is no network of its own: let all "
-                "processes call elasticnet.save(net, path), each with its own path, and get a "
-                "whole network from elasticnet.load(path)"
-            )
+            return "fully_shard"
+    return None
 
 
 def class_name(module: nn.Module) -> str:

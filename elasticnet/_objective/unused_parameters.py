@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._modules.copies import detached_copy
-from elasticnet._modules.unwrapping import unwrapped
+from elasticnet._modules.unwrapping import name_of_sharding, unwrapped
 
 Objective = TypeVar("Objective", bound=nn.Module)
 
@@ -26,7 +26,16 @@ def unused_parameters(objective: Objective, loss: Callable[[Objective], Tensor])
 
     Returns:
         The names, as in `objective.named_parameters()`.
+
+    Raises:
+        ValueError: The objective is sharded.
     """
+    sharded_by = name_of_sharding(objective)
+    if sharded_by is not None:
+        raise ValueError(
+            f"find_unused runs a copy of the network, which is sharded by {sharded_by}: call it "
+            "before the network is sharded"
+        )
     copies: dict[int, Any] = {}  # by the id of the original, as copy.deepcopy wants it
     # The copy holds the net without what other libraries wrapped around it, which may not be copied
     # or must not run here: DistributedDataParallel would wait for the other processes.

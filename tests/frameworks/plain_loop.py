@@ -51,6 +51,25 @@ def make_objective_by_step(net: nn.Module, accumulation: int = 1) -> ElasticObje
     )
 
 
+def make_learned_objective(net: nn.Module) -> ElasticObjective:
+    """Return an objective that learns the weights of its losses."""
+    dtype = next(net.parameters()).dtype
+    return ElasticObjective(
+        net,
+        nn.MSELoss(),
+        psd_weight=nn.Parameter(torch.tensor([0.1], dtype=dtype)),
+        tap_weights=nn.Parameter(torch.tensor([1.0, 0.5, 0.7], dtype=dtype)),
+        sampled_taps=1,
+    )
+
+
+@torch.no_grad()
+def predictions_of(net: Any) -> dict[int, Tensor]:
+    """Return the prediction at each depth on the first batch, in float64."""
+    x, _ = batches(torch.float64)[0]
+    return {depth: net(x, depth=depth) for depth in (1, 2, 3)}
+
+
 def make_optimizer(parameters: Any, weight_decay: float = 0.01) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=weight_decay)
 

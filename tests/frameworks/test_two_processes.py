@@ -15,7 +15,17 @@ import torch
 import torch.distributed as dist
 
 import elasticnet
-from plain_loop import NUM_BATCHES, assert_equal, make_net, trained_by_step, trained_plainly
+from plain_loop import (
+    NUM_BATCHES,
+    assert_equal,
+    make_learned_objective,
+    make_net,
+    make_optimizer,
+    predictions_of,
+    train,
+    trained_by_step,
+    trained_plainly,
+)
 from split_nets import CASES, case_trained_plainly
 
 HERE = Path(__file__).parent
@@ -77,6 +87,7 @@ def small_cases(tmp_path_factory: pytest.TempPathFactory) -> Results:
     ways = ["ddp_around_the_objective", "ddp_around_the_net", "ddp_by_step"]
     if HAS_FSDP2:
         ways += ["fsdp2_with_the_net_as_root", "fsdp2_by_step", "fsdp2_state_from_process_0"]
+        ways += ["fsdp2_with_learned_weights"]
     folder = tmp_path_factory.mktemp("small_cases")
     return Results(folder=folder, weights=torchrun(folder, *ways))
 
@@ -116,6 +127,17 @@ def test_a_count_that_process_0_loads_reaches_all_processes(small_cases: Results
     assert counts.tolist() == [NUM_BATCHES, NUM_BATCHES]
 
 
+@needs_fsdp2
+def test_learned_weights_are_sharded_and_the_net_alone_still_runs(small_cases: Results) -> None:
+    net = make_net(torch.float64)
+    objective = make_learned_objective(net)
+    train(objective, make_optimizer(objective.parameters()), dtype=torch.float64)
+
+    found = small_cases.weights["fsdp2_with_learned_weights"]
+    assert_close(found["weights"], objective.state_dict())
+    assert_close(found["predictions"], predictions_of(net))
+
+
 # --- the others
 
 
@@ -136,6 +158,7 @@ def test_a_sharded_net_writes_the_bytes_of_a_whole_one_and_is_filled_from_them(
 @pytest.mark.slow
 def test_what_would_copy_a_sharded_net_says_what_to_do(tmp_path: Path) -> None:
     (said,) = torchrun(tmp_path, "fsdp2_and_copies").values()
+    assert "sharded by fully_shard: call it before" in said.pop("find_unused")
     assert set(said) == {"truncate", "to_sequential", "grow"}
     for message in said.values():
         assert message.startswith("the net is sharded by fully_shard"), message
@@ -191,8 +214,14 @@ def test_other_peoples_trainers(tmp_path: Path, way: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["accelerate_fsdp2", "trainer_fsdp2", "lightning_model_parallel"])
 def test_other_peoples_sharding_trains_and_resumes_at_its_step(tmp_path: Path, way: str) -> None:
-    package = {"trainer": "transformers"}.get(way.split("_")[0], way.split("_")[0])
+    package = way.split("_")[0].replace("trainer", "transformers")
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
-    (weights,) = torchrun(tmp_path, way).values()
-    assert_close(weights, trained_by_step(torch.float64, 0.0 if way == "trainer_fsdp2" else 0.01))
+    net = make_net(torch.float64)
+    weight_decay = 0.0 if way == "trainer_fsdp2" else 0.01
+    net.load_state_dict(trained_by_step(torch.float64, weight_decay))
+
+    (found,) = torchrun(tmp_path, way).values()
+
+    assert_close(found["weights"], net.state_dict())
+    assert_close(found["predictions"], predictions_of(net))

@@ -29,10 +29,12 @@ from plain_loop import (
     Block,
     batches,
     dataset,
+    make_learned_objective,
     make_net,
     make_objective,
     make_objective_by_step,
     make_optimizer,
+    predictions_of,
     rows_by_name,
     train,
 )
@@ -126,6 +128,15 @@ def fsdp2_by_step(folder: Path) -> Weights:
     return whole_weights(net)
 
 
+def fsdp2_with_learned_weights(folder: Path) -> Weights:
+    """Return the weights of the objective, and predictions of the net alone."""
+    net = make_net(torch.float64)
+    objective = make_learned_objective(net)
+    shard(*net.blocks, net, objective)
+    train(objective, make_optimizer(objective.parameters()), dtype=torch.float64, rows=own_rows())
+    return {"weights": whole_weights(objective), "predictions": predictions_of(net)}
+
+
 def fsdp2_state_from_process_0(folder: Path) -> Weights:
     """Return the count of each process after process 0 alone had a state to load."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -186,6 +197,7 @@ def fsdp2_and_copies(folder: Path) -> Weights:
         "truncate": lambda: net.truncate(2),
         "to_sequential": net.to_sequential,
         "grow": lambda: net.grow([Block(8)], torch.zeros(1, 6, 5), init=zero_last_layer),
+        "find_unused": lambda: make_objective(net).find_unused(*batches()[0]),
     }
     said: dict[str, str] = {}
     for name, call in calls.items():
@@ -368,7 +380,7 @@ def accelerate_fsdp2(folder: Path) -> Weights:
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["Block"],
+        transformer_cls_names_to_wrap=["Block", "ElasticWrapper"],
         state_dict_type="FULL_STATE_DICT",
     )
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
@@ -386,7 +398,9 @@ def accelerate_fsdp2(folder: Path) -> Weights:
     train_on(slice(0, 2))
     accelerator.load_state(str(folder / "accelerate"))
     train_on(slice(2, 4))
-    return weights_of_net(accelerator.get_state_dict(objective))
+    predictions = predictions_of(objective.net)
+    weights = weights_of_net(accelerator.get_state_dict(objective))
+    return {"weights": weights, "predictions": predictions}
 
 
 def trainer_fsdp2(folder: Path) -> Weights:
@@ -395,7 +409,9 @@ def trainer_fsdp2(folder: Path) -> Weights:
     resumed = train_with_sharding_trainer(
         folder / "resumed", resume_from=folder / "begun" / "checkpoint-2"
     )
-    return weights_of_net(resumed.accelerator.get_state_dict(resumed.model_wrapped))
+    predictions = predictions_of(resumed.model_wrapped.net)
+    weights = weights_of_net(resumed.accelerator.get_state_dict(resumed.model_wrapped))
+    return {"weights": weights, "predictions": predictions}
 
 
 def train_with_sharding_trainer(
@@ -410,7 +426,7 @@ def train_with_sharding_trainer(
         fsdp=True,
         fsdp_config={
             "version": 2,
-            "transformer_layer_cls_to_wrap": ["Block"],
+            "transformer_layer_cls_to_wrap": ["Block", "ElasticWrapper"],
             "state_dict_type": "FULL_STATE_DICT",
         },
         **options,
@@ -439,9 +455,8 @@ def lightning_model_parallel(folder: Path) -> Weights:
         def configure_model(self) -> None:
             mesh = self.device_mesh["data_parallel"]
             net: Any = self.objective.net
-            for block in net.blocks:
-                fully_shard(block, mesh=mesh)
-            fully_shard(self.objective, mesh=mesh)
+            for module in (*net.blocks, net, self.objective):
+                fully_shard(module, mesh=mesh)
 
         def training_step(self, batch: Any, batch_index: int) -> torch.Tensor:
             return self.objective(*batch).total
@@ -460,7 +475,8 @@ def lightning_model_parallel(folder: Path) -> Weights:
     trainer = lightning_trainer(sharding_strategy(lightning_package), max_epochs=2)
     second_half = every_second_row(Subset(rows, range(num_rows, 2 * num_rows)))
     trainer.fit(resumed, second_half, ckpt_path=folder / "begun.ckpt")
-    return whole_weights(resumed.objective.net)
+    net = resumed.objective.net
+    return {"weights": whole_weights(net), "predictions": predictions_of(net)}
 
 
 def sharding_strategy(lightning_package: Any) -> Any:
@@ -484,6 +500,7 @@ WAYS: dict[str, Callable[[Path], Weights]] = {
         fsdp2_files,
         fsdp2_by_step,
         fsdp2_state_from_process_0,
+        fsdp2_with_learned_weights,
         fsdp2_in_bfloat16,
         fsdp2_of_split_models,
         accelerate,
