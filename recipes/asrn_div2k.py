@@ -2,7 +2,8 @@
 
     python recipes/asrn_div2k.py                    demo: five minutes on scikit-image's photographs
     python recipes/asrn_div2k.py --download         DIV2K into datasets/, then the paper's training
-    python recipes/asrn_div2k.py --data DIR         the same on DIV2K or any flat folder of images
+    python recipes/asrn_div2k.py --data DIR         the same on DIV2K or any flat folder of images,
+                                                    or on several folders together: --data A B
     python recipes/asrn_div2k.py --task denoise     at equal size; or --task deblur, dehaze, restore
     python recipes/asrn_div2k.py --resume RUN       go on exactly where the run in a folder stopped
     torchrun --nproc-per-node 4 recipes/asrn_div2k.py --data DIR    four processes share the batch
@@ -19,6 +20,7 @@ import elasticnet.before_torch  # sets what must be set before torch is imported
 # isort: split
 import faulthandler
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +57,7 @@ from elasticnet.sr.benchmark.validation_crops import validation_crops
 from elasticnet.sr.data import PairSet
 from elasticnet.sr.data.download import download_div2k
 from elasticnet.sr.data.image_record import keep_image_record
+from elasticnet.sr.data.licences import note_licences
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.inference.self_ensemble import self_ensembled
@@ -62,6 +65,7 @@ from elasticnet.sr.options import (
     DataOptions,
     DegradationOptions,
     refuse_track_as_degradation,
+    with_several_folders,
 )
 from elasticnet.training.learning_rate import cosine, halving
 from elasticnet.training.log import TrainingLog, show_messages
@@ -377,6 +381,11 @@ class Options(OptionGroup):
                     f"{flag(name)} {values[name]}: --task {task} has {name} {needed}; leave it out"
                 )
 
+    @classmethod
+    def with_new_names(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of an older run as they are written today."""
+        return with_several_folders(stored)
+
 
 # what a preset changes of the published training
 PRESETS: dict[str, dict[str, Any]] = {
@@ -429,7 +438,7 @@ class Choice:
 
     preset: str | None = None
     task: str = "sr"
-    data: Path | None = None
+    data: list[str] | None = None
     download: bool = False
     degradation: str = "BI"
 
@@ -460,7 +469,7 @@ def defaults(choice: Choice) -> Options:
     """Return the options where nothing else is given: those of the preset and of the task."""
     data = choice.data
     if data is None and (choice.download or DOWNLOADS.is_dir()):
-        data = DOWNLOADS
+        data = [os.fspath(DOWNLOADS)]
     preset = choice.preset
     if preset not in PRESETS:
         preset = "demo" if data is None else "paper"
@@ -496,6 +505,7 @@ def main(options: Options) -> None:
                 changes_allowed=options.images.changed_images,
                 say=processes.say,
             )
+            keep_licences(options, run, training_images, processes)
             processes.say(
                 f"training on {training_images}, validating on {validation_images}; "
                 f"run folder {run.folder}"
@@ -630,6 +640,9 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         degradation=degradation.degradation,
         seed=options.run.seed,
         num_valid=images.num_valid,
+        held_out=images.held_out,
+        published_split=images.published_split,
+        licences=images.licences,
         min_size=max(images.patch_size, late_patch_size(images)),
         blur_sigma=degradation.blur_sigma,
         noise_sigma=degradation.noise_sigma,
@@ -637,11 +650,23 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         lr_root=images.data_lr,
         cache_dir=images.cache_dir,
         cache=images.cache,
+        say=processes.say,
     )
     processes.say(lr_line(training_images, validation_images))
     if options.setup.task == "restore":
         refuse_made_images({"--data": training_images, "--valid": validation_images})
     return training_images, scorable(validation_images)
+
+
+def keep_licences(
+    options: Options, run: Run, training_images: PairSet, processes: Processes
+) -> None:
+    """Write by which terms the training photographs may be used, where a LICENSES.md says it."""
+    if options.images.data is None or not run.writer:
+        return
+    line = note_licences(run.folder, options.images.data, training_images.names)
+    if line is not None:
+        processes.say(line)
 
 
 def refuse_made_images(pairs_by_option: Mapping[str, PairSet]) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 import elasticnet
 from elasticnet._files import write_json
 from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
+from elasticnet.sr.data.licences import RECORD_FILE, licence_counts
 
 RECIPES = Path(__file__).parent
 RESULTS = RECIPES.parent / "docs" / "results"
@@ -42,7 +43,8 @@ def record_of(
 ) -> dict[str, Any]:
     """Return what is kept of a run: options, final table, and the validations on the way.
 
-    Of paths that lead elsewhere the last name is kept.
+    If the terms of its training photographs are known, it holds how many are by which licence. Of
+    paths that lead elsewhere the last name is kept.
 
     Args:
         run: The run folder.
@@ -57,7 +59,13 @@ def record_of(
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     table = json.loads((run / "table.json").read_text())
     table.pop("options", None)
+    # One folder is a word, as in the records of older versions that it stands beside in tables.
+    if isinstance(options.get("data"), list) and len(options["data"]) == 1:
+        (options["data"],) = options["data"]
     record = {"options": options, "table": table, "scores": validations(lines)}
+    photographs = run / RECORD_FILE
+    if photographs.is_file():
+        record["photographs"] = licence_counts(json.loads(photographs.read_text(encoding="utf-8")))
     if folders:
         if machine is None:
             machine = machines_of(lines)

@@ -572,9 +572,9 @@ def usual_options(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = sorted({name for options in every for name in options})
     usual: dict[str, Any] = {}
     for name in names:
-        counts = Counter(options[name] for options in every)
+        counts = Counter(json.dumps(options[name]) for options in every)  # lists have no hash
         [(value, _)] = counts.most_common(1)
-        usual[name] = value
+        usual[name] = json.loads(value)
     return usual
 
 

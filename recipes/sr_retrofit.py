@@ -58,7 +58,7 @@ from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.models.convert import BUILDERS, load_official, read_official
 from elasticnet.sr.models.edsr import tap_macs
 from elasticnet.sr.models.heads import bicubic_upsample
-from elasticnet.sr.options import DataOptions
+from elasticnet.sr.options import DataOptions, with_several_folders
 from elasticnet.training.learning_rate import cosine
 from elasticnet.training.log import TrainingLog, show_messages
 from elasticnet.training.options import (
@@ -215,6 +215,7 @@ class Options(OptionGroup):
     @classmethod
     def with_new_names(cls, stored: dict[str, Any]) -> dict[str, Any]:
         """Return stored options by today's names: RCAN's --group-size was --num-blocks once."""
+        stored = with_several_folders(stored)
         if stored.get("model") == "rcan" and "group_size" not in stored:
             return {**stored, "num_blocks": None, "group_size": stored.get("num_blocks")}
         return stored
@@ -677,11 +678,15 @@ def load_images(
         images.valid[0] if images.valid else None,
         scale,
         num_valid=images.num_valid,
+        held_out=images.held_out,
+        published_split=images.published_split,
+        licences=images.licences,
         min_size=images.patch_size,
         track=images.track,
         lr_root=images.data_lr,
         cache_dir=images.cache_dir,
         cache=images.cache,
+        say=processes.say,
     )
     processes.say(lr_line(training, validation))
     if images.valid:

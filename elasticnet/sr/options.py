@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from elasticnet.sr.data.lr_folders import TRACKS
-from elasticnet.training.options import NOT_STORED, AtLeast, OptionGroup
+from elasticnet.training.options import NOT_STORED, PATHS, AtLeast, OptionGroup, old_runs
 
 
 def refuse_track_as_degradation(degradation: str) -> None:
@@ -28,17 +28,29 @@ def refuse_track_as_degradation(degradation: str) -> None:
         )
 
 
+def with_several_folders(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a stored run with --data as a list: it was one folder once.
+
+    Args:
+        stored: The options of a run, by name.
+    """
+    data = stored.get("data")
+    if isinstance(data, str):
+        return {**stored, "data": [data]}
+    return stored
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(OptionGroup):
     """The images, of which patches are cut."""
 
-    data: Path | None = None
-    """Training images: DIV2K, another known layout or a flat folder of HR images. Default:
-    scikit-image's photographs.
+    data: list[str] | None = field(default=None, metadata=PATHS)
+    """Training images, one or more folders: DIV2K, another known layout or flat with HR images.
+    Default: scikit-image's photographs.
     """
     data_lr: Path | None = None
-    """The LR images of --data, under the same names. Default: those that lie beside the HR images
-    under a known name; otherwise they are made.
+    """The LR images of --data, one folder then, under the same names. Default: those that lie
+    beside the HR images under a known name; otherwise they are made.
     """
     track: Literal["bicubic", "unknown", "mild", "difficult", "wild", "x8"] | None = None
     """Which of DIV2K's LR images are read, of --data and of --valid; they have to be there."""
@@ -51,12 +63,25 @@ class DataOptions(OptionGroup):
     changed_images: bool = field(default=False, metadata=NOT_STORED)
     """With --resume: go on although the images are not those that the run was started with."""
     num_valid: Annotated[int, AtLeast(0)] = 10
-    """How many training images are held out when --valid is not given."""
+    """How many training images are held out where no other validation images are given or there.
+    """
+    held_out: Path | None = None
+    """Text file with the names of training images, one a line, that are held out and validated on.
+    """
+    published_split: bool = field(default=True, metadata=old_runs(False))
+    """Validate on DIV2K's own validation images where --data has them. Without, --num-valid of the
+    800 training images are held out, as in runs of older versions.
+    """
+    licences: Literal["all", "permissive"] = "all"
+    """permissive: do not train on photographs that are copyleft by the LICENSES.md of their folder.
+    """
     patch_size: Annotated[int, AtLeast(1)] = 48
     """Side of an LR patch in pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data is not None and not self.data:
+            raise ValueError("--data: expected at least one folder")
         if self.cache_dir is not None and not self.cache:
             raise ValueError(f"--cache-dir {self.cache_dir} with --no-cache: give one of the two")
 

@@ -169,7 +169,8 @@ class OptionGroup:
 NOT_STORED = {"stored": False}
 
 
-# Metadata of an option that is a list of strings: they are paths of files or folders to read.
+# Metadata of an option that is a list of strings, or None: they are paths of files or folders to
+# read.
 PATHS = {"paths": True}
 
 
@@ -547,6 +548,10 @@ def as_command(
             words.append(flag(name))
         elif value is False:
             words.append(flag(f"no_{name}"))
+        elif isinstance(value, list):
+            entries: list[Any] = value
+            words.append(flag(name))
+            words += [shlex.quote(str(entry)) for entry in entries]
         else:
             words += [flag(name), shlex.quote(str(value))]
     return " ".join(words)
@@ -592,6 +597,8 @@ def _with_found_paths(options: Options, folder: Path) -> Options:
     declared = _declarations(options)
     found: dict[str, Any] = {}
     for name, value in flat_values(options).items():
+        if value is None:
+            continue
         if declared[name].metadata.get("paths", False):
             found[name] = [os.fspath(_found(Path(path), places)) for path in value]
         elif isinstance(value, Path) and name not in _OUTPUTS:

@@ -420,6 +420,9 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
     # options that came later, at their neutral values
     newer = {
         "data_lr": None,
+        "held_out": None,
+        "published_split": False,
+        "licences": "all",
         "track": None,
         "cache": True,
         "cache_dir": None,

@@ -47,6 +47,18 @@ class Pair(NamedTuple):
     lr: Path | None
 
 
+class ValidationImages(NamedTuple):
+    """The validation images that a copy of DIV2K holds.
+
+    Attributes:
+        folder: The name of the folder that they lie in.
+        beside_training: Whether the training images lie in the same folder, as in EDSR's copies.
+    """
+
+    folder: str
+    beside_training: bool
+
+
 class FoundPairs(NamedTuple):
     """The pairs of a data set, and where they come from.
 
@@ -127,6 +139,31 @@ def _layout_of_images(root: Path) -> str | None:
         if folder.name.isdecimal() and folder.is_dir() and _realsr_names(images_in(folder)):
             return "realsr"
     return "nested" if _nested_root(root) is not None else None
+
+
+def find_validation(root: str | os.PathLike[str]) -> ValidationImages | None:
+    """Say where the validation images of DIV2K lie, those of the split "valid".
+
+    Args:
+        root: A data set's folder.
+
+    Returns:
+        Where they lie: in `DIV2K_valid_HR`, or with numbers from 801 on in `DIV2K_train_HR`, as in
+        EDSR's copies. None if there are none, or if the folder has another layout.
+
+    Raises:
+        FileNotFoundError: As `find_layout` does.
+        ValueError: As `find_layout` does.
+    """
+    if find_layout(root) != "div2k":
+        return None
+    own_folder = Path(root) / "DIV2K_valid_HR"
+    if own_folder.is_dir():
+        return ValidationImages(own_folder.name, beside_training=False)
+    training_folder = Path(root) / "DIV2K_train_HR"
+    if _of_split(some_images_in(training_folder), "valid"):
+        return ValidationImages(training_folder.name, beside_training=True)
+    return None
 
 
 def find_pairs(

@@ -97,7 +97,7 @@ class PairSet:
 
     @property
     def lr_is_made(self) -> bool:
-        """Whether the LR images were made of the HR images, and not read from files."""
+        """Whether LR images were made of the HR images, at least some, and not read from files."""
         return self.lr_source.startswith("made")
 
     def __len__(self) -> int:

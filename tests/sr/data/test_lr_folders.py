@@ -377,7 +377,7 @@ def test_lr_images_of_one_hr_image_are_held_out_together(tracks: Path) -> None:
         put(tracks / f"DIV2K_train_HR/000{number}.png", 64, 64)
         for variant in range(1, 5):
             put(tracks / f"DIV2K_train_LR_wild/000{number}x4w{variant}.png", 16, 16)
-    training, valid = training_pairs(tracks, None, 4, num_valid=1, progress=False, track="wild")
+    training, valid = training_pairs([tracks], None, 4, num_valid=1, progress=False, track="wild")
     assert valid.names == [f"0001x4w{number}" for number in range(1, 5)]
     assert len(training) == 8
 

@@ -34,7 +34,7 @@ def test_exactly_so_many_images_are_held_out(
 ) -> None:
     num_valid = draw.draw(st.integers(1, count - 1))
     training, valid = training_pairs(
-        folders[count], None, SCALE, num_valid=num_valid, progress=False
+        [folders[count]], None, SCALE, num_valid=num_valid, progress=False
     )
     everything = [f"image{index:02}" for index in range(count)]
     assert len(valid) == num_valid
@@ -44,7 +44,7 @@ def test_exactly_so_many_images_are_held_out(
     assert gaps.max() - gaps.min() <= 1, "evenly spread"
     whole = contents(load_pairs(folders[count], SCALE, progress=False))
     assert {**contents(training), **contents(valid)} == whole
-    again = training_pairs(folders[count], None, SCALE, num_valid=num_valid, progress=False)
+    again = training_pairs([folders[count]], None, SCALE, num_valid=num_valid, progress=False)
     assert [pairs.names for pairs in again] == [training.names, valid.names]
 
 
@@ -57,11 +57,11 @@ def test_a_bad_number_of_images_to_hold_out(
         rf"the {count} training images; .*--valid"
     )
     with pytest.raises(ValueError, match=message):
-        training_pairs(folders[count], None, SCALE, num_valid=num_valid, progress=False)
+        training_pairs([folders[count]], None, SCALE, num_valid=num_valid, progress=False)
 
 
 def test_validation_images_of_their_own(folders: dict[int, Path]) -> None:
-    training, valid = training_pairs(folders[5], folders[1], SCALE, num_valid=99, progress=False)
+    training, valid = training_pairs([folders[5]], folders[1], SCALE, num_valid=99, progress=False)
     assert (len(training), len(valid)) == (5, 1)
 
 
@@ -70,24 +70,32 @@ def test_the_patch_size_leaves_out_small_training_images_alone(folders: dict[int
     with pytest.warns(
         UserWarning, match=r"left out 1 of 5 images .*\n  image00: .*10x4 pixels is smaller than 6"
     ):
-        training, valid = training_pairs(folders[5], folders[1], SCALE, min_size=6, progress=False)
+        training, valid = training_pairs(
+            [folders[5]], folders[1], SCALE, min_size=6, progress=False
+        )
     assert training.names == ["image01", "image02", "image03", "image04"]
     assert valid.names == ["image00"]
 
 
 def test_div2k_brings_its_own_splits(tmp_path: Path) -> None:
-    """With --valid its validation images are taken, without it some of the training images."""
+    """Its validation images are taken, also without --valid; or some of its training images."""
     root = tmp_path / "DIV2K"
     for number in (1, 2, 3, 801, 802):
         put(root / "DIV2K_train_HR" / f"{number:04}.png", 16, 20, seed=number)
         lr_folder = root / "DIV2K_train_LR_bicubic" / "X2"
         put(lr_folder / f"{number:04}x2.png", 8, 10, seed=10 * number)
 
-    training, valid = training_pairs(root, root, SCALE, progress=False)
+    training, valid = training_pairs([root], root, SCALE, progress=False)
     assert (training.names, valid.names) == (["0001", "0002", "0003"], ["0801", "0802"])
     assert np.array_equal(valid.lr(1), noise(8, 10, 8020)), "the LR files are used"
 
-    training, valid = training_pairs(root, None, SCALE, num_valid=1, progress=False)
+    training, valid = training_pairs([root], None, SCALE, num_valid=1, progress=False)
+    assert (training.names, valid.names) == (["0001", "0002", "0003"], ["0801"])
+    assert np.array_equal(valid.lr(0), noise(8, 10, 8010)), "the LR files are used"
+
+    training, valid = training_pairs(
+        [root], None, SCALE, num_valid=1, published_split=False, progress=False
+    )
     assert (training.names, valid.names) == (["0002", "0003"], ["0001"])
 
 
@@ -102,7 +110,7 @@ def test_without_data_the_carried_photographs_are_split(folders: dict[int, Path]
 
 def test_scale_degradation_and_seed_reach_the_pairs(folders: dict[int, Path]) -> None:
     def noisy(seed: int) -> tuple[PairSet, PairSet]:
-        return training_pairs(folders[2], folders[1], 3, "DN", seed=seed, progress=False)
+        return training_pairs([folders[2]], folders[1], 3, "DN", seed=seed, progress=False)
 
     for first, again, other in zip(noisy(5), noisy(5), noisy(6), strict=True):
         assert first.scale == 3
@@ -121,7 +129,7 @@ def test_training_pairs_keep_decoded_images_where_they_are_told(
     monkeypatch.chdir(tmp_path)
     for name in ("train", "valid"):
         flat(tmp_path / name, 2)
-    training, valid = training_pairs("train", "valid", SCALE, progress=False, **as_options)
+    training, valid = training_pairs(["train"], "valid", SCALE, progress=False, **as_options)
     assert (len(training), len(valid)) == (2, 2)
     there = sorted(path.name for path in tmp_path.iterdir())
     kept = ["cache"] if "cache_dir" in as_options else []
@@ -142,7 +150,7 @@ def test_the_disk_may_go_away(tmp_path: Path) -> None:
         pairs = load_pairs(root, SCALE, min_size=5, cache_dir=tmp_path / "cache", progress=False)
     before = contents(pairs)
     copied = pairs.in_memory()
-    training, valid = training_pairs(root, None, SCALE, num_valid=2, progress=False)
+    training, valid = training_pairs([root], None, SCALE, num_valid=2, progress=False)
     for held in (copied, training, valid):
         # (reading a file that is cut off would end this process, and not only the test)
         assert not isinstance(held.lr_pixels, np.memmap)
@@ -172,5 +180,5 @@ def test_processes_of_one_host_share_its_memory(
     for count, fits in ((None, True), ("2", True), ("3", False)):
         if count is not None:
             monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
-        training, _ = training_pairs(root, None, SCALE, num_valid=1, progress=False)
+        training, _ = training_pairs([root], None, SCALE, num_valid=1, progress=False)
         assert isinstance(training.hr_pixels, np.memmap) is not fits
