@@ -22,7 +22,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import torch
 
@@ -549,7 +549,7 @@ def as_command(
         elif value is False:
             words.append(flag(f"no_{name}"))
         elif isinstance(value, list):
-            entries: list[Any] = value
+            entries = cast("list[Any]", value)  # a list of what, isinstance does not say
             words.append(flag(name))
             words += [shlex.quote(str(entry)) for entry in entries]
         else:

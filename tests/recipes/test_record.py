@@ -59,6 +59,24 @@ def test_a_run_is_taken_without_the_paths_of_its_machine(record, tmp_path):
     }
 
 
+def test_a_record_counts_the_photographs_of_each_licence(record, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "options.json").write_text(json.dumps({"data": [str(tmp_path / "photos")]}))
+    (run / "log.jsonl").write_text("")
+    (run / "table.json").write_text("{}")
+    licences = {"CC0-1.0": {"copyleft": False, "names": ["a", "b"]}}
+    counts = {"photographs": 3, "copyleft": 0, "unknown": 1}
+    (run / "photographs.json").write_text(json.dumps({**counts, "licences": licences}))
+
+    kept = record.record_of(run)
+    assert kept["photographs"] == {
+        **counts,
+        "licences": {"CC0-1.0": {"copyleft": False, "photographs": 2}},
+    }
+    assert kept["options"]["data"] == "photos", "one folder is a word, as in older records"
+
+
 def test_further_sets_are_added_to_a_record_and_scored_anew(record, tmp_path):
     photo = skimage.data.astronaut()[:48, :48]
     for name in ("Old", "New"):

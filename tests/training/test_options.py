@@ -484,6 +484,7 @@ on_a_command_line = st.builds(
     out=st.none() | names,
     num_blocks=st.integers(1),
     sampled_taps=st.none() | st.integers(0),
+    scored=st.lists(names.map(str), max_size=2),
     clip_norm=st.none() | st.floats(0, exclude_min=True, allow_infinity=False),
     tensorboard=st.booleans(),
 )
