@@ -75,7 +75,7 @@ def assert_trained_as_one(weights: dict[str, Any], weight_decay: float = 0.01) -
     assert_close(weights, trained_plainly(torch.float64, weight_decay=weight_decay))
 
 
-def assert_close(actual: dict[str, Any], expected: dict[str, Any]) -> None:
+def assert_close(actual: dict[Any, Any], expected: dict[Any, Any]) -> None:
     torch.testing.assert_close(actual, dict(expected), rtol=1e-7, atol=1e-10)
 
 
