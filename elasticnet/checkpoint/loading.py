@@ -250,9 +250,11 @@ def _match_tensors(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: i
     stored_names = checkpoint.table.entries.keys()
     # stored name -> name in the net; names without a partner are left out
     name_of = match_names(stored_names, known=state)
-    stored_name_of = {name: stored_name for stored_name, name in name_of.items()}
+    matches: dict[str, _Match] = {}  # by the name in the net
+    for stored_name, name in name_of.items():
+        matches[name] = _Match(name, stored_name, target=state[name])
 
-    without_partner = state.keys() - stored_name_of.keys()
+    without_partner = state.keys() - matches.keys()
     if without_partner:
         raise ValueError(
             f"{checkpoint.file_name}: no tensor {min(without_partner)!r}, "
@@ -264,10 +266,7 @@ def _match_tensors(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: i
         if not is_of_deeper_block:
             raise _no_place_error(checkpoint, stored_name)
 
-    return [
-        _Match(name=name, stored_name=stored_name_of[name], target=tensor)
-        for name, tensor in state.items()
-    ]
+    return [matches[name] for name in state]
 
 
 def _no_place_error(checkpoint: Checkpoint, stored_name: str) -> ValueError:
