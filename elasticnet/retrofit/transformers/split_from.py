@@ -231,9 +231,10 @@ def _lacks_length_of_cache(model: Any, example: Tensor) -> bool:
     """
     if not without_cache(model):  # it has no switch for a cache
         return False
+    device = next(model.parameters()).device  # the net's
     try:
         with evaluating(model), torch.no_grad():
-            model(example[:1], use_cache=True)
+            model(example[:1].to(device), use_cache=True)
     except ValueError as error:
         return LENGTH_OF_CACHE in str(error)
     except RUN_ERRORS:  # the proof of the output says what is wrong
@@ -242,10 +243,11 @@ def _lacks_length_of_cache(model: Any, example: Tensor) -> bool:
 
 
 def _switch_off_cache(model: Any) -> None:
-    """Let a model generate without a cache."""
-    model.generation_config.use_cache = False
+    """Let a model run and generate without a cache."""
+    for config in (model.generation_config, model.config, model.config.get_text_config()):
+        config.use_cache = False
     logger.warning(
-        "%s of this depth generates without a cache (generation_config.use_cache=False): "
+        "%s of this depth runs and generates without a cache (use_cache=False in its configs): "
         "transformers reads the length of a cache off a layer of attention, and it has none",
         type(model).__name__,
     )
