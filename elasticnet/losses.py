@@ -268,7 +268,8 @@ class ElasticObjective(nn.Module):
                 shallowest tap, prefix tokens included. None: those of the keyword argument that
                 `net.mask_keyword` names, or all. If the net has an argument `mask` itself, because
                 its stem names it or because call_block or the head reads it, the mask is the net's;
-                L_PSD takes it too if `net.mask_keyword` is "mask".
+                L_PSD takes it too if `net.mask_keyword` is "mask". A net that was split has such an
+                argument only if the model has.
             **keywords: For the network.
 
         Returns:
