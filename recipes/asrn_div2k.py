@@ -998,18 +998,20 @@ def resume(
     latest = run.load_latest()
     if latest is None:
         return Standing(steps_done=0, best=best, recent=recent, log_state=None)
-    step, state = latest
+    steps_done, state = latest
     last_step = options.optimiser.steps
-    if step > last_step:
-        raise ValueError(f"--steps {last_step}: the run in {run.folder} is already at step {step}")
+    if steps_done > last_step:
+        raise ValueError(
+            f"--steps {last_step}: the run in {run.folder} is already at step {steps_done}"
+        )
     training_step.load_state_dict(state["training"])
     # Where more processes resume than have saved, the others keep the generators of their seed.
     if processes.rank < len(state["random"]):
         set_random_state(state["random"][processes.rank])
-    processes.say(f"resumed {run.folder} at step {step}")
+    processes.say(f"resumed {run.folder} at step {steps_done}")
     best.psnr = kept_psnr(best.file, state["best"], processes)
     recent.load(state.get("recent", []))  # not in the states of runs without --mean-last
-    return Standing(steps_done=step, best=best, recent=recent, log_state=state["log"])
+    return Standing(steps_done=steps_done, best=best, recent=recent, log_state=state["log"])
 
 
 def kept_psnr(best_file: Path, psnr_in_state: float, processes: Processes) -> float:
@@ -1076,12 +1078,12 @@ class Due(NamedTuple):
     line: bool
 
 
-def due_after(step: int, options: Options) -> Due:
+def due_after(steps_done: int, options: Options) -> Due:
     """Return what is due. Every validation also saves, and every save also writes a log line."""
-    at_the_end = step == options.optimiser.steps
-    validation = at_the_end or step % options.run.eval_every == 0
-    save = validation or step % options.run.save_every == 0
-    line = save or step % options.run.log_every == 0
+    at_the_end = steps_done == options.optimiser.steps
+    validation = at_the_end or steps_done % options.run.eval_every == 0
+    save = validation or steps_done % options.run.save_every == 0
+    line = save or steps_done % options.run.log_every == 0
     return Due(validation=validation, save=save, line=line)
 
 
@@ -1107,7 +1109,7 @@ def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) ->
 
 def save_state(
     run: Run,
-    step: int,
+    steps_done: int,
     training_step: TrainingStep,
     log: TrainingLog,
     best: Best,
@@ -1126,10 +1128,10 @@ def save_state(
     }
     if recent.count > 0:
         state["recent"] = recent.states
-    run.save(step, state)
+    run.save(steps_done, state)
     if processes.first:
         last = run.folder / "last.safetensors"
-        elasticnet.save(training_step.averaged_net, last, {"step": step})
+        elasticnet.save(training_step.averaged_net, last, {"step": steps_done})
 
 
 # --- names
