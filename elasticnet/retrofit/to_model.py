@@ -15,6 +15,9 @@ from elasticnet.retrofit.split_from import ModelSource, Names, tensors_of
 from elasticnet.taps import resolve_depth
 from elasticnet.wrapper import ElasticWrapper, evaluating
 
+# what is in the names of settings that matter in training alone
+TRAINING_WORDS = ("training", "drop", "momentum", "checkpointing")
+
 
 def to_model(net: nn.Module, depth: int) -> Any:
     """Return an ordinary model of a net's first blocks, of the class that the net was split from.
@@ -162,15 +165,16 @@ def _check_settings(net: ElasticWrapper, model: nn.Module, source: ModelSource, 
 
 
 def _settings_of(block: nn.Module) -> dict[str, Any]:
-    """The plain values that the modules of a block hold; not those of dropout, which is off."""
-    settings: dict[str, Any] = {}
+    """The plain values that the modules of a block hold, but those of the training alone."""
     untyped: Any = block  # PyTorch does not annotate named_modules
     modules: dict[str, nn.Module] = dict(untyped.named_modules())
+    settings: dict[str, Any] = {}
     for path, module in modules.items():
+        if "dropout" in type(module).__name__.lower():
+            continue
         for name, value in vars(module).items():
-            is_private = name.startswith("_") or name in ("training", "gradient_checkpointing")
-            is_of_dropout = "drop" in name or "dropout" in type(module).__name__.lower()
-            if isinstance(value, (bool, int, float, str)) and not is_private and not is_of_dropout:
+            is_left_out = name.startswith("_") or any(word in name for word in TRAINING_WORDS)
+            if isinstance(value, (bool, int, float, str)) and not is_left_out:
                 settings[plain_name(block, f"{path}.{name}".removeprefix("."))] = value
     return settings
 

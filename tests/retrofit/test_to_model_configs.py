@@ -221,6 +221,7 @@ def test_another_setting_of_a_block_is_refused() -> None:
             super().__init__()
             self.linear = nn.Linear(4, 4)
             self.window = 8
+            self.drop_rate = 0.0
 
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(x[:, : self.window])
@@ -229,6 +230,7 @@ def test_another_setting_of_a_block_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*blocks), nn.Linear(4, 2)).eval()
     net: Any = split_at(model, "1", torch.randn(2, 6, 4)).wrap().eval()
     to_model(net, 2)
+    net.blocks[1].drop_rate = 0.5  # of the training alone
     net.blocks[1].window = 16
     with pytest.raises(
         ValueError, match="block 2: its window is 8 in Sequential of depth 2, and 16"
