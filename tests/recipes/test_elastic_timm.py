@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -350,6 +351,23 @@ def test_an_argument_that_the_model_does_not_take_is_named(recipe: ModuleType) -
     images = recipe.load_images(options)
     with pytest.raises(ValueError, match=r"--model-options .*no_such_size=3': .*no_such_size"):
         recipe.build_model(options, images)
+
+
+def test_the_guide_shows_mean_and_spread_of_the_records() -> None:
+    guide = (ROOT / "docs" / "guides" / "elastic_timm.md").read_text()
+    tables: list[Any] = []
+    for name in ("elastic-timm", "elastic-timm-seed1"):
+        tables.append(json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())["table"])
+    for depth, cost in tables[0]["cost"].items():
+        cells = [depth, f"{cost:.0f} %"]
+        for way in ("ordinary", "elastic", "alone"):
+            accuracies = [table["accuracy"][way][depth] for table in tables]
+            cells.append(f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f}")
+        gains: list[float] = []
+        for table in tables:
+            gains.append(table["accuracy"]["elastic"][depth] - table["accuracy"]["alone"][depth])
+        cells.append(f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f}")
+        assert f"| {' | '.join(cells)} |" in guide
 
 
 def test_help_shows_every_option_in_its_group() -> None:
