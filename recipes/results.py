@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elasticnet._files import write_atomic
 from elasticnet._tables import table
+from elasticnet.sr.data.licences import licence_line
 from elasticnet.training.options import as_command
 
 if TYPE_CHECKING:
@@ -939,6 +940,9 @@ def card_rows(name: str, record: Record, presets: Presets) -> list[list[str]]:
     scores = " ".join(decibels(score(record, "Set5", depth) for depth in depths_of(record)))
     hours = record["scores"][-1]["seconds"] / 3600
     best = max(record["scores"], key=lambda line: sum(line["psnr"].values()))
+    photographs: list[list[str]] = []
+    if "photographs" in record:  # runs on photographs whose terms are known
+        photographs.append(["photographs", licence_line(record["photographs"])])
     return [
         ["network", f"{network}{skip}"],
         [
@@ -951,6 +955,7 @@ def card_rows(name: str, record: Record, presets: Presets) -> list[list[str]]:
             f"step {best['step']:,}, whose mean over depths on the held-out photographs was the "
             "best",
         ],
+        *photographs,
         ["hardware", record["machine"]],
         ["seed", options["seed"]],
         ["command", f"`python recipes/asrn_div2k.py {changed(options, presets)}`"],

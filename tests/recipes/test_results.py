@@ -449,6 +449,22 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
     ):
         assert line in card
     assert "30.01 30.02 30.03 30.04 30.05;" in card
+    assert "| photographs |" not in card, "their terms are not known"
+
+
+def test_a_card_says_by_which_terms_the_photographs_may_be_used(results):
+    record = a_record()
+    record |= {"machine": "a computer", "photographs": {"photographs": 3, "copyleft": 1}}
+    record["photographs"] |= {
+        "unknown": 0,
+        "licences": {
+            "CC0-1.0": {"copyleft": False, "photographs": 2},
+            "CC-BY-SA-4.0": {"copyleft": True, "photographs": 1},
+        },
+    }
+    rows = results.card_rows("x4", record, presets())
+    said = "terms of 3 training images: CC0-1.0 2, CC-BY-SA-4.0 1; copyleft: 1"
+    assert ["photographs", said] in rows
 
 
 def test_a_choice_is_named_by_what_it_changes_also_beside_records_from_before_that_option(results):

@@ -200,23 +200,25 @@ def licence_counts(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "licences": licences}
 
 
-def licence_line(record: Mapping[str, Any]) -> str:
+def licence_line(counts: Mapping[str, Any]) -> str:
     """Return in a line by which terms photographs are trained on.
 
     Args:
-        record: What `licence_record` returned.
+        counts: What `licence_counts` returned.
 
     Example:
         >>> terms = {"a": Terms("CC0-1.0", copyleft=False), "b": Terms("CC-BY-SA-4.0", True)}
-        >>> licence_line(licence_record(terms))
+        >>> licence_line(licence_counts(licence_record(terms)))
         'terms of 2 training images: CC0-1.0 1, CC-BY-SA-4.0 1; copyleft: 1'
     """
-    counts = [f"{name} {len(entry['names'])}" for name, entry in record["licences"].items()]
-    if record["unknown"]:
-        counts.append(f"not known {record['unknown']}")
+    words: list[str] = []
+    for name, entry in counts["licences"].items():
+        words.append(f"{name} {entry['photographs']}")
+    if counts["unknown"]:
+        words.append(f"not known {counts['unknown']}")
     return (
-        f"terms of {record['photographs']} training images: {', '.join(counts)}; "
-        f"copyleft: {record['copyleft']}"
+        f"terms of {counts['photographs']} training images: {', '.join(words)}; "
+        f"copyleft: {counts['copyleft']}"
     )
 
 
@@ -241,4 +243,4 @@ def note_licences(
         return None
     record = licence_record(terms_by_name)
     write_json(folder / RECORD_FILE, record)
-    return licence_line(record)
+    return licence_line(licence_counts(record))

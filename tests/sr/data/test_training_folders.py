@@ -379,4 +379,4 @@ def test_a_run_records_which_photographs_by_which_terms(tmp_path: Path, licensed
 def test_where_all_terms_are_known_the_line_says_nothing_of_unknown_ones(licensed: Path) -> None:
     record = licence_record(terms_of_images([licensed], ["a", "c"]))
     expected = "terms of 2 training images: CC0-1.0 1, CC-BY-4.0 1; copyleft: 0"
-    assert licence_line(record) == expected
+    assert licence_line(licence_counts(record)) == expected
