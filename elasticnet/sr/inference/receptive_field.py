@@ -31,11 +31,10 @@ from elasticnet.wrapper import ElasticWrapper
 STRIP_HEIGHT = 8  # pixels
 LONGEST_STRIP = 1024  # pixels
 STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; what _length_to_cut chooses from
-# A strip that is cut needs a length of 2 * reach + PIXELS_BESIDE_REACH, so that at least one pixel
-# is out of reach of both cuts.
-PIXELS_BESIDE_REACH = 1 + 2  # this pixel, which is compared, and the two that are cut off
-# 510 pixels: the middle pixel of the longest strip has 512 pixels before it and 511 behind it, and
-# the cut needs 2 * 510 + 3 = 1023 of the 1024.
+# A strip to cut has at least 2 * reach + 3 pixels: two are cut off, and one that is out of reach of
+# both cuts is compared.
+PIXELS_BESIDE_REACH = 3
+# The cut is the tighter limit: 2 * reach + 3 <= 1024, so reach <= 510.
 LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2
 SQUARE = 48  # pixels a side of the image on which memory is measured
 TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
@@ -153,26 +152,30 @@ def _reach(predict: Predict, scale: int) -> int | None:
 
 def _reach_along_width(predict: Predict, scale: int) -> int | None:
     """The reach to the left and to the right; None as in `Footprint`."""
-    # 1. Find a candidate. A shorter strip would not show a layer that sees a pixel far away and
+    # 1. Measure it by a NaN. A shorter strip would not show a layer that sees a pixel far away and
     # none of those between, such as a dilated convolution.
     distances = _distances_of_nan(predict, scale, length=LONGEST_STRIP)  # (number of NaN pixels,)
     nan_was_replaced = len(distances) == 0  # on the way, as `nan_to_num` does
-    candidate = 0 if nan_was_replaced else int(distances.max())
-    if candidate > LARGEST_REACH:
+    if nan_was_replaced:
+        return _reach_without_nan(predict, scale)
+    reach = int(distances.max())
+    if reach > LARGEST_REACH:
         return None  # NaN up to an end of the strip, or nearly so: no bound shows
 
-    length = _length_to_cut(candidate)
-    if nan_was_replaced:
-        # 0 is a guess, which the longest strip tests best. The test still confirms 0 wrongly if a
-        # layer sees far pixels so faintly that the cut changes the output by less than `TOLERANCE`.
-        # The shallowest depth has the fewest blocks that could replace a NaN, so `_larger_reach`
-        # takes no less than its reach for the others.
-        length = LONGEST_STRIP
+    # 2. Confirm it by a comparison of two passes.
+    if _is_same_when_cut(predict, scale, length=_length_to_cut(reach), reach=reach):
+        return reach
+    return None  # the reach changes with the place
 
-    # 2. Confirm it or refute it by a comparison of two passes.
-    if _is_same_when_cut(predict, scale, length=length, reach=candidate):
-        return candidate
-    return None  # the reach changes with the place, or the guess was too small
+
+def _reach_without_nan(predict: Predict, scale: int) -> int | None:
+    """The reach of a network that replaces NaN: 0 if the longest strip confirms that, or else None.
+
+    The longest strip tests the guess best. `Footprint` says what it can still miss.
+    """
+    if _is_same_when_cut(predict, scale, length=LONGEST_STRIP, reach=0):
+        return 0
+    return None
 
 
 def _length_to_cut(reach: int) -> int:
@@ -201,26 +204,27 @@ def _distances_of_nan(predict: Predict, scale: int, length: int) -> Tensor:
 def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> bool:
     """Whether the output that is `reach` pixels inside a strip stays the same if its ends are cut.
 
-    One pixel is cut off at each end. The output changes if it depends on where a pixel lies in the
-    image, or if the network sees further than `reach`. Here are the strips of reach=2 and length=7;
-    "=" is where their outputs are compared, and "-" is the rest:
+    The output changes if it depends on where a pixel lies in the image, or if the network sees
+    further than `reach`. Cutting off one pixel at each end is enough: one pixel changes the phase
+    of every stride and window. Here are the strips of reach=2 and length=7; "=" is where their
+    outputs are compared, and "-" is the rest:
 
         pixel of whole   0 1 2 3 4 5 6
         whole            - - - = - - -
         cut                - - = - -
     """
     whole = _strip(length)  # (1, 3, 8, length)
-    cut = whole[..., 1:-1]  # (1, 3, 8, length - 2); its pixel i is pixel i + 1 of the whole
+    cut = whole[..., 1:-1]  # (1, 3, 8, length - 2)
+    offset = 1  # the cut's pixel i is the whole's pixel i + offset
     output_of_whole = predict(whole)  # (1, 3, scale * 8, scale * length)
     output_of_cut = predict(cut)  # (1, 3, scale * 8, scale * (length - 2))
 
-    # Compare the outputs of the pixels of the whole that are out of reach of both cuts.
-    first = 1 + reach
-    behind = length - 1 - reach
-    inside_whole = output_of_whole[..., first * scale : behind * scale]
-    first_in_cut = first - 1  # the cut begins one pixel later
-    behind_in_cut = behind - 1
-    inside_cut = output_of_cut[..., first_in_cut * scale : behind_in_cut * scale]
+    # Compare the outputs of the cut's pixels that are at least `reach` away from its ends.
+    start = reach * scale
+    stop = (length - 2 - reach) * scale
+    shift = offset * scale
+    inside_cut = output_of_cut[..., start:stop]
+    inside_whole = output_of_whole[..., start + shift : stop + shift]
     difference = (inside_whole - inside_cut).abs().max()
     largest_output = output_of_whole.abs().max()
     # False also if the network itself gives NaN or infinity: this strip has no NaN in it.
