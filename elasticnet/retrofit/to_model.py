@@ -130,7 +130,7 @@ def _check_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     kind = type(model).__name__
     for key, value in values.items():
         if key in held and held[key].shape != value.shape:
-            continue  # it depends on the number of layers; `build` says so
+            continue  # it depends on the number of layers: the model has the first part
         if key not in held and not isinstance(value, nn.Parameter):
             continue  # such as the rotary frequencies of a kind of layer that only deeper ones are
         if key not in held:

@@ -77,32 +77,35 @@ class TransformersSource(ModelSource):
         if self.generation_config is not None:
             holder: Any = model
             holder.generation_config = deepcopy(self.generation_config)
-        depend_on_depth = self._keys_that_depend_on_depth(model, values)
-        _fill(model, values, drawn=depend_on_depth)
+        _fill(model, {**values, **self._first_parts(model, values)})
         if self.generation_config is not None and _lacks_length_of_cache(model, self.example):
             _switch_off_cache(model)
         return model
 
-    def _keys_that_depend_on_depth(
-        self, model: nn.Module, values: Mapping[str, Tensor]
-    ) -> list[str]:
-        """The tensors whose shape in the class depends on the number of layers.
+    def _first_parts(self, model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the tensors whose shape depends on the number of layers, what the first ones need.
 
-        The head of ESM that predicts contacts has such a weight. No block has one.
+        ESM's head that predicts contacts has such a weight, and so have Gemma 4's embeddings for
+        each layer. The proof shows whether the first part is what the class takes.
         """
-        others: list[str] = []
+        smaller: dict[str, torch.Size] = {}
         for key, tensor in tensors_of(model).items():
             if key in values and values[key].shape != tensor.shape:
-                others.append(key)
-        if not others:
-            return []
+                smaller[key] = tensor.shape
+        if not smaller:
+            return {}
         build: Any = self.model_class
         try:
             with torch.device("meta"):
                 whole = tensors_of(build(deepcopy(self.config)))
         except Exception:  # whatever a class raises that needs numbers to be built
-            return []
-        return [key for key in others if key in whole and whole[key].shape == values[key].shape]
+            return {}
+        parts: dict[str, Tensor] = {}
+        for key, shape in smaller.items():
+            is_of_class = key in whole and whole[key].shape == values[key].shape
+            if is_of_class and len(shape) == values[key].ndim:
+                parts[key] = _first_part(values[key], shape)
+        return parts
 
     def _model_of(self, config: Any, depth: int) -> nn.Module:
         """A model of a config, with weights that the class draws."""
@@ -182,11 +185,16 @@ def transformers_source(
     )
 
 
-def _fill(model: nn.Module, values: Mapping[str, Tensor], drawn: Sequence[str]) -> None:
-    """Give a model its tensors; those that are tied stay tied.
+def _first_part(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first entries of a parameter or buffer along each axis, as a parameter or buffer."""
+    first = value.detach()[tuple(slice(length) for length in shape)]
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(first, requires_grad=value.requires_grad)
+    return first
 
-    Those in `drawn` stay as the class draws them. The proof shows whether the output needs them.
-    """
+
+def _fill(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give a model its tensors; those that are tied stay tied."""
     kind = type(model).__name__
     for key, tensor in tensors_of(model).items():
         if key not in values:
@@ -196,28 +204,16 @@ def _fill(model: nn.Module, values: Mapping[str, Tensor], drawn: Sequence[str]) 
                 "before the split, as by peft's merge_and_unload; net.truncate(depth) makes a "
                 "network of one depth in any case"
             )
-        if values[key].shape != tensor.shape and key not in drawn:
+        if values[key].shape != tensor.shape:
             raise ValueError(
                 f"{key} has shape {tuple(values[key].shape)} in the net, and "
                 f"{tuple(tensor.shape)} in {kind} with its config: the net was changed"
             )
-    if drawn:
-        logger.warning(
-            "%s: the shape of %s depends on the number of layers: new, with random weights. What "
-            "the net returns does not need it",
-            kind,
-            ", ".join(drawn),
-        )
     for key, parameter in model.named_parameters():
-        if key in drawn:
-            parameter.data = parameter.data.to(values[key])  # its device and dtype
-            continue
         value = copied_tensor(values[key])
         parameter.data = value.data
         parameter.requires_grad_(value.requires_grad)
     for key, _ in list(model.named_buffers()):
-        if key in drawn:
-            continue
         path, _, name = key.rpartition(".")
         setattr(model.get_submodule(path), name, copied_tensor(values[key]))
 
