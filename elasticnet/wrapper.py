@@ -67,9 +67,9 @@ class PassState:
         skip: The input or the stem's output, if the head takes one of them beside the features.
         kept: What no part may overwrite before the pass ends. The same object in all its states:
 
-            - `keep_input`: what any part may be given; the net looks at it behind each part.
-            - `keep_features`: what the next parts are given; looked at behind each of these.
-            - `keep`: what no part is given, such as a prediction; looked at behind the last tap.
+            - `keep_input`: what any part may be given; checked after every part.
+            - `keep_features`: what a block returned; checked until the next features.
+            - `keep`: what no part is given, such as a prediction; checked at the end.
     """
 
     depth: int
@@ -318,6 +318,7 @@ class ElasticWrapper(nn.Module):
         run = recomputed(block, module=block) if recompute else block
         output = run(features)
         if is_plain_tuple(output):
+            # Tuple in and tuple out is refused: only the first entry would go on.
             check_is_no_tuple(features, depth)
             self._blocks_return_tuples = True  # read by to_sequential
             return output[0], context
@@ -335,38 +336,49 @@ class ElasticWrapper(nn.Module):
     # --- a pass over all taps
 
     def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
-        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them.
-
-        The head is called at each tap before the next block runs, which could change the features
-        by a write that PyTorch does not count, such as one in inference_mode. A head that takes all
-        taps is called once, behind the last block.
-        """
+        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
         check_backward_hooks(self)
+        state = self._run_stem(x, self.taps[-1], keywords)
+        # A probe asks even a head that takes all taps about each one, so that a rejection names it.
+        if self._head_takes_all_taps() and not self._is_probe:
+            outputs = self._predict_all_at_once(state, depths)
+        else:
+            outputs = self._predict_at_each_tap(state, depths)
+        state.kept.check_everything(writer="the head, or a block behind,")
+        return outputs
+
+    def _predict_at_each_tap(self, state: PassState, depths: tuple[int, ...]) -> Taps:
+        """Run the blocks, and call the head at each depth before the next block runs.
+
+        That block could write into the features. PyTorch does not count all writes, such as those
+        in inference_mode, so that it might not be noticed.
+        """
         head_takes_all = self._head_takes_all_taps()
-        # A probe asks even such a head about each tap alone, so that a rejection names its tap.
-        is_called_once = head_takes_all and not self._is_probe
         features: list[Any] = []
         predictions: list[Any] = []
-        waiting: list[PassState] = []  # at `depths`, for the head that is called once
-
-        state = self._run_stem(x, self.taps[-1], keywords)
         for tap in self.taps:
             self._run_blocks(state, tap)
-            features.append(state.features)
             self._keep_what_the_head_takes(state)
-            if tap in depths and is_called_once:
-                waiting.append(state.copy())
-            elif tap in depths:
+            features.append(state.features)
+            if tap in depths:
                 (prediction,) = self._predict([state], head_takes_all)
                 state.kept.keep(prediction, name=f"the prediction at depth {tap}")
                 predictions.append(prediction)
-            if self.head_skip == "context":
-                # The later blocks may change theirs.
-                state.context = self._handed_to_part(state.context)
-        if is_called_once:
-            predictions += self._predict(waiting, head_takes_all)
+            self._hand_context_on(state)
+        return Taps(depths, tuple(predictions), tuple(features))
 
-        state.kept.check_everything(writer="the head, or a block behind,")
+    def _predict_all_at_once(self, state: PassState, depths: tuple[int, ...]) -> Taps:
+        """Run the blocks, and call a head that takes all taps once, behind the last block."""
+        features: list[Any] = []
+        states: list[PassState] = []  # at `depths`
+        for tap in self.taps:
+            self._run_blocks(state, tap)
+            self._keep_what_the_head_takes(state)
+            features.append(state.features)
+            if tap in depths:
+                states.append(state.copy())
+            self._hand_context_on(state)
+        predictions = self._predict(states, head_takes_all=True)
         return Taps(depths, tuple(predictions), tuple(features))
 
     def _keep_what_the_head_takes(self, state: PassState) -> None:
@@ -376,6 +388,11 @@ class ElasticWrapper(nn.Module):
             state.kept.keep_features([state.features, state.context], name)
         else:
             state.kept.keep_features(state.features, name=f"the features at depth {state.depth}")
+
+    def _hand_context_on(self, state: PassState) -> None:
+        """Ensure that later blocks do not write into the context kept for the head."""
+        if self.head_skip == "context":
+            state.context = self._handed_to_part(state.context)
 
     # --- the stem
 
@@ -399,9 +416,12 @@ class ElasticWrapper(nn.Module):
     def _call_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Return the features and the context for the first block.
 
-        The stem gets the keyword arguments that its forward names. All of them are the context,
-        which call_block or the head gets, unless the stem returns a context of its own. One that no
-        part gets is an error, because it may be misspelt.
+        The stem gets the keyword arguments that its forward names. The others, one of which may be
+        misspelt, are treated by what the context is:
+
+        - Neither call_block nor the head reads it: others are an error.
+        - The stem returns a context of its own: others are an error, because no part gets them.
+        - All keyword arguments are the context: others are a part of it.
         """
         context_is_read = self.call_block is not None or self.head_skip == "context"
         arguments = self._arguments_of_stem()
@@ -421,7 +441,6 @@ class ElasticWrapper(nn.Module):
                 "the stem returned (x, context): pass call_block to use the context in the blocks, "
                 "or head_skip='context' to use it in the head"
             )
-        # The stem's own context takes the place of the keyword arguments: no other part gets them.
         refuse_unexpected(only_for_context)
         return features_and_context(output, source="the stem")
 
@@ -534,7 +553,7 @@ class ElasticWrapper(nn.Module):
         last_depth = resolve_depth(depth, self.taps)
         state = self._run_stem(x, self.taps[-1], keywords)
         self._run_blocks(state, last_depth)
-        return state.protected()
+        return state.protected()  # No pass changes what the caller gets.
 
     def continue_from(self, state: PassState, depth: int) -> PassState:
         """Run the blocks behind a state, up to a deeper tap.
@@ -564,7 +583,7 @@ class ElasticWrapper(nn.Module):
         deeper = state.protected()  # The blocks must not overwrite what the given state holds.
         deeper.context = self._handed_to_part(state.context)  # They may change this one.
         self._run_blocks(deeper, last_depth)
-        return deeper.protected()
+        return deeper.protected()  # Again: no pass changes what the caller gets.
 
     def predict(self, state: PassState) -> Any:
         """Return the prediction at the depth of a state.
