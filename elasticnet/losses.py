@@ -266,10 +266,8 @@ class ElasticObjective(nn.Module):
                 with an explicit step leaves the count as it is.
             mask: Which positions L_PSD takes: a bool tensor (b, *positions) of the features at the
                 shallowest tap, prefix tokens included. None: those of the keyword argument that
-                `net.mask_keyword` names, or all. If the net has an argument `mask` itself, because
-                its stem names it or because call_block or the head reads it, the mask is the net's;
-                L_PSD takes it too if `net.mask_keyword` is "mask". A net that was split has such an
-                argument only if the model has.
+                `net.mask_keyword` names, or all. If the net has an argument `mask` itself, the mask
+                is the net's; the table in `elasticnet/_objective/masks.py` shows all cases.
             **keywords: For the network.
 
         Returns:
@@ -279,8 +277,7 @@ class ElasticObjective(nn.Module):
             ValueError: A weight of the step is invalid, or a loss is not a scalar.
             TypeError: A loss function did not return a tensor.
         """
-        # Asked here: torch.compile may run `_factors` as plain Python, where the answer is False.
-        is_compiled = torch.compiler.is_compiling()
+        is_compiled = torch.compiler.is_compiling()  # only here: `compiled_step` says why
         factors = self._factors(step, is_compiled)
         return self._terms(factors, x, target, mask, keywords)
 
@@ -301,27 +298,24 @@ class ElasticObjective(nn.Module):
         losses = dict(zip(depths, losses_in_order, strict=True))
 
         # factor_n L_n
-        by_tap: dict[int, Tensor] = {}
+        weighted_losses: dict[int, Tensor] = {}
         for depth in depths:
-            by_tap[depth] = scaled(losses[depth], factors.by_depth[depth])
+            weighted_losses[depth] = scaled(losses[depth], factors.by_depth[depth])
 
         # w_N L_N: every step computes the deepest tap, so that its factor is its weight
-        routine = by_tap[deepest]
+        routine = weighted_losses[deepest]
 
         # sum over the computed n < N of factor_n L_n, whose expectation is w_n L_n
         deep_supervision = torch.zeros_like(routine)
         for depth in shallower:
-            deep_supervision = deep_supervision + by_tap[depth]
+            deep_supervision = deep_supervision + weighted_losses[depth]
 
         # lambda L_PSD + mu sum over the computed n < N of factor_n D_n
         distillation = torch.zeros_like(routine)
         if not is_left_out(factors.psd):
-            psd_loss = self._psd_loss(outputs.features, routed.positions)
+            psd_loss = self._psd_loss(outputs.features, routed.psd_mask)
             distillation = scaled(psd_loss, factors.psd)
         if not is_left_out(factors.output):
-            # DistributedDataParallel waits for the gradient of a learned mu, even without any D_n.
-            keeps_gradient_of_mu = 0 * factors.output
-            distillation = distillation + keeps_gradient_of_mu
             for term in self._output_distillation(factors, predictions, x, routed.keywords):
                 distillation = distillation + term
 
@@ -332,7 +326,7 @@ class ElasticObjective(nn.Module):
             deep_supervision=deep_supervision,
             distillation=distillation,
             per_depth=detached(losses, total),
-            by_tap=by_tap if self.by_tap else None,
+            by_tap=weighted_losses if self.by_tap else None,
         )
 
     def _psd_loss(self, features: Sequence[Tensor], mask: Tensor | None) -> Tensor:
@@ -355,17 +349,21 @@ class ElasticObjective(nn.Module):
         predictions: Mapping[int, Any],
         x: Any,
         keywords: dict[str, Any],
-    ) -> list[Tensor]:
-        """Return mu factor_n D_n for each computed tap n < N; an empty batch has none."""
+    ) -> list[Factor]:
+        """Return 0 mu, and mu factor_n D_n for each computed tap n < N; an empty batch has no D_n.
+
+        They are not summed up here, because another order of the sum would change its last bits.
+        """
+        # DistributedDataParallel waits for the gradient of a learned mu, even without any D_n.
+        terms: list[Factor] = [0 * factors.output]
         *shallower, deepest = predictions  # its keys: depths, the deepest last
         if is_empty(predictions[deepest]):
-            return []
+            return terms
         teacher = self._teacher_prediction(predictions[deepest], x, keywords)
 
         # The task losses have read the predictions, and need them again in the backward pass.
         kept = KeptTensors(remedy=LOSS_REMEDY)
         kept.keep(list(predictions.values()), name="the prediction")
-        terms: list[Tensor] = []
         for depth in shallower:
             returned = self.output_loss(predictions[depth], teacher)
             distance = checked_loss(returned, name="output loss")  # D_n
@@ -384,17 +382,14 @@ class ElasticObjective(nn.Module):
     # --- what a step multiplies its losses by
 
     def _factors(self, step: int | None, is_compiled: bool) -> StepFactors:
-        """Return the factors of a forward, which is counted if they depend on the step.
-
-        Counting changes state, so a compiled step does it outside the graph.
-        """
+        """Return the factors of a forward, which is counted if they depend on the step."""
         weighting = self._weighting
         if not weighting.depends_on_step():
             return weighting.factors_at(step=0)  # the same at any other step
-        count_step = partial(self._step_of_forward, step)
+        step_and_count = partial(self._step_and_count_forward, step)
         if is_compiled:
-            return factors_for_graph(weighting, count_step, net=self.net)
-        return weighting.factors_at(count_step())
+            return factors_for_graph(weighting, step_and_count, net=self.net)
+        return weighting.factors_at(step_and_count())
 
     @property
     def _weighting(self) -> Weighting:
@@ -412,7 +407,7 @@ class ElasticObjective(nn.Module):
     def _tap_net(self) -> TapNet:
         return elastic_net(self.net)
 
-    def _step_of_forward(self, step: int | None) -> int:
+    def _step_and_count_forward(self, step: int | None) -> int:
         """Return the step that the user gives; without one, count the forward if it trains."""
         if step is not None:
             return step
@@ -471,11 +466,14 @@ class ElasticObjective(nn.Module):
         optimiser's momentum would still move an unused adapter.
         """
         trainable = {name for name, each in self.named_parameters() if each.requires_grad}
+        # 1. No step uses what `find_unused` found; what was frozen since does not count.
         if any(name in trainable for name in self._unused_parameters):
             return True
+        # 2. The taps change from step to step: some step may leave out any adapter.
         adapters = self._tap_net.adapters
         if self.sampled_taps is not None or is_scheduled(self.tap_weights):
             return len(adapters) > 0
+        # 3. All steps compute the same taps: the adapters of the others are unused.
         computed = self.depths_at()
         return any(int(depth) not in computed for depth in adapters)
 

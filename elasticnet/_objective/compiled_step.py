@@ -3,6 +3,9 @@
 A number in a graph is a constant: if it changed, torch.compile would compile the step again, or
 record its CUDA graph again. Therefore what depends on the step is computed outside the graph, and
 enters it as tensors.
+
+The objective's `forward` itself asks whether it is compiled. torch.compile may run a method that
+`forward` calls as plain Python, where `torch.compiler.is_compiling()` is False.
 """
 
 from __future__ import annotations
@@ -21,15 +24,18 @@ _outside_graphs: Any = torch.compiler.disable  # pyright: ignore[reportUnknownVa
 
 
 @_outside_graphs
-def factors_for_graph(weighting: Weighting, count_step: Callable[[], int], net: Any) -> StepFactors:
+def factors_for_graph(
+    weighting: Weighting, step_and_count: Callable[[], int], net: Any
+) -> StepFactors:
     """Return the factors of a step; those that change from step to step are scalar tensors.
 
     Args:
         weighting: What the factors depend on beside the step.
-        count_step: Returns the step. It may count, which changes state: a graph cannot do that.
+        step_and_count: Returns the step, and may count it. Counting changes state, which a graph
+            cannot do.
         net: The network. The tensors are on its device.
     """
-    factors = weighting.factors_at(count_step())
+    factors = weighting.factors_at(step_and_count())
     parameter = next(net.parameters(), torch.zeros(()))  # a net may have no parameters
     if not is_learned(weighting.tap_weights):  # Learned ones are tensors, with a gradient.
         factors = factors._replace(by_depth=_as_tensors(factors.by_depth, like=parameter))

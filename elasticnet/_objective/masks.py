@@ -12,19 +12,23 @@ class RoutedMask(NamedTuple):
 
     Attributes:
         keywords: The keyword arguments of the network, with the mask if it is the network's.
-        positions: The mask that L_PSD takes. None: all positions count.
+        psd_mask: The mask that L_PSD takes. None: all positions count.
     """
 
     keywords: dict[str, Any]
-    positions: Any
+    psd_mask: Any
 
 
 def route_mask(net: TapNet, mask: Any, keywords: dict[str, Any]) -> RoutedMask:
     """Hand the mask of a step to the network, to L_PSD, or to both.
 
-    A net that has an argument `mask` gets it like any other keyword argument. Of all these, L_PSD
-    takes the one that `net.mask_keyword` names. If the net has no argument `mask`, then `mask` is
-    for L_PSD alone.
+    The net gets all other keyword arguments in any case; k is the one that `mask_keyword` names:
+
+        Has the net an argument `mask`?   net.mask_keyword   net gets   L_PSD gets
+        no                                None or k          nothing    mask, or without one k
+        yes                               None               mask       nothing
+        yes                               "mask"             mask       mask
+        yes                               another one, k     mask       k
 
     Args:
         net: The network.
@@ -34,18 +38,24 @@ def route_mask(net: TapNet, mask: Any, keywords: dict[str, Any]) -> RoutedMask:
     Returns:
         The keyword arguments of the net, and the mask of L_PSD.
     """
-    if mask is not None and not _has_mask_argument(net):
-        return RoutedMask(keywords, positions=mask)  # for L_PSD alone
-    if mask is not None:
-        keywords = {**keywords, "mask": mask}
-    positions = None
+    if mask is None:
+        net_keywords = keywords
+    elif _has_mask_argument(net):
+        net_keywords = {**keywords, "mask": mask}
+    else:
+        return RoutedMask(keywords, psd_mask=mask)
+
+    psd_mask = None
     if net.mask_keyword is not None:
-        positions = keywords.get(net.mask_keyword)
-    return RoutedMask(keywords, positions)
+        psd_mask = net_keywords.get(net.mask_keyword)
+    return RoutedMask(net_keywords, psd_mask)
 
 
 def _has_mask_argument(net: TapNet) -> bool:
-    """Return whether `mask` is an argument of a net."""
+    """Return whether `mask` is an argument of a net: of its stem, or read by call_block or head.
+
+    A net that was split has it only if the model has.
+    """
     if "mask" in net.stem_keywords or net.mask_keyword == "mask":
         return True
     # A net whose mask has another name takes no second one beside it.
