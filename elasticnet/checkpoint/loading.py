@@ -156,11 +156,13 @@ def _load_built(
     if not isinstance(built, ElasticWrapper):
         raise TypeError(f"build returned {type(built).__name__}: expected an ElasticWrapper")
     check_number_of_blocks(len(built.blocks), deepest_tap=built.taps[-1])
-    resolve_depth(depth, built.taps)  # raises if the net that was built has no tap there
 
-    is_full_depth = depth == built.taps[-1]
-    # At full depth the very net that was built is filled; `truncate` returns a copy.
-    net = built if is_full_depth else built.truncate(depth)
+    # At full depth the very net that was built is filled. `truncate` returns a copy, and raises if
+    # the net has no tap at the depth.
+    if depth == built.taps[-1]:
+        net = built
+    else:
+        net = built.truncate(depth)
     _check_taps(net, checkpoint)
     _add_statistics(net, checkpoint)
     new_state = _read_state(checkpoint, state_of(net), depth)
@@ -224,7 +226,8 @@ def _read_state(
 
     new_state: dict[str, Tensor] = {}
     match_of = {match.stored_name: match for match in matches}
-    for stored_name, tensor in read_tensors(checkpoint.file, checkpoint.table, names=match_of):
+    stored_names = list(match_of)
+    for stored_name, tensor in read_tensors(checkpoint.file, checkpoint.table, stored_names):
         match = match_of[stored_name]
         _check_content(checkpoint, match, tensor)
         new_state[match.name] = tensor
@@ -314,6 +317,7 @@ def _check_content(checkpoint: Checkpoint, match: _Match, tensor: Tensor) -> Non
 
 
 # --- tensors that a net shares
+# Ties are names of the same tensor; shared memory is overlapping storage of several tensors.
 
 
 def _check_ties(

@@ -138,12 +138,8 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
 def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], shortage: str) -> Tiling:
     """Return tiles of half the side, for an image that ran out of memory; raise if there are none.
 
-    An image that is smaller than a tile is cut into halves of itself: half of a tile of 288 pixels
-    would still cover an image of 100x60 pixels, and be the same tile again.
-
     If the overlap is large, or the image has at most `MIN_TILE` pixels a side, the new tiles may be
-    the same as the old ones. Their `side` becomes smaller in every call, so that the calls end with
-    the error.
+    the same as the old ones. But `side` at least halves until `MIN_TILE`, so this ends.
 
     Args:
         plan: The plan.
@@ -161,6 +157,7 @@ def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], short
     is_smallest = tiling.side <= MIN_TILE
     if tiling.must_be_whole or is_smallest:
         raise _does_not_fit(plan, tiling, shortage)
+    # Half of a tile of 288 pixels would still cover an image of 100x60 pixels, as one tile again.
     covered_side = min(tiling.side, max(size))
     half_side = max(covered_side // 2, MIN_TILE)
     return _tiling(size, side=half_side, overlap=tiling.overlap)
@@ -235,6 +232,7 @@ def spans(length: int, side: int, overlap: int) -> list[Span]:
 
 def _whole_image(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
     """One tile over the whole image; raise, before the work begins, if memory is too short."""
+    # One tile comes out, because no side of the image is longer than the tile.
     whole = _tiling(size, side=max(size), overlap=0, must_be_whole=True)
     height, width = whole.window_size
     needed = plan.bytes_per_pixel * height * width

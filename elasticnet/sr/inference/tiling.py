@@ -80,9 +80,8 @@ def upscale_array(
 class _TileWork:
     """An image that is being enlarged; it remembers what is done between one tiling and the next.
 
-    `rows_written` counts the LR rows from the top whose output is complete. A run with smaller
-    tiles skips the tiles that lie within these rows. If memory ran out in the middle of a row of
-    tiles, the whole row is enlarged again.
+    `rows_written` counts the LR rows from the top whose output is complete. A retry with smaller
+    tiles skips each row of tiles that lies within them, and enlarges the others as a whole.
     """
 
     def __init__(
@@ -145,13 +144,13 @@ class _TileWork:
         tiles_done = 0
         self._report(tiles_done, tiling.num_tiles)
         for row in tiling.rows:
-            # `rows_written` may come from larger tiles, and end inside this row: it is done again.
             is_written = row.stop <= self.rows_written
             for column in tiling.columns:
                 if not is_written:
                     self._enlarge(row, column)
                 tiles_done += 1
                 self._report(tiles_done, tiling.num_tiles)
+            # max: a skipped row lies above what is written.
             self.rows_written = max(self.rows_written, row.stop)
 
     def _enlarge(self, row: Span, column: Span) -> None:
