@@ -554,7 +554,6 @@ def train(
             scores = None
             if due.validation and processes.first:
                 scores = psnr_per_depth(net_to_ship, validation_images, processes.device)
-                recent.add(net_to_ship)
 
             # Log before anything is saved: `log.write` refuses a loss that is NaN, and a resumed
             # run cuts the log back to the step of the saved state.
@@ -562,6 +561,7 @@ def train(
                 shares = psd_share(options, training_step, net, batch, step)
                 log.write(steps_done, scores, learning_rate=learning_rate, **shares)
             if scores is not None:
+                recent.add(net_to_ship)
                 best.keep_if_better(net_to_ship, steps_done, scores)
                 crops = validation_crops(net_to_ship, validation_images, processes.device)
                 log.pictures(steps_done, crops)
@@ -574,10 +574,10 @@ def train(
     if steps_done < options.optimiser.steps:
         processes.say(f"stopped and saved at step {steps_done}; go on with: {resume_command(run)}")
         sys.exit(stop_signal.exit_status)
-    return finished_net(options, run, net_to_ship, best, recent, validation_images, processes)
+    return average_and_keep(options, run, net_to_ship, best, recent, validation_images, processes)
 
 
-def finished_net(
+def average_and_keep(
     options: Options,
     run: Run,
     net: ElasticWrapper,
@@ -586,7 +586,11 @@ def finished_net(
     validation_images: PairSet,
     processes: Processes,
 ) -> ElasticWrapper:
-    """Return the network that the training ends with: the last one, or the mean of --mean-last."""
+    """Return the network that the training ends with: the last one, or the mean of --mean-last.
+
+    The mean is saved, and is kept as the best if it is better. Only the first process's result is
+    used.
+    """
     if options.optimiser.mean_last == 0 or not processes.first:
         return net
     mean = recent.mean_net(net)
