@@ -239,8 +239,8 @@ def test_recomputed_blocks_give_the_same_gradients(block: str) -> None:
     gradients, calls = [], []
     x = torch.rand(1, 3, 6, 6)
     for net in (plain, recomputing):
-        for block in net.blocks:
-            block.register_forward_pre_hook(lambda *_: calls.append(1))
+        for recomputed in net.blocks:
+            recomputed.register_forward_pre_hook(lambda *_: calls.append(1))
         loss = torch.stack(
             [prediction.square().sum() for prediction in net.forward_taps(x).predictions]
         ).sum()
