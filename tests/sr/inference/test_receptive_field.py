@@ -107,6 +107,15 @@ def test_no_tiles_can_equal_the_whole(block: nn.Module) -> None:
     assert [footprint(net, depth).reach for depth in net.taps] == [0, None, None]
 
 
+def test_a_net_that_replaces_nan_and_sees_far_alone_has_no_reach() -> None:
+    """Only a strip that is longer than the dilation shows that the net sees other pixels at all."""
+    dilated = nn.Conv2d(3, 3, 3, padding=100, dilation=100)
+
+    net = ElasticWrapper([nn.Sequential(ReplacesNaN(), dilated)], Twice())
+
+    assert footprint(net).reach is None
+
+
 def test_a_deeper_block_that_replaces_nan_does_not_hide_what_the_shallowest_depth_sees() -> None:
     faint = nn.Conv2d(3, 3, 3, padding=1, bias=False)
     with torch.no_grad():
