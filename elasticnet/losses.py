@@ -277,7 +277,9 @@ class ElasticObjective(nn.Module):
             ValueError: A weight of the step is invalid, or a loss is not a scalar.
             TypeError: A loss function did not return a tensor.
         """
-        is_compiled = torch.compiler.is_compiling()  # only here: `compiled_step` says why
+        # Asked here: torch.compile may run a method that `forward` calls as plain Python, where
+        # `is_compiling` is False.
+        is_compiled = torch.compiler.is_compiling()
         factors = self._factors(step, is_compiled)
         return self._terms(factors, x, target, mask, keywords)
 
@@ -305,7 +307,7 @@ class ElasticObjective(nn.Module):
         # w_N L_N: every step computes the deepest tap, so that its factor is its weight
         routine = weighted_losses[deepest]
 
-        # sum over the computed n < N of factor_n L_n, whose expectation is w_n L_n
+        # sum over the computed n < N of factor_n L_n; factor_n makes up for the taps not sampled
         deep_supervision = torch.zeros_like(routine)
         for depth in shallower:
             deep_supervision = deep_supervision + weighted_losses[depth]
@@ -316,8 +318,9 @@ class ElasticObjective(nn.Module):
             psd_loss = self._psd_loss(outputs.features, routed.psd_mask)
             distillation = scaled(psd_loss, factors.psd)
         if not is_left_out(factors.output):
-            for term in self._output_distillation(factors, predictions, x, routed.keywords):
-                distillation = distillation + term
+            distillation = self._add_output_distillation(
+                distillation, factors, predictions, x, routed.keywords
+            )
 
         total = routine + deep_supervision + distillation
         return LossTerms(
@@ -343,22 +346,23 @@ class ElasticObjective(nn.Module):
             teacher=self.teacher,
         )
 
-    def _output_distillation(
+    def _add_output_distillation(
         self,
+        distillation: Tensor,
         factors: StepFactors,
         predictions: Mapping[int, Any],
         x: Any,
         keywords: dict[str, Any],
-    ) -> list[Factor]:
-        """Return 0 mu, and mu factor_n D_n for each computed tap n < N; an empty batch has no D_n.
+    ) -> Tensor:
+        """Return `distillation` plus mu factor_n D_n for each computed tap n < N.
 
-        They are not summed up here, because another order of the sum would change its last bits.
+        Each term is added to it at once: another order of the sum would change its last bits.
         """
-        # DistributedDataParallel waits for the gradient of a learned mu, even without any D_n.
-        terms: list[Factor] = [0 * factors.output]
+        # 0 mu: DistributedDataParallel waits for the gradient of a learned mu, even without a D_n.
+        distillation = distillation + 0 * factors.output
         *shallower, deepest = predictions  # its keys: depths, the deepest last
-        if is_empty(predictions[deepest]):
-            return terms
+        if is_empty(predictions[deepest]):  # An empty batch has no D_n.
+            return distillation
         teacher = self._teacher_prediction(predictions[deepest], x, keywords)
 
         # The task losses have read the predictions, and need them again in the backward pass.
@@ -368,9 +372,9 @@ class ElasticObjective(nn.Module):
             returned = self.output_loss(predictions[depth], teacher)
             distance = checked_loss(returned, name="output loss")  # D_n
             factor = factors.output * factors.by_depth[depth]
-            terms.append(scaled(distance, factor))
+            distillation = distillation + scaled(distance, factor)
         kept.check_everything(writer="the output loss")
-        return terms
+        return distillation
 
     def _teacher_prediction(self, deepest_prediction: Any, x: Any, keywords: dict[str, Any]) -> Any:
         """Return what the shallower predictions are compared with, without its history."""
@@ -386,6 +390,7 @@ class ElasticObjective(nn.Module):
         weighting = self._weighting
         if not weighting.depends_on_step():
             return weighting.factors_at(step=0)  # the same at any other step
+        # A function, because counting must happen outside the graph of a compiled step.
         step_and_count = partial(self._step_and_count_forward, step)
         if is_compiled:
             return factors_for_graph(weighting, step_and_count, net=self.net)
@@ -458,12 +463,12 @@ class ElasticObjective(nn.Module):
 
     @property
     def needs_unused_search(self) -> bool:
-        """Whether DistributedDataParallel must search for parameters that a step leaves unused.
+        """True if some step leaves out a trainable parameter: what DDP must search for.
 
-        Pass it as `find_unused_parameters=`. The objective knows of the adapters of taps that are
-        not computed, because they are not sampled or have the weight 0, and of what `find_unused`
-        found. Clear gradients by `zero_grad(set_to_none=True)`: with a gradient of zeros the
-        optimiser's momentum would still move an unused adapter.
+        Pass it to DistributedDataParallel as `find_unused_parameters=`. A step leaves out what
+        `find_unused` found, and the adapters of taps that it does not compute, because they are not
+        sampled or have the weight 0. Clear gradients by `zero_grad(set_to_none=True)`: with a
+        gradient of zeros the optimiser's momentum would still move an unused adapter.
         """
         trainable = {name for name, each in self.named_parameters() if each.requires_grad}
         # 1. No step uses what `find_unused` found; what was frozen since does not count.
@@ -528,7 +533,7 @@ class ElasticObjective(nn.Module):
         for name, name_in_net in names_inside(self, self._tap_net).items():
             if name_in_net is not None:
                 layers[name] = layer_in_net(name_in_net)
-        head_layer = max(layers.values())
+        head_layer = max(layers.values())  # The head comes last.
         return lambda name: layers.get(name, head_layer)
 
     def no_weight_decay(self) -> set[str]:

@@ -3,9 +3,6 @@
 A number in a graph is a constant: if it changed, torch.compile would compile the step again, or
 record its CUDA graph again. Therefore what depends on the step is computed outside the graph, and
 enters it as tensors.
-
-The objective's `forward` itself asks whether it is compiled. torch.compile may run a method that
-`forward` calls as plain Python, where `torch.compiler.is_compiling()` is False.
 """
 
 from __future__ import annotations
