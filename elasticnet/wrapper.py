@@ -65,10 +65,11 @@ class PassState:
         features: What the last of them returned; at depth 0 what the stem did.
         context: What the next block gets beside the features.
         skip: The input or the stem's output, if the head takes one of them beside the features.
-        kept: What no part may overwrite before the pass ends. The same object in all its states:
+        kept: What no part may overwrite before the call ends. It is shared by the states of one
+            call; `protected` starts a new one.
 
             - `keep_input`: what any part may be given; checked after every part.
-            - `keep_features`: what a block returned; checked until the next features.
+            - `keep_features`: the features at a tap; checked until the next ones.
             - `keep`: what no part is given, such as a prediction; checked at the end.
     """
 
@@ -79,11 +80,11 @@ class PassState:
     kept: KeptTensors
 
     def copy(self) -> PassState:
-        """Return a state of its own with the same tensors, of the same pass."""
+        """Return a state of its own with the same tensors and the same `kept`."""
         return PassState(self.depth, self.features, self.context, self.skip, self.kept)
 
     def protected(self) -> PassState:
-        """Return a state of its own with the same tensors, which no part may overwrite any more."""
+        """Return a state with the same tensors, and a new `kept` that holds all of them."""
         kept = KeptTensors()
         depth = self.depth
         kept.keep_input(self.features, name=f"the features of the state at depth {depth}")
@@ -286,7 +287,11 @@ class ElasticWrapper(nn.Module):
         return prediction
 
     def _run_blocks(self, state: PassState, last_depth: int) -> None:
-        """Run the blocks behind a state, up to `last_depth`, and change the state."""
+        """Run the blocks behind a state, up to `last_depth`, and change the state.
+
+        A plain pass keeps only the input and the skip. Each block's features have one reader there,
+        which may overwrite them. A pass over taps keeps more, in `_keep_what_the_head_takes`.
+        """
         kept = state.kept
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         blocks = islice(self.blocks, state.depth, last_depth)
@@ -295,6 +300,7 @@ class ElasticWrapper(nn.Module):
                 # The backward pass will run the block again, on these features.
                 name = f"the features at depth {depth - 1}, for the backward pass,"
                 kept.keep_features(state.features, name)
+            # `_hand_context_on` does the same for the context, if the head takes it.
             features = self._handed_to_part(state.features)
             state.features, state.context = self._run_block(
                 block, features, state.context, depth, recompute
@@ -353,6 +359,7 @@ class ElasticWrapper(nn.Module):
         That block could write into the features. PyTorch does not count all writes, such as those
         in inference_mode, so that it might not be noticed.
         """
+        # True here only for a probe: the head is then called with a tuple of one.
         head_takes_all = self._head_takes_all_taps()
         features: list[Any] = []
         predictions: list[Any] = []
@@ -390,7 +397,7 @@ class ElasticWrapper(nn.Module):
             state.kept.keep_features(state.features, name=f"the features at depth {state.depth}")
 
     def _hand_context_on(self, state: PassState) -> None:
-        """Ensure that later blocks do not write into the context kept for the head."""
+        """If the head takes the context, give later blocks one that they may change."""
         if self.head_skip == "context":
             state.context = self._handed_to_part(state.context)
 
@@ -466,7 +473,7 @@ class ElasticWrapper(nn.Module):
             message = rejection_message(features_by_depth, error)
             if not self._is_probe:
                 raise RuntimeError(message) from error
-            predictions = (Rejection(message),)  # A probe asks about one tap at a time.
+            predictions = (Rejection(message),)  # one: a probe runs `_predict_at_each_tap`
         check_predictions(predictions, num_taps=len(states))
 
         kept = states[-1].kept
@@ -583,7 +590,7 @@ class ElasticWrapper(nn.Module):
         deeper = state.protected()  # The blocks must not overwrite what the given state holds.
         deeper.context = self._handed_to_part(state.context)  # They may change this one.
         self._run_blocks(deeper, last_depth)
-        return deeper.protected()  # Again: no pass changes what the caller gets.
+        return deeper.protected()  # Its new `kept` holds the new features.
 
     def predict(self, state: PassState) -> Any:
         """Return the prediction at the depth of a state.

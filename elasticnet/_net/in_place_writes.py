@@ -1,8 +1,9 @@
 """The tensors that a pass of a network keeps, and a check that no module overwrites them.
 
-A pass keeps its input, and the features and predictions of its taps. A module that changes in
-place what it is given, such as one that begins with `nn.ReLU(inplace=True)`, overwrites them: they
-are then no longer what the stem, a block or the head had returned.
+A pass over taps keeps its input, and the features and predictions of the taps. A module that
+changes in place what it is given, such as one that begins with `nn.ReLU(inplace=True)`, overwrites
+them: they are then no longer what the stem, a block or the head had returned. A pass to one depth
+keeps less, because each block's features have one reader, which may overwrite them.
 
 PyTorch counts the writes into a tensor and its views (`tensor._version`), so that most of them are
 found at no cost. It does not count writes by `tensor.data`, nor those into tensors made in
@@ -47,8 +48,8 @@ class KeptTensors:
 
     - by `keep_input` what every part may be given: the input, the stem's output that a head gets as
       its skip;
-    - by `keep_features` what a block returned, which the next block and the head are given, until
-      the next features are kept;
+    - by `keep_features` the features at a tap, which the head and the next block are given, or
+      those that the backward pass runs a block on again, until the next features are kept;
     - by `keep` what no later part is given: what the head returned.
 
     Behind each part, `is_overwritten` looks at what the part could be given, so that its cost does
@@ -88,7 +89,7 @@ class KeptTensors:
         self._watched = [*self._inputs, *self._latest_features]
 
     def keep_features(self, value: Any, name: str) -> None:
-        """Keep what the next parts are given: a block's output.
+        """Keep what the next part or two are given: the features at a depth.
 
         Args:
             value: As in `keep_input`.
