@@ -323,13 +323,14 @@ class ElasticObjective(nn.Module):
             )
 
         total = routine + deep_supervision + distillation
+        by_tap = weighted_losses if self.by_tap else None
         return LossTerms(
             total=total,
             routine=routine,
             deep_supervision=deep_supervision,
             distillation=distillation,
             per_depth=detached(losses, total),
-            by_tap=weighted_losses if self.by_tap else None,
+            by_tap=by_tap,
         )
 
     def _psd_loss(self, features: Sequence[Tensor], mask: Tensor | None) -> Tensor:
@@ -410,6 +411,7 @@ class ElasticObjective(nn.Module):
 
     @property
     def _tap_net(self) -> TapNet:
+        """The elastic net inside what other libraries wrapped around it."""
         return elastic_net(self.net)
 
     def _step_and_count_forward(self, step: int | None) -> int:

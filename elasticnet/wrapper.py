@@ -350,6 +350,7 @@ class ElasticWrapper(nn.Module):
             outputs = self._predict_all_at_once(state, depths)
         else:
             outputs = self._predict_at_each_tap(state, depths)
+        # Also what the parts that ran last were not given: earlier features, and predictions.
         state.kept.check_everything(writer="the head, or a block behind,")
         return outputs
 
@@ -389,7 +390,7 @@ class ElasticWrapper(nn.Module):
         return Taps(depths, tuple(predictions), tuple(features))
 
     def _keep_what_the_head_takes(self, state: PassState) -> None:
-        """Keep the features at a tap, and the context if the head takes it."""
+        """Keep the features at a tap, which are returned, and the context if the head takes it."""
         if self.head_skip == "context":
             name = f"the features or the context at depth {state.depth}"
             state.kept.keep_features([state.features, state.context], name)
@@ -527,6 +528,7 @@ class ElasticWrapper(nn.Module):
         return None
 
     def _head_takes_all_taps(self) -> bool:
+        """Return whether one call of the head gives the predictions at several taps."""
         return getattr(unwrapped(self.head), "takes_all_taps", False) is True
 
     # --- a pass that rests at a depth and goes on

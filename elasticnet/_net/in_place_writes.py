@@ -138,6 +138,7 @@ class KeptTensors:
             raise self.error(writer)
 
     def _entries(self, value: Any, name: str) -> list[_Entry]:
+        """Return an entry for each tensor whose writes a counter or a comparison can find."""
         entries: list[_Entry] = []
         for tensor in tensors_in(value):
             version = _version_of(tensor) if self._has_counters else None
