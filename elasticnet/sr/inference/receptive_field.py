@@ -31,11 +31,8 @@ from elasticnet.wrapper import ElasticWrapper
 STRIP_HEIGHT = 8  # pixels
 LONGEST_STRIP = 1024  # pixels
 STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; what _length_to_cut chooses from
-# A strip to cut has at least 2 * reach + 3 pixels: two are cut off, and one that is out of reach of
-# both cuts is compared.
-PIXELS_BESIDE_REACH = 3
-# The cut is the tighter limit: 2 * reach + 3 <= 1024, so reach <= 510.
-LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2
+PIXELS_BESIDE_REACH = 3  # of a strip to cut: two are cut off, and at least one is compared
+LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2  # 510 pixels
 SQUARE = 48  # pixels a side of the image on which memory is measured
 TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
 
@@ -137,7 +134,11 @@ def _reach(predict: Predict, scale: int) -> int | None:
     """The reach along the axis along which the network sees further; None as in `Footprint`."""
 
     def predict_turned(image: Tensor) -> Tensor:
-        """Predict with height and width exchanged, so that a reach along the width is measured."""
+        """Predict with height and width exchanged.
+
+        The strip lies along the net's height, so that what is measured along the width is the
+        vertical reach.
+        """
         turned = image.transpose(2, 3).contiguous()  # (1, 3, w, h)
         return predict(turned).transpose(2, 3)  # (1, 3, scale h, scale w)
 
@@ -160,7 +161,7 @@ def _reach_along_width(predict: Predict, scale: int) -> int | None:
         return _reach_without_nan(predict, scale)
     reach = int(distances.max())
     if reach > LARGEST_REACH:
-        return None  # NaN up to an end of the strip, or nearly so: no bound shows
+        return None  # beyond this, no strip is long enough for the cut
 
     # 2. Confirm it by a comparison of two passes.
     if _is_same_when_cut(predict, scale, length=_length_to_cut(reach), reach=reach):
@@ -215,17 +216,14 @@ def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> 
     """
     whole = _strip(length)  # (1, 3, 8, length)
     cut = whole[..., 1:-1]  # (1, 3, 8, length - 2)
-    offset = 1  # the cut's pixel i is the whole's pixel i + offset
     output_of_whole = predict(whole)  # (1, 3, scale * 8, scale * length)
     output_of_cut = predict(cut)  # (1, 3, scale * 8, scale * (length - 2))
+    same_pixels = output_of_whole[..., scale:-scale]  # of the shape of output_of_cut
 
-    # Compare the outputs of the cut's pixels that are at least `reach` away from its ends.
-    start = reach * scale
-    stop = (length - 2 - reach) * scale
-    shift = offset * scale
-    inside_cut = output_of_cut[..., start:stop]
-    inside_whole = output_of_whole[..., start + shift : stop + shift]
-    difference = (inside_whole - inside_cut).abs().max()
+    # Compare the pixels that are at least `reach` away from the ends of the cut.
+    margin = reach * scale
+    inside = slice(margin, cut.shape[-1] * scale - margin)
+    difference = (same_pixels[..., inside] - output_of_cut[..., inside]).abs().max()
     largest_output = output_of_whole.abs().max()
     # False also if the network itself gives NaN or infinity: this strip has no NaN in it.
     return bool(difference <= TOLERANCE * largest_output)

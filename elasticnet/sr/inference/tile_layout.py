@@ -138,8 +138,8 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
 def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], shortage: str) -> Tiling:
     """Return tiles of half the side, for an image that ran out of memory; raise if there are none.
 
-    If the overlap is large, or the image has at most `MIN_TILE` pixels a side, the new tiles may be
-    the same as the old ones. But `side` at least halves until `MIN_TILE`, so this ends.
+    Each call at least halves `side`, down to `MIN_TILE`, even if the windows do not shrink. So a
+    retry that calls this again and again ends.
 
     Args:
         plan: The plan.
@@ -181,12 +181,12 @@ def _tiling(size: Sequence[int], side: int, overlap: int, must_be_whole: bool = 
 def spans(length: int, side: int, overlap: int) -> list[Span]:
     """Cover a length by tiles, with windows of one size, so that one choice of kernels serves all.
 
-    `spans(30, side=8, overlap=3)` gives these; "=" is the tile, and "-" is the rest of its window:
+    `spans(29, side=8, overlap=3)` gives these; "=" is the tile, and "-" is the rest of its window:
 
-        pixel            0          11      19         30
+        pixel            0          11     18         29
         first window     ===========---
-        second window            ---========---
-        third window                     ---===========
+        second window            ---=======----
+        third window                    ---===========
 
     The windows are spread evenly, so that the last one repeats as few pixels as possible.
 
@@ -199,26 +199,26 @@ def spans(length: int, side: int, overlap: int) -> list[Span]:
     Returns:
         The tiles, from the first pixel to the last.
     """
-    # A window is step + 2 * overlap long and begins a step behind the one before: together they
-    # cover count * step + 2 * overlap pixels. In the example, with its values on the right, these
-    # are 3 * 8 + 2 * 3 = 30.
-    length_of_steps = length - 2 * overlap  # 24
+    # A window is step + 2 * overlap long and begins a step behind the one before, so that together
+    # they cover count * step + 2 * overlap pixels. The values of the example are on the right.
+    length_of_steps = length - 2 * overlap  # 23
     count = max(1, math.ceil(length_of_steps / side))  # 3
     if count == 1:
         return [Span(start=0, stop=length, window_start=0, window_stop=length)]
 
     step = math.ceil(length_of_steps / count)  # 8
     window_length = step + 2 * overlap  # 14
-    # Steps are whole pixels and may cover more: the last window moves back, to end with the length.
-    last_window_start = length - window_length  # 16
-    window_starts = [min(index * step, last_window_start) for index in range(count)]  # 0, 8, 16
+    # The step is rounded up: a third one would begin at 2 * 8 = 16 and end at 30, behind the length
+    # of 29. So the last window moves back, to end with the length.
+    last_window_start = length - window_length  # 15
+    window_starts = [min(index * step, last_window_start) for index in range(count)]  # 0, 8, 15
 
     # The first tile begins with the length, the others `overlap` pixels inside their window. A tile
     # ends where the next one begins.
     starts = [0]
     for window_start in window_starts[1:]:
-        starts.append(window_start + overlap)  # 11, 19
-    stops = [*starts[1:], length]  # 11, 19, 30
+        starts.append(window_start + overlap)  # 11, 18
+    stops = [*starts[1:], length]  # 11, 18, 29
 
     found: list[Span] = []
     for start, stop, window_start in zip(starts, stops, window_starts, strict=True):

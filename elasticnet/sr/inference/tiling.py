@@ -150,8 +150,8 @@ class _TileWork:
                     self._enlarge(row, column)
                 tiles_done += 1
                 self._report(tiles_done, tiling.num_tiles)
-            # max: a skipped row lies above what is written.
-            self.rows_written = max(self.rows_written, row.stop)
+            if not is_written:
+                self.rows_written = row.stop
 
     def _enlarge(self, row: Span, column: Span) -> None:
         """Enlarge one tile: read its window, run the network, write the output for the tile."""
