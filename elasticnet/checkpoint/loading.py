@@ -251,7 +251,8 @@ def _match_tensors(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: i
     that are deeper than the net may be in the file alone.
     """
     stored_names = checkpoint.table.entries.keys()
-    # stored name -> name in the net; names without a partner are left out
+    # Stored name -> name in the net. No two stored names get the same name, and names without a
+    # partner are left out.
     name_of = match_names(stored_names, known=state)
     matches: dict[str, _Match] = {}  # by the name in the net
     for stored_name, name in name_of.items():
@@ -316,8 +317,7 @@ def _check_content(checkpoint: Checkpoint, match: _Match, tensor: Tensor) -> Non
         )
 
 
-# --- tensors that a net shares
-# Ties are names of the same tensor; shared memory is overlapping storage of several tensors.
+# --- ties: several names of one tensor
 
 
 def _check_ties(
@@ -336,25 +336,6 @@ def _check_ties(
     untied = find_untied(state, is_same)
     if untied is not None:
         first, second = untied
-        raise _untied_error(checkpoint, first, second)
-
-
-def _check_shared_memory(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], new_state: Mapping[str, Tensor]
-) -> None:
-    """Raise if two tensors of the net lie in one memory, and the file has different values for it.
-
-    `load_into` would overwrite one by the other. They may overlap only in part, so their new values
-    are compared, where `_check_ties` compares digests. `load` replaces the tensors of its net, and
-    copies into none.
-    """
-    targets: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if has_shape(tensor) and not is_sharded(tensor):  # others have no memory that can be shared
-            targets[name] = tensor
-    conflict = find_conflict(targets, values=new_state)
-    if conflict is not None:
-        first, second = conflict
         raise _untied_error(checkpoint, first, second)
 
 
@@ -413,6 +394,24 @@ def _check_can_be_filled(state: Mapping[str, Tensor]) -> None:
                 f"{name!r} of this net is an expanded tensor, whose values share memory: "
                 "clone it first"
             )
+
+
+def _check_shared_memory(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], new_state: Mapping[str, Tensor]
+) -> None:
+    """Raise if two tensors of the net lie in one memory, and the file has different values for it.
+
+    Copying would overwrite one by the other. They may overlap only in part, so their new values are
+    compared, where `_check_ties` compares digests. `load` copies into no tensor: it replaces them.
+    """
+    targets: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if has_shape(tensor) and not is_sharded(tensor):  # others have no memory that can be shared
+            targets[name] = tensor
+    conflict = find_conflict(targets, values=new_state)
+    if conflict is not None:
+        first, second = conflict
+        raise _untied_error(checkpoint, first, second)
 
 
 def _give_shape(tensor: Any, shape: Sequence[int]) -> None:

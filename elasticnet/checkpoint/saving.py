@@ -130,8 +130,8 @@ def _whole(tensor: Any) -> Tensor:
     if is_sharded(tensor):
         return tensor.detach().full_tensor()
     if tensor.untyped_storage().nbytes() > tensor.nbytes:
-        # `raw_bytes` hands the memory to NumPy, which pins it. FSDP1, whose tensors are parts of a
-        # larger memory, resizes that memory later. So a part gets a memory of its own.
+        # This is a part of a larger memory, as the tensors of FSDP1 are. FSDP1 must be able to
+        # resize the large memory later; NumPy, to which `raw_bytes` hands it, would pin it.
         return tensor.detach().clone()
     return tensor.detach()
 
