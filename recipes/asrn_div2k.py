@@ -546,18 +546,22 @@ def train(
             log.add(terms)
             steps_done = step + 1
 
-            # See what is due. Several processes agree on a stop only where a log line is due.
+            # See what is due: a validation also saves, and a save also logs. Several processes
+            # agree on a stop only where a log line is due.
             due = due_after(steps_done, options)
             stopping = is_stop_requested(stop_signal, processes, decide_together=due.line)
+            if stopping:
+                due = due._replace(save=True, line=True)
 
             # Score every depth; the first process does that for all.
             scores = None
             if due.validation and processes.first:
                 scores = psnr_per_depth(net_to_ship, validation_images, processes.device)
 
-            # Log before anything is saved: `log.write` refuses a loss that is NaN, and a resumed
-            # run cuts the log back to the step of the saved state.
-            if due.line or stopping:
+            # Log before anything is saved. `log.write` refuses a loss that is NaN, and then nothing
+            # is saved. A resumed run cuts the log back to the step of the saved state, and so finds
+            # the line of this step in it.
+            if due.line:
                 shares = psd_share(options, training_step, net, batch, step)
                 log.write(steps_done, scores, learning_rate=learning_rate, **shares)
             if scores is not None:
@@ -565,7 +569,7 @@ def train(
                 best.keep_if_better(net_to_ship, steps_done, scores)
                 crops = validation_crops(net_to_ship, validation_images, processes.device)
                 log.pictures(steps_done, crops)
-            if due.save or stopping:
+            if due.save:
                 save_state(run, steps_done, training_step, log, best, recent, processes)
             if stopping:
                 break
@@ -574,10 +578,12 @@ def train(
     if steps_done < options.optimiser.steps:
         processes.say(f"stopped and saved at step {steps_done}; go on with: {resume_command(run)}")
         sys.exit(stop_signal.exit_status)
-    return average_and_keep(options, run, net_to_ship, best, recent, validation_images, processes)
+    if not processes.first:
+        return net_to_ship  # not used: only the first process has validated, and ships its network
+    return finished_net(options, run, net_to_ship, best, recent, validation_images, processes)
 
 
-def average_and_keep(
+def finished_net(
     options: Options,
     run: Run,
     net: ElasticWrapper,
@@ -588,10 +594,9 @@ def average_and_keep(
 ) -> ElasticWrapper:
     """Return the network that the training ends with: the last one, or the mean of --mean-last.
 
-    The mean is saved, and is kept as the best if it is better. Only the first process's result is
-    used.
+    The mean is saved, and is kept as the best if it is better.
     """
-    if options.optimiser.mean_last == 0 or not processes.first:
+    if options.optimiser.mean_last == 0:
         return net
     mean = recent.mean_net(net)
     scores = psnr_per_depth(mean, validation_images, processes.device)
@@ -1130,7 +1135,7 @@ def save_state(
         "best": best.psnr,
         "random": processes.gather(random_state()),
     }
-    if recent.count > 0:
+    if recent.max_count > 0:
         state["recent"] = recent.states
     run.save(steps_done, state)
     if processes.first:

@@ -22,24 +22,24 @@ class RecentWeights:
     slowly.
 
     Args:
-        count: How many times are kept, from 0 (none).
+        max_count: How many times are kept at most, from 0 (none).
 
     Attributes:
         states: The state dicts that are kept, the newest last; on the CPU.
 
     Raises:
-        ValueError: `count` is negative.
+        ValueError: `max_count` is negative.
 
     Example:
-        >>> recent = RecentWeights(count=3)
+        >>> recent = RecentWeights(max_count=3)
         >>> recent.add(net)
         >>> finished = recent.mean_net(net)
     """
 
-    def __init__(self, count: int) -> None:
-        if count < 0:
-            raise ValueError(f"count {count}: expected a whole number, at least 0")
-        self.count = count
+    def __init__(self, max_count: int) -> None:
+        if max_count < 0:
+            raise ValueError(f"max_count {max_count}: expected a whole number, at least 0")
+        self.max_count = max_count
         self.states: list[dict[str, Tensor]] = []
 
     def add(self, net: nn.Module) -> None:
@@ -88,4 +88,5 @@ class RecentWeights:
         return copied
 
     def _forget_oldest(self) -> None:
-        self.states = self.states[max(0, len(self.states) - self.count) :]
+        num_forgotten = max(0, len(self.states) - self.max_count)
+        self.states = self.states[num_forgotten:]

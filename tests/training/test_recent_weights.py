@@ -21,13 +21,13 @@ def net_with(value: float) -> nn.Module:
 
 
 @given(st.integers(1, 4), st.lists(st.floats(-5, 5), min_size=1, max_size=7))
-def test_the_mean_is_that_of_the_last_networks(count: int, values: list[float]) -> None:
-    recent = RecentWeights(count)
+def test_the_mean_is_that_of_the_last_networks(max_count: int, values: list[float]) -> None:
+    recent = RecentWeights(max_count)
     for value in values:
         recent.add(net_with(value))
     mean = recent.mean_net(net_with(0.0))
 
-    last = values[-count:]
+    last = values[-max_count:]
     expected = sum(last) / len(last)
     for parameter in mean.parameters():
         torch.testing.assert_close(parameter, torch.full_like(parameter, expected))
@@ -67,6 +67,6 @@ def test_without_kept_weights_the_network_is_returned() -> None:
     assert nothing.mean_net(net) is net
 
 
-def test_a_negative_count_is_named() -> None:
-    with pytest.raises(ValueError, match="count -1: expected a whole number, at least 0"):
+def test_a_negative_max_count_is_named() -> None:
+    with pytest.raises(ValueError, match="max_count -1: expected a whole number, at least 0"):
         RecentWeights(-1)
