@@ -282,6 +282,26 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_bitwise_equal(recipe, photos, tmp
     assert {*steps} == {line["step"] for line in log_of(tmp_path / "whole")} | {stopped}
 
 
+def test_a_stop_at_a_step_where_nothing_is_due_logs_and_saves_it(
+    recipe, photos, tmp_path, monkeypatch, capsys
+):
+    original = recipe.learning_rate_at
+
+    def interrupted_in_second_step(step, optimiser):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(step, optimiser)
+
+    monkeypatch.setattr(recipe, "learning_rate_at", interrupted_in_second_step)
+    arguments = ["--data", photos, "--num-valid", 1, "--eval-every", 6, "--log-every", 6]
+    with pytest.raises(SystemExit):
+        run(recipe, *arguments, "--out", tmp_path / "run")
+    assert [line["step"] for line in log_of(tmp_path / "run")] == [2]
+
+    run(recipe, *arguments, "--resume", tmp_path / "run")
+    assert f"resumed {tmp_path / 'run'} at step 2" in capsys.readouterr().out
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
     recipe, photos, tmp_path
 ):
