@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from elasticnet._modules.unwrapping import check_gathers_taps
-from elasticnet._net.in_place_writes import KeptTensors
+from elasticnet._net.in_place_writes import GuardedTensors
 from elasticnet._objective.compiled_step import factors_for_graph
 from elasticnet._objective.given_weights import (
     TapWeights,
@@ -97,9 +97,9 @@ def tap_losses(
         ValueError: The task loss did not return a scalar.
         RuntimeError: The task loss changes in place what other losses read.
     """
-    kept = KeptTensors(remedy=LOSS_REMEDY)
-    kept.keep(target, name="the target")
-    kept.keep(predictions, name="the prediction")
+    guarded = GuardedTensors(remedy=LOSS_REMEDY)
+    guarded.guard(target, name="the target")
+    guarded.guard(predictions, name="the prediction")
 
     losses: list[Tensor] = []
     for prediction in predictions:
@@ -107,7 +107,7 @@ def tap_losses(
         losses.append(checked_loss(loss, name="task loss"))
 
     if len(losses) > 1:  # After a single loss no other one reads the prediction and the target.
-        kept.check_everything(writer="the task loss")
+        guarded.check_everything(writer="the task loss")
     return losses
 
 
@@ -367,14 +367,14 @@ class ElasticObjective(nn.Module):
         teacher = self._teacher_prediction(predictions[deepest], x, keywords)
 
         # The task losses have read the predictions, and need them again in the backward pass.
-        kept = KeptTensors(remedy=LOSS_REMEDY)
-        kept.keep(list(predictions.values()), name="the prediction")
+        guarded = GuardedTensors(remedy=LOSS_REMEDY)
+        guarded.guard(list(predictions.values()), name="the prediction")
         for depth in shallower:
             returned = self.output_loss(predictions[depth], teacher)
             distance = checked_loss(returned, name="output loss")  # D_n
             factor = factors.output * factors.by_depth[depth]
             distillation = distillation + scaled(distance, factor)
-        kept.check_everything(writer="the output loss")
+        guarded.check_everything(writer="the output loss")
         return distillation
 
     def _teacher_prediction(self, deepest_prediction: Any, x: Any, keywords: dict[str, Any]) -> Any:

@@ -37,7 +37,7 @@ from elasticnet._net.checks import (
 from elasticnet._net.growing import identity_blocks, prove_same_function
 from elasticnet._net.head_statistics import call_head, statistics_by_depth, write_into_head
 from elasticnet._net.hooks import NetHook, check_backward_hooks
-from elasticnet._net.in_place_writes import KeptTensors
+from elasticnet._net.in_place_writes import GuardedTensors
 from elasticnet._net.nests import copied, in_own_containers
 from elasticnet._net.plain_sequence import plain_sequence
 from elasticnet._net.stem_arguments import StemArguments, read_stem_arguments
@@ -65,32 +65,33 @@ class PassState:
         features: What the last of them returned; at depth 0 what the stem did.
         context: What the next block gets beside the features.
         skip: The input or the stem's output, if the head takes one of them beside the features.
-        kept: What no part may overwrite before the call ends. It is shared by the states of one
-            call; `protected` starts a new one.
+        guarded: What no part may overwrite before the call ends. It is shared by the states of one
+            call; `protected` starts a new one. `is_overwritten` looks at the first two kinds,
+            `check_everything` at all:
 
-            - `keep_input`: what any part may be given; checked after every part.
-            - `keep_features`: the features at a tap; checked until the next ones.
-            - `keep`: what no part is given, such as a prediction; checked at the end.
+            - `guard_input`: what any part may be given;
+            - `guard_features`: the features at a tap, until the next ones are guarded;
+            - `guard`: what no part is given any more, such as a prediction.
     """
 
     depth: int
     features: Any
     context: Any
     skip: Any
-    kept: KeptTensors
+    guarded: GuardedTensors
 
     def copy(self) -> PassState:
-        """Return a state of its own with the same tensors and the same `kept`."""
-        return PassState(self.depth, self.features, self.context, self.skip, self.kept)
+        """Return a state of its own with the same tensors and the same `guarded`."""
+        return PassState(self.depth, self.features, self.context, self.skip, self.guarded)
 
     def protected(self) -> PassState:
-        """Return a state with the same tensors, and a new `kept` that holds all of them."""
-        kept = KeptTensors()
+        """Return a state with the same tensors, and a new `guarded` that holds all of them."""
+        guarded = GuardedTensors()
         depth = self.depth
-        kept.keep_input(self.features, name=f"the features of the state at depth {depth}")
-        kept.keep_input(self.context, name=f"the context of the state at depth {depth}")
-        kept.keep_input(self.skip, name=f"what the head takes beside the features at {depth}")
-        return PassState(self.depth, self.features, self.context, self.skip, kept)
+        guarded.guard_input(self.features, name=f"the features of the state at depth {depth}")
+        guarded.guard_input(self.context, name=f"the context of the state at depth {depth}")
+        guarded.guard_input(self.skip, name=f"what the head takes beside the features at {depth}")
+        return PassState(self.depth, self.features, self.context, self.skip, guarded)
 
 
 class Origin(NamedTuple):
@@ -226,7 +227,10 @@ class ElasticWrapper(nn.Module):
         self.parameter_groups: ParameterGroups | None = None
         self._stem_arguments = read_stem_arguments(stem)
         self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
-        # For `check`: a pass compares values, and returns rejections in the place of predictions.
+        # Set by `check` alone. Three things differ in a probe:
+        # - guarded tensors are compared by value too;
+        # - a head that takes all taps is called at each tap, with a tuple of one;
+        # - what the head rejects becomes a `Rejection` in the place of the prediction.
         self._is_probe = False
 
     # --- a pass up to one depth
@@ -289,25 +293,26 @@ class ElasticWrapper(nn.Module):
     def _run_blocks(self, state: PassState, last_depth: int) -> None:
         """Run the blocks behind a state, up to `last_depth`, and change the state.
 
-        A plain pass keeps only the input and the skip. Each block's features have one reader there,
-        which may overwrite them. A pass over taps keeps more, in `_keep_what_the_head_takes`.
+        A plain pass guards only the input and the skip. Each block's features have one reader
+        there, which may overwrite them. A pass over taps guards more: `_guard_what_the_head_takes`.
         """
-        kept = state.kept
+        guarded = state.guarded
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         blocks = islice(self.blocks, state.depth, last_depth)
         for depth, block in enumerate(blocks, start=state.depth + 1):
             if recompute:
                 # The backward pass will run the block again, on these features.
                 name = f"the features at depth {depth - 1}, for the backward pass,"
-                kept.keep_features(state.features, name)
-            # `_hand_context_on` does the same for the context, if the head takes it.
+                guarded.guard_features(state.features, name)
+            # The context goes on as it is: blocks may change it. Only where the head also reads it,
+            # `_hand_context_on` hands on one of its own.
             features = self._handed_to_part(state.features)
             state.features, state.context = self._run_block(
                 block, features, state.context, depth, recompute
             )
             state.depth = depth
-            if kept.is_overwritten():
-                raise kept.error(writer=f"block {depth} ({type(block).__name__})")
+            if guarded.is_overwritten():
+                raise guarded.error(writer=f"block {depth} ({type(block).__name__})")
 
     def _run_block(
         self, block: nn.Module, features: Any, context: Any, depth: int, recompute: bool
@@ -345,13 +350,13 @@ class ElasticWrapper(nn.Module):
         """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
         check_backward_hooks(self)
         state = self._run_stem(x, self.taps[-1], keywords)
-        # A probe asks even a head that takes all taps about each one, so that a rejection names it.
+        # A probe calls the head at each tap, so that a rejection names the tap.
         if self._head_takes_all_taps() and not self._is_probe:
             outputs = self._predict_all_at_once(state, depths)
         else:
             outputs = self._predict_at_each_tap(state, depths)
-        # Also what the parts that ran last were not given: earlier features, and predictions.
-        state.kept.check_everything(writer="the head, or a block behind,")
+        # Also what `is_overwritten` does not look at: features of earlier taps, and predictions.
+        state.guarded.check_everything(writer="the head, or a block behind,")
         return outputs
 
     def _predict_at_each_tap(self, state: PassState, depths: tuple[int, ...]) -> Taps:
@@ -360,17 +365,17 @@ class ElasticWrapper(nn.Module):
         That block could write into the features. PyTorch does not count all writes, such as those
         in inference_mode, so that it might not be noticed.
         """
-        # True here only for a probe: the head is then called with a tuple of one.
+        # True here only in a probe.
         head_takes_all = self._head_takes_all_taps()
         features: list[Any] = []
         predictions: list[Any] = []
         for tap in self.taps:
             self._run_blocks(state, tap)
-            self._keep_what_the_head_takes(state)
+            self._guard_what_the_head_takes(state)
             features.append(state.features)
             if tap in depths:
                 (prediction,) = self._predict([state], head_takes_all)
-                state.kept.keep(prediction, name=f"the prediction at depth {tap}")
+                state.guarded.guard(prediction, name=f"the prediction at depth {tap}")
                 predictions.append(prediction)
             self._hand_context_on(state)
         return Taps(depths, tuple(predictions), tuple(features))
@@ -381,7 +386,7 @@ class ElasticWrapper(nn.Module):
         states: list[PassState] = []  # at `depths`
         for tap in self.taps:
             self._run_blocks(state, tap)
-            self._keep_what_the_head_takes(state)
+            self._guard_what_the_head_takes(state)
             features.append(state.features)
             if tap in depths:
                 states.append(state.copy())
@@ -389,13 +394,15 @@ class ElasticWrapper(nn.Module):
         predictions = self._predict(states, head_takes_all=True)
         return Taps(depths, tuple(predictions), tuple(features))
 
-    def _keep_what_the_head_takes(self, state: PassState) -> None:
-        """Keep the features at a tap, which are returned, and the context if the head takes it."""
+    def _guard_what_the_head_takes(self, state: PassState) -> None:
+        """Guard the features at a tap, and the context if the head takes it."""
         if self.head_skip == "context":
             name = f"the features or the context at depth {state.depth}"
-            state.kept.keep_features([state.features, state.context], name)
+            state.guarded.guard_features([state.features, state.context], name)
         else:
-            state.kept.keep_features(state.features, name=f"the features at depth {state.depth}")
+            state.guarded.guard_features(
+                state.features, name=f"the features at depth {state.depth}"
+            )
 
     def _hand_context_on(self, state: PassState) -> None:
         """If the head takes the context, give later blocks one that they may change."""
@@ -407,19 +414,19 @@ class ElasticWrapper(nn.Module):
     def _run_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> PassState:
         """Return the state at depth 0, of a pass that runs the blocks up to `last_depth`."""
         check_number_of_blocks(len(self.blocks), deepest_tap=self.taps[-1])
-        kept = KeptTensors(compare_values=self._is_probe)
-        kept.keep_input(x, name="the input")
+        guarded = GuardedTensors(compare_values=self._is_probe)
+        guarded.guard_input(x, name="the input")
         features, context = self._call_stem(x, last_depth, keywords)
-        if kept.is_overwritten():
-            raise kept.error(writer="the stem")
+        if guarded.is_overwritten():
+            raise guarded.error(writer="the stem")
 
         skip = None
         if self.head_skip == "input":
             skip = x
         if self.head_skip == "stem":
             skip = features
-            kept.keep_input(features, name="the stem's output")
-        return PassState(depth=0, features=features, context=context, skip=skip, kept=kept)
+            guarded.guard_input(features, name="the stem's output")
+        return PassState(depth=0, features=features, context=context, skip=skip, guarded=guarded)
 
     def _call_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Return the features and the context for the first block.
@@ -474,12 +481,12 @@ class ElasticWrapper(nn.Module):
             message = rejection_message(features_by_depth, error)
             if not self._is_probe:
                 raise RuntimeError(message) from error
-            predictions = (Rejection(message),)  # one: a probe runs `_predict_at_each_tap`
+            predictions = (Rejection(message),)  # of one state, as in every probe
         check_predictions(predictions, num_taps=len(states))
 
-        kept = states[-1].kept
-        if kept.is_overwritten():
-            raise kept.error(writer=self._name_of_head_at(states))
+        guarded = states[-1].guarded
+        if guarded.is_overwritten():
+            raise guarded.error(writer=self._name_of_head_at(states))
         return predictions
 
     def _name_of_head_at(self, states: Sequence[PassState]) -> str:
@@ -588,11 +595,11 @@ class ElasticWrapper(nn.Module):
                 f"depth {last_depth}: the state is at depth {state.depth} already, and a pass goes "
                 "on to deeper taps alone"
             )
-        check_not_overwritten_since(state.kept, state.depth)
+        check_not_overwritten_since(state.guarded, state.depth)
         deeper = state.protected()  # The blocks must not overwrite what the given state holds.
         deeper.context = self._handed_to_part(state.context)  # They may change this one.
         self._run_blocks(deeper, last_depth)
-        return deeper.protected()  # Its new `kept` holds the new features.
+        return deeper.protected()  # The caller gets a state that guards the new features.
 
     def predict(self, state: PassState) -> Any:
         """Return the prediction at the depth of a state.
@@ -606,7 +613,7 @@ class ElasticWrapper(nn.Module):
             RuntimeError: The head rejects the features, or overwrites what the state holds.
         """
         self._check_nothing_is_left_out()
-        check_not_overwritten_since(state.kept, state.depth)
+        check_not_overwritten_since(state.guarded, state.depth)
         (prediction,) = self._predict([state], self._head_takes_all_taps())
         return prediction
 
@@ -753,8 +760,8 @@ class ElasticWrapper(nn.Module):
         new_depth = old_depth + len(new_blocks)
         new_taps = range(old_depth + 1, new_depth + 1)
 
-        # Each new tap gets an adapter of its own, a copy of the deepest tap's. The copy of the net
-        # below would not do: one adapter at several taps is still one in a copy.
+        # Each new tap gets its own copy of the deepest tap's adapter. `detached_copy` of the whole
+        # net, below, would not part them: one module at several taps stays one module in the copy.
         adapters = self._adapters_by_depth()
         if old_depth in adapters:
             for depth in new_taps:
@@ -864,7 +871,7 @@ class ElasticWrapper(nn.Module):
 
         Raises:
             ValueError: With `strict`, the first problem. Or `net.forward` was replaced.
-            RuntimeError: A part overwrites in place what a pass keeps, see `copy_features`.
+            RuntimeError: A part overwrites in place what a pass guards, see `copy_features`.
         """
         probe = self._rebuilt(self.blocks, self.taps, self._adapters_by_depth())
         probe._is_probe = True

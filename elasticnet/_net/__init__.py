@@ -1,1 +1,1 @@
-"""The apparatus of `elasticnet.wrapper`: what a pass keeps, hooks, checks, growing, other forms."""
+"""The apparatus of `elasticnet.wrapper`: guarded tensors, hooks, checks, growing, other forms."""

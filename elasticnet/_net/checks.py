@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet._net.head_statistics import batch_norms
-from elasticnet._net.in_place_writes import KeptTensors
+from elasticnet._net.in_place_writes import GuardedTensors
 from elasticnet._net.nests import tensors_in
 from elasticnet.taps import TapReport, Taps, is_whole_number
 
@@ -109,17 +109,17 @@ def check_number_of_blocks(num_blocks: int, deepest_tap: int) -> None:
         )
 
 
-def check_not_overwritten_since(kept: KeptTensors, depth: int) -> None:
+def check_not_overwritten_since(guarded: GuardedTensors, depth: int) -> None:
     """Raise if a tensor of a state was written to since the state was made.
 
     Args:
-        kept: What the state keeps.
+        guarded: What the state guards.
         depth: The depth of the state.
 
     Raises:
         ValueError: It was written to.
     """
-    if kept.is_overwritten():
+    if guarded.is_overwritten():
         raise ValueError(
             f"a tensor of the state at depth {depth} was written to in place after the state was "
             "made: write into a copy, or run the net again"

@@ -1,9 +1,9 @@
-"""The tensors that a pass of a network keeps, and a check that no module overwrites them.
+"""The tensors that a pass of a network still needs: a guard against modules that overwrite them.
 
-A pass over taps keeps its input, and the features and predictions of the taps. A module that
+A pass over taps guards its input, and the features and predictions of the taps. A module that
 changes in place what it is given, such as one that begins with `nn.ReLU(inplace=True)`, overwrites
 them: they are then no longer what the stem, a block or the head had returned. A pass to one depth
-keeps less, because each block's features have one reader, which may overwrite them.
+guards less, because each block's features have one reader, which may overwrite them.
 
 PyTorch counts the writes into a tensor and its views (`tensor._version`), so that most of them are
 found at no cost. It does not count writes by `tensor.data`, nor those into tensors made in
@@ -28,29 +28,29 @@ PARTS_REMEDY = (
 
 
 class OverwrittenError(RuntimeError):
-    """A module wrote in place into a tensor that the pass keeps."""
+    """A module wrote in place into a tensor that the pass guards."""
 
 
-# What is kept of one tensor, in this order:
+# What is noted of one guarded tensor, in this order:
 # - the tensor;
-# - how often it was written to before it was kept; None: PyTorch does not count;
+# - how often it was written to before it was guarded; None: PyTorch does not count;
 # - a copy of the values that it had then; None: values are not compared;
 # - what messages call it.
 # A plain tuple, because a pass over all taps makes two for each tap.
 _Entry = tuple[Tensor, "int | None", "Tensor | None", str]
 
 
-class KeptTensors:
+class GuardedTensors:
     """What one pass of a network still needs, and whether a part has written into it.
 
     Any part (stem, block, adapter, head) may write in place into what it is given. A pass therefore
-    keeps, each with its name for messages:
+    guards, each with its name for messages:
 
-    - by `keep_input` what every part may be given: the input, the stem's output that a head gets as
-      its skip;
-    - by `keep_features` the features at a tap, which the head and the next block are given, or
-      those that the backward pass runs a block on again, until the next features are kept;
-    - by `keep` what no later part is given: what the head returned.
+    - by `guard_input` what every part may be given: the input, the stem's output that a head gets
+      as its skip;
+    - by `guard_features` the features at a tap, which the head and the next block are given, or
+      those that the backward pass runs a block on again, until the next features are guarded;
+    - by `guard` what no later part is given: what the head returned.
 
     Behind each part, `is_overwritten` looks at what the part could be given, so that its cost does
     not grow with the depth. At the end of a pass, `check_everything` looks at everything.
@@ -60,7 +60,7 @@ class KeptTensors:
         remedy: What messages advise.
 
     Example:
-        `if kept.is_overwritten(): raise kept.error(writer="the stem")`
+        `if guarded.is_overwritten(): raise guarded.error(writer="the stem")`
     """
 
     def __init__(self, compare_values: bool = False, remedy: str = PARTS_REMEDY) -> None:
@@ -74,11 +74,11 @@ class KeptTensors:
         self._others: list[_Entry] = []  # what no part is given any more
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy keeps nothing: the counters of copied tensors begin anew."""
-        return KeptTensors, (self._compare_values, self._remedy)
+        """A copy guards nothing: the counters of copied tensors begin anew."""
+        return GuardedTensors, (self._compare_values, self._remedy)
 
-    def keep_input(self, value: Any, name: str) -> None:
-        """Keep what any part of the network may be given: the input, the skip.
+    def guard_input(self, value: Any, name: str) -> None:
+        """Guard what any part of the network may be given: the input, the skip.
 
         Args:
             value: A tensor, or a nest of lists, tuples, dicts and dataclasses; tensors in anything
@@ -88,28 +88,28 @@ class KeptTensors:
         self._inputs += self._entries(value, name)
         self._watched = [*self._inputs, *self._latest_features]
 
-    def keep_features(self, value: Any, name: str) -> None:
-        """Keep what the next part or two are given: the features at a depth.
+    def guard_features(self, value: Any, name: str) -> None:
+        """Guard what the next part or two are given: the features at a depth.
 
         Args:
-            value: As in `keep_input`.
+            value: As in `guard_input`.
             name: What messages call it.
         """
         self._others += self._latest_features
         self._latest_features = self._entries(value, name)
         self._watched = [*self._inputs, *self._latest_features]
 
-    def keep(self, value: Any, name: str) -> None:
-        """Keep what no later part is given, such as the head's output.
+    def guard(self, value: Any, name: str) -> None:
+        """Guard what no later part is given, such as the head's output.
 
         Args:
-            value: As in `keep_input`.
+            value: As in `guard_input`.
             name: What messages call it.
         """
         self._others += self._entries(value, name)
 
     def is_overwritten(self) -> bool:
-        """Return whether something that a part can be given was written to since it was kept."""
+        """Return whether something that a part can be given was written to since it was guarded."""
         return _first_overwritten(self._watched) is not None
 
     def error(self, writer: str) -> OverwrittenError:
@@ -126,7 +126,7 @@ class KeptTensors:
         )
 
     def check_everything(self, writer: str) -> None:
-        """Raise if anything was written to since it was kept.
+        """Raise if anything was written to since it was guarded.
 
         Args:
             writer: What messages call the parts that may have written.
@@ -152,7 +152,7 @@ class KeptTensors:
 
 
 def _first_overwritten(entries: Sequence[_Entry]) -> _Entry | None:
-    """Return the first tensor that was written to since it was kept; None: none was."""
+    """Return the first tensor that was written to since it was guarded; None: none was."""
     for entry in entries:
         tensor, version, values, _ = entry
         if version is not None and tensor._version != version:

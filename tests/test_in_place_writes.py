@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from contract import same
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet._net.in_place_writes import KeptTensors, OverwrittenError
+from elasticnet._net.in_place_writes import GuardedTensors, OverwrittenError
 from elasticnet._net.nests import copied, tensors_in
 from tiny_nets import conv_blocks, conv_net
 
@@ -241,27 +241,27 @@ def test_settings_are_kept() -> None:
     assert not conv_net(1).copy_features
 
 
-# --- KeptTensors itself
+# --- GuardedTensors itself
 
 
-def test_kept_tensors_in_any_nest() -> None:
+def test_tensors_are_guarded_in_any_nest() -> None:
     first, second, third = torch.zeros(3, 2)
     nest = [first, ("text", {"key": second.clone()}), None, 3, {"last": [third.clone()]}]
-    kept = KeptTensors()
-    kept.keep_features(nest, "the nest")
-    assert not kept.is_overwritten()
+    guarded = GuardedTensors()
+    guarded.guard_features(nest, "the nest")
+    assert not guarded.is_overwritten()
     tensors_in(nest)[2].add_(1)
-    assert kept.is_overwritten()
+    assert guarded.is_overwritten()
     with pytest.raises(OverwrittenError, match="somebody writes in place into the nest"):
-        kept.check_everything(writer="somebody")
+        guarded.check_everything(writer="somebody")
 
 
-def test_a_copy_keeps_nothing() -> None:
+def test_a_copy_guards_nothing() -> None:
     """The counters of copied tensors begin anew, so that it could raise without a reason."""
     tensor = torch.zeros(2).add_(1)
-    kept = KeptTensors()
-    kept.keep_input(tensor, "the input")
-    copy.deepcopy(kept).check_everything(writer="nobody")
+    guarded = GuardedTensors()
+    guarded.guard_input(tensor, "the input")
+    copy.deepcopy(guarded).check_everything(writer="nobody")
 
 
 def test_copies_of_nests_keep_their_kind() -> None:
