@@ -318,9 +318,9 @@ class ElasticObjective(nn.Module):
             psd_loss = self._psd_loss(outputs.features, routed.psd_mask)
             distillation = scaled(psd_loss, factors.psd)
         if not is_left_out(factors.output):
-            distillation = self._add_output_distillation(
-                distillation, factors, predictions, x, routed.keywords
-            )
+            # One after the other: another order of the sum would change its last bits.
+            for term in self._output_terms(factors, predictions, x, routed.keywords):
+                distillation = distillation + term
 
         total = routine + deep_supervision + distillation
         by_tap = weighted_losses if self.by_tap else None
@@ -347,23 +347,19 @@ class ElasticObjective(nn.Module):
             teacher=self.teacher,
         )
 
-    def _add_output_distillation(
+    def _output_terms(
         self,
-        distillation: Tensor,
         factors: StepFactors,
         predictions: Mapping[int, Any],
         x: Any,
         keywords: dict[str, Any],
-    ) -> Tensor:
-        """Return `distillation` plus mu factor_n D_n for each computed tap n < N.
-
-        Each term is added to it at once: another order of the sum would change its last bits.
-        """
+    ) -> list[Factor]:
+        """Return 0 mu, and mu factor_n D_n for each computed tap n < N."""
         # 0 mu: DistributedDataParallel waits for the gradient of a learned mu, even without a D_n.
-        distillation = distillation + 0 * factors.output
+        terms: list[Factor] = [0 * factors.output]
         *shallower, deepest = predictions  # its keys: depths, the deepest last
         if is_empty(predictions[deepest]):  # An empty batch has no D_n.
-            return distillation
+            return terms
         teacher = self._teacher_prediction(predictions[deepest], x, keywords)
 
         # The task losses have read the predictions, and need them again in the backward pass.
@@ -373,9 +369,9 @@ class ElasticObjective(nn.Module):
             returned = self.output_loss(predictions[depth], teacher)
             distance = checked_loss(returned, name="output loss")  # D_n
             factor = factors.output * factors.by_depth[depth]
-            distillation = distillation + scaled(distance, factor)
+            terms.append(scaled(distance, factor))
         guarded.check_everything(writer="the output loss")
-        return distillation
+        return terms
 
     def _teacher_prediction(self, deepest_prediction: Any, x: Any, keywords: dict[str, Any]) -> Any:
         """Return what the shallower predictions are compared with, without its history."""
@@ -387,15 +383,17 @@ class ElasticObjective(nn.Module):
     # --- what a step multiplies its losses by
 
     def _factors(self, step: int | None, is_compiled: bool) -> StepFactors:
-        """Return the factors of a forward, which is counted if they depend on the step."""
+        """Return the factors of a forward, which is counted if they depend on the step.
+
+        Counting changes state, so a compiled step does it outside the graph.
+        """
         weighting = self._weighting
         if not weighting.depends_on_step():
             return weighting.factors_at(step=0)  # the same at any other step
-        # A function, because counting must happen outside the graph of a compiled step.
-        step_and_count = partial(self._step_and_count_forward, step)
         if is_compiled:
-            return factors_for_graph(weighting, step_and_count, net=self.net)
-        return weighting.factors_at(step_and_count())
+            get_step = partial(self._step_and_count_forward, step)
+            return factors_for_graph(weighting, get_step, net=self.net)
+        return weighting.factors_at(self._step_and_count_forward(step))
 
     @property
     def _weighting(self) -> Weighting:
@@ -476,13 +474,12 @@ class ElasticObjective(nn.Module):
         # 1. No step uses what `find_unused` found; what was frozen since does not count.
         if any(name in trainable for name in self._unused_parameters):
             return True
-        # 2. The taps change from step to step: some step may leave out any adapter.
-        adapters = self._tap_net.adapters
+        # 2. An adapter is unused in a step that does not compute its tap.
         if self.sampled_taps is not None or is_scheduled(self.tap_weights):
-            return len(adapters) > 0
-        # 3. All steps compute the same taps: the adapters of the others are unused.
-        computed = self.depths_at()
-        return any(int(depth) not in computed for depth in adapters)
+            always_computed = self._tap_net.taps[-1:]  # some step may leave out any shallower tap
+        else:
+            always_computed = self.depths_at()  # the same in every step
+        return any(int(depth) not in always_computed for depth in self._tap_net.adapters)
 
     def find_unused(self, x: Any, target: Any, *, mask: Any = None, **keywords: Any) -> list[str]:
         """Return the names of the trainable parameters that no step uses.

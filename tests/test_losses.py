@@ -305,6 +305,11 @@ def test_needs_unused_search() -> None:
     assert not ElasticObjective(conv_net(3), nn.L1Loss(), 0, sampled_taps=1).needs_unused_search
 
 
+def test_an_adapter_at_the_deepest_tap_needs_no_search_though_taps_are_sampled() -> None:
+    net = conv_net(3, adapters={3: nn.Conv2d(4, 4, 1)})
+    assert not ElasticObjective(net, nn.L1Loss(), 0, sampled_taps=1).needs_unused_search
+
+
 # --- schedules, distillation of outputs, keyword arguments
 
 

@@ -21,18 +21,16 @@ _outside_graphs: Any = torch.compiler.disable  # pyright: ignore[reportUnknownVa
 
 
 @_outside_graphs
-def factors_for_graph(
-    weighting: Weighting, step_and_count: Callable[[], int], net: Any
-) -> StepFactors:
+def factors_for_graph(weighting: Weighting, get_step: Callable[[], int], net: Any) -> StepFactors:
     """Return the factors of a step; those that change from step to step are scalar tensors.
 
     Args:
         weighting: What the factors depend on beside the step.
-        step_and_count: Returns the step, and may count it. Counting changes state, which a graph
-            cannot do.
+        get_step: Returns the step, and may count it. It is called here, outside the graph, because
+            counting changes state.
         net: The network. The tensors are on its device.
     """
-    factors = weighting.factors_at(step_and_count())
+    factors = weighting.factors_at(get_step())
     parameter = next(net.parameters(), torch.zeros(()))  # a net may have no parameters
     if not is_learned(weighting.tap_weights):  # Learned ones are tensors, with a gradient.
         factors = factors._replace(by_depth=_as_tensors(factors.by_depth, like=parameter))

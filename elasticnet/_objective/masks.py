@@ -25,7 +25,7 @@ def route_mask(net: TapNet, mask: Any, keywords: dict[str, Any]) -> RoutedMask:
     The net gets all other keyword arguments in any case; k is the one that `mask_keyword` names:
 
         Has the net an argument `mask`?   net.mask_keyword   net gets   L_PSD gets
-        no                                None or k          nothing    mask, or without one k
+        no                                None or k          nothing    mask if given, else k
         yes                               None               mask       nothing
         yes                               "mask"             mask       mask
         yes                               another one, k     mask       k
