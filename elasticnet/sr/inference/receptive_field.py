@@ -31,7 +31,9 @@ from elasticnet.wrapper import ElasticWrapper
 STRIP_HEIGHT = 8  # pixels
 LONGEST_STRIP = 1024  # pixels
 STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; what _length_to_cut chooses from
-PIXELS_BESIDE_REACH = 3  # of a strip to cut: two are cut off, and at least one is compared
+# A strip to cut is at least 1 + reach + 1 + reach + 1 pixels long: the outer ones are cut off, and
+# the one in the middle, out of reach of both cuts, is compared.
+PIXELS_BESIDE_REACH = 3
 LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2  # 510 pixels
 SQUARE = 48  # pixels a side of the image on which memory is measured
 TOLERANCE = 1e-3  # how far two equal passes may differ by rounding, as a part of the largest output
@@ -134,11 +136,7 @@ def _reach(predict: Predict, scale: int) -> int | None:
     """The reach along the axis along which the network sees further; None as in `Footprint`."""
 
     def predict_turned(image: Tensor) -> Tensor:
-        """Predict with height and width exchanged.
-
-        The strip lies along the net's height, so that what is measured along the width is the
-        vertical reach.
-        """
+        """Predict with the axes exchanged, so that the net's height lies along the strip."""
         turned = image.transpose(2, 3).contiguous()  # (1, 3, w, h)
         return predict(turned).transpose(2, 3)  # (1, 3, scale h, scale w)
 
@@ -170,9 +168,10 @@ def _reach_along_width(predict: Predict, scale: int) -> int | None:
 
 
 def _reach_without_nan(predict: Predict, scale: int) -> int | None:
-    """The reach of a network that replaces NaN: 0 if the longest strip confirms that, or else None.
+    """The reach of a network that replaces NaN: 0 if a comparison confirms that, or else None.
 
-    The longest strip tests the guess best. `Footprint` says what it can still miss.
+    0 is a guess: the reach if no pixel mixes with another. The longest strip has the most pixels in
+    which a wrong guess shows. `Footprint` says what it can still miss.
     """
     if _is_same_when_cut(predict, scale, length=LONGEST_STRIP, reach=0):
         return 0
@@ -180,7 +179,7 @@ def _reach_without_nan(predict: Predict, scale: int) -> int | None:
 
 
 def _length_to_cut(reach: int) -> int:
-    """The length of the shortest, and so fastest, strip with a pixel out of reach of both cuts."""
+    """The length of the shortest, and so fastest, strip to cut; see `PIXELS_BESIDE_REACH`."""
     needed = 2 * reach + PIXELS_BESIDE_REACH
     return min(length for length in STRIP_LENGTHS if length >= needed)
 

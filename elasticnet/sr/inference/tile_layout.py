@@ -136,7 +136,7 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
 
 
 def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], shortage: str) -> Tiling:
-    """Return tiles of half the side, for an image that ran out of memory; raise if there are none.
+    """Return smaller tiles, for an image that ran out of memory; raise if there are none.
 
     Each call at least halves `side`, down to `MIN_TILE`, even if the windows do not shrink. So a
     retry that calls this again and again ends.
@@ -157,7 +157,7 @@ def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], short
     is_smallest = tiling.side <= MIN_TILE
     if tiling.must_be_whole or is_smallest:
         raise _does_not_fit(plan, tiling, shortage)
-    # Half of a tile of 288 pixels would still cover an image of 100x60 pixels, as one tile again.
+    # Halve what a tile really covers: a side longer than the image would give the same single tile.
     covered_side = min(tiling.side, max(size))
     half_side = max(covered_side // 2, MIN_TILE)
     return _tiling(size, side=half_side, overlap=tiling.overlap)
@@ -206,6 +206,7 @@ def spans(length: int, side: int, overlap: int) -> list[Span]:
     if count == 1:
         return [Span(start=0, stop=length, window_start=0, window_stop=length)]
 
+    # step <= side; the tile at each end is step + overlap long.
     step = math.ceil(length_of_steps / count)  # 8
     window_length = step + 2 * overlap  # 14
     # The step is rounded up: a third one would begin at 2 * 8 = 16 and end at 30, behind the length

@@ -144,14 +144,15 @@ class _TileWork:
         tiles_done = 0
         self._report(tiles_done, tiling.num_tiles)
         for row in tiling.rows:
-            is_written = row.stop <= self.rows_written
+            if row.stop <= self.rows_written:  # by larger tiles, before memory ran out
+                tiles_done += len(tiling.columns)
+                self._report(tiles_done, tiling.num_tiles)
+                continue
             for column in tiling.columns:
-                if not is_written:
-                    self._enlarge(row, column)
+                self._enlarge(row, column)
                 tiles_done += 1
                 self._report(tiles_done, tiling.num_tiles)
-            if not is_written:
-                self.rows_written = row.stop
+            self.rows_written = row.stop
 
     def _enlarge(self, row: Span, column: Span) -> None:
         """Enlarge one tile: read its window, run the network, write the output for the tile."""

@@ -98,7 +98,9 @@ def test_out_of_memory_on_the_way_keeps_the_rows_that_are_done() -> None:
     net, layer = hungry("torch", 10**9)
     expected = enlarge(net, image, tile=40)
     layer.sizes, layer._at_call = [], 4
-    np.testing.assert_array_equal(enlarge(net, image, tile=40), expected)
+    seen: list[tuple[int, int]] = []
+    result = enlarge(net, image, tile=40, progress=lambda *counts: seen.append(counts))
+    np.testing.assert_array_equal(result, expected)
     remaining = len(layer.sizes) - 4
     smaller = first_tiling(plan_upscale(net, tile=20), (200, 40))
     assert 0 < remaining < smaller.num_tiles
@@ -106,6 +108,7 @@ def test_out_of_memory_on_the_way_keeps_the_rows_that_are_done() -> None:
     done = larger.rows[2].stop
     rows_left = [row for row in smaller.rows if row.stop > done]
     assert remaining == len(rows_left) * len(smaller.columns)
+    assert seen[-1] == (smaller.num_tiles, smaller.num_tiles), "rows that are done count too"
 
 
 class GlobalMean(nn.Module):
