@@ -541,28 +541,28 @@ def train(
         for step in range(steps_done, options.optimiser.steps):
             # Train on one batch.
             learning_rate = learning_rate_at(step, options.optimiser)
-            batch = batch_of_step(step, samplers.at(step))
-            terms = training_step(batch, step, learning_rate)
+            cut_part = part_cutter(step, samplers.at(step))
+            terms = training_step(cut_part, step, learning_rate)
             log.add(terms)
             steps_done = step + 1
 
-            # See what is due: a validation also saves, and a save also logs. Several processes
-            # agree on a stop only where a log line is due.
+            # All processes run what follows; only the first has scores. See what is due: a
+            # validation also saves, and a save also logs. Several processes agree on a stop only
+            # where a log line is due.
             due = due_after(steps_done, options)
             stopping = is_stop_requested(stop_signal, processes, decide_together=due.line)
             if stopping:
                 due = due._replace(save=True, line=True)
 
-            # Score every depth; the first process does that for all.
+            # Score every depth.
             scores = None
             if due.validation and processes.first:
                 scores = psnr_per_depth(net_to_ship, validation_images, processes.device)
 
-            # Log before anything is saved. `log.write` refuses a loss that is NaN, and then nothing
-            # is saved. A resumed run cuts the log back to the step of the saved state, and so finds
-            # the line of this step in it.
+            # Log before saving: `log.write` stops at NaN, so no bad state is saved; and the saved
+            # state's own step is then in the log on resume.
             if due.line:
-                shares = psd_share(options, training_step, net, batch, step)
+                shares = psd_share(options, training_step, net, cut_part, step)
                 log.write(steps_done, scores, learning_rate=learning_rate, **shares)
             if scores is not None:
                 recent.add(net_to_ship)
@@ -922,8 +922,8 @@ def make_sampler(
     )
 
 
-def batch_of_step(step: int, sampler: PatchSampler) -> Batch:
-    """Return the batch of a step as `TrainingStep` takes it: a function that cuts parts from it."""
+def part_cutter(step: int, sampler: PatchSampler) -> Batch:
+    """Return the function that cuts parts from the batch of a step, as `TrainingStep` takes it."""
 
     def cut_part(part: int, num_parts: int) -> tuple[Tensor, Tensor]:
         return sampler.batch(step, part, num_parts)

@@ -251,21 +251,20 @@ def _match_tensors(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: i
     that are deeper than the net may be in the file alone.
     """
     stored_names = checkpoint.table.entries.keys()
-    # Stored name -> name in the net. No two stored names get the same name, and names without a
-    # partner are left out.
-    name_of = match_names(stored_names, known=state)
+    # No two stored names get the same name, and names without a partner are left out.
+    name_by_stored_name = match_names(stored_names, known=state)
     matches: dict[str, _Match] = {}  # by the name in the net
-    for stored_name, name in name_of.items():
+    for stored_name, name in name_by_stored_name.items():
         matches[name] = _Match(name, stored_name, target=state[name])
 
-    without_partner = state.keys() - matches.keys()
-    if without_partner:
+    missing_in_file = state.keys() - matches.keys()
+    if missing_in_file:
         raise ValueError(
-            f"{checkpoint.file_name}: no tensor {min(without_partner)!r}, "
+            f"{checkpoint.file_name}: no tensor {min(missing_in_file)!r}, "
             f"which depth {depth} of this net needs"
         )
-    stored_without_partner = stored_names - name_of.keys()
-    for stored_name in sorted(stored_without_partner):
+    missing_in_net = stored_names - name_by_stored_name.keys()
+    for stored_name in sorted(missing_in_net):
         is_of_deeper_block = first_depth_that_needs(stored_name) > depth
         if not is_of_deeper_block:
             raise _no_place_error(checkpoint, stored_name)
@@ -401,8 +400,8 @@ def _check_shared_memory(
 ) -> None:
     """Raise if two tensors of the net lie in one memory, and the file has different values for it.
 
-    Copying would overwrite one by the other. They may overlap only in part, so their new values are
-    compared, where `_check_ties` compares digests. `load` copies into no tensor: it replaces them.
+    Ties are one tensor under two names; this finds two tensors that overlap in memory, which only
+    `load_into` writes to.
     """
     targets: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -130,8 +130,7 @@ def _whole(tensor: Any) -> Tensor:
     if is_sharded(tensor):
         return tensor.detach().full_tensor()
     if tensor.untyped_storage().nbytes() > tensor.nbytes:
-        # This is a part of a larger memory, as the tensors of FSDP1 are. FSDP1 must be able to
-        # resize the large memory later; NumPy, to which `raw_bytes` hands it, would pin it.
+        # Copy: NumPy would hold the larger memory, which FSDP1 must resize later.
         return tensor.detach().clone()
     return tensor.detach()
 

@@ -204,7 +204,7 @@ def test_patches_and_batches_of_the_last_third_have_sizes_of_their_own(
     samplers = recipe.make_samplers(options, images, processes)
     shapes: list[tuple[int, ...]] = []
     for step in range(6):
-        lr, _ = recipe.batch_of_step(step, samplers.at(step))(0, 1)
+        lr, _ = recipe.part_cutter(step, samplers.at(step))(0, 1)
         shapes.append(tuple(lr.shape))
     assert shapes == [(2, 3, 8, 8)] * 4 + [(4, 3, 10, 10)] * 2
     late = recipe.with_values(options, {"late_from": 0.5})
