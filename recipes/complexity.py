@@ -32,19 +32,22 @@ from torch import Tensor, nn
 
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet._files import write_json
+from elasticnet._modules.evaluating import evaluating
 from elasticnet.card.counting import count_macs, count_parameters
 from elasticnet.card.machine import machine_key
 from elasticnet.loss_weights import normalised
 from elasticnet.sr import asrn, edsr, rcan
-from elasticnet.wrapper import evaluating
+from elasticnet.training.program import run_program
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 PAPER_SIDE = 1024  # Table 7 of the paper says that its FLOPs are at 1024 * 1024
 FITTING_SIDE = 64  # of the LR image at which they come out
 BLOCKS_OF_TABLE_7 = (5, 25)
+# the training steps that are measured
 BLOCKS_OF_STEPS = (5, 25, 45)
+SCALE_OF_STEPS = 4
 BATCH_SIZE = 16
-PATCH_SIZE = 48
+PATCH_SIZE = 48  # LR pixels a side
 
 
 # --- networks of the field that the library does not have
@@ -170,14 +173,14 @@ def cost_rows(networks: Sequence[Measured], repeats: int) -> list[dict[str, Any]
             }
         )
     # The networks take turns, so that a busy moment of the machine does not fall on one alone.
-    times: list[list[float]] = [[] for _ in networks]
+    times_by_network: list[list[float]] = [[] for _ in networks]  # in milliseconds
     for round_number in range(repeats):
         show(f"timing, round {round_number + 1} of {repeats}")
-        for found, network in zip(times, networks, strict=True):
-            found.append(milliseconds_of_pass(network))
-    for row, found in zip(rows, times, strict=True):
-        row["ms"] = statistics.median(found)
-        row["ms_range"] = [min(found), max(found)]
+        for times, network in zip(times_by_network, networks, strict=True):
+            times.append(milliseconds_of_pass(network))
+    for row, times in zip(rows, times_by_network, strict=True):
+        row["ms"] = statistics.median(times)
+        row["ms_range"] = [min(times), max(times)]
     return rows
 
 
@@ -253,7 +256,7 @@ def training_step(blocks: int, checkpoint_blocks: bool, repeats: int) -> dict[st
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    scale = 4
+    scale = SCALE_OF_STEPS
     net = asrn(scale, num_blocks=blocks, checkpoint_blocks=checkpoint_blocks)
     objective = ElasticObjective(
         net, task_loss=nn.L1Loss(), psd_weight=8e-5, tap_weights=normalised(net.taps)
@@ -281,9 +284,10 @@ def training_step(blocks: int, checkpoint_blocks: bool, repeats: int) -> dict[st
 
 def largest_size() -> int:
     """Return the largest size in bytes that this process has had."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    in_bytes = sys.platform == "darwin"
-    return kilobytes if in_bytes else 1024 * kilobytes
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "darwin":
+        return largest  # macOS counts bytes
+    return 1024 * largest  # Linux counts units of 1024 bytes
 
 
 def measure_steps(options: argparse.Namespace) -> None:
@@ -292,14 +296,19 @@ def measure_steps(options: argparse.Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     for blocks in options.blocks:
         for checkpoint_blocks in (False, True):
-            show(f"{blocks} blocks" + (", activations computed again" * checkpoint_blocks))
+            activations = "computed again" if checkpoint_blocks else "kept"
+            show(f"{blocks} blocks, activations {activations}")
             with context.Pool(1) as process:
                 arguments = (blocks, checkpoint_blocks, options.repeats)
                 rows.append(process.apply(training_step, arguments))
-    settings = {"scale": 4, "batch_size": BATCH_SIZE, "patch_size": PATCH_SIZE}
     record = {
         "machine": machine_key("cpu", torch.float32, threads=1),
-        "settings": {**settings, "repeats": options.repeats},
+        "settings": {
+            "scale": SCALE_OF_STEPS,
+            "batch_size": BATCH_SIZE,
+            "patch_size": PATCH_SIZE,
+            "repeats": options.repeats,
+        },
         "rows": rows,
     }
     out = options.out or RESULTS / "training-steps.json"
@@ -315,12 +324,8 @@ def show(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what the command line asks for.
-
-    Args:
-        arguments: The command line; default: the process's own.
-    """
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -340,11 +345,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: expected at least 1")
+    return options
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure what the command line asks for.
+
+    Args:
+        options: Of the command line; `measure` is the function of the command.
+    """
     options.measure(options)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_program(main, parse)

@@ -17,19 +17,19 @@ import elasticnet.before_torch  # sets what must be set before torch is imported
 import argparse
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from elasticnet._files import write_atomic
+from elasticnet.training.program import run_program
 
 OUT = Path(__file__).parents[1] / "docs" / "results" / "published.json"
 SETS = ("Set5", "Set14", "B100", "Urban100", "Manga109")
 SCORE_TABLES = (1, 2, 4, 5, 6)  # PSNR and SSIM on data sets
 ABLATION_TABLE = 3
 COMPLEXITY_TABLE = 7
-# Which ASRN a row of Tables 1, 2 and 7 without a number of blocks is (Section 4.2)
+# How many blocks an ASRN has in a row of Tables 1, 2 and 7 that does not say it (Section 4.2)
 FULL_BLOCKS = 5
 SOURCE = (
     "Li, Fang, Zeng, Zhang, Wang: Adjustable Super-Resolution Network via Deep Supervised "
@@ -47,8 +47,8 @@ KEPT_TOPICS = (
     "upsample parameters A",
     "upsample parameters B",
 )
-NUMBERED = re.compile(r"(\d+)\. (.+)")
-TABLES_IN_A_SENTENCE = re.compile(r"Tables? (\d)(?:(?:, | and | to )(\d))*")
+NUMBERED = re.compile(r"(?P<number>\d+)\. (?P<text>.+)")
+TABLES_IN_A_SENTENCE = re.compile(r"Tables? \d(?:(?:, | and | to )\d)*")
 
 Row = dict[str, Any]
 
@@ -125,7 +125,7 @@ def score_row(number: int, row: Row, scale: int) -> Row:
     Raises:
         ValueError: A score is out of its range.
     """
-    kept: Row = {
+    new_row: Row = {
         "table": number,
         "line": row["line"],
         "degradation": row.get("degradation", "BI"),
@@ -136,10 +136,10 @@ def score_row(number: int, row: Row, scale: int) -> Row:
         "scores": scores_of(row, f"Table {number}, {row['method']} x{scale}"),
     }
     if scale != row["scale"]:
-        kept["scale_printed"] = row["scale"]
+        new_row["scale_printed"] = row["scale"]
     if row.get("note"):
-        kept["note"] = row["note"]
-    return kept
+        new_row["note"] = row["note"]
+    return new_row
 
 
 def method_of(printed: str) -> str:
@@ -235,9 +235,10 @@ def places_to_read_with_care(notes: str) -> list[Row]:
         raise ValueError(f"the notes have no numbered list under {HEADING!r}")
     places: list[Row] = []
     for expected, entry in enumerate(entries, start=1):
-        if int(entry[1]) != expected:
-            raise ValueError(f"the notes number an entry {entry[1]}: expected {expected}")
-        places.append({"number": expected, "tables": tables_named(entry[2]), "text": entry[2]})
+        if int(entry["number"]) != expected:
+            raise ValueError(f"the notes number an entry {entry['number']}: expected {expected}")
+        text = entry["text"]
+        places.append({"number": expected, "tables": tables_named(text), "text": text})
     return places
 
 
@@ -264,8 +265,8 @@ def published(tables: Mapping[str, Any], notes: str) -> dict[str, Any]:
         notes: The text of the README.md beside it.
     """
     captions: dict[str, str] = {}
-    for number in range(1, 8):
-        rows_of(tables, number)
+    for number in range(1, 8):  # Tables 1 to 7
+        rows_of(tables, number)  # raises if a table is missing
         captions[f"Table {number}"] = tables[f"table{number}"]["caption"]
     return {
         "source": SOURCE,
@@ -301,12 +302,8 @@ def indented(lines: Iterable[str]) -> str:
     return ",\n".join(f"    {line}" for line in lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write published.json; return the exit status.
-
-    Args:
-        arguments: The command line; default: the process's own.
-    """
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -317,19 +314,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=OUT, metavar="FILE", help="default: docs/results/published.json"
     )
-    options = parser.parse_args(arguments)
-    notes = options.notes or options.tables.parent / "README.md"
+    return parser.parse_args(arguments)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Write published.json.
+
+    Args:
+        options: Of the command line.
+
+    Raises:
+        ValueError: Something is missing in the tables or the notes.
+    """
+    notes_file = options.notes or options.tables.parent / "README.md"
     tables = json.loads(options.tables.read_text(encoding="utf-8"))
-    content = published(tables, notes.read_text(encoding="utf-8"))
+    notes = notes_file.read_text(encoding="utf-8")
+    try:
+        content = published(tables, notes)
+    except KeyError as error:
+        raise ValueError(f"{options.tables}: the tables have nothing named {error}") from error
     write_atomic(options.out, as_text(content))
     print(f"{options.out}: {len(content['scores'])} rows of scores")
-    return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyError as error:
-        sys.exit(f"error: the tables have nothing named {error}")
+    run_program(main, parse)

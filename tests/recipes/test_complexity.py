@@ -86,7 +86,8 @@ def test_the_command_writes_counts_and_times(
     monkeypatch.setattr(complexity, "explaining_counts", list)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     out = tmp_path / "c.json"
-    complexity.main(["passes", "--scale", "2", "--side", "12", "--repeats", "2", "--out", str(out)])
+    words = ["passes", "--scale", "2", "--side", "12", "--repeats", "2", "--out", str(out)]
+    complexity.main(complexity.parse(words))
     record = json.loads(out.read_text())
     assert record["settings"] == {"scale": 2, "output_side": 12, "repeats": 2}
     assert [row["network"] for row in record["rows"]] == ["SRCNN 0", "SRCNN 1"]
@@ -119,7 +120,8 @@ def test_the_command_measures_a_training_step_of_each_depth_both_ways(
     monkeypatch.setattr(complexity, "BATCH_SIZE", 1)
     monkeypatch.setattr(complexity, "PATCH_SIZE", 4)
     out = tmp_path / "steps.json"
-    complexity.main(["steps", "--blocks", "1", "2", "--repeats", "1", "--out", str(out)])
+    words = ["steps", "--blocks", "1", "2", "--repeats", "1", "--out", str(out)]
+    complexity.main(complexity.parse(words))
     rows = json.loads(out.read_text())["rows"]
     assert [(row["blocks"], row["checkpoint_blocks"]) for row in rows] == [
         (1, False),
@@ -134,5 +136,5 @@ def test_the_command_measures_a_training_step_of_each_depth_both_ways(
 
 def test_no_repeats_are_refused(complexity: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        complexity.main(["steps", "--repeats", "0"])
+        complexity.parse(["steps", "--repeats", "0"])
     assert "--repeats 0: expected at least 1" in capsys.readouterr().err

@@ -153,11 +153,22 @@ def test_notes_without_the_list_or_with_a_gap_in_it_are_refused(published: Modul
         published.places_to_read_with_care(NOTES.replace("2. Two", "3. Two"))
 
 
+def test_what_is_missing_in_the_tables_is_named(published: ModuleType, tmp_path: Path):
+    tables = made_up_tables()
+    del tables["protocol"]
+    (tmp_path / "tables.json").write_text(json.dumps(tables))
+    (tmp_path / "README.md").write_text(NOTES)
+    options = published.parse([str(tmp_path / "tables.json"), "--out", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="the tables have nothing named 'protocol'"):
+        published.main(options)
+
+
 def test_the_command_writes_a_row_a_line(published: ModuleType, tmp_path: Path):
     (tmp_path / "tables.json").write_text(json.dumps(made_up_tables()))
     (tmp_path / "README.md").write_text(NOTES)
     out = tmp_path / "published.json"
-    assert published.main([str(tmp_path / "tables.json"), "--out", str(out)]) == 0
+    words = [str(tmp_path / "tables.json"), "--out", str(out)]
+    published.main(published.parse(words))
     text = out.read_text(encoding="utf-8")
     assert text == published.as_text(published.published(made_up_tables(), NOTES))
     content = json.loads(text)
