@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,6 +108,28 @@ def train(
         terms = call(x[rows], target[rows])
         backward(terms.total)
         optimizer.step()
+
+
+def trainer_arguments(folder: Path, **options: Any) -> Any:
+    """Return the settings of transformers' Trainer that make it train as the plain loop."""
+    from transformers import TrainingArguments
+
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": BATCH_SIZE,
+        "max_steps": NUM_BATCHES,
+        "optim": "adamw_torch",
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": 0.0,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **options,
+    }
+    return TrainingArguments(output_dir=str(folder), **settings)
 
 
 def trained_plainly(

@@ -11,7 +11,6 @@ import torch
 from elasticnet import ElasticObjective
 from plain_loop import (
     BATCH_SIZE,
-    LEARNING_RATE,
     NUM_BATCHES,
     assert_equal,
     make_net,
@@ -22,6 +21,7 @@ from plain_loop import (
     trained_by_step,
     trained_in_bfloat16,
     trained_plainly,
+    trainer_arguments,
 )
 from split_nets import gpt2, objective_of
 
@@ -38,24 +38,9 @@ def train(
     **options: Any,
 ) -> Any:
     """Return the Trainer after a training with the plain loop's settings."""
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": BATCH_SIZE,
-        "max_steps": NUM_BATCHES,
-        "optim": "adamw_torch",
-        "learning_rate": LEARNING_RATE,
-        "weight_decay": 0.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0,
-        "train_sampling_strategy": "sequential",
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        **options,
-    }
     trainer = (trainer_class or transformers.Trainer)(
         model=objective,
-        args=transformers.TrainingArguments(output_dir=str(folder), **settings),
+        args=trainer_arguments(folder, **options),
         train_dataset=rows or rows_by_name(),
     )
     trainer.train(resume_from_checkpoint=resume_from and str(resume_from))

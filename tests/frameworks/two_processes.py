@@ -24,7 +24,6 @@ import elasticnet
 from elasticnet import ElasticObjective
 from plain_loop import (
     BATCH_SIZE,
-    LEARNING_RATE,
     NUM_BATCHES,
     Block,
     batches,
@@ -37,6 +36,7 @@ from plain_loop import (
     predictions_of,
     rows_by_name,
     train,
+    trainer_arguments,
 )
 from split_nets import CASES, objective_of, train_case
 
@@ -321,34 +321,21 @@ def trainer(folder: Path) -> Weights:
     from transformers import Trainer
 
     net = make_net(torch.float64)
-    args = trainer_arguments(folder / "trainer")
+    args = two_process_arguments(folder / "trainer")
     rows = rows_by_name(torch.float64)
     Trainer(model=make_objective(net), args=args, train_dataset=rows).train()
     return net.state_dict()
 
 
-def trainer_arguments(folder: Path, **options: Any) -> Any:
-    """Return the settings of transformers' Trainer that make it train as the plain loop."""
-    from transformers import TrainingArguments
-
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": ROWS,
-        "max_steps": NUM_BATCHES,
-        "optim": "adamw_torch",
-        "learning_rate": LEARNING_RATE,
-        "weight_decay": 0.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0,
-        "train_sampling_strategy": "sequential",
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "ddp_backend": "gloo",
-        "ddp_find_unused_parameters": False,
+def two_process_arguments(folder: Path, **options: Any) -> Any:
+    """Return the Trainer's settings for half of the rows on each process."""
+    return trainer_arguments(
+        folder,
+        per_device_train_batch_size=ROWS,
+        ddp_backend="gloo",
+        ddp_find_unused_parameters=False,
         **options,
-    }
-    return TrainingArguments(output_dir=str(folder), **settings)
+    )
 
 
 # --- FSDP2 by the plugins of other people's trainers
@@ -421,7 +408,7 @@ def train_with_sharding_trainer(
     from transformers import Trainer
 
     let_accelerate_shard_on_the_cpu()
-    args = trainer_arguments(
+    args = two_process_arguments(
         folder,
         fsdp=True,
         fsdp_config={

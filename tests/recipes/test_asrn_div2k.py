@@ -21,12 +21,12 @@ from PIL import Image
 import elasticnet
 from elasticnet.card.machine import machine_key
 from elasticnet.checkpoint import read_header
-from elasticnet.sr.data import scikit_image_photos
 from elasticnet.training import precision
 from elasticnet.training.options import as_json, flat_values, with_values
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 from loading import load_recipe
+from small_photos import small_photos
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "asrn_div2k.py"
@@ -43,10 +43,7 @@ def recipe() -> ModuleType:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A flat folder of small HR images."""
     folder = tmp_path_factory.mktemp("data") / "photos"
-    folder.mkdir()
-    for name, image in list(scikit_image_photos().items())[:5]:
-        Image.fromarray(image[:64, :80]).save(folder / f"{name}.png")
-    return folder
+    return small_photos(folder, num_photos=5, height=64, width=80)
 
 
 def run(recipe: ModuleType, *arguments: object) -> None:

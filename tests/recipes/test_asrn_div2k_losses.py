@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from elasticnet import ElasticObjective
 from elasticnet.checkpoint import read_header
-from elasticnet.sr.data import scikit_image_photos
 from elasticnet.training.processes import Processes
 from loading import load_recipe
+from small_photos import small_photos
 
 TINY = ["--num-blocks", "3", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
 TINY += ["--steps", "4", "--eval-every", "4", "--log-every", "2", "--num-valid", "1"]
@@ -32,10 +31,7 @@ def recipe() -> ModuleType:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A flat folder of small HR images."""
     folder = tmp_path_factory.mktemp("data") / "photos"
-    folder.mkdir()
-    for name, image in list(scikit_image_photos().items())[:3]:
-        Image.fromarray(image[:48, :64]).save(folder / f"{name}.png")
-    return folder
+    return small_photos(folder, num_photos=3, height=48, width=64)
 
 
 def train(recipe: ModuleType, photos: Path, folder: Path, *options: object) -> list[dict[str, Any]]:

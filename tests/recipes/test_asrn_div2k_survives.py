@@ -19,12 +19,11 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
-from elasticnet.sr.data import scikit_image_photos
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import pack_state
 from loading import load_recipe
+from small_photos import small_photos
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "asrn_div2k.py"
@@ -71,11 +70,7 @@ KILLED = [
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A flat folder of small HR images."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name, image in list(scikit_image_photos().items())[:5]:
-        Image.fromarray(image[:64, :80]).save(folder / f"{name}.png")
-    return folder
+    return small_photos(tmp_path / "photos", num_photos=5, height=64, width=80)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from PIL import Image
 import elasticnet
 from elasticnet.sr import asrn, edsr, rcan
 from elasticnet.sr.benchmark import evaluate
-from elasticnet.sr.data import load_pairs, scikit_image_photos
+from elasticnet.sr.data import load_pairs
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.models.convert import official_state_dict
 from elasticnet.sr.models.edsr import EDSR
@@ -37,6 +37,7 @@ from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import pack_state
 from loading import load_recipe
+from small_photos import small_photos
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "sr_retrofit.py"
@@ -59,10 +60,7 @@ def recipe() -> ModuleType:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A flat folder of small HR images."""
     folder = tmp_path_factory.mktemp("data") / "photos"
-    folder.mkdir()
-    for name, image in list(scikit_image_photos().items())[:4]:
-        Image.fromarray(image[:64, :72]).save(folder / f"{name}.png")
-    return folder
+    return small_photos(folder, num_photos=4, height=64, width=72)
 
 
 @pytest.fixture(scope="module")
