@@ -625,10 +625,16 @@ def test_the_gradient_of_a_learned_weight_is_its_term() -> None:
     torch.testing.assert_close(output_weight.grad, unit.detach().reshape(1))
 
 
+@pytest.mark.parametrize(
+    "container",
+    [nn.ParameterList([torch.ones(())]), nn.ParameterDict({"1": torch.ones(())})],
+    ids=["ParameterList", "ParameterDict"],
+)
 @pytest.mark.parametrize("name", ["psd_weight", "tap_weights", "output_weight"])
-def test_a_container_of_parameters_is_no_learned_weight(name: str) -> None:
-    options: dict[str, Any] = {"psd_weight": 0.1, name: nn.ParameterList([torch.ones(())])}
-    with pytest.raises(TypeError, match=f"{name} is a ParameterList: expected one nn.Parameter"):
+def test_a_container_of_parameters_is_no_learned_weight(name: str, container: nn.Module) -> None:
+    options: dict[str, Any] = {"psd_weight": 0.1, name: container}
+    message = f"{name} is a {type(container).__name__}: expected one nn.Parameter"
+    with pytest.raises(TypeError, match=message):
         ElasticObjective(conv_net(2), nn.L1Loss(), **options)
 
 

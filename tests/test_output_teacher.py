@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet import ElasticObjective
-from tiny_nets import conv_net
+from tiny_nets import MASK, TOKENS, conv_net, rotary_net
 
 X = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 TARGET = torch.zeros(2, 2, 5, 5)
@@ -34,6 +34,25 @@ def test_shallower_predictions_are_compared_with_what_the_teacher_returns() -> N
     expected = 0.1 * 0.25 * (first - taught).abs().mean()
     expected = expected + 0.1 * 0.25 * (second - taught).abs().mean()
     torch.testing.assert_close(objective(X, TARGET).distillation, expected)
+
+
+def test_a_teacher_gets_the_keyword_arguments_of_the_net() -> None:
+    got: list[dict[str, Any]] = []
+    objective = ElasticObjective(rotary_net(), mean_logit, psd_weight=0, output_weight=0.1)
+
+    def teacher(x: Tensor, **keywords: Any) -> Tensor:
+        got.append(keywords)
+        return objective.net(x, **keywords)
+
+    objective.output_teacher = teacher
+    objective(TOKENS, None, mask=MASK)
+    (keywords,) = got
+    assert keywords.keys() == {"mask"}
+    assert torch.equal(keywords["mask"], MASK)
+
+
+def mean_logit(prediction: Tensor, target: None) -> Tensor:
+    return prediction.mean()
 
 
 def test_a_teacher_that_is_the_deepest_prediction_changes_nothing() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from elasticnet import ElasticObjective
 from elasticnet.checkpoint import read_header
 from elasticnet.training.processes import Processes
+from elasticnet.training.tap_gradients import balanced, projected
 from loading import load_recipe
 from small_photos import small_photos
 
@@ -140,6 +141,18 @@ def test_a_training_joins_the_gradients_of_its_taps(
     assert joined[1]["psnr"].keys() == {"1", "2", "3"}
     if method == "balanced":
         assert joined[1]["total"] != plain[1]["total"]
+
+
+def test_each_name_of_a_method_joins_by_that_method(recipe: ModuleType) -> None:
+    joined_by: dict[str, Any] = {}
+    for name in ("balanced", "projected"):
+        options = recipe.parse([*TINY, "--seed", "7", "--tap-gradients", name])
+        joined_by[name] = recipe.make_tap_gradients(options, recipe.build(options, Processes()))
+
+    assert joined_by["balanced"].method is balanced
+    assert joined_by["projected"].method.func is projected
+    assert joined_by["projected"].method.keywords == {"seed": 7}
+    assert recipe.make_tap_gradients(recipe.parse(TINY), net=None) is None
 
 
 def test_joined_gradients_in_a_compiled_step_are_refused(recipe: ModuleType) -> None:

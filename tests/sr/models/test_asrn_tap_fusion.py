@@ -24,13 +24,19 @@ def trained_net(channels: int = 16) -> ElasticWrapper:
     return net
 
 
+def number_of_parameters(module: nn.Module) -> int:
+    """Return how many numbers a module learns; what its parts share counts once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def test_a_fusion_has_9216_numbers_a_tap_and_starts_as_the_identity() -> None:
     torch.manual_seed(0)
     plain = asrn(4, num_blocks=2).eval()
     torch.manual_seed(0)
     net = asrn(4, num_blocks=2, tap_fusion=True).eval()
-    for adapter in net.adapters.values():
-        assert sum(parameter.numel() for parameter in adapter.parameters()) == 9216
+    first, second = net.adapters.values()
+    assert number_of_parameters(first) == number_of_parameters(second) == 9216
+    assert number_of_parameters(net.adapters) == 2 * 9216, "they share none"
     x = torch.rand(1, 3, 6, 5)
     for depth in (1, 2):
         torch.testing.assert_close(net(x, depth=depth), plain(x, depth=depth))
