@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from elasticnet import ElasticObjective
 from elasticnet.checkpoint import read_header
 from elasticnet.training.processes import Processes
+from elasticnet.training.recent_weights import RecentWeights
+from elasticnet.training.run_folder import Run
 from elasticnet.training.tap_gradients import balanced, projected
 from loading import load_recipe
 from small_photos import small_photos
@@ -190,6 +194,31 @@ def test_the_mean_of_the_last_validations_is_shipped(
     assert [row["psnr"] for row in table["rows"]] == pytest.approx(list(shipped.values()))
 
 
+@pytest.mark.parametrize(("psnr_of_mean", "kept"), [(21.0, 21.0), (19.0, 20.0)])
+def test_a_mean_is_kept_as_the_best_only_if_it_is_better(
+    recipe: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    psnr_of_mean: float,
+    kept: float,
+) -> None:
+    def scores_of_mean(*_arguments: Any) -> dict[int, float]:
+        return dict.fromkeys((1, 2, 3), psnr_of_mean)
+
+    monkeypatch.setattr(recipe, "psnr_per_depth", scores_of_mean)
+    options = recipe.parse([*TINY, "--mean-last", "1"])
+    net = recipe.build(options, Processes())
+    recent = RecentWeights(max_count=1)
+    recent.add(net)
+    run = Run.create(tmp_path / "run", {})
+    best = recipe.Best(run.folder / "best.safetensors", psnr=20.0)
+
+    recipe.finished_net(options, run, net, best, recent, None, Processes())
+
+    assert best.psnr == kept
+    assert best.file.exists() == (kept == psnr_of_mean)
+
+
 def test_a_resumed_run_ends_with_the_same_mean(
     recipe: ModuleType, photos: Path, tmp_path: Path
 ) -> None:
@@ -203,11 +232,19 @@ def test_a_resumed_run_ends_with_the_same_mean(
         assert torch.equal(tensor, resumed[name]), name
 
 
+@pytest.mark.parametrize(
+    ("late", "late_shape"),
+    [
+        (["--late-patch-size", "10", "--late-batch-size", "4"], (4, 3, 10, 10)),
+        (["--late-patch-size", "10"], (2, 3, 10, 10)),
+        (["--late-batch-size", "4"], (4, 3, 8, 8)),
+    ],
+    ids=["both", "patches", "batches"],
+)
 def test_patches_and_batches_of_the_last_third_have_sizes_of_their_own(
-    recipe: ModuleType, photos: Path, tmp_path: Path
+    recipe: ModuleType, photos: Path, late: list[str], late_shape: tuple[int, ...]
 ) -> None:
-    words = ["--data", photos, "--steps", 6, "--late-patch-size", 10, "--late-batch-size", 4]
-    options = recipe.parse([str(word) for word in [*TINY, *words]])
+    options = recipe.parse([*TINY, "--data", str(photos), "--steps", "6", *late])
     processes = Processes()
     images, _ = recipe.load_images(options, processes)
     samplers = recipe.make_samplers(options, images, processes)
@@ -215,9 +252,23 @@ def test_patches_and_batches_of_the_last_third_have_sizes_of_their_own(
     for step in range(6):
         lr, _ = recipe.part_cutter(step, samplers.at(step))(0, 1)
         shapes.append(tuple(lr.shape))
-    assert shapes == [(2, 3, 8, 8)] * 4 + [(4, 3, 10, 10)] * 2
-    late = recipe.with_values(options, {"late_from": 0.5})
-    assert recipe.make_samplers(late, images, processes).late_from == 3
+    assert shapes == [(2, 3, 8, 8)] * 4 + [late_shape] * 2
+    from_half = recipe.with_values(options, {"late_from": 0.5})
+    assert recipe.make_samplers(from_half, images, processes).late_from == 3
+
+
+def test_images_too_small_for_a_late_patch_are_left_out(
+    recipe: ModuleType, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    Image.new("RGB", (24, 24), "red").save(folder / "small.png")  # LR images of 12 x 12
+    numbers: dict[str, int] = {}
+    for size in ("12", "13"):
+        options = recipe.parse([*TINY, "--data", str(folder), "--late-patch-size", size])
+        training_images, _ = recipe.load_images(options, Processes())
+        numbers[size] = len(training_images)
+    assert numbers["12"] == numbers["13"] + 1
 
 
 def test_without_late_sizes_one_sampler_serves_all_steps(recipe: ModuleType, photos: Path) -> None:

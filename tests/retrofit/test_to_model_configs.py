@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -57,6 +57,35 @@ def test_of_two_stacks_of_one_depth_the_one_that_was_split_is_cut() -> None:
     assert model.config.vision_config.num_hidden_layers == 3
     with torch.no_grad():
         assert torch.equal(model(IDS, use_cache=False).logits, net(IDS, depth=2))
+
+
+class WithDraft(hf.LlavaConfig):
+    """A config with a second part of the class of its text_config, behind it."""
+
+    sub_configs: ClassVar[dict[str, Any]] = {
+        **hf.LlavaConfig.sub_configs,
+        "draft_config": hf.LlamaConfig,
+    }
+    draft_config: Any = None
+
+    def __post_init__(self, **entries: Any) -> None:
+        if isinstance(self.draft_config, dict):
+            self.draft_config = hf.LlamaConfig(**self.draft_config)
+        super().__post_init__(**entries)
+
+
+def test_of_two_parts_of_one_class_the_one_that_the_layers_hold_is_cut() -> None:
+    config = WithDraft(
+        vision_config=hf.CLIPVisionConfig(**SIZES, image_size=16, patch_size=8),
+        text_config=llama_config(),
+        draft_config=llama_config(),
+        image_token_index=39,
+        image_seq_length=4,
+    )
+    torch.manual_seed(0)
+    model = to_model(net_of(hf.LlavaForConditionalGeneration(config)), 2)
+    assert model.config.text_config.num_hidden_layers == 2
+    assert model.config.draft_config.num_hidden_layers == 3
 
 
 def test_a_list_of_numbers_of_layers_loses_those_that_are_gone() -> None:
@@ -227,7 +256,9 @@ def test_another_setting_of_a_block_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*blocks), nn.Linear(4, 2)).eval()
     net: Any = split_at(model, "1", torch.randn(2, 6, 4)).wrap().eval()
     to_model(net, 2)
-    net.blocks[1].drop_rate = 0.5  # of the training alone
+    net.blocks[1].drop_rate = 0.5
+    to_model(net, 2)  # a setting of the training alone
+
     net.blocks[1].window = 16
     with pytest.raises(
         ValueError, match="block 2: its window is 8 in Sequential of depth 2, and 16"
