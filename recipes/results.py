@@ -28,6 +28,7 @@ from elasticnet._files import write_atomic
 from elasticnet._tables import table
 from elasticnet.sr.data.licences import licence_line
 from elasticnet.training.options import as_command
+from elasticnet.training.program import run_program
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,7 +121,7 @@ def mean_score(found: Iterable[Record], data: str, depth: int) -> float:
 def alone_by_depth(records: Records) -> dict[int, list[Record]]:
     """Return the seeds of the networks that were trained for one depth each."""
     alone = {depth: seeds_of(records, f"x4-alone-{depth}") for depth in range(1, 5)}
-    alone[5] = seeds_of(records, "x4-ss")
+    alone[5] = seeds_of(records, "x4-ss")  # "SS, cut short" is trained for its deepest depth
     return alone
 
 
@@ -250,8 +251,10 @@ def depth_headers(depths: Iterable[int]) -> list[str]:
 def budget(record: Record) -> str:
     """Return what a training cost, in words."""
     options = record["options"]
-    steps, batch_size = options["steps"], options["batch_size"]
-    return f"{steps:,} steps, batch {batch_size}, patches of {options['patch_size']}"
+    return (
+        f"{options['steps']:,} steps, batch {options['batch_size']}, "
+        f"patches of {options['patch_size']}"
+    )
 
 
 def changed(
@@ -262,8 +265,10 @@ def changed(
     The usual ones are by default those of the run's preset, which is then named, too.
     """
     base = presets[options["preset"]] if usual is None else usual
-    # Older records lack options that were added since; a base of older records lacks them, too.
-    complete = {**options, **presets["paper"], **options}
+    # Older records lack options that were added since; these had the values of the preset "paper".
+    # A base of older records lacks them, too.
+    added_since = {name: each for name, each in presets["paper"].items() if name not in options}
+    complete = {**options, **added_since}
     compared = {name: value for name, value in complete.items() if name in base}
     skipped: list[str] = [*WITHOUT_EFFECT]
     if options["variant"] != "full":
@@ -477,8 +482,10 @@ def noise(records: Records) -> str:
 
 def growth(records: Records) -> str:
     """A network that was grown, beside one that was not."""
-    shallow, grown = records["growth-3"], records["growth-5"]
-    steps, more = shallow["options"]["steps"], grown["options"]["steps"]
+    shallow = records["growth-3"]
+    grown = records["growth-5"]
+    steps = shallow["options"]["steps"]
+    more = grown["options"]["steps"]
     before_training = list(grown["scores"][0]["psnr"].values())
     rows = {
         f"3 blocks, {steps:,} steps": psnr_of_run(shallow),
@@ -584,10 +591,11 @@ def choice_cells(record: Record, num_depths: int) -> list[str]:
 
     A network with a single tap has its scores in the columns of the deepest one.
     """
-    held_out = record["scores"][-1]["psnr"]
+    held_out = record["scores"][-1]["psnr"]  # by depth, which is text in JSON
     no_depth = [""] * (num_depths - len(held_out))
-    ends = sorted({min(held_out), max(held_out)})
-    on_set5 = [score(record, "Set5", int(depth)) for depth in ends]
+    depths = [int(depth) for depth in held_out]
+    ends = sorted({min(depths), max(depths)})
+    on_set5 = [score(record, "Set5", depth) for depth in ends]
     no_end = [""] * (2 - len(ends))
     return [*no_depth, *decibels(held_out.values()), *no_end, *decibels(on_set5)]
 
@@ -638,7 +646,7 @@ def comparison_rows(
     for record in found:
         scores = [score(record, data, depth) for depth in limit]
         rows.append([f"{KINDS[kind]}, seed {record['options']['seed']}", *decibels(scores)])
-    if found and kind != "ss":
+    if found and kind != "ss":  # of "ss" only the deepest depth is trained, and that is the limit
         cells: list[str] = []
         for depth, best in limit.items():
             regret = round(mean_score(found, data, depth) - best, 2)
@@ -654,15 +662,16 @@ def shipped(records: Records) -> str:
     parts: list[str] = []
     for name, weights in SHIPPED.items():
         record = records[name]
+        scale, _, _ = name.partition("-")  # "x4" of "x4-published"
         lines = [[f"`{weights}`, depth", "parameters", "GMACs", *ALL_SETS]]
-        lines += our_rows(record, published, scale=name[:2])
+        lines += our_rows(record, published, scale)
         if name in SCALES:  # published methods stand once for each scale
-            lines += published_rows(published_methods(published, reprinted, scale=name))
+            lines += published_rows(published_methods(published, reprinted, scale))
         parts.append(table(lines))
         init = record["options"]["init"]
         start = f", started from {Path(init).stem}" if init else ""
         parts.append(f"{budget(record)}{start}; GMACs for an output of 1280x720.")
-        parts.append(f"{set14_note(record, published, scale=name[:2])}\n")
+        parts.append(f"{set14_note(record, published, scale)}\n")
     authors = [f"{name}: {method['source']}" for name, method in reprinted["methods"].items()]
     parts.append(
         "In brackets: published PSNR. ASRN and bicubic interpolation, and other networks where "
@@ -806,7 +815,10 @@ def printed_table(labels: Sequence[str], rows: Sequence[Record]) -> str:
         lines.append([label, *cells])
         if "note" in row:
             notes.append(f"- {label}: {row['note']}")
-    return f"{table(lines)}\n" + "\n".join(notes) if notes else table(lines).rstrip()
+    printed = table(lines).rstrip()
+    if not notes:
+        return printed
+    return "\n".join([printed, "", *notes])
 
 
 def printed_ablation(records: Records) -> str:
@@ -861,7 +873,8 @@ def table_7_cells(row: Record | None) -> list[str]:
 
 def flops(records: Records) -> str:
     """The FLOPs that Table 7 prints, beside those of the sizes that could be meant."""
-    counted: dict[tuple[int, int, str, bool], float] = {}  # GMACs
+    # GMACs by scale, number of blocks, size, and whether the head is folded
+    counted: dict[tuple[int, int, str, bool], float] = {}
     rows = records["complexity"]["explaining"]
     smallest = min(row["lr_side"] for row in rows)
     for row in rows:
@@ -901,9 +914,10 @@ def printed_large(records: Records) -> str:
 def training_steps(records: Records) -> str:
     """Counts, memory and time of one training step of deep networks."""
     record = records["training-steps"]
-    printed = {5: "244K"}
+    printed: dict[int, str] = {}  # by number of blocks
     for row in records["published"]["scores"]:
-        if row["table"] == 6 and row["scale"] == 4 and row["blocks"] is not None:
+        is_of_asrn = row["table"] in (5, 6) and row["scale"] == 4 and row["blocks"] is not None
+        if is_of_asrn and row["parameters"] is not None:
             printed[row["blocks"]] = short_count(row["parameters"])
     lines = [["x4", "parameters", "published", "activations of the blocks", "memory (MB)", "s"]]
     for row in record["rows"]:
@@ -1038,17 +1052,18 @@ def cpu(records: Records) -> str:
     record = records["cpu"]
     rows = record["rows"]
     deepest = max(row["depth"] for row in rows)
-    every_depth: dict[str, list[Record]] = {}  # rows by way and precision, shallowest first
+    rows_by_label: dict[str, list[Record]] = {}  # each shallowest first
     for row in rows:
-        every_depth.setdefault(f"{row['way']}, {row['precision']}", []).append(row)
+        rows_by_label.setdefault(f"{row['way']}, {row['precision']}", []).append(row)
 
     rates = ["GMAC/s at the deepest", "of the peak"]
     columns = [f"{header}, ms" for header in depth_headers(range(1, deepest + 1))]
     lines = [["", *columns, *rates, "depth 1 of the deepest"]]
     variations = [[f"eager, depth {deepest}", "ms", "GMAC/s", "of the peak"]]
-    for label, found in every_depth.items():
+    for label, found in rows_by_label.items():
         at_deepest = found[-1]
-        if len(found) == deepest:
+        was_run_at_every_depth = len(found) == deepest
+        if was_run_at_every_depth:
             milliseconds = [f"{row['ms']:.0f}" for row in found]
             share = f"{found[0]['of_deepest']:.0%}"
             lines.append([label, *milliseconds, *rate_cells(at_deepest), share])
@@ -1175,7 +1190,10 @@ def draw_sizes(records: Records, images: Path) -> None:
     for name, is_shown in (("small", is_small), ("large", is_large)):
         shown: dict[str, Dots] = {}
         for label, dots in series.items():
-            inside = {key: dot for key, dot in dots.items() if is_shown(dot[0])}
+            inside: Dots = {}
+            for key, (parameters, psnr) in dots.items():
+                if is_shown(parameters):
+                    inside[key] = (parameters, psnr)
             if inside:
                 shown[label] = inside
         path = images / f"sizes_{name}.png"
@@ -1275,42 +1293,57 @@ def written(name: str, page: str, records: Records) -> str:
     return page
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the pages and figures, or check the pages; return the exit status."""
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--check", action="store_true", help="exit status 1 when a page is out of date"
     )
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Write the pages and figures, or check the pages.
+
+    Args:
+        options: Of the command line.
+
+    Raises:
+        SystemExit: With status 1, if --check finds a page that is out of date.
+        ValueError: A record, or a value in one, is missing, or the markers of a section are.
+    """
     files = sorted((DOCS / "results").glob("*.json"))
     records = {path.stem: json.loads(path.read_text()) for path in files}
+    try:
+        outdated = outdated_pages(records)
+    except KeyError as error:
+        raise ValueError(
+            f"docs/results/ has nothing named {error}: recipes/record.py takes records from runs"
+        ) from error
 
-    outdated: dict[str, str] = {}  # new text by page
-    for name in PAGES:
-        page = (DOCS / name).read_text()
-        made = written(name, page, records)
-        if made != page:
-            outdated[name] = made
     if options.check:
         for name in outdated:
             print(f"docs/{name} is out of date: run python recipes/results.py", file=sys.stderr)
-        return 1 if outdated else 0
-
-    for name, made in outdated.items():
-        write_atomic(DOCS / name, made)
+        if outdated:
+            raise SystemExit(1)
+        return
+    for name, new_text in outdated.items():
+        write_atomic(DOCS / name, new_text)
     draw(records)
-    return 0
+
+
+def outdated_pages(records: Records) -> dict[str, str]:
+    """Return the new text of every page that would change, by its name."""
+    outdated: dict[str, str] = {}
+    for name in PAGES:
+        page = (DOCS / name).read_text()
+        new_text = written(name, page, records)
+        if new_text != page:
+            outdated[name] = new_text
+    return outdated
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyError as error:
-        sys.exit(
-            f"error: docs/results/ has nothing named {error}: recipes/record.py takes records "
-            "from runs"
-        )
+    run_program(main, parse)

@@ -31,8 +31,13 @@ def results(tmp_path, monkeypatch) -> ModuleType:
     return module
 
 
-def test_the_page_is_up_to_date(results, capsys):
-    assert results.main(["--check"]) == 0, capsys.readouterr().err
+def run(results: ModuleType, *words: str) -> None:
+    """Run the recipe with a command line."""
+    results.main(results.parse(words))
+
+
+def test_the_page_is_up_to_date(results):
+    run(results, "--check")
 
 
 def test_a_changed_measurement_is_noticed_and_written(results, tmp_path, capsys):
@@ -40,16 +45,24 @@ def test_a_changed_measurement_is_noticed_and_written(results, tmp_path, capsys)
     record = json.loads(file.read_text())
     record["table"]["rows"][-1]["psnr"] = 47.114
     file.write_text(json.dumps(record))
-    assert results.main(["--check"]) == 1
+    with pytest.raises(SystemExit) as ended:
+        run(results, "--check")
+    assert ended.value.code == 1
     assert "out of date" in capsys.readouterr().err
-    assert results.main([]) == 0
+    run(results)
     page = (tmp_path / "docs" / "studies" / "other_tasks.md").read_text()
     assert "| 47.11 |" in page
     shown: list[str] = []
     for name in ("results.md", *(name for name in results.PAGES if name.startswith("studies"))):
         shown += re.findall(r"\((?:\.\./)?images/(.*?)\)", (tmp_path / "docs" / name).read_text())
     assert sorted(path.name for path in (tmp_path / "docs" / "images").iterdir()) == sorted(shown)
-    assert results.main(["--check"]) == 0
+    run(results, "--check")
+
+
+def test_a_missing_record_is_named(results, tmp_path):
+    (tmp_path / "docs" / "results" / "denoise.json").unlink()
+    with pytest.raises(ValueError, match="docs/results/ has nothing named 'denoise'"):
+        run(results, "--check")
 
 
 @pytest.mark.parametrize("names", [("denoise", "deblur"), ("denoise", "deblur", "dehaze")])
@@ -97,7 +110,7 @@ def test_a_lost_marker_is_an_error_that_names_its_section(results, tmp_path):
     page = tmp_path / "docs" / "studies" / "growth.md"
     page.write_text(page.read_text().replace("<!-- end: growth -->", ""))
     with pytest.raises(ValueError, match="markers of section 'growth'"):
-        results.main([])
+        run(results)
 
 
 def presets() -> dict[str, dict[str, Any]]:
