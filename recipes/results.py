@@ -1168,7 +1168,7 @@ def draw_parameters(records: Records, images: Path) -> None:
             ours[f"{depth}"] = (parameters, row["psnr"])
             # Ours has the parameters of the published network at each depth.
             printed = printed_asrn(published, "x4", depth)[FIGURE_SET]
-            paper[f"{depth} "] = (parameters, printed["psnr"])
+            paper[f"{depth}"] = (parameters, printed["psnr"])
     parameter_dots(
         images / "asrn_x4_parameters.png",
         {
