@@ -294,6 +294,16 @@ class Loss(LossOptions):
                 f"--sampled-taps {self.sampled_taps} with --curriculum {self.curriculum}: both say "
                 "which taps a step trains; leave one of them out"
             )
+        if self.curriculum != "all" and self.variant == "ss":
+            raise ValueError(
+                f"--curriculum {self.curriculum} with --variant ss: that trains the deepest tap "
+                "alone, so there are no taps to choose from; leave one of them out"
+            )
+        if self.output_teacher != "deepest" and self.output_weight == 0:
+            raise ValueError(
+                f"--output-teacher {self.output_teacher} with --output-weight 0: nothing learns "
+                "from it; give an --output-weight, or leave --output-teacher out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

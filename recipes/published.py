@@ -281,6 +281,25 @@ def published(tables: Mapping[str, Any], notes: str) -> dict[str, Any]:
     }
 
 
+def read_tables(file: Path) -> dict[str, Any]:
+    """Return the content of a tables.json.
+
+    Args:
+        file: The path.
+
+    Raises:
+        ValueError: It holds no JSON, or no object.
+    """
+    try:
+        tables = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON: {error}") from error
+    if not isinstance(tables, dict):
+        kind = type(tables).__name__
+        raise ValueError(f"{file}: expected an object with 'table1' to 'table7', got a {kind}")
+    return tables
+
+
 def as_text(content: Mapping[str, Any]) -> str:
     """Return JSON with each row of a list on a line of its own, which a diff shows well.
 
@@ -327,7 +346,7 @@ def main(options: argparse.Namespace) -> None:
         ValueError: Something is missing in the tables or the notes.
     """
     notes_file = options.notes or options.tables.parent / "README.md"
-    tables = json.loads(options.tables.read_text(encoding="utf-8"))
+    tables = read_tables(options.tables)
     notes = notes_file.read_text(encoding="utf-8")
     try:
         content = published(tables, notes)

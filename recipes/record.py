@@ -33,6 +33,7 @@ from elasticnet.sr.data.licences import RECORD_FILE, licence_counts
 RECIPES = Path(__file__).parent
 RESULTS = RECIPES.parent / "docs" / "results"
 LOG_ENTRIES = ("step", "seconds", "learning_rate", "total")  # beside the scores
+RUN_FILES = ("options.json", "log.jsonl", "table.json")  # of a finished run
 LOSSES_BY_DEPTH = "per_depth"  # as the log calls them
 ROW_ENTRIES = ("data", "depth", "parameters", "psnr", "ssim")
 DEGRADATION = ("degradation", "blur_sigma", "noise_sigma")
@@ -53,11 +54,15 @@ def record_of(
         machine: What trained it, in words; by default what the log says.
 
     Raises:
-        ValueError: The log does not say what trained it.
+        ValueError: A file of the run is missing or holds no JSON, or the log does not say what
+            trained it.
     """
-    options = json.loads((run / "options.json").read_text())
+    for name in RUN_FILES:
+        if not (run / name).is_file():
+            raise ValueError(f"{run} has no {name}: expected the folder of a finished run")
+    options = read_json(run / "options.json")
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    table = json.loads((run / "table.json").read_text())
+    table = read_json(run / "table.json")
     table.pop("options", None)
     # One folder is a word, as in the records of older versions that it stands beside in tables.
     if isinstance(options.get("data"), list) and len(options["data"]) == 1:
@@ -76,6 +81,14 @@ def record_of(
         record["machine"] = machine
         record["sets"] = scored(run / "best.safetensors", options, folders)
     return without_folders(record)
+
+
+def read_json(file: Path) -> Any:
+    """Return the content of a JSON file; an error names the file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: expected JSON: {error}") from error
 
 
 def validations(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -207,7 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if options.weights is not None:
         file = RESULTS / f"{options.name}.json"
-        record = json.loads(file.read_text())
+        if not file.is_file():
+            parser.error(f"--weights adds to a record, and there is no {file}: NAME RUN makes one")
+        if not options.data:
+            parser.error(f"--weights {options.weights}: name the sets to score it on by --data")
+        record = read_json(file)
         write_json(file, with_more_sets(record, options.weights, options.data))
         return
     if options.run is None:

@@ -132,6 +132,18 @@ def test_a_curriculum_beside_sampled_taps_is_refused(recipe: ModuleType) -> None
         recipe.Loss(psd_weight=0.1, curriculum="rotating", sampled_taps=1)
 
 
+def test_a_curriculum_of_a_single_tap_is_refused(recipe: ModuleType) -> None:
+    message = "--curriculum sandwich with --variant ss: that trains the deepest tap alone"
+    with pytest.raises(ValueError, match=message):
+        recipe.Loss(psd_weight=0.1, curriculum="sandwich", variant="ss")
+
+
+def test_a_teacher_of_outputs_without_a_weight_is_refused(recipe: ModuleType) -> None:
+    message = "--output-teacher self-ensemble with --output-weight 0: nothing learns from it"
+    with pytest.raises(ValueError, match=message):
+        recipe.Loss(psd_weight=0.1, output_teacher="self-ensemble")
+
+
 # --- how the gradients of taps are joined
 
 

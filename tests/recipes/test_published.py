@@ -163,6 +163,21 @@ def test_what_is_missing_in_the_tables_is_named(published: ModuleType, tmp_path:
         published.main(options)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"tables\.json: expected JSON: Expecting property name"),
+        ("[]", r"tables\.json: expected an object with 'table1' to 'table7', got a list"),
+    ],
+)
+def test_tables_of_another_kind_are_named(
+    published: ModuleType, tmp_path: Path, text: str, message: str
+):
+    (tmp_path / "tables.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        published.main(published.parse([str(tmp_path / "tables.json")]))
+
+
 def test_the_command_writes_a_row_a_line(published: ModuleType, tmp_path: Path):
     (tmp_path / "tables.json").write_text(json.dumps(made_up_tables()))
     (tmp_path / "README.md").write_text(NOTES)

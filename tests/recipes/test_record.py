@@ -203,3 +203,30 @@ def test_an_image_that_is_left_out_of_the_record_is_named(record, tmp_path, caps
     save(asrn(2, 1, 8), tmp_path / "best.safetensors")
     record.scored(tmp_path / "best.safetensors", {"degradation": "BI"}, [data])
     assert "image left out: photos black: it has one colour" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_named(record, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match=r"run has no options\.json: expected the folder of a fin"):
+        record.main(["new", str(tmp_path / "run")])
+
+
+def test_a_damaged_file_of_a_run_is_named(record, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "options.json").write_text("{")
+    (run / "log.jsonl").write_text("")
+    (run / "table.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"options\.json: expected JSON: Expecting property name"):
+        record.main(["new", str(run)])
+
+
+def test_weights_without_a_record_or_sets_are_refused(record, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        record.main(["new", "--weights", "net.safetensors", "--data", "Set5"])
+    assert "there is no " + str(tmp_path / "new.json") in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "new.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        record.main(["new", "--weights", "net.safetensors"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--weights net.safetensors: name the sets to score it on by --data" in said

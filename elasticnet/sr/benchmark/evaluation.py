@@ -242,7 +242,8 @@ def _check(
                 f"at scale {listed}"
             )
     contestants = [*(bicubic_contestant(scale) for scale in scales), *networks, *others]
-    _check_distinct("network", [(each.label, each.scale) for each in contestants])
+    kind = "network or method" if others else "network"
+    _check_distinct(kind, [(each.label, each.scale) for each in contestants])
     _check_distinct("data set", [(name, pairs.scale) for name, pairs in sets])
 
 

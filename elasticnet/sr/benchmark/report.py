@@ -89,7 +89,8 @@ def caption(result: Benchmark, title: str) -> str:
         noun = "image" if len(each) == 1 else "images"
         counted.append(f"{name} ({len(each)} {noun})")
     settings = result.settings
-    text = f"{title}; {', '.join(counted)}; protocol {settings['protocol']}"
+    scored = ", ".join(counted) or "no image scored"
+    text = f"{title}; {scored}; protocol {settings['protocol']}"
     if settings["self_ensemble"]:
         text += "; x8 self-ensemble"
     if any(row.macs is not None for row in result.rows):

@@ -225,10 +225,11 @@ def _check(design: AsrnDesign) -> None:
         )
     if design.tap_affine and design.tap_fusion:
         raise ValueError("tap_affine with tap_fusion: a tap has one adapter; give one of the two")
-    switches = _switches(design)
-    if design.block != "mab" and not all(switches.values()):
+    switched_off = [name for name, is_on in _switches(design).items() if not is_on]
+    if design.block != "mab" and switched_off:
+        named = ", ".join(f"{name}=False" for name in switched_off)
         raise ValueError(
-            f"block {design.block!r}: the switches {', '.join(switches)} belong to block 'mab'"
+            f"block {design.block!r} with {named}: only block 'mab' has parts to leave out"
         )
 
 

@@ -160,7 +160,7 @@ def test_a_method_has_an_empty_cell_for_a_set_that_it_lacks(sets: Sets, tmp_path
 def test_two_contestants_of_one_name_are_refused(sets: Sets, tmp_path: Path) -> None:
     save_made(tmp_path / "RCAN", sets, "baby.png", "bird_1.png")
     found = find_others("net", tmp_path / "RCAN", sets)
-    with pytest.raises(ValueError, match="'net' stands twice at scale 2"):
+    with pytest.raises(ValueError, match="network or method 'net' stands twice at scale 2"):
         benchmark([("net", asrn(2, num_blocks=1, channels=8))], sets, others=[found], costs=False)
 
 

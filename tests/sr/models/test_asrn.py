@@ -315,8 +315,8 @@ def test_a_block_that_cannot_be_the_identity_says_so(name: str) -> None:
         ({"tap_fusion": 2}, "tap_fusion 2: expected True or False"),
         ({"checkpoint_blocks": 1.0}, "checkpoint_blocks 1.0: expected True or False"),
         (
-            {"block": "res2net", "shuffle": False},
-            "block 'res2net': the switches .*shuffle.* belong to block 'mab'",
+            {"block": "res2net", "shuffle": False, "fusion": False},
+            "block 'res2net' with fusion=False, shuffle=False: only block 'mab' has parts to leave",
         ),
         ({"num_blocks": 0}, "body_blocks is empty"),
         ({"taps": (1, 7)}, "tap 7: taps are whole numbers from 1 to 5"),

@@ -155,7 +155,7 @@ def test_a_file_that_names_no_switch_is_the_published_network(tmp_path: Path) ->
         ({"shuffle": 1}, "asrn cannot be built as .*: shuffle 1: expected True or False"),
         ({"residual": [1]}, "asrn cannot be built as .*: argument residual is a list"),
         ({"block": "resnet"}, "asrn cannot be built as .*: block 'resnet': expected one of"),
-        ({"block": "res2net", "residual": False}, "the switches .* belong to block 'mab'"),
+        ({"block": "res2net", "residual": False}, "block 'res2net' with residual=False"),
         ({"block": "shufflenet"}, r"no tensor 'blocks\.0\.depthwise\.weight'"),
         ({"block": "res2net"}, r"tensor 'blocks\.0\.groups\.3\.weight' has no place in this net"),
     ],
