@@ -400,9 +400,8 @@ class ElasticWrapper(nn.Module):
             name = f"the features or the context at depth {state.depth}"
             state.guarded.guard_features([state.features, state.context], name)
         else:
-            state.guarded.guard_features(
-                state.features, name=f"the features at depth {state.depth}"
-            )
+            name = f"the features at depth {state.depth}"
+            state.guarded.guard_features(state.features, name)
 
     def _hand_context_on(self, state: PassState) -> None:
         """If the head takes the context, give later blocks one that they may change."""
