@@ -50,14 +50,20 @@ def recalibrate(net: nn.Module, batches: Iterable[Any], *, trunk: bool = False) 
 
     Raises:
         TypeError: `net` is not an ElasticWrapper.
-        ValueError: `batches` is empty, or an iterator though it is gone through twice, or a mapping
-            has no `x`; or the head's BatchNorm cannot be measured for each depth, see
+        ValueError: `batches` is empty, a tensor, or an iterator though it is gone through twice, or
+            a mapping has no `x`; or the head's BatchNorm cannot be measured for each depth, see
             `separate_statistics`. The statistics then stay as they were.
 
     Example:
         `recalibrate(net, train_loader)`
     """
     elastic = _elastic_net(net)
+    if isinstance(batches, Tensor):
+        # its entries would be taken for batches, each with an axis too few
+        raise ValueError(
+            f"batches is a tensor of shape {tuple(batches.shape)}: expected a list of batches, "
+            "such as [x] for a single one"
+        )
     if trunk and isinstance(batches, Iterator):
         raise ValueError(
             f"batches is a {type(batches).__name__}, an iterator, and trunk=True goes through it "

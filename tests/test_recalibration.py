@@ -464,6 +464,8 @@ def test_what_cannot_be_measured_is_refused_and_nothing_changes() -> None:
 
     with pytest.raises(ValueError, match="batches is empty"):
         recalibrate(net, [])
+    with pytest.raises(ValueError, match=r"batches is a tensor of shape \(.*\): expected a list"):
+        recalibrate(net, batches()[0])
     with pytest.raises(ValueError, match=r"batches is a list_iterator.*trunk=True.*twice"):
         recalibrate(net, iter(batches()), trunk=True)
     with pytest.raises(KeyboardInterrupt):

@@ -144,6 +144,8 @@ def test_one_net_on_one_set_makes_the_plain_table():
         "net; Set5 (1 image); protocol matlab-y; x8 self-ensemble; "
         "MACs and ms of one pass to 1280x720 on cpu"
     )
+    nothing_scored = Benchmark(rows[:1], [], [], settings)
+    assert caption(nothing_scored, "net").startswith("net; no image scored; protocol matlab-y")
 
 
 def test_figures_for_each_set_and_scale(wide, tmp_path):
