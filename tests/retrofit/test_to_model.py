@@ -334,6 +334,32 @@ def test_any_model_whose_blocks_are_a_list_is_cut() -> None:
     assert len(body) == 3
 
 
+class ListOfBlocks(nn.Module):
+    """A model that runs a ModuleList, which loses its last block first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 8)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)  # (b, n, 8)
+        for block in self.blocks:
+            x = block(x).relu()
+        return self.head(x)
+
+
+def test_a_list_loses_any_number_of_its_last_blocks() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, 4)
+    net = split_at(ListOfBlocks().eval(), "blocks", x).wrap().eval()
+    for depth in net.taps:
+        shallow = to_model(net, depth)
+        assert len(shallow.blocks) == depth
+        assert torch.equal(shallow(x), net(x, depth=depth))
+
+
 def test_blocks_with_names_of_their_own_keep_them() -> None:
     sizes: dict[str, Any] = {"hidden_dim": 24, "mlp_dim": 32, "num_heads": 2, "num_classes": 5}
 
