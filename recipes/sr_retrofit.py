@@ -52,6 +52,7 @@ from elasticnet.sr.benchmark import (
 from elasticnet.sr.benchmark.figures import elastic_curve
 from elasticnet.sr.data import PairSet
 from elasticnet.sr.data.image_record import keep_image_record
+from elasticnet.sr.data.licences import note_licences
 from elasticnet.sr.data.pair_set import listing
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
@@ -302,6 +303,10 @@ def main(options: Options) -> None:
             changes_allowed=options.images.changed_images,
             say=processes.say,
         )
+        if options.images.data is not None:
+            licences = note_licences(run.folder, options.images.data, training_images.names)
+            if licences is not None:
+                processes.say(licences)
         scored = ", ".join(name for name, _ in sets)
         processes.say(
             f"training on {training_images}, scoring on {scored}; run folder {run.folder}"

@@ -146,6 +146,18 @@ def test_a_count_beside_a_prepared_net_is_saved_if_it_is_registered(tmp_path: Pa
     assert_equal(net.state_dict(), trained_by_step())
 
 
+def test_a_net_whose_weights_are_offloaded_is_measured_by_an_objective() -> None:
+    net = make_net().eval()
+    objective = make_objective(net).eval()
+    x, target = batches()[0]
+    with torch.no_grad():
+        expected = objective(x, target)
+        accelerate.cpu_offload(net, execution_device=torch.device("cpu"))
+        found = objective(x, target)
+    assert all(parameter.device.type == "meta" for parameter in net.parameters())
+    assert torch.equal(found.total, expected.total)
+
+
 @pytest.mark.parametrize("what", ["the net", "the objective"])
 def test_steps_of_accumulated_gradients_are_counted(what: str) -> None:
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)

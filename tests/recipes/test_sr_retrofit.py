@@ -162,6 +162,20 @@ def test_both_curves_are_those_of_the_saved_networks(recipe, photos, tmp_path):
     assert [*out.glob("*.png")] == [out / "photos_curve.png"]
 
 
+def test_the_terms_of_the_photographs_are_noted(recipe, tmp_path, capsys):
+    folder = small_photos(tmp_path / "photos", num_photos=3, height=64, width=72)
+    names = sorted(path.name for path in folder.glob("*.png"))
+    rows = [f"| {name} | CC-BY-SA-4.0 | yes |" for name in names]
+    header = ["| picture | licence | copyleft |", "| --- | --- | --- |"]
+    (folder / "LICENSES.md").write_text("\n".join([*header, *rows]))
+    out = tmp_path / "run"
+    steps = ["--train-steps", 1, "--srcnn-steps", 1, "--tune-steps", 1]
+    run(recipe, *SIZES, *steps, "--data", folder, "--num-valid", 1, "--out", out)
+    assert "terms of 2 training images: CC-BY-SA-4.0 2; copyleft: 2" in capsys.readouterr().out
+    record = json.loads((out / "photographs.json").read_text())
+    assert record["licences"]["CC-BY-SA-4.0"]["copyleft"]
+
+
 def test_phases_train_what_they_say(whole):
     lines = log_of(whole)
     assert [line["step"] for line in lines] == [*range(1, 121)]
