@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ class Architecture:
             `check` run when they are given none. None where only the user can know.
         tiny_example: Returns a smaller one, on which `save` compares the network with what its file
             describes. None: `example` is small enough.
+        packaged_files: Returns the checkpoints that come with the architecture's package, by what
+            they are called: a file "x4" of the architecture "asrn" is given as "asrn-x4" wherever
+            a file of weights is taken. Called when such a name is looked up.
         extras: What one room of the library knows to read, such as scale and value range for
             images; see the room's own page. The core passes it on and reads nothing in it.
     """
@@ -52,6 +56,7 @@ class Architecture:
     count_arguments: tuple[str, ...] = ()
     example: Callable[[Mapping[str, Any]], Any] | None = None
     tiny_example: Callable[[Mapping[str, Any]], Any] | None = None
+    packaged_files: Callable[[], Mapping[str, str | os.PathLike[str]]] | None = None
     extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def arguments_at(self, arguments: Mapping[str, Any], depth: int) -> dict[str, Any]:

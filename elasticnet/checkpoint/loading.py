@@ -56,8 +56,9 @@ def load(
     they have in the file.
 
     Args:
-        source: A path, a seekable file opened in binary mode, an http(s) URL whose server answers
-            range requests, or `hf://owner/name[@revision][/file]`.
+        source: A path, the name of a packaged net such as "asrn-x4", a seekable file opened in
+            binary mode, an http(s) URL whose server answers range requests, or
+            `hf://owner/name[@revision][/file]`.
         depth: A depth that carries a tap; None and -1 mean the deepest.
         build: A function that builds the whole net. It is needed if the file names no registered
             architecture. At the deepest depth the net that it returns gets the tensors of the file

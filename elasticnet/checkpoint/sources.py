@@ -1,4 +1,4 @@
-"""Read ranges of bytes from a file, which may be a path, open, behind a URL, or on the hub."""
+"""Read ranges of bytes from a file: a path, a packaged net's name, open, a URL, or on the hub."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 from urllib.parse import unquote, urlsplit
+
+from elasticnet.checkpoint.packaged import source_of, why_no_name
 
 TIMEOUT = 30.0  # seconds without a byte from the server
 PARTIAL_CONTENT = 206  # HTTP's answer to a request for a range
@@ -54,8 +56,9 @@ def read_range(source: Source, start: int, end: int) -> bytearray:
     """Return the bytes [start, end) of a file.
 
     Args:
-        source: A path, a seekable file opened in binary mode, an http or https URL whose server
-            answers range requests, or `hf://owner/name[@revision][/file]`.
+        source: A path, the name of a packaged net such as "asrn-x4" (a file of that name wins), a
+            seekable file opened in binary mode, an http or https URL whose server answers range
+            requests, or `hf://owner/name[@revision][/file]`.
         start: The first byte.
         end: The byte behind the last one.
 
@@ -227,7 +230,9 @@ def _located(source: Source) -> str | os.PathLike[str] | BinaryIO | Remote:
         if not _has_host(source):
             raise ValueError(f"{name_of(source)}: a URL without a host")
         return Remote(url=source, name=name_of(source))
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, str):
+        return source_of(source)
+    if isinstance(source, os.PathLike):
         return source
     is_file = all(hasattr(source, method) for method in ("read", "seek", "seekable"))
     is_text = hasattr(source, "encoding")
@@ -255,13 +260,14 @@ def _why_not_there(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"{path}: there is no such file, and no folder {folder}"
+    message = f"{path}: there is no such file{why_no_name(str(path))}"
     files = _weights_in(folder)
     if not files:
-        return f"{path}: there is no such file"
+        return message
     shown = ", ".join(files[:MAX_NAMED])
     if len(files) > MAX_NAMED:
         shown += ", ..."
-    return f"{path}: there is no such file; the weights in {folder} are: {shown}"
+    return f"{message}; the weights in {folder} are: {shown}"
 
 
 def _weights_in(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -62,7 +63,8 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="*",
         metavar="FILE",
-        help="checkpoints: paths, http(s) URLs or hf://...; each is scored at its own scale",
+        help="checkpoints: paths, names of packaged nets such as asrn-x4, http(s) URLs or "
+        "hf://...; each is scored at its own scale",
     )
     group.add_argument(
         "--model",
@@ -246,8 +248,7 @@ def _sort_files_from_data(options: argparse.Namespace) -> None:
     """
     folders: list[str] = []
     for each in options.data:
-        has_suffix = each.endswith(CHECKPOINT_SUFFIX) and not Path(each).is_dir()
-        if has_suffix or "://" in each:
+        if _names_a_checkpoint(each):
             options.files.append(each)
         else:
             folders.append(each)
@@ -258,6 +259,15 @@ def _sort_files_from_data(options: argparse.Namespace) -> None:
             f"elasticnet benchmark {listed} --data DIR"
         )
     options.data = folders
+
+
+def _names_a_checkpoint(text: str) -> bool:
+    """Whether a word behind --data is a file of weights, a URL or a packaged net's name."""
+    from elasticnet.checkpoint.packaged import find_packaged
+
+    if os.path.lexists(text):
+        return text.endswith(CHECKPOINT_SUFFIX) and not Path(text).is_dir()
+    return text.endswith(CHECKPOINT_SUFFIX) or "://" in text or find_packaged(text) is not None
 
 
 def _load_sets(

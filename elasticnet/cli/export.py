@@ -80,7 +80,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="a checkpoint of a registered architecture: a path, an http(s) URL, or hf://...",
+        help="a checkpoint of a registered architecture: a path, the name of a packaged net such "
+        "as asrn-x4, an http(s) URL, or hf://...",
     )
     _add_depth_options(parser)
     _add_axis_option(parser)

@@ -32,8 +32,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="a file that elasticnet.save or a recipe wrote: a path, an http(s) URL, or "
-        "hf://owner/name[@revision][/file]",
+        help="a file that elasticnet.save or a recipe wrote: a path, the name of a packaged net "
+        "such as asrn-x4, an http(s) URL, or hf://owner/name[@revision][/file]",
     )
     add_debug(parser)
     parser.set_defaults(run=run)

@@ -63,8 +63,8 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="a checkpoint of a registered architecture: a path, or with --no-store also an "
-        "http(s) URL or hf://...",
+        help="a checkpoint of a registered architecture: a path, or with --no-store also the name "
+        "of a packaged net such as asrn-x4, an http(s) URL or hf://...",
     )
     _add_input(parser)
     _add_measuring(parser)
@@ -208,13 +208,14 @@ def _check_architecture(options: argparse.Namespace) -> None:
 
 def _check_storable(file: str) -> None:
     """Refuse a file that the card cannot, or must not, be stored in."""
+    from elasticnet.checkpoint.packaged import source_of
     from elasticnet.sr.models.pretrained import WEIGHTS
 
     if _is_remote(file):
         raise ValueError(
             f"{file}: a card can only be stored in a local file: download it, or pass --no-store"
         )
-    if WEIGHTS.resolve() in Path(file).resolve().parents:
+    if WEIGHTS.resolve() in Path(source_of(file)).resolve().parents:
         raise ValueError(
             f"{file}: belongs to the installed package: profile a copy of it, or pass --no-store"
         )

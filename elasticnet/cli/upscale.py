@@ -103,8 +103,8 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights",
         metavar="FILE",
-        help="a checkpoint of any registered architecture that enlarges images, instead of the "
-        "package's",
+        help="a checkpoint of any registered architecture that enlarges images: a path, or the "
+        "name of a packaged net such as asrn-x4; default: the package's for --scale",
     )
 
 
@@ -199,6 +199,8 @@ def _upscale_all(options: argparse.Namespace) -> int:
     plan = _plan(weights, options)
     make_folder(found.jobs, options.out)
     _say_notes(found.notes, options.quiet)
+    if options.weights is None:
+        _say_notes([f"network: {weights}"], options.quiet)
     choose_plan = _plan_chooser(plan, weights, options)
     is_single = found.num_images == 1
     failures = _upscale_each(found.jobs, is_single, plan.scale, choose_plan, options)
@@ -301,8 +303,10 @@ def _upscale_one(
 
 def _weights(options: argparse.Namespace) -> str | Path:
     """The file of the network."""
+    from elasticnet.checkpoint.packaged import source_of
+
     if options.weights is not None:
-        return options.weights
+        return source_of(options.weights)
     if options.scale is None:
         raise ValueError(f"no --scale: give it ({packaged()}), or the --weights of a network")
     return weights_file(options.scale)

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,13 @@ def tiny_image_example(arguments: Mapping[str, Any]) -> Tensor:
     return torch.rand(TINY_EXAMPLE_SHAPE, generator=generator)
 
 
+def _packaged_asrn() -> dict[str, Path]:
+    """The trained weights in the package, such as "x4" of `asrn-x4`."""
+    from elasticnet.sr.models.pretrained import packaged_files
+
+    return packaged_files()
+
+
 def _build_asrn(**arguments: Any) -> ElasticWrapper:
     from elasticnet.sr.models.asrn import asrn
 
@@ -98,6 +106,7 @@ ASRN = Architecture(
     build=_build_asrn,
     example=image_example,
     tiny_example=tiny_image_example,
+    packaged_files=_packaged_asrn,
     extras=IMAGE_EXTRAS,
 )
 EDSR = Architecture(

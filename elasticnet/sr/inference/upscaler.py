@@ -15,6 +15,7 @@ from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.sr.inference.scale import scale_of
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import UpscalePlan, plan_upscale
+from elasticnet.sr.models.pretrained import packaged, weights_file
 from elasticnet.taps import resolve_depth
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ class Upscaler:
     it.
 
     Args:
-        weights: A file that `elasticnet.save` wrote, of which only what `depth` needs is read; or
-            a net, which is kept, not copied, and put into eval mode once. Of a net that is compiled
-            or wrapped for parallel training, the net inside.
+        weights: A file that `elasticnet.save` wrote, or the name of a packaged net such as
+            "asrn-x4:published"; only what `depth` needs is read of it. Or a net, which is kept, not
+            copied, and put into eval mode once. Of a net that is compiled or wrapped for parallel
+            training, the net inside. Default: the packaged net for `scale`.
         depth: The default of a call, and of a file the deepest depth that is read. Default: the
             net's own.
+        scale: How many times as long each side becomes, where no `weights` are given.
         device: Where the network runs. Default: the CPU for a file, and where it is for a net.
         tile: As in `plan_upscale`.
         self_ensemble: As in `plan_upscale`.
@@ -50,23 +53,30 @@ class Upscaler:
 
     Raises:
         TypeError: A module that is not an `ElasticWrapper`, and wraps none.
-        ValueError: Unknown depth, or a network that makes no larger image.
+        ValueError: Unknown depth, a network that makes no larger image, or both or neither of
+            `weights` and `scale`.
         OSError: The file cannot be read.
+
+    Example:
+        `large = Upscaler(scale=4)(Image.open("photo.jpg"))`
     """
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] | nn.Module,
+        weights: str | os.PathLike[str] | nn.Module | None = None,
         depth: int | None = None,
         *,
+        scale: int | None = None,
         device: torch.device | str | None = None,
         tile: int | str | None = "auto",
         self_ensemble: bool = False,
     ) -> None:
+        if weights is not None and scale is not None:
+            raise ValueError(f"scale {scale!r} beside weights, which have their own: give one")
         if isinstance(weights, nn.Module):
             self.net = elastic_net(weights).eval()
         else:
-            self.net = load(weights, depth)
+            self.net = load(_file_of(weights, scale), depth)
         if device is not None:
             self.net.to(device)
         if depth is None:
@@ -131,6 +141,17 @@ class Upscaler:
                 "tensor"
             )
         return _upscale_picture(image, plan)
+
+
+def _file_of(
+    weights: str | os.PathLike[str] | None, scale: int | None
+) -> str | os.PathLike[str]:
+    """The file that is meant by weights or a scale."""
+    if weights is not None:
+        return weights
+    if scale is None:
+        raise ValueError(f"neither weights nor scale: give one ({packaged()})")
+    return weights_file(scale)
 
 
 def _upscale_tensor(image: Tensor, plan: UpscalePlan) -> Tensor:
