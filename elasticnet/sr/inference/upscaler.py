@@ -143,9 +143,7 @@ class Upscaler:
         return _upscale_picture(image, plan)
 
 
-def _file_of(
-    weights: str | os.PathLike[str] | None, scale: int | None
-) -> str | os.PathLike[str]:
+def _file_of(weights: str | os.PathLike[str] | None, scale: int | None) -> str | os.PathLike[str]:
     """The file that is meant by weights or a scale."""
     if weights is not None:
         return weights
