@@ -259,20 +259,8 @@ class Loss(LossOptions):
     proportion to its weight; or without what points against other taps (PCGrad). The last two take
     a backward pass for each tap.
     """
-    psd_distance: Literal["norm", "squared", "cosine"] = "norm"
-    """What the self-distillation compares: attention maps by the L2 norm of their difference, as in
-    the paper, or by its square, or the features themselves by their cosine.
-    """
-    psd_power: Annotated[float, Above(0)] = 1.0
-    """Power of |features| in an attention map."""
-    psd_teacher: Literal["next", "deepest"] = "next"
-    """Which tap teaches a shallower one: the next deeper, as in the paper, or the deepest."""
     psd_warmup: Annotated[float, FromTo(0, 1)] = 0.0
     """Fraction of the steps over which the weight of the self-distillation rises from 0."""
-    log_psd_share: bool = False
-    """Log the share of the distillation in the gradient of the blocks, as psd_share, in every line
-    of the log. It takes about another step each time.
-    """
     output_weight: float = 0.0
     """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in
     the paper.
@@ -284,11 +272,6 @@ class Loss(LossOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.psd_distance == "cosine" and self.psd_power != 1:
-            raise ValueError(
-                f"--psd-power {self.psd_power} with --psd-distance cosine: it compares features, "
-                "and a power belongs to attention maps; leave --psd-power out"
-            )
         if self.curriculum != "all" and self.sampled_taps is not None:
             raise ValueError(
                 f"--sampled-taps {self.sampled_taps} with --curriculum {self.curriculum}: both say "

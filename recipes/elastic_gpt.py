@@ -334,9 +334,12 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
             # Write the line of the log before the save: a resumed run cuts the log back to the
             # step of the state that it continues from.
             if saving or step % options.run.log_every == 0:
-                log.write(
-                    steps_before + step, scores, learning_rate=learning_rate, phase=phase.number + 1
-                )
+                numbers = {"learning_rate": learning_rate, "phase": phase.number + 1}
+                if options.loss.log_psd_share:
+                    numbers["psd_share"] = training_step.distillation_share(
+                        batch, step - 1, module=net.blocks
+                    )
+                log.write(steps_before + step, scores, **numbers)
             if saving:
                 save(training, phase, steps_before + step, training_step)
     return step
@@ -409,6 +412,9 @@ def make_training_step(options: Options, net: ElasticWrapper) -> TrainingStep:
         net,
         task_loss=next_byte_loss,
         psd_weight=loss.psd_weight,
+        distance=loss.psd_distance,
+        power=loss.psd_power,
+        teacher=loss.psd_teacher,
         tap_weights=normalised(net.taps),
         sampled_taps=loss.sampled_taps,
         seed=options.run.seed,

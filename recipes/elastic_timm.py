@@ -342,11 +342,8 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
             net.train()
             factor = cosine(step, steps, min(options.optimiser.warmup, steps // 4))
             learning_rate = options.optimiser.learning_rate * factor
-            terms = training_step(
-                batch=partial(batch_of, training, step),
-                step=step,
-                learning_rate=learning_rate,
-            )
+            batch = partial(batch_of, training, step)
+            terms = training_step(batch=batch, step=step, learning_rate=learning_rate)
             log.add(terms)
             step += 1
 
@@ -361,9 +358,12 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
             # Write the line of the log before the save: a resumed run cuts the log back to the
             # step of the state that it continues from.
             if saving or step % options.run.log_every == 0:
-                log.write(
-                    steps_before + step, scores, learning_rate=learning_rate, phase=phase.number + 1
-                )
+                numbers = {"learning_rate": learning_rate, "phase": phase.number + 1}
+                if options.loss.log_psd_share:
+                    numbers["psd_share"] = training_step.distillation_share(
+                        batch, step - 1, module=net.blocks
+                    )
+                log.write(steps_before + step, scores, **numbers)
             if saving:
                 save(training, phase, step, training_step)
     return step
@@ -398,6 +398,9 @@ def make_training_step(options: Options, phase: Phase, net: ElasticWrapper) -> T
         net,
         task_loss=F.cross_entropy,
         psd_weight=loss.psd_weight,
+        distance=loss.psd_distance,
+        power=loss.psd_power,
+        teacher=loss.psd_teacher,
         tap_weights=normalised(net.taps),
         sampled_taps=loss.sampled_taps,
         seed=options.run.seed,

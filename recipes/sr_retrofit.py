@@ -405,9 +405,8 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
             # Train on one batch. Patches, taps and learning rate are functions of the step, so that
             # no random generator's state has to be kept.
             learning_rate = learning_rate_at(step - standing.begun, phase, options)
-            terms = training_step(
-                batch=partial(training.sampler.batch, step), step=step, learning_rate=learning_rate
-            )
+            batch = partial(training.sampler.batch, step)
+            terms = training_step(batch=batch, step=step, learning_rate=learning_rate)
             log.add(terms)
             step += 1
 
@@ -424,7 +423,12 @@ def train_phase(training: Training, phase: Phase, net: ElasticWrapper, standing:
             # Write the line of the log before the save: a resumed run cuts the log back to the
             # step of the state that it continues from.
             if saving or step % options.run.log_every == 0:
-                log.write(step, scores, learning_rate=learning_rate, phase=phase.number + 1)
+                numbers = {"learning_rate": learning_rate, "phase": phase.number + 1}
+                if options.loss.log_psd_share:
+                    numbers["psd_share"] = training_step.distillation_share(
+                        batch, step - 1, module=net.blocks
+                    )
+                log.write(step, scores, **numbers)
             if saving:
                 save(training, phase, standing.begun, step, training_step)
     return step
@@ -502,6 +506,9 @@ def make_training_step(options: Options, phase: Phase, net: ElasticWrapper) -> T
             net,
             task_loss=F.l1_loss,
             psd_weight=options.loss.psd_weight,
+            distance=options.loss.psd_distance,
+            power=options.loss.psd_power,
+            teacher=options.loss.psd_teacher,
             tap_weights=normalised(net.taps),
             sampled_taps=sampled_taps(options),
             seed=options.run.seed,

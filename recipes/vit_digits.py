@@ -44,12 +44,14 @@ from elasticnet.distillation import progressive_distillation
 from elasticnet.loss_weights import normalised
 from elasticnet.memory import keep_freed_memory
 from elasticnet.retrofit.timm import split
+from elasticnet.training.gradients import distillation_share
 from elasticnet.training.learning_rate import cosine
 from elasticnet.training.loss_meter import LossMeter
 from elasticnet.training.options import (
     Above,
     AtLeast,
     FromTo,
+    LossOptions,
     OptionGroup,
     as_json,
     parse_options,
@@ -116,13 +118,19 @@ class Network(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(OptionGroup):
-    """The training of every network."""
+class Loss(LossOptions):
+    """The loss of the elastic networks."""
 
     psd_weight: Annotated[float, AtLeast(0)] = 0.03
     """Weight of the self-distillation beside the cross-entropy, whose weights over the taps sum to
     1.
     """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(OptionGroup):
+    """The training of every network."""
+
     steps: Annotated[int, AtLeast(1)] = 300
     """Training steps of every network."""
     batch_size: Annotated[int, AtLeast(1)] = 64
@@ -137,6 +145,7 @@ class Options(OptionGroup):
 
     experiment: Experiment = Experiment()
     network: Network = Network()
+    loss: Loss = Loss()
     training: Training = Training()
 
 
@@ -265,6 +274,7 @@ def compare(session: Session, seed: int, results: Results) -> bool:
 def train(session: Session, case: Case, digits: Digits) -> ElasticWrapper | None:
     """Train one network; return it in eval mode, with a tap at each depth, or None if stopped."""
     options = session.options.training
+    loss = session.options.loss
 
     # A network of the first blocks. By its one tap, at the deepest block, it is an ordinary one.
     seed_all(case.seed)
@@ -273,12 +283,16 @@ def train(session: Session, case: Case, digits: Digits) -> ElasticWrapper | None
     elastic = case.variant in ("dsl", "psd")
     net = parts.wrap(None if elastic else (-1,)).train()
 
-    psd_weight = options.psd_weight if case.variant == "psd" else 0.0
     objective = ElasticObjective(
         net,
         task_loss=F.cross_entropy,
-        psd_weight=psd_weight,
+        psd_weight=loss.psd_weight if case.variant == "psd" else 0.0,
+        distance=loss.psd_distance,
+        power=loss.psd_power,
+        teacher=loss.psd_teacher,
         tap_weights=normalised(net.taps),
+        sampled_taps=loss.sampled_taps if elastic else None,
+        seed=case.seed,
     )
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05, fused=True)
     generator = torch.Generator().manual_seed(case.seed)
@@ -294,7 +308,8 @@ def train(session: Session, case: Case, digits: Digits) -> ElasticWrapper | None
 
         # A batch, drawn with the case's own generator, goes through every tap of the network.
         chosen = torch.randint(len(digits.x), (options.batch_size,), generator=generator)
-        terms = objective(digits.x[chosen], digits.y[chosen])
+        x, target = digits.x[chosen], digits.y[chosen]
+        terms = objective(x, target, step=step)
         if not terms.total.isfinite():
             raise FloatingPointError(
                 f"{case}: the loss became {terms.total.item()} at step {step}; try less than "
@@ -308,7 +323,10 @@ def train(session: Session, case: Case, digits: Digits) -> ElasticWrapper | None
         meter.add(terms)
         session.bar.update()
         if (step + 1) % session.options.experiment.log_every == 0 or step + 1 == options.steps:
-            session.run.log({"step": session.bar.n, **names_of(case), **meter.means()})
+            line = {"step": session.bar.n, **names_of(case), **meter.means()}
+            if loss.log_psd_share and case.variant == "psd":
+                line["psd_share"] = distillation_share(objective, x, target, step, net.blocks)
+            session.run.log(line)
     return net.with_taps(None).eval()
 
 
@@ -482,7 +500,9 @@ def report_text(
     return (
         f"Test accuracy in percent on {options.experiment.num_test} digits, mean ± standard "
         f"deviation over the seeds; seeds {', '.join(map(str, seeds))}, {options.training.steps} "
-        f"steps each, PSD weight {options.training.psd_weight:g}\n\n"
+        f"steps each, PSD weight {options.loss.psd_weight:g} "
+        f"({options.loss.psd_distance}, power {options.loss.psd_power:g}, "
+        f"teacher {options.loss.psd_teacher})\n\n"
         f"{depth_table(labelled, '.1f')}\n"
         "Differences in points within a seed, mean ± standard deviation; in brackets where the "
         f"mean is not larger than the deviation\n\n{depth_table(differences, '+.1f')}\n"

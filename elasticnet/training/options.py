@@ -217,8 +217,28 @@ class LossOptions(OptionGroup):
     psd_weight: Annotated[float, AtLeast(0)]
     """Weight of the self-distillation. It depends on the task loss and on the scale of its values.
     """
+    psd_distance: Literal["norm", "squared", "cosine"] = "norm"
+    """What the self-distillation compares: attention maps by the L2 norm of their difference, as in
+    the paper, or by its square, or the features themselves by their cosine.
+    """
+    psd_power: Annotated[float, Above(0)] = 1.0
+    """Power of |features| in an attention map."""
+    psd_teacher: Literal["next", "deepest"] = "next"
+    """Which tap teaches a shallower one: the next deeper, as in the paper, or the deepest."""
+    log_psd_share: bool = False
+    """Log the share of the distillation in the gradient of the blocks, as psd_share, in every line
+    of the log. It takes about another step each time.
+    """
     sampled_taps: Annotated[int | None, AtLeast(0)] = None
     """Compute the deepest tap and this many others a step. Default: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.psd_distance == "cosine" and self.psd_power != 1:
+            raise ValueError(
+                f"--psd-power {self.psd_power} with --psd-distance cosine: it compares features, "
+                "and a power belongs to attention maps; leave --psd-power out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,6 +149,20 @@ def test_the_elastic_network_can_be_trained_without_those_to_compare_with(
     assert "| depth | parameters | elastic |\n" in (folder / "table.md").read_text()
 
 
+def test_the_form_of_the_distillation_is_an_option_and_its_share_is_logged(
+    recipe: ModuleType, sources: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cosine"
+    form = ["--psd-weight", "0.5", "--psd-distance", "cosine", "--psd-teacher", "deepest"]
+    options = recipe.parse([*arguments(sources, folder), *form, "--log-psd-share", "--no-alone"])
+    recipe.main(options)
+    assert all(0 < line["psd_share"] < 1 for line in log_of(folder))
+    assert all("psd_share" not in line for line in log_of(whole))
+
+    objective = recipe.make_training_step(options, recipe.new_network(options, [1, 3])).objective
+    assert (objective.distance, objective.teacher) == ("cosine", "deepest")
+
+
 def test_on_a_cpu_generation_is_timed_by_the_processor_and_one_thread(recipe: ModuleType) -> None:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(2)

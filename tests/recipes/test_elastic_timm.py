@@ -94,6 +94,15 @@ def test_every_depth_is_tested_beside_cut_short_and_alone(done: Path) -> None:
     assert "| depth | cost | ordinary, cut short | elastic | each depth alone |" in text
 
 
+def test_the_form_of_the_distillation_is_an_option_and_its_share_is_logged(
+    recipe: ModuleType, tmp_path: Path
+) -> None:
+    form = ["--psd-weight", "1", "--psd-distance", "squared", "--psd-power", "2", "--log-psd-share"]
+    run(recipe, *TINY_VIT, *SHORT, *form, "--no-alone", "--out", tmp_path / "run")
+    for line in log_of(tmp_path / "run"):
+        assert (line["psd_share"] > 0) == (line["phase"] == 2), "the elastic one is the second"
+
+
 def test_an_ordinary_timm_checkpoint_of_every_depth_loads_without_this_library(
     recipe: ModuleType, done: Path
 ) -> None:

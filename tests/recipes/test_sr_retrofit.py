@@ -162,7 +162,7 @@ def test_both_curves_are_those_of_the_saved_networks(recipe, photos, tmp_path):
     assert [*out.glob("*.png")] == [out / "photos_curve.png"]
 
 
-def test_the_terms_of_the_photographs_are_noted(recipe, tmp_path, capsys):
+def test_terms_of_photographs_and_share_of_the_distillation_are_noted(recipe, tmp_path, capsys):
     folder = small_photos(tmp_path / "photos", num_photos=3, height=64, width=72)
     names = sorted(path.name for path in folder.glob("*.png"))
     rows = [f"| {name} | CC-BY-SA-4.0 | yes |" for name in names]
@@ -170,7 +170,9 @@ def test_the_terms_of_the_photographs_are_noted(recipe, tmp_path, capsys):
     (folder / "LICENSES.md").write_text("\n".join([*header, *rows]))
     out = tmp_path / "run"
     steps = ["--train-steps", 1, "--srcnn-steps", 1, "--tune-steps", 1]
-    run(recipe, *SIZES, *steps, "--data", folder, "--num-valid", 1, "--out", out)
+    form = ["--psd-weight", 0.1, "--psd-distance", "cosine", "--log-psd-share"]
+    run(recipe, *SIZES, *steps, *form, "--data", folder, "--num-valid", 1, "--out", out)
+    assert [line["psd_share"] > 0 for line in log_of(out)] == [False, False, True]
     assert "terms of 2 training images: CC-BY-SA-4.0 2; copyleft: 2" in capsys.readouterr().out
     record = json.loads((out / "photographs.json").read_text())
     assert record["licences"]["CC-BY-SA-4.0"]["copyleft"]

@@ -156,6 +156,24 @@ def test_each_variant_has_its_taps_and_terms_and_the_same_number_of_steps(done):
         assert (line["distillation"] > 0) == (line["variant"] == "psd")
 
 
+def test_the_form_of_the_distillation_is_an_option_and_its_share_is_logged(recipe, done, tmp_path):
+    form = ["--psd-distance", "squared", "--psd-weight", "3", "--log-psd-share"]
+    recipe.main(recipe.parse([*TINY, "--seeds", "1", *form, "--out", str(tmp_path / "run")]))
+    lines = [line for line in log_of(tmp_path / "run") if "total" in line]
+    for line in lines:
+        share = line.get("psd_share")
+        assert (share is not None and 0 < share < 1) == (line["variant"] == "psd")
+    before = [line for line in log_of(done) if "total" in line]
+    by_variant = {"psd": [], "dsl": []}
+    for line, other in zip(lines, before, strict=False):
+        if line["variant"] in by_variant:
+            by_variant[line["variant"]].append(line["total"] == other["total"])
+    assert all(by_variant["dsl"])
+    assert not any(by_variant["psd"])
+    text = (tmp_path / "run/table.md").read_text()
+    assert "PSD weight 3 (squared, power 1, teacher next)" in text
+
+
 def test_the_saved_elastic_network_loads_and_gives_the_same_accuracy(recipe, done):
     notes, found = read_header(done / "elastic.safetensors")["notes"], accuracies(done)[0, "psd", 3]
     assert (notes["seed"], notes["accuracy"]) == (0, found)
