@@ -55,12 +55,14 @@ from elasticnet.sr.benchmark import evaluate, lr_line, scorable
 from elasticnet.sr.benchmark.report import write_report
 from elasticnet.sr.benchmark.validation_crops import validation_crops
 from elasticnet.sr.data import PairSet
+from elasticnet.sr.data.compression import with_compressed_lr
 from elasticnet.sr.data.download import download_div2k
 from elasticnet.sr.data.image_record import keep_image_record
 from elasticnet.sr.data.licences import note_licences
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.inference.self_ensemble import self_ensembled
+from elasticnet.sr.jpeg import PHOTO_JPEG, JpegSetting
 from elasticnet.sr.options import (
     DataOptions,
     DegradationOptions,
@@ -104,6 +106,10 @@ WARM_START_DIFFERENCES = ("num_blocks", "fold", "tap_affine", "tap_fusion")
 # the best PSNR as long as no network has been kept; any other one is better
 NO_BEST_PSNR = -math.inf
 TapWeights = Mapping[int, float] | Callable[[int], Mapping[int, float]]
+
+# JPEG qualities at which --degradation photo is validated, beside the images as they are
+VALIDATED_QUALITIES = (30, 50, 75, 90)
+CLEAN = "clean"  # what the images as they are are called beside the compressed ones
 
 # what a resumed run cannot change: its weights belong to this network, trained for this task
 FIXED = (
@@ -503,7 +509,8 @@ def main(options: Options) -> None:
                 f"training on {training_images}, validating on {validation_images}; "
                 f"run folder {run.folder}"
             )
-            finished = train(options, run, net, training_images, validation_images, processes)
+            validation = make_validation(options, validation_images)
+            finished = train(options, run, net, training_images, validation, processes)
             if processes.first:
                 report(options, run, finished, validation_images, processes)
 
@@ -513,7 +520,7 @@ def train(
     run: Run,
     net: ElasticWrapper,
     training_images: PairSet,
-    validation_images: PairSet,
+    validation: Validation,
     processes: Processes,
 ) -> ElasticWrapper:
     """Train to the last step; return the network to ship. A signal saves and ends the process."""
@@ -529,7 +536,7 @@ def train(
 
     with StopSignal() as stop_signal, log.start(steps_done, log_state):
         if steps_done == 0:
-            log_initial_weights(options, log, net_to_ship, validation_images, processes)
+            log_initial_weights(options, log, net_to_ship, validation, processes)
 
         for step in range(steps_done, options.optimiser.steps):
             # Train on one batch.
@@ -550,17 +557,17 @@ def train(
             # Score every depth.
             scores = None
             if due.validation and processes.first:
-                scores = psnr_per_depth(net_to_ship, validation_images, processes.device)
+                scores = validate(net_to_ship, validation, processes.device)
 
             # Log before saving: `log.write` stops at NaN, so no bad state is saved; and the saved
             # state's own step is then in the log on resume.
             if due.line:
                 shares = psd_share(options, training_step, net, cut_part, step)
-                log.write(steps_done, scores, learning_rate=learning_rate, **shares)
+                log_line(log, steps_done, scores, learning_rate=learning_rate, **shares)
             if scores is not None:
                 recent.add(net_to_ship)
-                best.keep_if_better(net_to_ship, steps_done, scores)
-                crops = validation_crops(net_to_ship, validation_images, processes.device)
+                best.keep_if_better(net_to_ship, steps_done, scores.mean)
+                crops = validation_crops(net_to_ship, validation.images, processes.device)
                 log.pictures(steps_done, crops)
             if due.save:
                 save_state(run, steps_done, training_step, log, best, recent, processes)
@@ -573,7 +580,7 @@ def train(
         sys.exit(stop_signal.exit_status)
     if not processes.first:
         return net_to_ship  # not used: only the first process has validated, and ships its network
-    return finished_net(options, run, net_to_ship, best, recent, validation_images, processes)
+    return finished_net(options, run, net_to_ship, best, recent, validation, processes)
 
 
 def finished_net(
@@ -582,7 +589,7 @@ def finished_net(
     net: ElasticWrapper,
     best: Best,
     recent: RecentWeights,
-    validation_images: PairSet,
+    validation: Validation,
     processes: Processes,
 ) -> ElasticWrapper:
     """Return the network that the training ends with: the last one, or the mean of --mean-last.
@@ -592,7 +599,7 @@ def finished_net(
     if options.optimiser.mean_last == 0:
         return net
     mean = recent.mean_net(net)
-    scores = psnr_per_depth(mean, validation_images, processes.device)
+    scores = validate(mean, validation, processes.device).mean
     step = options.optimiser.steps
     elasticnet.save(mean, run.folder / "mean.safetensors", {"step": step, "psnr": scores})
     best.keep_if_better(mean, step, scores)
@@ -611,7 +618,12 @@ def report(
     """Print the table of the finished network, and write it and the figures."""
     title = f"ASRN {kind_of(options)}, {options.optimiser.steps} steps"
     text = write_report(
-        run.folder, net.float(), validation_images, title=title, device=processes.device
+        run.folder,
+        net.float(),
+        validation_images,
+        title=title,
+        device=processes.device,
+        jpeg_qualities=validated_qualities(options),
     )
     print(f"\n{text}")
     print(f"written to {run.folder}: best.safetensors, last.safetensors, table and figures")
@@ -624,9 +636,11 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
     """Return the training and the validation images, downloaded if --download says so."""
     images = options.images
     degradation = options.degradation
+    # Of a photo the patches are compressed, each anew; the images themselves are bicubic.
+    kind = "BI" if is_photo(options) else degradation.degradation
     if options.setup.download:
         # DIV2K has LR images of bicubic degradation alone; others are made of the HR images.
-        lr_scale = images.scale if degradation.degradation == "BI" else None
+        lr_scale = images.scale if kind == "BI" else None
         download_div2k(DOWNLOADS, scale=lr_scale)
     if images.data is None:
         processes.say(
@@ -639,7 +653,7 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         data=images.data,
         valid=images.valid,
         scale=images.scale,
-        degradation=degradation.degradation,
+        degradation=kind,
         seed=options.run.seed,
         num_valid=images.num_valid,
         held_out=images.held_out,
@@ -655,9 +669,19 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         say=processes.say,
     )
     processes.say(lr_line(training_images, validation_images))
+    if is_photo(options):
+        processes.say(
+            f"LR patches: JPEG of quality {PHOTO_JPEG.lowest_quality} to "
+            f"{PHOTO_JPEG.highest_quality} or none, drawn anew for each patch"
+        )
     if options.setup.task == "restore":
         refuse_made_images({"--data": training_images, "--valid": validation_images})
     return training_images, scorable(validation_images)
+
+
+def is_photo(options: Options) -> bool:
+    """Return whether LR patches are compressed as JPEG, each anew."""
+    return options.degradation.degradation == "photo"
 
 
 def keep_licences(
@@ -912,6 +936,7 @@ def make_sampler(
         device=processes.device,
         dtype=weight_dtype(options),
         memory_format=torch.channels_last,
+        jpeg=PHOTO_JPEG if is_photo(options) else None,
     )
 
 
@@ -1046,12 +1071,12 @@ def log_initial_weights(
     options: Options,
     log: TrainingLog,
     net: ElasticWrapper,
-    validation_images: PairSet,
+    validation: Validation,
     processes: Processes,
 ) -> None:
     """Log the PSNR of the weights of --init, if it is given, before they are trained further."""
     if options.setup.init is not None and processes.first:
-        log.write(0, psnr_per_depth(net, validation_images, processes.device))
+        log_line(log, 0, validate(net, validation, processes.device))
 
 
 def psd_share(
@@ -1101,6 +1126,71 @@ def is_stop_requested(
     if decide_together:
         return processes.any(stop_signal.requested)
     return processes.count == 1 and stop_signal.requested
+
+
+class Validation(NamedTuple):
+    """The images that every depth is scored on.
+
+    Attributes:
+        images: As they are.
+        compressed: With --degradation photo the same after JPEG, by a name such as "q30"; otherwise
+            none.
+    """
+
+    images: PairSet
+    compressed: Mapping[str, PairSet]
+
+
+class ValidationScores(NamedTuple):
+    """The PSNR of every depth, in dB.
+
+    Attributes:
+        mean: By depth; over the images as they are and all qualities, where there are several. By
+            its mean over the depths the best network is chosen.
+        by_quality: By "clean" or a name such as "q30", then by depth; empty without compression.
+    """
+
+    mean: dict[int, float]
+    by_quality: dict[str, dict[int, float]]
+
+
+def validated_qualities(options: Options) -> tuple[int, ...]:
+    """Return the JPEG qualities that are validated, beside the images as they are."""
+    return VALIDATED_QUALITIES if is_photo(options) else ()
+
+
+def make_validation(options: Options, images: PairSet) -> Validation:
+    """Return the images to validate on, compressed too where patches are."""
+    compressed: dict[str, PairSet] = {}
+    for quality in validated_qualities(options):
+        compressed[f"q{quality}"] = with_compressed_lr(images, JpegSetting(quality))
+    return Validation(images=images, compressed=compressed)
+
+
+def validate(net: ElasticWrapper, validation: Validation, device: torch.device) -> ValidationScores:
+    """Return the PSNR of every depth on the validation images."""
+    clean = psnr_per_depth(net, validation.images, device)
+    if not validation.compressed:
+        return ValidationScores(mean=clean, by_quality={})
+    by_quality = {CLEAN: clean}
+    for name, images in validation.compressed.items():
+        by_quality[name] = psnr_per_depth(net, images, device)
+    mean: dict[int, float] = {}
+    for depth in clean:
+        of_depth = [scores[depth] for scores in by_quality.values()]
+        mean[depth] = sum(of_depth) / len(of_depth)
+    return ValidationScores(mean=mean, by_quality=by_quality)
+
+
+def log_line(
+    log: TrainingLog, step: int, scores: ValidationScores | None, **numbers: float
+) -> None:
+    """Write a line of the log, with an entry for each quality beside the mean."""
+    if scores is None:
+        log.write(step, None, **numbers)
+        return
+    columns = {f"psnr_{name}": by_depth for name, by_depth in scores.by_quality.items()}
+    log.write(step, scores.mean, **numbers, **columns)
 
 
 def psnr_per_depth(net: ElasticWrapper, pairs: PairSet, device: torch.device) -> dict[int, float]:

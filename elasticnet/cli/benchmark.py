@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CHECKPOINT_SUFFIX = ".safetensors"
 BASELINE_SCALES = (2, 3, 4)  # of bicubic interpolation, where no network decides
 # The library's own tuples stand in modules that import torch or numpy; a test compares these.
-DEGRADATIONS = ("BI", "BD", "DN", "HAZE")
+DEGRADATIONS = ("BI", "BD", "DN", "HAZE", "photo")
 PROTOCOLS = ("matlab-y", "imdn", "rgb")
 TRACKS = ("bicubic", "unknown", "mild", "difficult", "wild", "x8")
 BORDERS = ("symmetric", "replicate")
@@ -126,7 +126,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         choices=DEGRADATIONS,
         default="BI",
         help="how low-resolution images are made where the data set has none: bicubic (BI, "
-        "default), blurred (BD), noisy (DN), or hazy (HAZE)",
+        "default), blurred (BD), noisy (DN), hazy (HAZE), or JPEG of random quality (photo)",
     )
     group.add_argument(
         "--track",
@@ -152,6 +152,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         choices=NOISES,
         help="where the noise of DN comes from: numpy (default), or matlab, on which published "
         "numbers stand",
+    )
+    group.add_argument(
+        "--jpeg-quality",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="Q",
+        help="score low-resolution images after JPEG compression, too: a table for each quality, "
+        "1 (worst) to 100, beside that of the images as they are; 4:2:0, by Pillow",
     )
     add_cache(group)
 
@@ -216,23 +225,24 @@ def run(options: argparse.Namespace) -> int:
         ValueError: Options that do not fit each other, the networks or the data.
         OSError: A file that cannot be read or written.
     """
-    from elasticnet._tables import aligned
     from elasticnet.sr.benchmark import find_others
-    from elasticnet.sr.benchmark.report import caption, markdown_table, warnings_of, write_tables
+    from elasticnet.sr.benchmark.report import caption, markdown_tables, warnings_of, write_tables
 
     _sort_files_from_data(options)
     device = resolve_device(options.device)
     nets = _named_nets(options, device)
     _make_folders(options)  # now, and not when everything is scored
     sets = _load_sets(options, nets)
-    others = [find_others(name, folder, sets) for name, folder in options.others]
+    # Other methods have enlarged the images as they are, not the compressed ones.
+    as_they_are = [(name, pairs) for name, pairs in sets if pairs.lr_jpeg is None]
+    others = [find_others(name, folder, as_they_are) for name, folder in options.others]
     result = _score(options, nets, others, sets, device)
 
     title = _title(options, nets)
     if options.out:
         # before anything is printed: whoever reads the output may have closed the pipe
         write_tables(options.out, result, title)
-    print(f"\n{caption(result, title)}\n\n{aligned(markdown_table(result))}")
+    print(f"\n{caption(result, title)}\n\n{markdown_tables(result, padded=True)}")
     for warning in warnings_of(result):
         print(f"warning: {warning}")
     if options.out:
@@ -274,7 +284,7 @@ def _load_sets(
     options: argparse.Namespace, nets: Sequence[tuple[str, ElasticWrapper]]
 ) -> list[tuple[str, PairSet]]:
     """Load the data sets, and say where their LR images come from."""
-    from elasticnet.sr.benchmark import load_sets, lr_lines
+    from elasticnet.sr.benchmark import load_sets, lr_lines, with_compressed
 
     sets = load_sets(
         options.data,
@@ -292,7 +302,7 @@ def _load_sets(
     )
     for line in lr_lines(sets):
         print(line)
-    return sets
+    return with_compressed(sets, options.jpeg_quality)
 
 
 def _score(

@@ -1,4 +1,4 @@
-"""Four ways to make a low-resolution or degraded image from a uint8 photograph: BI, BD, DN, HAZE.
+"""Five ways to make a low-resolution or degraded image from a photograph: BI, BD, DN, HAZE, photo.
 
 The names and the settings of the first three are those of Zhang, Zuo and Zhang, "Learning a single
 convolutional super-resolution network for multiple degradations", CVPR 2018, and of the papers that
@@ -13,18 +13,22 @@ so d is a smooth random map that knows nothing of what the photograph shows; Deh
 IEEE TIP 25, 2016) is trained on such haze, with one random t for each patch. The ranges of A and
 beta are those of the indoor training set of RESIDE (Li et al., "Benchmarking single-image dehazing
 and beyond", IEEE TIP 28, 2019), whose distances are measured ones.
+
+photo is bicubic and JPEG compression of random quality: what most photographs have gone through
+(see `elasticnet.sr.jpeg`).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from elasticnet.sr.jpeg import PHOTO_JPEG, compressed
 from elasticnet.sr.matlab_random import matlab_normals
 from elasticnet.sr.pixels import to_uint8
 from elasticnet.sr.resize import imresize
 
-KINDS = ("BI", "BD", "DN", "HAZE")
-SEEDED_KINDS = ("DN", "HAZE")  # those that draw random numbers
+KINDS = ("BI", "BD", "DN", "HAZE", "photo")
+SEEDED_KINDS = ("DN", "HAZE", "photo")  # those that draw random numbers
 SIGMAS = {"BD": "blur_sigma", "DN": "noise_sigma"}  # the setting of a kind that has one
 BLUR_SIGMA = 1.6  # pixels of the photograph
 NOISE_SIGMA = 30.0  # on the 0..255 scale
@@ -88,20 +92,22 @@ def degrade(
       uint8), then every scale-th pixel from index scale // 2 on.
     - "DN": BI, then Gaussian noise, rounded and clipped.
     - "HAZE": BI, then haze of random thickness, distances and light, rounded.
+    - "photo": BI, then JPEG of a random quality from 30 to 95, 4:2:0 or 4:4:4; a fifth of the
+      images are not compressed.
 
     At scale 1 nothing is made smaller: "BI" is the photograph itself, "BD" the blurred, "DN" the
-    noisy and "HAZE" the hazy one.
+    noisy, "HAZE" the hazy and "photo" the compressed one.
 
     The noise of published values of "DN" is that of MATLAB's `randn('seed', 0)`, set before every
     image: `noise="matlab"` makes the same images. NumPy's noise meets these values on average only.
 
     Args:
         image: uint8 of shape (height, width) or (height, width, channels), 0..255.
-        kind: "BI", "BD", "DN" or "HAZE".
+        kind: "BI", "BD", "DN", "HAZE" or "photo".
         scale: By how much to make the image smaller, a positive whole number.
         seed: Of NumPy's noise, which is `numpy.random.default_rng(seed).standard_normal` of the
-            result's shape; and of the haze, which is drawn from the same kind of generator.
-        generator: Where noise or haze are drawn from instead; it moves on.
+            result's shape; and of haze and JPEG, which are drawn from the same kind of generator.
+        generator: Where noise, haze or JPEG are drawn from instead; it moves on.
         border: What lies outside the image for all but "BD", as in `imresize`.
         blur_sigma: Standard deviation of the Gaussian of "BD", in pixels of the photograph.
         noise_sigma: Standard deviation of the noise of "DN", on the 0..255 scale.
@@ -114,7 +120,7 @@ def degrade(
     Raises:
         TypeError: The image is no NumPy array of uint8.
         ValueError: The image's shape, the kind, the scale, the border, a sigma or the noise is
-            wrong.
+            wrong. "photo" takes images of one or of three channels only.
     """
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
@@ -140,6 +146,9 @@ def degrade(
         generator = np.random.default_rng(seed)
     if kind == "HAZE":
         return _with_haze(low, generator)
+    if kind == "photo":
+        bits = int(generator.integers(1 << 64, dtype=np.uint64, endpoint=False))
+        return compressed(low, PHOTO_JPEG.setting(bits))
     return to_uint8(low + noise_sigma * generator.standard_normal(low.shape))
 
 
@@ -149,7 +158,7 @@ def given_sigmas(
     """Return the sigmas that are not None, by their names.
 
     Args:
-        kind: "BI", "BD", "DN" or "HAZE".
+        kind: "BI", "BD", "DN", "HAZE" or "photo".
         blur_sigma: Of "BD"; None if it was not given.
         noise_sigma: Of "DN"; None if it was not given.
 

@@ -90,8 +90,10 @@ class DataOptions(OptionGroup):
 class DegradationOptions(OptionGroup):
     """How LR images are made, where the data set has none."""
 
-    degradation: Literal["BI", "BD", "DN", "HAZE"] = "BI"
-    """Bicubic (BI), blur and downscale (BD), bicubic and noise (DN), or bicubic and haze (HAZE)."""
+    degradation: Literal["BI", "BD", "DN", "HAZE", "photo"] = "BI"
+    """Bicubic (BI), blur and downscale (BD), bicubic and noise (DN), bicubic and haze (HAZE), or
+    bicubic and JPEG (photo): of random quality 30 to 95 or none, drawn anew for each patch.
+    """
     blur_sigma: float | None = None
     """Of the Gaussian blur of BD, in HR pixels. Default: 1.6."""
     noise_sigma: float | None = None

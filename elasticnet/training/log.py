@@ -190,13 +190,19 @@ class TrainingLog:
             terms.total.item()
             self._say_when_it_ends()
 
-    def write(self, step: int, scores: Mapping[int, float] | None = None, **numbers: float) -> None:
+    def write(
+        self,
+        step: int,
+        scores: Mapping[int, float] | None = None,
+        **numbers: float | Mapping[int, float],
+    ) -> None:
         """Write a line, with the mean losses since the last line if a step has been added.
 
         Args:
             step: How many steps are done.
             scores: The scores by depth, where they have just been measured.
-            **numbers: Further entries of the line, such as the learning rate.
+            **numbers: Further entries of the line, such as the learning rate; each is a number,
+                or a number for each depth.
 
         Raises:
             FloatingPointError: A loss since the last line was NaN or infinite; the message names

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from elasticnet.sr.data import PairSet, find_pairs, load_pairs, scikit_image_photos
 from elasticnet.sr.data.patches import PatchDataset, PatchSampler
 from elasticnet.sr.data.read_rgb import read_rgb
+from elasticnet.sr.jpeg import PHOTO_JPEG
 
 WARM_UP_BATCHES = 3
 LEAST_BATCHES = 3
@@ -126,7 +127,7 @@ def batches_per_second(next_batch: Callable[[], object], options: argparse.Names
 
 
 def measure(pairs: PairSet, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Return the batches per second of the three ways, one after another."""
+    """Return the batches per second of each way, one after another."""
     rates: dict[str, float] = {}
     datasets: dict[str, Dataset[tuple[Tensor, Tensor]]] = {
         "plain PNG Dataset": PlainDataset(folder, pairs.names, options.patch_size, options.scale),
@@ -138,6 +139,15 @@ def measure(pairs: PairSet, folder: Path, options: argparse.Namespace) -> dict[s
     sampler = PatchSampler(pairs, options.patch_size, options.batch_size, device=options.device)
     steps = count()
     rates["PatchSampler"] = batches_per_second(lambda: sampler.batch(next(steps)), options)
+
+    # Nothing is trained on meanwhile, so this is what its one thread compresses.
+    compressing = PatchSampler(
+        pairs, options.patch_size, options.batch_size, device=options.device, jpeg=PHOTO_JPEG
+    )
+    steps_of_jpeg = count()
+    rates["PatchSampler, JPEG"] = batches_per_second(
+        lambda: compressing.batch(next(steps_of_jpeg)), options
+    )
     return rates
 
 

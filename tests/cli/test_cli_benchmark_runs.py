@@ -202,3 +202,30 @@ def test_other_commands_that_read_data_say_where_lr_images_come_from(place, comm
     assert "photos x2, LR: made (BI)\n" in capsys.readouterr().out
     assert "photos.elasticnet-cache" not in names(place)
     assert "elsewhere" in names(place)
+
+
+def test_qualities_of_jpeg_are_tables_beside_that_of_the_images_as_they_are(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score("net.safetensors", "--jpeg-quality", "30", "75", "--out", "out") == 0
+    said = capsys.readouterr().out
+    headings = ("not compressed:", "JPEG quality 30:", "JPEG quality 75:")
+    assert [heading in said for heading in headings] == [True, True, True]
+    assert said.count("bicubic |") == 3
+    rows = json.loads((place / "out" / "table.json").read_text())["rows"]
+    assert {row["data"] for row in rows} == {"photos", "photos-q30", "photos-q75"}
+
+
+def test_images_of_other_methods_are_scored_as_they_are_alone(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "made").mkdir()
+    for path in sorted((place / "photos").iterdir()):
+        pixels = np.asarray(Image.open(path))
+        Image.fromarray(255 - pixels).save(place / "made" / path.name)
+    arguments = ("--scale", "2", "--jpeg-quality", "30", "--others", "inverse=made")
+
+    assert score(*arguments, "--out", "out") == 0
+
+    rows = json.loads((place / "out" / "table.json").read_text())["rows"]
+    assert [row["data"] for row in rows if row["network"] == "inverse"] == ["photos"]

@@ -225,7 +225,8 @@ def test_a_mean_is_kept_as_the_best_only_if_it_is_better(
     run = Run.create(tmp_path / "run", {})
     best = recipe.Best(run.folder / "best.safetensors", psnr=20.0)
 
-    recipe.finished_net(options, run, net, best, recent, None, Processes())
+    validation = recipe.Validation(images=None, compressed={})
+    recipe.finished_net(options, run, net, best, recent, validation, Processes())
 
     assert best.psnr == kept
     assert best.file.exists() == (kept == psnr_of_mean)

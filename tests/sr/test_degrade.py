@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from elasticnet.sr.degrade import KINDS, degrade, given_sigmas, modcrop
+from elasticnet.sr.jpeg import PHOTO_JPEG, compressed
 from elasticnet.sr.matlab_random import matlab_normals
 from elasticnet.sr.metrics import psnr_y, ssim_y
 from elasticnet.sr.resize import imresize
@@ -200,7 +201,7 @@ def test_modcrop() -> None:
         (
             (photograph(9, 9), "bicubic", 3),
             ValueError,
-            "kind 'bicubic': expected one of BI, BD, DN, HAZE",
+            "kind 'bicubic': expected one of BI, BD, DN, HAZE, photo",
         ),
         ((photograph(9, 9), "BI", 0), ValueError, "scale 0: expected a positive integer"),
         ((photograph(9, 9), "BI", 1.5), ValueError, "scale 1.5: expected a positive integer"),
@@ -323,3 +324,12 @@ def test_haze_takes_no_sigma() -> None:
         ValueError, match=r"blur_sigma 2\.0: degradation 'HAZE' has no such setting"
     ):
         given_sigmas("HAZE", blur_sigma=2.0)
+
+
+def test_a_photo_is_bicubic_and_jpeg_as_the_generator_draws_it() -> None:
+    image = photograph(31, 26)
+    small = degrade(image, "BI", 2)
+    for seed in range(6):
+        bits = int(np.random.default_rng(seed).integers(2**64, dtype=np.uint64))
+        expected = compressed(small, PHOTO_JPEG.setting(bits))
+        np.testing.assert_array_equal(degrade(image, "photo", 2, seed=seed), expected)

@@ -26,6 +26,7 @@ from elasticnet.sr.benchmark.sets import (
     lr_line,
     lr_lines,
     scorable,
+    with_compressed,
     without_unscorable,
 )
 from elasticnet.sr.inference.scale import scale_of
@@ -56,5 +57,6 @@ __all__ = [
     "scorable",
     "to_image",
     "to_tensor",
+    "with_compressed",
     "without_unscorable",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import __version__ as pillow_version
 from torch import nn
 from tqdm import tqdm
 
@@ -317,12 +318,19 @@ def _result(
     remaining: int = 0,
 ) -> Benchmark:
     rows, exact = _means(images, costs_of)
+    settings = dict(settings)
+    jpeg_qualities = {
+        name: pairs.lr_jpeg.quality for name, pairs in sets if pairs.lr_jpeg is not None
+    }
+    if jpeg_qualities:
+        settings["jpeg_quality"] = jpeg_qualities
+        settings["pillow"] = pillow_version
     left_out = {(each.data, each.scale, each.image) for each in exact}
     return Benchmark(
         rows=rows,
         images=[each for each in images if (each.data, each.scale, each.image) not in left_out],
         skipped=_skipped(sets) + exact,
-        settings=dict(settings),
+        settings=settings,
         remaining=remaining,
     )
 

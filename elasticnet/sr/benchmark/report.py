@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from elasticnet._files import write_atomic, write_json
-from elasticnet._tables import table
+from elasticnet._tables import aligned, table
 from elasticnet.card.timing import Timing, unsteady
 from elasticnet.sr.benchmark.evaluation import benchmark
 from elasticnet.sr.benchmark.others import OtherMethod
@@ -26,6 +26,7 @@ from elasticnet.sr.benchmark.scores import (
     bicubic,
     predict_depths,
 )
+from elasticnet.sr.benchmark.sets import with_compressed
 from elasticnet.sr.data.pair_set import MAX_LISTED, PairSet
 from elasticnet.sr.data.read_rgb import read_rgb
 from elasticnet.sr.inference.scale import scale_of
@@ -74,6 +75,50 @@ def markdown_table(result: Benchmark) -> str:
     return table(lines, left=len(_leading_titles(layout)))
 
 
+def markdown_tables(result: Benchmark, *, padded: bool = False) -> str:
+    """Return the table of `markdown_table`, or one for each quality of JPEG under its heading.
+
+    Args:
+        result: What `benchmark` returned.
+        padded: Whether the columns are padded to one width, for a terminal.
+    """
+    texts: list[str] = []
+    for heading, part in by_jpeg_quality(result).items():
+        text = markdown_table(part)
+        if padded:
+            text = aligned(text)
+        if heading:
+            text = f"{heading}:\n\n{text}"
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def by_jpeg_quality(result: Benchmark) -> dict[str, Benchmark]:
+    """Return the parts of a result whose LR images are compressed alike, by a heading for each.
+
+    Args:
+        result: What `benchmark` returned.
+
+    Returns:
+        The whole result under an empty heading, where no set was compressed. In a part the sets
+        have the names of those that they were made of, so that all parts have the same columns.
+    """
+    qualities: dict[str, int] = result.settings.get("jpeg_quality", {})
+    if not qualities:
+        return {"": result}
+    parts: dict[str, Benchmark] = {}
+    for row in result.rows:
+        quality = qualities.get(row.data)
+        heading = "not compressed"
+        data = row.data
+        if quality is not None:
+            heading = f"JPEG quality {quality}"
+            data = row.data.removesuffix(f"-q{quality}")
+        part = parts.setdefault(heading, result._replace(rows=[]))
+        part.rows.append(row._replace(data=data))
+    return parts
+
+
 def caption(result: Benchmark, title: str) -> str:
     """Return one line that says what the table's numbers depend on.
 
@@ -81,16 +126,22 @@ def caption(result: Benchmark, title: str) -> str:
         result: What `benchmark` returned.
         title: The beginning of the line.
     """
+    settings = result.settings
+    qualities: dict[str, int] = settings.get("jpeg_quality", {})
     images: dict[str, set[str]] = {}
     for score in result.images:
+        if score.data in qualities:
+            continue  # the same images once more, after compression
         images.setdefault(score.data, set()).add(score.image)
     counted: list[str] = []
     for name, each in images.items():
         noun = "image" if len(each) == 1 else "images"
         counted.append(f"{name} ({len(each)} {noun})")
-    settings = result.settings
     scored = ", ".join(counted) or "no image scored"
     text = f"{title}; {scored}; protocol {settings['protocol']}"
+    if qualities:
+        listed = ", ".join(str(quality) for quality in dict.fromkeys(qualities.values()))
+        text += f"; also after JPEG of quality {listed} (4:2:0, Pillow {settings['pillow']})"
     if settings["self_ensemble"]:
         text += "; x8 self-ensemble"
     if any(row.macs is not None for row in result.rows):
@@ -117,13 +168,13 @@ def warnings_of(result: Benchmark) -> list[str]:
 
 
 def page(result: Benchmark, title: str) -> str:
-    """Return the caption, the Markdown table and the warnings.
+    """Return the caption, the Markdown table or tables, and the warnings.
 
     Args:
         result: What `benchmark` returned.
         title: As in `caption`.
     """
-    text = f"{caption(result, title)}\n\n{markdown_table(result)}"
+    text = f"{caption(result, title)}\n\n{markdown_tables(result)}"
     for warning in warnings_of(result):
         text += f"\nwarning: {warning}\n"
     return text
@@ -186,6 +237,8 @@ def write_report(
     pairs: PairSet,
     title: str,
     device: torch.device | str = "cpu",
+    *,
+    jpeg_qualities: Sequence[int] = (),
 ) -> str:
     """Score every depth of one net, and write the table and the figures.
 
@@ -197,20 +250,24 @@ def write_report(
         pairs: Images at the net's scale.
         title: The net's label, and the beginning of the caption.
         device: Where the net is.
+        jpeg_qualities: Qualities at which the images are scored after JPEG compression, too; each
+            has a table of its own, in table.json under "compressed". The figures show the images
+            as they are.
 
     Returns:
         The table with its caption.
     """
     name = "validation"
     nets = [(title, net)]
-    result = benchmark(nets, [(name, pairs)], device=device, progress=True)
+    sets = with_compressed([(name, pairs)], jpeg_qualities)
+    result = benchmark(nets, sets, device=device, progress=True)
     text = page(result, title)
     for each in result.skipped[:MAX_LISTED]:
         text += f"\nleft out: {each.image}: {each.reason}\n"
     if len(result.skipped) > MAX_LISTED:
         text += f"\nleft out: {len(result.skipped)} in all; table.json names them\n"
     write_atomic(Path(folder, "table.md"), text)
-    baseline, *rows = (row._asdict() for row in result.rows)
+    baseline, *rows = (row._asdict() for row in result.rows if row.data == name)
     content = {
         "title": title,
         "images": list(dict.fromkeys(score.image for score in result.images)),
@@ -219,6 +276,8 @@ def write_report(
         baseline["network"]: baseline,
         "rows": rows,
     }
+    if jpeg_qualities:
+        content["compressed"] = [row._asdict() for row in result.rows if row.data != name]
     write_json(Path(folder, "table.json"), content)
     _draw(str(Path(folder)) + os.sep, result, nets, name, pairs, device)
     return text

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from elasticnet.sr.benchmark.scores import bicubic
+from elasticnet.sr.data.compression import with_compressed_lr
 from elasticnet.sr.data.folder_layouts import find_layout
 from elasticnet.sr.data.loading import load_pairs
 from elasticnet.sr.data.pair_set import MAX_LISTED, PairSet, Skipped, listing
 from elasticnet.sr.data.read_rgb import ImageError
+from elasticnet.sr.jpeg import JpegSetting, check_quality
 from elasticnet.sr.metrics import SSIM_WINDOW, psnr_y, shave_for
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,8 @@ def load_sets(
     Args:
         folders: Data sets in any layout that `load_pairs` knows.
         scales: How many times as long each side becomes.
-        degradation: How LR images are made where a set has none: "BI", "BD", "DN" or "HAZE".
+        degradation: How LR images are made where a set has none: "BI", "BD", "DN", "HAZE" or
+            "photo".
         protocol: As in `elasticnet.sr.metrics`; it decides which images are too small.
         border: What lies outside an image when LR is made: "symmetric" or "replicate".
         blur_sigma: Of the blur of "BD", in pixels; default: 1.6.
@@ -89,6 +92,35 @@ def load_sets(
                 )
             sets.append((name, without_unscorable(pairs, protocol=protocol, border=border)))
     return sets
+
+
+def with_compressed(
+    sets: Sequence[tuple[str, PairSet]], qualities: Sequence[int]
+) -> list[tuple[str, PairSet]]:
+    """Return each data set as it is, and after it once for each quality of JPEG.
+
+    The LR images are compressed, 4:2:0 as most cameras write it; HR images stay what they are.
+
+    Args:
+        sets: (name, pairs) each, as `load_sets` gives them.
+        qualities: Pillow's, 1 (worst) to 100.
+
+    Returns:
+        (name, pairs) each; a compressed set's name ends with its quality: "Set5-q30".
+
+    Raises:
+        ValueError: A quality is none, or is given twice.
+    """
+    for quality in qualities:
+        check_quality(quality)
+        if list(qualities).count(quality) > 1:
+            raise ValueError(f"JPEG quality {quality}: given more than once")
+    all_sets: list[tuple[str, PairSet]] = []
+    for name, pairs in sets:
+        all_sets.append((name, pairs))
+        for quality in qualities:
+            all_sets.append((f"{name}-q{quality}", with_compressed_lr(pairs, JpegSetting(quality))))
+    return all_sets
 
 
 def without_unscorable(

@@ -42,8 +42,8 @@ class LrSettings:
 
     Attributes:
         scale: Side of an HR image over the side of its LR image.
-        degradation: "BI", "BD", "DN" or "HAZE".
-        seed: Of noise and haze; each image draws its own from it (see `noise_seed`).
+        degradation: "BI", "BD", "DN", "HAZE" or "photo".
+        seed: Of noise, haze and JPEG; each image draws its own from it (see `noise_seed`).
         border: What lies outside an image that is resized: see `elasticnet.sr.resize.imresize`.
         blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
         noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.
@@ -92,7 +92,7 @@ def align(hr: np.ndarray, lr: np.ndarray | None, name: str, settings: LrSettings
     Args:
         hr: uint8 of shape (height, width, 3), RGB, 0..255.
         lr: The same from the LR file; None if LR is to be made from `hr`.
-        name: The image's name, which enters what its noise or haze is drawn from.
+        name: The image's name, which enters what its noise, haze or JPEG is drawn from.
         settings: The scale, and how LR is made.
 
     Returns:
@@ -153,7 +153,7 @@ def _require_pixels(lr_height: int, lr_width: int, hr: np.ndarray, scale: int) -
 
 
 def noise_seed(seed: int, name: str) -> int:
-    """Return the seed of one image's noise or haze, made of the set's seed and the image's name.
+    """Return the seed of one image's noise, haze or JPEG, made of the set's seed and its name.
 
     So images that are added or left out change the noise of no other image.
 

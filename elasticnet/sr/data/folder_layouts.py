@@ -181,7 +181,7 @@ def find_pairs(
         root: The data set's folder.
         scale: Side of an HR image over the side of its LR image.
         split: "train" (also meant by None) or "valid", of DIV2K only; None for other layouts.
-        degradation: How LR is made of HR: "BI", "BD", "DN" or "HAZE".
+        degradation: How LR is made of HR: "BI", "BD", "DN", "HAZE" or "photo".
         track: Which of DIV2K's LR images, such as "mild".
         lr_root: The folder of the LR images, in place of one that the layout has.
 

@@ -62,10 +62,10 @@ def load_pairs(
     Args:
         root: A data set in one of the layouts of `find_layout`.
         scale: Side of an HR image over the side of its LR image.
-        degradation: How LR is made: "BI", "BD", "DN" or "HAZE" (see `degrade`). LR files serve if
-            they are of this degradation, "BI" if their folder does not say.
+        degradation: How LR is made: "BI", "BD", "DN", "HAZE" or "photo" (see `degrade`). LR
+            files serve if they are of this degradation, "BI" if their folder does not say.
         split: "train" or "valid", of DIV2K only; None means "train" there.
-        seed: Of noise and haze, which differ from image to image (see `noise_seed`).
+        seed: Of noise, haze and JPEG, which differ from image to image (see `noise_seed`).
         border: What lies outside an image that is resized: see `imresize`.
         min_size: Smallest side of an LR image that is used, in pixels: give the patch size.
         cache_dir: Where to keep the cache. By default it is `<root>.elasticnet-cache` beside the
@@ -140,8 +140,8 @@ def pairs_from_arrays(
     Args:
         images: HR images by name, uint8 of shape (height, width, 3), RGB, 0..255.
         scale: Side of an HR image over the side of its LR image.
-        degradation: How LR is made: "BI", "BD", "DN" or "HAZE" (see `degrade`).
-        seed: Of noise and haze, which differ from image to image (see `noise_seed`).
+        degradation: How LR is made: "BI", "BD", "DN", "HAZE" or "photo" (see `degrade`).
+        seed: Of noise, haze and JPEG, which differ from image to image (see `noise_seed`).
         border: What lies outside an image that is resized: see `imresize`.
         blur_sigma: Of "BD", in HR pixels; None for the default of `degrade`.
         noise_sigma: Of "DN", on the 0..255 scale; None for the default of `degrade`.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from elasticnet.memory import free_memory
+from elasticnet.sr.jpeg import JpegSetting
 
 MAX_LISTED = 5  # images that a message names
 
@@ -65,6 +66,7 @@ class PairSet:
             follow one another without gaps.
         skipped: The images that were left out when this set was loaded.
         lr_source: Where the LR images come from: "made (BI)", "from files (FOLDER)".
+        lr_jpeg: How the LR images were compressed, all alike; None if they were not.
 
     Example:
         >>> import numpy as np
@@ -85,6 +87,7 @@ class PairSet:
         starts: np.ndarray | None = None,
         skipped: Iterable[tuple[str, str]] = (),
         lr_source: str = "given",
+        lr_jpeg: JpegSetting | None = None,
     ) -> None:
         self.names = list(names)
         self.scale = scale
@@ -94,6 +97,7 @@ class PairSet:
         self.starts = _starts_without_gaps(self.lr_sizes) if starts is None else np.array(starts)
         self.skipped = [Skipped(name, reason) for name, reason in skipped]
         self.lr_source = lr_source
+        self.lr_jpeg = lr_jpeg
 
     @property
     def lr_is_made(self) -> bool:
@@ -161,6 +165,7 @@ class PairSet:
             self.hr_pixels,
             starts=self.starts[chosen],
             lr_source=self.lr_source,
+            lr_jpeg=self.lr_jpeg,
         )
 
     def in_memory(self, limit: float = 0.5) -> PairSet:
@@ -191,6 +196,7 @@ class PairSet:
             starts=self.starts,
             skipped=self.skipped,
             lr_source=self.lr_source,
+            lr_jpeg=self.lr_jpeg,
         )
 
     def _image(self, pixels: np.ndarray, index: int, factor: int) -> np.ndarray:

@@ -1,21 +1,25 @@
 """Random training patches: whole batches on the images' device, or one by one for a `DataLoader`.
 
 `PatchSampler` and `PatchDataset` give the same patches, each a pure function of (seed, sample
-index). `random_crops` draws them, and `augmentation` mirrors and transposes them.
+index). `random_crops` draws them, `augmentation` mirrors and transposes them, and `compression`
+compresses them where that is asked for.
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from elasticnet.sr.data.augmentation import PatchGrid, augmented, augmented_grid
+from elasticnet.sr.data.augmentation import augmented, augmented_grid
+from elasticnet.sr.data.compression import BatchPart, JpegStream, OneStepAhead
 from elasticnet.sr.data.pair_set import PairSet
 from elasticnet.sr.data.random_crops import Crops, CropStream
+from elasticnet.sr.jpeg import RandomJpeg
 
 WHITE = 255.0
 # As many as the preset paper of recipes/asrn_div2k.py draws: 1,000,000 batches of 16. The batch is
@@ -44,6 +48,10 @@ class PatchSampler:
         device: Where the images are held and the patches are cut.
         dtype: Of the batches.
         memory_format: Of the batches; `torch.channels_last` costs nothing here.
+        jpeg: How LR patches are compressed, each as drawn by (seed, i) too: `PHOTO_JPEG` of
+            `elasticnet.sr.jpeg` for the degradation "photo". LR images are then held in the CPU's
+            memory, and a thread compresses the next batch while one is trained on. Default: they
+            are not compressed.
 
     Raises:
         ValueError: An argument is wrong, or no image is as large as a patch.
@@ -68,6 +76,7 @@ class PatchSampler:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
+        jpeg: RandomJpeg | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size}: expected at least 1")
@@ -80,10 +89,16 @@ class PatchSampler:
         self._crop_stream = CropStream(pairs, patch_size, seed, augment)
         self._starts = pairs.starts
         self._widths = pairs.lr_sizes[:, 1]
-        self.lr_pixels = _on_device(pairs.lr_pixels, self.device)  # (LR pixels of all images, 3)
-        self.hr_pixels = _on_device(pairs.hr_pixels, self.device)  # (HR pixels of all images, 3)
+        # Pillow compresses on the CPU, so LR patches are cut there.
+        lr_device = self.device if jpeg is None else torch.device("cpu")
+        self.lr_pixels = _on_device(pairs.lr_pixels, lr_device)  # (LR pixels of all, 3)
+        self.hr_pixels = _on_device(pairs.hr_pixels, self.device)  # (HR pixels of all, 3)
         # By a tensor CUDA divides exactly; for a number it multiplies by the rounded reciprocal.
         self._white = torch.tensor(WHITE, dtype=dtype, device=self.device)
+        self._compressed: OneStepAhead | None = None
+        if jpeg is not None:
+            stream = JpegStream(jpeg, seed)
+            self._compressed = OneStepAhead(partial(self._compress_part, stream))
 
     def batch(self, step: int, part: int = 0, num_parts: int = 1) -> tuple[Tensor, Tensor]:
         """Return one batch, or one part of it.
@@ -110,41 +125,58 @@ class PatchSampler:
             raise ValueError(f"part {part}: expected 0 to {num_parts - 1}")
         if step < 0:
             raise IndexError(f"step {step}: expected 0 or more")
-        part_size = self.batch_size // num_parts
-        first_sample = step * self.batch_size + part * part_size
-        crops = self._crop_stream.crops(first_sample, part_size)
+        wanted = BatchPart(step=step, part=part, num_parts=num_parts)
+        if self._compressed is not None:
+            lr_patches = self._copy_to_device(self._compressed.get(wanted))  # (b, p, p, 3)
+            hr_grid = self._copy_to_device(self._grid(self._crops(wanted), self.scale))
+            return self._finished(lr_patches), self._cut_hr(hr_grid)
+        crops = self._crops(wanted)
         # Both grids travel to the device in one copy.
-        lr_grid = np.stack(self._grid(crops, factor=1))  # (3, b)
-        hr_grid = np.stack(self._grid(crops, factor=self.scale))
+        lr_grid = self._grid(crops, factor=1)  # (3, b)
+        hr_grid = self._grid(crops, factor=self.scale)
         grids = self._copy_to_device(np.stack([lr_grid, hr_grid]))  # (2, 3, b)
-        lr = self._cut(self.lr_pixels, grids[0], self.patch_size)
-        hr = self._cut(self.hr_pixels, grids[1], self.patch_size * self.scale)
-        return lr, hr
+        lr_patches = _cut(self.lr_pixels, grids[0], self.patch_size)
+        return self._finished(lr_patches), self._cut_hr(grids[1])
 
-    def _grid(self, crops: Crops, factor: int) -> PatchGrid:
-        """Return where the patches lie in the pixels that are `factor` times as fine as LR."""
+    def _compress_part(self, stream: JpegStream, wanted: BatchPart) -> np.ndarray:
+        """Return the LR patches of one part of a batch, compressed: uint8 (b, p, p, 3)."""
+        grid = torch.from_numpy(self._grid(self._crops(wanted), factor=1))
+        patches = _cut(self.lr_pixels, grid, self.patch_size)
+        return stream.compress(patches.numpy(), self._first_sample(wanted))
+
+    def _first_sample(self, wanted: BatchPart) -> int:
+        """Return the number of a part's first sample in the endless sequence."""
+        part_size = self.batch_size // wanted.num_parts
+        return wanted.step * self.batch_size + wanted.part * part_size
+
+    def _crops(self, wanted: BatchPart) -> Crops:
+        """Return where the patches of a part lie in the LR images."""
+        part_size = self.batch_size // wanted.num_parts
+        return self._crop_stream.crops(self._first_sample(wanted), part_size)
+
+    def _grid(self, crops: Crops, factor: int) -> np.ndarray:
+        """Return the `PatchGrid` in the pixels that are `factor` times as fine as LR: (3, b)."""
         width = self._widths[crops.image] * factor
         image_start = self._starts[crops.image] * factor**2
         first = image_start + crops.top * factor * width + crops.left * factor
-        return augmented_grid(first, width, self.patch_size * factor, crops.symmetry)
+        grid = augmented_grid(first, width, self.patch_size * factor, crops.symmetry)
+        return np.stack(grid)
 
-    def _copy_to_device(self, grids: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(grids)
+    def _copy_to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
             # From pinned memory the copy does not wait for the work that is queued already.
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
-    def _cut(self, pixels: Tensor, grid: Tensor, side: int) -> Tensor:
-        """Return the patches of a grid, in 0..1."""
-        origin, down, right = grid.unsqueeze(-1)  # each (b, 1)
-        steps = torch.arange(side, device=self.device)  # (side,)
-        rows = origin + steps * down  # (b, side)
-        columns = steps * right  # (b, side)
-        index = rows.unsqueeze(2) + columns.unsqueeze(1)  # (b, side, side)
-        flat = pixels.index_select(0, index.flatten())  # (b * side * side, 3)
-        patches = flat.view(*index.shape, 3).permute(0, 3, 1, 2)  # (b, 3, side, side)
-        return patches.to(self.dtype, memory_format=self.memory_format).div_(self._white)
+    def _cut_hr(self, grid: Tensor) -> Tensor:
+        """Return the HR patches of a grid, in 0..1."""
+        return self._finished(_cut(self.hr_pixels, grid, self.patch_size * self.scale))
+
+    def _finished(self, patches: Tensor) -> Tensor:
+        """Return uint8 patches (b, side, side, 3) as floats (b, 3, side, side) in 0..1."""
+        planes = patches.permute(0, 3, 1, 2)  # (b, 3, side, side)
+        return planes.to(self.dtype, memory_format=self.memory_format).div_(self._white)
 
 
 class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -162,6 +194,7 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         seed: Which sequence, any whole number.
         augment: "none", "flips" or "flips+rotations"; see `PatchSampler`.
         num_samples: The length; default: 16,000,000, a million batches of 16.
+        jpeg: How LR patches are compressed; see `PatchSampler`. The workers compress them.
 
     Raises:
         ValueError: An argument is wrong, or no image is as large as a patch.
@@ -175,11 +208,13 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
         augment: str = "flips+rotations",
         num_samples: int = DEFAULT_NUM_SAMPLES,
+        jpeg: RandomJpeg | None = None,
     ) -> None:
         self.pairs = pairs
         self.patch_size = patch_size
         self.num_samples = num_samples
         self._crop_stream = CropStream(pairs, patch_size, seed, augment)
+        self._jpeg_stream = None if jpeg is None else JpegStream(jpeg, seed)
 
     def __len__(self) -> int:
         return self.num_samples
@@ -192,10 +227,23 @@ class PatchDataset(Dataset[tuple[Tensor, Tensor]]):
         top = int(crops.top[0])
         left = int(crops.left[0])
         symmetry = int(crops.symmetry[0])
-        lr = _square(self.pairs.lr(image), top, left, self.patch_size)
+        lr = augmented(_square(self.pairs.lr(image), top, left, self.patch_size), symmetry)
+        if self._jpeg_stream is not None:
+            (lr,) = self._jpeg_stream.compress(lr[None], index)
         scale = self.pairs.scale
         hr = _square(self.pairs.hr(image), top * scale, left * scale, self.patch_size * scale)
-        return _to_tensor(augmented(lr, symmetry)), _to_tensor(augmented(hr, symmetry))
+        return _to_tensor(lr), _to_tensor(augmented(hr, symmetry))
+
+
+def _cut(pixels: Tensor, grid: Tensor, side: int) -> Tensor:
+    """Return the patches of a grid (3, b), as they are: uint8 (b, side, side, 3)."""
+    origin, down, right = grid.unsqueeze(-1)  # each (b, 1)
+    steps = torch.arange(side, device=pixels.device)  # (side,)
+    rows = origin + steps * down  # (b, side)
+    columns = steps * right  # (b, side)
+    index = rows.unsqueeze(2) + columns.unsqueeze(1)  # (b, side, side)
+    flat = pixels.index_select(0, index.flatten())  # (b * side * side, 3)
+    return flat.view(*index.shape, 3)  # (b, side, side, 3)
 
 
 def _on_device(pixels: np.ndarray, device: torch.device) -> Tensor:

@@ -121,8 +121,8 @@ def training_pairs(
             the photographs that scikit-image carries, of which `HELD_OUT_PHOTOS` are held out.
         valid: Images for validation, a folder.
         scale: Side of an HR image over the side of its LR image.
-        degradation: How LR is made: "BI", "BD", "DN" or "HAZE" (see `degrade`).
-        seed: Of noise and haze (see `noise_seed`).
+        degradation: How LR is made: "BI", "BD", "DN", "HAZE" or "photo" (see `degrade`).
+        seed: Of noise, haze and JPEG (see `noise_seed`).
         num_valid: How many images of `data` to hold out, evenly spread over them. Of DIV2K in
             EDSR's layout, how many of 801 to 900 to validate on, the first ones.
         held_out: A text file with the names of the images to hold out, one a line.

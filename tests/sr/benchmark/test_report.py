@@ -15,12 +15,21 @@ from torch import nn
 from elasticnet import ElasticWrapper
 from elasticnet._tables import aligned
 from elasticnet.sr import asrn
-from elasticnet.sr.benchmark import Benchmark, ImageScore, Row, benchmark, bicubic, evaluate_bicubic
+from elasticnet.sr.benchmark import (
+    Benchmark,
+    ImageScore,
+    Row,
+    benchmark,
+    bicubic,
+    evaluate_bicubic,
+    with_compressed,
+)
 from elasticnet.sr.benchmark.evaluation import EXACT_REASON
 from elasticnet.sr.benchmark.figures import crop_comparison
 from elasticnet.sr.benchmark.report import (
     caption,
     markdown_table,
+    markdown_tables,
     write_figures,
     write_report,
     write_tables,
@@ -238,3 +247,38 @@ def test_the_report_of_a_training(tmp_path):
     assert [row["depth"] for row in stored["rows"]] == [1, 2]
     assert stored["bicubic"]["psnr"] == evaluate_bicubic(pairs).psnr
     assert (tmp_path / "table.md").read_text() == table
+
+
+def test_each_quality_of_jpeg_has_a_table_of_its_own(tmp_path):
+    sets = with_compressed([("A", noisy_pairs(2))], [30, 90])
+    assert [name for name, _ in sets] == ["A", "A-q30", "A-q90"]
+
+    result = benchmark([("net", asrn(2, 1, 8))], sets, costs=False)
+    text = markdown_tables(result)
+
+    assert result.settings["jpeg_quality"] == {"A-q30": 30, "A-q90": 90}
+    assert "; A (2 images); " in caption(result, "title")
+    assert "also after JPEG of quality 30, 90 (4:2:0, Pillow" in caption(result, "title")
+    headings = [line for line in text.splitlines() if line.endswith(":")]
+    assert [each for each in headings if not each.startswith("|")] == [
+        "not compressed:",
+        "JPEG quality 30:",
+        "JPEG quality 90:",
+    ]
+    _, low_quality = text.split("JPEG quality 30:\n\n")
+    titles, baseline, net = cells(low_quality.split("\n\n")[0])
+    psnr = titles.index("PSNR-Y (dB)")
+    gain = titles.index("gain over bicubic (dB)")
+    of_low_quality = evaluate_bicubic(dict(sets)["A-q30"])
+    assert baseline[psnr] == f"{of_low_quality.psnr:.2f}"
+    assert float(net[gain]) == pytest.approx(float(net[psnr]) - of_low_quality.psnr, abs=0.011)
+    write_tables(tmp_path, result, "title")
+    assert text in (tmp_path / "table.md").read_text()
+
+
+def test_qualities_that_are_wrong_or_twice_there_are_named():
+    sets = [("A", noisy_pairs(2))]
+    with pytest.raises(ValueError, match="JPEG quality 0: expected a number from 1 to 100"):
+        with_compressed(sets, [0])
+    with pytest.raises(ValueError, match="JPEG quality 30: given more than once"):
+        with_compressed(sets, [30, 30])

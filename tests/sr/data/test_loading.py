@@ -41,7 +41,7 @@ def test_a_missing_lr_file_is_an_error_and_not_made_anew(div2k: Path) -> None:
         load_pairs(div2k, 2, progress=False)
 
 
-@pytest.mark.parametrize("degradation", ["BI", "BD", "DN", "HAZE"])
+@pytest.mark.parametrize("degradation", ["BI", "BD", "DN", "HAZE", "photo"])
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_loaded_and_made_in_memory_are_the_same(
     tmp_path: Path, degradation: str, scale: int
