@@ -511,7 +511,7 @@ def main(options: Options) -> None:
             )
             validation = make_validation(options, validation_images)
             finished = train(options, run, net, training_images, validation, processes)
-            if processes.first:
+            if finished is not None:
                 report(options, run, finished, validation_images, processes)
 
 
@@ -522,8 +522,11 @@ def train(
     training_images: PairSet,
     validation: Validation,
     processes: Processes,
-) -> ElasticWrapper:
-    """Train to the last step; return the network to ship. A signal saves and ends the process."""
+) -> ElasticWrapper | None:
+    """Train to the last step; return the network to ship. A signal saves and ends the process.
+
+    Of several processes only the first validates and returns a network; the others return None.
+    """
     objective = make_objective(options, net)
     training_step = make_training_step(options, net, objective, processes)
     samplers = make_samplers(options, training_images, processes)
@@ -541,29 +544,24 @@ def train(
         for step in range(steps_done, options.optimiser.steps):
             # Train on one batch.
             learning_rate = learning_rate_at(step, options.optimiser)
-            cut_part = part_cutter(step, samplers.at(step))
-            terms = training_step(cut_part, step, learning_rate)
+            batch = batch_of(step, samplers.at(step))
+            terms = training_step(batch, step, learning_rate)
             log.add(terms)
             steps_done = step + 1
 
-            # All processes run what follows; only the first has scores. See what is due: a
-            # validation also saves, and a save also logs. Several processes agree on a stop only
-            # where a log line is due.
-            due = due_after(steps_done, options)
-            stopping = is_stop_requested(stop_signal, processes, decide_together=due.line)
-            if stopping:
-                due = due._replace(save=True, line=True)
+            # See what is due. All processes run what follows.
+            due = due_after(steps_done, options, stop_signal, processes)
 
-            # Score every depth.
+            # Score every depth; only the first process has scores.
             scores = None
             if due.validation and processes.first:
                 scores = validate(net_to_ship, validation, processes.device)
 
             # Log before saving: `log.write` stops at NaN, so no bad state is saved; and the saved
             # state's own step is then in the log on resume.
-            if due.line:
-                shares = psd_share(options, training_step, net, cut_part, step)
-                log_line(log, steps_done, scores, learning_rate=learning_rate, **shares)
+            if due.log_line:
+                shares = psd_share(options, training_step, net, batch, step)
+                write_log_line(log, steps_done, scores, learning_rate=learning_rate, **shares)
             if scores is not None:
                 recent.add(net_to_ship)
                 best.keep_if_better(net_to_ship, steps_done, scores.mean)
@@ -571,7 +569,7 @@ def train(
                 log.pictures(steps_done, crops)
             if due.save:
                 save_state(run, steps_done, training_step, log, best, recent, processes)
-            if stopping:
+            if due.stop:
                 break
 
     # A run that was asked to stop in its last step is finished all the same.
@@ -579,7 +577,7 @@ def train(
         processes.say(f"stopped and saved at step {steps_done}; go on with: {resume_command(run)}")
         sys.exit(stop_signal.exit_status)
     if not processes.first:
-        return net_to_ship  # not used: only the first process has validated, and ships its network
+        return None
     return finished_net(options, run, net_to_ship, best, recent, validation, processes)
 
 
@@ -804,7 +802,7 @@ def make_tap_weights(options: Options, taps: Sequence[int]) -> TapWeights:
 
 
 def curriculum_at(step: int, options: Options, weights: Mapping[int, float]) -> Mapping[int, float]:
-    """Return the weights of a step, in which --curriculum may leave some taps out."""
+    """Return the weights of a step where --curriculum leaves taps out."""
     curriculum = options.loss.curriculum
     if curriculum == "deepest-first":
         until = round(options.loss.curriculum_until * options.optimiser.steps)
@@ -817,7 +815,7 @@ def curriculum_at(step: int, options: Options, weights: Mapping[int, float]) -> 
         return sandwich(
             weights, step, num_sampled=options.loss.sandwich_taps, seed=options.run.seed
         )
-    return weights
+    raise ValueError(f"--curriculum {curriculum}: expected one that leaves taps out")
 
 
 def usual_tap_weights(options: Options, taps: Sequence[int]) -> TapWeights:
@@ -940,8 +938,8 @@ def make_sampler(
     )
 
 
-def part_cutter(step: int, sampler: PatchSampler) -> Batch:
-    """Return the function that cuts parts from the batch of a step, as `TrainingStep` takes it."""
+def batch_of(step: int, sampler: PatchSampler) -> Batch:
+    """Return the batch of a step as `TrainingStep` takes it: a function that cuts parts of it."""
 
     def cut_part(part: int, num_parts: int) -> tuple[Tensor, Tensor]:
         return sampler.batch(step, part, num_parts)
@@ -1076,7 +1074,7 @@ def log_initial_weights(
 ) -> None:
     """Log the PSNR of the weights of --init, if it is given, before they are trained further."""
     if options.setup.init is not None and processes.first:
-        log_line(log, 0, validate(net, validation, processes.device))
+        write_log_line(log, 0, validate(net, validation, processes.device))
 
 
 def psd_share(
@@ -1097,35 +1095,37 @@ class Due(NamedTuple):
     Attributes:
         validation: Whether the depths are scored.
         save: Whether a state to resume from is saved.
-        line: Whether a line of the log is written.
+        log_line: Whether a line of the log is written.
+        stop: Whether the run stops here, as Ctrl-C or a signal asks.
     """
 
     validation: bool
     save: bool
-    line: bool
+    log_line: bool
+    stop: bool
 
 
-def due_after(steps_done: int, options: Options) -> Due:
-    """Return what is due. Every validation also saves, and every save also writes a log line."""
+def due_after(
+    steps_done: int, options: Options, stop_signal: StopSignal, processes: Processes
+) -> Due:
+    """Return what is due. A validation or a stop also saves, and a save also writes a log line.
+
+    Several processes must stop after the same step, so they decide together, and only where a log
+    line is due anyway: they wait for each other then, which would cost too much at every step. One
+    process alone may stop after any step.
+    """
     at_the_end = steps_done == options.optimiser.steps
     validation = at_the_end or steps_done % options.run.eval_every == 0
     save = validation or steps_done % options.run.save_every == 0
-    line = save or steps_done % options.run.log_every == 0
-    return Due(validation=validation, save=save, line=line)
-
-
-def is_stop_requested(
-    stop_signal: StopSignal, processes: Processes, *, decide_together: bool
-) -> bool:
-    """Return whether Ctrl-C or a signal asks to stop after this step; a stop saves as well.
-
-    Several processes must stop after the same step, so they decide together, and only at the steps
-    where `decide_together` is true: they wait for each other then, which would cost too much at
-    every step. One process alone may stop after any step.
-    """
-    if decide_together:
-        return processes.any(stop_signal.requested)
-    return processes.count == 1 and stop_signal.requested
+    log_line = save or steps_done % options.run.log_every == 0
+    if log_line:
+        stop = processes.any(stop_signal.requested)
+    else:
+        stop = processes.count == 1 and stop_signal.requested
+    if stop:
+        save = True
+        log_line = True
+    return Due(validation=validation, save=save, log_line=log_line, stop=stop)
 
 
 class Validation(NamedTuple):
@@ -1182,7 +1182,7 @@ def validate(net: ElasticWrapper, validation: Validation, device: torch.device) 
     return ValidationScores(mean=mean, by_quality=by_quality)
 
 
-def log_line(
+def write_log_line(
     log: TrainingLog, step: int, scores: ValidationScores | None, **numbers: float
 ) -> None:
     """Write a line of the log, with an entry for each quality beside the mean."""

@@ -126,6 +126,12 @@ def test_a_curriculum_takes_the_weights_of_the_other_options(recipe: ModuleType)
     assert objective.tap_weights_at(1) == rising
 
 
+def test_a_curriculum_that_trains_all_taps_leaves_none_out(recipe: ModuleType) -> None:
+    options = recipe.Options(loss=recipe.Loss(psd_weight=0.1, curriculum="all"))
+    with pytest.raises(ValueError, match="--curriculum all: expected one that leaves taps out"):
+        recipe.curriculum_at(0, options, {1: 1.0, 2: 1.0})
+
+
 def test_a_curriculum_beside_sampled_taps_is_refused(recipe: ModuleType) -> None:
     message = "--sampled-taps 1 with --curriculum rotating: both say which taps a step trains"
     with pytest.raises(ValueError, match=message):
@@ -263,7 +269,7 @@ def test_patches_and_batches_of_the_last_third_have_sizes_of_their_own(
     samplers = recipe.make_samplers(options, images, processes)
     shapes: list[tuple[int, ...]] = []
     for step in range(6):
-        lr, _ = recipe.part_cutter(step, samplers.at(step))(0, 1)
+        lr, _ = recipe.batch_of(step, samplers.at(step))(0, 1)
         shapes.append(tuple(lr.shape))
     assert shapes == [(2, 3, 8, 8)] * 4 + [late_shape] * 2
     from_half = recipe.with_values(options, {"late_from": 0.5})
