@@ -34,6 +34,7 @@ CORE = {
     "_tables",
     "checkpoint",
     "card",
+    "exits",
     "export",
     "training",
 }
@@ -87,6 +88,7 @@ ALLOWED: dict[str, set[str]] = {
         "_tables",
         "checkpoint",
     },
+    "exits": {"taps", "wrapper", "_net"},
     "export": {"taps", "wrapper", "registry", "_files", "_lazy", "_modules", "checkpoint"},
     "training": {"taps", "loss_weights", "losses", "wrapper", "_files", "_modules"},
     PACKAGE: CORE,

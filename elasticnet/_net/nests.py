@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
 from torch import Tensor
@@ -24,6 +24,20 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
+def numbers_in(value: Any) -> list[int | float]:
+    """Return the numbers that a nest holds beside its tensors, truth values among them.
+
+    Args:
+        value: As in `tensors_in`.
+    """
+    if isinstance(value, (int, float)):
+        return [value]
+    found: list[int | float] = []
+    for entry in _entries(value):
+        found += numbers_in(entry)
+    return found
+
+
 def copied(value: Any) -> Any:
     """Return a nest of the same kind in which every tensor is a copy, with its gradient.
 
@@ -31,9 +45,19 @@ def copied(value: Any) -> Any:
         value: A tensor, a nest of tensors in lists, tuples, dicts and dataclasses, or any other
             value.
     """
+    return mapped(value, Tensor.clone)
+
+
+def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return a nest of the same kind with another tensor in place of each.
+
+    Args:
+        value: As in `copied`.
+        function: Returns the other tensor. It is called in the order of `tensors_in`.
+    """
     if isinstance(value, Tensor):
-        return value.clone()
-    entries = [copied(entry) for entry in _entries(value)]
+        return function(value)
+    entries = [mapped(entry, function) for entry in _entries(value)]
     if _is_tuple(value):
         # A named tuple, such as PackedSequence, takes its fields one by one.
         is_named = hasattr(value, "_fields")

@@ -1,0 +1,41 @@
+"""The depth chosen at run time, input by input: for classifiers and heads that classify tokens.
+
+An easy input leaves at a shallow tap, where the net is sure of its prediction; a hard one goes on.
+`calibrate` chooses the thresholds, `ExitRunner` runs the net by them.
+"""
+
+from elasticnet.exits.calibration import (
+    Calibration,
+    Outcome,
+    TapLogits,
+    calibrate,
+    choose_rule,
+    collect_logits,
+    fit_temperatures,
+    outcome,
+)
+from elasticnet.exits.policies import POLICIES, Policy, confidence, entropy, margin, patience
+from elasticnet.exits.rule import ExitRule
+from elasticnet.exits.running import ExitRunner, Exits
+from elasticnet.exits.splits import check_apart
+
+__all__ = [
+    "POLICIES",
+    "Calibration",
+    "ExitRule",
+    "ExitRunner",
+    "Exits",
+    "Outcome",
+    "Policy",
+    "TapLogits",
+    "calibrate",
+    "check_apart",
+    "choose_rule",
+    "collect_logits",
+    "confidence",
+    "entropy",
+    "fit_temperatures",
+    "margin",
+    "outcome",
+    "patience",
+]
