@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from elasticnet._files import message_of
-from elasticnet.cli import benchmark, export, info, profile, recipes, upscale
+from elasticnet.cli import benchmark, convert, export, info, profile, recipes, upscale
 from elasticnet.cli.printable import printable
 from elasticnet.cli.signals import ended_by_signals
 from elasticnet.cli.version import ShowVersion
 from elasticnet.memory import is_out_of_memory, keep_freed_memory
 from elasticnet.sr.architectures import register_all
 
-COMMANDS = (info, benchmark, profile, export, upscale, recipes)
+COMMANDS = (info, benchmark, profile, export, convert, upscale, recipes)
 BAD_INPUT = 2  # exit status, as argparse's own for wrong arguments
 BROKEN_PIPE = 141  # exit status: what a shell reports of a program that wrote into a closed pipe
 

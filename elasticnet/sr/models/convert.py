@@ -1,4 +1,7 @@
-"""The authors' checkpoints of EDSR and RCAN: read, loaded strictly, and written back."""
+"""Other people's checkpoints of EDSR and RCAN: read, loaded strictly, and written back.
+
+They have the authors' keys, or those of BasicSR (see `basicsr_keys`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from elasticnet.checkpoint.sources import open_local
+from elasticnet.sr.models.basicsr_keys import from_basicsr, has_basicsr_keys
 from elasticnet.sr.models.edsr import ShiftStem, edsr
 from elasticnet.sr.models.rcan import rcan
 from elasticnet.wrapper import ElasticWrapper
@@ -30,9 +34,9 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
 def load_official(source: Source, **arguments: Any) -> ElasticWrapper:
-    """Return an elastic EDSR or RCAN with the weights of an official checkpoint, in eval mode.
+    """Return an elastic EDSR or RCAN with the weights of others' checkpoint, in eval mode.
 
-    Architecture and sizes are told from keys and shapes.
+    Its keys are the authors' or BasicSR's. Architecture and sizes are told from keys and shapes.
 
     Args:
         source: A .pth, .pt or .safetensors file, or a state dict; see `read_official`.
@@ -45,6 +49,8 @@ def load_official(source: Source, **arguments: Any) -> ElasticWrapper:
         OSError: The file cannot be read.
     """
     state = read_official(source)
+    if has_basicsr_keys(state):
+        state = from_basicsr(state)
     architecture, told = infer(state)
     net = BUILDERS[architecture](**{**told, **arguments})
     problems = _misfits(state, official_state_dict(net))
@@ -110,6 +116,17 @@ def read_official(source: Source) -> dict[str, Tensor]:
             )
         tensors[name] = value
     return tensors
+
+
+def has_edsr_keys(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a state dict is one of the authors' EDSR, by its names.
+
+    Args:
+        state: Any state dict.
+    """
+    needed = ("head.0.weight", "body.0.body.0.weight", "body.0.body.2.weight", "tail.0.0.weight")
+    has_all = all(name in state for name in (*needed, "tail.1.weight", "sub_mean.weight"))
+    return has_all and "body.0.body.0.body.0.weight" not in state
 
 
 def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
@@ -239,7 +256,7 @@ def _width(state: Mapping[str, Tensor], name: str) -> int:
     """The number of output channels of the conv of this name."""
     if name not in state:
         raise ValueError(
-            f"missing: {name}; expected the official keys of EDSR or RCAN, found "
+            f"missing: {name}; expected the authors' or BasicSR's keys of EDSR or RCAN, found "
             f"{_listed(list(state))}"
         )
     if state[name].ndim != 4 or not state[name].numel():

@@ -198,7 +198,7 @@ def test_a_tensor_that_the_authors_do_not_have_is_named() -> None:
         ),
         (
             lambda state: without(state, "head.0.weight"),
-            "missing: head.0.weight; expected the official keys",
+            "missing: head.0.weight; expected the authors' or BasicSR's keys",
         ),
         (lambda state: state | {"extra.weight": torch.ones(1)}, "unexpected: extra.weight$"),
         (
