@@ -29,7 +29,8 @@ CHECKPOINT_SUFFIX = ".safetensors"
 BASELINE_SCALES = (2, 3, 4)  # of bicubic interpolation, where no network decides
 # The library's own tuples stand in modules that import torch or numpy; a test compares these.
 DEGRADATIONS = ("BI", "BD", "DN", "HAZE", "photo")
-PROTOCOLS = ("matlab-y", "imdn", "rgb")
+PROTOCOLS = ("matlab-y", "rounded-y", "rgb")
+OLD_PROTOCOLS = {"imdn": "rounded-y"}
 TRACKS = ("bicubic", "unknown", "mild", "difficult", "wild", "x8")
 BORDERS = ("symmetric", "replicate")
 NOISES = ("numpy", "matlab")
@@ -176,10 +177,11 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("scoring")
     group.add_argument(
         "--protocol",
+        type=_protocol,
         choices=PROTOCOLS,
         default="matlab-y",
-        help="which channels are compared, and how much of the border is left out; default: "
-        "%(default)s",
+        help="which channels are compared, and how much of the border is left out: the luma "
+        "(matlab-y, default), the luma rounded to integers (rounded-y), or all channels (rgb)",
     )
     group.add_argument(
         "--self-ensemble",
@@ -193,6 +195,11 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
         help="what bicubic resizing sees outside an image; default: %(default)s",
     )
     group.add_argument("--no-cost", action="store_true", help="do not measure MACs and time")
+
+
+def _protocol(text: str) -> str:
+    """The value of --protocol; an earlier name stands for today's."""
+    return OLD_PROTOCOLS.get(text, text)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

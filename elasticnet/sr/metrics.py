@@ -3,7 +3,7 @@
 A protocol says which planes of two images are compared and how much of their border is cut off:
 
 - "matlab-y": the luma of MATLAB's `rgb2ycbcr`, not rounded. This is what most papers print.
-- "imdn": the same luma rounded to integers, as the published evaluation code of IMDN does.
+- "rounded-y": the same luma rounded to integers. The published numbers of BD and DN are of it.
 - "rgb": all three channels, as for the validation images of DIV2K.
 
 All work is done in float64 on the 0..255 scale, on the device of the images.
@@ -24,7 +24,9 @@ from elasticnet.sr.pixels import tensor_to_uint8
 Image = np.ndarray | Tensor
 AnyImage = TypeVar("AnyImage", np.ndarray, Tensor)
 
-PROTOCOLS = ("matlab-y", "imdn", "rgb")
+PROTOCOLS = ("matlab-y", "rounded-y", "rgb")
+# An earlier name: IMDN's code rounds the luma, but its published numbers are those of "matlab-y".
+OLD_PROTOCOLS = {"imdn": "rounded-y"}
 DIV2K_EXTRA_SHAVE = 6  # pixels beside `scale`, cut off for DIV2K's validation images
 WHITE = 255
 
@@ -194,6 +196,8 @@ class _Pair(NamedTuple):
 
 
 def _check_protocol(protocol: str) -> None:
+    if protocol in OLD_PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r}: it is called {OLD_PROTOCOLS[protocol]!r} now")
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
 
@@ -310,7 +314,7 @@ def _planes(image: Tensor, protocol: str) -> Tensor:
         return image.double()
     red, green, blue = image.double().unbind(dim=1)  # each (b, h, w)
     luma = _luma(red, green, blue).unsqueeze(1)  # (b, 1, h, w)
-    if protocol == "imdn":
+    if protocol == "rounded-y":
         luma.round_()
     return luma
 

@@ -139,8 +139,8 @@ def noise_alike_in_channels(hr: Pixels, scale: int, draw: Draw) -> Pixels:
 # rounded, all with a gray "bridge".
 AS_PUBLISHED = {
     "BI": Way(luma_in_float, luma_alone=True, bridge_is_gray=True),
-    "BD": Way(partial(degraded, kind="BD"), protocol="imdn", bridge_is_gray=True),
-    "DN": Way(partial(degraded, kind="DN"), protocol="imdn", bridge_is_gray=True),
+    "BD": Way(partial(degraded, kind="BD"), protocol="rounded-y", bridge_is_gray=True),
+    "DN": Way(partial(degraded, kind="DN"), protocol="rounded-y", bridge_is_gray=True),
 }
 AS_BENCHMARK = {
     "BI": Way(partial(degraded_for_benchmark, kind="BI")),
@@ -156,11 +156,11 @@ TRIED = {
     "noise on HR": Way(noise_on_hr, is_numpy=True),
     "the same noise in all channels": Way(noise_alike_in_channels, is_numpy=True),
     "no antialiasing": Way(partial(noisy, antialias=False), is_numpy=True),
-    "luma rounded": Way(noisy, is_numpy=True, protocol="imdn"),
+    "luma rounded": Way(noisy, is_numpy=True, protocol="rounded-y"),
     "nothing cut off": Way(noisy, is_numpy=True, shaves=False),
     "MATLAB's noise": Way(enlarged_in_float),
     "MATLAB's noise, rounded after each pass": Way(noisy),
-    "MATLAB's noise, rounded after each pass, luma rounded": Way(noisy, protocol="imdn"),
+    "MATLAB's noise, rounded after each pass, luma rounded": Way(noisy, protocol="rounded-y"),
     "as published: the same, and `bridge` of one channel": AS_PUBLISHED["DN"],
 }
 MODES = {"x2": ("BI", 2), "x3": ("BI", 3), "x4": ("BI", 4), "BD x3": ("BD", 3), "DN x3": ("DN", 3)}

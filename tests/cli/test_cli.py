@@ -115,7 +115,7 @@ def test_checkpoints_are_scored_at_their_own_scales_and_everything_is_written(
     ]
     options += [
         "--protocol",
-        "imdn",
+        "rounded-y",
         "--self-ensemble",
         "--save-images",
         str(images),
@@ -124,7 +124,7 @@ def test_checkpoints_are_scored_at_their_own_scales_and_everything_is_written(
     ]
     assert main(["benchmark", file, str(third), "--data", str(photos), *options]) == 0
     said = capsys.readouterr().out
-    assert "net, third, BD; photos (2 images); protocol imdn; x8 self-ensemble\n" in said
+    assert "net, third, BD; photos (2 images); protocol rounded-y; x8 self-ensemble\n" in said
     assert [line[:4] for line in lines_of(said)[2:]] == [
         ["x2", "bicubic", "bicubic", ""],
         ["x2", "net", "2", "109,955"],
@@ -133,7 +133,7 @@ def test_checkpoints_are_scored_at_their_own_scales_and_everything_is_written(
     ]
     stored = json.loads((out / "table.json").read_text())
     settings = {
-        "protocol": "imdn",
+        "protocol": "rounded-y",
         "self_ensemble": True,
         "border": "replicate",
         "degradation": "BD",
@@ -141,9 +141,9 @@ def test_checkpoints_are_scored_at_their_own_scales_and_everything_is_written(
     }
     assert settings.items() <= stored["settings"].items()
     ((_, pairs),) = load_sets([photos], [2], degradation="BD", border="replicate", progress=False)
-    mean = evaluate(elasticnet.load(file), pairs, depths=[2], protocol="imdn", self_ensemble=True)[
-        2
-    ]
+    mean = evaluate(
+        elasticnet.load(file), pairs, depths=[2], protocol="rounded-y", self_ensemble=True
+    )[2]
     assert (stored["rows"][1]["psnr"], stored["rows"][1]["ssim"]) == mean
     with open(out / "images.csv", newline="") as table:
         assert len(list(csv.DictReader(table))) == 8

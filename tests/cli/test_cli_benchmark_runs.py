@@ -229,3 +229,10 @@ def test_images_of_other_methods_are_scored_as_they_are_alone(
 
     rows = json.loads((place / "out" / "table.json").read_text())["rows"]
     assert [row["data"] for row in rows if row["network"] == "inverse"] == ["photos"]
+
+
+def test_the_old_name_of_a_protocol_is_still_taken(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score("--scale", "2", "--protocol", "imdn") == 0
+    assert "protocol rounded-y" in capsys.readouterr().out

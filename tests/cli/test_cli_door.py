@@ -240,11 +240,12 @@ def test_choices_of_the_command_are_the_library_s() -> None:
     from elasticnet.cli import benchmark
     from elasticnet.sr.data.lr_folders import TRACKS
     from elasticnet.sr.degrade import KINDS, NOISES
-    from elasticnet.sr.metrics import PROTOCOLS
+    from elasticnet.sr.metrics import OLD_PROTOCOLS, PROTOCOLS
     from elasticnet.sr.resize import BORDERS
 
     assert tuple(KINDS) == benchmark.DEGRADATIONS
     assert tuple(PROTOCOLS) == benchmark.PROTOCOLS
+    assert benchmark.OLD_PROTOCOLS == OLD_PROTOCOLS
     assert tuple(TRACKS) == benchmark.TRACKS
     assert tuple(BORDERS) == benchmark.BORDERS
     assert tuple(NOISES) == benchmark.NOISES

@@ -122,8 +122,10 @@ def test_psnr_worked_by_hand() -> None:
     rgb = 10 * math.log10(255**2 / (100 / 48))
     assert psnr_y(changed, colour, shave=0, protocol="rgb") == pytest.approx(rgb, rel=1e-12)
     # 16 + 219 · 100 / 255 = 101.88 becomes 102 and 102.86 becomes 103.
-    imdn = 10 * math.log10(255**2 / (1 / 16))
-    assert psnr_y(changed, colour, shave=0, protocol="imdn") == pytest.approx(imdn, rel=1e-12)
+    rounded = 10 * math.log10(255**2 / (1 / 16))
+    assert psnr_y(changed, colour, shave=0, protocol="rounded-y") == pytest.approx(
+        rounded, rel=1e-12
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -146,7 +148,7 @@ def test_psnr_equals_a_pixel_loop(
             a, b = sr[row, column], hr[row, column]
             if protocol == "rgb":
                 errors += [(int(x) - int(y)) ** 2 for x, y in zip(a, b, strict=True)]
-            elif protocol == "imdn":
+            elif protocol == "rounded-y":
                 errors.append((round(luma(a)) - round(luma(b))) ** 2)
             else:
                 errors.append((luma(a) - luma(b)) ** 2)
@@ -162,7 +164,7 @@ def test_ssim_equals_a_window_loop(shape: tuple[int, int]) -> None:
     expected = naive_ssim(rgb_to_y(sr), rgb_to_y(hr))
     assert ssim_y(sr, hr, shave=0) == pytest.approx(expected, rel=0, abs=1e-12)
     rounded = naive_ssim(rgb_to_y(sr).round(), rgb_to_y(hr).round())
-    assert ssim_y(sr, hr, shave=0, protocol="imdn") == pytest.approx(rounded, rel=0, abs=1e-12)
+    assert ssim_y(sr, hr, shave=0, protocol="rounded-y") == pytest.approx(rounded, rel=0, abs=1e-12)
     channels = np.mean(
         [naive_ssim(sr[..., c].astype(float), hr[..., c].astype(float)) for c in range(3)]
     )
@@ -277,7 +279,7 @@ def test_one_channel_is_the_luma_plane_itself() -> None:
 
 def test_shave_for_each_protocol() -> None:
     assert [shave_for(4, protocol) for protocol in PROTOCOLS] == [4, 4, 10]
-    with pytest.raises(ValueError, match="protocol 'y': expected one of matlab-y, imdn, rgb"):
+    with pytest.raises(ValueError, match="protocol 'y': expected one of matlab-y, rounded-y, rgb"):
         shave_for(4, "y")
 
 
@@ -306,7 +308,7 @@ RGB = np.zeros((20, 20, 3), np.uint8)
             RGB,
             RGB[:-1],
             0,
-            "imdn",
+            "rounded-y",
             ValueError,
             r"sr has shape \(20, 20, 3\), hr \(19, 20, 3\): crop or resize",
         ),
@@ -319,7 +321,14 @@ RGB = np.zeros((20, 20, 3), np.uint8)
             TypeError,
             "sr is ndarray, hr is Tensor: give both",
         ),
-        (RGB, RGB, 0, "ycbcr", ValueError, "protocol 'ycbcr': expected one of matlab-y, imdn, rgb"),
+        (
+            RGB,
+            RGB,
+            0,
+            "ycbcr",
+            ValueError,
+            "protocol 'ycbcr': expected one of matlab-y, rounded-y, rgb",
+        ),
         (RGB, RGB, -1, "rgb", ValueError, "shave -1: expected a number of pixels"),
         (RGB, RGB, 1.5, "rgb", ValueError, "shave 1.5: expected a number of pixels"),
         (RGB, RGB, True, "rgb", ValueError, "shave True: expected a number of pixels"),
@@ -412,3 +421,8 @@ def test_ssim_needs_eleven_pixels() -> None:
 def test_luma_of_a_wrong_shape(image: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rgb_to_y(image)
+
+
+def test_the_old_name_of_a_protocol_is_answered_with_the_new_one() -> None:
+    with pytest.raises(ValueError, match="protocol 'imdn': it is called 'rounded-y' now"):
+        psnr_y(RGB, RGB, shave=0, protocol="imdn")

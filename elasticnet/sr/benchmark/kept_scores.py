@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from elasticnet._files import make_writable_folder, strict_json, write_atomic
 from elasticnet.sr.benchmark.scores import Depth, Image, Scores
+from elasticnet.sr.metrics import OLD_PROTOCOLS
 from elasticnet.sr.structure import structure_of
 
 FILE_NAME = "scores.jsonl"
@@ -245,7 +246,7 @@ class KeptScores:
                 place = Place(**line["place"])
                 scores = Scores(psnr=float(line["psnr"]), ssim=float(line["ssim"]))
                 kept = KeptScore(scores, line["made"])
-                self._take(_Line(place, Basis(**line["basis"]), kept))
+                self._take(_Line(place, _with_new_names(Basis(**line["basis"])), kept))
             elif line["kind"] == "cost":
                 place = CostPlace(**line["place"])
                 key = _key(place, line["basis"])
@@ -266,6 +267,14 @@ class KeptScores:
         except OSError as error:
             reason = error.strerror or error
             raise OSError(error.errno, f"could not write {self.path} ({reason})") from error
+
+
+def _with_new_names(basis: Basis) -> Basis:
+    """What a score of an earlier version depends on, as it is called today."""
+    protocol = basis.settings.get("protocol")
+    if protocol not in OLD_PROTOCOLS:
+        return basis
+    return basis._replace(settings={**basis.settings, "protocol": OLD_PROTOCOLS[protocol]})
 
 
 def survey(kept: KeptScores, wanted: Iterable[tuple[Place, Basis]]) -> list[str]:

@@ -237,10 +237,10 @@ def test_protocol_reaches_the_scores():
     pairs = noisy_pairs(2)
     rows = {
         name: benchmark([], [("a", pairs)], protocol=name).rows[0]
-        for name in ("matlab-y", "imdn", "rgb")
+        for name in ("matlab-y", "rounded-y", "rgb")
     }
     images = [bicubic(pairs.lr(index), 2) for index in range(2)]
-    for protocol, shave in (("matlab-y", 2), ("imdn", 2), ("rgb", 8)):
+    for protocol, shave in (("matlab-y", 2), ("rounded-y", 2), ("rgb", 8)):
         wanted = [
             psnr_y(image, pairs.hr(index), shave, protocol) for index, image in enumerate(images)
         ]

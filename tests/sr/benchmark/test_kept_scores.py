@@ -308,3 +308,12 @@ def test_the_digest_of_a_net_is_of_its_weights_and_of_what_it_does():
     others += [nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")]
     digests = {digest_of_net(each) for each in [net(), *others]}
     assert len(digests) == 1 + len(others)
+
+
+def test_scores_under_the_old_name_of_a_protocol_are_not_scored_again(tmp_path, monkeypatch):
+    first = run(tmp_path, protocol="rounded-y")
+    file = tmp_path / FILE_NAME
+    file.write_text(file.read_text().replace('"rounded-y"', '"imdn"'))
+    counter = Counter(monkeypatch)
+    assert run(tmp_path, protocol="rounded-y") == first
+    assert counter.made == []
