@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 DEFAULT_NAME = "default"
+PHOTO_NAME = "photo"  # of weights that were trained on compressed photographs
+COMPRESSED_FORMATS = ("JPEG", "MPO")  # MPO: several JPEG images in one file, as telephones write
 FILE_NAME = re.compile(r"asrn_x(?P<scale>\d+)(_(?P<variant>\w+))?\.safetensors")
 
 
@@ -83,6 +85,28 @@ def weights_file(scale: int, folder: Path | None = None, name: str = DEFAULT_NAM
         f"scale {scale}{which}: {packaged(folder, name)}; take a checkpoint of your own "
         "(--weights FILE, elasticnet.load(FILE))"
     )
+
+
+def variant_for(image_format: str | None, scale: int, folder: Path | None = None) -> str:
+    """Return which packaged weights suit an image: "photo" for JPEG, where there are such weights.
+
+    Those were trained on compressed photographs, and take block edges for what they are. Whoever
+    follows this rule says so, and lets the user choose other weights.
+
+    Args:
+        image_format: As Pillow calls the format of the image's file; None where there is no file.
+        scale: How many times as long each side becomes.
+        folder: Where the checkpoints are; default: in the package.
+
+    Returns:
+        A name for `weights_file`: "photo" or "default".
+    """
+    if image_format not in COMPRESSED_FORMATS:
+        return DEFAULT_NAME
+    for each in packaged_list(folder):
+        if each.scale == scale and each.variant == PHOTO_NAME:
+            return PHOTO_NAME
+    return DEFAULT_NAME
 
 
 def packaged(folder: Path | None = None, name: str = DEFAULT_NAME) -> str:

@@ -10,7 +10,7 @@ import torch
 from elasticnet import load, save
 from elasticnet.sr import asrn
 from elasticnet.sr.models import pretrained
-from elasticnet.sr.models.pretrained import WEIGHTS, weights_file
+from elasticnet.sr.models.pretrained import WEIGHTS, variant_for, weights_file
 
 
 def test_weights_are_found_by_scale(tmp_path: Path) -> None:
@@ -71,3 +71,23 @@ def test_asrn_refuses_what_the_file_decides() -> None:
     assert asrn(4, channels=8, num_blocks=1, pretrained=None).training
     with pytest.raises(ValueError, match="depth 2: only with pretrained=True"):
         asrn(4, depth=2)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "scale", "variant"),
+    [
+        ("JPEG", 4, "photo"),
+        ("MPO", 4, "photo"),
+        ("JPEG", 2, "default"),  # there are no such weights for x2
+        ("PNG", 4, "default"),
+        (None, 4, "default"),
+    ],
+)
+def test_a_jpeg_image_gets_the_weights_for_photographs_where_there_are_some(
+    tmp_path: Path, image_format: str | None, scale: int, variant: str
+) -> None:
+    for name in ("asrn_x2", "asrn_x4", "asrn_x4_photo"):
+        (tmp_path / f"{name}.safetensors").touch()
+    found = variant_for(image_format, scale, tmp_path)
+    assert found == variant
+    assert weights_file(scale, tmp_path, found).exists()
