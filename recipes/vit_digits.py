@@ -9,9 +9,9 @@ compared by their accuracy on images that none of them was trained on: the ordin
 by its deepest tap and then cut short; deep supervision (DSL); deep supervision and progressive
 self-distillation (DSL + PSD); and a network of each depth trained alone. All see the same split,
 start and batches and take the same number of steps; each seed has a split, a start and batches of
-its own. The run folder receives options.json, log.jsonl, elastic.safetensors (the DSL + PSD network
-of the first seed, for elasticnet.load with build=), and after every seed the table (table.md,
-table.json) and the figure (accuracy.png).
+its own. The run folder receives options.json, log.jsonl, the networks of the first seed for
+elasticnet.load with build= (elastic.safetensors is DSL + PSD; dsl, ordinary and alone_1 ... are the
+others), and after every seed the table (table.md, table.json) and the figure (accuracy.png).
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def main(options: Options) -> None:
                     break
                 report = write_report(options, run.folder, results)
     if finished:
-        print(f"\n{report}\nwritten to {run.folder}: elastic.safetensors, table and figure")
+        print(f"\n{report}\nwritten to {run.folder}: networks, table and figure")
     else:
         print(
             f"stopped at step {bar.n} of {total}; what was measured so far is in "
@@ -264,11 +264,18 @@ def compare(session: Session, seed: int, results: Results) -> bool:
         run.log({"step": session.bar.n, **names_of(case), **measured})
         results.add(case, accuracy, distance)
 
-        # The elastic network of the first seed is kept.
-        if case.variant == "psd" and seed == options.experiment.seed:
+        # The networks of the first seed are kept.
+        if seed == options.experiment.seed:
             notes = {"seed": seed, "accuracy": accuracy, "options": as_json(options)}
-            elasticnet.save(net, run.folder / "elastic.safetensors", notes)
+            elasticnet.save(net, run.folder / file_of(case), notes)
     return True
+
+
+def file_of(case: Case) -> str:
+    """Return the name of the file that keeps a network."""
+    if case.variant == "alone":
+        return f"alone_{case.depth}.safetensors"
+    return {"cut": "ordinary", "dsl": "dsl", "psd": "elastic"}[case.variant] + ".safetensors"
 
 
 def train(session: Session, case: Case, digits: Digits) -> ElasticWrapper | None:

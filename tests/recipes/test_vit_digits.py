@@ -114,6 +114,9 @@ def test_the_table_has_every_depth_and_variant(done):
             + " |"
         )
     assert set(result["attention_distance"]) == set(LABELS[:3])
+    names = {file.stem for file in done.glob("*.safetensors")}
+    assert names == {"elastic", "dsl", "ordinary", "alone_1", "alone_2"}
+    assert read_header(done / "alone_2.safetensors")["notes"]["accuracy"].keys() == {"1", "2"}
     assert Image.open(done / "accuracy.png").width > 500
     assert (
         json.loads((done / "options.json").read_text())["psd_weight"]
