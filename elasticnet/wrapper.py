@@ -65,13 +65,8 @@ class PassState:
         features: What the last of them returned; at depth 0 what the stem did.
         context: What the next block gets beside the features.
         skip: The input or the stem's output, if the head takes one of them beside the features.
-        guarded: What no part may overwrite before the call ends. It is shared by the states of one
-            call; `protected` starts a new one. `is_overwritten` looks at the first two kinds,
-            `check_everything` at all:
-
-            - `guard_input`: what any part may be given;
-            - `guard_features`: the features at a tap, until the next ones are guarded;
-            - `guard`: what no part is given any more, such as a prediction.
+        guarded: Notices writes in place, see `GuardedTensors`. The states of one call share it;
+            `protected` starts a new one.
     """
 
     depth: int
@@ -233,6 +228,19 @@ class ElasticWrapper(nn.Module):
         # - what the head rejects becomes a `Rejection` in the place of the prediction.
         self._is_probe = False
 
+    # A part may write in place into what it is given. `GuardedTensors` notices that in what a later
+    # part still needs; each method guards what it hands out:
+    #
+    # - every pass: its input, and the stem's output if the head takes it as its skip (`_run_stem`);
+    # - with `checkpoint_blocks`: the features that the backward pass runs a block on again
+    #   (`_guard_for_backward`);
+    # - a pass over taps: what the head takes at each tap (`_guard_what_the_head_takes`), and each
+    #   prediction;
+    # - a pass that rests at a depth: all of its state (`PassState.protected`).
+    #
+    # Nothing else is guarded: in a plain pass each block's features have one reader, which may
+    # overwrite them.
+
     # --- a pass up to one depth
 
     if TYPE_CHECKING:
@@ -287,32 +295,30 @@ class ElasticWrapper(nn.Module):
         last_depth = self.default_depth if depth is None else resolve_depth(depth, self.taps)
         state = self._run_stem(x, last_depth, keywords)
         self._run_blocks(state, last_depth)
-        (prediction,) = self._predict([state], self._head_takes_all_taps())
+        (prediction,) = self._predict([state])
         return prediction
 
     def _run_blocks(self, state: PassState, last_depth: int) -> None:
-        """Run the blocks behind a state, up to `last_depth`, and change the state.
-
-        A plain pass guards only the input and the skip. Each block's features have one reader
-        there, which may overwrite them. A pass over taps guards more: `_guard_what_the_head_takes`.
-        """
-        guarded = state.guarded
+        """Run the blocks behind a state, up to `last_depth`, and change the state."""
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         blocks = islice(self.blocks, state.depth, last_depth)
         for depth, block in enumerate(blocks, start=state.depth + 1):
             if recompute:
-                # The backward pass will run the block again, on these features.
-                name = f"the features at depth {depth - 1}, for the backward pass,"
-                guarded.guard_features(state.features, name)
-            # The context goes on as it is: blocks may change it. Only where the head also reads it,
-            # `_hand_context_on` hands on one of its own.
-            features = self._handed_to_part(state.features)
+                self._guard_for_backward(state)
+            features = self._copy_for_part(state.features)
+            # The context is not copied: blocks may change it. Where the head reads it too, later
+            # blocks have one of their own, see `_give_later_blocks_their_own_context`.
             state.features, state.context = self._run_block(
                 block, features, state.context, depth, recompute
             )
             state.depth = depth
-            if guarded.is_overwritten():
-                raise guarded.error(writer=f"block {depth} ({type(block).__name__})")
+            if state.guarded.is_overwritten():
+                raise state.guarded.error(writer=f"block {depth} ({type(block).__name__})")
+
+    def _guard_for_backward(self, state: PassState) -> None:
+        """Guard the features at a state: the backward pass runs the next block on them again."""
+        name = f"the features at depth {state.depth}, for the backward pass,"
+        state.guarded.guard_features(state.features, name)
 
     def _run_block(
         self, block: nn.Module, features: Any, context: Any, depth: int, recompute: bool
@@ -335,10 +341,10 @@ class ElasticWrapper(nn.Module):
             return output[0], context
         return output, context
 
-    def _handed_to_part(self, value: Any) -> Any:
-        """Return what a part is given: the value, in lists and dicts that it may change.
+    def _copy_for_part(self, value: Any) -> Any:
+        """Return a value as a part is given it: in lists and dicts of its own, which it may change.
 
-        With `copy_features` the tensors are copies, in which it may write.
+        With `copy_features` the tensors are copies too, and the part may write into them.
         """
         if self.copy_features:
             return copied(value)
@@ -365,8 +371,6 @@ class ElasticWrapper(nn.Module):
         That block could write into the features. PyTorch does not count all writes, such as those
         in inference_mode, so that it might not be noticed.
         """
-        # True here only in a probe.
-        head_takes_all = self._head_takes_all_taps()
         features: list[Any] = []
         predictions: list[Any] = []
         for tap in self.taps:
@@ -374,10 +378,10 @@ class ElasticWrapper(nn.Module):
             self._guard_what_the_head_takes(state)
             features.append(state.features)
             if tap in depths:
-                (prediction,) = self._predict([state], head_takes_all)
+                (prediction,) = self._predict([state])
                 state.guarded.guard(prediction, name=f"the prediction at depth {tap}")
                 predictions.append(prediction)
-            self._hand_context_on(state)
+            self._give_later_blocks_their_own_context(state)
         return Taps(depths, tuple(predictions), tuple(features))
 
     def _predict_all_at_once(self, state: PassState, depths: tuple[int, ...]) -> Taps:
@@ -390,8 +394,8 @@ class ElasticWrapper(nn.Module):
             features.append(state.features)
             if tap in depths:
                 states.append(state.copy())
-            self._hand_context_on(state)
-        predictions = self._predict(states, head_takes_all=True)
+            self._give_later_blocks_their_own_context(state)
+        predictions = self._predict(states)
         return Taps(depths, tuple(predictions), tuple(features))
 
     def _guard_what_the_head_takes(self, state: PassState) -> None:
@@ -403,10 +407,10 @@ class ElasticWrapper(nn.Module):
             name = f"the features at depth {state.depth}"
             state.guarded.guard_features(state.features, name)
 
-    def _hand_context_on(self, state: PassState) -> None:
-        """If the head takes the context, give later blocks one that they may change."""
+    def _give_later_blocks_their_own_context(self, state: PassState) -> None:
+        """If the head takes the context, copy it: what later blocks change is not the head's."""
         if self.head_skip == "context":
-            state.context = self._handed_to_part(state.context)
+            state.context = self._copy_for_part(state.context)
 
     # --- the stem
 
@@ -430,31 +434,29 @@ class ElasticWrapper(nn.Module):
     def _call_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Return the features and the context for the first block.
 
-        The stem gets the keyword arguments that its forward names. The others, one of which may be
-        misspelt, are treated by what the context is:
-
-        - Neither call_block nor the head reads it: others are an error.
-        - The stem returns a context of its own: others are an error, because no part gets them.
-        - All keyword arguments are the context: others are a part of it.
+        The stem gets the keyword arguments that its forward names. If no part gets one of the
+        others, that is an error: it may be misspelt.
         """
         context_is_read = self.call_block is not None or self.head_skip == "context"
         arguments = self._arguments_of_stem()
         only_for_context = arguments.of_others(keywords)
-        # Before the stem runs: its error about a missing argument would hide the misspelt name.
         if not context_is_read:
+            # No part reads the context, so none gets the others. They are refused before the stem
+            # runs: its error about a missing argument would hide the misspelt name.
             refuse_unexpected(only_for_context)
         if self.stem is None:
-            return x, keywords
+            return x, keywords  # all keyword arguments are the context
 
         for_stem = arguments.of_stem(keywords, last_depth)
-        output = self.stem(self._handed_to_part(x), **for_stem)
+        output = self.stem(self._copy_for_part(x), **for_stem)
         if not is_plain_tuple(output):
-            return output, keywords
+            return output, keywords  # all keyword arguments are the context
         if not context_is_read:
             raise ValueError(
                 "the stem returned (x, context): pass call_block to use the context in the blocks, "
                 "or head_skip='context' to use it in the head"
             )
+        # The stem returned a context of its own, in which the others do not stand.
         refuse_unexpected(only_for_context)
         return features_and_context(output, source="the stem")
 
@@ -466,13 +468,13 @@ class ElasticWrapper(nn.Module):
 
     # --- the head
 
-    def _predict(self, states: Sequence[PassState], head_takes_all: bool) -> tuple[Any, ...]:
+    def _predict(self, states: Sequence[PassState]) -> tuple[Any, ...]:
         """Return the predictions at the depths of these states, by one call of the head.
 
         There is one state, unless the head takes all taps.
         """
         try:
-            predictions = self._run_head(states, head_takes_all)
+            predictions = self._run_head(states)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -495,9 +497,9 @@ class ElasticWrapper(nn.Module):
         part = "the head or its adapter" if has_adapter else "the head"
         return f"{part} at depth {listed(depths)}"
 
-    def _run_head(self, states: Sequence[PassState], head_takes_all: bool) -> Any:
+    def _run_head(self, states: Sequence[PassState]) -> Any:
         """Call the head once: with a tuple if it takes all taps, else with one tap's features."""
-        if head_takes_all:
+        if self._head_takes_all_taps():
             features_of_taps = tuple(self._adapted(state) for state in states)
             skip = states[-1].skip  # the same at all taps
             if self.head_skip == "context":
@@ -512,7 +514,7 @@ class ElasticWrapper(nn.Module):
 
     def _adapted(self, state: PassState) -> Any:
         """Return what the head takes at a tap: its features, through its adapter if it has one."""
-        features = self._handed_to_part(state.features)
+        features = self._copy_for_part(state.features)
         adapters = self.adapters
         name = str(state.depth)
         if name in adapters:
@@ -523,7 +525,7 @@ class ElasticWrapper(nn.Module):
         """Return the head's output; the head takes a skip if the net has `head_skip`."""
         if self.head_skip is None:
             return call_head(self.head, statistics, (features,))
-        return call_head(self.head, statistics, (features, self._handed_to_part(skip)))
+        return call_head(self.head, statistics, (features, self._copy_for_part(skip)))
 
     def _statistics_at(self, depth: int) -> nn.Module | None:
         """Return the statistics that the head's BatchNorm has at a depth; None: its own."""
@@ -596,7 +598,7 @@ class ElasticWrapper(nn.Module):
             )
         check_not_overwritten_since(state.guarded, state.depth)
         deeper = state.protected()  # The blocks must not overwrite what the given state holds.
-        deeper.context = self._handed_to_part(state.context)  # They may change this one.
+        deeper.context = self._copy_for_part(state.context)  # They may change this one.
         self._run_blocks(deeper, last_depth)
         return deeper.protected()  # The caller gets a state that guards the new features.
 
@@ -613,7 +615,7 @@ class ElasticWrapper(nn.Module):
         """
         self._check_nothing_is_left_out()
         check_not_overwritten_since(state.guarded, state.depth)
-        (prediction,) = self._predict([state], self._head_takes_all_taps())
+        (prediction,) = self._predict([state])
         return prediction
 
     def _check_nothing_is_left_out(self) -> None:
@@ -770,7 +772,7 @@ class ElasticWrapper(nn.Module):
         )
         grown = detached_copy(net_of_same_modules)
 
-        # and statistics of its own, of the head's BatchNorm
+        # Each new tap also gets a copy of the deepest tap's head statistics.
         statistics = self._statistics_at(old_depth)
         if statistics is not None:
             for depth in new_taps:

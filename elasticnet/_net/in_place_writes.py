@@ -1,9 +1,8 @@
 """The tensors that a pass of a network still needs: a guard against modules that overwrite them.
 
-A pass over taps guards its input, and the features and predictions of the taps. A module that
-changes in place what it is given, such as one that begins with `nn.ReLU(inplace=True)`, overwrites
-them: they are then no longer what the stem, a block or the head had returned. A pass to one depth
-guards less, because each block's features have one reader, which may overwrite them.
+A module that changes in place what it is given, such as one that begins with
+`nn.ReLU(inplace=True)`, overwrites what the stem, a block or the head had returned. Which method of
+a network guards what is said in `elasticnet.wrapper`, above its passes.
 
 PyTorch counts the writes into a tensor and its views (`tensor._version`), so that most of them are
 found at no cost. It does not count writes by `tensor.data`, nor those into tensors made in
@@ -53,7 +52,7 @@ class GuardedTensors:
     - by `guard` what no later part is given: what the head returned.
 
     Behind each part, `is_overwritten` looks at what the part could be given, so that its cost does
-    not grow with the depth. At the end of a pass, `check_everything` looks at everything.
+    not grow with the depth. At the end of a pass over taps, `check_everything` looks at everything.
 
     Args:
         compare_values: Whether to copy each tensor, and to compare its values with the copy.
