@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from elasticnet._modules.unwrapping import check_gathers_taps
 from elasticnet._net.in_place_writes import GuardedTensors
-from elasticnet._objective.compiled_step import factors_for_graph
+from elasticnet._objective.compiled_step import factors_outside_graph
 from elasticnet._objective.given_weights import (
     TapWeights,
     Weight,
@@ -34,6 +34,7 @@ from elasticnet._objective.given_weights import (
     checked_psd_weight,
     checked_tap_weights,
     is_scheduled,
+    may_be_used,
 )
 from elasticnet._objective.masks import route_mask
 from elasticnet._objective.step_counter import StepCounter
@@ -66,9 +67,9 @@ class LossTerms(NamedTuple):
         deep_supervision: The sum of factor_n L_n over the shallower taps computed this step. Its
             expectation is the sum of w_n L_n over all shallower taps.
         distillation: lambda L_PSD, plus the output distillation if `output_weight` is not 0.
-        per_depth: The task loss L_n of each tap computed this step, not weighted, and detached.
-        by_tap: factor_n L_n of each tap computed this step, with its history: what `routine` and
-            `deep_supervision` sum up. None, unless the objective has `by_tap=True`.
+        per_depth: Not weighted, and detached: the task loss L_n of each tap computed this step.
+        by_tap: Weighted, with its history: factor_n L_n of each tap computed this step, which
+            `routine` and `deep_supervision` sum up. None, unless the objective has `by_tap=True`.
     """
 
     total: Tensor
@@ -214,7 +215,7 @@ class ElasticObjective(nn.Module):
         tap_net = elastic_net(net)
         if sampled_taps is not None:
             check_num_sampled(sampled_taps, tap_net.taps)
-        if isinstance(psd_weight, nn.Parameter) or psd_weight != 0:
+        if may_be_used(psd_weight):
             check_has_maps(tap_net)
         check_stem(tap_net)
         check_is_loss(task_loss, name="task_loss")
@@ -318,9 +319,9 @@ class ElasticObjective(nn.Module):
             psd_loss = self._psd_loss(outputs.features, routed.psd_mask)
             distillation = scaled(psd_loss, factors.psd)
         if not is_left_out(factors.output):
-            # One after the other: another order of the sum would change its last bits.
-            for term in self._output_terms(factors, predictions, x, routed.keywords):
-                distillation = distillation + term
+            distillation = self._with_output_distillation(
+                distillation, factors, predictions, x, routed.keywords
+            )
 
         total = routine + deep_supervision + distillation
         by_tap = weighted_losses if self.by_tap else None
@@ -347,19 +348,23 @@ class ElasticObjective(nn.Module):
             teacher=self.teacher,
         )
 
-    def _output_terms(
+    def _with_output_distillation(
         self,
+        distillation: Tensor,
         factors: StepFactors,
         predictions: Mapping[int, Any],
         x: Any,
         keywords: dict[str, Any],
-    ) -> list[Factor]:
-        """Return 0 mu, and mu factor_n D_n for each computed tap n < N."""
-        # 0 mu: DistributedDataParallel waits for the gradient of a learned mu, even without a D_n.
-        terms: list[Factor] = [0 * factors.output]
+    ) -> Tensor:
+        """Return the distillation plus mu times the sum over the computed n < N of factor_n D_n.
+
+        The terms are added one after the other: another order would change the last bits. The first
+        is 0 mu: DistributedDataParallel waits for the gradient of a learned mu, even without a D_n.
+        """
+        distillation = distillation + 0 * factors.output
         *shallower, deepest = predictions  # its keys: depths, the deepest last
         if is_empty(predictions[deepest]):  # An empty batch has no D_n.
-            return terms
+            return distillation
         teacher = self._teacher_prediction(predictions[deepest], x, keywords)
 
         # The task losses have read the predictions, and need them again in the backward pass.
@@ -369,9 +374,9 @@ class ElasticObjective(nn.Module):
             returned = self.output_loss(predictions[depth], teacher)
             distance = checked_loss(returned, name="output loss")  # D_n
             factor = factors.output * factors.by_depth[depth]
-            terms.append(scaled(distance, factor))
+            distillation = distillation + scaled(distance, factor)
         guarded.check_everything(writer="the output loss")
-        return terms
+        return distillation
 
     def _teacher_prediction(self, deepest_prediction: Any, x: Any, keywords: dict[str, Any]) -> Any:
         """Return what the shallower predictions are compared with, without its history."""
@@ -383,16 +388,14 @@ class ElasticObjective(nn.Module):
     # --- what a step multiplies its losses by
 
     def _factors(self, step: int | None, is_compiled: bool) -> StepFactors:
-        """Return the factors of a forward, which is counted if they depend on the step.
-
-        Counting changes state, so a compiled step does it outside the graph.
-        """
+        """Return the factors of a forward, which is counted if they depend on the step."""
         weighting = self._weighting
         if not weighting.depends_on_step():
             return weighting.factors_at(step=0)  # the same at any other step
         if is_compiled:
-            get_step = partial(self._step_and_count_forward, step)
-            return factors_for_graph(weighting, get_step, net=self.net)
+            # It calls count_step once in each run, outside the graph: counting changes state.
+            count_step = partial(self._step_and_count_forward, step)
+            return factors_outside_graph(weighting, count_step, net=self.net)
         return weighting.factors_at(self._step_and_count_forward(step))
 
     @property
@@ -474,7 +477,8 @@ class ElasticObjective(nn.Module):
         # 1. No step uses what `find_unused` found; what was frozen since does not count.
         if any(name in trainable for name in self._unused_parameters):
             return True
-        # 2. An adapter is unused in a step that does not compute its tap.
+        # 2. An adapter is unused in a step that does not compute its tap: only predictions run
+        # through adapters, and L_PSD reads the features before them.
         if self.sampled_taps is not None or is_scheduled(self.tap_weights):
             always_computed = self._tap_net.taps[-1:]  # some step may leave out any shallower tap
         else:

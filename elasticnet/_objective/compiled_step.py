@@ -21,16 +21,18 @@ _outside_graphs: Any = torch.compiler.disable  # pyright: ignore[reportUnknownVa
 
 
 @_outside_graphs
-def factors_for_graph(weighting: Weighting, get_step: Callable[[], int], net: Any) -> StepFactors:
+def factors_outside_graph(
+    weighting: Weighting, count_step: Callable[[], int], net: Any
+) -> StepFactors:
     """Return the factors of a step; those that change from step to step are scalar tensors.
 
     Args:
         weighting: What the factors depend on beside the step.
-        get_step: Returns the step, and may count it. It is called here, outside the graph, because
-            counting changes state.
+        count_step: Returns the step, and may count it. It is called once, outside the graph,
+            because counting changes state.
         net: The network. The tensors are on its device.
     """
-    factors = weighting.factors_at(get_step())
+    factors = weighting.factors_at(count_step())
     parameter = next(net.parameters(), torch.zeros(()))  # a net may have no parameters
     if not is_learned(weighting.tap_weights):  # Learned ones are tensors, with a gradient.
         factors = factors._replace(by_depth=_as_tensors(factors.by_depth, like=parameter))

@@ -124,6 +124,17 @@ def _has_several_processes() -> bool:
     return is_distributed and dist.get_world_size() > 1
 
 
+def may_be_used(weight: Weight) -> bool:
+    """Return whether a step may compute the term that a weight belongs to: all but 0 say so.
+
+    Args:
+        weight: A number, a function of the step, or a parameter.
+    """
+    if isinstance(weight, nn.Parameter):
+        return True  # It may learn any value.
+    return weight != 0  # True for a function, too.
+
+
 def is_learned(weights: Any) -> TypeIs[Tensor]:
     """Return whether weights are a parameter, or what a parametrization made of one.
 
