@@ -91,13 +91,13 @@ def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
     arguments = architecture.arguments_at(checkpoint.description["arguments"], depth)
     taps = [tap for tap in checkpoint.description["taps"] if tap <= depth]
 
-    def build() -> Any:
+    def build_at_depth() -> Any:
         return architecture.build(**arguments, taps=taps)
 
     # 1. Build the net without memory: a forged file can claim any sizes.
     with _named_build_errors(checkpoint):
         check_arguments(architecture, arguments, num_tensors=len(checkpoint.table.entries))
-        net = build_without_memory(build)
+        net = build_without_memory(build_at_depth)
         _add_statistics(net, checkpoint)
 
     # 2. Fill it from the file. This raises unless all shapes are those of the file's tensors.
@@ -107,7 +107,7 @@ def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
     # 3. No file holds buffers that are not in the state dict. If the net has some, they are taken
     # from a second net, built with memory. That is safe now: its sizes are those of the file.
     with _named_build_errors(checkpoint):
-        fill_unsaved(net, build)
+        fill_unsaved(net, build_at_depth)
 
     # 4. Record the arguments for this depth; those in the file are for the whole net.
     net.origin = Origin(architecture_name, arguments)
@@ -253,24 +253,22 @@ def _match_tensors(checkpoint: Checkpoint, state: Mapping[str, Tensor], depth: i
     """
     stored_names = checkpoint.table.entries.keys()
     # No two stored names get the same name, and names without a partner are left out.
-    name_by_stored_name = match_names(stored_names, known=state)
-    matches: dict[str, _Match] = {}  # by the name in the net
-    for stored_name, name in name_by_stored_name.items():
-        matches[name] = _Match(name, stored_name, target=state[name])
+    pairs = match_names(stored_names, known=state).items()
+    stored_name_of = {name: stored_name for stored_name, name in pairs}
 
-    missing_in_file = state.keys() - matches.keys()
+    missing_in_file = state.keys() - stored_name_of.keys()
     if missing_in_file:
         raise ValueError(
             f"{checkpoint.file_name}: no tensor {min(missing_in_file)!r}, "
             f"which depth {depth} of this net needs"
         )
-    missing_in_net = stored_names - name_by_stored_name.keys()
+    missing_in_net = stored_names - set(stored_name_of.values())
     for stored_name in sorted(missing_in_net):
         is_of_deeper_block = first_depth_that_needs(stored_name) > depth
         if not is_of_deeper_block:
             raise _no_place_error(checkpoint, stored_name)
 
-    return [matches[name] for name in state]
+    return [_Match(name, stored_name_of[name], target) for name, target in state.items()]
 
 
 def _no_place_error(checkpoint: Checkpoint, stored_name: str) -> ValueError:
@@ -356,6 +354,9 @@ def load_into(net: nn.Module, source: Source) -> None:
     Parameters stay the same objects, so that an optimizer that updates them stays valid. They keep
     their device, dtype and memory format, and the net stays in training or eval mode. Lazy layers
     get the shapes of the file.
+
+    Unlike `load`, it adds no modules: a file with head statistics for each depth needs a net that
+    has them, see `elasticnet.recalibration.separate_statistics`.
 
     Args:
         net: An `ElasticWrapper` of the file's depth or a shallower one; it may be compiled or

@@ -39,22 +39,22 @@ from elasticnet.wrapper import ElasticWrapper, evaluating
 TOLERANCE = 1e-5  # how far two equal passes may differ by rounding, as a part of the largest output
 
 
-class Proven(NamedTuple):
-    """What a file may say about a net, after the proof.
+class ArchitectureRecord(NamedTuple):
+    """What a file records of a net's architecture, after the proof.
 
     Attributes:
         architecture: The name of the registered architecture; None if none describes the net.
         arguments: The arguments of its builder for this number of blocks.
-        doubt: Why the recorded architecture does not describe the net; None if it does, or if the
-            net has none.
+        why_none: Why the architecture that the net was built by does not describe it; None if it
+            does, or if no registered architecture built the net.
     """
 
     architecture: str | None
     arguments: dict[str, Any]
-    doubt: str | None
+    why_none: str | None
 
 
-def architecture_or_doubt(net: ElasticWrapper) -> Proven:
+def architecture_to_record(net: ElasticWrapper) -> ArchitectureRecord:
     """Return which architecture and arguments give the function of a net, after a proof of that.
 
     Names, shapes, classes and settings are compared in any case. Outputs are compared if the net is
@@ -70,11 +70,12 @@ def architecture_or_doubt(net: ElasticWrapper) -> Proven:
     """
     name, arguments = recorded(net)
     if name is None:
-        return Proven(architecture=None, arguments={}, doubt=None)
+        return ArchitectureRecord(architecture=None, arguments={}, why_none=None)
     doubt = _find_doubt(net, find(name), arguments)
     if doubt is None:
-        return Proven(architecture=name, arguments=arguments, doubt=None)
-    return Proven(architecture=None, arguments={}, doubt=f"{name} builds another net: {doubt}")
+        return ArchitectureRecord(architecture=name, arguments=arguments, why_none=None)
+    why_none = f"{name} builds another net: {doubt}"
+    return ArchitectureRecord(architecture=None, arguments={}, why_none=why_none)
 
 
 def _find_doubt(

@@ -18,7 +18,7 @@ from elasticnet.checkpoint.header import (
     encode_description,
     first_depth_that_needs,
 )
-from elasticnet.checkpoint.proof import architecture_or_doubt
+from elasticnet.checkpoint.proof import architecture_to_record
 from elasticnet.checkpoint.safetensors_file import header_bytes
 from elasticnet.checkpoint.state import has_shape, is_made_of_others, is_sharded, state_of
 from elasticnet.checkpoint.tensors import digest, place_tensors, raw_bytes
@@ -39,7 +39,7 @@ def save(
 
     If a registered architecture built the net, the file also records the name and the arguments of
     the architecture. Before that, `save` proves that these give the net's function (see
-    `architecture_or_doubt` in `elasticnet.checkpoint.proof`). For a net that was changed since it
+    `architecture_to_record` in `elasticnet.checkpoint.proof`). For a net that was changed since it
     was built, a warning is logged that names the change, and the file names no architecture: `load`
     then needs `build=`.
 
@@ -63,17 +63,17 @@ def save(
     """
     elastic = elastic_net(net)
     tensors = _checked_tensors(elastic, path)
-    proven = architecture_or_doubt(elastic)
-    if proven.doubt is not None:
+    record = architecture_to_record(elastic)
+    if record.why_none is not None:
         logger.warning(
             "%s: saved without an architecture, so that load needs build=: %s",
             path,
-            proven.doubt,
+            record.why_none,
         )
     description: Description = {
         "format": FORMAT,
-        "architecture": proven.architecture,
-        "arguments": proven.arguments,
+        "architecture": record.architecture,
+        "arguments": record.arguments,
         "taps": list(elastic.taps),
         "sha256": {name: digest(tensor) for name, tensor in tensors.items()},
         "notes": dict(notes or {}),
@@ -98,7 +98,7 @@ def _checked_tensors(net: ElasticWrapper, path: str | os.PathLike[str]) -> dict[
     for name, tensor in state_of(net).items():
         _check_has_values_of_its_own(name, tensor, path)
         whole = _whole(tensor)
-        is_parameter = isinstance(tensor, nn.Parameter)
+        is_parameter = isinstance(tensor, nn.Parameter)  # a buffer may hold infinity: a mask
         invalid = describe_invalid_values(whole, is_parameter=is_parameter)
         if invalid is not None:
             raise ValueError(f"{path}: tensor {name!r} holds {invalid} and was not saved")

@@ -29,7 +29,7 @@ from elasticnet._files import check_target
 from elasticnet._modules.copies import detached_copy
 from elasticnet._modules.unwrapping import unwrapped
 from elasticnet.checkpoint.checks import elastic_net
-from elasticnet.checkpoint.proof import architecture_or_doubt
+from elasticnet.checkpoint.proof import architecture_to_record
 from elasticnet.export.axes import Axes
 from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs
 from elasticnet.export.lengths import first_line
@@ -210,10 +210,10 @@ def _forget_wrong_origin(small: ElasticWrapper, path: Path) -> None:
 
     A block that was switched, say, is no longer what the architecture's builder makes.
     """
-    doubt = architecture_or_doubt(small).doubt
-    if doubt is not None:
+    why_none = architecture_to_record(small).why_none
+    if why_none is not None:
         small.origin = None
-        logger.warning("%s: the file names no architecture: %s", path, doubt)
+        logger.warning("%s: the file names no architecture: %s", path, why_none)
 
 
 def _check_is_the_net(

@@ -19,7 +19,7 @@ import elasticnet
 from contract import disturb, same
 from elasticnet import ElasticWrapper
 from elasticnet.checkpoint import read_header
-from elasticnet.checkpoint.proof import architecture_or_doubt
+from elasticnet.checkpoint.proof import architecture_to_record
 from elasticnet.registry import Architecture, build, register, unregister
 from elasticnet.sr import asrn, edsr, rcan
 
@@ -187,29 +187,29 @@ def test_equal_blocks_may_change_places_and_be_shared() -> None:
     net = small_net("asrn")
     net.blocks[0], net.blocks[1] = net.blocks[1], net.blocks[0]
     net.blocks[2] = net.blocks[1]
-    assert architecture_or_doubt(net).architecture == "asrn"
+    assert architecture_to_record(net).architecture == "asrn"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes_keep_the_name(dtype: torch.dtype) -> None:
-    assert architecture_or_doubt(small_net("edsr").to(dtype)).architecture == "edsr"
+    assert architecture_to_record(small_net("edsr").to(dtype)).architecture == "edsr"
 
 
 def test_a_net_without_memory_is_compared_by_names_and_settings() -> None:
     net = small_net("asrn").to("meta")
-    assert architecture_or_doubt(net).doubt is None
+    assert architecture_to_record(net).why_none is None
     set_attribute("blocks.0", "shuffle", False)(net)
-    assert "has shuffle True there" in str(architecture_or_doubt(net).doubt)
+    assert "has shuffle True there" in str(architecture_to_record(net).why_none)
 
 
 def test_a_hook_that_only_looks_keeps_the_name_in_eval_mode() -> None:
     net = small_net("asrn")
     seen: list[int] = []
     net.blocks[0].register_forward_hook(lambda *_: seen.append(1))
-    assert architecture_or_doubt(net).architecture == "asrn"
+    assert architecture_to_record(net).architecture == "asrn"
     # In a training no pass is made, so nobody knows what the hook does.
     seen.clear()
-    doubt = str(architecture_or_doubt(net.train()).doubt)
+    doubt = str(architecture_to_record(net.train()).why_none)
     assert doubt == "asrn builds another net: 'blocks.0' has a forward hook here"
     assert seen == []
 
@@ -262,7 +262,7 @@ def test_the_proof_draws_no_random_numbers_and_moves_nothing() -> None:
         seed_every_generator()
         last_output = net.blocks[0].last_output
 
-        assert architecture_or_doubt(net).architecture == "restless"
+        assert architecture_to_record(net).architecture == "restless"
 
         same(net.state_dict(), before, "state")
         assert draw_from_every_generator() == next_numbers
@@ -323,7 +323,7 @@ def test_the_proof_leaves_what_modules_hold_and_change_in_place() -> None:
         before = block.held()
         calls = block.calls
 
-        assert architecture_or_doubt(net).architecture == "recording"
+        assert architecture_to_record(net).architecture == "recording"
 
         assert block.held() == before
         assert block.calls is calls
@@ -353,7 +353,7 @@ def test_a_setting_of_a_block_counts_whatever_an_elastic_net_calls_by_its_name()
         block: Any = net.blocks[1]
         block.origin = 0.25
 
-        doubt = str(architecture_or_doubt(net).doubt)
+        doubt = str(architecture_to_record(net).why_none)
 
         assert doubt == "centred builds another net: 'blocks.1' has origin 0.5 there, and 0.25 here"
     finally:
@@ -364,7 +364,7 @@ def test_an_attribute_that_accelerate_uses_too_is_no_replaced_forward() -> None:
     net = small_net("asrn").train()
     vars(net.blocks[0])["_original_forward"] = None
 
-    assert architecture_or_doubt(net).architecture == "asrn"
+    assert architecture_to_record(net).architecture == "asrn"
 
 
 class Forwarding:
@@ -381,7 +381,7 @@ def test_a_hook_object_counts_whatever_its_own_attributes_are() -> None:
     net = small_net("asrn").train()
     net.head.register_forward_hook(Forwarding(hook=torch.distributed.is_available))
 
-    doubt = str(architecture_or_doubt(net).doubt)
+    doubt = str(architecture_to_record(net).why_none)
 
     assert doubt == "asrn builds another net: 'head' has a forward hook here"
 
@@ -395,10 +395,10 @@ def traced_net(num_blocks: int = 2, taps: list[int] | None = None) -> ElasticWra
 def test_classes_that_are_made_for_each_object_are_compared_by_their_names() -> None:
     register("traced", Architecture(build=traced_net))
     try:
-        proven = architecture_or_doubt(build("traced"))
+        record = architecture_to_record(build("traced"))
     finally:
         unregister("traced")
-    assert proven.architecture == "traced"
+    assert record.architecture == "traced"
 
 
 def lazy_blocks() -> list[nn.Module]:
@@ -448,7 +448,7 @@ def test_a_net_prepared_by_accelerate_is_to_be_unwrapped() -> None:
     accelerate = pytest.importorskip("accelerate")
     net = small_net("asrn")
     prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(net)
-    doubt = str(architecture_or_doubt(prepared).doubt)
+    doubt = str(architecture_to_record(prepared).why_none)
     assert "the forward of the net is replaced here by accelerate: save accelerator.unw" in doubt
 
 
@@ -460,7 +460,7 @@ def test_a_builder_that_fails_is_no_description() -> None:
 
     register("fails", Architecture(build=fails))
     try:
-        doubt = architecture_or_doubt(build("fails")).doubt
+        doubt = architecture_to_record(build("fails")).why_none
     finally:
         unregister("fails")
     assert doubt == "fails builds another net: its builder fails: only once"
