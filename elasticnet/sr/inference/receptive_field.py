@@ -1,12 +1,19 @@
 """How far a network sees and how much memory it takes, measured by running it on small images.
 
 The reach is the number of pixels by which tiles of an image must overlap, so that together they are
-the same as the whole image. It is found in two steps:
+the same as the whole image. It is found in these steps:
 
 1. A NaN is put into the middle of a long narrow strip of pixels. The outputs that become NaN are
    those that depend on the middle pixel, and the farthest of them shows the reach.
 2. The same strip without NaN is cut shorter at both ends. Outputs that are at least the reach away
    from the cuts must stay the same. If they change, the network has no reach that tiles could use.
+3. Where NaN is replaced, as by `nan_to_num`, step 1 shows nothing. 0 is tried then, the reach if no
+   pixel mixes with another: by step 2, on the longest strip, which has the most pixels in which a
+   wrong guess shows. This misses a layer in front of the replacement that sees far pixels faintly,
+   such as global pooling, because cutting two pixels then changes too little.
+
+The blocks of the shallowest depth are a part of every depth, and so every depth has at least the
+reach of the shallowest. Where only deeper blocks replace NaN, that reach is what step 3 could miss.
 """
 
 from __future__ import annotations
@@ -31,8 +38,8 @@ from elasticnet.wrapper import ElasticWrapper
 STRIP_HEIGHT = 8  # pixels
 LONGEST_STRIP = 1024  # pixels
 STRIP_LENGTHS = (64, 128, 256, 512, LONGEST_STRIP)  # pixels; what _length_to_cut chooses from
-# A strip to cut is at least 1 + reach + 1 + reach + 1 pixels long: the outer ones are cut off, and
-# the one in the middle, out of reach of both cuts, is compared.
+# A strip to cut is at least 1 + reach + 1 + reach + 1 pixels long, as `_is_same_when_cut` draws it:
+# the outer ones are cut off, and the one in the middle, out of reach of both cuts, is compared.
 PIXELS_BESIDE_REACH = 3
 LARGEST_REACH = (LONGEST_STRIP - PIXELS_BESIDE_REACH) // 2  # 510 pixels
 SQUARE = 48  # pixels a side of the image on which memory is measured
@@ -58,8 +65,7 @@ class Footprint(NamedTuple):
 
             - one that sees near pixels and pixels that are more than `LONGEST_STRIP // 2` (512)
               away, but none between them: the strip ends before the far ones;
-            - one that replaces NaN at every depth, behind a layer that sees far pixels faintly,
-              such as global pooling: cutting two pixels then changes too little.
+            - one that replaces NaN at every depth, if step 3 at the top of this file misses it.
         bytes_per_pixel: The most bytes that the tensors of a pass hold at any time, for each LR
             pixel, in the network's own precision.
     """
@@ -103,10 +109,7 @@ def footprint(net: ElasticWrapper, depth: int | None = None) -> Footprint:
 
 
 def _larger_reach(of_depth: int | None, of_shallowest: int | None) -> int | None:
-    """The reach of a depth: at least that of the shallowest depth, whose blocks it contains.
-
-    Where NaN is replaced, the measurement of a deeper depth can miss what the shallowest sees.
-    """
+    """The reach of a depth: at least that of the shallowest depth, whose blocks it contains."""
     if of_depth is None or of_shallowest is None:
         return None  # what has no bound in a part has none in the whole
     return max(of_depth, of_shallowest)
@@ -168,11 +171,7 @@ def _reach_along_width(predict: Predict, scale: int) -> int | None:
 
 
 def _reach_without_nan(predict: Predict, scale: int) -> int | None:
-    """The reach of a network that replaces NaN: 0 if a comparison confirms that, or else None.
-
-    0 is a guess: the reach if no pixel mixes with another. The longest strip has the most pixels in
-    which a wrong guess shows. `Footprint` says what it can still miss.
-    """
+    """The reach where NaN is replaced, step 3 at the top: 0 if confirmed, or else None."""
     if _is_same_when_cut(predict, scale, length=LONGEST_STRIP, reach=0):
         return 0
     return None
@@ -211,7 +210,7 @@ def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> 
 
         pixel of whole   0 1 2 3 4 5 6
         whole            - - - = - - -
-        cut                - - = - -
+        cut                - - = - -      => cut[2:3]
     """
     whole = _strip(length)  # (1, 3, 8, length)
     cut = whole[..., 1:-1]  # (1, 3, 8, length - 2)
@@ -220,8 +219,7 @@ def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> 
     same_pixels = output_of_whole[..., scale:-scale]  # of the shape of output_of_cut
 
     # Compare the pixels that are at least `reach` away from the ends of the cut.
-    margin = reach * scale
-    inside = slice(margin, cut.shape[-1] * scale - margin)
+    inside = slice(reach * scale, (length - 2 - reach) * scale)
     difference = (same_pixels[..., inside] - output_of_cut[..., inside]).abs().max()
     largest_output = output_of_whole.abs().max()
     # False also if the network itself gives NaN or infinity: this strip has no NaN in it.
@@ -299,7 +297,7 @@ class _MemoryMeter(TorchDispatchMode):
         self.held_bytes += storage.nbytes()
         # PyTorch keeps one Python object for a storage as long as the storage lives.
         finalizer = weakref.finalize(storage, self._remove, address)
-        finalizer.atexit = False
+        finalizer.atexit = False  # nothing to count at exit
 
     def _remove(self, address: int) -> None:
         self.held_bytes -= self.bytes_by_address.pop(address)

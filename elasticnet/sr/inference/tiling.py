@@ -65,6 +65,7 @@ def upscale_array(
         (40, 60, 3)
     """
     _check_image(image)
+    # Before `out` takes memory: the size of "auto" tiles depends on how much is free.
     tiling = first_tiling(plan, size=image.shape[:2])
     if out is None:
         out = np.empty(_output_shape(image, plan.scale), image.dtype)
@@ -80,8 +81,9 @@ def upscale_array(
 class _TileWork:
     """An image that is being enlarged; it remembers what is done between one tiling and the next.
 
-    `rows_written` counts the LR rows from the top whose output is complete. A retry with smaller
-    tiles skips each row of tiles that lies within them, and enlarges the others as a whole.
+    `rows_written` counts the LR rows from the top whose output is complete; it never falls. A retry
+    with smaller tiles skips a row of tiles only if all of it is written. It enlarges every other
+    row of tiles as a whole, even where a part of it is written already.
     """
 
     def __init__(
@@ -126,16 +128,14 @@ class _TileWork:
         )
 
     def _run_until_out_of_memory(self, tiling: Tiling) -> str | None:
-        """Run the tiles; return None if all are done, or the allocator's message if memory ran out.
-
-        This is a method of its own because on return the exception and its traceback are gone, and
-        so are the tensors that they kept alive.
-        """
+        """Run the tiles; return the allocator's message if memory ran out, or None at the end."""
         try:
             self._run_tiles(tiling)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            # Text, and a method of its own: on return the exception and its traceback are gone, and
+            # so are the tensors that they kept alive.
             return str(error).partition("\n")[0]
         return None
 

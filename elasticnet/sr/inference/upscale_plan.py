@@ -72,12 +72,16 @@ def plan_upscale(
     Args:
         net: An image network (b, 3, h, w) -> (b, 3, scale h, scale w).
         depth: A depth that carries a tap. Default: that of the net.
-        tile: LR pixels a side of the part of the image that one pass enlarges, at least 1. Each
-            pass also reads the pixels around its tile, as far as the network sees, so that the
-            tiles together are the whole image up to the rounding of floats. None runs the image
-            whole; "auto" takes the fastest size that fits into the free memory. A network without
-            a bounded reach (global pooling) runs the image whole with "auto". With a number it runs
-            in tiles, and upscaling warns of seams.
+        tile: The part of the image that one pass enlarges:
+
+            - a number, at least 1: a tile with this many LR pixels a side. A pass also reads the
+              pixels around its tile, as far as the network sees, so that the tiles together are the
+              whole image up to the rounding of floats;
+            - None: the whole image;
+            - "auto": a tile of the fastest size that fits into the free memory.
+
+            A network without a bounded reach (global pooling) runs the image whole with "auto", and
+            in tiles with a number; upscaling then warns of seams.
         self_ensemble: Take the mean over the eight symmetries of the image, before rounding.
         device: Where to move the network. Default: it stays where it is.
 
