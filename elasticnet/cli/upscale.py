@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
-import shutil
+import re
 import sys
-import tempfile
-import traceback
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from elasticnet._files import message_of
 from elasticnet.before_torch import INTERRUPTED
-from elasticnet.cli.arguments import add_debug, add_device, positive_count, resolve_device
-from elasticnet.cli.printable import printable
-from elasticnet.sr.models.pretrained import packaged, weights_file
+from elasticnet.cli.arguments import add_debug, add_device, positive_count
+from elasticnet.sr.models.pretrained import packaged
 
 if TYPE_CHECKING:
     from elasticnet.cli.arguments import Commands
-    from elasticnet.cli.upscale_jobs import Job
-    from elasticnet.sr.inference.upscale_plan import UpscalePlan
+    from elasticnet.cli.upscale_jobs import Job, JobPlan
+    from elasticnet.sr.photo.output_size import OutputSize
 
-    # from (height, width) of an image to the plan for it, and what there is to say about it
-    ChoosePlan = Callable[[tuple[int, int]], tuple[UpscalePlan, str]]
-
-MIN_TILE = 16  # LR pixels; smaller tiles are nearly all margin and take hours
-EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff")
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "gif")
 SOME_FAILED = 1  # exit status
+PIPE = "-"
+BESIDE_SUFFIX = "_large"  # of results that lie beside their images
 
 
 def add_parser(commands: Commands) -> None:
@@ -46,9 +34,10 @@ def add_parser(commands: Commands) -> None:
     )
     parser.description = (
         "Enlarge photographs with everything that belongs to them: alpha, 16 bits, EXIF, colour "
-        "profile, DPI. Several images, a folder or a glob go into the folder OUT under their own "
-        "names. The exit status is 0, 1 when some of several images could not be used, 2 for bad "
-        "input, 130 after Ctrl-C."
+        "profile, DPI. GIF, APNG and animated WebP are enlarged frame by frame. Several images, a "
+        "folder or a glob go into the folder OUT under their own names; without -o each result "
+        "lies beside its image. The exit status is 0, 1 when some of several images could not be "
+        "used, 2 for bad input, 130 after Ctrl-C."
     )
     _add_images(parser)
     _add_network(parser)
@@ -66,17 +55,34 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     group.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="INPUT",
         help="images, folders of images, globs, or - for standard input",
     )
     group.add_argument(
         "-o",
         "--out",
-        required=True,
         metavar="OUT",
         help="a file, a folder (one that is there, or a name that ends in /; several images need "
-        "one), or - (standard output)",
+        "one), or - (standard output); default: beside each image, with --suffix",
+    )
+    group.add_argument(
+        "--suffix",
+        metavar="TEXT",
+        help="what results in a folder have behind their names: _x4 makes photo_x4.jpg of "
+        f"photo.jpg; default: nothing in OUT, and {BESIDE_SUFFIX} beside the images",
+    )
+    group.add_argument(
+        "--recursive",
+        action="store_true",
+        help="also the images in folders of a folder; OUT gets the same folders",
+    )
+    group.add_argument(
+        "--frames",
+        type=_frame_size,
+        metavar="WxH",
+        help="instead of images: raw frames of this size from standard input to standard output, "
+        "three bytes a pixel (rgb24), as video programs pipe them",
     )
     existing = group.add_mutually_exclusive_group()
     existing.add_argument("--force", action="store_true", help="overwrite outputs that exist")
@@ -97,8 +103,17 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument(
         "--scale",
-        type=int,
-        help=f"how many times as long each side becomes; {packaged()}; default: that of --weights",
+        type=_scale,
+        metavar="S",
+        help=f"how many times as long each side becomes, such as 4 or 3.5; {packaged()}, and what "
+        "lies between is made by the next larger one and resized; default: that of --weights",
+    )
+    group.add_argument(
+        "--to",
+        type=_box,
+        metavar="WxH",
+        help="instead of --scale: as large as fits into W by H pixels, such as 3840x2160, without "
+        "stretching or cutting; Wx and xH give one side alone",
     )
     group.add_argument(
         "--weights",
@@ -117,7 +132,8 @@ def _add_depth(parser: argparse.ArgumentParser) -> None:
         "--max-ms",
         type=_positive_number,
         metavar="T",
-        help="the deepest that takes at most T ms an image",
+        help="the deepest with which an image takes at most T ms, reading and writing included; of "
+        "an animation, a frame",
     )
     group.add_argument(
         "--max-memory",
@@ -160,6 +176,13 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
         help="of JPEG and lossy WebP, 1 to 100; default: 95",
     )
     group.add_argument("--lossless", action="store_true", help="write WebP without loss")
+    group.add_argument(
+        "--png-level",
+        type=_png_level,
+        metavar="N",
+        help="how hard PNG is packed: 0 (not at all), 1 (fast, the default), 2 to 9 (smaller and "
+        "slower; photographs become about as small at 1)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -173,270 +196,157 @@ def run(options: argparse.Namespace) -> int:
         Ctrl-C.
     """
     try:
+        if options.frames is not None:
+            return _upscale_frames(options)
         return _upscale_all(options)
     except KeyboardInterrupt:
         if options.debug:
             raise
-        _say("elasticnet: interrupted; images that were not finished have left nothing behind")
+        message = "elasticnet: interrupted; images that were not finished have left nothing behind"
+        print(message, file=sys.stderr)
         return INTERRUPTED
 
 
 def _upscale_all(options: argparse.Namespace) -> int:
-    from elasticnet.cli.upscale_jobs import make_folder, plan_jobs
+    from elasticnet.cli.upscale_jobs import make_folders
 
-    found = plan_jobs(
-        options.inputs,
-        options.out,
-        options.format,
-        force=options.force,
-        skip_existing=options.skip_existing,
-    )
+    output_size = _output_size(options)
+    found = _plan_jobs(options)
     if not found.jobs:  # every output exists
-        _say_notes(found.notes, options.quiet)
+        if not options.quiet:
+            for note in found.notes:
+                print(note, file=sys.stderr)
         return 0
     _check_options(options, found.jobs)
-    weights = _weights(options)
-    plan = _plan(weights, options)
-    make_folder(found.jobs, options.out)
-    _say_notes(found.notes, options.quiet)
-    if options.weights is None:
-        _say_notes([f"network: {weights}"], options.quiet)
-    choose_plan = _plan_chooser(plan, weights, options)
-    is_single = found.num_images == 1
-    failures = _upscale_each(found.jobs, is_single, plan.scale, choose_plan, options)
+    from elasticnet.cli.upscale_networks import Networks
+    from elasticnet.cli.upscale_run import Runner, say_failures
+
+    networks = Networks(options, output_size)
+    networks.load_first()
+    make_folders(found.jobs, options.out)
+    runner = Runner(networks, options)
+    runner.say_notes([*networks.take_notes(), *found.notes])
+    if found.num_images == 1:
+        runner.run_single(found.jobs[0])
+        return 0
+    failures = runner.run_all(found.jobs)
     if not failures:
         return 0
-    _say_failures(failures, len(found.jobs))
+    say_failures(failures, len(found.jobs))
     return SOME_FAILED
 
 
-def _upscale_each(
-    jobs: Sequence[Job],
-    is_single: bool,
-    scale: int,
-    choose_plan: ChoosePlan,
-    options: argparse.Namespace,
-) -> list[str]:
-    """Do all jobs and return what failed, a line each; an error of a single image is raised."""
-    hide_bar = True if options.quiet or is_single else None  # None: not where it is no terminal
-    failures: list[str] = []
-    for job in tqdm(jobs, "images", unit="image", disable=hide_bar):
-        try:
-            notes = _upscale_one(job, scale, choose_plan, options)
-        except (OSError, ValueError) as error:
-            if is_single:
-                raise
-            if options.debug:
-                traceback.print_exc()
-            message = message_of(error)
-            if job.name not in message:
-                message = f"{job.name}: {message}"
-            failures.append(message)
-            _say(f"elasticnet: {message}")
-        else:
-            _say_notes(notes, options.quiet)
-    return failures
+def _plan_jobs(options: argparse.Namespace) -> JobPlan:
+    """Which images become which files."""
+    from elasticnet.cli.upscale_jobs import plan_jobs
+
+    if not options.inputs:
+        raise ValueError("no INPUT: name images, folders, globs, or - for standard input")
+    suffix = options.suffix
+    if suffix is None:
+        suffix = BESIDE_SUFFIX if options.out is None else ""
+    return plan_jobs(
+        options.inputs,
+        options.out,
+        options.format,
+        suffix=suffix,
+        recursive=options.recursive,
+        force=options.force,
+        skip_existing=options.skip_existing,
+    )
 
 
-def _say_notes(notes: Sequence[str], quiet: bool) -> None:
-    if quiet:
-        return
-    for note in notes:
-        _say(note)
+def _output_size(options: argparse.Namespace) -> OutputSize | None:
+    """What --scale or --to say; None for what the network makes."""
+    from elasticnet.sr.photo.output_size import OutputSize
 
-
-def _say_failures(failures: Sequence[str], num_jobs: int) -> None:
-    """Say at the end how many images failed, and name the first of them again."""
-    from elasticnet.cli.upscale_jobs import MAX_LISTED
-
-    _say(f"elasticnet: {len(failures)} of {num_jobs} images could not be upscaled:")
-    for message in failures[:MAX_LISTED]:
-        _say(f"  {message}")
-    if len(failures) > MAX_LISTED:
-        _say(f"  and {len(failures) - MAX_LISTED} more, named above")
-
-
-def _upscale_one(
-    job: Job, scale: int, choose_plan: ChoosePlan, options: argparse.Namespace
-) -> list[str]:
-    """Enlarge one image and write it; returns what there is to say about it."""
-    from elasticnet.cli.upscale_jobs import why_absent
-    from elasticnet.sr.photo import ImageError, read_photo
-    from elasticnet.sr.photo.upscale import upscale_photo
-    from elasticnet.sr.photo.writing import FORMATS, check_fits, write_photo
-
-    if job.source is not None and not job.source.exists():  # a broken link, or gone since
-        raise FileNotFoundError(why_absent(job.source))
-    source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
-    with _silenced_c_libraries():
-        photo = read_photo(source, max_pixels=options.max_pixels)
-    format = job.format
-    if format is None:  # a pipe gets the format of the input, if that can be written
-        format = photo.format if photo.format in FORMATS.values() else "PNG"
-    folder = job.target.parent if job.target else None
-    try:
-        check_fits(photo, format, scale)  # before a budget measures anything
-        plan, cost = choose_plan(photo.size)
-        with _output(job, options.force) as file, _tile_bar(job, options.quiet) as progress:
-            large = upscale_photo(photo, plan, progress=progress, folder=folder)
-            del photo  # its memory goes before a large result is encoded
-            lost = write_photo(
-                large,
-                file,
-                format,
-                quality=options.quality,
-                lossless=options.lossless,
-                folder=folder,
-            )
-    except ValueError as error:
-        raise ImageError(f"{job.name}: {error}") from error
-    except MemoryError as error:
-        raise OSError(f"{job.name}: {error or 'out of memory'}") from error
-    notes = [f"{job.name}: {note}" for note in (*large.notes, *lost)]
-    height, width = large.size
-    target = job.target or "standard output"
-    return [*notes, f"{target}: {width}x{height}, depth {plan.depth}{cost}"]
-
-
-# --- the network
-
-
-def _weights(options: argparse.Namespace) -> str | Path:
-    """The file of the network."""
-    from elasticnet.checkpoint.packaged import source_of
-
-    if options.weights is not None:
-        return source_of(options.weights)
+    if options.to is not None:
+        width, height = options.to
+        box = OutputSize(width=width, height=height)
+        if options.scale is not None:
+            raise ValueError(f"--scale {options.scale:g} beside {box.in_words}: give one of them")
+        return box
     if options.scale is None:
-        raise ValueError(f"no --scale: give it ({packaged()}), or the --weights of a network")
-    return weights_file(options.scale)
+        return None
+    return OutputSize(times=options.scale)
 
 
-def _plan(weights: str | Path, options: argparse.Namespace) -> UpscalePlan:
-    """The plan for the whole network, or for --depth blocks of it."""
-    from elasticnet.checkpoint import load
-    from elasticnet.sr.inference.upscale_plan import plan_upscale
+def _upscale_frames(options: argparse.Namespace) -> int:
+    """Enlarge raw frames from standard input to standard output."""
+    _check_frame_options(options)
+    from elasticnet.cli.upscale_frames import upscale_frames
+    from elasticnet.cli.upscale_networks import Networks
 
-    device = resolve_device(options.device)
-    net = load(weights, options.depth, device=device)
-    tile = options.tile
-    if isinstance(tile, int) and tile < MIN_TILE:
-        tile = MIN_TILE
-        if not options.quiet:
-            _say(f"elasticnet: --tile {options.tile}: tiles of {MIN_TILE}, the smallest, are used")
-    plan = plan_upscale(net, tile=tile, self_ensemble=options.self_ensemble)
-    if options.scale not in (None, plan.scale):
-        raise ValueError(
-            f"--scale {options.scale}: {weights} enlarges {plan.scale} times; leave --scale out"
-        )
-    return plan
-
-
-def _plan_chooser(
-    plan: UpscalePlan, weights: str | Path, options: argparse.Namespace
-) -> ChoosePlan:
-    """What chooses the plan for each image: a budget, or nothing at all."""
-    if options.max_ms is None and options.max_memory is None:
-
-        def same_for_all(_size: tuple[int, int]) -> tuple[UpscalePlan, str]:
-            return plan, ""
-
-        return same_for_all
-    from elasticnet.cli.upscale_depth import DepthChooser
-
-    return DepthChooser(plan, weights, max_ms=options.max_ms, max_memory=options.max_memory)
-
-
-# --- input and output
-
-
-@contextmanager
-def _silenced_c_libraries() -> Generator[None, None, None]:
-    """Drop what C libraries print: libtiff comments on damaged files before the error is raised."""
-    sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no standard error to keep clean
-        yield
-        return
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-@contextmanager
-def _output(job: Job, force: bool) -> Generator[BinaryIO, None, None]:
-    """A seekable file that becomes the target, or goes to standard output, when all went well."""
-    from elasticnet._files import replacing
-
-    if job.target is not None:
-        with replacing(job.target, overwrite=force) as file:
-            yield file
-        return
-    with tempfile.TemporaryFile() as file:
-        yield file
-        file.seek(0)
-        shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-
-
-@contextmanager
-def _tile_bar(job: Job, quiet: bool) -> Generator[Callable[[int, int], None], None, None]:
-    """A bar over the tiles of one image, and the function that moves it."""
-    name = job.source.name if job.source else job.name
-    with tqdm(desc=name, unit="tile", leave=False, disable=quiet or None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.n = done
-            bar.refresh()
-
-        yield progress
-
-
-def _say(message: str) -> None:
-    """Print one line on standard error, above the progress bars."""
-    tqdm.write(printable(message), file=sys.stderr)
+    networks = Networks(options, _output_size(options))
+    width, height = options.frames
+    upscale_frames(networks, (height, width), sys.stdin.buffer, sys.stdout.buffer, options.quiet)
+    return 0
 
 
 # --- what is checked
 
 
+def _check_frame_options(options: argparse.Namespace) -> None:
+    """Refuse what has no meaning for raw frames, and pipes that are none."""
+    width, height = options.frames
+    given = f"--frames {width}x{height}"
+    if options.inputs not in ([], [PIPE]) or options.out not in (None, PIPE):
+        raise ValueError(
+            f"{given}: frames come from standard input and go to standard output; leave INPUT and "
+            "-o out"
+        )
+    for name in ("suffix", "recursive", "format", "quality", "lossless"):
+        if getattr(options, name):
+            raise ValueError(f"{given}: --{name} has no meaning for raw frames; leave it out")
+    _check_depth(options)
+    if sys.stdin is None:
+        raise ValueError(f"{given}: standard input is closed; pipe frames into it")
+    _check_standard_output(given)
+
+
 def _check_options(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     """Refuse options that contradict each other or fit no output."""
+    _check_depth(options)
+    formats = {job.format for job in jobs}
+    if None not in formats:  # otherwise the input's own decides, which is not read yet
+        _check_format_options(options, formats)
+    if options.quality is not None and options.lossless:
+        raise ValueError(f"--quality {options.quality}: --lossless has none; leave one of them out")
+    if any(job.source is None for job in jobs) and sys.stdin is None:
+        raise ValueError("-: standard input is closed; name a file")
+    if any(job.target is None for job in jobs):
+        _check_standard_output("-o -")
+
+
+def _check_format_options(options: argparse.Namespace, formats: Collection[str | None]) -> None:
+    """Refuse options of formats that are not written."""
+    if options.lossless and "WEBP" not in formats:
+        raise ValueError(
+            f"--lossless: no output is WebP, and the others have no such choice ({options.out})"
+        )
+    if options.quality is not None and not {"JPEG", "WEBP"} & set(formats):
+        raise ValueError(
+            f"--quality {options.quality}: no output is JPEG or lossy WebP; leave it out"
+        )
+    if options.png_level is not None and "PNG" not in formats:
+        raise ValueError(f"--png-level {options.png_level}: no output is PNG; leave it out")
+
+
+def _check_depth(options: argparse.Namespace) -> None:
+    """Refuse a depth beside a budget that chooses one."""
     if options.depth is not None and (options.max_ms or options.max_memory):
         raise ValueError(
             f"--depth {options.depth} beside a budget: give either a depth, or --max-ms and "
             "--max-memory"
         )
-    formats = {job.format for job in jobs}
-    format_is_open = None in formats  # that of the input, which is not read yet
-    if options.lossless and not format_is_open and "WEBP" not in formats:
-        raise ValueError(
-            f"--lossless: no output is WebP, and the others have no such choice ({options.out})"
-        )
-    has_quality = format_is_open or "JPEG" in formats or "WEBP" in formats
-    if options.quality is not None and (options.lossless or not has_quality):
-        raise ValueError(
-            f"--quality {options.quality}: no output is JPEG or lossy WebP; leave it out"
-        )
-    _check_pipes(jobs)
 
 
-def _check_pipes(jobs: Sequence[Job]) -> None:
-    """Refuse standard input and output that are closed, and images that would go to a terminal."""
-    if any(job.source is None for job in jobs) and sys.stdin is None:
-        raise ValueError("-: standard input is closed; name a file")
-    if all(job.target is not None for job in jobs):
-        return
+def _check_standard_output(given: str) -> None:
+    """Refuse a standard output that is closed, or that would show an image as text."""
     if sys.stdout is None:
-        raise ValueError("-o -: standard output is closed; name a file")
+        raise ValueError(f"{given}: standard output is closed; name a file, or pipe it on")
     if sys.stdout.isatty():
-        raise ValueError("-o -: an image would go to the terminal; pipe it on, or name a file")
+        raise ValueError(f"{given}: an image would go to the terminal; pipe it on, or name a file")
 
 
 def _tile(text: str) -> int | str | None:
@@ -456,6 +366,12 @@ def _percent(text: str) -> int:
     return int(text)
 
 
+def _png_level(text: str) -> int:
+    if len(text) != 1 or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 0 to 9")
+    return int(text)
+
+
 def _positive_number(text: str) -> float:
     try:
         value = float(text)
@@ -464,3 +380,31 @@ def _positive_number(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
     return value
+
+
+def _scale(text: str) -> float:
+    """The value of --scale."""
+    value = _positive_number(text)
+    if value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 1")
+    return value
+
+
+def _frame_size(text: str) -> tuple[int, int]:
+    """Width and height, such as 1280x720."""
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected WIDTHxHEIGHT, such as 1280x720")
+    return int(match[1]), int(match[2])
+
+
+def _box(text: str) -> tuple[int | None, int | None]:
+    """Width and height of --to, of which one may be absent: 3840x2160, 3840x, x2160."""
+    match = re.fullmatch(r"([1-9]\d{0,8})?x([1-9]\d{0,8})?", text)
+    if match is None or text == "x":
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected WIDTHxHEIGHT, WIDTHx or xHEIGHT, such as 3840x2160"
+        )
+    width = int(match[1]) if match[1] else None
+    height = int(match[2]) if match[2] else None
+    return width, height

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from elasticnet._files import check_target, make_writable_folder
 from elasticnet.sr.photo.reading import OTHER_EXTENSIONS, READ_EXTENSIONS
-from elasticnet.sr.photo.writing import FORMATS, format_of
+from elasticnet.sr.photo.writing import FORMATS, KEPT_FORMATS, format_of
 
 PIPE = "-"
 MAX_NAME = 255  # bytes of a file's name, on all common file systems
@@ -52,39 +52,58 @@ class JobPlan(NamedTuple):
     notes: list[str]
 
 
+class _Image(NamedTuple):
+    """An image that is named.
+
+    Attributes:
+        path: Its file; None is standard input.
+        folder: Where it lies below the folder that was given; "." for all others.
+    """
+
+    path: Path | None
+    folder: Path
+
+
 class _Sources(NamedTuple):
     """The images that are named.
 
     Attributes:
-        images: Their files; None is standard input.
+        images: In order, each once.
         go_into_a_folder: Whether several images may have been meant.
         notes: What was left out of folders and globs, a line each.
     """
 
-    images: list[Path | None]
+    images: list[_Image]
     go_into_a_folder: bool
     notes: list[str]
 
 
 def plan_jobs(
     inputs: Sequence[str],
-    out: str,
+    out: str | None,
     extension: str | None = None,
     *,
+    suffix: str = "",
+    recursive: bool = False,
     force: bool = False,
     skip_existing: bool = False,
 ) -> JobPlan:
     """Return a job for each image that is named; no file is read and no folder made.
 
     Several images, a folder or a glob are written into a folder under their own names. One image
-    becomes a file, or goes into a folder if `out` is one or ends in a slash.
+    becomes a file, or goes into a folder if `out` is one or ends in a slash. Without `out` each
+    result lies beside its image.
 
     Args:
-        inputs: Files, folders (their images, not those of subfolders), globs, or "-" alone.
-        out: The file, the folder, or "-" for standard output.
+        inputs: Files, folders (their images), globs, or "-" alone.
+        out: The file, the folder, "-" for standard output, or None for the images' own folders.
         extension: Takes the place of the images' own in a folder, and says what is written on
             standard output; such as "png". Default: the images' own, and "png" for formats that
-            are read only.
+            are read only, and for GIF.
+        suffix: What the names of results in a folder, and beside their images, have behind them.
+            Images of a folder or a glob that end in it already are left out where results lie
+            beside their images: they are results.
+        recursive: Whether folders in a folder are gone through, too; `out` then has the same ones.
         force: Whether outputs that exist may be overwritten.
         skip_existing: Whether images whose output exists are left out.
 
@@ -95,8 +114,11 @@ def plan_jobs(
         OSError: The folder of the output is missing, or cannot be written to.
     """
     _refuse_empty_names(inputs, out)
-    sources = _find_sources(inputs)
-    jobs = _jobs_for(sources, out, extension)
+    _check_suffix(suffix, out)
+    sources = _find_sources(inputs, recursive, out)
+    if out is None:
+        sources = _without_results(sources, suffix)
+    jobs = _jobs_for(sources, out, extension, suffix)
     notes = list(sources.notes)
     existing = _check_targets(jobs)
     if existing and skip_existing:
@@ -112,24 +134,58 @@ def plan_jobs(
     return JobPlan(jobs=jobs, num_images=len(sources.images), notes=notes)
 
 
-def _jobs_for(sources: _Sources, out: str, extension: str | None) -> list[Job]:
+def _jobs_for(sources: _Sources, out: str | None, extension: str | None, suffix: str) -> list[Job]:
     """A job for each image, whether its output exists or not."""
-    first = sources.images[0]
+    if out is None:
+        return _jobs_into_folders(sources.images, None, extension, suffix)
+    first = sources.images[0].path
     names_a_folder = out != PIPE and (out.endswith(_SEPARATORS) or Path(out).is_dir())
     if sources.go_into_a_folder or (names_a_folder and first is not None):
-        return _jobs_into_folder(sources.images, out, extension)
+        _check_folder(out)
+        return _jobs_into_folders(sources.images, Path(out), extension, suffix)
+    if suffix:
+        raise ValueError(
+            f"--suffix {suffix}: -o {out} is the whole name of the result; leave one of them out"
+        )
     if out == PIPE:
         format = FORMATS[f".{extension}"] if extension else None
         return [Job(source=first, target=None, format=format)]
     return [_job_into_file(first, out, extension)]
 
 
-def _refuse_empty_names(inputs: Sequence[str], out: str) -> None:
+def _refuse_empty_names(inputs: Sequence[str], out: str | None) -> None:
     """An empty name, as of a shell variable that is not set, would be the present folder."""
     if out == "":
         raise ValueError("-o: the name is empty; name a file or a folder")
     if "" in inputs:
         raise ValueError("INPUT: the name is empty; name a file or a folder")
+
+
+def _check_suffix(suffix: str, out: str | None) -> None:
+    """Refuse a suffix that would be a folder, or that would let results replace their images."""
+    if any(separator in suffix for separator in _SEPARATORS):
+        raise ValueError(f"--suffix {suffix}: a part of a name, without {' or '.join(_SEPARATORS)}")
+    if out is None and suffix == "":
+        raise ValueError("--suffix '': results beside their images need one, or give -o OUT")
+
+
+def _without_results(sources: _Sources, suffix: str) -> _Sources:
+    """The images that are not results of an earlier run beside them."""
+    if not sources.go_into_a_folder:  # the only image was named by the user
+        return sources
+    images: list[_Image] = []
+    results: list[str] = []
+    for image in sources.images:
+        if image.path is not None and image.path.stem.endswith(suffix):
+            results.append(image.path.name)
+        else:
+            images.append(image)
+    if not results:
+        return sources
+    if not images:
+        raise ValueError(f"every image ends in {suffix} already: choose another --suffix, or -o")
+    notes = [*sources.notes, f"{_count_and_names(results)} left out, as results ({suffix})"]
+    return sources._replace(images=images, notes=notes)
 
 
 def _check_targets(jobs: Sequence[Job]) -> list[Path]:
@@ -164,35 +220,62 @@ def _check_name(target: Path) -> None:
         )
 
 
-def _find_sources(inputs: Sequence[str]) -> _Sources:
+def _find_sources(inputs: Sequence[str], recursive: bool, out: str | None) -> _Sources:
     """The images that the command line names, each once."""
+    here = Path()
     if PIPE in inputs:
         if len(inputs) > 1:
             raise ValueError(
                 f"- beside {len(inputs) - 1} more: standard input is upscaled on its own"
             )
-        return _Sources(images=[None], go_into_a_folder=False, notes=[])
+        if out is None:
+            raise ValueError("-: standard input has no name to put a result beside; give -o OUT")
+        return _Sources(images=[_Image(None, here)], go_into_a_folder=False, notes=[])
     # By the real folder and the name, because globs and folders may name a file twice.
-    found: dict[str, Path] = {}
+    found: dict[str, _Image] = {}
     notes: list[str] = []
     go_into_a_folder = len(inputs) > 1
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            images = _images_in(path, notes)
+            images = _images_below(path, notes, recursive, out)
             go_into_a_folder = True
         elif not os.path.lexists(path) and glob.has_magic(name):
-            images = _images_matching(name, notes)
+            images = [_Image(match, here) for match in _images_matching(name, notes)]
             go_into_a_folder = True
         elif path.exists():
-            images = [path]
+            images = [_Image(path, here)]
         else:
             raise ValueError(why_absent(path))
         for image in images:
+            assert image.path is not None
             # A link to an image has a name of its own, and so an output.
-            folder = os.path.realpath(image.parent)
-            found[os.path.join(folder, image.name)] = image
+            folder = os.path.realpath(image.path.parent)
+            found[os.path.join(folder, image.path.name)] = image
     return _Sources(list(found.values()), go_into_a_folder, notes)
+
+
+def _images_below(folder: Path, notes: list[str], recursive: bool, out: str | None) -> list[_Image]:
+    """The images of a folder, and with `recursive` those of all folders in it.
+
+    Hidden folders, links to folders, and the folder of the results are left out.
+    """
+    if not recursive:
+        return [_Image(path, Path()) for path in _images_in(folder, notes)]
+    results = os.path.realpath(out) if out is not None else None
+    images: list[_Image] = []
+    for root, names, _ in os.walk(folder):
+        names[:] = sorted(
+            name
+            for name in names
+            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) != results
+        )
+        place = Path(root)
+        for path in _images_in(place, notes, may_be_empty=True, says_folders=False):
+            images.append(_Image(path, place.relative_to(folder)))
+    if not images:
+        raise ValueError(f"{folder}: no folder in it has images ({', '.join(READ_EXTENSIONS)})")
+    return images
 
 
 def why_absent(path: Path) -> str:
@@ -212,7 +295,9 @@ def _is_file_or_broken_link(path: Path) -> bool:
     return path.is_file() or is_broken_link
 
 
-def _images_in(folder: Path, notes: list[str]) -> list[Path]:
+def _images_in(
+    folder: Path, notes: list[str], *, may_be_empty: bool = False, says_folders: bool = True
+) -> list[Path]:
     """The images of a folder by their extension, hidden files left out, in order.
 
     Images of formats that are not read are among them: they fail by name.
@@ -225,9 +310,11 @@ def _images_in(folder: Path, notes: list[str]) -> list[Path]:
         is_image = path.suffix.lower() in (*READ_EXTENSIONS, *OTHER_EXTENSIONS)
         if is_image and _is_file_or_broken_link(path):
             images.append(path)
-        else:
-            others.append(f"{path.name}/" if path.is_dir() else path.name)
-    if not images:
+        elif not path.is_dir():
+            others.append(path.name)
+        elif says_folders:
+            others.append(f"{path.name}/")
+    if not images and not may_be_empty:
         raise ValueError(f"{folder}: a folder without images ({', '.join(READ_EXTENSIONS)})")
     if others:
         notes.append(f"{folder}: {_count_and_names(others)} left out, as no images")
@@ -258,7 +345,8 @@ def _count_and_names(names: Sequence[str]) -> str:
     return f"{len(names)} ({listed}{more}) {verb}"
 
 
-def _jobs_into_folder(sources: Sequence[Path | None], out: str, extension: str | None) -> list[Job]:
+def _check_folder(out: str) -> None:
+    """Refuse a name for the folder of the results that is a file's, or standard output."""
     folder = Path(out)
     if out == PIPE:
         raise ValueError("-o -: standard output takes one image; name a folder for several")
@@ -266,10 +354,18 @@ def _jobs_into_folder(sources: Sequence[Path | None], out: str, extension: str |
     looks_like_a_file = has_extension and not out.endswith(_SEPARATORS)
     if not folder.is_dir() and (folder.exists() or looks_like_a_file):
         raise ValueError(f"-o {out}: one file for several images; name a folder")
+
+
+def _jobs_into_folders(
+    images: Sequence[_Image], out: Path | None, extension: str | None, suffix: str
+) -> list[Job]:
+    """Jobs whose results lie in a folder, or beside their images where `out` is None."""
     job_of: dict[Path, Job] = {}  # by target
-    for source in sources:
+    for image in images:
+        source = image.path
         assert source is not None  # standard input is upscaled on its own
-        target = folder / _name_in_folder(source, extension)
+        folder = source.parent if out is None else out / image.folder
+        target = folder / _name_in_folder(source, extension, suffix)
         if target in job_of:
             raise ValueError(
                 f"{job_of[target].source} and {source} would both become {target}: "
@@ -279,17 +375,18 @@ def _jobs_into_folder(sources: Sequence[Path | None], out: str, extension: str |
     return list(job_of.values())
 
 
-def _name_in_folder(source: Path, extension: str | None) -> str:
+def _name_in_folder(source: Path, extension: str | None, suffix: str) -> str:
     """The name of an output in a folder.
 
     What is not read is not written either, and must not be taken for a second image of that name:
     its name keeps the old extension.
     """
-    suffix = source.suffix.lower()
-    stem = source.name if suffix in OTHER_EXTENSIONS else source.stem
+    old_extension = source.suffix.lower()
+    stem = source.name if old_extension in OTHER_EXTENSIONS else source.stem
+    stem += suffix
     if extension:
         return f"{stem}.{extension}"
-    if suffix in FORMATS:
+    if FORMATS.get(old_extension) in KEPT_FORMATS:
         return stem + source.suffix
     return f"{stem}.png"
 
@@ -314,16 +411,19 @@ def _identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def make_folder(jobs: Sequence[Job], out: str) -> None:
-    """Make the folder that jobs write into, if they write into one.
+def make_folders(jobs: Sequence[Job], out: str | None) -> None:
+    """Make the folders that jobs write into, if they write into some.
 
     Args:
         jobs: What `plan_jobs` returned.
         out: As given there.
 
     Raises:
-        OSError: The folder cannot be made, or not be written to.
+        OSError: A folder cannot be made, or not be written to.
     """
-    folder = Path(out)
-    if all(job.target is not None and job.target.parent == folder for job in jobs):
-        make_writable_folder(folder)
+    parents = {job.target.parent for job in jobs if job.target is not None}
+    folder = None if out is None else Path(out)
+    for parent in sorted(parents):
+        is_folder_of_results = folder is not None and (parent == folder or folder in parent.parents)
+        if is_folder_of_results or out is None:
+            make_writable_folder(parent)

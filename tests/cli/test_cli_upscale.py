@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,10 +23,11 @@ from PIL import Image
 
 from elasticnet import ElasticWrapper, registry, save
 from elasticnet.card import measure, store_card
-from elasticnet.cli import main
-from elasticnet.cli.upscale_depth import DepthChooser
+from elasticnet.cli import main, upscale_run
 from elasticnet.cli.upscale_jobs import plan_jobs
 from elasticnet.sr import asrn
+from elasticnet.sr.inference import depth_choice
+from elasticnet.sr.inference.depth_choice import DepthChooser
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.sr.photo import read_photo
@@ -51,6 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(RGB[index:]).save(tmp_path / "in" / name)
     (tmp_path / "in" / "notes.txt").write_text("not an image")
     (tmp_path / "in" / ".hidden.png").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.with_name(tmp_path.name + "-cache")))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -76,6 +79,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err
 
 
+def without_times(lines: str) -> str:
+    """The command's lines without what reading, the network and writing took."""
+    return re.sub(r"; \d+ ms reading, \d+ network, \d+ writing", "", lines)
+
+
 # --- what is written
 
 
@@ -85,7 +93,7 @@ def test_one_file(folder: Path, capsys: pytest.CaptureFixture[str], depth: int |
     np.testing.assert_array_equal(read_photo("out.png").pixels, enlarge(NET, RGB, depth=depth))
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"out.png: 34x24, depth {depth or 3}\n"
+    assert without_times(captured.err) == f"out.png: 34x24, depth {depth or 3}\n"
     assert not [name for name in files(folder) if name.endswith(".tmp")]
 
 
@@ -154,7 +162,8 @@ def test_pipes(
     assert upscale("-", "-o", "-") == 0
     captured = capfdbinary.readouterr()
     np.testing.assert_array_equal(read_photo(io.BytesIO(captured.out)).pixels, enlarge(NET, RGB))
-    assert captured.err == b"standard output: 34x24, depth 3\n"
+    line = captured.err.decode()
+    assert without_times(line) == "standard output: 34x24, depth 3\n"
     feed((folder / "in" / "c.gif").read_bytes())
     assert upscale("-", "-o", "-", "--quiet") == 0
     assert read_photo(io.BytesIO(capfdbinary.readouterr().out)).format == "PNG"
@@ -220,8 +229,8 @@ def test_notes_name_their_image(folder: Path, capsys: pytest.CaptureFixture[str]
         ),
         (["in", "-o", "some"], "some/a.png exists (and 1 more): use --force"),
         (
-            ["in/a.png", "-o", "out.gif"],
-            "out.gif: no format to write has the extension '.gif': .png, .jpg",
+            ["in/a.png", "-o", "out.bmp"],
+            "out.bmp: no format to write has the extension '.bmp': .png, .jpg",
         ),
         (["in/a.png", "-o", "out.png", "--format", "jpg"], "--format jpg: the output is out.png"),
         (
@@ -254,7 +263,7 @@ def test_notes_name_their_image(folder: Path, capsys: pytest.CaptureFixture[str]
         ),
         (
             ["in/a.png", "-o", "out.webp", "--quality", "80", "--lossless"],
-            "--quality 80: no output is JPEG",
+            "--quality 80: --lossless has none; leave one of them out",
         ),
         (["in/a.png", "-o", "out.jpg", "--lossless"], "--lossless: no output is WebP"),
         (
@@ -300,7 +309,7 @@ def test_refusals_of_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -
         (["--scale", "7"], "scale 7: "),
         (
             [],
-            "no --scale: give it (weights are packaged for 2, 3, 4), or the --weights of a network",
+            "no --scale: give it (weights are packaged for 2, 3, 4), --to WxH, or the --weights of",
         ),
         (["--weights", "absent"], "absent"),
         (["--weights", "in/a.png"], "in/a.png: "),
@@ -322,7 +331,7 @@ def test_refusals_of_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -
         ("--tile", "tall"),
         ("--tile", "0"),
         ("--quality", "101"),
-        ("--format", "gif"),
+        ("--format", "bmp"),
         ("--max-pixels", "many"),
     ],
 )
@@ -457,14 +466,72 @@ def test_ctrl_c_in_a_process_of_its_own(folder: Path) -> None:
 # --- budgets
 
 
-def test_a_budget_measured_on_the_spot(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert upscale("in/a.png", "-o", "out.png", "--max-ms", "1e9") == 0
-    assert "depth 3 (about" in capsys.readouterr().err
-    assert upscale("in/a.png", "-o", "out.png", "--max-ms", "1e-9", "--force") == 2
-    assert (
-        "elasticnet: in/a.png: no depth fits latency_ms <= 1e-09 ms: depth "
-        in capsys.readouterr().err
-    )
+class NoCosts:
+    """In the place of `PhotoCosts`: reading, converting and writing take a given time each."""
+
+    instability = ""
+    each_ms = 0.0
+
+    def reading(self, *arguments: object) -> float:
+        return self.each_ms
+
+    def converting(self, *arguments: object) -> float:
+        return self.each_ms
+
+    def writing(self, *arguments: object) -> float:
+        return self.each_ms
+
+
+def store_made_card(milliseconds_a_block: float = 100.0) -> None:
+    """A card of this machine in the file; the images have half of its pixels."""
+    card = measure(NET, torch.rand(1, 3, 24, 17), repeats=1, memory=False)
+    rows = [
+        {
+            **row,
+            "latency_ms": milliseconds_a_block * row["depth"],
+            "memory_mb": 10.0 * row["depth"],
+        }
+        for row in card.to_json()["rows"]
+    ]
+    store_card("net.safetensors", type(card).from_json({**card.to_json(), "rows": rows}))
+
+
+def line_of(
+    capsys: pytest.CaptureFixture[str], *arguments: str, image: str = "in/a.png"
+) -> tuple[str, str]:
+    """What the command says of one image: its size and depth, and what was expected."""
+    assert upscale(image, "-o", "out.png", "--force", *arguments) == 0
+    line = without_times(capsys.readouterr().err)
+    made, _, expected = line.strip().partition(" (")
+    return made, expected.removesuffix(")")
+
+
+def test_a_budget_measured_on_the_spot_is_kept_for_later_runs(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, expected = line_of(capsys, "--max-ms", "1e9")
+    assert made == "out.png: 34x24, depth 3"
+    assert expected.endswith(" expected, measured now and kept")
+
+    def never(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(depth_choice, "measure", never)
+    _, expected = line_of(capsys, "--max-ms", "1e9")
+    assert expected.endswith(" expected, by the card that is kept of this machine")
+    message = "elasticnet: in/a.png: no depth fits latency_ms <= 1e-09 ms: depth "
+    assert message in refused(capsys, "in/a.png", "-o", "other.png", "--max-ms", "1e-9")
+
+
+def test_a_card_that_cannot_be_kept_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))
+    monkeypatch.setattr(upscale_run, "PhotoCosts", NoCosts)
+    _, expected = line_of(capsys, "--max-ms", "1e9")
+    assert "measured now; another run may choose another depth: " in expected
+    assert str(folder / "file") in expected
 
 
 @pytest.mark.slow
@@ -475,38 +542,61 @@ def test_a_memory_budget_measured_on_the_spot(
     assert "in/a.png: no depth fits memory_mb <= 0.001 MB" in refused(
         capsys, "in/a.png", "-o", "out.png", "--max-memory", "0.001"
     )
-    assert upscale("in/a.png", "-o", "out.png", "--max-memory", "1000") == 0
-    assert "MB expected, measured now on 17x12)" in capsys.readouterr().err
+    _, expected = line_of(capsys, "--max-memory", "1000")
+    assert expected.endswith("MB expected, by the card that is kept of this machine")
 
 
-def test_a_budget_by_the_card_in_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    card = measure(NET, torch.rand(1, 3, 24, 17), repeats=1, memory=False)
-    rows = [
-        {**row, "latency_ms": 100.0 * row["depth"], "memory_mb": 10.0 * row["depth"]}
-        for row in card.to_json()["rows"]
-    ]
-    store_card("net.safetensors", type(card).from_json({**card.to_json(), "rows": rows}))
-    # The image has half the card's pixels: 50, 100 and 150 ms.
-    for budget, depth in ((160, 3), (140, 2), (51, 1)):
-        assert upscale("in/a.png", "-o", "out.png", "--force", "--max-ms", str(budget)) == 0
-        assert f"depth {depth} (about {50 * depth} ms" in capsys.readouterr().err
-    assert (
-        upscale("in/a.png", "-o", "out.png", "--force", "--max-ms", "1300", "--self-ensemble") == 0
-    )
-    assert "depth 3 (about 1200 ms" in capsys.readouterr().err
-    assert (
-        upscale("in/a.png", "-o", "out.png", "--force", "--max-ms", "160", "--max-memory", "11")
-        == 0
-    )
-    assert (
-        "depth 2 (about 100 ms and 10 MB expected, by the file's card of this machine)"
-        in capsys.readouterr().err
-    )
+@pytest.mark.parametrize(("budget", "depth"), [("160", 3), ("140", 2), ("51", 1)])
+def test_a_budget_by_the_card_in_the_file(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    budget: str,
+    depth: int,
+) -> None:
+    monkeypatch.setattr(upscale_run, "PhotoCosts", NoCosts)
+    store_made_card()
+    made, expected = line_of(capsys, "--max-ms", budget)
+    assert made == f"out.png: 34x24, depth {depth}"
+    cost = f"{50 * depth} ms and {5 * depth} MB"
+    assert expected == f"about {cost} expected, by the file's card of this machine"
+
+
+def test_memory_symmetries_and_refusals_of_a_budget(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upscale_run, "PhotoCosts", NoCosts)
+    store_made_card()
+    made, expected = line_of(capsys, "--max-ms", "1300", "--self-ensemble")
+    assert (made[-7:], expected[:13]) == ("depth 3", "about 1200 ms")
+    made, expected = line_of(capsys, "--max-ms", "160", "--max-memory", "11")
+    assert (made[-7:], expected[:24]) == ("depth 2", "about 100 ms and 10 MB e")
     message = (
         "in/a.png: no depth fits latency_ms <= 49 ms: depth 1 comes nearest, "
         "with latency_ms 50 ms, 1 ms too much"
     )
     assert message in refused(capsys, "in/a.png", "-o", "other.png", "--max-ms", "49")
+
+
+def test_reading_converting_and_writing_count_in_a_budget(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upscale_run, "PhotoCosts", NoCosts)
+    store_made_card()
+    assert line_of(capsys, "--max-ms", "155")[0].endswith("depth 3")
+    monkeypatch.setattr(NoCosts, "each_ms", 10.0)
+    made, expected = line_of(capsys, "--max-ms", "155")
+    assert made.endswith("depth 2")
+    assert expected.startswith("about 130 ms and 10 MB expected")
+
+
+def test_an_image_that_takes_longer_than_its_budget_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upscale_run, "PhotoCosts", NoCosts)
+    store_made_card(milliseconds_a_block=1e-9)
+    made, _ = line_of(capsys, "--max-ms", "1e-3")
+    assert made.endswith("; over --max-ms 0.001")
 
 
 def test_tiles_count_in_a_budget(folder: Path) -> None:
@@ -515,11 +605,11 @@ def test_tiles_count_in_a_budget(folder: Path) -> None:
     store_card("net.safetensors", type(card).from_json({**card.to_json(), "rows": rows}))
     whole_plan = plan_upscale(NET, tile=None)
     tiled_plan = plan_upscale(NET, tile=20)
-    _, whole = DepthChooser(whole_plan, "net.safetensors", max_ms=1e9)((400, 400))
-    _, tiled = DepthChooser(tiled_plan, "net.safetensors", max_ms=1e9)((400, 400))
-    expected = [float(words.split()[1]) for words in (whole, tiled)]
-    assert expected[0] == 160_000
-    assert expected[1] > 1.5 * expected[0]  # what the tiles see around them is computed twice
+    whole = DepthChooser(whole_plan, "net.safetensors", max_ms=1e9)((400, 400))
+    tiled = DepthChooser(tiled_plan, "net.safetensors", max_ms=1e9)((400, 400))
+    assert whole.cost.startswith("160000 ms ")
+    # what the tiles see around them is computed twice
+    assert float(tiled.cost.split()[0]) > 1.5 * 160_000
 
 
 def test_plan_finds_images_whatever_the_case_of_their_extension(folder: Path) -> None:

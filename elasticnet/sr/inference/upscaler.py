@@ -12,10 +12,16 @@ from torch import Tensor, nn
 
 from elasticnet.checkpoint import load
 from elasticnet.checkpoint.checks import elastic_net
+from elasticnet.sr.inference.depth_choice import DepthChooser
 from elasticnet.sr.inference.scale import scale_of
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import UpscalePlan, plan_upscale
 from elasticnet.sr.models.pretrained import packaged, weights_file
+from elasticnet.sr.photo.costs import PhotoCosts
+from elasticnet.sr.photo.metadata import UPRIGHT, read_exif
+from elasticnet.sr.photo.photograph import Photo, turned_upright
+from elasticnet.sr.photo.upscale import upscale_photo
+from elasticnet.sr.photo.writing import exif_with_size
 from elasticnet.taps import resolve_depth
 
 if TYPE_CHECKING:
@@ -23,9 +29,9 @@ if TYPE_CHECKING:
 
     Picture = TypeVar("Picture", Image.Image, NDArray[Any], Tensor)
 
-MODES = ("RGB", "RGBA", "L", "LA", "I;16")
+MODES = ("RGB", "RGBA", "L", "LA", "I;16", "I", "F")
 MODES_WITH_ALPHA = ("RGBA", "LA")
-METADATA = ("icc_profile", "dpi", "exif")  # of what a PIL image holds beside its pixels
+LARGEST_16_BITS = 65535
 
 
 class Upscaler:
@@ -45,6 +51,10 @@ class Upscaler:
         device: Where the network runs. Default: the CPU for a file, and where it is for a net.
         tile: As in `plan_upscale`.
         self_ensemble: As in `plan_upscale`.
+        max_ms: Milliseconds that a call may take: the deepest depth, up to `depth`, that is
+            expected to take at most so many is run. By a card of this machine in the file, or one
+            that is kept for the user; without one, the first call measures some seconds and keeps
+            it. Default: no limit.
 
     Attributes:
         net: The network.
@@ -70,6 +80,7 @@ class Upscaler:
         device: torch.device | str | None = None,
         tile: int | str | None = "auto",
         self_ensemble: bool = False,
+        max_ms: float | None = None,
     ) -> None:
         if weights is not None and scale is not None:
             raise ValueError(f"scale {scale!r} beside weights, which have their own: give one")
@@ -86,53 +97,69 @@ class Upscaler:
         self.scale = scale_of(self.net)
         self._tile = tile
         self._self_ensemble = self_ensemble
+        self._chooser: DepthChooser | None = None
+        if max_ms is not None:
+            _check_max_ms(max_ms)
+            file = None if isinstance(weights, nn.Module) else _file_of(weights, scale)
+            self._chooser = DepthChooser(self._plan_at(self.depth), file, max_ms=max_ms)
+            self._costs = PhotoCosts()
 
     @property
     def depths(self) -> tuple[int, ...]:
         """What `depth` may be."""
         return self.net.taps
 
-    def plan(self, depth: int | None = None) -> UpscalePlan:
+    def plan(self, depth: int | None = None, *, size: tuple[int, int] | None = None) -> UpscalePlan:
         """Return what a call at this depth does, for `upscale_array` and `upscale_photo`.
 
         The first plan of a depth measures the network; later ones cost nothing.
 
         Args:
-            depth: One of `depths`. Default: that of the Upscaler.
+            depth: One of `depths`. Default: the deepest within `max_ms` for an image of `size`,
+                without them that of the Upscaler.
+            size: Height and width of the image, by which `max_ms` chooses.
 
         Raises:
-            ValueError: The depth is unknown, or the tile is invalid.
+            ValueError: The depth is unknown, the tile is invalid, or no depth fits `max_ms`.
         """
+        if depth is not None:
+            return self._plan_at(depth)
+        if self._chooser is None or size is None:
+            return self._plan_at(self.depth)
+        num_bytes = size[0] * size[1] * 3 * self.scale**2  # of a result of 8 bits
+        return self._chooser(size, self._costs.converting(num_bytes)).plan
+
+    def _plan_at(self, depth: int) -> UpscalePlan:
         return plan_upscale(
-            self.net,
-            depth=self.depth if depth is None else depth,
-            tile=self._tile,
-            self_ensemble=self._self_ensemble,
+            self.net, depth=depth, tile=self._tile, self_ensemble=self._self_ensemble
         )
 
     def __call__(self, image: Picture, depth: int | None = None) -> Picture:
         """Return an image enlarged, of the same kind, dtype and device.
 
         Args:
-            image: A PIL image of mode RGB, L, RGBA, LA (alpha is resized on its own) or I;16, which
-                keeps its colour profile, DPI and EXIF. An array (h, w, 3), or gray (h, w), of
-                uint8, uint16 or floats in 0..1. A tensor of floats in 0..1, (3, h, w) or
-                (b, 3, h, w), whose images run one after another, without gradient.
-            depth: One of `depths`. Default: that of the Upscaler.
+            image: A PIL image of mode RGB, L, RGBA, LA (alpha is resized on its own), I;16, I (as
+                16 bits, 0..65535) or F (in 0..1). It keeps its colour profile, DPI and EXIF. An
+                array (h, w, 3), or gray (h, w), of uint8, uint16 or floats in 0..1. A tensor of
+                floats in 0..1, (3, h, w) or (b, 3, h, w), whose images run one after another,
+                without gradient.
+            depth: One of `depths`. Default: as in `plan`.
 
         Returns:
-            The same kind of image, `scale` times as high and wide. Integers are rounded and
-            clipped, floats are not clipped.
+            The same kind of image, `scale` times as high and wide. A PIL image is upright: its EXIF
+            orientation is applied, and reset in the EXIF that the result has. Integers are rounded
+            and clipped, floats are not clipped.
 
         Raises:
             TypeError: Another kind of image.
             ValueError: Another mode, shape or range of values, or an unknown depth.
         """
-        plan = self.plan(depth)
         if isinstance(image, np.ndarray):
-            return upscale_array(image, plan)
+            return upscale_array(image, self.plan(depth, size=_size_of_array(image)))
         if isinstance(image, Tensor):
-            return _upscale_tensor(image, plan)
+            _check_tensor(image)
+            height, width = image.shape[-2:]
+            return _upscale_tensor(image, self.plan(depth, size=(height, width)))
         from PIL import Image  # here, as arrays and tensors need none
 
         if not isinstance(image, Image.Image):
@@ -140,7 +167,21 @@ class Upscaler:
                 f"image is a {type(image).__name__}: expected a PIL image, a NumPy array or a "
                 "tensor"
             )
-        return _upscale_picture(image, plan)
+        photo = _photo_of(image)
+        large = upscale_photo(photo, self.plan(depth, size=photo.size))
+        return _picture_of(large, image)
+
+
+def _check_max_ms(max_ms: float) -> None:
+    if not 0 < max_ms < float("inf"):
+        raise ValueError(f"max_ms {max_ms!r}: expected a number of milliseconds above 0")
+
+
+def _size_of_array(image: NDArray[Any]) -> tuple[int, int] | None:
+    """Height and width; None for what is no image, which `upscale_array` refuses."""
+    if image.ndim < 2 or image.size == 0:
+        return None
+    return image.shape[0], image.shape[1]
 
 
 def _file_of(weights: str | os.PathLike[str] | None, scale: int | None) -> str | os.PathLike[str]:
@@ -152,13 +193,17 @@ def _file_of(weights: str | os.PathLike[str] | None, scale: int | None) -> str |
     return weights_file(scale)
 
 
-def _upscale_tensor(image: Tensor, plan: UpscalePlan) -> Tensor:
-    """Images (3, h, w) or (b, 3, h, w), one after another."""
+def _check_tensor(image: Tensor) -> None:
+    """Raise unless a tensor holds images."""
     if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point():
         raise ValueError(
             f"image is a tensor {image.dtype} of shape {tuple(image.shape)}: "
             "expected floats in 0..1, (3, h, w) or (b, 3, h, w)"
         )
+
+
+def _upscale_tensor(image: Tensor, plan: UpscalePlan) -> Tensor:
+    """Images (3, h, w) or (b, 3, h, w), one after another."""
     height, width = image.shape[-2:]
     result = image.new_empty((*image.shape[:-2], height * plan.scale, width * plan.scale))
     sources = image.detach().reshape(-1, 3, height, width)
@@ -170,27 +215,54 @@ def _upscale_tensor(image: Tensor, plan: UpscalePlan) -> Tensor:
     return result
 
 
-def _upscale_picture(image: Image.Image, plan: UpscalePlan) -> Image.Image:
+def _photo_of(image: Image.Image) -> Photo:
+    """A PIL image, upright, with its EXIF."""
+    mode = image.mode
+    if mode not in MODES:
+        rgb = "RGBA" if image.has_transparency_data else "RGB"
+        raise ValueError(
+            f"image of mode {mode}: expected {', '.join(MODES)}; use image.convert('{rgb}')"
+        )
+    image.load()  # a TIFF is turned upright here, and its orientation forgotten
+    samples = np.asarray(image)
+    alpha: NDArray[Any] | None = None
+    if mode in MODES_WITH_ALPHA:
+        alpha = samples[..., -1]
+        samples = samples[..., 0] if mode == "LA" else samples[..., :3]
+    if mode == "I":
+        samples = _as_16_bits(samples)
+    notes: list[str] = []  # of damaged EXIF, which is left out
+    exif, orientation = read_exif(image, notes)
+    photo = Photo(pixels=samples, alpha=alpha, exif=exif, dpi=image.info.get("dpi"))
+    return turned_upright(photo, orientation or UPRIGHT)
+
+
+def _as_16_bits(samples: NDArray[Any]) -> NDArray[np.uint16]:
+    """Samples of Pillow's mode I, which holds 32 bits and is used for 16."""
+    low, high = int(samples.min()), int(samples.max())
+    if low < 0 or high > LARGEST_16_BITS:
+        raise ValueError(
+            f"image of mode I with values from {low} to {high}: expected 0..{LARGEST_16_BITS}; "
+            "scale them, or pass an array of floats in 0..1"
+        )
+    return samples.astype(np.uint16)
+
+
+def _picture_of(large: Photo, image: Image.Image) -> Image.Image:
+    """An enlarged photograph as a PIL image of the mode that `image` has, with its metadata."""
     from PIL import Image
 
-    from elasticnet.sr.photo import Photo
-    from elasticnet.sr.photo.upscale import upscale_photo
-
-    if image.mode not in MODES:
-        raise ValueError(
-            f"image of mode {image.mode}: expected {', '.join(MODES)}; use image.convert('RGB')"
-        )
-    samples = np.asarray(image)
-    if image.mode in MODES_WITH_ALPHA:
-        colors = samples[..., 0] if image.mode == "LA" else samples[..., :3]
-        photo = Photo(pixels=colors, alpha=samples[..., -1])
-    else:
-        photo = Photo(pixels=samples)
-    large = upscale_photo(photo, plan)
-    if large.alpha is None:
-        result = Image.fromarray(large.pixels)
-    else:
-        result = Image.fromarray(np.dstack([large.pixels, large.alpha]))
-    kept = {name: image.info[name] for name in METADATA if name in image.info}
-    result.info.update(kept)
+    pixels = large.pixels
+    if image.mode == "I":
+        pixels = pixels.astype(np.int32)
+    if large.alpha is not None:
+        pixels = np.dstack([pixels, large.alpha])
+    result = Image.fromarray(pixels)
+    if "icc_profile" in image.info:
+        result.info["icc_profile"] = image.info["icc_profile"]
+    if large.dpi is not None:
+        result.info["dpi"] = large.dpi
+    exif = exif_with_size(large)
+    if exif:
+        result.info["exif"] = exif
     return result

@@ -99,7 +99,10 @@ _lock_of_pixel_limit = threading.Lock()
 
 
 def read_photo(
-    source: str | os.PathLike[str] | BinaryIO, *, max_pixels: int | None = None
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    name: str | None = None,
+    max_pixels: int | None = None,
 ) -> Photo:
     """Read an image file of one of the formats `READABLE`, told by its content.
 
@@ -113,6 +116,7 @@ def read_photo(
 
     Args:
         source: A path, also of a pipe, or a file opened in binary mode.
+        name: What errors call it. Default: the path, or "standard input" for an open file.
         max_pixels: Takes the place of Pillow's limit against decompression bombs,
             `PIL.Image.MAX_IMAGE_PIXELS`, which is the default.
 
@@ -124,11 +128,11 @@ def read_photo(
         OSError: It cannot be opened.
     """
     if not isinstance(source, (str, os.PathLike)):
-        return _read_quietly(source, "standard input", max_pixels)
+        return _read_quietly(source, name or "standard input", max_pixels)
     # Pillow is given the open file, not its name: files that it maps to memory by name come out
     # garbled when they are TIFF, uncompressed, and lie on their side (orientations 5 to 8).
     with open(source, "rb") as file:
-        return _read_quietly(file, os.fspath(source), max_pixels)
+        return _read_quietly(file, name or os.fspath(source), max_pixels)
 
 
 def _read_quietly(file: BinaryIO, name: str, max_pixels: int | None) -> Photo:
@@ -274,8 +278,8 @@ def _check_frames(
         notes.append(f"the first of {frames} frames or pages was read")
     else:
         raise ValueError(
-            f"it holds {frames} frames or pages, and only single images are upscaled: "
-            "split it first"
+            f"it holds {frames} frames or pages, and only single images are upscaled, and "
+            "animations of GIF, APNG and WebP: split it first"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image
 
@@ -17,7 +17,8 @@ PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, GEO_KEYS = 33550, 33922, 34264, 34735
 RASTER_TYPE_KEY, PIXEL_IS_POINT = 1025, 2
 
 # Tags of EXIF that count pixels.
-FOCAL_PLANE_RESOLUTIONS = (0xA20E, 0xA20F)  # pixels for a unit of the sensor
+FOCAL_PLANE_X_RESOLUTION = 0xA20E
+FOCAL_PLANE_RESOLUTIONS = (FOCAL_PLANE_X_RESOLUTION, 0xA20F)  # pixels for a unit of the sensor
 SUBJECT_PLACES = (0x9214, 0xA214)  # where the subject is, and how large
 
 # Tags that are left out, as they tell sizes in ways of their own.
@@ -66,18 +67,40 @@ _BEHIND = re.compile(
 _REGIONS = re.compile(rb"<mwg-rs:AppliedToDimensions.*?(?:/>|</mwg-rs:AppliedToDimensions>)", re.S)
 
 
-def fitted_metadata(photo: Photo, scale: int) -> Photo:
+class Factors(NamedTuple):
+    """How many times as long the sides of a photograph have become.
+
+    The two differ where a side was rounded to whole pixels.
+
+    Attributes:
+        across: Of the width.
+        down: Of the height.
+    """
+
+    across: float
+    down: float
+
+    def of_place(self, index: int) -> float:
+        """Return the factor of a number in a list of places: x, y, width, height, and so on.
+
+        Args:
+            index: Of the number in its list, from 0.
+        """
+        return self.down if index % 2 else self.across
+
+
+def fitted_metadata(photo: Photo, factors: Factors) -> Photo:
     """Return an enlarged photograph whose metadata speak of its own pixels.
 
     Args:
         photo: With pixels already enlarged, and the metadata of the smaller one.
-        scale: How many times as long each side has become.
+        factors: How many times as long each side has become.
     """
     notes: list[str] = []
     exif = photo.exif
     if exif:
         try:
-            exif = _fitted_exif(exif, scale, notes)
+            exif = _fitted_exif(exif, factors, notes)
         except Exception as error:  # damaged tags make Pillow raise nearly every built-in type
             notes.append(f"damaged EXIF was left out ({first_line(error)})")
             exif = b""
@@ -87,7 +110,7 @@ def fitted_metadata(photo: Photo, scale: int) -> Photo:
         notes.append(
             "what XMP says of a gain map or a video behind the photograph was left out, as they are"
         )
-    xmp = _fitted_xmp(xmp, width, height, scale)
+    xmp = _fitted_xmp(xmp, width, height, factors.across)
     return replace(photo, exif=exif, xmp=xmp, notes=(*photo.notes, *notes))
 
 
@@ -130,11 +153,11 @@ def xmp_without_places(xmp: bytes, notes: list[str]) -> bytes:
     return without
 
 
-def _fitted_exif(data: bytes, scale: int, notes: list[str]) -> bytes:
+def _fitted_exif(data: bytes, factors: Factors, notes: list[str]) -> bytes:
     """EXIF with all that counts pixels multiplied; the same bytes if nothing does."""
     exif = Image.Exif()
     exif.load(data)
-    changed = _fit_ground(exif, scale)
+    changed = _fit_ground(exif, factors)
     left_out: list[str] = []
     for tag, meaning in _LEFT_OUT.items():
         if tag in exif:
@@ -149,7 +172,7 @@ def _fitted_exif(data: bytes, scale: int, notes: list[str]) -> bytes:
     for meaning in dict.fromkeys(left_out):  # each once
         notes.append(f"{meaning} was left out: it speaks of the pixels of the smaller image")
     details = _details_of(exif)
-    if _fit_details(details, scale):
+    if _fit_details(details, factors):
         exif[ExifTags.IFD.Exif] = details
         changed = True
     return packed_exif(exif) if changed or left_out else data
@@ -162,31 +185,40 @@ def _details_of(exif: Image.Exif) -> dict[int, Any]:
     return dict(exif.get_ifd(ExifTags.IFD.Exif))
 
 
-def _fit_details(details: dict[int, Any], scale: int) -> bool:
+def _fit_details(details: dict[int, Any], factors: Factors) -> bool:
     """Multiply what counts pixels in EXIF's own directory; whether anything does."""
     changed = False
     for tag in FOCAL_PLANE_RESOLUTIONS:
         if tag in details:
-            details[tag] = float(details[tag]) * scale
+            factor = factors.across if tag == FOCAL_PLANE_X_RESOLUTION else factors.down
+            details[tag] = float(details[tag]) * factor
             changed = True
     for tag in SUBJECT_PLACES:
         if tag in details:
-            details[tag] = tuple(value * scale for value in details[tag])
+            details[tag] = _fitted_places(details[tag], factors)
             changed = True
     return changed
 
 
-def _fit_ground(exif: Image.Exif, scale: int) -> bool:
+def _fitted_places(places: Sequence[float], factors: Factors) -> tuple[int, ...]:
+    """Places and lengths in whole pixels of the larger image."""
+    fitted: list[int] = []
+    for index, value in enumerate(places):
+        fitted.append(round(value * factors.of_place(index)))
+    return tuple(fitted)
+
+
+def _fit_ground(exif: Image.Exif, factors: Factors) -> bool:
     """Fit where pixels lie on the ground; whether the file says so."""
     # The middle of the first pixel is 0, not 0.5, where pixels are points.
     origin = 0.5 if _pixels_are_points(exif.get(GEO_KEYS, ())) else 0.0
     if PIXEL_SCALE in exif:
         across, down, up = exif[PIXEL_SCALE]
-        exif[PIXEL_SCALE] = (across / scale, down / scale, up)
+        exif[PIXEL_SCALE] = (across / factors.across, down / factors.down, up)
     if TIE_POINTS in exif:
-        exif[TIE_POINTS] = _fitted_tie_points(exif[TIE_POINTS], scale, origin)
+        exif[TIE_POINTS] = _fitted_tie_points(exif[TIE_POINTS], factors, origin)
     if TRANSFORMATION in exif:
-        exif[TRANSFORMATION] = _fitted_transformation(exif[TRANSFORMATION], scale, origin)
+        exif[TRANSFORMATION] = _fitted_transformation(exif[TRANSFORMATION], factors, origin)
     return any(tag in exif for tag in (PIXEL_SCALE, TIE_POINTS, TRANSFORMATION))
 
 
@@ -198,42 +230,50 @@ def _pixels_are_points(geo_keys: Sequence[int]) -> bool:
     return False
 
 
-def _fitted_tie_points(points: Sequence[float], scale: int, origin: float) -> tuple[float, ...]:
+def _fitted_tie_points(
+    points: Sequence[float], factors: Factors, origin: float
+) -> tuple[float, ...]:
     """Points of six numbers: column, row, depth, and the place on the ground."""
     fitted = list(points)
     for start in range(0, len(fitted), 6):
-        for index in (start, start + 1):
-            fitted[index] = (fitted[index] + origin) * scale - origin
+        fitted[start] = (fitted[start] + origin) * factors.across - origin
+        fitted[start + 1] = (fitted[start + 1] + origin) * factors.down - origin
     return tuple(fitted)
 
 
-def _fitted_transformation(matrix: Sequence[float], scale: int, origin: float) -> tuple[float, ...]:
+def _fitted_transformation(
+    matrix: Sequence[float], factors: Factors, origin: float
+) -> tuple[float, ...]:
     """The matrix (4, 4), row by row, from column and row in the image to the ground.
 
-    The old column is (new column + origin) / scale - origin; the same for rows.
+    The old column is (new column + origin) / factor - origin; the same for rows.
     """
-    shift = origin / scale - origin
+    shift_across = origin / factors.across - origin
+    shift_down = origin / factors.down - origin
     fitted = list(matrix)
     for start in range(0, 16, 4):
         per_column, per_row = matrix[start], matrix[start + 1]
-        fitted[start] = per_column / scale
-        fitted[start + 1] = per_row / scale
-        fitted[start + 3] = matrix[start + 3] + shift * (per_column + per_row)
+        fitted[start] = per_column / factors.across
+        fitted[start + 1] = per_row / factors.down
+        fitted[start + 3] = matrix[start + 3] + shift_across * per_column + shift_down * per_row
     return tuple(fitted)
 
 
-def _fitted_xmp(xmp: bytes, width: int, height: int, scale: int) -> bytes:
+def _fitted_xmp(xmp: bytes, width: int, height: int, times: float) -> bytes:
     """XMP with the new size, and with panoramas and regions in the new pixels."""
+
+    def enlarged(value: int) -> int:
+        return round(value * times)
+
+    def in_new_pixels(found: re.Match[bytes]) -> bytes:
+        return _with_numbers(found[0], rb"(?:stDim:[wh]|rdf:li)", enlarged)
+
     for name in _WIDTHS:
         xmp = _with_numbers(xmp, name, lambda _: width)
     for name in _HEIGHTS:
         xmp = _with_numbers(xmp, name, lambda _: height)
-    xmp = _with_numbers(xmp, _COUNTS, lambda value: value * scale)
-    xmp = _with_numbers(xmp, _RESOLUTIONS, lambda value: value * scale)
-
-    def in_new_pixels(found: re.Match[bytes]) -> bytes:
-        return _with_numbers(found[0], rb"(?:stDim:[wh]|rdf:li)", lambda value: value * scale)
-
+    xmp = _with_numbers(xmp, _COUNTS, enlarged)
+    xmp = _with_numbers(xmp, _RESOLUTIONS, enlarged)
     return _SUBJECT.sub(in_new_pixels, _REGIONS.sub(in_new_pixels, xmp))
 
 

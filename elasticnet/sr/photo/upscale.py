@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import UpscalePlan
 from elasticnet.sr.photo.large_array import large_array
 from elasticnet.sr.photo.photograph import Photo
-from elasticnet.sr.photo.scaled_metadata import fitted_metadata
+from elasticnet.sr.photo.scaled_metadata import Factors, fitted_metadata
 from elasticnet.sr.pixels import to_integers
 from elasticnet.sr.resize import imresize
 
@@ -23,10 +23,24 @@ _MARGIN = 64  # rows above and below a band whose colours may fill it
 _SMALLEST_WEIGHT = 1e-6  # so that a mean over pixels without weight divides by something
 
 
+class HasPlan(Protocol):
+    """What makes a plan for an image: an `elasticnet.sr.Upscaler`."""
+
+    def plan(self, depth: int | None = None, *, size: tuple[int, int] | None = None) -> UpscalePlan:
+        """Return the plan.
+
+        Args:
+            depth: Of the network; None for the default.
+            size: Height and width of the image.
+        """
+        ...
+
+
 def upscale_photo(
     photo: Photo,
-    plan: UpscalePlan,
+    plan: UpscalePlan | HasPlan,
     *,
+    size: tuple[int, int] | None = None,
     progress: Callable[[int, int], object] | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> Photo:
@@ -37,25 +51,44 @@ def upscale_photo(
 
     Args:
         photo: What `read_photo` returns.
-        plan: The network and how it is run, as `plan_upscale` makes it.
+        plan: The network and how it is run, as `plan_upscale` makes it; or an `Upscaler`.
+        size: Height and width of the result, at most those that the network makes: what it makes is
+            then resized by `imresize`, with antialiasing. Default: what the network makes.
         progress: Called with (tiles done, all tiles).
         folder: Where the file lies that a result of more than 512 MB is mapped to. Nobody else
             sees it, and it is gone with the array. Default: where temporary files go.
 
     Raises:
-        ValueError: The network gives NaN or infinity.
+        TypeError: `photo` is no photograph.
+        ValueError: The network gives NaN or infinity, or makes less than `size`.
         MemoryError: Even the smallest tile takes more than there is.
         OSError: There is no room for the result in `folder`.
     """
+    if not isinstance(photo, Photo):
+        raise TypeError(
+            f"photo is of type {type(photo).__name__}: expected a Photo, as read_photo returns it"
+        )
+    if not isinstance(plan, UpscalePlan):
+        plan = plan.plan(size=photo.size)
     height, width = photo.size
+    size_of_net = (height * plan.scale, width * plan.scale)
+    size = size or size_of_net
+    if size[0] > size_of_net[0] or size[1] > size_of_net[1]:
+        raise ValueError(
+            f"size {size}: of an image of {photo.size} the network makes {size_of_net}, "
+            "and what it makes is not enlarged further"
+        )
     source = photo.pixels
     if photo.alpha is not None:
         source = fill_hidden(photo.pixels, photo.alpha)
-    shape = (height * plan.scale, width * plan.scale, *source.shape[2:])
-    pixels = large_array(shape, source.dtype, folder)
+    pixels = large_array((*size_of_net, *source.shape[2:]), source.dtype, folder)
     upscale_array(source, plan, out=pixels, progress=progress)
-    alpha = None if photo.alpha is None else imresize(photo.alpha, plan.scale)
-    return fitted_metadata(replace(photo, pixels=pixels, alpha=alpha), plan.scale)
+    if size != size_of_net:
+        pixels = imresize(pixels, size=size)
+    alpha = None if photo.alpha is None else imresize(photo.alpha, size=size)
+    enlarged = replace(photo, pixels=pixels, alpha=alpha)
+    factors = Factors(across=size[1] / width, down=size[0] / height)
+    return fitted_metadata(enlarged, factors)
 
 
 def fill_hidden(pixels: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Write photographs as PNG, TIFF, JPEG or WebP, with all that belongs to them."""
+"""Write photographs as PNG, TIFF, JPEG, WebP or GIF, with all that belongs to them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from elasticnet._files import replacing as replacing  # part of this module's interface
+from elasticnet.sr.photo.gif_writer import GifFrame, notes_of_gif, write_gif
 from elasticnet.sr.photo.large_array import large_array
 from elasticnet.sr.photo.metadata import JPEG_XMP, packed_exif
 from elasticnet.sr.photo.photograph import STRIP_BYTES, ImageError, Photo
 from elasticnet.sr.photo.png_colors import other_than_srgb
-from elasticnet.sr.photo.png_writer import write_png
+from elasticnet.sr.photo.png_writer import FAST_LEVEL, write_png
 from elasticnet.sr.photo.tiff_writer import (
     INCH,
     RESOLUTION_UNIT,
@@ -32,17 +33,26 @@ FORMATS = {
     ".webp": "WEBP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
+    ".gif": "GIF",
 }
-FORMATS_OF_8_BITS = ("JPEG", "WEBP")
+# Those that an image keeps where nothing else is asked for. GIF would lose colours: it becomes PNG.
+KEPT_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
+FORMATS_OF_8_BITS = ("JPEG", "WEBP", "GIF")
 DEFAULT_QUALITY = 95
 QUALITY_OF_FULL_COLOR = 90  # from here on a JPEG keeps colours at full resolution
-LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "PNG": 2**31 - 1, "TIFF": 2**31 - 1}
+LARGEST_SIDE = {
+    "JPEG": 65500,
+    "WEBP": 16383,
+    "GIF": 65535,
+    "PNG": 2**31 - 1,
+    "TIFF": 2**31 - 1,
+}
 _JPEG_SEGMENT = 65533  # bytes that one segment of a JPEG holds
 _JPEG_MAX_DPI = 65535
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
-    """Return the format that a file name's extension stands for: PNG, JPEG, WEBP or TIFF.
+    """Return the format that a file name's extension stands for, such as "JPEG".
 
     Args:
         path: The name.
@@ -59,16 +69,17 @@ def format_of(path: str | os.PathLike[str]) -> str:
     return FORMATS[extension.lower()]
 
 
-def check_fits(photo: Photo, format: str, scale: int = 1) -> None:
+def check_fits(photo: Photo, format: str, size: tuple[int, int] | None = None) -> None:
     """Refuse a photograph that cannot be written in a format without loss.
 
-    JPEG holds no transparency, JPEG and WebP hold 8 bits per channel; each format has a largest
-    side. A photograph with an alpha channel that is opaque everywhere fits JPEG.
+    JPEG holds no transparency, JPEG, WebP and GIF hold 8 bits per channel; each format has a
+    largest side. A photograph with an alpha channel that is opaque everywhere fits JPEG. GIF takes
+    colours and half transparent pixels away; `write_photo` says so in a note.
 
     Args:
         photo: As it was read.
         format: One of the values of `FORMATS`.
-        scale: How many times it will be enlarged before it is written.
+        size: Height and width that it will have when it is written. Default: its own.
 
     Raises:
         ImageError: It does not fit; the message names formats that hold it.
@@ -79,7 +90,7 @@ def check_fits(photo: Photo, format: str, scale: int = 1) -> None:
         )
     if format == "JPEG" and _is_transparent(photo):
         raise ImageError("it has transparency, which JPEG cannot hold: write .png, .webp or .tif")
-    side = scale * max(photo.size)
+    side = max(size or photo.size)
     if side > LARGEST_SIDE[format]:
         raise ImageError(
             f"{side} pixels on one side, and {format} holds {LARGEST_SIDE[format]}: "
@@ -101,20 +112,23 @@ def write_photo(
     *,
     quality: int | None = None,
     lossless: bool = False,
+    png_level: int = FAST_LEVEL,
     folder: str | os.PathLike[str] | None = None,
 ) -> list[str]:
     """Write a photograph with EXIF (with the new size), XMP, colour profile and DPI.
 
     PNG and TIFF are compressed by Deflate, a strip at a time, so that a memory-mapped photograph of
     any size needs next to no memory. JPEG and WebP are written by Pillow from 4 bytes a pixel.
-    WebP has no place for DPI but in EXIF.
+    WebP has no place for DPI but in EXIF. GIF holds nothing but the pixels, in up to 256 colours.
 
     Args:
         photo: The photograph.
         file: Seekable, in binary mode, empty.
-        format: "PNG", "JPEG", "WEBP" or "TIFF".
+        format: "PNG", "JPEG", "WEBP", "TIFF" or "GIF".
         quality: Of JPEG and of WebP, 1 to 100. Default: 95.
         lossless: Write WebP without loss.
+        png_level: Of PNG, how hard pixels are packed: 0 (not at all), 1 (fast), 2 to 9 (smaller and
+            slower).
         folder: Where the 4 bytes a pixel lie, in a nameless file, if they are more than 512 MB.
             Default: where temporary files go.
 
@@ -125,9 +139,9 @@ def write_photo(
         ImageError: The format cannot hold the photograph.
     """
     check_fits(photo, format)
-    exif = _exif_with_size(photo)
+    exif = exif_with_size(photo)
     if format == "PNG":
-        write_png(photo, exif, file)
+        write_png(photo, exif, file, png_level)
         return []
     notes: list[str] = []
     colors = other_than_srgb(photo.png_colors, photo.icc)
@@ -139,6 +153,8 @@ def write_photo(
     if format == "TIFF":
         write_tiff(photo, exif, file)
         return notes
+    if format == "GIF":
+        return notes + _write_still_gif(photo, file)
     quality = DEFAULT_QUALITY if quality is None else quality
     if format == "JPEG":
         options = _jpeg_options(photo, exif, quality, notes)
@@ -155,8 +171,12 @@ def write_photo(
     return notes
 
 
-def _exif_with_size(photo: Photo) -> bytes:
-    """The EXIF data with the photograph's own size, where it names one."""
+def exif_with_size(photo: Photo) -> bytes:
+    """Return a photograph's EXIF data with its own size, where the data name one.
+
+    Args:
+        photo: With or without EXIF.
+    """
     if not photo.exif:
         return b""
     exif = Image.Exif()
@@ -175,6 +195,13 @@ def _exif_with_size(photo: Photo) -> bytes:
         return photo.exif
     exif[ExifTags.IFD.Exif] = tags
     return packed_exif(exif)
+
+
+def _write_still_gif(photo: Photo, file: BinaryIO) -> list[str]:
+    """Write a GIF of one frame; returns what was lost."""
+    frame = GifFrame(pixels=photo.pixels, alpha=photo.alpha, duration_ms=0)
+    write_gif([frame], file, size=photo.size, plays=1)
+    return notes_of_gif(photo)
 
 
 def _jpeg_options(photo: Photo, exif: bytes, quality: int, notes: list[str]) -> Mapping[str, Any]:

@@ -4,22 +4,29 @@ meet.
 
 from __future__ import annotations
 
+import io
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import nn
 
 import elasticnet
 from elasticnet import ElasticWrapper
+from elasticnet.card import DepthCard, measure
 from elasticnet.sr import Upscaler, asrn, edsr
+from elasticnet.sr.inference import depth_choice
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import plan_upscale
+from elasticnet.sr.photo import Photo
+from elasticnet.sr.photo.costs import PhotoCosts
+from elasticnet.sr.photo.upscale import upscale_photo
 from elasticnet.sr.resize import imresize
 
 NET = asrn(2, 3, 8, init="default").eval()
@@ -102,12 +109,142 @@ def test_a_picture_of_16_bits() -> None:
     np.testing.assert_array_equal(np.asarray(result), enlarge(NET, image))
 
 
-@pytest.mark.parametrize("mode", ["P", "CMYK", "1", "F", "I", "YCbCr"])
+def test_modes_of_32_bits() -> None:
+    deep = pixels(9, 8, dtype="uint16")
+    integers = Upscaler(NET)(Image.fromarray(deep.astype(np.int32)))
+    assert integers.mode == "I"
+    np.testing.assert_array_equal(np.asarray(integers), enlarge(NET, deep))
+    values = pixels(9, 8, dtype="float32")
+    floats = Upscaler(NET)(Image.fromarray(values))
+    assert floats.mode == "F"
+    np.testing.assert_array_equal(np.asarray(floats), enlarge(NET, values))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((4, 4), 65536, np.int32), "mode I with values from 65536 to 65536: expected 0..6"),
+        (np.full((4, 4), -1, np.int32), "mode I with values from -1 to -1: expected 0..65535"),
+        (np.full((4, 4), 255, np.float32), "values from 255 to 255: expected 0..1: divide it by"),
+    ],
+)
+def test_modes_of_32_bits_in_another_range_are_refused(image: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Upscaler(NET)(Image.fromarray(image))
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "1", "YCbCr"])
 def test_other_modes_are_refused(mode: str) -> None:
     with pytest.raises(
         ValueError, match=rf"image of mode {mode}: expected RGB, .*convert\('RGB'\)"
     ):
         Upscaler(NET)(Image.new(mode, (4, 4)))
+
+
+def test_a_palette_with_transparency_is_refused_with_the_mode_that_keeps_it() -> None:
+    image = Image.new("P", (4, 4))
+    image.info["transparency"] = 0
+    with pytest.raises(ValueError, match=r"image of mode P: .*convert\('RGBA'\)"):
+        Upscaler(NET)(image)
+
+
+# --- pictures of phones
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "TIFF", "PNG"])
+def test_the_orientation_is_applied_and_reset(orientation: int, format: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    exif[ExifTags.Base.Make] = "a phone"
+    file = io.BytesIO()
+    Image.fromarray(pixels(12, 17, 3)).save(file, format, exif=exif, dpi=(300, 200))
+    upright = ImageOps.exif_transpose(Image.open(file))
+    result = Upscaler(NET)(Image.open(file))
+    np.testing.assert_array_equal(np.asarray(result), enlarge(NET, np.asarray(upright)))
+    kept = result.getexif()
+    assert kept.get(ExifTags.Base.Orientation, 1) == 1
+    assert kept[ExifTags.Base.Make] == "a phone"
+    if format == "JPEG":
+        assert result.info["dpi"] == ((200, 300) if orientation >= 5 else (300, 200))
+
+
+def test_the_size_in_exif_is_that_of_the_result() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ExifImageWidth] = 17
+    image = Image.fromarray(pixels(12, 17, 3))
+    image.info["exif"] = exif.tobytes()
+    details = Upscaler(NET)(image).getexif().get_ifd(ExifTags.IFD.Exif)
+    assert details[ExifTags.Base.ExifImageWidth] == 34
+
+
+# --- photographs with all that belongs to them
+
+
+def test_upscale_photo_takes_an_upscaler() -> None:
+    photo = Photo(pixels=pixels(12, 17, 3), dpi=(300, 300), icc=b"profile")
+    large = upscale_photo(photo, Upscaler(NET, 2))
+    np.testing.assert_array_equal(large.pixels, enlarge(NET, photo.pixels, depth=2))
+    assert (large.dpi, large.icc) == (photo.dpi, photo.icc)
+    with pytest.raises(TypeError, match="photo is of type Upscaler: expected a Photo"):
+        upscale_photo(Upscaler(NET), photo)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_size_that_is_not_enlarged_to() -> None:
+    photo = Photo(pixels=pixels(12, 17, 3))
+    assert upscale_photo(photo, Upscaler(NET), size=(20, 30)).size == (20, 30)
+    with pytest.raises(ValueError, match=r"size \(25, 34\): of an image of \(12, 17\)"):
+        upscale_photo(photo, Upscaler(NET), size=(25, 34))
+
+
+# --- a budget
+
+
+@pytest.fixture
+def known_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 ms a block for 640x360, nothing for what is beside the network; all of it is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(PhotoCosts, "converting", lambda *_: 0.0)
+
+    def made_card(net: ElasticWrapper, example: torch.Tensor, **options: Any) -> DepthCard:
+        card = measure(net, torch.rand(1, 3, 8, 8), repeats=1, memory=False)
+        rows = [
+            replace(row, latency_ms=100.0 * row.depth, latency_p95_ms=100.0 * row.depth)
+            for row in card.rows
+        ]
+        return replace(card, rows=tuple(rows), input_shape=tuple(example.shape))
+
+    monkeypatch.setattr(depth_choice, "measure", made_card)
+
+
+@pytest.mark.usefixtures("known_costs")
+@pytest.mark.parametrize(("max_ms", "depth"), [(350, 3), (299, 2), (100, 1)])
+def test_max_ms_chooses_the_depth_by_the_size(weights: Path, max_ms: float, depth: int) -> None:
+    upscaler = Upscaler(weights, max_ms=max_ms, tile=None)
+    assert upscaler.plan(size=(360, 640)).depth == depth
+    assert upscaler.plan(size=(36, 64)).depth == 3  # a hundredth of the pixels
+    assert upscaler.plan(2, size=(360, 640)).depth == 2  # a call's own depth wins
+    assert Upscaler(weights, 1, max_ms=max_ms).plan(size=(36, 64)).depth == 1  # never deeper
+
+
+@pytest.mark.usefixtures("known_costs")
+def test_calls_within_max_ms(weights: Path) -> None:
+    image = pixels(90, 160, 3)  # a sixteenth of the pixels
+    upscaler = Upscaler(weights, max_ms=15, tile=None)
+    expected = enlarge(NET, image, depth=2, tile=None)
+    np.testing.assert_array_equal(upscaler(image), expected)
+    np.testing.assert_array_equal(np.asarray(upscaler(Image.fromarray(image))), expected)
+    with pytest.raises(ValueError, match=r"no depth fits latency_ms <= 3 ms: depth 1 comes near"):
+        Upscaler(weights, max_ms=3)(image)
+
+
+@pytest.mark.parametrize("max_ms", [0, -1, float("nan"), float("inf")])
+def test_a_budget_out_of_range_is_refused(weights: Path, max_ms: float) -> None:
+    with pytest.raises(ValueError, match=f"max_ms {max_ms!r}: expected a number of milliseconds"):
+        Upscaler(weights, max_ms=max_ms)
+
+
+# --- other kinds
 
 
 def test_other_kinds_are_refused() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from elasticnet.sr.photo import Photo, read_photo
 from elasticnet.sr.photo.photograph import ImageError
 from elasticnet.sr.photo.reading import decode_photo
-from elasticnet.sr.photo.scaled_metadata import fitted_metadata
+from elasticnet.sr.photo.scaled_metadata import Factors, fitted_metadata
 from elasticnet.sr.photo.writing import write_photo
 from photo_files import png_bytes
 
@@ -41,7 +41,8 @@ def geo_tiff(raster_type: int | None = None, **tags: Any) -> io.BytesIO:
 def enlarged(photo: Photo, scale: int) -> Photo:
     """The photograph with larger pixels, without a network."""
     pixels = photo.pixels.repeat(scale, axis=0).repeat(scale, axis=1)
-    return fitted_metadata(Photo(pixels, exif=photo.exif, xmp=photo.xmp, notes=photo.notes), scale)
+    large = Photo(pixels, exif=photo.exif, xmp=photo.xmp, notes=photo.notes)
+    return fitted_metadata(large, Factors(across=scale, down=scale))
 
 
 def written_tags(photo: Photo) -> dict[int, Any]:

@@ -1,0 +1,215 @@
+"""The deepest depth that enlarges an image within a budget of time and memory.
+
+The same image gets the same depth in every run: what the choice is made by is measured once, and
+kept for the user and the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from elasticnet._files import message_of
+from elasticnet.card import DepthCard, DepthRow, card_of, measure
+from elasticnet.card.user_cards import card_file, keep_card, kept_card
+from elasticnet.memory import MB
+from elasticnet.registry import recorded
+from elasticnet.sr.inference.tile_layout import first_tiling
+from elasticnet.sr.inference.upscale_plan import UpscalePlan
+
+SELF_ENSEMBLE_PASSES = 8
+EXAMPLE_SIZE = (360, 640)  # height and width of what is measured, as `elasticnet profile` does
+ROUNDS = 3  # of which the fastest counts for each depth
+REPEATS = 3  # passes that are timed at each depth in a round
+MAX_SECONDS = 7  # after which a round begins no further pass
+
+
+class DepthChoice(NamedTuple):
+    """A depth for an image, and what it is expected to cost.
+
+    Attributes:
+        plan: The plan at this depth.
+        cost: Of the whole image: milliseconds, and MB if memory is limited, in words.
+        source: Where the numbers come from, in words.
+        instability: Why another run may choose another depth; empty if it will not.
+    """
+
+    plan: UpscalePlan
+    cost: str
+    source: str
+    instability: str
+
+
+class _KnownCosts(NamedTuple):
+    """What the depths cost, and where that is known from."""
+
+    card: DepthCard
+    source: str
+    instability: str
+
+
+class DepthChooser:
+    """Chooses a depth for each image, by a card of this machine.
+
+    The card is the one in the file of weights, or that which is kept for the user. Without one the
+    depths are measured when they are first needed, in several rounds of which the fastest counts,
+    and the card is kept. Several threads may share a chooser.
+
+    Args:
+        plan: Of the deepest depth that may be chosen.
+        weights: The file of the network, which may hold a card of this machine; None if there is no
+            file.
+        max_ms: Milliseconds that an image may take. Default: no limit.
+        max_memory: Megabytes (10**6 bytes) that a pass may take: weights, input and all that it
+            adds, beside the image and the result. Default: no limit.
+    """
+
+    def __init__(
+        self,
+        plan: UpscalePlan,
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        max_ms: float | None = None,
+        max_memory: float | None = None,
+    ) -> None:
+        self._plan = plan
+        self._weights = weights
+        self._max_ms = max_ms
+        self._max_memory = max_memory
+        self._known: _KnownCosts | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self, size: tuple[int, int], other_ms: float = 0.0) -> DepthChoice:
+        """Return the depth for an image.
+
+        Args:
+            size: Height and width of the image in LR pixels.
+            other_ms: Milliseconds that the image takes beside the network, such as reading and
+                writing; they count against `max_ms`.
+
+        Raises:
+            ValueError: No depth fits; the message names the nearest one and by how much it misses.
+        """
+        with self._lock:
+            if self._known is None:
+                self._known = self._find_costs()
+        card, source, instability = self._known
+        tiling = first_tiling(self._plan, size)
+        height, width = tiling.window_size
+
+        # The card's numbers hold for its own example; the image has other tiles.
+        batch, _, card_height, card_width = card.input_shape
+        tile_share = height * width / (batch * card_height * card_width)
+        passes = SELF_ENSEMBLE_PASSES if self._plan.self_ensemble else 1
+        image_share = tile_share * tiling.num_tiles * passes
+        rows: list[DepthRow] = []
+        for row in card.rows:
+            if row.depth <= self._plan.depth:
+                rows.append(self._scaled(row, tile_share, image_share, other_ms))
+        scaled = replace(card, rows=tuple(rows))
+
+        depth = scaled.depth_for(latency_ms=self._max_ms, memory_mb=self._max_memory)
+        cost = _cost_in_words(scaled.row(depth))
+        plan = self._plan.at_depth(depth)
+        return DepthChoice(plan=plan, cost=cost, source=source, instability=instability)
+
+    def _find_costs(self) -> _KnownCosts:
+        """A card in the file, else one that is kept, else one that is measured now and kept."""
+        card = self._card_in_file()
+        if card is not None:
+            return _KnownCosts(card, "by the file's card of this machine", "")
+        architecture, arguments = recorded(self._plan.net)
+        if architecture is None:  # nothing to keep the card by
+            why = "the network has no registered architecture to keep its card by"
+            return _KnownCosts(self._measure(), "measured now", why)
+        try:
+            file = card_file(architecture, arguments, self._plan.net.taps)
+        except OSError as error:
+            return _KnownCosts(self._measure(), "measured now", message_of(error))
+        card = kept_card(file, device=self._plan.device, dtype=self._plan.dtype)
+        if card is not None and self._holds_enough(card):
+            return _KnownCosts(card, "by the card that is kept of this machine", "")
+        card = self._measure()
+        try:
+            keep_card(file, card)
+        except OSError as error:
+            return _KnownCosts(card, "measured now", message_of(error))
+        return _KnownCosts(card, "measured now and kept", "")
+
+    def _card_in_file(self) -> DepthCard | None:
+        """The card in the file, if it is of this machine and holds what the budgets need."""
+        if self._weights is None:
+            return None
+        try:
+            card = card_of(self._weights, device=self._plan.device, dtype=self._plan.dtype)
+        except ValueError:  # the file has no card of this machine
+            return None
+        return card if self._holds_enough(card) else None
+
+    def _holds_enough(self, card: DepthCard) -> bool:
+        """Whether a card is of images, and of all that the budgets limit."""
+        if len(card.input_shape) != 4:
+            return False
+        return self._max_memory is None or all(row.memory_mb is not None for row in card.rows)
+
+    def _measure(self) -> DepthCard:
+        """The card of a medium-sized image, the fastest of several rounds."""
+        example = torch.rand(1, 3, *EXAMPLE_SIZE).to(self._plan.device, self._plan.dtype)
+        cards: list[DepthCard] = []
+        for number in range(ROUNDS):
+            card = measure(
+                self._plan.net,
+                example,
+                repeats=REPEATS,
+                seconds=MAX_SECONDS,
+                memory=number == 0 and self._max_memory is not None,
+            )
+            cards.append(card)
+        return fastest(cards)
+
+    def _scaled(
+        self, row: DepthRow, tile_share: float, image_share: float, other_ms: float
+    ) -> DepthRow:
+        """A row for another number of pixels: weights stay, all the rest grows with the pixels.
+
+        tile_share is the number of pixels of a window, image_share of all windows of the image, as
+        parts of the pixels that the row was measured on.
+        """
+        memory = row.memory_mb
+        if memory is not None:
+            weights = row.parameters * self._plan.dtype.itemsize / MB
+            memory = weights + max(0.0, memory - weights) * tile_share
+        latency = row.latency_ms * image_share + other_ms
+        return replace(row, latency_ms=latency, memory_mb=memory)
+
+
+def fastest(cards: Sequence[DepthCard]) -> DepthCard:
+    """Return a card whose times are, for each depth, those of the fastest of several cards.
+
+    A machine that is busy for a moment makes times longer, never shorter.
+
+    Args:
+        cards: Of one network on one machine. All but the times is that of the first one.
+    """
+    rows: list[DepthRow] = []
+    for row in cards[0].rows:
+        best = min((card.row(row.depth) for card in cards), key=lambda each: each.latency_ms)
+        times = replace(
+            row,
+            latency_ms=best.latency_ms,
+            latency_p95_ms=best.latency_p95_ms,
+            latency_spread_ms=best.latency_spread_ms,
+        )
+        rows.append(times)
+    return replace(cards[0], rows=tuple(rows))
+
+
+def _cost_in_words(row: DepthRow) -> str:
+    if row.memory_mb is None:
+        return f"{row.latency_ms:.0f} ms"
+    return f"{row.latency_ms:.0f} ms and {row.memory_mb:.0f} MB"
