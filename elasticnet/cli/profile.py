@@ -58,13 +58,14 @@ def add_parser(commands: Commands) -> None:
         "Measure, per depth and on this machine: parameters, MACs, latency, peak memory, "
         "throughput, and PSNR and SSIM where data is given. The depth card goes into FILE, in "
         "place of an earlier one of the same machine, and as Markdown, JSON and a figure beside "
-        "it. The exit status is 1 when an image could not be used."
+        "it. That of a packaged net goes into the user's cache folder, where `elasticnet upscale "
+        "--max-ms` finds it. The exit status is 1 when an image could not be used."
     )
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="a checkpoint of a registered architecture: a path, or with --no-store also the name "
-        "of a packaged net such as asrn-x4, an http(s) URL or hf://...",
+        help="a checkpoint of a registered architecture: a path, the name of a packaged net such "
+        "as asrn-x4, or with --no-store also an http(s) URL or hf://...",
     )
     _add_input(parser)
     _add_measuring(parser)
@@ -152,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
     """
     import torch
 
-    from elasticnet.card import measure, store_card
+    from elasticnet.card import measure
     from elasticnet.card.timing import limited_threads
     from elasticnet.checkpoint import load
     from elasticnet.sr.card_metrics import METRICS, as_quality, images_per_pass
@@ -190,8 +191,7 @@ def run(options: argparse.Namespace) -> int:
     if folder is not None:
         _write(card, folder, options.file)
     if not options.no_store:
-        store_card(options.file, card)
-        print(f"stored in {options.file}")
+        print(_store(options.file, card))
     return 0 if quality is None else report_skipped(quality.skipped)
 
 
@@ -207,19 +207,38 @@ def _check_architecture(options: argparse.Namespace) -> None:
 
 
 def _check_storable(file: str) -> None:
-    """Refuse a file that the card cannot, or must not, be stored in."""
-    from elasticnet.checkpoint.packaged import source_of
-    from elasticnet.sr.models.pretrained import WEIGHTS
-
+    """Refuse a file that the card cannot be stored in, and that has no place for it elsewhere."""
     if _is_remote(file):
         raise ValueError(
             f"{file}: a card can only be stored in a local file: download it, or pass --no-store"
         )
-    if WEIGHTS.resolve() in Path(source_of(file)).resolve().parents:
-        raise ValueError(
-            f"{file}: belongs to the installed package: profile a copy of it, or pass --no-store"
-        )
-    _check_writable(Path(file).parent)
+    if not _is_packaged(file):
+        _check_writable(Path(file).parent)
+
+
+def _is_packaged(file: str) -> bool:
+    """Whether a file belongs to an installed package: it is left as it is."""
+    from elasticnet.checkpoint.packaged import packaged_files, source_of
+
+    resolved = Path(source_of(file)).resolve()
+    return any(resolved == each.resolve() for each in packaged_files().values())
+
+
+def _store(file: str, card: DepthCard) -> str:
+    """Store a card in its file, or for the user where the file is the package's; says where."""
+    from elasticnet.card import store_card
+    from elasticnet.card.user_cards import card_file, keep_card
+    from elasticnet.checkpoint import read_header
+
+    if not _is_packaged(file):
+        store_card(file, card)
+        return f"stored in {file}"
+    header = read_header(file)
+    architecture = header["architecture"]
+    assert architecture is not None  # the package's files have one
+    kept = card_file(architecture, header["arguments"], header["taps"])
+    keep_card(kept, card)
+    return f"kept for this user in {kept}"
 
 
 def _report_folder(options: argparse.Namespace) -> Path | None:
@@ -228,7 +247,7 @@ def _report_folder(options: argparse.Namespace) -> Path | None:
 
     if options.out:
         return make_writable_folder(options.out)  # now, and not when everything is measured
-    if options.no_store:
+    if options.no_store or _is_packaged(options.file):
         return None
     return Path(options.file).parent
 

@@ -17,6 +17,7 @@ from torch import nn
 import elasticnet
 from elasticnet import ElasticWrapper, registry
 from elasticnet.card import DepthCard, card_of
+from elasticnet.card.user_cards import kept_card
 from elasticnet.checkpoint import read_header
 from elasticnet.cli import main
 from elasticnet.registry import Architecture
@@ -189,16 +190,21 @@ def test_bad_input_is_refused_before_anything_is_measured(file, tmp_path, capsys
     assert read_header(file)["cards"] == {}
 
 
-def test_the_file_in_the_package_is_left_alone(capsys):
+@pytest.mark.parametrize("by_name", [True, False])
+def test_the_card_of_a_packaged_net_is_kept_for_the_user(capsys, tmp_path, monkeypatch, by_name):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
     packaged = weights_file(4)
     before = packaged.read_bytes(), sorted(packaged.parent.iterdir())
-    assert main(["profile", str(packaged), *QUICK, "--no-memory"]) == 2
-    assert (
-        "belongs to the installed package: profile a copy of it, or pass --no-store"
-        in capsys.readouterr().err
-    )
-    assert main(["profile", str(packaged), *QUICK, "--no-memory", "--no-store"]) == 0
+    file = "asrn-x4" if by_name else str(packaged)
+    assert main(["profile", file, *QUICK, "--no-memory"]) == 0
+    [kept] = (tmp_path / "cache" / "elasticnet" / "cards").iterdir()
+    assert f"kept for this user in {kept}\n" in capsys.readouterr().out
+    card = kept_card(kept)
+    assert card is not None
+    assert [row.depth for row in card.rows] == [1, 2, 3, 4, 5]
     assert (packaged.read_bytes(), sorted(packaged.parent.iterdir())) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root writes everywhere")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 
 from elasticnet._files import message_of
 from elasticnet.card import DepthCard, DepthRow, card_of, measure
+from elasticnet.card.timing import time_depths, timing_of
 from elasticnet.card.user_cards import card_file, keep_card, kept_card
 from elasticnet.memory import MB
 from elasticnet.registry import recorded
@@ -23,10 +24,9 @@ from elasticnet.sr.inference.tile_layout import first_tiling
 from elasticnet.sr.inference.upscale_plan import UpscalePlan
 
 SELF_ENSEMBLE_PASSES = 8
-EXAMPLE_SIZE = (360, 640)  # height and width of what is measured, as `elasticnet profile` does
-ROUNDS = 3  # of which the fastest counts for each depth
-REPEATS = 3  # passes that are timed at each depth in a round
-MAX_SECONDS = 7  # after which a round begins no further pass
+EXAMPLE_SIZE = (180, 320)  # height and width of what is measured: about those of a tile
+ROUNDS = 5  # of passes to every depth, of which the fastest counts for each depth
+MAX_SECONDS = 20  # after which no further round begins
 
 
 class DepthChoice(NamedTuple):
@@ -158,19 +158,7 @@ class DepthChooser:
         return self._max_memory is None or all(row.memory_mb is not None for row in card.rows)
 
     def _measure(self) -> DepthCard:
-        """The card of a medium-sized image, the fastest of several rounds."""
-        example = torch.rand(1, 3, *EXAMPLE_SIZE).to(self._plan.device, self._plan.dtype)
-        cards: list[DepthCard] = []
-        for number in range(ROUNDS):
-            card = measure(
-                self._plan.net,
-                example,
-                repeats=REPEATS,
-                seconds=MAX_SECONDS,
-                memory=number == 0 and self._max_memory is not None,
-            )
-            cards.append(card)
-        return fastest(cards)
+        return measured_card(self._plan, with_memory=self._max_memory is not None)
 
     def _scaled(
         self, row: DepthRow, tile_share: float, image_share: float, other_ms: float
@@ -188,25 +176,40 @@ class DepthChooser:
         return replace(row, latency_ms=latency, memory_mb=memory)
 
 
-def fastest(cards: Sequence[DepthCard]) -> DepthCard:
-    """Return a card whose times are, for each depth, those of the fastest of several cards.
+def measured_card(plan: UpscalePlan, with_memory: bool) -> DepthCard:
+    """Return a card of this machine, measured now on an image as large as a tile.
+
+    Args:
+        plan: Of the network.
+        with_memory: Whether the peak memory is measured, too, which takes some seconds more.
+    """
+    example = torch.rand(1, 3, *EXAMPLE_SIZE).to(plan.device, plan.dtype)
+    card = measure(plan.net, example, repeats=1, memory=with_memory)
+    times = time_depths(plan.net, example, repeats=ROUNDS, seconds=MAX_SECONDS, warm_up=0)
+    return with_fastest_times(card, times)
+
+
+def with_fastest_times(card: DepthCard, times: Mapping[int, Sequence[float]]) -> DepthCard:
+    """Return a card whose times are the fastest that were taken.
 
     A machine that is busy for a moment makes times longer, never shorter.
 
     Args:
-        cards: Of one network on one machine. All but the times is that of the first one.
+        card: Of the network.
+        times: Of passes to each depth, in milliseconds.
     """
     rows: list[DepthRow] = []
-    for row in cards[0].rows:
-        best = min((card.row(row.depth) for card in cards), key=lambda each: each.latency_ms)
-        times = replace(
+    for row in card.rows:
+        fastest = min(times[row.depth])
+        times_of_row = replace(
             row,
-            latency_ms=best.latency_ms,
-            latency_p95_ms=best.latency_p95_ms,
-            latency_spread_ms=best.latency_spread_ms,
+            latency_ms=fastest,
+            latency_p95_ms=max(times[row.depth]),
+            latency_spread_ms=timing_of(times[row.depth]).spread_ms,
         )
-        rows.append(times)
-    return replace(cards[0], rows=tuple(rows))
+        rows.append(times_of_row)
+    num_rounds = min(len(each) for each in times.values())
+    return replace(card, rows=tuple(rows), repeats=num_rounds)
 
 
 def _cost_in_words(row: DepthRow) -> str:

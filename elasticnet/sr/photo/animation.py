@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -25,6 +24,7 @@ from elasticnet.sr.photo.large_array import large_array
 from elasticnet.sr.photo.metadata import UPRIGHT, orientation_in, read_exif, take_xmp
 from elasticnet.sr.photo.photograph import ImageError, Photo, turned_upright
 from elasticnet.sr.photo.png_writer import FAST_LEVEL, packed_pixels, write_chunk, write_head
+from elasticnet.sr.photo.silence import without_warnings
 from elasticnet.sr.photo.upscale import upscale_photo
 from elasticnet.sr.photo.writing import DEFAULT_QUALITY, LARGEST_SIDE, exif_with_size
 
@@ -87,8 +87,7 @@ def is_animated(file: BinaryIO) -> bool:
     """
     file.seek(0)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             image = Image.open(file, formats=list(ANIMATED_FORMATS))
         return getattr(image, "n_frames", 1) > 1
     except Exception:  # whatever is wrong with it, `read_photo` says it better
@@ -121,8 +120,7 @@ def read_animation(
         OSError: There is no room for the frames.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             image = Image.open(file, formats=list(ANIMATED_FORMATS))
             assert isinstance(image, ImageFile.ImageFile)
             _check_size(image.width * image.height, max_pixels)

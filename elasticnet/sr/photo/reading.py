@@ -11,7 +11,6 @@ import math
 import os
 import re
 import threading
-import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,6 +46,7 @@ from elasticnet.sr.photo.samples import (
     why_samples_are_refused,
 )
 from elasticnet.sr.photo.scaled_metadata import without_places, xmp_without_places
+from elasticnet.sr.photo.silence import without_warnings
 from elasticnet.sr.photo.tiff_pages import (
     directories,
     go_to_main_page,
@@ -139,10 +139,9 @@ def _read_quietly(file: BinaryIO, name: str, max_pixels: int | None) -> Photo:
     """`decode_photo` under a limit, without Pillow's warnings of what becomes an error or a note.
 
     Warnings are silenced here and not in `decode_photo`, because filters of warnings belong to the
-    whole process and training reads in several threads.
+    whole process, and a training wants its own.
     """
-    with warnings.catch_warnings(), _pixel_limit(max_pixels) as limit:
-        warnings.simplefilter("ignore")
+    with without_warnings(), _pixel_limit(max_pixels) as limit:
         return decode_photo(file, name, max_pixels=limit)
 
 

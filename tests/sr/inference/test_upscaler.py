@@ -23,7 +23,7 @@ from elasticnet.card import DepthCard, measure
 from elasticnet.sr import Upscaler, asrn, edsr
 from elasticnet.sr.inference import depth_choice
 from elasticnet.sr.inference.tiling import upscale_array
-from elasticnet.sr.inference.upscale_plan import plan_upscale
+from elasticnet.sr.inference.upscale_plan import UpscalePlan, plan_upscale
 from elasticnet.sr.photo import Photo
 from elasticnet.sr.photo.costs import PhotoCosts
 from elasticnet.sr.photo.upscale import upscale_photo
@@ -206,15 +206,15 @@ def known_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(PhotoCosts, "converting", lambda *_: 0.0)
 
-    def made_card(net: ElasticWrapper, example: torch.Tensor, **options: Any) -> DepthCard:
-        card = measure(net, torch.rand(1, 3, 8, 8), repeats=1, memory=False)
+    def made_card(plan: UpscalePlan, with_memory: bool) -> DepthCard:
+        card = measure(plan.net, torch.rand(1, 3, 8, 8), repeats=1, memory=False)
         rows = [
             replace(row, latency_ms=100.0 * row.depth, latency_p95_ms=100.0 * row.depth)
             for row in card.rows
         ]
-        return replace(card, rows=tuple(rows), input_shape=tuple(example.shape))
+        return replace(card, rows=tuple(rows), input_shape=(1, 3, 360, 640))
 
-    monkeypatch.setattr(depth_choice, "measure", made_card)
+    monkeypatch.setattr(depth_choice, "measured_card", made_card)
 
 
 @pytest.mark.usefixtures("known_costs")
