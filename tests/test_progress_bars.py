@@ -49,4 +49,10 @@ def test_a_bar_is_hidden_where_there_is_no_terminal(path: Path) -> None:
 
 def test_the_files_with_bars_are_found() -> None:
     names = {path.name for path in files_with_bars()}
-    assert {"download.py", "decoding.py", "upscale_run.py", "evaluation.py", "measuring.py"} <= names
+    assert {
+        "download.py",
+        "decoding.py",
+        "upscale_run.py",
+        "evaluation.py",
+        "measuring.py",
+    } <= names
