@@ -172,7 +172,7 @@ class Options(OptionGroup):
     data: Data = Data()
     run: RunOptions = RunOptions(eval_every=100, save_every=100, log_every=20, keep=2)
     loss: LossOptions = LossOptions(psd_weight=0.03)
-    optimiser: Optimiser = Optimiser(batch_size=32, learning_rate=3e-3, warmup=20)
+    optimiser: Optimiser = Optimiser(batch_size=32, learning_rate=1e-3, warmup=60)
     compute: ComputeOptions = ComputeOptions(precision="float32")
 
     def __post_init__(self) -> None:

@@ -281,6 +281,16 @@ def test_the_guide_shows_the_numbers_of_the_record() -> None:
             cells.append(f"{bits:.3f}")
         assert f"| {' | '.join(cells)} |" in guide
 
+    for name, layers in (("elastic-gpt", "four"), ("elastic-gpt-8", "eight")):
+        numbers = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())["table"]
+        for way, words in (
+            ("by_assistant", "as a model of its own"),
+            ("by_early_exit", "by early exit"),
+        ):
+            cells = [f"{layers} layers, {words}"]
+            cells += [f"{each['speedup']:.2f}" for each in numbers[way].values()]
+            assert f"| {' | '.join(cells)} |" in guide
+
 
 # --- stopped, killed, resumed
 
