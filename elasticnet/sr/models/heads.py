@@ -28,6 +28,7 @@ from elasticnet.sr.models.folding import (
     own_output,
     runs_as_built,
 )
+from elasticnet.sr.models.graph_heads import GraphFoldedHead, GraphSkipHead
 
 SKIPS = (None, "bicubic")
 # kernel = stride of each deconvolution, by scale; two of 2 at x4, as the published counts need
@@ -243,6 +244,10 @@ class DeconvHead(nn.Module):
         unfolded.fold = False
         return unfolded
 
+    def for_export(self) -> nn.Module:
+        """Return what stands for this head in an exported file, if it has a skip; else itself."""
+        return _with_skip_of_convs(self, DeconvHead)
+
     def deconv_layers(self) -> list[nn.ConvTranspose2d]:
         """Return the deconvolutions, in order."""
         return [layer for layer in self.deconvs if isinstance(layer, nn.ConvTranspose2d)]
@@ -325,6 +330,13 @@ class FoldedHead(nn.Module):
         add_skip = _shared_skip(self.skip, self.scale)
         return add_skip(F.pixel_shuffle(output, self.scale), image)
 
+    def for_export(self) -> nn.Module:
+        """Return what stands for this head in an exported file: the same without a resize."""
+        if not runs_as_built(self, FoldedHead):
+            return self
+        has_skip = self.skip is not None
+        return GraphFoldedHead(self.conv, self.inner, scale=self.scale, has_skip=has_skip)
+
 
 class SubpixelHead(nn.Module):
     """The paper's module A: conv3x3 to channels scale^2, pixel shuffle, conv3x3 to 3.
@@ -370,6 +382,24 @@ class SubpixelHead(nn.Module):
             return add_skip(own_output(self.output, output), image)
 
         return run_layers
+
+    def for_export(self) -> nn.Module:
+        """Return what stands for this head in an exported file, if it has a skip; else itself."""
+        return _with_skip_of_convs(self, SubpixelHead)
+
+
+def _with_skip_of_convs(
+    head: DeconvHead | SubpixelHead, kind: type[nn.Module]
+) -> GraphSkipHead | DeconvHead | SubpixelHead:
+    """A head whose skip is made of convolutions; the head itself where it has none or is hooked.
+
+    A hook on the head would be called with other arguments and another output.
+    """
+    if head.skip is None or not runs_as_built(head, kind):
+        return head
+    without_skip = detached_copy(head)
+    without_skip.skip = None
+    return GraphSkipHead(without_skip, scale=head.scale)
 
 
 def _shared_skip(skip: str | None, scale: int) -> Callable[[Tensor, Tensor | None], Tensor]:
