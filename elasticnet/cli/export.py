@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,12 +27,17 @@ ALL_DEPTHS = "all"
 
 NO_AXIS = "none"  # what --axis says where every length is the example's
 
+# those of elasticnet.export, as the formats
+DTYPES = ("float32", "float16")
+
 DESCRIPTION = (
     "Write one depth of a checkpoint, or every one, to a file that stands alone. Batch, height and "
-    "width stay open where the network allows; --axis says which lengths may vary instead. Each "
-    "file is run and compared with the network at several sizes before it is written; where they "
-    "differ by more than 1e-4, nothing is. The exit status is 1 when an image of --data could not "
-    "be used."
+    "width stay open where the network allows; --axis says which lengths may vary instead, and "
+    "--size fixes all of them for runtimes that want one shape. Each file is run and compared with "
+    "the network at several sizes before it is written; where they differ by more than 1e-4 (with "
+    "--dtype float16: two steps of 255), nothing is. PyTorch's exporter takes several seconds a "
+    "depth; its steps are named on standard error. The exit status is 1 when an image of --data "
+    "could not be used."
 )
 
 
@@ -125,6 +132,15 @@ def _add_axis_option(parser: argparse.ArgumentParser) -> None:
             "and width of images, where the network allows"
         ),
     )
+    group.add_argument(
+        "--size",
+        type=_size,
+        metavar="HxW",
+        help=(
+            "one image of this height and width and nothing else, such as 120x160, for runtimes "
+            "that want fixed shapes (OpenCV 4, TFLite, Core ML)"
+        ),
+    )
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -147,10 +163,28 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
         ),
     )
     group.add_argument("--force", action="store_true", help="overwrite files that exist")
+    group.add_argument(
+        "--opset",
+        type=int,
+        metavar="N",
+        help=(
+            "the version of the ONNX operators, from 18, for runtimes that do not know newer ones; "
+            "default: what PyTorch's exporter writes"
+        ),
+    )
 
 
 def _add_weight_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the weights are written (onnx, torch)")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help=(
+            "float16 (onnx alone): half the size, computed in float16 where the device can; inputs "
+            "and outputs stay float32; default: float32"
+        ),
+    )
     group.add_argument(
         "--fold",
         action=argparse.BooleanOptionalAction,
@@ -205,6 +239,16 @@ def _axis(text: str) -> AskedAxis | None:
     )
 
 
+def _size(text: str) -> tuple[int, int]:
+    """The value of --size: height and width."""
+    found = re.fullmatch(r"(?P<height>[1-9]\d*)[x×](?P<width>[1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected HEIGHTxWIDTH in pixels of the input, such as 120x160"
+        )
+    return int(found["height"]), int(found["width"])
+
+
 def _axes(asked: Sequence[AskedAxis | None] | None) -> Axes | None:
     """What `export` takes for `axes`."""
     if asked is None:
@@ -256,22 +300,21 @@ def run(options: argparse.Namespace) -> int:
 
     written: list[Exported] = []
     for depth, target in targets.items():
-        if format == "safetensors":
-            print(f"depth {depth}", file=sys.stderr)
-            result = export(
-                net, target, depth=depth, format=format, overwrite=options.force, metadata=notes
-            )
-        else:
-            print(f"depth {depth}: tracing and checking", file=sys.stderr)
+        with _steps_on_stderr():
             result = export(
                 net,
                 target,
                 depth=depth,
                 format=format,
                 axes=axes,
+                size=options.size,
                 fold=options.fold is not False,  # None where neither --fold nor --no-fold is given
                 int8=options.int8,
+                dtype=options.dtype,
+                opset=options.opset,
                 overwrite=options.force,
+                # what a file of the other formats says comes from the architecture
+                metadata=notes if format == "safetensors" else None,
             )
         written.append(result)
         print(_summary(result))
@@ -281,6 +324,28 @@ def run(options: argparse.Namespace) -> int:
         print()
         print(_table(written))
     return report_skipped([each for _, pairs in data_sets for each in pairs.skipped])
+
+
+class _StderrHandler(logging.Handler):
+    """Prints what the library logs; to the standard error of the moment, which a test replaces."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+
+
+@contextmanager
+def _steps_on_stderr() -> Generator[None, None, None]:
+    """Print each step of an export inside a `with` block, since a step takes several seconds."""
+    logger = logging.getLogger("elasticnet.export")
+    handler = _StderrHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 # --- before anything is written
@@ -316,8 +381,12 @@ def _check_options(options: argparse.Namespace, format: str) -> None:
             _refuse_for_checkpoint("--int8")
         if options.axes is not None:
             _refuse_for_checkpoint("--axis")
+        if options.size is not None:
+            _refuse_for_checkpoint("--size")
         if options.fold is not None:
             _refuse_for_checkpoint("--fold" if options.fold else "--no-fold")
+    if options.size is not None and options.axes is not None:
+        raise ValueError("--size with --axis: a file of one size has no open axes; choose one")
     if options.data and not options.int8:
         raise ValueError(
             f"--data {options.data}: it measures what --int8 costs; add --int8, or leave it out"

@@ -18,18 +18,21 @@ from torch import Tensor
 from elasticnet._files import write_atomic
 from elasticnet.export.axes import Axes, AxisSpec
 from elasticnet.export.checkpoint_file import checkpoint_bytes
+from elasticnet.export.failures import ExportError
 from elasticnet.export.inputs import Inputs
 from elasticnet.export.onnx_file import onnx_bytes
 from elasticnet.export.plan import (
     SUFFIXES,
-    ExportError,
+    TOLERANCE,
     ExportPlan,
+    FileOptions,
     make_plan,
     plain_copy,
     require,
     resolve_format,
 )
 from elasticnet.export.program_file import program_bytes
+from elasticnet.export.stand_ins import OffersStandIn
 from elasticnet.export.verify import Verification, runner_of, verify
 from elasticnet.wrapper import ElasticWrapper
 
@@ -40,14 +43,13 @@ __all__ = [
     "AxisSpec",
     "ExportError",
     "Exported",
+    "OffersStandIn",
     "export",
     "plain_copy",
     "require",
     "resolve_format",
     "runner",
 ]
-
-TOLERANCE = 1e-4
 
 
 class Exported(NamedTuple):
@@ -97,15 +99,20 @@ def export(
     example: Any = None,
     keywords: Mapping[str, Any] | None = None,
     axes: Axes | None = None,
+    size: tuple[int, int] | None = None,
     fold: bool = True,
     int8: bool = False,
-    tolerance: float = TOLERANCE,
+    dtype: str = "float32",
+    opset: int | None = None,
+    tolerance: float | None = None,
     overwrite: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> Exported:
     """Write one depth of a network to a file of its own, after the file's output was compared.
 
-    ONNX files and programs are in float32 and eval mode. The file appears whole or not at all.
+    ONNX files and programs take and give float32, and are in eval mode. The file appears whole or
+    not at all. A part of the network that offers `for_export()` (see `OffersStandIn`) is replaced
+    by what this returns, with or without `fold`.
 
     What the network is called with, `net(example, **keywords)`, are the inputs of the file. A
     program is called in the same way. The inputs of an ONNX file are `input` and the names of the
@@ -118,8 +125,8 @@ def export(
         path: The file to be written; its folder must exist.
         depth: How many blocks; None means the deepest tap.
         format: "onnx", "torch" (a torch.export program) or "safetensors" (a checkpoint for `load`,
-            to which `example`, `keywords`, `axes`, `fold` and `int8` do not apply). None means the
-            one of the path's suffix: .onnx, .pt2 or .safetensors.
+            to which `example`, `keywords`, `axes`, `size`, `fold`, `int8`, `dtype` and `opset` do
+            not apply). None means the one of the path's suffix: .onnx, .pt2 or .safetensors.
         example: An input of the network: a tensor, or a tuple, list or dict of tensors. A
             registered architecture that brings an example needs none.
         keywords: Keyword arguments of the network, such as {"attention_mask": mask}, which become
@@ -130,13 +137,21 @@ def export(
             {"input": {1: "tokens"}, "attention_mask": {1: "tokens"}}, where one name is one length.
             None means the batch and, of an input (b, c, h, w), height and width, where the network
             takes other lengths than the example's.
+        size: Height and width of images (b, c, h, w), for runtimes that want one fixed shape: the
+            file takes the example's batch, which is 1 for registered architectures, of this size
+            and nothing else.
         fold: Replace every part that offers `folded()` by the module this returns, which computes
             the same with fewer operations. Other `fold` switches are always off in the file, since
             what they do may depend on the input's size. Where a module of the user's own means
             something else by one of these names, nothing is folded, and a warning says so.
         int8: Store the weights of large layers as integers with a scale for each output channel, of
             8 bits in the blocks, of 16 in stem and head.
-        tolerance: The largest difference between an output of the file and of the network.
+        dtype: "float32", or "float16" for ONNX files of half the size: weights and everything in
+            between are float16, inputs and outputs float32.
+        opset: The version of the operators in an ONNX file, from 18. None means the one that
+            PyTorch's exporter writes by itself.
+        tolerance: The largest difference between an output of the file and of the network. None
+            means 1e-4, and in float16 two steps of 255 over the range of the outputs.
         overwrite: Replace a file that exists.
         metadata: What JSON can hold; goes along in the file, in a checkpoint as its notes.
 
@@ -159,18 +174,24 @@ def export(
         >>> written.axes
         {0: 'batch', 2: 'height', 3: 'width'}
     """
+    options = FileOptions(
+        format=format,
+        fold=fold,
+        int8=int8,
+        dtype=dtype,
+        opset=opset,
+        tolerance=tolerance,
+        overwrite=overwrite,
+    )
     plan = make_plan(
         net,
         path,
+        options,
         depth=depth,
-        format=format,
         example=example,
         keywords=keywords,
         axes=axes,
-        fold=fold,
-        int8=int8,
-        tolerance=tolerance,
-        overwrite=overwrite,
+        size=size,
         metadata=metadata,
     )
     data, verification = _proved_file(plan)

@@ -44,6 +44,13 @@ OTHERWISE_FOR_OPEN_AXES = ", or let no length vary, axes={}, if open lengths are
 OTHERWISE_FOR_ONNX = "Use other operators there, or write a program, format='torch'"
 
 
+class ExportError(ValueError):
+    """A network cannot be exported, or a file does not compute what the network does.
+
+    Nothing was written.
+    """
+
+
 def failure_of_trace(net: nn.Module, error: BaseException, has_open_axes: bool) -> str:
     """Return the message for a network that torch.export does not trace.
 

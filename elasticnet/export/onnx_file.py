@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -16,11 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from elasticnet.export.failures import failure_of_onnx
+from elasticnet._modules.copies import detached_copy
+from elasticnet.export.failures import ExportError, failure_of_onnx
 from elasticnet.export.int8 import INTEGER_TYPES, MIN_WEIGHTS, quantize, quantized_copy
-from elasticnet.export.plan import ExportError, ExportPlan
+from elasticnet.export.plan import ExportPlan
 from elasticnet.export.samples import Sample
 from elasticnet.export.tracing import input_shapes, quiet_exporters, trace
+
+logger = logging.getLogger(__name__)
 
 PRODUCER = "elasticnet"
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -38,8 +42,15 @@ def onnx_bytes(plan: ExportPlan) -> bytes:
     Raises:
         ExportError: The network cannot be traced, or ONNX has no translation of an operator.
     """
-    net = quantized_copy(plan.plain, keep_integers=False) if plan.int8 else plan.plain
-    program = trace(net, plan)
+    net = plan.plain
+    dtype = torch.float32
+    if plan.int8:
+        net = quantized_copy(net, keep_integers=False)
+    if plan.dtype == "float16":
+        dtype = torch.float16
+        net = detached_copy(net).half()
+    program = trace(net, plan, dtype)
+    logger.info("depth %d: translating to ONNX", plan.depth)
     try:
         with quiet_exporters():
             return _to_onnx(program, plan)
@@ -76,10 +87,13 @@ def _to_onnx(program: torch.export.ExportedProgram, plan: ExportPlan) -> bytes:
 
     input_names = list(plan.inputs.example.tensors)
     names: dict[str, Any] = {"input_names": input_names, "output_names": ["output"]}
-    exported = torch.onnx.export(program, (), dynamo=True, verbose=False, **names)
+    exported = torch.onnx.export(
+        program, (), dynamo=True, verbose=False, opset_version=plan.opset, **names
+    )
     if exported is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     model: Any = exported.model_proto
+    _check_opset(model, plan.opset)
     model.producer_name = PRODUCER
     model.producer_version = ""
     model.graph.name = PRODUCER
@@ -87,6 +101,8 @@ def _to_onnx(program: torch.export.ExportedProgram, plan: ExportPlan) -> bytes:
     helper.set_model_props(model, text)
     if plan.int8:
         store_integers(model)
+    if plan.dtype == "float16":
+        take_and_give_float32(model.graph)
     _remove_exporter_notes(model.graph)
     for function in model.functions:
         _remove_exporter_notes(function)
@@ -94,6 +110,46 @@ def _to_onnx(program: torch.export.ExportedProgram, plan: ExportPlan) -> bytes:
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
     return model.SerializeToString()
+
+
+def _check_opset(model: Any, asked: int | None) -> None:
+    """Raise where the exporter wrote another version of the operators than it was asked for."""
+    if asked is None:
+        return
+    versions = {each.domain: each.version for each in model.opset_import}
+    written = versions[""]  # the domain of ONNX's own operators
+    if written != asked:
+        raise ValueError(f"opset {asked}: PyTorch's exporter wrote {written}, which may do as well")
+
+
+def take_and_give_float32(graph: Any) -> None:
+    """Let a graph in float16 have float32 inputs and outputs, in place, by casts at its border.
+
+    Args:
+        graph: Of an ONNX model (`onnx.GraphProto`).
+    """
+    from onnx import TensorProto, helper
+
+    new_names: dict[str, str] = {}
+    first: list[Any] = []
+    last: list[Any] = []
+    for value in (*graph.input, *graph.output):
+        tensor_type = value.type.tensor_type
+        if tensor_type.elem_type != TensorProto.FLOAT16:
+            continue
+        tensor_type.elem_type = TensorProto.FLOAT
+        inside = f"{value.name}_float16"
+        new_names[value.name] = inside
+        if value in graph.input:
+            first.append(helper.make_node("Cast", [value.name], [inside], to=TensorProto.FLOAT16))
+        else:
+            last.append(helper.make_node("Cast", [inside], [value.name], to=TensorProto.FLOAT))
+    _rename_inputs(graph, new_names)
+    for node in graph.node:
+        for position, name in enumerate(node.output):
+            if name in new_names:
+                node.output[position] = new_names[name]
+    _replace_entries(graph.node, [*first, *graph.node, *last])
 
 
 def _symbols(program: torch.export.ExportedProgram, plan: ExportPlan) -> dict[str, str]:

@@ -14,15 +14,14 @@ optional:
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MethodType
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from elasticnet._files import check_target
@@ -31,26 +30,26 @@ from elasticnet._modules.unwrapping import unwrapped
 from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.checkpoint.proof import architecture_to_record
 from elasticnet.export.axes import Axes
+from elasticnet.export.failures import ExportError
 from elasticnet.export.inputs import NO_INPUTS, Inputs, find_inputs
 from elasticnet.export.lengths import first_line
 from elasticnet.export.plain_weights import make_weights_plain
 from elasticnet.export.same_function import difference_from_net
-from elasticnet.export.samples import Sample
+from elasticnet.export.samples import Sample, sample_of_size
+from elasticnet.export.stand_ins import has_plain_method, put_stand_ins
 from elasticnet.registry import Architecture, find, recorded
 from elasticnet.wrapper import ElasticWrapper
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+DTYPES = ("float32", "float16")
+TOLERANCE = 1e-4  # between the outputs of a file and of its network, in float32
+# of a file in float16, as a part of the range of the outputs: two steps of an 8-bit image
+FLOAT16_TOLERANCE = 2 / 255
+MIN_OPSET = 18  # PyTorch's exporter writes no older operators
 MAX_ONNX_BYTES = 2**31 - 1  # the format's limit for a file without further files beside it
 REQUIRED_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
-
-
-class ExportError(ValueError):
-    """A network cannot be exported, or a file does not compute what the network does.
-
-    Nothing was written.
-    """
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,9 @@ class ExportPlan:
         plain: The same function in fewer and plainer layers, which is what is traced; see
             `plain_copy`. For a checkpoint, `net` itself.
         int8: Whether the file holds the large weights as integers.
+        dtype: "float32" or "float16": of the weights, and in what the file computes. Inputs and
+            outputs are float32 in both.
+        opset: The version of the ONNX operators; None for that of PyTorch's exporter.
         tolerance: The largest difference between the outputs of file and network that is allowed.
         metadata: What the file says about itself, as JSON can hold it.
         output_range: The smallest and the largest value of an output, where the architecture states
@@ -81,6 +83,8 @@ class ExportPlan:
     net: ElasticWrapper
     plain: ElasticWrapper
     int8: bool
+    dtype: str
+    opset: int | None
     tolerance: float
     metadata: Mapping[str, Any]
     output_range: tuple[float, float] | None
@@ -92,36 +96,52 @@ class ExportPlan:
         return f"{self.path}: depth {self.depth} as {self.format}"
 
 
+class FileOptions(NamedTuple):
+    """How a file is written, as the arguments of `elasticnet.export.export` say it.
+
+    Attributes:
+        format: "onnx", "torch" or "safetensors"; None means the one of the path's suffix.
+        fold: Whether parts that offer `folded()` are replaced by it.
+        int8: Whether large weights become integers.
+        dtype: "float32" or "float16".
+        opset: The version of the ONNX operators; None means the exporter's own.
+        tolerance: The largest difference that is allowed; None means the one of the dtype.
+        overwrite: Whether a file may be replaced.
+    """
+
+    format: str | None = None
+    fold: bool = True
+    int8: bool = False
+    dtype: str = "float32"
+    opset: int | None = None
+    tolerance: float | None = None
+    overwrite: bool = False
+
+
 def make_plan(
     net: ElasticWrapper,
     path: str | os.PathLike[str],
+    options: FileOptions,
     *,
-    depth: int | None,
-    format: str | None,
-    example: Any,
-    keywords: Mapping[str, Any] | None,
-    axes: Axes | None,
-    fold: bool,
-    int8: bool,
-    tolerance: float,
-    overwrite: bool,
-    metadata: Mapping[str, Any] | None,
+    depth: int | None = None,
+    example: Any = None,
+    keywords: Mapping[str, Any] | None = None,
+    axes: Axes | None = None,
+    size: tuple[int, int] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> ExportPlan:
     """Return the plan of one export; the arguments are those of `elasticnet.export.export`.
 
     Args:
         net: Any network, compiled or wrapped for parallel training or not; it stays as it is.
         path: The file to be written.
+        options: How it is written.
         depth: None means the deepest.
-        format: None means the one of the path's suffix.
         example: An input; None means the one that a registered architecture brings.
         keywords: Keyword arguments of the network; None means those that the architecture brings.
         axes: What may have any length, or any between bounds; None means all that the network
             allows.
-        fold: Whether parts that offer `folded()` are replaced by it.
-        int8: Whether large weights become integers.
-        tolerance: The largest difference that is allowed.
-        overwrite: Whether a file may be replaced.
+        size: Height and width of the only input that the file takes; None where `axes` decide.
         metadata: What is added to the file's metadata.
 
     Raises:
@@ -133,70 +153,156 @@ def make_plan(
     """
     # first what costs nothing: whether a file of this kind can be written there
     path = Path(path)
-    format = resolve_format(path, format)
-    if int8 and format == "safetensors":
-        raise ValueError(
-            "int8=True with format 'safetensors': a checkpoint keeps its weights; "
-            "take 'onnx' or 'torch'"
-        )
-    check_target(path, overwrite=overwrite)
+    format = resolve_format(path, options.format)
+    _check_options(options, format, has_size=size is not None, has_axes=axes is not None)
+    check_target(path, overwrite=options.overwrite)
     require(format)
 
     # the copy that everything below works on; this resolves the depth, once
     net = elastic_net(net)
     small = net.truncate(-1 if depth is None else depth)
-    depth = small.taps[-1]
     small = small.cpu().eval().requires_grad_(False)
 
     # what the file may say about it, and the proof that it is what the user holds
     builder = _builder(small)
     _forget_wrong_origin(small, path)
-    # An example is an input and no more; what the file says has to be true of this network.
-    proven_builder = _builder(small)
     if format == "safetensors":
-        if builder.brings_example:
-            in_float32 = detached_copy(small).float()
-            _check_is_the_net(in_float32, net, [builder.sample()], tolerance)
-        return ExportPlan(
-            path=path,
-            format=format,
-            depth=depth,
-            net=small,
-            plain=small,
-            int8=False,
-            tolerance=tolerance,
-            metadata=dict(metadata or {}),
-            output_range=None,
-            inputs=NO_INPUTS,
-        )
+        return _checkpoint_plan(net, small, builder, path, options, metadata)
 
-    # ONNX files and programs are float32, and they are compared on inputs
+    # ONNX files and programs are compared on inputs, in float32 first
+    logger.info("depth %d: trying which inputs it takes", small.taps[-1])
     small = small.float()
-    _check_size(small, format, int8)
+    _check_size(small, format, options)
     if example is None:
         example, keywords = builder.sample(keywords)
-    inputs = find_inputs(small, example, {} if keywords is None else keywords, axes)
-    _check_is_the_net(small, net, inputs.samples, tolerance)
+    sample = Sample(x=example, keywords={} if keywords is None else keywords)
+    if size is not None:
+        sample = sample_of_size(sample, size)
+        axes = {}
+    inputs = find_inputs(small, sample.x, sample.keywords, axes)
+    exact = TOLERANCE if options.tolerance is None else options.tolerance
+    _check_is_the_net(small, net, inputs.samples, exact)
+    plain = _plain_copy_if_the_same(small, options.fold, inputs.samples, exact)
+    # An example is an input and no more; what the file says has to be true of this network.
+    proven_builder = _builder(small)
+    output_range = proven_builder.extra("output_range")
     return ExportPlan(
         path=path,
         format=format,
-        depth=depth,
+        depth=small.taps[-1],
         net=small,
-        plain=_plain_copy_if_the_same(small, fold, inputs.samples, tolerance),
-        int8=int8,
-        tolerance=tolerance,
-        metadata=_description(small, proven_builder, inputs, int8) | dict(metadata or {}),
-        output_range=proven_builder.extra("output_range"),
+        plain=_with_stand_ins(plain, small, inputs.samples, exact),
+        int8=options.int8,
+        dtype=options.dtype,
+        opset=options.opset,
+        tolerance=_tolerance_of_file(options, small, inputs, output_range),
+        metadata=_description(small, proven_builder, inputs, options) | dict(metadata or {}),
+        output_range=output_range,
         inputs=inputs,
     )
 
 
-def _check_size(small: ElasticWrapper, format: str, int8: bool) -> None:
+def _checkpoint_plan(
+    net: ElasticWrapper,
+    small: ElasticWrapper,
+    builder: _Builder,
+    path: Path,
+    options: FileOptions,
+    metadata: Mapping[str, Any] | None,
+) -> ExportPlan:
+    """The plan of a checkpoint, whose weights keep their dtypes and are compared themselves."""
+    logger.info("depth %d: writing a checkpoint", small.taps[-1])
+    tolerance = TOLERANCE if options.tolerance is None else options.tolerance
+    if builder.brings_example:
+        in_float32 = detached_copy(small).float()
+        _check_is_the_net(in_float32, net, [builder.sample()], tolerance)
+    return ExportPlan(
+        path=path,
+        format="safetensors",
+        depth=small.taps[-1],
+        net=small,
+        plain=small,
+        int8=False,
+        dtype="float32",
+        opset=None,
+        tolerance=tolerance,
+        metadata=dict(metadata or {}),
+        output_range=None,
+        inputs=NO_INPUTS,
+    )
+
+
+def _check_options(options: FileOptions, format: str, has_size: bool, has_axes: bool) -> None:
+    """Refuse options that have no meaning together."""
+    if options.dtype not in DTYPES:
+        raise ValueError(f"dtype {options.dtype!r}: expected one of {', '.join(DTYPES)}")
+    if options.dtype == "float16" and options.int8:
+        raise ValueError("dtype 'float16' with int8=True: choose one of them")
+    if has_size and has_axes:
+        raise ValueError("size with axes: a file of one size has no open axes; leave one of both")
+    if format != "onnx":
+        _check_options_of_onnx_alone(options, format)
+    elif options.opset is not None and options.opset < MIN_OPSET:
+        raise ValueError(
+            f"opset {options.opset}: PyTorch's exporter writes {MIN_OPSET} and newer ones"
+        )
+    if format == "safetensors":
+        _check_options_of_checkpoint(options, has_size)
+
+
+def _check_options_of_onnx_alone(options: FileOptions, format: str) -> None:
+    """Refuse what only ONNX files have."""
+    if options.dtype == "float16":
+        raise ValueError(f"dtype 'float16' with format {format!r}: only ONNX files have it")
+    if options.opset is not None:
+        raise ValueError(f"opset {options.opset} with format {format!r}: only ONNX files have one")
+
+
+def _check_options_of_checkpoint(options: FileOptions, has_size: bool) -> None:
+    """Refuse what a checkpoint does not have."""
+    if options.int8:
+        raise ValueError(
+            "int8=True with format 'safetensors': a checkpoint keeps its weights; "
+            "take 'onnx' or 'torch'"
+        )
+    if has_size:
+        raise ValueError(
+            "size with format 'safetensors': a checkpoint takes what the network takes; "
+            "take 'onnx' or 'torch'"
+        )
+
+
+@torch.no_grad()
+def _tolerance_of_file(
+    options: FileOptions,
+    small: ElasticWrapper,
+    inputs: Inputs,
+    output_range: tuple[float, float] | None,
+) -> float:
+    """The largest difference allowed: the one given, or that of the dtype.
+
+    In float16 it is a part of the width of the range that the architecture states for its outputs,
+    or else of the outputs for the example.
+    """
+    if options.tolerance is not None:
+        return options.tolerance
+    if options.dtype == "float32":
+        return TOLERANCE
+    if output_range is None:
+        outputs = small(inputs.example.x, **inputs.example.keywords)
+        output_range = (outputs.min().item(), outputs.max().item())
+    smallest, largest = output_range
+    return FLOAT16_TOLERANCE * (largest - smallest)
+
+
+def _check_size(small: ElasticWrapper, format: str, options: FileOptions) -> None:
     """Refuse an ONNX file that would be larger than the format allows, before it is made."""
-    if format != "onnx" or int8:  # how small int8 makes it is known when it is made
+    if format != "onnx" or options.int8:  # how small int8 makes it is known when it is made
         return
     tensors = [*small.parameters(), *small.buffers()]  # what is shared counts once
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if options.dtype == "float16":
+        size //= 2
     if size > MAX_ONNX_BYTES:
         raise ExportError(
             f"depth {small.taps[-1]} has {size / 1e6:,.0f} MB of weights, and an ONNX file holds "
@@ -286,7 +392,7 @@ def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
         for parent in list(plain.modules()):
             parts: list[tuple[str, Any]] = list(parent.named_children())
             for name, part in parts:
-                if _can_be_folded(part):
+                if has_plain_method(part, "folded"):
                     setattr(parent, name, part.folded())
     for module in plain.modules():
         if isinstance(getattr(module, "fold", None), bool):
@@ -313,13 +419,28 @@ def _plain_copy_if_the_same(
     return _copy_with_plain_weights(small).requires_grad_(False)
 
 
-def _can_be_folded(part: nn.Module) -> bool:
-    """Whether a module offers `folded()`: a method that needs no argument."""
-    folded = getattr(part, "folded", None)
-    if not isinstance(folded, MethodType):
-        return False
-    parameters = inspect.signature(folded).parameters.values()
-    return all(parameter.default is not parameter.empty for parameter in parameters)
+def _with_stand_ins(
+    plain: ElasticWrapper, small: ElasticWrapper, samples: Sequence[Sample], tolerance: float
+) -> ElasticWrapper:
+    """The plain copy with stand-ins, in place, after these were found to keep the function.
+
+    Unlike a fold, a stand-in is not left out where it is wrong: without it, other programs would
+    compute something else than the network, or could not read the file.
+    """
+    try:
+        replaced = put_stand_ins(plain)
+        plain.eval().requires_grad_(False)
+        difference = difference_from_net(plain, small, samples, tolerance) if replaced else None
+    except Exception as error:  # whatever the user's own modules raise
+        raise ExportError(
+            f"for_export() of a part of this net fails: {first_line(error)}. Nothing was written"
+        ) from error
+    if difference is not None:
+        raise ExportError(
+            f"what for_export() returns for {' and '.join(replaced)} is another function: on an "
+            f"example, {difference}, and {tolerance:g} is allowed; nothing was written"
+        )
+    return plain
 
 
 def _copy_with_plain_weights(net: ElasticWrapper) -> ElasticWrapper:
@@ -392,12 +513,12 @@ def _builder(net: ElasticWrapper) -> _Builder:
 
 
 def _description(
-    small: ElasticWrapper, builder: _Builder, inputs: Inputs, int8: bool
+    small: ElasticWrapper, builder: _Builder, inputs: Inputs, options: FileOptions
 ) -> dict[str, Any]:
     """What the metadata of an ONNX file or a program says about a network."""
     text: dict[str, Any] = {
         "depth": small.taps[-1],
-        "weights": "int8, int16 in stem and head" if int8 else "float32",
+        "weights": "int8, int16 in stem and head" if options.int8 else options.dtype,
     }
     if builder.name is not None:
         text["architecture"] = builder.name

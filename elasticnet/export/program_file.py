@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elasticnet.export.failures import reason_of
+from elasticnet.export.failures import ExportError, reason_of
 from elasticnet.export.int8 import quantized_copy
-from elasticnet.export.plan import ExportError, ExportPlan
+from elasticnet.export.plan import ExportPlan
 from elasticnet.export.samples import Sample
 from elasticnet.export.tracing import quiet_exporters, trace
 

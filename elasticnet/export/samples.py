@@ -123,6 +123,29 @@ def sample_like(example: Sample, shapes: Mapping[str, Sequence[int]], seed: int)
     return example.map(other)
 
 
+def sample_of_size(example: Sample, size: Sequence[int]) -> Sample:
+    """Return a sample whose first input is an image of another size, with random values.
+
+    Args:
+        example: Its first input is (b, c, h, w).
+        size: Height and width.
+
+    Raises:
+        ValueError: The size is not two numbers from 1, or the first input has other axes.
+    """
+    if len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size):
+        raise ValueError(f"size {size!r}: expected height and width, two whole numbers from 1")
+    shapes = {name: list(tensor.shape) for name, tensor in example.tensors.items()}
+    name, shape = next(iter(shapes.items()))
+    if len(shape) != 4:
+        raise ValueError(
+            f"size {size!r}: the example has shape {tuple(shape)}, and a size is that of an input "
+            "(b, c, h, w); pass an example of the lengths wanted, and axes={}"
+        )
+    shapes[name] = [*shape[:2], *size]
+    return sample_like(example, shapes, seed=0)
+
+
 def random_like(example: Tensor, shape: Sequence[int], seed: int) -> Tensor:
     """Return random values of the example's range and dtype.
 

@@ -14,28 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from elasticnet.export.axes import OpenLength
-from elasticnet.export.failures import failure_of_trace
+from elasticnet.export.failures import ExportError, failure_of_trace
 from elasticnet.export.lengths import shapes_with
-from elasticnet.export.plan import ExportError, ExportPlan
+from elasticnet.export.plan import ExportPlan
 from elasticnet.export.samples import Sample, sample_like
 from elasticnet.wrapper import ElasticWrapper
+
+logger = logging.getLogger(__name__)
 
 MAX_LIMIT = 2**31  # a larger one is PyTorch's own, of what an index can be
 EXPORTER_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 @torch.no_grad()
-def trace(net: ElasticWrapper, plan: ExportPlan) -> torch.export.ExportedProgram:
+def trace(
+    net: ElasticWrapper, plan: ExportPlan, dtype: torch.dtype = torch.float32
+) -> torch.export.ExportedProgram:
     """Return a network as a torch.export program, with the plan's axes open.
 
     Args:
         net: `plan.plain`, or that with rounded weights.
         plan: Says which axes of which example are open.
+        dtype: The net's, in which it takes floats.
 
     Raises:
         ExportError: The network cannot be traced, or its code fixes an axis that should be open.
     """
-    sample = _traced_sample(plan)
+    logger.info("depth %d: tracing", plan.depth)
+    sample = _traced_sample(plan, dtype)
     try:
         # on failure, torch.export prints the graph so far
         quiet_errors = redirect_stderr(io.StringIO())
@@ -54,14 +60,18 @@ def trace(net: ElasticWrapper, plan: ExportPlan) -> torch.export.ExportedProgram
     return program
 
 
-def _traced_sample(plan: ExportPlan) -> Sample:
+def _traced_sample(plan: ExportPlan, dtype: torch.dtype) -> Sample:
     """A sample of the example's shapes and ranges, with open axes that are at least 2 long.
 
     torch.export takes the lengths 0 and 1 for constants.
     """
+
+    def with_dtype(_name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
     example = plan.inputs.example
     lengths = {length: max(length.of(example), 2) for length in plan.inputs.open_axes.lengths}
-    return sample_like(example, shapes_with(example, lengths), seed=0)
+    return sample_like(example, shapes_with(example, lengths), seed=0).map(with_dtype)
 
 
 def _dynamic_shapes(net: nn.Module, plan: ExportPlan) -> dict[str, Any] | None:

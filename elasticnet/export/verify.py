@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,13 +12,15 @@ from torch import Tensor
 
 from elasticnet._modules.compare import largest_difference
 from elasticnet.export.checkpoint_file import open_checkpoint, read_back
-from elasticnet.export.failures import reason_of
+from elasticnet.export.failures import ExportError, reason_of
 from elasticnet.export.int8 import quantized_copy
 from elasticnet.export.onnx_file import open_onnx
-from elasticnet.export.plan import ExportError, ExportPlan
+from elasticnet.export.plan import ExportPlan
 from elasticnet.export.program_file import open_program
 from elasticnet.export.samples import Sample
 from elasticnet.wrapper import ElasticWrapper
+
+logger = logging.getLogger(__name__)
 
 
 class Verification(NamedTuple):
@@ -50,6 +53,7 @@ def verify(plan: ExportPlan, data: bytes) -> Verification:
     """
     if plan.format == "safetensors":
         return Verification(difference=_difference_of_weights(plan, data), int8_snr=None)
+    logger.info("depth %d: comparing the file with the network", plan.depth)
     run = _runner_or_refusal(data, plan)
     if not plan.int8:
         difference = _difference_of_outputs(run, plan.net, plan, plan.title)

@@ -14,8 +14,8 @@ import elasticnet
 from elasticnet import ElasticWrapper, registry
 from elasticnet.checkpoint import read_header
 from elasticnet.cli import main
-from elasticnet.cli.export import FORMATS
-from elasticnet.export import SUFFIXES, ExportError, export, runner
+from elasticnet.cli.export import DTYPES, FORMATS
+from elasticnet.export import SUFFIXES, ExportError, export, plan, runner
 from elasticnet.registry import Architecture
 from elasticnet.sr import asrn
 
@@ -46,10 +46,13 @@ def test_the_formats_of_the_command_are_those_of_the_library():
 def test_all_depths_at_once_with_a_table(file, capsys):
     assert main(["export", str(file), "--all-depths"]) == 0
     said = capsys.readouterr()
-    assert said.err.splitlines() == [
-        "depth 1: tracing and checking",
-        "depth 2: tracing and checking",
-    ]
+    steps = (
+        "trying which inputs it takes",
+        "tracing",
+        "translating to ONNX",
+        "comparing the file with the network",
+    )
+    assert said.err.splitlines() == [f"depth {depth}: {step}" for depth in (1, 2) for step in steps]
     head, _, *rows = table(said.out)
     assert head == ["depth", "parameters", "MB", "max difference", "file"]
     whole = elasticnet.load(file)
@@ -69,6 +72,31 @@ def test_all_depths_at_once_with_a_table(file, capsys):
     )
     assert " MB, max difference " in line
     assert line.endswith("on 1x3x24x20, 1x3x48x60, 1x3x1x1, 6x3x27x22; open: batch, height, width")
+
+
+def test_a_file_of_one_size_in_float16_and_of_an_older_opset(file, capsys):
+    options = ["--depth", "1", "--size", "7x9", "--dtype", "float16", "--opset", "18"]
+    assert main(["export", str(file), *options]) == 0
+    assert capsys.readouterr().out.endswith(" on 1x3x7x9\n")
+    model = onnx.load(file.with_name("net_d1.onnx"))
+    assert [each.version for each in model.opset_import if each.domain == ""] == [18]
+    weights = {tensor.data_type for tensor in model.graph.initializer}
+    assert weights == {onnx.TensorProto.FLOAT16}
+    x = torch.rand(1, 3, 7, 9)
+    with torch.no_grad():
+        expected = elasticnet.load(file, depth=1).eval()(x)
+    assert (runner(file.with_name("net_d1.onnx"))(x) - expected).abs().max() < 2 / 255
+
+
+@pytest.mark.parametrize("size", ["120", "0x9", "9x", "120x160x3"])
+def test_a_size_that_is_none_is_refused(file, size, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", str(file), "--size", size])
+    assert f"'{size}': expected HEIGHTxWIDTH" in capsys.readouterr().err
+
+
+def test_the_dtypes_of_the_command_are_those_of_the_library():
+    assert list(DTYPES) == list(plan.DTYPES)
 
 
 def test_a_network_of_any_registered_architecture(tmp_path, monkeypatch, capsys):

@@ -132,11 +132,11 @@ def test_a_net_that_cannot_be_traced_is_refused(tmp_path):
 def spoiled_trace(amount):
     """Return `trace` for a net in which a number was added to one weight."""
 
-    def spoiled(net, plan):
+    def spoiled(net, plan, *dtype):
         weights = [each for each in net.blocks.parameters() if each.is_floating_point()]
         with torch.no_grad():
             weights[0].view(-1)[0] += amount
-        return trace(net, plan)
+        return trace(net, plan, *dtype)
 
     return spoiled
 
