@@ -94,6 +94,8 @@ class Experiment(OptionGroup):
     """Images of the test split, of the 1797; the same share of every digit."""
     log_every: Annotated[int, AtLeast(1)] = 50
     """Steps between lines of the log."""
+    only_elastic: bool = False
+    """Train DSL and DSL + PSD alone, to compare forms and weights of the self-distillation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +170,15 @@ class Case(NamedTuple):
         return f"{LABELS[self.variant]}, seed {self.seed}"
 
 
-def cases_of(num_blocks: int, seed: int) -> list[Case]:
+def cases_of(options: Options, seed: int) -> list[Case]:
     """Return the trainings of one seed.
 
     Alone at the deepest tap is the ordinary network, to the bit: it is trained once and counted
     twice.
     """
+    num_blocks = options.network.num_blocks
+    if options.experiment.only_elastic:
+        return [Case(variant, num_blocks, seed) for variant in ("dsl", "psd")]
     cases = [Case(variant, num_blocks, seed) for variant in ("cut", "dsl", "psd")]
     cases += [Case("alone", depth, seed) for depth in range(1, num_blocks)]
     return cases
@@ -200,6 +205,10 @@ class Results:
         # the mean distance of neighbouring blocks' attention maps
         self.distances: dict[str, dict[int, float]] = {"cut": {}, "dsl": {}, "psd": {}}
 
+    def variants(self) -> list[str]:
+        """Return the variants that were measured, in the order of LABELS."""
+        return [variant for variant in LABELS if self.accuracies[variant]]
+
     def add(self, case: Case, accuracy: dict[int, float], distance: float) -> None:
         """Add what one network came to; `accuracy` by depth, in percent."""
         if case.variant == "alone":
@@ -220,7 +229,7 @@ def main(options: Options) -> None:
     """Train and measure everything, once for each seed, and write what came out."""
     experiment = options.experiment
     seeds = range(experiment.seed, experiment.seed + experiment.seeds)
-    trainings = len(cases_of(options.network.num_blocks, experiment.seed))
+    trainings = len(cases_of(options, experiment.seed))
     total = len(seeds) * trainings * options.training.steps
     folder = experiment.out or Path("runs", time.strftime("vit-digits-%Y%m%d-%H%M%S"))
     results = Results()
@@ -254,7 +263,7 @@ def compare(session: Session, seed: int, results: Results) -> bool:
     options = session.options
     run = session.run
     digits = read_digits(options.experiment.num_test, seed)
-    for case in cases_of(options.network.num_blocks, seed):
+    for case in cases_of(options, seed):
         session.bar.set_postfix_str(f"seed {seed}, {LABELS[case.variant]}, depth {case.depth}")
         net = train(session, case, digits)
         if net is None:
@@ -441,15 +450,18 @@ def write_report(options: Options, folder: Path, results: Results) -> str:
     from elasticnet.sr.benchmark.figures import elastic_curve
 
     depths = range(1, options.network.num_blocks + 1)
-    seeds = list(results.accuracies["alone"])
-    accuracy = {variant: accuracy_column(results, variant, depths) for variant in LABELS}
-    differences = {
-        f"{LABELS[ours]} − {LABELS[theirs]}": difference_column(results, ours, theirs, depths)
-        for ours, theirs in COMPARED
-    }
-    distances = {
-        LABELS[variant]: spread(by_seed.values()) for variant, by_seed in results.distances.items()
-    }
+    variants = results.variants()
+    seeds = list(results.accuracies["psd"])
+    accuracy = {variant: accuracy_column(results, variant, depths) for variant in variants}
+    differences: dict[str, Column] = {}
+    for ours, theirs in COMPARED:
+        if ours in variants and theirs in variants:
+            label = f"{LABELS[ours]} − {LABELS[theirs]}"
+            differences[label] = difference_column(results, ours, theirs, depths)
+    distances: dict[str, Spread] = {}
+    for variant, by_seed in results.distances.items():
+        if variant in variants:
+            distances[LABELS[variant]] = spread(by_seed.values())
 
     text = report_text(options, seeds, accuracy, differences, distances)
     write_atomic(folder / "table.md", text)

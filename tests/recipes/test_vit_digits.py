@@ -161,12 +161,14 @@ def test_each_variant_has_its_taps_and_terms_and_the_same_number_of_steps(done):
 
 def test_the_form_of_the_distillation_is_an_option_and_its_share_is_logged(recipe, done, tmp_path):
     form = ["--psd-distance", "squared", "--psd-weight", "3", "--log-psd-share"]
-    recipe.main(recipe.parse([*TINY, "--seeds", "1", *form, "--out", str(tmp_path / "run")]))
+    out = ["--out", str(tmp_path / "run")]
+    recipe.main(recipe.parse([*TINY, "--seeds", "1", "--only-elastic", *form, *out]))
     lines = [line for line in log_of(tmp_path / "run") if "total" in line]
+    assert {line["variant"] for line in lines} == {"dsl", "psd"}
     for line in lines:
         share = line.get("psd_share")
         assert (share is not None and 0 < share < 1) == (line["variant"] == "psd")
-    before = [line for line in log_of(done) if "total" in line]
+    before = [line for line in log_of(done) if "total" in line and line["variant"] != "cut"]
     by_variant = {"psd": [], "dsl": []}
     for line, other in zip(lines, before, strict=False):
         if line["variant"] in by_variant:
@@ -175,6 +177,8 @@ def test_the_form_of_the_distillation_is_an_option_and_its_share_is_logged(recip
     assert not any(by_variant["psd"])
     text = (tmp_path / "run/table.md").read_text()
     assert "PSD weight 3 (squared, power 1, teacher next)" in text
+    assert "| depth | DSL | DSL + PSD |\n" in text
+    assert "| depth | DSL + PSD − DSL |\n" in text
 
 
 def test_the_saved_elastic_network_loads_and_gives_the_same_accuracy(recipe, done):
