@@ -29,6 +29,7 @@ from elasticnet.sr.models.folding import (
     runs_as_built,
 )
 from elasticnet.sr.models.graph_heads import GraphFoldedHead, GraphSkipHead
+from elasticnet.sr.models.pieces import subpixels_of_image, subpixels_of_pieces
 
 SKIPS = (None, "bicubic")
 # kernel = stride of each deconvolution, by scale; two of 2 at x4, as the published counts need
@@ -117,6 +118,12 @@ class DeconvHead(nn.Module):
             False runs the layers one by one.
         skip: "bicubic" adds the enlarged input image, which the head is then called with; None
             adds nothing.
+
+    Attributes:
+        subpixels_in_training: Whether predictions in training mode stay on the LR grid, as
+            `F.pixel_unshuffle(image, scale)` would return them: (b, 3 scale^2, h, w). A loss that
+            is a mean over pixels is the same then, if its target is unshuffled too. A training on a
+            CPU is faster so, as the folded head is computed in `pieces`. False at first.
     """
 
     takes_all_taps = True  # see ElasticWrapper
@@ -133,6 +140,7 @@ class DeconvHead(nn.Module):
         self.scale = scale
         self._fold = fold
         self.skip = skip
+        self.subpixels_in_training = False
         self.reduce = nn.Conv2d(channels, hidden, 1)
         self.deconvs = nn.Sequential()
         for step in DECONV_STEPS[scale]:
@@ -175,7 +183,42 @@ class DeconvHead(nn.Module):
             features: (b, channels, h, w), or a tuple of those of several taps.
             image: The network's input (b, 3, h, w); needed with a skip.
         """
+        if self.subpixels_in_training and self.training:
+            return predict_taps(self._subpixel_predictor(), features, image)
         return predict_taps(self._tap_predictor(), features, image)
+
+    def _subpixel_predictor(self) -> Callable[..., Tensor]:
+        """Return a function as `_tap_predictor` does, whose predictions stay on the LR grid."""
+        if not self.fold:
+            predict = self._tap_predictor()
+            return lambda *inputs: subpixels_of_image(predict(*inputs), self.scale)
+        response = self._impulse_response()  # (channels + 1, 3, side, side)
+        kernel = response[:-1].flatten(1).t()  # (3 side^2, channels)
+        bias_kernel = self._as_kernel(response[-1:])  # (3 scale^2, 1, 3, 3)
+        last_image: Tensor | None = None
+        base: Tensor | None = None
+
+        def add_pieces(features: Tensor, image: Tensor | None = None) -> Tensor:
+            nonlocal last_image, base
+            # What does not depend on the features: the taps of one pass share it.
+            grid = (3, self.scale, self.scale, *features.shape[-2:])
+            if base is None or image is not last_image or base.shape[1:] != grid:
+                last_image = image
+                one_sample = features.new_empty(1, *grid).flatten(1, 3)
+                base = self._bias_plane(bias_kernel, one_sample)  # (1, 3 scale^2, h, w)
+                if self.skip is not None:
+                    base = base + self._skip_subpixels(image)
+                base = base.reshape(-1, *grid)
+            return subpixels_of_pieces(features, kernel, base).flatten(1, 3)
+
+        return add_pieces
+
+    def _skip_subpixels(self, image: Tensor | None) -> Tensor:
+        """The enlarged image on the LR grid (b, 3 scale^2, h, w)."""
+        if image is not None:
+            image = image.contiguous()  # PyTorch takes twice as long to enlarge channels-last ones
+        enlarged = bicubic_upsample(image, self.scale)
+        return subpixels_of_image(enlarged, self.scale)
 
     def _tap_predictor(self) -> Callable[..., Tensor]:
         """Return a function of one tap's features and the image, for all taps of one pass."""
@@ -217,19 +260,28 @@ class DeconvHead(nn.Module):
             zeros there. The last conv's own bias is not in it.
         """
         channels = self.reduce.in_channels
+        kernel = self._as_kernel(self._impulse_response())  # (3 scale^2, channels + 1, 3, 3)
+        return kernel[:, :channels], kernel[:, channels:]
+
+    def _impulse_response(self) -> Tensor:
+        """What one LR pixel adds to the image, (channels + 1, 3, side, side), side = scale + 2.
+
+        One image for each input channel; the last one is that of the inner biases.
+        """
         with without_autocast(self.reduce.weight.device):
             response = self._response_before_output()  # (channels + 1, scale, scale, hidden)
             # Each pixel adds what the last conv makes of it to the 3x3 pixels around it.
             weight = rearrange(_wide(self.output.weight).flip(2, 3), "o c kh kw -> c (o kh kw)")
             pieces = response.flatten(1, 2) @ weight  # (channels + 1, scale^2, 3 * 9)
             side = response.shape[1] + 2
-            response = F.fold(pieces.mT, side, kernel_size=3)  # (channels + 1, 3, side, side)
-            # Padded to 3 scale pixels a side: the LR pixel itself and its eight neighbours.
-            response = F.pad(response, (self.scale - 1,) * 4)
-            kernel = rearrange(
-                response, "i o (kh sh) (kw sw) -> (o sh sw) i kh kw", kh=3, kw=3
-            ).flip(2, 3)  # a convolution's kernel is the response turned round
-        return kernel[:, :channels], kernel[:, channels:]
+            return F.fold(pieces.mT, side, kernel_size=3)  # (channels + 1, 3, side, side)
+
+    def _as_kernel(self, response: Tensor) -> Tensor:
+        """The convolution on the LR grid (3 scale^2, inputs, 3, 3) of impulse responses."""
+        # Padded to 3 scale pixels a side: the LR pixel itself and its eight neighbours.
+        response = F.pad(response, (self.scale - 1,) * 4)
+        kernel = rearrange(response, "i o (kh sh) (kw sw) -> (o sh sw) i kh kw", kh=3, kw=3)
+        return kernel.flip(2, 3)  # a convolution's kernel is the response turned round
 
     def folded(self) -> FoldedHead | DeconvHead:
         """Return the head that computes the same with the fewest operations, for export.
