@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -155,15 +156,54 @@ def attention_map(
         features = torch.where(counts, features, 0)
     with without_autocast(features.device):
         dtype = torch.promote_types(features.dtype, torch.float32)
-        magnitude = features.to(dtype).abs()
-        if power != 1:
-            magnitude = _power(magnitude, power)
-        summed = magnitude.sum(dim=axes.index("c"))  # the layout's axes without c
+        if power == 1:
+            summed = _sum_of_magnitudes(features, dim=axes.index("c"), dtype=dtype)
+        else:
+            magnitude = _power(features.to(dtype).abs(), power)
+            summed = magnitude.sum(dim=axes.index("c"))  # the layout's axes without c
         axes_left = " ".join(axis for axis in axes if axis != "c")
         attention = rearrange(summed, f"{axes_left} -> b {' '.join(positions)}")  # (b, *positions)
     if prefix_tokens:
         return attention[:, prefix_tokens:]  # (b, n - prefix_tokens)
     return attention
+
+
+def _sum_of_magnitudes(features: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Return features.to(dtype).abs().sum(dim), to the same bits."""
+    if torch.compiler.is_compiling():  # which fuses the three
+        return features.to(dtype).abs().sum(dim=dim)
+    return _SumOfMagnitudes.apply(features, dim, dtype)  # pyright: ignore[reportReturnType]
+
+
+class _SumOfMagnitudes(torch.autograd.Function):
+    """The sum of |features|, whose gradient is made in the features' own dtype and memory format.
+
+    A magnitude is exact in every dtype, and so is a product with a sign: what is left out are the
+    copies in a wider dtype, which take longer than the sum.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(features: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+        return features.abs().sum(dim=dim, dtype=dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, torch.dtype], output: Tensor) -> None:
+        features, ctx.dim, ctx.dtype = inputs
+        ctx.save_for_backward(features)
+        ctx.save_for_forward(features)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (features,) = ctx.saved_tensors
+        of_sums = gradient.to(features.dtype).unsqueeze(ctx.dim)
+        return features.sgn() * of_sums, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (features,) = ctx.saved_tensors
+        return (features.sgn() * tangents[0]).sum(dim=ctx.dim, dtype=ctx.dtype)
 
 
 def attention_distance(

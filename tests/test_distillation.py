@@ -178,6 +178,40 @@ def test_gradient_of_half_precision_features_is_finite(dtype: torch.dtype) -> No
 # --- distance
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["b c h w", "b h w c", "b n c"])
+def test_a_map_and_its_gradient_have_the_bits_of_a_sum_in_the_wide_dtype(
+    layout: str, dtype: torch.dtype
+) -> None:
+    axes = layout.split()
+    sizes = {"b": 2, "c": 37, "h": 5, "w": 6, "n": 30}
+    features = torch.randn([sizes[axis] for axis in axes]).to(dtype)
+    features[0, 0] = 0  # the gradient of a magnitude is 0 there
+    features.requires_grad_()
+    wide = torch.promote_types(dtype, torch.float32)
+
+    found = attention_map(features, layout)
+    expected = features.to(wide).abs().sum(dim=axes.index("c"))
+    weights = torch.randn_like(expected)
+    assert torch.equal(found, expected)
+    found_gradient = torch.autograd.grad(found, features, weights)[0]
+    assert torch.equal(found_gradient, torch.autograd.grad(expected, features, weights)[0])
+    assert not found_gradient[0, 0].any()
+
+
+def test_every_kind_of_derivative_reaches_through_a_map() -> None:
+    features = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(attention_map, features, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(attention_map, features)
+
+    def energy(sample: Tensor) -> Tensor:
+        return attention_map(sample[None]).square().sum()
+
+    of_samples = torch.func.vmap(torch.func.grad(energy))(features)
+    together = torch.autograd.grad(attention_map(features).square().sum(), features)[0]
+    assert torch.allclose(of_samples, together, rtol=1e-12)
+
+
 def test_distance_by_hand() -> None:
     """(3, 4) and (8, 6) point to (0.6, 0.8) and (0.8, 0.6), whose squared distance is 0.08.
 
