@@ -35,6 +35,9 @@ def add_parser(commands: Commands) -> None:
         help="a file that elasticnet.save or a recipe wrote: a path, the name of a packaged net "
         "such as asrn-x4, an http(s) URL, or hf://owner/name[@revision][/file]",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print all of it as one JSON object, for programs"
+    )
     add_debug(parser)
     parser.set_defaults(run=run)
 
@@ -59,6 +62,9 @@ def run(options: argparse.Namespace) -> int:
         header = read_header(file)
         sizes = read_sizes(file)
 
+    if options.json:
+        print(json.dumps(_as_json(header, sizes), indent=2))
+        return 0
     by_depth, notes = _split_notes(header["notes"], header["taps"])
     _print_line(_network_line(header))
     print()
@@ -73,6 +79,20 @@ def run(options: argparse.Namespace) -> int:
         for line in _card_lines(card):
             _print_line(f"  {line}")
     return 0
+
+
+def _as_json(header: Description, sizes: Mapping[int, DepthSize]) -> dict[str, Any]:
+    """What the file says, without the digests of its tensors; depths are keys, as in the notes."""
+    by_depth: dict[str, Any] = {}
+    for depth, size in sizes.items():
+        by_depth[str(depth)] = {"values": size.num_values, "bytes": size.num_bytes}
+    return {
+        "architecture": header["architecture"],
+        "arguments": header["arguments"],
+        "depths": by_depth,
+        "notes": header["notes"],
+        "cards": header["cards"],
+    }
 
 
 def _network_line(header: Description) -> str:
@@ -114,9 +134,16 @@ def _depth_rows(
     counted = "parameters" if header["architecture"] else "values"
     rows = [["depth", counted, "bytes", *by_depth]]
     for depth, size in sizes.items():
-        noted = [_text_of(values[str(depth)]) for values in by_depth.values()]
+        noted = [_cell_of(values[str(depth)]) for values in by_depth.values()]
         rows.append([str(depth), f"{size.num_values:,}", f"{size.num_bytes:,}", *noted])
     return rows
+
+
+def _cell_of(value: Any) -> str:
+    """A note of one depth in the table: four digits are enough to compare depths."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return _text_of(value)
 
 
 def _flat(notes: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

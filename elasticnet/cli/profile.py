@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from elasticnet.cli.arguments import (
     add_cache,
@@ -136,6 +139,12 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where FILE's .card.md, .card.json and .card.png go; default: beside FILE",
     )
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print the card as one JSON object, for programs; what else is said goes to standard "
+        "error",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -151,6 +160,15 @@ def run(options: argparse.Namespace) -> int:
         ValueError: Options that do not fit each other or the network.
         OSError: A file that cannot be read or written.
     """
+    if not options.json:
+        return _profile(options, sys.stdout)
+    output = sys.stdout
+    with redirect_stdout(sys.stderr):
+        return _profile(options, output)
+
+
+def _profile(options: argparse.Namespace, output: TextIO) -> int:
+    """Do what `run` says; the card is printed into `output`."""
     import torch
 
     from elasticnet.card import measure
@@ -187,7 +205,7 @@ def run(options: argparse.Namespace) -> int:
             progress=True,
         )
 
-    _print(card)
+    _print(card, output, as_json=options.json)
     if folder is not None:
         _write(card, folder, options.file)
     if not options.no_store:
@@ -306,13 +324,17 @@ def _quality(
     return Quality(scores, data, list(pairs.skipped))
 
 
-def _print(card: DepthCard) -> None:
+def _print(card: DepthCard, output: TextIO, *, as_json: bool) -> None:
+    from elasticnet._files import strict_json
     from elasticnet._tables import aligned
     from elasticnet.card.report import caption, markdown_table
 
-    print(f"{caption(card)}\n\n{aligned(markdown_table(card))}")
+    if as_json:
+        print(json.dumps(strict_json(card.to_json(), place="the card"), indent=2), file=output)
+        return
+    print(f"{caption(card)}\n\n{aligned(markdown_table(card))}", file=output)
     for warning in card.warnings:
-        print(f"warning: {warning}")
+        print(f"warning: {warning}", file=output)
 
 
 def _write(card: DepthCard, folder: Path, file: str) -> None:

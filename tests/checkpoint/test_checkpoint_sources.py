@@ -316,7 +316,7 @@ def test_info_shows_notes_of_each_depth_in_the_table_and_others_by_name(
     assert "{'" not in said
     lines = said.splitlines()
     assert cells(lines[2]) == ["depth", "parameters", "bytes", "psnr"]
-    assert cells(lines[4])[-1] == "30.123457"
+    assert cells(lines[4])[-1] == "30.12"
     assert cells(lines[5])[-1] == "31"
     assert lines[7:] == [
         "nothing            none",

@@ -47,6 +47,17 @@ def test_info_shows_architecture_depths_parameters_and_notes(file, capsys):
     assert "step  7" in said
 
 
+def test_info_for_programs_is_one_json_object(file, capsys):
+    assert main(["info", file, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["architecture"] == "asrn"
+    assert found["arguments"]["num_blocks"] == 2
+    assert found["depths"]["1"] == {"values": 70_787, "bytes": 70_787 * 4}
+    assert list(found["depths"]) == ["1", "2"]
+    assert found["notes"] == {"step": 7}
+    assert found["cards"] == {}
+
+
 def test_bad_input_is_one_line_and_exit_code_2(file, capsys, tmp_path):
     assert main(["info", str(tmp_path / "no.safetensors")]) == 2
     assert "no.safetensors" in capsys.readouterr().err

@@ -234,3 +234,13 @@ def test_wrong_options_are_named(file, capsys, option, value, message):
         main(["profile", str(file), f"{option}={value}"])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_json_is_the_card_alone_and_the_rest_goes_to_standard_error(file, photos, capsys):
+    assert main(["profile", str(file), *QUICK, "--no-memory", "--data", str(photos), "--json"]) == 0
+    captured = capsys.readouterr()
+    printed = DepthCard.from_json(json.loads(captured.out))
+    ((_, stored),) = read_header(file)["cards"].items()
+    assert printed == DepthCard.from_json(stored)
+    assert f"stored in {file}" in captured.err
+    assert "photos x2, LR: made (BI)" in captured.err
