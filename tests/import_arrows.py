@@ -76,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
         "_lazy",
         "_modules",
         "_net",
+        "_tables",
     },
     "card": {
         "taps",

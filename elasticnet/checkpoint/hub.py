@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
 
-from elasticnet.checkpoint.header import Description, read_header
+from elasticnet.checkpoint.header import Description, read_header, read_sizes
+from elasticnet.checkpoint.hub_card import CardOptions, Scores, config_json, model_card
 from elasticnet.checkpoint.saving import save
 from elasticnet.checkpoint.sources import DEFAULT_FILE, check_hub_library
 
-README = """---
-library_name: elasticnet
-tags:
-- elasticnet
----
-
-# {title}
-
-An elastic network: one file, runnable at depth {depths}.
-Loading a depth reads only its part of the file.
-
-```python
-import elasticnet
-
-net = elasticnet.load("hf://{repo}{file_suffix}", depth={depth}{build_argument})
-```
-"""
+README = "README.md"
+CONFIG = "config.json"
 
 
 def push_to_hub(
@@ -40,11 +27,17 @@ def push_to_hub(
     private: bool | None = None,
     message: str | None = None,
     token: str | bool | None = None,
+    license: str | None = None,
+    pipeline_tag: str | None = None,
+    picture: str | os.PathLike[str] | None = None,
+    scores: Iterable[Scores] | None = None,
 ) -> str:
     """Upload a net, or a file that `save` wrote, to the hub.
 
-    The file is checked before anything is sent. Notes and cards are a part of the file. If the
-    repository has no README.md, a short one is added.
+    The file is checked before anything is sent. Notes and cards are a part of the file. Beside it
+    goes config.json, which describes it for programs of the hub. If the repository has no
+    README.md, one is added: the model card, with code that loads the file, a table of the depths,
+    and the scores of every depth where the hub reads them (model-index).
 
     Args:
         net_or_file: The net, as `save` takes it, or the path of the file.
@@ -54,56 +47,82 @@ def push_to_hub(
         private: Whether a repository that is created here is private. None: the hub's default.
         message: The commit's message. Default: the architecture and the depths.
         token: The user's token. Default: the one stored at login.
+        license: Of the weights, as the hub calls it, such as "apache-2.0", for the card.
+        pipeline_tag: The task, as the hub calls it, for the card. Default: what the architecture
+            says, if it says one.
+        picture: A picture file, which is uploaded and stands at the top of the card.
+        scores: What the depths are worth, for the card. Default: what the file holds, in depth
+            cards and notes.
 
     Returns:
         The hf:// name of exactly this version.
 
     Raises:
         ValueError: `file` does not end in .safetensors, or `net_or_file` is not a valid checkpoint.
+        FileNotFoundError: There is no such picture.
         ModuleNotFoundError: huggingface_hub is not installed.
     """
     check_hub_library()
     if not file.endswith(".safetensors"):
         raise ValueError(f"file {file!r}: expected a name that ends in .safetensors")
+    picture_path = _existing(picture)
+    options = CardOptions(
+        license=license,
+        pipeline_tag=pipeline_tag,
+        picture=None if picture_path is None else picture_path.name,
+        scores=None if scores is None else tuple(scores),
+    )
     from huggingface_hub import CommitOperationAdd, HfApi
 
     with tempfile.TemporaryDirectory() as folder:
-        if isinstance(net_or_file, (str, os.PathLike)):
-            path = Path(net_or_file)
-        else:
-            path = Path(folder, DEFAULT_FILE)
-            save(net_or_file, path)
+        path = _file_of(net_or_file, folder)
         description = read_header(path)
         api = HfApi(token=token, library_name="elasticnet")
         # The hub answers with the full name: it adds the user's name to one without an owner.
         repo_id = api.create_repo(repo, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        operations = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=path)]
-        if not api.file_exists(repo_id, "README.md", revision=revision):
-            readme = _readme(description, repo_id, file).encode()
-            operations.append(CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=readme))
-        if message is None:
-            name = description["architecture"] or "Custom network"
-            message = f"{name}, depths {_listed(description['taps'])}"
-        commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+        contents: dict[str, bytes | Path] = {file: path}
+        # Of several files in a repository, config.json describes the one with the default name.
+        if file == DEFAULT_FILE or not api.file_exists(repo_id, CONFIG, revision=revision):
+            contents[CONFIG] = config_json(description, file).encode()
+        if not api.file_exists(repo_id, README, revision=revision):
+            card = model_card(description, read_sizes(path), repo_id, file, options)
+            contents[README] = card.encode()
+        if picture_path is not None:
+            contents[picture_path.name] = picture_path
+        commit = api.create_commit(
+            repo_id,
+            [
+                CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+                for name, content in contents.items()
+            ],
+            commit_message=message or _message(description),
+            revision=revision,
+        )
     return f"hf://{repo_id}@{commit.oid}/{file}"
 
 
-def _readme(description: Description, repo: str, file: str) -> str:
-    """Return a README.md with a line of code that loads the file."""
-    file_suffix = "" if file == DEFAULT_FILE else f"/{file}"
-    build_argument = "" if description["architecture"] else ", build=make_my_net"
-    return README.format(
-        title=repo.partition("/")[2],  # the name without the owner
-        depths=_listed(description["taps"]),
-        repo=repo,
-        file_suffix=file_suffix,
-        depth=description["taps"][0],
-        build_argument=build_argument,
-    )
+def _file_of(net_or_file: nn.Module | str | os.PathLike[str], folder: str) -> Path:
+    """The file that was given, or one that a net is saved to, in the folder."""
+    if isinstance(net_or_file, (str, os.PathLike)):
+        return Path(net_or_file)
+    path = Path(folder, DEFAULT_FILE)
+    save(net_or_file, path)
+    return path
 
 
-def _listed(taps: list[int]) -> str:
-    """Return depths for a sentence, such as "1, 2, 3"."""
-    return ", ".join(str(tap) for tap in taps)
+def _existing(picture: str | os.PathLike[str] | None) -> Path | None:
+    """The picture's path; None without one."""
+    if picture is None:
+        return None
+    if not Path(picture).is_file():
+        raise FileNotFoundError(f"picture {os.fspath(picture)}: no such file")
+    return Path(picture)
+
+
+def _message(description: Description) -> str:
+    """The commit's message: the architecture and the depths."""
+    name = description["architecture"] or "Custom network"
+    depths = ", ".join(str(tap) for tap in description["taps"])
+    return f"{name}, depths {depths}"

@@ -6,7 +6,8 @@
   the output is; without it the scale is measured by running the network once;
 - `value_range`: the smallest and the largest value of an image, (0.0, 1.0);
 - `channels`: what the channels are, "RGB"; `layout`: the order of the axes, "NCHW";
-- `output_range` and `file_metadata`: what `elasticnet.export` reads.
+- `output_range` and `file_metadata`: what `elasticnet.export` reads;
+- `pipeline_tag`: what the hub calls the task, for the model card.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ IMAGE_EXTRAS = MappingProxyType(
         "channels": "RGB",
         "layout": "NCHW",
         "file_metadata": image_file_metadata,
+        "pipeline_tag": "image-to-image",
     }
 )
 EXAMPLE_SHAPE = (1, 3, 24, 20)  # not square, so that no export can confuse height and width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,9 @@ import torch
 from contract import same
 from elasticnet import ElasticWrapper
 from elasticnet.checkpoint import load, read_header, save
+from elasticnet.checkpoint.header import Description
 from elasticnet.checkpoint.hub import push_to_hub
+from elasticnet.checkpoint.hub_card import Scores, config_json, scores_in
 from elasticnet.checkpoint.safetensors_file import read_table
 from elasticnet.checkpoint.sources import read_range
 from elasticnet.cli import main
@@ -198,12 +201,19 @@ def test_a_net_goes_to_the_hub_and_comes_back(
     assert source == f"hf://{REPO}@{commit}/model.safetensors"
     assert REPO in hub.private
     sent = hub.repositories[REPO][commit]
-    assert sorted(sent) == ["README.md", "model.safetensors"]
+    assert sorted(sent) == ["README.md", "config.json", "model.safetensors"]
     save(net, path)
     assert sent["model.safetensors"] == path.read_bytes()
     card = sent["README.md"].decode()
     assert "library_name: elasticnet" in card
-    assert f'elasticnet.load("hf://{REPO}", depth=1)' in card
+    assert f'elasticnet.load("hf://{REPO}", depth=2)' in card
+    assert json.loads(sent["config.json"]) == {
+        "library_name": "elasticnet",
+        "architecture": "asrn",
+        "arguments": read_header(path)["arguments"],
+        "depths": [1, 2, 3],
+        "file": "model.safetensors",
+    }
     hub.private.clear()
     same(load(source, 2).state_dict(), dict(net.truncate(2).state_dict()), "state")
 
@@ -218,6 +228,7 @@ def test_a_file_goes_as_it_is_and_a_readme_stays(
     assert source == f"hf://{REPO}@{commit}/x2.safetensors"
     assert hub.repositories[REPO][commit] == {
         "README.md": b"mine",
+        "config.json": config_json(read_header(path), "x2.safetensors").encode(),
         "x2.safetensors": path.read_bytes(),
     }
     assert read_header(source)["notes"] == {"step": 5}
@@ -228,8 +239,91 @@ def test_the_card_of_a_custom_net_names_build(hub: Loopback) -> None:
     torch.manual_seed(0)
     source = push_to_hub(conv_net(2), REPO, file="own.safetensors")
     card = hub.repositories[REPO][hub.branches[REPO, "main"]]["README.md"].decode()
-    assert f'elasticnet.load("hf://{REPO}/own.safetensors", depth=1, build=make_my_net)' in card
+    assert f'elasticnet.load("hf://{REPO}/own.safetensors", depth=2, build=make_my_net)' in card
     assert load(source, build=lambda: conv_net(2)).taps == (1, 2)
+
+
+def test_the_card_tells_the_hub_licence_task_scores_and_picture(
+    hub: Loopback, saved: tuple[Path, ElasticWrapper], tmp_path: Path
+) -> None:
+    """The hub's own library reads the metadata back."""
+    path, net = saved
+    picture = tmp_path / "crops.png"
+    picture.write_bytes(b"a picture")
+    psnr = {1: 30.5, 2: 31.25, 3: 31.5}
+    card = {
+        "data": "Set5 x2, 5 images",
+        "rows": [{"depth": depth, "quality": {"ssim": 0.9 + depth / 100}} for depth in (1, 2, 3)],
+    }
+    save(net, path, {"psnr": psnr, "step": 5}, {"a machine": card})
+
+    push_to_hub(path, REPO, license="apache-2.0", picture=picture)
+
+    sent = hub.repositories[REPO][hub.branches[REPO, "main"]]
+    assert sent["crops.png"] == b"a picture"
+    text = sent["README.md"].decode()
+    data = huggingface_hub.ModelCard(text).data
+    assert (data.license, data.pipeline_tag) == ("apache-2.0", "image-to-image")
+    assert data.library_name == "elasticnet"
+    found = {
+        (result.dataset_name, result.metric_name): result.metric_value
+        for result in data.eval_results
+    }
+    assert found == {
+        **{("held out in training", f"psnr at depth {depth}"): psnr[depth] for depth in psnr},
+        **{("Set5 x2, 5 images", f"ssim at depth {d}"): 0.9 + d / 100 for d in (1, 2, 3)},
+    }
+    assert "![net](crops.png)" in text
+    count = sum(parameter.numel() for parameter in net.truncate(2).parameters())
+    assert f"| 2 | {count:,} | {count * 4 / 1e6:.2f} | 31.25 | 0.92 |" in text
+    assert "- scale: 2" in text
+
+
+def test_scores_that_are_given_stand_in_the_place_of_those_of_the_file(
+    hub: Loopback, saved: tuple[Path, ElasticWrapper]
+) -> None:
+    path, net = saved
+    save(net, path, {"psnr": {1: 30.5, 2: 31.25, 3: 31.5}})
+    given = [Scores("B100", {"psnr": {3: 27.5}})]
+    push_to_hub(path, REPO, pipeline_tag="other-task", scores=given)
+    text = hub.repositories[REPO][hub.branches[REPO, "main"]]["README.md"].decode()
+    (result,) = huggingface_hub.ModelCard(text).data.eval_results
+    assert (result.dataset_name, result.metric_value) == ("B100", 27.5)
+    assert result.task_type == "other-task"
+
+
+def test_the_card_passes_over_what_it_cannot_read() -> None:
+    description: Description = {
+        "format": 1,
+        "architecture": None,
+        "arguments": {},
+        "taps": [1, 2],
+        "sha256": {},
+        "notes": {"psnr": {"1": 30.0}, "flag": {"1": True, "2": False}, "name": {"1": "a"}},
+        "cards": {"m": {"data": None, "rows": []}, "n": {"rows": 5}, "o": {}},
+    }
+    assert scores_in(description) == []
+
+
+def test_config_json_describes_the_file_with_the_default_name(
+    hub: Loopback, saved: tuple[Path, ElasticWrapper]
+) -> None:
+    path, net = saved
+    push_to_hub(path, REPO)
+    push_to_hub(net.truncate(1), REPO, file="small.safetensors")
+    sent = hub.repositories[REPO][hub.branches[REPO, "main"]]
+    assert json.loads(sent["config.json"])["depths"] == [1, 2, 3]
+    push_to_hub(net.truncate(2), REPO)
+    sent = hub.repositories[REPO][hub.branches[REPO, "main"]]
+    assert json.loads(sent["config.json"])["depths"] == [1, 2]
+
+
+def test_a_picture_that_is_not_there_is_refused_before_anything_is_sent(
+    hub: Loopback, saved: tuple[Path, ElasticWrapper]
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"picture absent\.png: no such file"):
+        push_to_hub(saved[0], REPO, picture="absent.png")
+    assert hub.log == []
 
 
 def test_what_is_no_checkpoint_is_not_sent(hub: Loopback, tmp_path: Path) -> None:
