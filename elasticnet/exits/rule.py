@@ -65,7 +65,7 @@ class ExitRule:
             depth: Their depth.
         """
         temperature = self.temperatures.get(depth, 1.0)
-        return logits / temperature
+        return logits if temperature == 1 else logits / temperature
 
     def scores(self, scaled_so_far: Sequence[Tensor]) -> Tensor:
         """Return the score (b,) of each input at the last of some taps.

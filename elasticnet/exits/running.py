@@ -100,25 +100,25 @@ class ExitRunner:
             scaled_so_far.append(self.rule.scaled(logits, depth))
             scores = self.rule.scores(scaled_so_far)  # (inputs inside,)
             leaves = scores >= self._thresholds[depth]
-            left.append(
-                _Left(
-                    rows=rows[leaves],
-                    logits=logits[leaves],
-                    depths=torch.full_like(rows[leaves], depth),
-                    scores=scores[leaves],
-                )
-            )
-            if leaves.all():
+            num_leaving = int(leaves.count_nonzero())
+            if num_leaving == len(rows):
+                left.append(_left_at(depth, rows, logits, scores))
                 break
 
             # Go on with the others alone.
-            if leaves.any():
+            if num_leaving > 0:
+                left.append(_left_at(depth, rows[leaves], logits[leaves], scores[leaves]))
                 stays = (~leaves).nonzero().squeeze(1)
                 axes = self._batch_axes.learn(x, keywords, state)
                 state = rows_of_state(state, axes, stays)
                 rows = rows[stays]
                 scaled_so_far = [scaled[stays] for scaled in scaled_so_far]
         return _in_order(left)
+
+
+def _left_at(depth: int, rows: Tensor, logits: Tensor, scores: Tensor) -> _Left:
+    """Return what some inputs leave with at a depth."""
+    return _Left(rows, logits, torch.full_like(rows, depth), scores)
 
 
 def _as_logits(prediction: Any, num_inputs: int) -> Tensor:
@@ -137,6 +137,8 @@ def _as_logits(prediction: Any, num_inputs: int) -> Tensor:
 
 def _in_order(left: list[_Left]) -> Exits:
     """Return what the inputs left with, in the order of the batch."""
+    if len(left) == 1:  # all left at one tap, so that none has changed its place
+        return Exits(left[0].logits, left[0].depths, left[0].scores)
     rows = torch.cat([each.rows for each in left])
     order = rows.argsort()
     return Exits(
