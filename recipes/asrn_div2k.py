@@ -557,8 +557,8 @@ def train(
             if due.validation and processes.first:
                 scores = validate(net_to_ship, validation, processes.device)
 
-            # Log before saving: `log.write` stops at NaN, so no bad state is saved; and the saved
-            # state's own step is then in the log on resume.
+            # Log first: `log.write` stops at NaN, so that no bad state is saved. A resumed run then
+            # finds the line of its own step.
             if due.log_line:
                 shares = psd_share(options, training_step, net, batch, step)
                 write_log_line(log, steps_done, scores, learning_rate=learning_rate, **shares)

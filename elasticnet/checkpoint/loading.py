@@ -94,7 +94,7 @@ def _load_registered(checkpoint: Checkpoint, depth: int) -> ElasticWrapper:
     def build_at_depth() -> Any:
         return architecture.build(**arguments, taps=taps)
 
-    # 1. Build the net without memory: a forged file can claim any sizes.
+    # 1. Build the net without memory: a forged file can claim any sizes. Step 3 builds it again.
     with _named_build_errors(checkpoint):
         check_arguments(architecture, arguments, num_tensors=len(checkpoint.table.entries))
         net = build_without_memory(build_at_depth)

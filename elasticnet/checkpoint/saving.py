@@ -130,7 +130,8 @@ def _whole(tensor: Any) -> Tensor:
     if is_sharded(tensor):
         return tensor.detach().full_tensor()
     if tensor.untyped_storage().nbytes() > tensor.nbytes:
-        # Copy: NumPy would hold the larger memory, which FSDP1 must resize later.
+        # Copy a part of a larger tensor. An array made of it would hold the whole memory, which
+        # others must be free to resize (FSDP1 does).
         return tensor.detach().clone()
     return tensor.detach()
 
@@ -138,7 +139,6 @@ def _whole(tensor: Any) -> Tensor:
 def _by_depth(tensor_name: str) -> tuple[int, str]:
     """Return a sort key: shallow tensors come first, then by name.
 
-    So those that a depth needs lie next to each other, and one read takes them all. `place_tensors`
-    sorts by the width of the dtypes first, and by this key within one width.
+    So those that a depth needs lie next to each other, and one read takes them all.
     """
     return first_depth_that_needs(tensor_name), tensor_name

@@ -7,13 +7,12 @@ the same as the whole image. It is found in these steps:
    those that depend on the middle pixel, and the farthest of them shows the reach.
 2. The same strip without NaN is cut shorter at both ends. Outputs that are at least the reach away
    from the cuts must stay the same. If they change, the network has no reach that tiles could use.
-3. Where NaN is replaced, as by `nan_to_num`, step 1 shows nothing. 0 is tried then, the reach if no
-   pixel mixes with another: by step 2, on the longest strip, which has the most pixels in which a
-   wrong guess shows. This misses a layer in front of the replacement that sees far pixels faintly,
-   such as global pooling, because cutting two pixels then changes too little.
+3. Where NaN is replaced, as by `nan_to_num`, step 1 shows nothing. Only a reach of 0, of a network
+   that mixes no pixel with another, can be confirmed there: by step 2, on the longest strip, where
+   a wrong guess shows in the most pixels. It can be fooled by a layer in front of the replacement
+   that sees far pixels faintly, such as global pooling: cutting two pixels changes too little.
 
-The blocks of the shallowest depth are a part of every depth, and so every depth has at least the
-reach of the shallowest. Where only deeper blocks replace NaN, that reach is what step 3 could miss.
+So each depth is given at least the reach of the shallowest, whose blocks are a part of every depth.
 """
 
 from __future__ import annotations
@@ -211,6 +210,7 @@ def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> 
         pixel of whole   0 1 2 3 4 5 6
         whole            - - - = - - -
         cut                - - = - -      => cut[2:3]
+        pixel of cut       0 1 2 3 4
     """
     whole = _strip(length)  # (1, 3, 8, length)
     cut = whole[..., 1:-1]  # (1, 3, 8, length - 2)
@@ -219,7 +219,8 @@ def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> 
     same_pixels = output_of_whole[..., scale:-scale]  # of the shape of output_of_cut
 
     # Compare the pixels that are at least `reach` away from the ends of the cut.
-    inside = slice(reach * scale, (length - 2 - reach) * scale)
+    first, behind_last = reach, length - 2 - reach  # pixels of cut
+    inside = slice(first * scale, behind_last * scale)
     difference = (same_pixels[..., inside] - output_of_cut[..., inside]).abs().max()
     largest_output = output_of_whole.abs().max()
     # False also if the network itself gives NaN or infinity: this strip has no NaN in it.

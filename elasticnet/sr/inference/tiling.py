@@ -134,8 +134,7 @@ class _TileWork:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            # Text, and a method of its own: on return the exception and its traceback are gone, and
-            # so are the tensors that they kept alive.
+            # Text, not the exception: its traceback would keep the tensors alive.
             return str(error).partition("\n")[0]
         return None
 
@@ -144,7 +143,7 @@ class _TileWork:
         tiles_done = 0
         self._report(tiles_done, tiling.num_tiles)
         for row in tiling.rows:
-            if row.stop <= self.rows_written:  # by larger tiles, before memory ran out
+            if row.stop <= self.rows_written:  # written by larger tiles, before memory ran out
                 tiles_done += len(tiling.columns)
                 self._report(tiles_done, tiling.num_tiles)
                 continue
@@ -155,7 +154,10 @@ class _TileWork:
             self.rows_written = row.stop
 
     def _enlarge(self, row: Span, column: Span) -> None:
-        """Enlarge one tile: read its window, run the network, write the output for the tile."""
+        """Enlarge one tile: read its window, run the network, write the output for the tile.
+
+        A window is a tile and the pixels around it that its output depends on.
+        """
         scale = self.plan.scale
         rows = slice(row.window_start, row.window_stop)
         columns = slice(column.window_start, column.window_stop)
