@@ -18,8 +18,9 @@ from loading import load_recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# Its snippets need packages of their own: tests/frameworks/test_in_your_trainer.py runs them.
-PAGE_OF_FRAMEWORKS = ROOT / "docs" / "guides" / "in_your_trainer.md"
+# Their snippets need packages of their own: tests/frameworks runs them.
+GUIDES = ROOT / "docs" / "guides"
+PAGES_OF_FRAMEWORKS = (GUIDES / "in_your_trainer.md", GUIDES / "web_server.md")
 MAX_NOT_RUN = 1
 NOT_RUN = re.compile(r"<!-- not run: (.*) -->")
 OUTPUT = "<!-- output -->"
@@ -91,7 +92,7 @@ def registry_as_before() -> Iterator[None]:
 
 @pytest.mark.usefixtures("registry_as_before")
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if page != PAGE_OF_FRAMEWORKS], ids=name_of
+    "page", [page for page in PAGES if page not in PAGES_OF_FRAMEWORKS], ids=name_of
 )
 def test_snippets_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

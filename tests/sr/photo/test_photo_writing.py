@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from elasticnet.sr.photo import ImageError, Photo, photograph, read_photo, writing
 from elasticnet.sr.photo.scaled_metadata import Factors, fitted_metadata
 from elasticnet.sr.photo.writing import check_fits, format_of, write_photo
+from elasticnet.sr.resize import imresize
 from photo_files import exif_bytes, gray_profile, png_chunks, png_samples, srgb_profile
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/">tiff:Orientation="1"</x:xmpmeta>'
@@ -143,6 +144,16 @@ def test_png_is_about_as_small_as_pillows_own() -> None:
     own, pillow = written(photo, "PNG", png_level=6), io.BytesIO()
     Image.fromarray(photo.pixels).save(pillow, "PNG")
     assert len(own.getvalue()) < 1.1 * len(pillow.getvalue())
+
+
+def test_an_enlarged_photograph_is_about_as_small_at_the_fast_level() -> None:
+    photographs = pytest.importorskip("skimage.data")
+    pixels = imresize(photographs.astronaut(), 2)
+    sizes: dict[int, int] = {}
+    for level in (0, 1, 6):
+        sizes[level] = len(written(Photo(pixels), "PNG", png_level=level).getvalue())
+    assert sizes[1] < 1.1 * sizes[6]
+    assert sizes[1] < sizes[0] / 2
 
 
 # --- metadata
