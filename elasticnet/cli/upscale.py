@@ -78,6 +78,13 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         help="also the images in folders of a folder; OUT gets the same folders",
     )
     group.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="of all images that are named, the I-th of N parts, such as 3/16: N machines that are "
+        "given the same images divide them without asking each other",
+    )
+    group.add_argument(
         "--frames",
         type=_frame_size,
         metavar="WxH",
@@ -251,6 +258,7 @@ def _plan_jobs(options: argparse.Namespace) -> JobPlan:
         options.format,
         suffix=suffix,
         recursive=options.recursive,
+        shard=options.shard,
         force=options.force,
         skip_existing=options.skip_existing,
     )
@@ -295,7 +303,7 @@ def _check_frame_options(options: argparse.Namespace) -> None:
             f"{given}: frames come from standard input and go to standard output; leave INPUT and "
             "-o out"
         )
-    for name in ("suffix", "recursive", "format", "quality", "lossless"):
+    for name in ("suffix", "recursive", "shard", "format", "quality", "lossless"):
         if getattr(options, name):
             raise ValueError(f"{given}: --{name} has no meaning for raw frames; leave it out")
     _check_depth(options)
@@ -388,6 +396,14 @@ def _scale(text: str) -> float:
     if value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 1")
     return value
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """The number of a part and how many there are, such as 3/16."""
+    match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
+    if match is None or int(match[1]) > int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 1 to N, such as 3/16")
+    return int(match[1]), int(match[2])
 
 
 def _frame_size(text: str) -> tuple[int, int]:

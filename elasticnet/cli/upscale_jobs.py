@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ def plan_jobs(
     *,
     suffix: str = "",
     recursive: bool = False,
+    shard: tuple[int, int] | None = None,
     force: bool = False,
     skip_existing: bool = False,
 ) -> JobPlan:
@@ -104,6 +106,10 @@ def plan_jobs(
             Images of a folder or a glob that end in it already are left out where results lie
             beside their images: they are results.
         recursive: Whether folders in a folder are gone through, too; `out` then has the same ones.
+        shard: The number of a part, from 1, and how many parts there are: only its images are
+            taken. Which part an image belongs to depends on the name of its result in `out` alone,
+            so that a run whose images are named in another way, or that goes on, divides them
+            equally.
         force: Whether outputs that exist may be overwritten.
         skip_existing: Whether images whose output exists are left out.
 
@@ -120,6 +126,12 @@ def plan_jobs(
         sources = _without_results(sources, suffix)
     jobs = _jobs_for(sources, out, extension, suffix)
     notes = list(sources.notes)
+    num_images = len(sources.images)
+    if shard is not None:
+        jobs = _part_of(jobs, out, shard)
+        number, num_parts = shard
+        notes.append(f"part {number}/{num_parts}: {len(jobs)} of {num_images} images")
+        num_images = max(2, num_images)  # one image of a part is one of several
     existing = _check_targets(jobs)
     if existing and skip_existing:
         notes.append(f"{len(existing)} of {len(jobs)} outputs exist and were left as they are")
@@ -131,7 +143,7 @@ def plan_jobs(
             f"{existing[0]} exists{others}: use --force to overwrite, --skip-existing to go on "
             "with the others, or choose another -o"
         )
-    return JobPlan(jobs=jobs, num_images=len(sources.images), notes=notes)
+    return JobPlan(jobs=jobs, num_images=num_images, notes=notes)
 
 
 def _jobs_for(sources: _Sources, out: str | None, extension: str | None, suffix: str) -> list[Job]:
@@ -159,6 +171,20 @@ def _refuse_empty_names(inputs: Sequence[str], out: str | None) -> None:
         raise ValueError("-o: the name is empty; name a file or a folder")
     if "" in inputs:
         raise ValueError("INPUT: the name is empty; name a file or a folder")
+
+
+def _part_of(jobs: Sequence[Job], out: str | None, shard: tuple[int, int]) -> list[Job]:
+    """The jobs of one part of several; each job belongs to one of them."""
+    number, num_parts = shard
+    kept: list[Job] = []
+    for job in jobs:
+        if job.target is None:
+            raise ValueError(f"--shard {number}/{num_parts}: -o - has one image; leave one out")
+        name = job.target.name if out is None else os.path.relpath(job.target, out)
+        digest = hashlib.sha256(os.fsencode(name)).digest()
+        if int.from_bytes(digest[:8], "big") % num_parts == number - 1:
+            kept.append(job)
+    return kept
 
 
 def _check_suffix(suffix: str, out: str | None) -> None:

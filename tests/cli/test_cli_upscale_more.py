@@ -17,6 +17,7 @@ from PIL import Image
 
 from elasticnet import save
 from elasticnet.cli import main, upscale_run
+from elasticnet.cli.upscale_jobs import plan_jobs
 from elasticnet.sr import asrn
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import plan_upscale
@@ -105,9 +106,39 @@ def test_folders_are_mirrored(folder: Path) -> None:
     assert files(folder / "in/deep") == ["er/a.png"]
 
 
+@pytest.mark.parametrize("num_parts", [1, 2, 5])
+def test_parts_are_all_images_each_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], num_parts: int
+) -> None:
+    for index in range(9):
+        Image.fromarray(RGB[:4, :5]).save(f"in/{index}.png")
+    lines: list[str] = []
+    for number in range(1, num_parts + 1):
+        shard = ["--shard", f"{number}/{num_parts}"]
+        assert upscale("in", "-o", "out", "--recursive", "--scale", "2", *shard) == 0
+        lines += capsys.readouterr().err.splitlines()
+    names = [f"{index}.png" for index in range(9)]
+    assert files(folder / "out") == [*names, "a.png", "deep/er/a.png"]
+    assert sum(line.startswith("out/") for line in lines) == 11  # none was done twice
+
+
+def test_a_part_does_not_depend_on_how_its_images_are_named(folder: Path) -> None:
+    for index in range(9):
+        Image.fromarray(RGB[:4, :5]).save(f"in/{index}.png")
+    targets = [
+        [str(job.target) for job in plan_jobs(inputs, "out", shard=(2, 3)).jobs]
+        for inputs in (["in"], ["in/*.png"], ["./in/../in"])
+    ]
+    assert 0 < len(targets[0]) < 10
+    [note] = plan_jobs(["in/*.png"], "out", shard=(2, 3)).notes
+    assert note == f"part 2/3: {len(targets[0])} of 10 images"
+    assert targets[0] == targets[1] == targets[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["in/a.png", "-o", "-", "--shard", "1/2"], "--shard 1/2: -o - has one image"),
         ([], "no INPUT: name images, folders, globs, or - for standard input"),
         (["-"], "-: standard input has no name to put a result beside; give -o OUT"),
         (["in/a.png", "--suffix", ""], "--suffix '': results beside their images need one"),
@@ -198,6 +229,8 @@ def test_sizes_that_cannot_be_made(
         ("--to", "0x5"),
         ("--frames", "7x"),
         ("--png-level", "10"),
+        ("--shard", "3/2"),
+        ("--shard", "0/2"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(
