@@ -157,7 +157,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--jpeg-quality",
         nargs="+",
-        type=int,
+        type=_jpeg_quality,
         default=[],
         metavar="Q",
         help="score low-resolution images after JPEG compression, too: a table for each quality, "
@@ -195,6 +195,13 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
         help="what bicubic resizing sees outside an image; default: %(default)s",
     )
     group.add_argument("--no-cost", action="store_true", help="do not measure MACs and time")
+
+
+def _jpeg_quality(text: str) -> int:
+    """One value of --jpeg-quality."""
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1 to 100")
+    return int(text)
 
 
 def _protocol(text: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elasticnet.cli.arguments import add_debug
 
@@ -101,7 +102,8 @@ def run(options: argparse.Namespace) -> int:
     elif options.to == AUTHORS:
         _write_authors(net, out)
     else:
-        _write_spandrel(net, out, options.file)
+        notes = {} if is_of_others else _notes_of(options.file)
+        _write_spandrel(net, out, {**notes, "converted_from": Path(options.file).name})
     print(f"{out}: {_described(net)}, {os.path.getsize(out) / 1e6:.1f} MB")
     return 0
 
@@ -138,8 +140,7 @@ def _target(options: argparse.Namespace) -> Path:
     if options.out is not None:
         out = Path(options.out)
     else:
-        source = options.file.rstrip("/").rpartition("/")[2] if "://" in options.file else ""
-        path = Path(source or options.file)
+        path = _named_after(options.file)
         out = path.with_name(path.stem + ENDINGS[options.to])
         if out == path:
             out = path.with_name(f"{path.stem}_elastic{SAFETENSORS_SUFFIX}")
@@ -148,6 +149,15 @@ def _target(options: argparse.Namespace) -> Path:
     if out.exists() and not options.force:
         raise FileExistsError(f"{out} exists: give another name by -o, or --force")
     return out
+
+
+def _named_after(file: str) -> Path:
+    """What the result is called after: beside a file, and in the current folder for all else."""
+    if "://" in file:
+        return Path(file.rstrip("/").rpartition("/")[2])
+    if Path(file).exists():
+        return Path(file)
+    return Path(file.replace(":", "_"))  # a packaged net, such as asrn-x4:published
 
 
 def _read(options: argparse.Namespace, is_of_others: bool) -> ElasticWrapper:
@@ -195,14 +205,20 @@ def _own_memory(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
 
 
-def _write_spandrel(net: ElasticWrapper, out: Path, file: str) -> None:
+def _notes_of(file: str) -> dict[str, Any]:
+    """The notes of a checkpoint of ours."""
+    from elasticnet.checkpoint import read_header
+
+    return read_header(file)["notes"]
+
+
+def _write_spandrel(net: ElasticWrapper, out: Path, notes: Mapping[str, Any]) -> None:
     import safetensors.torch
 
     from elasticnet._files import write_atomic
     from elasticnet.sr.models.carried import carried_checkpoint
 
-    state = carried_checkpoint(net, {"converted_from": Path(file).name})
-    write_atomic(out, safetensors.torch.save(state))
+    write_atomic(out, safetensors.torch.save(carried_checkpoint(net, notes)))
 
 
 def _described(net: ElasticWrapper) -> str:

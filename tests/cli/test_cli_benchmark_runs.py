@@ -236,3 +236,13 @@ def test_the_old_name_of_a_protocol_is_still_taken(
 ) -> None:
     assert score("--scale", "2", "--protocol", "imdn") == 0
     assert "protocol rounded-y" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quality", ["0", "101", "best", "75.5"])
+def test_what_is_no_quality_is_named(
+    place: Path, capsys: pytest.CaptureFixture[str], quality: str
+) -> None:
+    with pytest.raises(SystemExit):
+        score("--scale", "2", "--jpeg-quality", "30", quality)
+    message = f"argument --jpeg-quality: '{quality}': expected a whole number from 1 to 100"
+    assert message in capsys.readouterr().err

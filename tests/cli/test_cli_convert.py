@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from basicsr_nets import basic_edsr, basic_rcan
 from elasticnet.checkpoint import read_header
 from elasticnet.cli import main
 from elasticnet.sr import asrn
-from elasticnet.sr.models.carried import load_carried
+from elasticnet.sr.models.carried import CARRIER, load_carried
 from elasticnet.sr.models.edsr import EDSR
 
 
@@ -74,10 +75,12 @@ def test_ours_become_the_authors_and_back(suffix: str) -> None:
 
 
 def test_a_packaged_net_becomes_a_file_for_spandrel(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["convert", "asrn-x4", "--to", "spandrel", "--depth", "2", "-o", "x.safetensors"]
-    assert main(words) == 0
-    net = load_carried(load_file("x.safetensors"))
-    assert net.taps == (1, 2)
+    assert main(["convert", "asrn-x4:published", "--to", "spandrel", "--depth", "2"]) == 0
+    state = load_file("asrn-x4_published_spandrel.safetensors")
+    assert load_carried(state).taps == (1, 2)
+    content = io.BytesIO(state[CARRIER].numpy().tobytes())
+    notes = read_header("asrn-x4:published")["notes"]
+    assert read_header(content)["notes"] == {**notes, "converted_from": "asrn-x4:published"}
     assert "asrn(" in capsys.readouterr().out
 
 
