@@ -4,6 +4,8 @@ python recipes/record.py NAME RUN                            docs/results/NAME.j
                                                              final table, validations on the way
 python recipes/record.py NAME RUN --data Set5 Set14 B100     and every depth of its best network
                                                              on these sets
+python recipes/record.py NAME RUN --scores FILE              and the scores in table.json of an
+                                                             `elasticnet benchmark` of that network
 python recipes/record.py NAME --weights FILE --data Urban100 to the record there is, what this file
                                                              of its weights scores on further sets
 python recipes/record.py --presets                           docs/results/presets.json: what the
@@ -32,7 +34,7 @@ from elasticnet.sr.data.licences import RECORD_FILE, licence_counts
 
 RECIPES = Path(__file__).parent
 RESULTS = RECIPES.parent / "docs" / "results"
-LOG_ENTRIES = ("step", "seconds", "learning_rate", "total")  # beside the scores
+LOG_ENTRIES = ("step", "seconds", "learning_rate", "total", "psd_share")  # beside the scores
 RUN_FILES = ("options.json", "log.jsonl", "table.json")  # of a finished run
 LOSSES_BY_DEPTH = "per_depth"  # as the log calls them
 ROW_ENTRIES = ("data", "depth", "parameters", "psnr", "ssim")
@@ -40,7 +42,10 @@ DEGRADATION = ("degradation", "blur_sigma", "noise_sigma")
 
 
 def record_of(
-    run: Path, folders: Sequence[Path] = (), machine: str | None = None
+    run: Path,
+    folders: Sequence[Path] = (),
+    machine: str | None = None,
+    scores: Path | None = None,
 ) -> dict[str, Any]:
     """Return what is kept of a run: options, final table, and the validations on the way.
 
@@ -52,6 +57,8 @@ def record_of(
         folders: Data sets on which every depth is scored, too: of the best network, where the table
             is of the last one.
         machine: What trained it, in words; by default what the log says.
+        scores: The table.json that `elasticnet benchmark` wrote of the best network, in the place
+            of `folders`.
 
     Raises:
         ValueError: A file of the run is missing or holds no JSON, or the log does not say what
@@ -71,7 +78,7 @@ def record_of(
     photographs = run / RECORD_FILE
     if photographs.is_file():
         record["photographs"] = licence_counts(json.loads(photographs.read_text(encoding="utf-8")))
-    if folders:
+    if folders or scores is not None:
         if machine is None:
             machine = machines_of(lines)
         if not machine:
@@ -79,7 +86,11 @@ def record_of(
                 f"{run / 'log.jsonl'} names no machine: say with --machine what trained it"
             )
         record["machine"] = machine
-        record["sets"] = scored(run / "best.safetensors", options, folders)
+        if scores is not None:
+            rows = read_json(scores)["rows"]
+            record["sets"] = [{name: row[name] for name in ROW_ENTRIES} for row in rows]
+        else:
+            record["sets"] = scored(run / "best.safetensors", options, folders)
     return without_folders(record)
 
 
@@ -208,6 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--data", nargs="+", type=Path, default=[], metavar="SET", help="data sets to score it on"
     )
     parser.add_argument(
+        "--scores", type=Path, metavar="FILE", help="table.json of a benchmark of its best network"
+    )
+    parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="without RUN: score this file on --data"
     )
     parser.add_argument("--machine", help="what trained it; default: what its log says")
@@ -229,7 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if options.run is None:
         parser.error("expected NAME and RUN, NAME and --weights, or --presets")
-    record = record_of(options.run, options.data, options.machine)
+    if options.data and options.scores is not None:
+        parser.error("--data and --scores: expected one of the two")
+    record = record_of(options.run, options.data, options.machine, options.scores)
     write_json(RESULTS / f"{options.name}.json", record)
 
 

@@ -600,6 +600,109 @@ def choice_cells(record: Record, num_depths: int) -> list[str]:
     return [*no_depth, *decibels(held_out.values()), *no_end, *decibels(on_set5)]
 
 
+# --- short trainings: of photographs, of the cost of exits, of self-distillation
+
+HELD_OUT = "structures_valid"
+SWEEP_SETS = {"Set5": "Set5", "Set14": "Set14", "B100": "B100", HELD_OUT: "held out"}
+
+
+def photographs(records: Records) -> str:
+    """The same training on other photographs and patches, at both ends of the depths."""
+    rows = {
+        "`train`": "train",
+        "`train_free`": "free",
+        "`train_free` without copyleft": "permissive",
+        "`train_free`, patches of 64": "free-p64",
+        "`train_free`, patches of 96": "free-p96",
+        "`train_free`, 8,000 steps": "free-8k",
+    }
+    lines = [["trained on", "seeds", *(f"{label}, 1 / 5" for label in SWEEP_SETS.values())]]
+    for label, name in rows.items():
+        found = seeds_of(records, f"sweep-photos-{name}")
+        cells = [both_ends(found, data) for data in SWEEP_SETS]
+        lines.append([label, str(len(found)), *cells])
+    long_runs = seeds_of(records, "x4-full")
+    cells = [both_ends(long_runs, data) for data in SETS]
+    lines.append(["`train`, 8,000 steps", str(len(long_runs)), *cells, ""])
+    return table(lines)
+
+
+def both_ends(found: Sequence[Record], data: str) -> str:
+    """Return the mean PSNR of some seeds at depth 1 and at depth 5."""
+    return " / ".join(decibels(mean_score(found, data, depth) for depth in (1, 5)))
+
+
+def exits_cost(records: Records) -> str:
+    """By how much each way to train an elastic network is behind networks trained alone."""
+    ways = {
+        "DSL, weights 1/taps": "sweep-psd-dsl",
+        "a last fusion for each depth": "sweep-regret-tap-fusion",
+        "gradients of equal norm": "sweep-regret-balanced",
+        "both": "sweep-regret-tap-fusion-bal",
+        "gradients and taps of equal weight": "sweep-regret-balanced-equal",
+        "the deepest first, then all": "sweep-regret-deepest-first",
+        "the deepest in every second step": "sweep-regret-alternating",
+        "one tap in turn": "sweep-regret-rotating",
+        "the ends and one other tap": "sweep-regret-sandwich",
+        "output distillation": "sweep-regret-output",
+        "output distillation from the self-ensemble": "sweep-regret-output-x8",
+        "twice the batch": "sweep-regret-twice-the-batch",
+        "twice the steps": "sweep-regret-twice-the-steps",
+    }
+    ends = (1, 5)
+    alone = {depth: records[f"sweep-regret-alone-{depth}"] for depth in ends}
+    columns = [f"{label}, depth {depth}" for label in SWEEP_SETS.values() for depth in ends]
+    lines = [["", *columns]]
+    lines.append(
+        [
+            "each depth alone, dB",
+            *(f"{score(alone[depth], data, depth):.2f}" for data in SWEEP_SETS for depth in ends),
+        ]
+    )
+    for label, name in ways.items():
+        if name not in records:  # not trained yet
+            continue
+        cells: list[str] = []
+        for data in SWEEP_SETS:
+            for depth in ends:
+                gain = score(records[name], data, depth) - score(alone[depth], data, depth)
+                cells.append(f"{gain:+.2f}")
+        lines.append([label, *cells])
+    return table(lines)
+
+
+def distillation_sweep(records: Records) -> str:
+    """Forms and weights of the self-distillation beside training without it."""
+    without = records["sweep-psd-dsl"]
+    found: list[tuple[str, Record]] = []
+    for form in ("norm", "squared", "power2", "cosine"):
+        for share in (1, 5, 20):
+            name = f"sweep-psd-{form}-{share}"
+            if (form, share) == ("norm", 5):
+                name = "sweep-photos-free"  # the same options
+            if name in records:
+                found.append((form, records[name]))
+    columns = [f"{label}, 1 / 5" for label in SWEEP_SETS.values()]
+    lines = [["form", "λ", "share of the gradient", *columns]]
+    bare = [both_ends([without], data) for data in SWEEP_SETS]
+    lines.append(["none (DSL), dB", "0", "0", *bare])
+    for form, record in found:
+        cells: list[str] = []
+        for data in SWEEP_SETS:
+            gains = [score(record, data, at) - score(without, data, at) for at in (1, 5)]
+            cells.append(" / ".join(f"{gain:+.2f}" for gain in gains))
+        lines.append([form, f"{record['options']['psd_weight']:g}", shares_of(record), *cells])
+    return table(lines)
+
+
+def shares_of(record: Record) -> str:
+    """Return the smallest and the largest share that the validations on the way had."""
+    shares = [line["psd_share"] for line in record["scores"] if "psd_share" in line]
+    if not shares:
+        return "not logged"
+    return f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %"
+
+
 def comparison(records: Records) -> str:
     """Elastic networks beside one cut short and one network for each depth, at one budget."""
     alone = alone_by_depth(records)
@@ -1259,6 +1362,9 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "studies/alone.md": (comparison,),
     "studies/blur_and_noise.md": (degradations,),
     "studies/recipe.md": (choices,),
+    "studies/photographs.md": (photographs,),
+    "studies/regret.md": (exits_cost,),
+    "studies/distillation.md": (distillation_sweep,),
     "studies/ordinary.md": (retrofit,),
     "studies/other_tasks.md": (tasks,),
     "studies/growth.md": (growth,),

@@ -230,3 +230,25 @@ def test_weights_without_a_record_or_sets_are_refused(record, tmp_path, capsys):
         record.main(["new", "--weights", "net.safetensors"])
     said = " ".join(capsys.readouterr().err.split())
     assert "--weights net.safetensors: name the sets to score it on by --data" in said
+
+
+def test_scores_of_a_benchmark_are_taken_and_the_share_of_the_distillation(record, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "options.json").write_text("{}")
+    line = {"step": 3, "psd_share": 0.02, "psnr": {"1": 30.0}, "machine": "one core"}
+    (run / "log.jsonl").write_text(json.dumps(line) + "\n")
+    (run / "table.json").write_text("{}")
+    row = {"data": "Set5", "depth": 1, "parameters": 9, "psnr": 30.5, "ssim": 0.9, "ms": None}
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({"rows": [row], "images": []}))
+
+    record.main(["new", str(run), "--scores", str(scores)])
+
+    kept = json.loads((tmp_path / "new.json").read_text())
+    del row["ms"]
+    assert kept["sets"] == [row]
+    assert kept["machine"] == "one core"
+    assert kept["scores"] == [{"step": 3, "psd_share": 0.02, "psnr": {"1": 30.0}}]
+    with pytest.raises(SystemExit):
+        record.main(["new", str(run), "--scores", str(scores), "--data", str(tmp_path)])
