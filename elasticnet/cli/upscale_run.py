@@ -39,7 +39,7 @@ from elasticnet.sr.photo.animation import (
 from elasticnet.sr.photo.costs import PhotoCosts
 from elasticnet.sr.photo.png_writer import FAST_LEVEL
 from elasticnet.sr.photo.upscale import upscale_photo
-from elasticnet.sr.photo.writing import KEPT_FORMATS, check_fits, write_photo
+from elasticnet.sr.photo.writing import FORMATS, KEPT_FORMATS, check_fits, write_photo
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -122,6 +122,7 @@ class Runner:
         Returns:
             What failed, a line each.
         """
+        self._find_costs(jobs)
         failures: list[str] = []
         hide_bar = True if self._options.quiet else None  # None: not where it is no terminal
         reading: Future[ReadImage] | None = None
@@ -257,6 +258,16 @@ class Runner:
                 network_ms=_ms_since(start),
             )
 
+    def _find_costs(self, jobs: Sequence[Job]) -> None:
+        """Measure what is not known yet before threads run, which would make it slower."""
+        if self._costs is None:
+            return
+        self._costs.converting(0)
+        for extension in {job.source.suffix.lower() for job in jobs if job.source is not None}:
+            self._costs.reading(FORMATS.get(extension, ""), 0)
+        for format in {job.format for job in jobs if job.format is not None}:
+            self._costs.writing(format, self._writing_options(format), 0)
+
     def _expected_beside_network(
         self, image: Photo | Animation, format: str, size: tuple[int, int]
     ) -> tuple[float, str]:
@@ -267,7 +278,7 @@ class Runner:
         bytes_of_a_pixel = photo.num_channels * photo.pixels.dtype.itemsize
         num_read = photo.size[0] * photo.size[1] * bytes_of_a_pixel
         num_written = size[0] * size[1] * bytes_of_a_pixel
-        reading = self._costs.reading(photo, num_read)
+        reading = self._costs.reading(photo.format, num_read)
         converting = self._costs.converting(num_written)
         writing = self._costs.writing(format, self._writing_options(format), num_written)
         return reading + converting + writing, self._costs.instability

@@ -81,6 +81,7 @@ def measure(
     _, _, rest = PAGE.read_text(encoding="utf-8").partition("```python\n")
     program, _, _ = rest.partition("```\n")
     program = program.replace("set_num_threads(1)", f"set_num_threads({setting.threads})")
+    program = program.replace(", max_ms=500", "")  # the depth is given: nothing is to be measured
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -26,7 +26,7 @@ from elasticnet.sr.inference.upscale_plan import UpscalePlan
 SELF_ENSEMBLE_PASSES = 8
 EXAMPLE_SIZE = (180, 320)  # height and width of what is measured: about those of a tile
 ROUNDS = 5  # of passes to every depth, of which the fastest counts for each depth
-MAX_SECONDS = 20  # after which no further round begins
+MAX_SECONDS = 10  # after which no further round begins
 
 
 class DepthChoice(NamedTuple):

@@ -43,14 +43,16 @@ class PhotoCosts:
         self._machine = f"{machine_key()}, pillow {PIL.__version__}"
         self._costs = self._read()
 
-    def reading(self, photo: Photo, num_bytes: int) -> float:
+    def reading(self, format: str, num_bytes: int) -> float:
         """Return the milliseconds that reading a photograph takes.
 
         Args:
-            photo: As it was read.
-            num_bytes: Of its samples.
+            format: Of the file, such as "JPEG". One that cannot be written, and so not be measured,
+                counts as PNG.
+            num_bytes: Of the samples of the photograph.
         """
-        format = photo.format if photo.format in FORMATS.values() else "PNG"
+        if format not in FORMATS.values():
+            format = "PNG"
         return self._cost(f"read {format}", lambda: _time_reading(format)) * num_bytes / MB
 
     def converting(self, num_bytes: int) -> float:
