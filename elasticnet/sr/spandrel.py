@@ -102,7 +102,7 @@ def _described(
         architecture=architecture,
         purpose="Restoration" if scale == 1 else "SR",
         tags=[f"depth {len(net.blocks)}"],
-        supports_half=False,  # the features of EDSR exceed the largest number of float16
+        supports_half=False,  # EDSR and RCAN compute on 0..255; float16 was not tried
         supports_bfloat16=True,
         scale=scale,
         input_channels=3,
