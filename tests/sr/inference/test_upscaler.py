@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
 from torch import nn
 
@@ -167,6 +169,35 @@ def test_the_orientation_is_applied_and_reset(orientation: int, format: str) -> 
     assert kept[ExifTags.Base.Make] == "a phone"
     if format == "JPEG":
         assert result.info["dpi"] == ((200, 300) if orientation >= 5 else (300, 200))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    mode=st.sampled_from(["L", "RGB", "LA", "RGBA", "I;16", "I", "F"]),
+    width=st.integers(1, 20),
+    height=st.integers(1, 20),
+    orientation=st.integers(1, 8),
+)
+def test_any_mode_size_and_orientation(
+    mode: str, width: int, height: int, orientation: int
+) -> None:
+    num_bands = len(Image.new(mode, (1, 1)).getbands())
+    dtypes = {"I;16": "uint16", "I": "uint16", "F": "float32"}
+    samples = pixels(height, width, num_bands, dtype=dtypes.get(mode, "uint8"))
+    if mode == "I":
+        samples = samples.astype(np.int32)
+    image = Image.fromarray(samples if num_bands > 1 else samples[..., 0])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.info["exif"] = exif.tobytes()
+    result = Upscaler(NET, 1)(image)
+    upright = ImageOps.exif_transpose(image)
+    assert result.mode == mode
+    assert result.size == (2 * upright.width, 2 * upright.height)
+    if mode not in ("LA", "RGBA"):  # whose colours depend on alpha
+        known = np.asarray(upright)
+        expected = enlarge(NET, known.astype(np.uint16) if mode == "I" else known, depth=1)
+        np.testing.assert_array_equal(np.asarray(result), expected)
 
 
 def test_the_size_in_exif_is_that_of_the_result() -> None:

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from elasticnet import ElasticWrapper
 from elasticnet.sr import asrn
@@ -198,3 +198,37 @@ def test_a_full_disk_is_an_error_before_the_work(tmp_path: Path) -> None:
     ):
         large_array((2**31, 2**31), np.uint8, tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    dtype=st.sampled_from([np.uint8, np.uint16]),
+    is_gray=st.booleans(),
+    has_alpha=st.booleans(),
+    times=st.floats(1.01, 2.0),
+)
+def test_any_size_of_any_kind_of_photograph(
+    height: int, width: int, dtype: type, is_gray: bool, has_alpha: bool, times: float
+) -> None:
+    colors = scene(height, width, dtype)
+    photo = Photo(
+        pixels=np.ascontiguousarray(colors[..., 0]) if is_gray else colors,
+        alpha=np.full((height, width), 200, dtype) if has_alpha else None,
+    )
+    size = (round(height * times), round(width * times))
+    result = upscale_photo(photo, PLAN, size=size)
+    np.testing.assert_array_equal(result.pixels, imresize(enlarge(NET, photo.pixels), size=size))
+    assert result.pixels.dtype == dtype
+    assert result.num_colors == photo.num_colors
+    if has_alpha:
+        assert result.alpha is not None
+        assert result.alpha.shape == size
+        assert result.alpha.min() == result.alpha.max() == 200
+
+
+def test_metadata_count_in_the_pixels_of_any_size() -> None:
+    photo = Photo(scene(40, 48), xmp=b'GPano:FullPanoWidthPixels="48"')
+    result = upscale_photo(photo, PLAN, size=(60, 72))
+    assert result.xmp == b'GPano:FullPanoWidthPixels="72"'
