@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,48 @@ def test_a_failure_while_writing_is_one_of_that_image_alone(
     assert upscale("in", "-o", "out", "--scale", "2") == 1
     assert "No space left on device" in capsys.readouterr().err
     assert files(folder / "out") == ["a.png", "c.png"]
+
+
+CRASH = """
+import os
+import sys
+
+from elasticnet.cli import main, upscale_run
+from elasticnet.sr.models import pretrained
+from pathlib import Path
+
+pretrained.WEIGHTS = Path(sys.argv[1])
+write_photo = upscale_run.write_photo
+calls = []
+
+
+def crash(photo, file, *arguments, **keywords):
+    calls.append(1)
+    if len(calls) == 2:
+        file.write(b"a part of an image")
+        file.flush()
+        os._exit(9)  # as a kill ends it: nothing is tidied up
+    return write_photo(photo, file, *arguments, **keywords)
+
+
+upscale_run.write_photo = crash
+main(["upscale", "in", "-o", "out", "--scale", "2"])
+"""
+
+
+def test_a_crash_leaves_whole_files_and_the_next_run_goes_on(folder: Path) -> None:
+    for name in ("b", "c"):
+        Image.fromarray(RGB).save(f"in/{name}.png")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", CRASH, str(pretrained.WEIGHTS)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 9, run.stderr
+    seen = [name for name in files(folder / "out") if not name.startswith(".")]
+    assert seen == ["a.png"]
+    assert upscale("in", "-o", "out", "--scale", "2", "--skip-existing") == 0
+    assert files(folder / "out") == ["a.png", "b.png", "c.png"]
+    for name in ("a", "b", "c"):
+        np.testing.assert_array_equal(read_photo(f"out/{name}.png").pixels, enlarged(RGB))
 
 
 # --- animations
