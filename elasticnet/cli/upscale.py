@@ -229,10 +229,10 @@ def _upscale_all(options: argparse.Namespace) -> int:
     from elasticnet.cli.upscale_run import Runner, say_failures
 
     networks = Networks(options, output_size)
-    networks.load_first()
+    networks.check()
     make_folders(found.jobs, options.out)
     runner = Runner(networks, options)
-    runner.say_notes([*networks.take_notes(), *found.notes])
+    runner.say_notes(found.notes)
     if found.num_images == 1:
         runner.run_single(found.jobs[0])
         return 0

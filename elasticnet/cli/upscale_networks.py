@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import NamedTuple
 
 from elasticnet.checkpoint import load
@@ -11,7 +10,13 @@ from elasticnet.checkpoint.packaged import source_of
 from elasticnet.cli.arguments import resolve_device
 from elasticnet.sr.inference.depth_choice import DepthChooser
 from elasticnet.sr.inference.upscale_plan import UpscalePlan, plan_upscale
-from elasticnet.sr.models.pretrained import DEFAULT_NAME, packaged, packaged_list, weights_file
+from elasticnet.sr.models.pretrained import (
+    DEFAULT_NAME,
+    packaged,
+    packaged_list,
+    variant_for,
+    weights_file,
+)
 from elasticnet.sr.photo.output_size import TOLERANCE, OutputSize
 
 MIN_TILE = 16  # LR pixels; smaller tiles are nearly all margin and take hours
@@ -22,13 +27,13 @@ class Network(NamedTuple):
 
     Attributes:
         plan: For the whole network, or for `--depth` blocks of it.
-        weights: Its file.
         chooser: Of a depth for each image; None without a budget.
+        introduction: A line that says which packaged network it is; empty for that of --weights.
     """
 
     plan: UpscalePlan
-    weights: str | Path
     chooser: DepthChooser | None
+    introduction: str
 
 
 class Networks:
@@ -43,37 +48,40 @@ class Networks:
         self._options = options
         self._output_size = output_size
         self._device = resolve_device(options.device)
-        self._by_scale: dict[int | None, Network] = {}
-        self.notes: list[str] = []  # what there is to say about networks that were loaded
+        self._loaded: dict[str, Network] = {}  # by file
+        self._notes: list[str] = []
+        self._introduced: set[str] = set()
 
     def take_notes(self) -> list[str]:
-        """Return what there is to say since this was last asked."""
-        notes = list(self.notes)
-        self.notes.clear()
+        """Return what there is to say since this was last asked, such as which networks run."""
+        notes = list(self._notes)
+        self._notes.clear()
         return notes
 
-    def load_first(self) -> Network | None:
-        """Return the network that every image gets; None where it depends on the image.
+    def check(self) -> None:
+        """Load the network that is known before an image is, so that what is wrong is said early.
 
         Raises:
             ValueError: There is none, or the options do not fit it.
             OSError: Its file cannot be read.
         """
         if self._options.weights is not None:
-            return self._given()
-        if self._output_size is None:
+            self._given()
+        elif self._output_size is None:
             raise ValueError(
                 f"no --scale: give it ({packaged()}), --to WxH, or the --weights of a network"
             )
-        if self._output_size.times is None:
-            return None
-        return self._packaged(self._output_size.times)
+        elif self._output_size.times is not None:
+            self._packaged(self._output_size.times, image_format=None)
 
-    def for_image(self, size: tuple[int, int]) -> Network:
+    def for_image(self, size: tuple[int, int], image_format: str | None = None) -> Network:
         """Return the network for an image: the next one that makes it large enough.
+
+        Of the packaged ones a JPEG gets that for compressed photographs, where there is one.
 
         Args:
             size: Height and width of the image.
+            image_format: As Pillow calls the format of its file; None where there is no file.
 
         Raises:
             ValueError: No network makes it large enough.
@@ -86,7 +94,9 @@ class Networks:
         if self._output_size.times is not None:
             times = self._output_size.times
         if self._options.weights is None:
-            return self._packaged(times)
+            network = self._packaged(times, image_format)
+            self._introduce(network)
+            return network
         network = self._given()
         if times > network.plan.scale + TOLERANCE:
             raise ValueError(
@@ -106,21 +116,25 @@ class Networks:
             return size[0] * network.plan.scale, size[1] * network.plan.scale
         return self._output_size.of(size)
 
+    def _introduce(self, network: Network) -> None:
+        """Note which packaged network runs, when it is first used."""
+        if network.introduction not in self._introduced:
+            self._introduced.add(network.introduction)
+            self._notes.append(network.introduction)
+
     def _given(self) -> Network:
         """The network of --weights."""
-        if None not in self._by_scale:
-            network = self._load(source_of(self._options.weights))
-            scale = network.plan.scale
-            times = None if self._output_size is None else self._output_size.times
-            if times is not None and times > scale + TOLERANCE:
-                raise ValueError(
-                    f"--scale {times:g}: {self._options.weights} enlarges {scale} times; leave "
-                    "--scale out, or give less"
-                )
-            self._by_scale[None] = network
-        return self._by_scale[None]
+        network = self._load(source_of(self._options.weights), introduction="")
+        scale = network.plan.scale
+        times = None if self._output_size is None else self._output_size.times
+        if times is not None and times > scale + TOLERANCE:
+            raise ValueError(
+                f"--scale {times:g}: {self._options.weights} enlarges {scale} times; leave "
+                "--scale out, or give less"
+            )
+        return network
 
-    def _packaged(self, times: float) -> Network:
+    def _packaged(self, times: float, image_format: str | None) -> Network:
         """The packaged network of the next scale that is large enough."""
         scales = sorted({each.scale for each in packaged_list() if each.variant == DEFAULT_NAME})
         enough = [scale for scale in scales if scale >= times - TOLERANCE]
@@ -132,25 +146,40 @@ class Networks:
                 "your own (--weights FILE)"
             )
         scale = enough[0]
-        if scale not in self._by_scale:
-            file = weights_file(scale)
-            self._by_scale[scale] = self._load(file)
-            self.notes.append(f"network: asrn-x{scale} ({file})")
-        return self._by_scale[scale]
+        variant = variant_for(image_format, scale)
+        file = weights_file(scale, name=variant)
+        if variant == DEFAULT_NAME:
+            introduction = f"network: asrn-x{scale} ({file})"
+        else:
+            introduction = (
+                f"network for {image_format}: asrn-x{scale}:{variant} ({file}); "
+                f"--weights asrn-x{scale} takes the other one"
+            )
+        return self._load(str(file), introduction)
 
-    def _load(self, weights: str | Path) -> Network:
+    def _load(self, weights: str, introduction: str) -> Network:
+        """The network of a file, loaded once."""
+        if weights in self._loaded:
+            return self._loaded[weights]
         options = self._options
         net = load(weights, options.depth, device=self._device)
-        tile = options.tile
-        if isinstance(tile, int) and tile < MIN_TILE:
-            tile = MIN_TILE
-            self.notes.append(
-                f"elasticnet: --tile {options.tile}: tiles of {MIN_TILE}, the smallest, are used"
-            )
-        plan = plan_upscale(net, tile=tile, self_ensemble=options.self_ensemble)
+        plan = plan_upscale(net, tile=self._tile(), self_ensemble=options.self_ensemble)
         chooser = None
         if options.max_ms is not None or options.max_memory is not None:
             chooser = DepthChooser(
                 plan, weights, max_ms=options.max_ms, max_memory=options.max_memory
             )
-        return Network(plan=plan, weights=weights, chooser=chooser)
+        network = Network(plan=plan, chooser=chooser, introduction=introduction)
+        self._loaded[weights] = network
+        return network
+
+    def _tile(self) -> int | str | None:
+        """The value of --tile, not below the smallest tile, which is noted."""
+        tile: int | str | None = self._options.tile
+        if not isinstance(tile, int) or tile >= MIN_TILE:
+            return tile
+        note = f"elasticnet: --tile {tile}: tiles of {MIN_TILE}, the smallest, are used"
+        if note not in self._introduced:
+            self._introduced.add(note)
+            self._notes.append(note)
+        return MIN_TILE

@@ -220,7 +220,8 @@ class Runner:
     def _enlarge_into(self, read: ReadImage, format: str) -> EnlargedImage:
         job = read.job
         image = read.image
-        network = self._networks.for_image(image.size)
+        described = image.described if isinstance(image, Animation) else image
+        network = self._networks.for_image(image.size, described.format)
         self.say_notes(self._networks.take_notes())
         size = self._networks.size_of_result(network, image.size)
         if isinstance(image, Animation):

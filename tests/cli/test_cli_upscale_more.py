@@ -74,6 +74,30 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
+# --- the packaged nets
+
+
+def test_a_jpeg_gets_the_net_for_compressed_photographs_where_there_is_one(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = asrn(2, num_blocks=1, channels=8).eval()
+    file = pretrained.WEIGHTS / "asrn_x2_photo.safetensors"
+    save(net, file)
+    Image.fromarray(RGB).save("in/b.jpg")
+    assert upscale("in", "-o", "out", "--scale", "2", "--format", "png") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count(f"network: asrn-x2 ({pretrained.WEIGHTS / 'asrn_x2.safetensors'})") == 1
+    assert (
+        f"network for JPEG: asrn-x2:photo ({file}); --weights asrn-x2 takes the other one" in lines
+    )
+    np.testing.assert_array_equal(read_photo("out/a.png").pixels, enlarged(RGB))
+    decoded = read_photo("in/b.jpg").pixels
+    expected = upscale_array(decoded, plan_upscale(net))
+    np.testing.assert_array_equal(read_photo("out/b.png").pixels, expected)
+    assert upscale("in/b.jpg", "-o", "other.png", "--weights", "asrn-x2") == 0
+    np.testing.assert_array_equal(read_photo("other.png").pixels, enlarged(decoded))
+
+
 # --- names of results
 
 
@@ -265,7 +289,7 @@ def test_lines_come_in_the_order_of_the_images(
     (folder / "in" / "c.png").write_bytes(b"no image")
     assert upscale("in", "-o", "out", "--scale", "2") == 1
     lines = capsys.readouterr().err.splitlines()
-    _network, _folders, *of_images = [line.partition(":")[0] for line in lines]
+    _folders, _network, *of_images = [line.partition(":")[0] for line in lines]
     assert of_images[:4] == ["out/a.png", "out/b.png", "elasticnet", "out/d.png"]
     assert files(folder / "out") == ["a.png", "b.png", "d.png"]
 
