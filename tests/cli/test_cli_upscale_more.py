@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,44 @@ def test_lines_come_in_the_order_of_the_images(
     _folders, _network, *of_images = [line.partition(":")[0] for line in lines]
     assert of_images[:4] == ["out/a.png", "out/b.png", "elasticnet", "out/d.png"]
     assert files(folder / "out") == ["a.png", "b.png", "d.png"]
+
+
+def test_images_are_read_and_written_beside_the_network(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of three steps waits for the others to begin: one after another they would never end."""
+    Image.fromarray(RGB[:, :16]).save("in/b.png")  # 16 wide, and a.png 17
+    Image.fromarray(RGB[:, :15]).save("in/c.png")
+    reads_c, writes_a, enlarges_b = (threading.Event() for _ in range(3))
+    read, enlarge, write = (
+        upscale_run.read_photo,
+        upscale_run.upscale_photo,
+        upscale_run.write_photo,
+    )
+
+    def reading(file: Any, **keywords: Any) -> Any:
+        if keywords["name"] == "in/c.png":
+            reads_c.set()
+        return read(file, **keywords)
+
+    def enlarging(photo: Any, *arguments: Any, **keywords: Any) -> Any:
+        if photo.size[1] == 16:
+            enlarges_b.set()
+            assert reads_c.wait(timeout=60)
+            assert writes_a.wait(timeout=60)
+        return enlarge(photo, *arguments, **keywords)
+
+    def writing(photo: Any, *arguments: Any, **keywords: Any) -> Any:
+        if photo.size[1] == 34:
+            writes_a.set()
+            assert enlarges_b.wait(timeout=60)
+        return write(photo, *arguments, **keywords)
+
+    monkeypatch.setattr(upscale_run, "read_photo", reading)
+    monkeypatch.setattr(upscale_run, "upscale_photo", enlarging)
+    monkeypatch.setattr(upscale_run, "write_photo", writing)
+    assert upscale("in", "-o", "out", "--scale", "2") == 0
+    assert files(folder / "out") == ["a.png", "b.png", "c.png"]
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3])

@@ -7,6 +7,7 @@ machine: a budget is then divided in the same way in every run.
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,12 +35,15 @@ FILE = "photo_costs.json"
 class PhotoCosts:
     """Milliseconds for each megabyte (10**6 bytes) of samples, by what is done.
 
+    Several threads may share one.
+
     Attributes:
         instability: Why another run may find other numbers; empty if they are kept.
     """
 
     def __init__(self) -> None:
         self.instability = ""
+        self._lock = threading.Lock()
         self._machine = f"{machine_key()}, pillow {PIL.__version__}"
         self._costs = self._read()
 
@@ -76,11 +80,12 @@ class PhotoCosts:
         return self._cost(key, lambda: _time_writing(format, options)) * num_bytes / MB
 
     def _cost(self, key: str, measure: Callable[[], float]) -> float:
-        """A number that is known, or measured and kept now."""
-        if key not in self._costs:
-            self._costs[key] = measure()
-            self._keep()
-        return self._costs[key]
+        """A number that is known, or measured and kept now, by one thread at a time."""
+        with self._lock:
+            if key not in self._costs:
+                self._costs[key] = measure()
+                self._keep()
+            return self._costs[key]
 
     def _read(self) -> dict[str, float]:
         try:
