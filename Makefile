@@ -7,19 +7,20 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-frameworks lint docs dist format clean
+.PHONY: help install demo test test-slow test-frameworks test-runtimes lint docs dist format clean
 
 help:
 	@echo "make demo       train a small network in about five minutes (ARGS='--help' lists the options)"
 	@echo "make test       run the tests, a few minutes (ARGS='tests/test_taps.py -x' narrows them)"
 	@echo "make test-slow  run only the tests that take longer"
 	@echo "make test-frameworks  install other people's trainers (extra 'frameworks') and run the tests with them"
+	@echo "make test-runtimes  install OpenVINO, OpenCV, ncnn and others into .runtimes/ and run exported files in them"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make docs       build the documentation's site into build/site"
 	@echo "make dist       build wheel and source archive into dist/, and try the wheel in an empty environment"
 	@echo "make format     let ruff format the code and mend what it can"
 	@echo "make install    build .venv and nothing else (PYTHON=python3.12 names another interpreter)"
-	@echo "make clean      remove caches and build products; .venv and runs/ stay"
+	@echo "make clean      remove caches and build products; .venv, .runtimes and runs/ stay"
 
 install: $(STAMP)
 
@@ -48,6 +49,11 @@ test-slow: $(STAMP)
 test-frameworks: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev,frameworks]"
 	$(BIN)/python -m pytest -m "slow or not slow" tests/frameworks $(ARGS)
+
+# They clash with each other, so each gets an environment of its own. One that cannot be installed is skipped.
+test-runtimes: $(STAMP)
+	$(BIN)/python tests/runtimes/runtime_list.py install
+	$(BIN)/python -m pytest -m "slow or not slow" -rs tests/runtimes $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
