@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from elasticnet._modules.copies import detached_copy
 from elasticnet.sr.models.asrn_start import make_small
 from elasticnet.sr.models.folding import is_plain_conv, own_output, runs_as_built
+from elasticnet.sr.models.graph_blocks import GraphMultiScaleBlock
 from elasticnet.sr.models.heads import add_to
 
 NUM_GROUPS = 4
@@ -114,6 +115,12 @@ class MultiScaleBlock(nn.Module):
             block.fusion.weight = nn.Parameter(weight)
             block.shuffle = False
         return block
+
+    def for_export(self) -> GraphMultiScaleBlock | MultiScaleBlock:
+        """Return what stands for this block in an exported file; itself where it is hooked."""
+        if not runs_as_built(self, MultiScaleBlock):
+            return self
+        return GraphMultiScaleBlock(self)
 
     def init_identity(self) -> None:
         """Make the block the identity: the residual path starts at zero.
