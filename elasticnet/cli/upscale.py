@@ -203,6 +203,7 @@ def run(options: argparse.Namespace) -> int:
         Ctrl-C.
     """
     try:
+        _check_network(options)
         if options.frames is not None:
             return _upscale_frames(options)
         return _upscale_all(options)
@@ -292,6 +293,14 @@ def _upscale_frames(options: argparse.Namespace) -> int:
 
 
 # --- what is checked
+
+
+def _check_network(options: argparse.Namespace) -> None:
+    """Raise unless the options name a network, or a size that chooses one."""
+    if options.weights is None and options.scale is None and options.to is None:
+        raise ValueError(
+            f"no --scale: give it ({packaged()}), --to WxH, or the --weights of a network"
+        )
 
 
 def _check_frame_options(options: argparse.Namespace) -> None:

@@ -41,7 +41,8 @@ class Networks:
 
     Args:
         options: The parsed command line.
-        output_size: What the size of the results is to be; None for what the network makes.
+        output_size: What the size of the results is to be; None for what the network of --weights
+            makes.
     """
 
     def __init__(self, options: argparse.Namespace, output_size: OutputSize | None) -> None:
@@ -67,11 +68,7 @@ class Networks:
         """
         if self._options.weights is not None:
             self._given()
-        elif self._output_size is None:
-            raise ValueError(
-                f"no --scale: give it ({packaged()}), --to WxH, or the --weights of a network"
-            )
-        elif self._output_size.times is not None:
+        elif self._output_size is not None and self._output_size.times is not None:
             self._packaged(self._output_size.times, image_format=None)
 
     def for_image(self, size: tuple[int, int], image_format: str | None = None) -> Network:

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from elasticnet._files import message_of, replacing
 from elasticnet.cli.printable import printable
 from elasticnet.cli.upscale_jobs import MAX_LISTED, Job, why_absent
-from elasticnet.cli.upscale_networks import Networks
+from elasticnet.cli.upscale_networks import Network, Networks
+from elasticnet.sr.inference.upscale_plan import UpscalePlan
 from elasticnet.sr.photo import ImageError, Photo, read_photo
 from elasticnet.sr.photo.animation import (
     Animation,
@@ -125,21 +126,19 @@ class Runner:
         self._find_costs(jobs)
         failures: list[str] = []
         hide_bar = True if self._options.quiet else None  # None: not where it is no terminal
-        reading: Future[ReadImage] | None = None
+        reading = in_background(self._read, jobs[0])
         writing: Future[list[str]] | None = None
         try:
-            for index, job in enumerate(tqdm(jobs, "images", unit="image", disable=hide_bar)):
-                if reading is None:
-                    reading = in_background(self._read, job)
+            for index, _ in enumerate(tqdm(jobs, "images", unit="image", disable=hide_bar)):
                 wait([reading])
                 read = reading
-                is_last = index + 1 == len(jobs)
-                reading = None if is_last else in_background(self._read, jobs[index + 1])
+                if index + 1 < len(jobs):
+                    reading = in_background(self._read, jobs[index + 1])
                 enlarged = attempt(self._enlarge_when_read, read)
                 del read  # its photograph is not needed any more
+                # The thread waits until the image before is written, so that a file that is open
+                # always has an owner who closes it, whatever happens here.
                 before = writing
-                # The thread waits for the writing before, so that a file that is open has an owner
-                # who closes it, whatever happens here.
                 writing = in_background(self._write_after, before, enlarged)
                 if before is not None:
                     self._settle(jobs[index - 1], before, failures)
@@ -228,25 +227,12 @@ class Runner:
             check_animation_fits(image.num_frames, format, size)
         else:
             check_fits(image, format, size)  # before a budget measures anything
-        plan = network.plan
-        expectation = ""
-        if network.chooser is not None:
-            other_ms, instability = self._expected_beside_network(image, format, size)
-            choice = network.chooser(image.size, other_ms)
-            plan = choice.plan
-            unsure = choice.instability or instability
-            expectation = _expectation(choice.cost, choice.source, unsure)
-        folder = job.target.parent if job.target else None
+        plan, expectation = self._choose_depth(network, image, format, size)
         with ExitStack() as output:
+            # Opened before the network runs: a folder that cannot be written stops the work early.
             file = output.enter_context(_output(job, overwrite=self._options.force))
             start = time.perf_counter()
-            with _tile_bar(job, self._options.quiet) as progress:
-                if isinstance(image, Animation):
-                    large = upscale_animation(
-                        image, plan, size=size, progress=progress, folder=folder
-                    )
-                else:
-                    large = upscale_photo(image, plan, size=size, progress=progress, folder=folder)
+            large = self._enlarged(job, image, plan, size)
             return EnlargedImage(
                 job=job,
                 image=large,
@@ -258,6 +244,27 @@ class Runner:
                 reading_ms=read.reading_ms,
                 network_ms=_ms_since(start),
             )
+
+    def _enlarged(
+        self, job: Job, image: Photo | Animation, plan: UpscalePlan, size: tuple[int, int]
+    ) -> Photo | Animation:
+        """The image enlarged, while a bar shows how far it is."""
+        folder = job.target.parent if job.target else None
+        with _tile_bar(job, self._options.quiet) as progress:
+            if isinstance(image, Animation):
+                return upscale_animation(image, plan, size=size, progress=progress, folder=folder)
+            return upscale_photo(image, plan, size=size, progress=progress, folder=folder)
+
+    def _choose_depth(
+        self, network: Network, image: Photo | Animation, format: str, size: tuple[int, int]
+    ) -> tuple[UpscalePlan, str]:
+        """The plan for an image, and what it is expected to cost; no words without a budget."""
+        if network.chooser is None:
+            return network.plan, ""
+        other_ms, instability = self._expected_beside_network(image, format, size)
+        choice = network.chooser(image.size, other_ms)
+        why_unsure = choice.instability or instability
+        return choice.plan, _expectation(choice.cost, choice.source, why_unsure)
 
     def _find_costs(self, jobs: Sequence[Job]) -> None:
         """Measure what is not known yet before threads run, which would make it slower."""

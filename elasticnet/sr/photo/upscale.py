@@ -66,7 +66,8 @@ def upscale_photo(
     """
     if not isinstance(photo, Photo):
         raise TypeError(
-            f"photo is of type {type(photo).__name__}: expected a Photo, as read_photo returns it"
+            f"photo is of type {type(photo).__name__}: expected first a Photo, as read_photo "
+            "returns it, and then the plan or the Upscaler"
         )
     if not isinstance(plan, UpscalePlan):
         plan = plan.plan(size=photo.size)

@@ -217,7 +217,9 @@ def test_upscale_photo_takes_an_upscaler() -> None:
     large = upscale_photo(photo, Upscaler(NET, 2))
     np.testing.assert_array_equal(large.pixels, enlarge(NET, photo.pixels, depth=2))
     assert (large.dpi, large.icc) == (photo.dpi, photo.icc)
-    with pytest.raises(TypeError, match="photo is of type Upscaler: expected a Photo"):
+    with pytest.raises(
+        TypeError, match=r"photo is of type Upscaler: expected first a Photo, .* then the plan"
+    ):
         upscale_photo(Upscaler(NET), photo)  # pyright: ignore[reportArgumentType]
 
 
