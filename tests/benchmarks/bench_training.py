@@ -60,6 +60,8 @@ from elasticnet.sr.data import PairSet, find_pairs, pairs_from_arrays, scikit_im
 from elasticnet.sr.data.patches import PatchDataset, PatchSampler
 from elasticnet.sr.data.read_rgb import read_rgb
 from elasticnet.sr.models.asrn import asrn
+from elasticnet.sr.models.heads import DeconvHead
+from elasticnet.sr.models.pieces import subpixels_of_image
 from elasticnet.training.loss_meter import LossMeter
 
 NUM_IMAGES = 40
@@ -80,6 +82,7 @@ class Features:
     compiled: bool = False
     ema: bool = False
     malloc: bool = False
+    on_grid: bool = False
 
 
 PLAIN = "plain loop"
@@ -100,6 +103,7 @@ ON_TOP: dict[str, dict[str, Any]] = {
     "EMA": {"ema": True},
     "torch.compile": {"compiled": True},
     "glibc malloc": {"malloc": True},
+    "predictions on the LR grid": {"on_grid": True},
 }
 
 
@@ -266,6 +270,8 @@ class Training:
         layout = torch.channels_last if features.channels_last else torch.contiguous_format
         self.net = asrn(options.scale, options.blocks, fold=features.fold)
         self.net.to(options.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+        assert isinstance(self.net.head, DeconvHead)
+        self.net.head.subpixels_in_training = features.on_grid
         objective = ElasticObjective(
             self.net,
             F.l1_loss,
@@ -307,6 +313,8 @@ class Training:
         if self.uses_cuda_graphs:
             # What the graphs left for the step before is given up here.
             torch.compiler.cudagraph_mark_step_begin()
+        if self.features.on_grid:
+            hr = subpixels_of_image(hr, self.options.scale)
         device_type = self.options.device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=self.features.bfloat16):
             terms = self.objective(lr, hr, step=step)

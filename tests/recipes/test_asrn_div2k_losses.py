@@ -52,6 +52,63 @@ def objective_of(recipe: ModuleType, *options: object) -> ElasticObjective:
     return recipe.make_objective(parsed, net)
 
 
+# --- the order of the pixels
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--scale", 4, "--skip", "bicubic"],
+        ["--scale", 3, "--loss", "mse", "--output-weight", 0.1],
+        ["--scale", 2, "--loss", "charbonnier", "--sampled-taps", 1],
+        ["--task", "denoise"],
+    ],
+    ids=lambda options: " ".join(str(each) for each in options),
+)
+def test_unshuffled_predictions_train_as_images_do(
+    recipe: ModuleType,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[object],
+) -> None:
+    options = [*options, "--precision", "float64"]  # so that rounding does not grow
+    found = train(recipe, photos, tmp_path / "unshuffled", *options)
+    monkeypatch.setattr(recipe, "set_order_of_pixels", lambda *_: None)
+    expected = train(recipe, photos, tmp_path / "images", *options)
+    assert len(found) == len(expected)
+    for line, expected_line in zip(found, expected, strict=True):
+        for name in ("total", "routine", "deep_supervision", "distillation", "psnr"):
+            if name in expected_line:
+                assert line[name] == pytest.approx(expected_line[name], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_unshuffled"),
+    [
+        ([], True),
+        (["--compile"], False),
+        (["--upsampler", "subpixel"], False),
+        (["--output-weight", 0.1, "--output-teacher", "self-ensemble"], False),
+    ],
+    ids=str,
+)
+def test_which_trainings_unshuffle(
+    recipe: ModuleType, options: list[object], is_unshuffled: bool
+) -> None:
+    parsed = recipe.parse([str(word) for word in [*TINY, *options]])
+    net = recipe.build(parsed, Processes())
+    recipe.set_order_of_pixels(parsed, net, torch.device("cpu"))
+    assert getattr(net.head, "subpixels_in_training", False) == is_unshuffled
+
+
+def test_on_a_gpu_predictions_stay_images(recipe: ModuleType) -> None:
+    parsed = recipe.parse(TINY)
+    net = recipe.build(parsed, Processes())
+    recipe.set_order_of_pixels(parsed, net, torch.device("cuda"))
+    assert not net.head.subpixels_in_training
+
+
 # --- self-distillation
 
 

@@ -118,12 +118,6 @@ class DeconvHead(nn.Module):
             False runs the layers one by one.
         skip: "bicubic" adds the enlarged input image, which the head is then called with; None
             adds nothing.
-
-    Attributes:
-        subpixels_in_training: Whether predictions in training mode stay on the LR grid, as
-            `F.pixel_unshuffle(image, scale)` would return them: (b, 3 scale^2, h, w). A loss that
-            is a mean over pixels is the same then, if its target is unshuffled too. A training on a
-            CPU is faster so, as the folded head is computed in `pieces`. False at first.
     """
 
     takes_all_taps = True  # see ElasticWrapper
@@ -140,7 +134,8 @@ class DeconvHead(nn.Module):
         self.scale = scale
         self._fold = fold
         self.skip = skip
-        self.subpixels_in_training = False
+        # private, as no file records it: a loaded network is the same with it and without
+        self._subpixels_in_training = False
         self.reduce = nn.Conv2d(channels, hidden, 1)
         self.deconvs = nn.Sequential()
         for step in DECONV_STEPS[scale]:
@@ -160,6 +155,25 @@ class DeconvHead(nn.Module):
             fold: False runs the layers as written.
         """
         self._fold = fold
+
+    @property
+    def subpixels_in_training(self) -> bool:
+        """Whether predictions in training mode stay on the LR grid; False at first.
+
+        They are (b, 3 scale^2, h, w) then, as `F.pixel_unshuffle(image, scale)` orders an image. A
+        loss that is a mean over pixels is the same, if its target is unshuffled too. A training on
+        a CPU is faster so, because the folded head is computed in `pieces`.
+        """
+        return self._subpixels_in_training
+
+    @subpixels_in_training.setter
+    def subpixels_in_training(self, subpixels_in_training: bool) -> None:
+        """Set in which order the head predicts in training mode.
+
+        Args:
+            subpixels_in_training: False makes images, as in eval mode.
+        """
+        self._subpixels_in_training = subpixels_in_training
 
     def layers_are_plain(self) -> bool:
         """Return whether the layers are those built here, so that the fold is their function."""

@@ -1,7 +1,8 @@
 """The fast training path against the plain one: the same loss curves.
 
 The plain path has a loader that decodes PNG files, the plain head, and Adam as it comes. The fast
-path cuts patches from memory, folds the head, and has channels-last, fused Adam and LossMeter.
+path cuts patches from memory, folds the head, and has channels-last, fused Adam and LossMeter; on
+the LR grid (`on_grid`) it has the head's pieces, too.
 
 Tolerances are measured, on seeds 0 to 7. In float64 the two differ by 8e-15 after 50 steps: they
 are one function. In float32 they part by up to 5e-5, for Adam divides tiny gradients by their own
@@ -32,6 +33,7 @@ from elasticnet.sr.data import PairSet, pairs_from_arrays, scikit_image_photos
 from elasticnet.sr.data.patches import PatchDataset, PatchSampler
 from elasticnet.sr.models.asrn import asrn
 from elasticnet.sr.models.heads import DeconvHead
+from elasticnet.sr.models.pieces import subpixels_of_image
 from elasticnet.training.loss_meter import LossMeter
 
 SCALE, CHANNELS, BATCH, PATCH, STEPS, LINE, SEED = 4, 32, 4, 12, 50, 10, 0
@@ -112,10 +114,13 @@ def fast_curve(
     dtype: torch.dtype = torch.float32,
     bfloat16: bool = False,
     augment: str = "flips+rotations",
+    on_grid: bool = False,
     **adam: Any,
 ) -> tuple[Curve, list[dict[str, Any]]]:
     """Train the fast way; return the curve and the meter's line of every LINE steps."""
     net = build(True, dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    assert isinstance(net.head, DeconvHead)
+    net.head.subpixels_in_training = on_grid
     objective = ElasticObjective(net, F.l1_loss, psd_weight=4e-4, tap_weights=normalised(net.taps))
     optimizer = torch.optim.Adam(net.parameters(), **{"lr": LEARNING_RATE, "fused": True, **adam})
     sampler = PatchSampler(
@@ -124,6 +129,8 @@ def fast_curve(
     meter, curve, lines = LossMeter(), [], []
     for step in range(steps):
         lr, hr = (patches.to(dtype) for patches in sampler.batch(step))
+        if on_grid:
+            hr = subpixels_of_image(hr, SCALE)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             terms = objective(lr, hr, step=step)
@@ -165,9 +172,12 @@ def test_decoded_files_and_patches_from_memory_are_the_same_samples(
 # --- the same curve
 
 
-def test_the_fast_path_follows_the_plain_path_in_float32(pairs: PairSet, plain: Curve) -> None:
+@pytest.mark.parametrize("on_grid", [False, True])
+def test_the_fast_path_follows_the_plain_path_in_float32(
+    pairs: PairSet, plain: Curve, on_grid: bool
+) -> None:
     """Every loss at each of the 50 steps, and the means that the log gets."""
-    fast, lines = fast_curve(pairs)
+    fast, lines = fast_curve(pairs, on_grid=on_grid)
     assert_same_curve(fast, plain, FLOAT32)
     assert plain[-LINE:, 0].mean() < 0.9 * plain[:LINE, 0].mean(), (
         "nothing was learnt: this curve compares little"
@@ -186,14 +196,19 @@ def test_the_fast_path_follows_the_plain_path_in_float32(pairs: PairSet, plain: 
 def test_the_fast_path_is_the_plain_path_in_float64(pairs: PairSet, png_pairs: PngPairs) -> None:
     """What separates the two in float32 is rounding and nothing else."""
     steps = 8  # the plain head is slow in float64
-    fast, _ = fast_curve(pairs, steps, torch.float64)
-    assert_same_curve(fast, plain_curve(png_pairs, steps, torch.float64), 1e-12)
+    plain = plain_curve(png_pairs, steps, torch.float64)
+    for on_grid in (False, True):
+        fast, _ = fast_curve(pairs, steps, torch.float64, on_grid=on_grid)
+        assert_same_curve(fast, plain, 1e-12)
 
 
-def test_the_bfloat16_path_stays_near_the_plain_path(pairs: PairSet, plain: Curve) -> None:
-    fast, _ = fast_curve(pairs, bfloat16=True)
+@pytest.mark.parametrize("on_grid", [False, True])
+def test_the_bfloat16_path_stays_near_the_plain_path(
+    pairs: PairSet, plain: Curve, on_grid: bool
+) -> None:
+    fast, _ = fast_curve(pairs, bfloat16=True, on_grid=on_grid)
     assert_near_curve(fast, plain)
-    another, _ = fast_curve(pairs, bfloat16=True, lr=2 * LEARNING_RATE)
+    another, _ = fast_curve(pairs, bfloat16=True, on_grid=on_grid, lr=2 * LEARNING_RATE)
     with pytest.raises(AssertionError):
         assert_near_curve(another, plain)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from torch import Tensor, nn
 
+import elasticnet
 from elasticnet import ElasticObjective
 from elasticnet.sr.models.asrn import asrn
 from elasticnet.sr.models.heads import DeconvHead
@@ -142,6 +144,16 @@ def test_in_eval_mode_the_head_makes_the_same_bits_as_without_the_switch() -> No
     found = on_grid(features, image)
     on_grid.subpixels_in_training = False
     assert torch.equal(found, on_grid(features, image))
+
+
+def test_a_network_with_the_switch_is_saved_as_one_without_it(tmp_path: Path) -> None:
+    net = asrn(2, num_blocks=1, channels=8)
+    assert isinstance(net.head, DeconvHead)
+    net.head.subpixels_in_training = True
+    elasticnet.save(net, tmp_path / "net.safetensors")
+    loaded = elasticnet.load(tmp_path / "net.safetensors")  # by its architecture, which is kept
+    assert isinstance(loaded.head, DeconvHead)
+    assert not loaded.head.subpixels_in_training
 
 
 def test_a_hooked_layer_is_called_and_the_prediction_stays_on_the_grid() -> None:
