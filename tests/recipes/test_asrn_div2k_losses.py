@@ -324,9 +324,10 @@ def test_patches_and_batches_of_the_last_third_have_sizes_of_their_own(
     processes = Processes()
     images, _ = recipe.load_images(options, processes)
     samplers = recipe.make_samplers(options, images, processes)
+    net = recipe.build(options, processes)
     shapes: list[tuple[int, ...]] = []
     for step in range(6):
-        lr, _ = recipe.batch_of(step, samplers.at(step))(0, 1)
+        lr, _ = recipe.batch_of(step, samplers.at(step), net)(0, 1)
         shapes.append(tuple(lr.shape))
     assert shapes == [(2, 3, 8, 8)] * 4 + [late_shape] * 2
     from_half = recipe.with_values(options, {"late_from": 0.5})
