@@ -120,7 +120,14 @@ class MultiScaleBlock(nn.Module):
         """Return what stands for this block in an exported file; itself where it is hooked."""
         if not runs_as_built(self, MultiScaleBlock):
             return self
-        return GraphMultiScaleBlock(self)
+        return GraphMultiScaleBlock(
+            expand=self.expand,
+            groups=self.groups,
+            fusion=self.fusion,
+            residual_links=self.residual_links,
+            shuffle=self.shuffle,
+            residual=self.residual,
+        )
 
     def init_identity(self) -> None:
         """Make the block the identity: the residual path starts at zero.

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elasticnet._modules.copies import detached_copy
-
-if TYPE_CHECKING:
-    from elasticnet.sr.models.asrn_blocks import MultiScaleBlock
 
 
 class GraphMultiScaleBlock(nn.Module):
@@ -21,17 +16,31 @@ class GraphMultiScaleBlock(nn.Module):
     longer to remove them.
 
     Args:
-        block: It is not changed.
+        expand: The block's first convolution; of all layers copies are taken.
+        groups: Its convolutions of a group each.
+        fusion: Its last convolution; None: it has none.
+        residual_links: Whether a group is added to the one before.
+        shuffle: Whether channels are shuffled before the fusion.
+        residual: Whether the input is added to the output.
     """
 
-    def __init__(self, block: MultiScaleBlock) -> None:
+    def __init__(
+        self,
+        *,
+        expand: nn.Module,
+        groups: nn.ModuleList,
+        fusion: nn.Module | None,
+        residual_links: bool,
+        shuffle: bool,
+        residual: bool,
+    ) -> None:
         super().__init__()
-        self.expand = detached_copy(block.expand)
-        self.groups = detached_copy(block.groups)
-        self.fusion = detached_copy(block.fusion)
-        self.residual_links = block.residual_links
-        self.shuffle = block.shuffle
-        self.residual = block.residual
+        self.expand = detached_copy(expand)
+        self.groups = detached_copy(groups)
+        self.fusion = None if fusion is None else detached_copy(fusion)
+        self.residual_links = residual_links
+        self.shuffle = shuffle
+        self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output (b, channels, h, w).
