@@ -10,9 +10,11 @@ pyproject.toml and without elasticnet. A program of that environment (`engines/`
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +48,25 @@ NODE_PACKAGE = "onnxruntime-web"
 # asks for PyTorch, 3 GB, which its converter does without
 WITHOUT_DEPENDENCIES = ("pnnx",)
 
+LITERT_NEEDS = (
+    "ai-edge-litert<2.4,>=2.3",
+    "ai-edge-quantizer==0.10.*",
+    "fire",
+    "flatbuffers",
+    "immutabledict",
+    "jax",
+    "jaxlib",
+    "jaxtyping",
+    "kagglehub",
+    "litert-converter==0.5.*",
+    "ml_dtypes",
+    "multipledispatch",
+    "opt_einsum",
+    "scipy",
+    "tabulate",
+    "wadler_lindig",
+)
+
 
 class Runtime(NamedTuple):
     """A program that runs exported files, or converts them.
@@ -58,6 +79,10 @@ class Runtime(NamedTuple):
         suffix: Of the files that it takes.
         forms: What it is tried with; others it does not have, see `note`.
         packages: What is installed where there is no extra.
+        borrows_torch: Whether PyTorch and what else is missing come from the environment of the
+            tests: a .pt2 file is read by the PyTorch that wrote it and by newer ones alone, and
+            PyTorch has 3 GB. The packages are then installed without what they ask for.
+        further: What it needs beside them, if it borrows PyTorch.
         note: What a reader should know.
         converts: Whether files are converted and not run.
     """
@@ -69,6 +94,8 @@ class Runtime(NamedTuple):
     suffix: str = ".onnx"
     forms: Sequence[Form] = FORMS
     packages: Sequence[str] = ()
+    borrows_torch: bool = False
+    further: Sequence[str] = ()
     note: str = ""
     converts: bool = False
 
@@ -125,6 +152,8 @@ RUNTIMES = {
         suffix=".pt2",
         forms=[form for form in FORMS if form.size == "fixed"],
         converts=True,
+        borrows_torch=True,
+        further=["attrs", "cattrs", "packaging", "protobuf", "pyaml", "pyyaml", "tqdm"],
         note="from the `.pt2` file; converted only, since Core ML predicts on macOS alone",
     ),
     "litert": Runtime(
@@ -134,7 +163,9 @@ RUNTIMES = {
         engine="litert_engine.py",
         suffix=".pt2",
         forms=[form for form in FORMS if form == Form("fixed", "float32")],
-        note="from the `.pt2` file",
+        borrows_torch=True,
+        further=LITERT_NEEDS,
+        note="from the `.pt2` file, with a newer PyTorch than its package asks for (below 2.15)",
     ),
 }
 
@@ -246,8 +277,7 @@ def install(name: str) -> None:
     if runtime.engine.endswith(".mjs"):
         _install_node_packages(runtime.packages, folder)
     else:
-        packages = requirements_of(runtime.extra) if runtime.extra else runtime.packages
-        _install_packages(packages, folder)
+        _install_packages(runtime, folder)
 
 
 def _install_node_packages(packages: Sequence[str], folder: Path) -> None:
@@ -260,22 +290,36 @@ def _install_node_packages(packages: Sequence[str], folder: Path) -> None:
     subprocess.run([*command, "--prefix", str(folder), *packages], check=True)
 
 
-def _install_packages(packages: Sequence[str], folder: Path) -> None:
-    """Install packages of Python into a new environment."""
+def _install_packages(runtime: Runtime, folder: Path) -> None:
+    """Install a runtime's packages of Python into a new environment."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     pip.append("--disable-pip-version-check")
-    alone: list[str] = []
+    packages = requirements_of(runtime.extra) if runtime.extra else runtime.packages
+    alone: list[str] = list(runtime.further)
     whole: list[str] = []
     for requirement in packages:
-        if requirement.startswith(WITHOUT_DEPENDENCIES):
+        name = re.split(r"[<>=]", requirement)[0]
+        if runtime.borrows_torch and name == "torch":
+            continue
+        if runtime.borrows_torch or name in WITHOUT_DEPENDENCIES:
             alone.append(requirement)
         else:
             whole.append(requirement)
-    subprocess.run([*pip, "numpy", *whole], check=True)
+    if not runtime.borrows_torch:
+        subprocess.run([*pip, "numpy", *whole], check=True)
     if alone:
         subprocess.run([*pip, "--no-deps", *alone], check=True)
+    if runtime.borrows_torch:
+        _borrow_packages(folder)
     (folder / "installed").touch()
+
+
+def _borrow_packages(folder: Path) -> None:
+    """Let an environment find what it does not have in the one that runs this."""
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    borrowed = sysconfig.get_path("purelib")
+    (site_packages / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
 
 
 def requirements_of(extra: str) -> list[str]:
