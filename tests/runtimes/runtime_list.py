@@ -134,7 +134,8 @@ RUNTIMES = {
         extra="",
         packages=["opencv-python-headless>=4.14,<5"],  # not an extra, beside that of version 5
         engine="opencv_engine.py",
-        note="its importer loses open sizes at the Split of ASRN's blocks: export with `--size`",
+        note="its importer refuses the Concat of ASRN's blocks where sizes are open: "
+        "export with `--size`",
     ),
     "ncnn": Runtime(
         title="ncnn, by pnnx",

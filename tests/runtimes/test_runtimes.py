@@ -12,7 +12,7 @@ from runtime_list import RUNTIMES, interpreter_of, is_right, try_file
 pytest.importorskip("onnxscript")
 
 # what does not run, and why; the page says it, too
-KNOWN = {("opencv4", "open"): "OpenCV 4 loses open sizes at the Split of a block"}
+KNOWN = {("opencv4", "open"): "OpenCV 4 refuses the Concat of a block of open size"}
 
 
 @pytest.fixture(scope="session")
