@@ -155,8 +155,13 @@ class ImageLoss(NamedTuple):
     power: int
 
 
+def l1_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return what F.l1_loss does; its gradient takes a pass over the images less."""
+    return (prediction - target).abs().sum() / target.numel()
+
+
 LOSSES = {
-    "l1": ImageLoss(F.l1_loss, power=1),
+    "l1": ImageLoss(l1_loss, power=1),
     "mse": ImageLoss(F.mse_loss, power=2),
     "charbonnier": ImageLoss(charbonnier, power=1),
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -50,6 +51,23 @@ def objective_of(recipe: ModuleType, *options: object) -> ElasticObjective:
     parsed = recipe.parse([str(word) for word in [*TINY, *options]])
     net = recipe.build(parsed, Processes())
     return recipe.make_objective(parsed, net)
+
+
+# --- the task loss
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_l1_loss_and_its_gradient_are_those_of_pytorch(
+    recipe: ModuleType, dtype: torch.dtype
+) -> None:
+    prediction = torch.rand(2, 3, 8, 8).to(dtype).requires_grad_()
+    target = torch.rand(2, 3, 8, 8).to(dtype if dtype == torch.float64 else torch.float32)
+    found = recipe.l1_loss(prediction, target)
+    expected = F.l1_loss(prediction, target)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    found_gradient = torch.autograd.grad(found, prediction)[0]
+    expected_gradient = torch.autograd.grad(expected, prediction)[0]
+    torch.testing.assert_close(found_gradient, expected_gradient, rtol=1e-6, atol=0)
 
 
 # --- the order of the pixels
