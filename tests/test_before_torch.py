@@ -37,13 +37,11 @@ def test_ctrl_c_during_a_recipe_s_imports_is_one_line(tmp_path: Path, recipe: st
     assert done.returncode == 130
 
 
-@pytest.mark.parametrize(("module", "said"), [("torch", "elasticnet: "), ("tqdm", "")])
-def test_ctrl_c_during_the_command_s_imports_is_one_line(
-    tmp_path: Path, module: str, said: str
-) -> None:
+@pytest.mark.parametrize("module", ["torch", "tqdm"])
+def test_ctrl_c_during_the_command_s_imports_is_one_line(tmp_path: Path, module: str) -> None:
     command = ("-m", "elasticnet", "benchmark", "--data", ".")
     done = run_with_module(tmp_path, module, "raise KeyboardInterrupt", *command)
-    assert done.stderr == f"{said}interrupted\n"
+    assert done.stderr == "elasticnet: interrupted\n"
     assert done.returncode == 130
 
 

@@ -4,6 +4,7 @@ the code's.
 
 from __future__ import annotations
 
+import logging
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
@@ -90,7 +91,19 @@ def registry_as_before() -> Iterator[None]:
         registry.unregister(name)
 
 
-@pytest.mark.usefixtures("registry_as_before")
+@pytest.fixture
+def library_that_is_silent() -> Iterator[None]:
+    """Take back what a recipe, run by another test, has shown of the library's messages."""
+    library = logging.getLogger("elasticnet")
+    handlers, level = library.handlers[:], library.level
+    library.handlers[:] = []
+    library.setLevel(logging.NOTSET)
+    yield
+    library.handlers[:] = handlers
+    library.setLevel(level)
+
+
+@pytest.mark.usefixtures("registry_as_before", "library_that_is_silent")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page not in PAGES_OF_FRAMEWORKS], ids=name_of
 )

@@ -149,6 +149,7 @@ def test_an_older_opset_is_what_is_written(net, tmp_path):
     assert versions[""] == 18
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path):
     script = """
 import sys

@@ -42,7 +42,11 @@ def recipe() -> ModuleType:
 
 @pytest.mark.parametrize(
     ("task", "steps", "least_gain"),
-    [("denoise", 60, 3.0), ("deblur", 150, 0.1), ("dehaze", 60, 2.0)],
+    [
+        ("denoise", 60, 3.0),
+        pytest.param("deblur", 150, 0.1, marks=pytest.mark.slow),
+        pytest.param("dehaze", 60, 2.0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_task_at_equal_size_learns_at_every_depth(
     recipe, tmp_path, capsys, task, steps, least_gain

@@ -296,6 +296,7 @@ def test_the_guide_shows_the_numbers_of_the_record() -> None:
 # --- stopped, killed, resumed
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_in_two_trainings_ends_bitwise_equal(
     recipe: ModuleType, sources: Path, whole: Path, tmp_path: Path
 ) -> None:

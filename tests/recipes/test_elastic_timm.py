@@ -207,6 +207,7 @@ def test_weights_of_a_file_are_taken_as_timm_takes_pretrained_ones(
 # --- stopping and going on
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     recipe: ModuleType, done: Path, tmp_path: Path
 ) -> None:

@@ -389,6 +389,7 @@ def kill_in_every_phase(photos: Path, out: Path) -> None:
         print(process.exitcode, log_of(out)[-1]["phase"], flush=True)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_phase_ends_bitwise_equal(photos, whole, tmp_path):
     # a script: it forks
     command = [sys.executable, __file__, str(photos), str(tmp_path / "killed")]
