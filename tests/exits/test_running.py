@@ -90,6 +90,14 @@ def test_no_block_runs_for_an_input_that_has_left_and_no_head_where_nobody_looks
     assert calls.head == 2
 
 
+def test_a_policy_that_counts_taps_follows_its_inputs_when_others_have_left() -> None:
+    net, x = token_net(5, seed=3), inputs(30, seed=4)
+    rule = ExitRule(thresholds={1: math.inf, 2: 2.0, 3: 3.0, 4: 2.0}, policy=patience)
+    expected = [depth for _, depth in by_plain_loop(net, rule, x)]
+    assert {2, 4} <= set(expected)
+    assert ExitRunner(net, rule)(x).depths.tolist() == expected
+
+
 def test_all_leave_at_the_first_tap_and_nothing_behind_it_runs() -> None:
     net = token_net(4)
     with recording(net) as calls:
