@@ -11,6 +11,7 @@ keeps its lines from there, with the version that they were measured with.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -39,6 +40,9 @@ is PyTorch's: at ×3, the coordinates of its own resize drift along an image.
 
 """
 END = """
+Measured with files that PyTorch 2.15 wrote. PyTorch 2.6 leaves more operators in them, which not
+every runtime has.
+
 In OpenVINO, say:
 
 ```python
@@ -124,19 +128,28 @@ def page(measured: Mapping[str, Any]) -> str:
     return "".join(lines) + END
 
 
-def main(names: Sequence[str]) -> None:
-    """Measure the runtimes that are named, or all that are installed, and write the page.
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runtimes", nargs="*", metavar="RUNTIME", help=", ".join(RUNTIMES))
+    parser.add_argument("--page", action="store_true", help="measure none, and write the page")
+    options = parser.parse_args(arguments)
+    for name in options.runtimes:
+        if name not in RUNTIMES:
+            parser.error(f"runtime {name!r}: expected one of {', '.join(RUNTIMES)}")
+    return options
 
-    Args:
-        names: Keys of `RUNTIMES`; none means all, and "--page" means none.
-    """
+
+def main(options: argparse.Namespace) -> None:
+    """Measure the runtimes that are named, or all that are installed, and write the page."""
     measured: dict[str, Any] = {}
     if MEASURED.exists():
         measured = json.loads(MEASURED.read_text(encoding="utf-8"))
-    if "--page" in names:
+    names = options.runtimes or list(RUNTIMES)
+    if options.page:
         names = []
-    elif not names:
-        names = list(RUNTIMES)
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             runtime = RUNTIMES[name]
@@ -151,4 +164,4 @@ def main(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(parse(sys.argv[1:]))
