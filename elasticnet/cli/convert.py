@@ -113,8 +113,10 @@ def _is_of_others(file: str) -> bool:
     path = Path(file)
     if path.suffix.lower() in PICKLE_SUFFIXES and "://" not in file:
         return True
-    if path.suffix.lower() != SAFETENSORS_SUFFIX or not path.is_file():
+    if path.suffix.lower() != SAFETENSORS_SUFFIX or "://" in file:
         return False
+    if not path.is_file():
+        raise FileNotFoundError(f"{file}: there is no such file")
     from elasticnet.checkpoint.header import KEY
     from elasticnet.checkpoint.safetensors_file import read_table
 

@@ -190,7 +190,8 @@ def _part_of(jobs: Sequence[Job], out: str | None, shard: tuple[int, int]) -> li
 def _check_suffix(suffix: str, out: str | None) -> None:
     """Refuse a suffix that would be a folder, or that would let results replace their images."""
     if any(separator in suffix for separator in _SEPARATORS):
-        raise ValueError(f"--suffix {suffix}: a part of a name, without {' or '.join(_SEPARATORS)}")
+        separators = " or ".join(sorted(set(_SEPARATORS)))
+        raise ValueError(f"--suffix {suffix}: a part of a name, without {separators}")
     if out is None and suffix == "":
         raise ValueError("--suffix '': results beside their images need one, or give -o OUT")
 

@@ -21,6 +21,8 @@ from elasticnet.wrapper import ElasticWrapper
 NUM_CANDIDATES = 64
 # How often the threshold of each tap is tried anew, given those of the others.
 NUM_ROUNDS = 2
+# Between these a temperature is sought.
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 # What sums of shares may differ by, though they are equal.
 ROUNDING = 1e-9
 # Targets that do not count, as in torch.nn.functional.cross_entropy.
@@ -148,10 +150,11 @@ def _best_temperature(logits: Tensor, targets: Tensor) -> float:
     """
 
     def loss(log_temperature: float) -> float:
-        temperature = torch.tensor(log_temperature).double().exp()
-        return F.cross_entropy(logits / temperature, targets, ignore_index=IGNORED).item()
+        scaled = logits / math.exp(log_temperature)
+        return F.cross_entropy(scaled, targets, ignore_index=IGNORED).item()
 
-    return float(torch.tensor(_lowest(loss, low=-4.605170, high=4.605170)).double().exp())
+    lowest, highest = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
+    return math.exp(_lowest(loss, low=lowest, high=highest))
 
 
 def _lowest(function: Callable[[float], float], low: float, high: float) -> float:
@@ -283,7 +286,7 @@ def choose_rule(
                 tried[tap] = threshold
                 chosen = _better(budget, replay, chosen, tried)
 
-    rule = replace(every_tap, thresholds=_named(chosen, collected.depths, policy))
+    rule = replace(every_tap, thresholds=_thresholds_by_depth(chosen, collected.depths, policy))
     return Calibration(rule, replay.outcome(chosen))
 
 
@@ -473,7 +476,9 @@ def _candidates(scores: Tensor) -> list[float]:
     return [math.inf, *(occurring[round(index * step)] for index in range(NUM_CANDIDATES))]
 
 
-def _named(thresholds: Sequence[float], depths: Sequence[int], policy: Policy) -> dict[int, float]:
+def _thresholds_by_depth(
+    thresholds: Sequence[float], depths: Sequence[int], policy: Policy
+) -> dict[int, float]:
     """Return thresholds by depth.
 
     A tap where nobody leaves is left out, so that the runner need not predict there. A policy that

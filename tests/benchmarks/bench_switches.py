@@ -26,6 +26,7 @@ from harness import machine_name, make_parser, require_at_least, time_in_turn, w
 from torch import Tensor
 
 from elasticnet._tables import table
+from elasticnet.sr.models.pieces import subpixels_of_image
 from elasticnet.training.processes import Processes
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -52,6 +53,7 @@ ROWS = {
         "self-ensemble",
     ],
     "--tap-fusion": ["--variant", "dsl", "--tap-fusion"],
+    "--accumulate 4": ["--variant", "dsl", "--accumulate", "4"],
 }
 
 
@@ -62,18 +64,21 @@ def make_step(recipe: ModuleType, words: list[str], patch: int, batch: int) -> C
     options = recipe.parse([*fixed, *words])
     processes = Processes()
     net = recipe.build(options, processes)
+    recipe.set_order_of_pixels(options, net, processes.device)
     objective = recipe.make_objective(options, net)
     step = recipe.make_training_step(options, net, objective, processes)
     x = torch.rand(batch, 3, patch, patch)
     target = torch.rand(batch, 3, SCALE * patch, SCALE * patch)
+    if net.head.subpixels_in_training:
+        target = subpixels_of_image(target, SCALE)  # (b, 3 scale^2, h, w)
     steps_done = 0
 
-    def whole_batch(part: int, parts: int) -> tuple[Tensor, Tensor]:
-        return x, target
+    def cut_part(part: int, num_parts: int) -> tuple[Tensor, Tensor]:
+        return x.chunk(num_parts)[part], target.chunk(num_parts)[part]
 
     def next_step() -> None:
         nonlocal steps_done
-        step(whole_batch, steps_done)
+        step(cut_part, steps_done)
         steps_done += 1
 
     return next_step

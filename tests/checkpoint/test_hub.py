@@ -264,7 +264,7 @@ def test_the_card_tells_the_hub_licence_task_scores_and_picture(
     text = sent["README.md"].decode()
     data = huggingface_hub.ModelCard(text).data
     assert (data.license, data.pipeline_tag) == ("apache-2.0", "image-to-image")
-    assert data.library_name == "elasticnet"
+    assert data.to_dict()["library_name"] == "elasticnet"
     found = {
         (result.dataset_name, result.metric_name): result.metric_value
         for result in data.eval_results

@@ -93,6 +93,7 @@ def test_errors_name_what_is_wrong_and_write_nothing(
     before = sorted(path.name for path in place.iterdir())
 
     assert "ours.safetensors: no file of others; --to authors" in said(capsys, "ours.safetensors")
+    assert "gone.safetensors: there is no such file" in said(capsys, "gone.safetensors")
     assert "missing: head.0.weight" in said(capsys, "other.pth")
     assert "absent.pth" in said(capsys, "absent.pth")
     refused = said(capsys, "rcan.pth", "--res-scale", "0.1")

@@ -168,7 +168,7 @@ def test_a_part_does_not_depend_on_how_its_images_are_named(folder: Path) -> Non
         ([], "no INPUT: name images, folders, globs, or - for standard input"),
         (["-"], "-: standard input has no name to put a result beside; give -o OUT"),
         (["in/a.png", "--suffix", ""], "--suffix '': results beside their images need one"),
-        (["in/a.png", "--suffix", "/x"], "--suffix /x: a part of a name, without /"),
+        (["in/a.png", "--suffix", "/x"], "--suffix /x: a part of a name, without /\n"),
         (["in/a.png", "-o", "b.png", "--suffix", "_x"], "--suffix _x: -o b.png is the whole name"),
         (["in/a.png", "--png-level", "3", "-o", "b.jpg"], "--png-level 3: no output is PNG"),
         (["in/a.png", "--to", "99x"], "--scale 2 beside --to 99x: give one of them"),

@@ -508,6 +508,7 @@ def main(folder: Path, names: list[str]) -> None:
         weights = WAYS[name](folder)
         if dist.get_rank() == 0:
             torch.save(dict(weights), folder / f"{name}.pt")
+    dist.barrier()  # one process must not leave while the other still talks to it
     dist.destroy_process_group()
 
 

@@ -22,6 +22,7 @@ from elasticnet.training.run_folder import Run
 from elasticnet.training.tap_gradients import balanced, projected
 from loading import load_recipe
 from small_photos import small_photos
+from tiny_training import trained_log
 
 TINY = ["--num-blocks", "3", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
 TINY += ["--steps", "4", "--eval-every", "4", "--log-every", "2", "--num-valid", "1"]
@@ -42,9 +43,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(recipe: ModuleType, photos: Path, folder: Path, *options: object) -> list[dict[str, Any]]:
     """Run the recipe and return the lines of its log."""
-    words = [*TINY, "--data", photos, "--out", folder, *options]
-    recipe.main(recipe.parse([str(word) for word in words]))
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return trained_log(recipe, TINY, photos, folder, *options)
 
 
 def objective_of(recipe: ModuleType, *options: object) -> ElasticObjective:

@@ -15,6 +15,7 @@ from elasticnet.checkpoint import read_header
 from elasticnet.sr import asrn
 from loading import load_recipe
 from small_photos import small_photos
+from tiny_training import trained_log
 
 TINY = ["--num-blocks", "2", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
 TINY += ["--eval-every", "2", "--log-every", "2", "--num-valid", "1", "--degradation", "photo"]
@@ -35,9 +36,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(recipe: ModuleType, photos: Path, folder: Path, *options: object) -> list[dict[str, Any]]:
     """Run the recipe and return the lines of its log."""
-    words = [*TINY, "--data", photos, "--out", folder, *options]
-    recipe.main(recipe.parse([str(word) for word in words]))
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return trained_log(recipe, TINY, photos, folder, *options)
 
 
 def test_every_quality_is_validated_and_their_mean_chooses_the_best(
