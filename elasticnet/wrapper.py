@@ -20,6 +20,7 @@ from elasticnet._net.checks import (
     Rejection,
     check_adapter_depths,
     check_containers,
+    check_context_is_read,
     check_is_no_tuple,
     check_modules,
     check_not_overwritten_since,
@@ -312,8 +313,7 @@ class ElasticWrapper(nn.Module):
                 block, features, state.context, depth, recompute
             )
             state.depth = depth
-            if state.guarded.is_overwritten():
-                raise state.guarded.error(writer=f"block {depth} ({type(block).__name__})")
+            state.guarded.check_behind(f"block {depth} ({type(block).__name__})")
 
     def _guard_for_backward(self, state: PassState) -> None:
         """Guard the features at a state: the backward pass runs the next block on them again."""
@@ -353,49 +353,36 @@ class ElasticWrapper(nn.Module):
     # --- a pass over all taps
 
     def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
-        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
-        check_backward_hooks(self)
-        state = self._run_stem(x, self.taps[-1], keywords)
-        # A probe calls the head at each tap, so that a rejection names the tap.
-        if self._head_takes_all_taps() and not self._is_probe:
-            outputs = self._predict_all_at_once(state, depths)
-        else:
-            outputs = self._predict_at_each_tap(state, depths)
-        # Also what `is_overwritten` does not look at: features of earlier taps, and predictions.
-        state.guarded.check_everything(writer="the head, or a block behind,")
-        return outputs
+        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them.
 
-    def _predict_at_each_tap(self, state: PassState, depths: tuple[int, ...]) -> Taps:
-        """Run the blocks, and call the head at each depth before the next block runs.
-
-        That block could write into the features. PyTorch does not count all writes, such as those
-        in inference_mode, so that it might not be noticed.
+        A head that takes all taps is called once, behind the last block. Any other is called at
+        each depth before the next block runs: that block could write into the features, and not
+        all writes are noticed, see `GuardedTensors`.
         """
-        features: list[Any] = []
-        predictions: list[Any] = []
+        check_backward_hooks(self)
+        # A probe calls the head at each tap, so that a rejection names the tap.
+        predicts_at_once = self._head_takes_all_taps() and not self._is_probe
+        features: list[Any] = []  # at all taps
+        predictions: list[Any] = []  # at `depths`
+        states: list[PassState] = []  # at `depths`, for a head that takes all taps
+
+        state = self._run_stem(x, self.taps[-1], keywords)
         for tap in self.taps:
             self._run_blocks(state, tap)
             self._guard_what_the_head_takes(state)
             features.append(state.features)
-            if tap in depths:
+            if tap in depths and predicts_at_once:
+                states.append(state.copy())
+            elif tap in depths:
                 (prediction,) = self._predict([state])
                 state.guarded.guard(prediction, name=f"the prediction at depth {tap}")
                 predictions.append(prediction)
             self._give_later_blocks_their_own_context(state)
-        return Taps(depths, tuple(predictions), tuple(features))
+        if predicts_at_once:
+            predictions.extend(self._predict(states))
 
-    def _predict_all_at_once(self, state: PassState, depths: tuple[int, ...]) -> Taps:
-        """Run the blocks, and call a head that takes all taps once, behind the last block."""
-        features: list[Any] = []
-        states: list[PassState] = []  # at `depths`
-        for tap in self.taps:
-            self._run_blocks(state, tap)
-            self._guard_what_the_head_takes(state)
-            features.append(state.features)
-            if tap in depths:
-                states.append(state.copy())
-            self._give_later_blocks_their_own_context(state)
-        predictions = self._predict(states)
+        # Also what `check_behind` does not look at: features of earlier taps, and predictions.
+        state.guarded.check_everything(writer="the head, or a block behind,")
         return Taps(depths, tuple(predictions), tuple(features))
 
     def _guard_what_the_head_takes(self, state: PassState) -> None:
@@ -420,8 +407,7 @@ class ElasticWrapper(nn.Module):
         guarded = GuardedTensors(compare_values=self._is_probe)
         guarded.guard_input(x, name="the input")
         features, context = self._call_stem(x, last_depth, keywords)
-        if guarded.is_overwritten():
-            raise guarded.error(writer="the stem")
+        guarded.check_behind("the stem")
 
         skip = None
         if self.head_skip == "input":
@@ -434,31 +420,35 @@ class ElasticWrapper(nn.Module):
     def _call_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
         """Return the features and the context for the first block.
 
-        The stem gets the keyword arguments that its forward names. If no part gets one of the
-        others, that is an error: it may be misspelt.
+        The stem gets the keyword arguments that its forward names. All of them are the context,
+        unless the stem returns one of its own.
         """
-        context_is_read = self.call_block is not None or self.head_skip == "context"
         arguments = self._arguments_of_stem()
-        only_for_context = arguments.of_others(keywords)
-        if not context_is_read:
-            # No part reads the context, so none gets the others. They are refused before the stem
-            # runs: its error about a missing argument would hide the misspelt name.
-            refuse_unexpected(only_for_context)
+        self._refuse_what_no_part_gets(arguments.of_others(keywords))
         if self.stem is None:
-            return x, keywords  # all keyword arguments are the context
+            return x, keywords
 
         for_stem = arguments.of_stem(keywords, last_depth)
         output = self.stem(self._copy_for_part(x), **for_stem)
         if not is_plain_tuple(output):
-            return output, keywords  # all keyword arguments are the context
-        if not context_is_read:
-            raise ValueError(
-                "the stem returned (x, context): pass call_block to use the context in the blocks, "
-                "or head_skip='context' to use it in the head"
-            )
-        # The stem returned a context of its own, in which the others do not stand.
-        refuse_unexpected(only_for_context)
+            return output, keywords
+
+        check_context_is_read(self._reads_context())
+        # What the stem did not get does not stand in a context of its own either.
+        refuse_unexpected(arguments.of_others(keywords))
         return features_and_context(output, source="the stem")
+
+    def _reads_context(self) -> bool:
+        """Return whether a part gets the context: the blocks by `call_block`, or the head."""
+        return self.call_block is not None or self.head_skip == "context"
+
+    def _refuse_what_no_part_gets(self, keywords: Mapping[str, Any]) -> None:
+        """Raise if no part gets these keyword arguments, which the stem does not get.
+
+        Asked before the stem runs: its error about a missing argument would hide a misspelt name.
+        """
+        if not self._reads_context():
+            refuse_unexpected(keywords)
 
     def _arguments_of_stem(self) -> StemArguments:
         """Return what the stem takes; it is read again if the stem was replaced."""
@@ -473,22 +463,26 @@ class ElasticWrapper(nn.Module):
 
         There is one state, unless the head takes all taps.
         """
+        predictions = self._predictions_or_rejection(states)
+        check_predictions(predictions, num_taps=len(states))
+        states[-1].guarded.check_behind(self._name_of_head_at(states))
+        return predictions
+
+    def _predictions_or_rejection(self, states: Sequence[PassState]) -> Any:
+        """Return what the head returns; if it fails, say for which features.
+
+        A probe gets the failure as a `Rejection`. It has one state.
+        """
         try:
-            predictions = self._run_head(states)
+            return self._run_head(states)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             features_by_depth = {state.depth: state.features for state in states}
             message = rejection_message(features_by_depth, error)
-            if not self._is_probe:
-                raise RuntimeError(message) from error
-            predictions = (Rejection(message),)  # of one state, as in every probe
-        check_predictions(predictions, num_taps=len(states))
-
-        guarded = states[-1].guarded
-        if guarded.is_overwritten():
-            raise guarded.error(writer=self._name_of_head_at(states))
-        return predictions
+            if self._is_probe:
+                return (Rejection(message),)
+            raise RuntimeError(message) from error
 
     def _name_of_head_at(self, states: Sequence[PassState]) -> str:
         """Return what messages call the head where it is called for these states."""
@@ -915,8 +909,7 @@ class ElasticWrapper(nn.Module):
             return name in self.keyword_names
         if name in self.stem_keywords:
             return True
-        # These read the context, in which any name may stand.
-        return self.call_block is not None or self.head_skip == "context"
+        return self._reads_context()  # in the context any name may stand
 
     def group_matcher(self, coarse: bool = False) -> LayerMatcher:
         """Return the function from a parameter's name to its layer, which timm's optimisers take.

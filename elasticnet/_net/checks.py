@@ -143,6 +143,22 @@ def check_adapter_depths(adapters: Mapping[int, nn.Module], taps: Sequence[int])
             )
 
 
+def check_context_is_read(is_read: bool) -> None:
+    """Raise unless a part reads the context that a stem has returned beside the features.
+
+    Args:
+        is_read: Whether the net has `call_block` or `head_skip="context"`.
+
+    Raises:
+        ValueError: No part reads it.
+    """
+    if not is_read:
+        raise ValueError(
+            "the stem returned (x, context): pass call_block to use the context in the blocks, "
+            "or head_skip='context' to use it in the head"
+        )
+
+
 def refuse_unexpected(keywords: Iterable[str]) -> None:
     """Raise if there is a keyword argument that no part gets; it may be misspelt.
 

@@ -51,7 +51,7 @@ class GuardedTensors:
       those that the backward pass runs a block on again, until the next features are guarded;
     - by `guard` what no later part is given: what the head returned.
 
-    Behind each part, `is_overwritten` looks at what the part could be given, so that its cost does
+    Behind each part, `check_behind` looks at what the part could be given, so that its cost does
     not grow with the depth. At the end of a pass over taps, `check_everything` looks at everything.
 
     Args:
@@ -59,7 +59,7 @@ class GuardedTensors:
         remedy: What messages advise.
 
     Example:
-        `if guarded.is_overwritten(): raise guarded.error(writer="the stem")`
+        `features = stem(x); guarded.check_behind("the stem")`
     """
 
     def __init__(self, compare_values: bool = False, remedy: str = PARTS_REMEDY) -> None:
@@ -111,18 +111,16 @@ class GuardedTensors:
         """Return whether something that a part can be given was written to since it was guarded."""
         return _first_overwritten(self._watched) is not None
 
-    def error(self, writer: str) -> OverwrittenError:
-        """Return the error for what `is_overwritten` has found.
+    def check_behind(self, writer: str) -> None:
+        """Raise if a part has written into something that it could be given.
 
         Args:
-            writer: What messages call the part that ran last.
+            writer: What messages call the part, which ran last.
+
+        Raises:
+            OverwrittenError: It has.
         """
-        entry = _first_overwritten([*self._watched, *self._others])
-        assert entry is not None
-        _, _, _, name = entry
-        return OverwrittenError(
-            f"{writer} writes in place into {name}, which is still needed: {self._remedy}"
-        )
+        self._check(self._watched, writer)
 
     def check_everything(self, writer: str) -> None:
         """Raise if anything was written to since it was guarded.
@@ -133,8 +131,17 @@ class GuardedTensors:
         Raises:
             OverwrittenError: It was written to.
         """
-        if _first_overwritten([*self._watched, *self._others]) is not None:
-            raise self.error(writer)
+        self._check([*self._watched, *self._others], writer)
+
+    def _check(self, entries: Sequence[_Entry], writer: str) -> None:
+        """Raise if one of these tensors was written to since it was guarded."""
+        entry = _first_overwritten(entries)
+        if entry is None:
+            return
+        _, _, _, name = entry
+        raise OverwrittenError(
+            f"{writer} writes in place into {name}, which is still needed: {self._remedy}"
+        )
 
     def _entries(self, value: Any, name: str) -> list[_Entry]:
         """Return an entry for each tensor whose writes a counter or a comparison can find."""
