@@ -89,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
         "_tables",
         "checkpoint",
     },
-    "exits": {"taps", "wrapper", "_net"},
+    "exits": {"taps", "wrapper", "export", "_files", "_modules", "_net"},
     "export": {"taps", "wrapper", "registry", "_files", "_lazy", "_modules", "checkpoint"},
     "training": {"taps", "loss_weights", "losses", "wrapper", "_files", "_modules"},
     PACKAGE: CORE,

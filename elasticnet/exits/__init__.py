@@ -1,7 +1,8 @@
 """The depth chosen at run time, input by input: for classifiers and heads that classify tokens.
 
 An easy input leaves at a shallow tap, where the net is sure of its prediction; a hard one goes on.
-`calibrate` chooses the thresholds, `ExitRunner` runs the net by them.
+`calibrate` chooses the thresholds, `ExitRunner` runs the net by them, and `write_stages` writes a
+folder of ONNX files that runs without PyTorch.
 """
 
 from elasticnet.exits.calibration import (
@@ -18,6 +19,7 @@ from elasticnet.exits.policies import POLICIES, Policy, confidence, entropy, mar
 from elasticnet.exits.rule import ExitRule
 from elasticnet.exits.running import ExitRunner, Exits
 from elasticnet.exits.splits import check_apart
+from elasticnet.exits.stages import Staged, StagedFile, write_stages
 
 __all__ = [
     "POLICIES",
@@ -27,6 +29,8 @@ __all__ = [
     "Exits",
     "Outcome",
     "Policy",
+    "Staged",
+    "StagedFile",
     "TapLogits",
     "calibrate",
     "check_apart",
@@ -38,4 +42,5 @@ __all__ = [
     "margin",
     "outcome",
     "patience",
+    "write_stages",
 ]

@@ -39,7 +39,7 @@ class BatchAxes:
             ValueError: A tensor has several axes that grow with the number of inputs, or a number
                 beside the tensors depends on it.
         """
-        kind = tuple(tensor.ndim for tensor in _tensors_of(state))
+        kind = tuple(tensor.ndim for tensor in tensors_of_state(state))
         if kind not in self._axes_by_kind:
             once = self._run_copies(x, keywords, copies=1, depth=state.depth)
             twice = self._run_copies(x, keywords, copies=2, depth=state.depth)
@@ -48,7 +48,7 @@ class BatchAxes:
                     "what the blocks get beside the features holds a number that depends on the "
                     "number of inputs: pass batches of one input"
                 )
-            pairs = zip(_tensors_of(once), _tensors_of(twice), strict=True)
+            pairs = zip(tensors_of_state(once), tensors_of_state(twice), strict=True)
             self._axes_by_kind[kind] = [_axis_that_doubles(one, two) for one, two in pairs]
         return self._axes_by_kind[kind]
 
@@ -104,7 +104,12 @@ def rows_of_state(state: PassState, axes: list[int | None], rows: Tensor) -> Pas
     return fewer.protected()  # Its own tensors are guarded from now on.
 
 
-def _tensors_of(state: PassState) -> list[Tensor]:
+def tensors_of_state(state: PassState) -> list[Tensor]:
+    """Return the tensors of a state: of its features, its context and its skip, in this order.
+
+    Args:
+        state: From `run_to` or `continue_from`.
+    """
     return [
         *tensors_in(state.features),
         *tensors_in(state.context),

@@ -85,31 +85,67 @@ def open_onnx(data: bytes) -> Callable[..., Tensor]:
 def _to_onnx(program: torch.export.ExportedProgram, plan: ExportPlan) -> bytes:
     from onnx import helper
 
-    input_names = list(plan.inputs.example.tensors)
-    names: dict[str, Any] = {"input_names": input_names, "output_names": ["output"]}
-    exported = torch.onnx.export(
-        program, (), dynamo=True, verbose=False, opset_version=plan.opset, **names
+    model = model_of_program(
+        program,
+        input_names=list(plan.inputs.example.tensors),
+        output_names=["output"],
+        opset=plan.opset,
     )
-    if exported is None:
-        raise RuntimeError("torch.onnx.export returned nothing")
-    model: Any = exported.model_proto
-    _check_opset(model, plan.opset)
-    model.producer_name = PRODUCER
-    model.producer_version = ""
-    model.graph.name = PRODUCER
     text = {name: json.dumps(value) for name, value in plan.metadata.items()}
     helper.set_model_props(model, text)
     if plan.int8:
         store_integers(model)
     if plan.dtype == "float16":
         take_and_give_float32(model.graph)
+    _name_open_lengths(model.graph, _symbols(program, plan))
+    forget_exporter(model)
+    return model.SerializeToString()
+
+
+def model_of_program(
+    program: torch.export.ExportedProgram,
+    *,
+    input_names: list[str],
+    output_names: list[str],
+    opset: int | None,
+) -> Any:
+    """Return a program as an ONNX model (`onnx.ModelProto`).
+
+    Args:
+        program: Of torch.export.
+        input_names: The names of its inputs.
+        output_names: The names of its outputs.
+        opset: The version of the operators; None for that of PyTorch's exporter.
+
+    Raises:
+        RuntimeError: The exporter returned nothing.
+        ValueError: It wrote another version.
+    """
+    names: dict[str, Any] = {"input_names": input_names, "output_names": output_names}
+    exported = torch.onnx.export(
+        program, (), dynamo=True, verbose=False, opset_version=opset, **names
+    )
+    if exported is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    model: Any = exported.model_proto
+    _check_opset(model, opset)
+    model.producer_name = PRODUCER
+    model.producer_version = ""
+    model.graph.name = PRODUCER
+    return model
+
+
+def forget_exporter(model: Any) -> None:
+    """Remove what the exporter notes about the Python code, and number the nodes, in place.
+
+    Args:
+        model: An ONNX model (`onnx.ModelProto`).
+    """
     _remove_exporter_notes(model.graph)
     for function in model.functions:
         _remove_exporter_notes(function)
-    _name_open_lengths(model.graph, _symbols(program, plan))
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
-    return model.SerializeToString()
 
 
 def _check_opset(model: Any, asked: int | None) -> None:
