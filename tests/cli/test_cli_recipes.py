@@ -21,6 +21,7 @@ def test_every_recipe_is_listed_with_its_first_line(capsys: pytest.CaptureFixtur
     listed = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[:-2]}
     assert list(listed) == [
         "asrn_div2k",
+        "cnn_digits",
         "elastic_gpt",
         "elastic_timm",
         "sr_retrofit",
