@@ -63,12 +63,12 @@ def free_memory(device: torch.device | str = "cpu") -> int | None:
     Returns:
         The bytes, or None where they cannot be told.
     """
-    import torch
+    kind, _, _ = str(device).partition(":")  # "cuda" of "cuda:1"
+    if kind == "cuda":
+        import torch
 
-    device = torch.device(device)
-    if device.type == "cuda":
-        return _free_on_cuda(device)
-    if device.type != "cpu":
+        return _free_on_cuda(torch.device(device))
+    if kind != "cpu":
         return None
     if not MEMINFO.is_file():
         return _half_of_built_in()
@@ -116,9 +116,10 @@ def is_out_of_memory(error: BaseException) -> bool:
         error: Any error. PyTorch's CPU allocator raises a plain RuntimeError, which is told by its
             words.
     """
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")  # not imported: no error of it
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
     if not isinstance(error, RuntimeError):
         return False

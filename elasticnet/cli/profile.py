@@ -290,10 +290,11 @@ def _example(options: argparse.Namespace, net: ElasticWrapper) -> torch.Tensor:
     import torch
 
     from elasticnet.registry import architecture_of, recorded
+    from elasticnet.sr.inference.channels_last import channels_last
 
     if _takes_images(net):
         width, height = options.size or DEFAULT_SIZE
-        return torch.rand(1, 3, height, width)
+        return channels_last(torch.rand(1, 3, height, width))  # as images are upscaled
     if options.size is not None:
         width, height = options.size
         raise ValueError(

@@ -15,6 +15,7 @@ from elasticnet.card.measuring import depth_costs, dtype_of
 from elasticnet.card.timing import Timing, unsteady
 from elasticnet.sr.benchmark.kept_scores import CostPlace, KeptScores
 from elasticnet.sr.benchmark.scores import FULL, Depth
+from elasticnet.sr.inference.channels_last import channels_last
 from elasticnet.wrapper import ElasticWrapper
 
 # Width and height of the output for which MACs and latency are given, as the field does.
@@ -138,7 +139,7 @@ def _basis(network: Measured, device: torch.device | str) -> dict[str, Any]:
 def _measured(network: Measured, device: torch.device | str) -> dict[Depth, Cost]:
     net = _as_elastic(network.net)
     width, height = (side // network.scale for side in OUTPUT_SIZE)
-    example = torch.rand(1, 3, height, width, device=device)
+    example = channels_last(torch.rand(1, 3, height, width, device=device))
     deepest = net.truncate(_block_count(network.depths[-1]))  # what lies deeper is not measured
     by_count = {cost.depth: cost for cost in depth_costs(deepest, example)}
     costs: dict[Depth, Cost] = {}

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from elasticnet.sr.inference.channels_last import channels_last
 from elasticnet.sr.inference.self_ensemble import self_ensembled
 from elasticnet.sr.metrics import psnr_y, shave_for, ssim_y
 from elasticnet.sr.pixels import refuse_not_finite, tensor_to_uint8, to_uint8
@@ -116,8 +117,8 @@ def predict_depths(
 
     def predict(x: Tensor) -> Sequence[Tensor]:
         if isinstance(net, ElasticWrapper):
-            return net.forward_taps(x, depths=depths).predictions
-        return [net(x)]
+            return net.forward_taps(channels_last(x), depths=depths).predictions
+        return [net(channels_last(x))]
 
     parameter = next(net.parameters(), None)
     dtype = torch.float32 if parameter is None else parameter.dtype

@@ -20,6 +20,7 @@ from elasticnet.card.timing import time_depths, timing_of
 from elasticnet.card.user_cards import card_file, keep_card, kept_card
 from elasticnet.memory import MB
 from elasticnet.registry import recorded
+from elasticnet.sr.inference.channels_last import channels_last
 from elasticnet.sr.inference.tile_layout import first_tiling
 from elasticnet.sr.inference.upscale_plan import UpscalePlan
 
@@ -183,7 +184,7 @@ def measured_card(plan: UpscalePlan, with_memory: bool) -> DepthCard:
         plan: Of the network.
         with_memory: Whether the peak memory is measured, too, which takes some seconds more.
     """
-    example = torch.rand(1, 3, *EXAMPLE_SIZE).to(plan.device, plan.dtype)
+    example = channels_last(torch.rand(1, 3, *EXAMPLE_SIZE)).to(plan.device, plan.dtype)
     card = measure(plan.net, example, repeats=1, memory=with_memory)
     times = time_depths(plan.net, example, repeats=ROUNDS, seconds=MAX_SECONDS, warm_up=0)
     return with_fastest_times(card, times)

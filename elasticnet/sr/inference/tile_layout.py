@@ -13,10 +13,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 from elasticnet.memory import free_memory
-from elasticnet.sr.inference.upscale_plan import UpscalePlan
+from elasticnet.sr.inference.tile_engine import TileEngine
 
 GB = 10**9
 
@@ -107,7 +105,7 @@ class Tiling(NamedTuple):
         return row.window_stop - row.window_start, column.window_stop - column.window_start
 
 
-def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
+def first_tiling(plan: TileEngine, size: Sequence[int]) -> Tiling:
     """Return the tiles with which to begin an image.
 
     If memory runs out on the way, `smaller_tiling` returns the tiles with which to go on.
@@ -131,11 +129,15 @@ def first_tiling(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
     # Here the tile is "auto".
     if plan.reach is None:
         return _whole_image(plan, size)  # tiles could not equal it
-    side = _fastest_side(plan, plan.reach)
+    window_side = _fastest_window_side(plan, plan.reach)
+    height, width = size
+    if height * width <= window_side**2:  # of any shape: without overlaps it is faster
+        return _tiling(size, side=max(size), overlap=plan.reach)
+    side = max(window_side - 2 * plan.reach, MIN_TILE)
     return _tiling(size, side=side, overlap=plan.reach)
 
 
-def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], shortage: str) -> Tiling:
+def smaller_tiling(plan: TileEngine, tiling: Tiling, size: Sequence[int], shortage: str) -> Tiling:
     """Return smaller tiles, for an image that ran out of memory; raise if there are none.
 
     Each call at least halves `side`, down to `MIN_TILE`, even if the windows do not shrink. So a
@@ -161,6 +163,28 @@ def smaller_tiling(plan: UpscalePlan, tiling: Tiling, size: Sequence[int], short
     covered_side = min(tiling.side, max(size))
     half_side = max(covered_side // 2, MIN_TILE)
     return _tiling(size, side=half_side, overlap=tiling.overlap)
+
+
+def batch_size(plan: TileEngine, tiling: Tiling) -> int:
+    """Return how many tiles of a row run at once, at most.
+
+    With "auto" that is one on a CPU, which a single tile keeps busy. On a GPU it is as many as
+    together have the pixels of the window that runs fastest, within the free memory.
+
+    Args:
+        plan: The plan.
+        tiling: Its tiles over an image.
+    """
+    if isinstance(plan.tile_batch, int):
+        return plan.tile_batch
+    if _kind_of(plan.device_name) == "cpu":
+        return 1
+    height, width = tiling.window_size
+    max_pixels = _auto_window_side(plan) ** 2
+    max_bytes = _max_bytes_of_auto(plan.device_name)
+    if max_bytes is not None:
+        max_pixels = min(max_pixels, int(max_bytes / plan.bytes_per_pixel))
+    return max(1, max_pixels // (height * width))
 
 
 # --- tiles of a given size
@@ -231,44 +255,56 @@ def spans(length: int, side: int, overlap: int) -> list[Span]:
 # --- the size, and the memory that it takes
 
 
-def _whole_image(plan: UpscalePlan, size: Sequence[int]) -> Tiling:
+def _whole_image(plan: TileEngine, size: Sequence[int]) -> Tiling:
     """One tile over the whole image; raise, before the work begins, if memory is too short."""
     # One tile comes out, because no side of the image is longer than the tile.
     whole = _tiling(size, side=max(size), overlap=0, must_be_whole=True)
     height, width = whole.window_size
     needed = plan.bytes_per_pixel * height * width
-    free = free_memory(plan.device)  # None if not known
+    free = free_memory(plan.device_name)  # None if not known
     if free is not None and needed > free:
         shortage = (
-            f"it takes about {needed / GB:.1f} GB, and {free / GB:.1f} GB are free on {plan.device}"
+            f"it takes about {needed / GB:.1f} GB, and {free / GB:.1f} GB are free on "
+            f"{plan.device_name}"
         )
         raise _does_not_fit(plan, whole, shortage)
     return whole
 
 
-def _fastest_side(plan: UpscalePlan, reach: int) -> int:
-    """The side of the fastest tile whose pass takes no more memory than "auto" allows."""
-    fastest_side = AUTO_WINDOW_SIDES.get(plan.device.type, AUTO_WINDOW_SIDES["cpu"])
+def _fastest_window_side(plan: TileEngine, reach: int) -> int:
+    """The side of the fastest window whose pass takes no more memory than "auto" allows."""
+    fastest_side = _auto_window_side(plan)
     window_side = max(fastest_side, AUTO_WINDOW_IN_REACHES * reach)
-    max_bytes = _max_bytes_of_auto(plan.device)
+    max_bytes = _max_bytes_of_auto(plan.device_name)
     if max_bytes is not None:
         max_pixels = int(max_bytes / plan.bytes_per_pixel)
         window_side = min(window_side, math.isqrt(max_pixels))
-    return max(window_side - 2 * reach, MIN_TILE)
+    return window_side
 
 
-def _max_bytes_of_auto(device: torch.device) -> float | None:
+def _auto_window_side(plan: TileEngine) -> int:
+    """LR pixels a side of the window that runs fastest."""
+    return AUTO_WINDOW_SIDES.get(_kind_of(plan.device_name), AUTO_WINDOW_SIDES["cpu"])
+
+
+def _kind_of(device_name: str) -> str:
+    """The kind of a device: "cuda" of "cuda:1"."""
+    kind, _, _ = device_name.partition(":")
+    return kind
+
+
+def _max_bytes_of_auto(device_name: str) -> float | None:
     """The most bytes that an "auto" pass may take; None where neither rule gives a limit."""
-    free = free_memory(device)
+    free = free_memory(device_name)
     share_of_free = None if free is None else free * AUTO_SHARE_OF_FREE_MEMORY
-    if device.type != "cpu":
+    if _kind_of(device_name) != "cpu":
         return share_of_free
     if share_of_free is None:
         return AUTO_MEMORY_ON_CPU
     return min(share_of_free, AUTO_MEMORY_ON_CPU)
 
 
-def _does_not_fit(plan: UpscalePlan, tiling: Tiling, shortage: str) -> MemoryError:
+def _does_not_fit(plan: TileEngine, tiling: Tiling, shortage: str) -> MemoryError:
     """The error to raise if no smaller tiles are possible."""
     if not tiling.must_be_whole:
         part = f"a tile of {tiling.side} pixels"

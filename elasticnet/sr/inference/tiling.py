@@ -1,32 +1,32 @@
 """Enlarge an image of any size tile by tile, with the same result as one pass over the whole.
 
-The memory that it takes is bounded by the size of a tile, not by that of the image.
+The memory that it takes is bounded by the size of a tile, not by that of the image. Nothing here
+imports torch: the plan knows what runs the network.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from elasticnet._modules.evaluating import evaluating
 from elasticnet.memory import is_out_of_memory
-from elasticnet.sr.inference.self_ensemble import self_ensembled
-from elasticnet.sr.inference.tile_layout import Span, Tiling, first_tiling, smaller_tiling
-from elasticnet.sr.inference.upscale_plan import UpscalePlan
-from elasticnet.sr.pixels import refuse_not_finite, tensor_to_integers
-
-LUMA = (0.299, 0.587, 0.114)  # of gray images, as Pillow's mode L has it (ITU-R 601)
+from elasticnet.sr.inference.tile_engine import TileEngine, TilePart
+from elasticnet.sr.inference.tile_layout import (
+    Span,
+    Tiling,
+    batch_size,
+    first_tiling,
+    smaller_tiling,
+)
 
 
 def upscale_array(
     image: NDArray[Any],
-    plan: UpscalePlan,
+    plan: TileEngine,
     *,
     out: NDArray[Any] | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -42,7 +42,7 @@ def upscale_array(
     Args:
         image: (h, w, 3), or gray (h, w). It is read a tile at a time, so that it may be mapped to a
             file, as a `np.memmap` is.
-        plan: The network and how it is run, as `plan_upscale` returns it.
+        plan: The network and how it is run, as `plan_upscale` or `plan_onnx` returns it.
         out: An array of the image's dtype, (scale h, scale w, 3) or (scale h, scale w), in which
             the result is stored a tile at a time. It may be mapped to a file, too. Default: a new
             array.
@@ -72,8 +72,7 @@ def upscale_array(
     else:
         _check_output(out, image, plan.scale)
     work = _TileWork(image, out, plan, progress)
-    # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
-    with evaluating(plan.net), torch.no_grad():
+    with plan.running():
         work.run(tiling)
     return out
 
@@ -90,24 +89,29 @@ class _TileWork:
         self,
         image: NDArray[Any],
         out: NDArray[Any],
-        plan: UpscalePlan,
+        plan: TileEngine,
         progress: Callable[[int, int], object] | None,
     ) -> None:
         self.image = image
         self.out = out
         self.plan = plan
         self.progress = progress
+        self.batch = 1  # tiles that run at once
         self.rows_written = 0
         self.has_warned_of_seams = False
 
     def run(self, tiling: Tiling) -> None:
         """Enlarge the image tile by tile. Whenever memory runs out, go on with smaller tiles."""
+        self.batch = batch_size(self.plan, tiling)
         while True:
             self._warn_of_seams(tiling)
             shortage = self._run_until_out_of_memory(tiling)
             if shortage is None:
                 return  # all tiles are written
-            _free_cached_memory(self.plan.device)
+            self.plan.free_cached_memory()
+            if self.batch > 1:
+                self.batch = 1  # before tiles become smaller
+                continue
             size = self.image.shape[:2]
             tiling = smaller_tiling(self.plan, tiling, size, shortage)  # raises if there are none
 
@@ -147,48 +151,37 @@ class _TileWork:
                 tiles_done += len(tiling.columns)
                 self._report(tiles_done, tiling.num_tiles)
                 continue
-            for column in tiling.columns:
-                self._enlarge(row, column)
-                tiles_done += 1
+            for columns in _groups(tiling.columns, self.batch):
+                self._enlarge(row, columns)
+                tiles_done += len(columns)
                 self._report(tiles_done, tiling.num_tiles)
             self.rows_written = row.stop
 
-    def _enlarge(self, row: Span, column: Span) -> None:
-        """Enlarge one tile: read its window, run the network, write the output for the tile.
+    def _enlarge(self, row: Span, columns: Sequence[Span]) -> None:
+        """Enlarge tiles of one row: read their windows, run the network, write what it makes.
 
         A window is a tile and the pixels around it that its output depends on.
         """
         scale = self.plan.scale
         rows = slice(row.window_start, row.window_stop)
-        columns = slice(column.window_start, column.window_stop)
-        window = self.image[rows, columns]  # (h, w, 3) or (h, w)
-        x = _to_tensor(window, self.plan)  # (1, 3, h, w)
-        y = self._predict(x)  # (1, 3, scale h, scale w)
-        tile = y[0, :, row.in_window(scale), column.in_window(scale)]  # (3, h, w) of the tile
-        is_gray = self.image.ndim == 2
-        pixels = _to_pixels(tile, self.image.dtype, is_gray, self.plan)
-        self.out[row.in_image(scale), column.in_image(scale)] = pixels
-
-    def _predict(self, x: Tensor) -> Tensor:
-        """The network's output, or its mean over the symmetries of the input."""
-        if not self.plan.self_ensemble:
-            return self._run_network(x)
-        # `self_ensembled` takes and returns several outputs; here there is one.
-        (mean,) = self_ensembled(lambda turned: [self._run_network(turned)], x)
-        return mean
-
-    def _run_network(self, x: Tensor) -> Tensor:
-        return self.plan.net(x, depth=self.plan.depth)
+        windows: list[NDArray[Any]] = []
+        parts: list[TilePart] = []
+        for column in columns:
+            windows.append(self.image[rows, column.window_start : column.window_stop])
+            parts.append(TilePart(rows=row.in_window(scale), columns=column.in_window(scale)))
+        tiles = self.plan.enlarge(windows, parts)
+        for column, pixels in zip(columns, tiles, strict=True):
+            self.out[row.in_image(scale), column.in_image(scale)] = pixels
 
     def _report(self, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(done, total)
 
 
-def _free_cached_memory(device: torch.device) -> None:
-    """Give back the memory that PyTorch keeps for later tensors, on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+def _groups(columns: Sequence[Span], size: int) -> Iterator[Sequence[Span]]:
+    """Neighbours in groups of a size; the last one may be smaller."""
+    for first in range(0, len(columns), size):
+        yield columns[first : first + size]
 
 
 # --- what is checked before the first tile
@@ -237,46 +230,3 @@ def _check_output(out: NDArray[Any], image: NDArray[Any], scale: int) -> None:
     shape = _output_shape(image, scale)
     if out.shape != shape or out.dtype != image.dtype:
         raise ValueError(f"out is {out.dtype} {out.shape}: expected {image.dtype} {shape}")
-
-
-# --- between the image and the network
-
-
-def _white_of(dtype: np.dtype[Any]) -> int:
-    """The value of white in images of a dtype: 255, 65535, or 1 for floats."""
-    if dtype.kind == "f":
-        return 1
-    return int(np.iinfo(dtype).max)
-
-
-def _to_tensor(window: NDArray[Any], plan: UpscalePlan) -> Tensor:
-    """A window of the image (h, w, 3) or (h, w) as the network takes it: (1, 3, h, w)."""
-    if window.ndim == 2:
-        rgb = np.repeat(window[..., None], 3, axis=2)  # (h, w, 3)
-    else:
-        rgb = window
-    pixels = rgb.astype(np.float32, order="C")
-    pixels /= np.float32(_white_of(window.dtype))  # 0 is black, 1 is white
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, h, w), in memory (1, h, w, 3)
-    if plan.value_range != (0.0, 1.0):
-        black, white = plan.value_range
-        x = black + x * (white - black)
-    return x.to(plan.device, plan.dtype)
-
-
-def _to_pixels(
-    tile: Tensor, dtype: np.dtype[Any], is_gray: bool, plan: UpscalePlan
-) -> NDArray[Any]:
-    """A part of the network's output (3, h, w) as pixels of `dtype`: (h, w, 3), or gray (h, w)."""
-    values = tile.permute(1, 2, 0).float()  # (h, w, 3)
-    if plan.value_range != (0.0, 1.0):
-        black, white = plan.value_range
-        values = (values - black) / (white - black)  # 0 is black, 1 is white
-    if is_gray:
-        values = values @ values.new_tensor(LUMA)  # (h, w)
-    refuse_not_finite(values, plan.depth)
-    if dtype.kind == "f":
-        return values.cpu().numpy()  # float32; the assignment to `out` casts it
-    largest = _white_of(dtype)
-    integers = tensor_to_integers(values * largest, largest)
-    return integers.cpu().numpy()  # int32; the assignment to `out` narrows it

@@ -5,13 +5,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from elasticnet._modules.evaluating import evaluating
 from elasticnet.registry import architecture_of
+from elasticnet.sr.inference.channels_last import channels_last
 from elasticnet.sr.inference.receptive_field import footprint
+from elasticnet.sr.inference.self_ensemble import self_ensembled
+from elasticnet.sr.inference.tile_engine import (
+    LUMA,
+    WITHOUT_CHANGE,
+    TilePart,
+    batch_of,
+    white_of,
+)
+from elasticnet.sr.pixels import refuse_not_finite, tensor_to_integers
 from elasticnet.wrapper import ElasticWrapper
 
 # The memory of a pass as a multiple of that of its tensors, because kernels need scratch memory,
@@ -37,6 +53,7 @@ class UpscalePlan:
         device: The network's device.
         dtype: The network's dtype.
         value_range: The values of black and of white in the network's input and output.
+        tile_batch: How many tiles of a row run at once; "auto" for as many as pay.
     """
 
     net: ElasticWrapper
@@ -49,6 +66,7 @@ class UpscalePlan:
     device: torch.device
     dtype: torch.dtype
     value_range: tuple[float, float]
+    tile_batch: int | str = "auto"
 
     def at_depth(self, depth: int) -> UpscalePlan:
         """Return the plan for another depth of the same network, with the same choices.
@@ -56,7 +74,67 @@ class UpscalePlan:
         Args:
             depth: A depth that carries a tap.
         """
-        return plan_upscale(self.net, depth=depth, tile=self.tile, self_ensemble=self.self_ensemble)
+        return plan_upscale(
+            self.net,
+            depth=depth,
+            tile=self.tile,
+            tile_batch=self.tile_batch,
+            self_ensemble=self.self_ensemble,
+        )
+
+    @property
+    def device_name(self) -> str:
+        """Where the network runs, such as "cpu" or "cuda:1"."""
+        return str(self.device)
+
+    @contextmanager
+    def running(self) -> Generator[None, None, None]:
+        """Hold the network in eval mode, without gradients, inside a `with` block.
+
+        Yields:
+            Nothing.
+        """
+        # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
+        with evaluating(self.net), torch.no_grad():
+            yield
+
+    def enlarge(
+        self, windows: Sequence[NDArray[Any]], parts: Sequence[TilePart]
+    ) -> list[NDArray[Any]]:
+        """Return the pixels of tiles, in the dtype of the windows; see `TileEngine`.
+
+        Args:
+            windows: (h, w, 3) each, or gray (h, w), all of one size and dtype.
+            parts: Of each window's output, the part that is kept.
+
+        Raises:
+            ValueError: The network gives NaN or infinity.
+        """
+        batch = torch.from_numpy(batch_of(windows, self.value_range))  # (b, h, w, 3)
+        x = batch.permute(0, 3, 1, 2)  # (b, 3, h, w), channels last in memory
+        y = self._predict(x.to(self.device, self.dtype))  # (b, 3, scale h, scale w)
+        tiles: list[NDArray[Any]] = []
+        for window, part, output in zip(windows, parts, y, strict=True):
+            tile = output[:, part.rows, part.columns]  # (3, h, w) of the tile
+            is_gray = window.ndim == 2
+            tiles.append(_to_pixels(tile, window.dtype, is_gray, self))
+        return tiles
+
+    def free_cached_memory(self) -> None:
+        """Give back the memory that PyTorch keeps for later tensors, on a GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _predict(self, x: Tensor) -> Tensor:
+        """The network's output, or its mean over the symmetries of the input."""
+        if not self.self_ensemble:
+            return self._run_network(x)
+        # `self_ensembled` takes and returns several outputs; here there is one.
+        (mean,) = self_ensembled(lambda turned: [self._run_network(turned)], x)
+        return mean
+
+    def _run_network(self, x: Tensor) -> Tensor:
+        return self.net(channels_last(x), depth=self.depth)
 
 
 def plan_upscale(
@@ -64,6 +142,7 @@ def plan_upscale(
     *,
     depth: int | None = None,
     tile: int | str | None = "auto",
+    tile_batch: int | str = "auto",
     self_ensemble: bool = False,
     device: torch.device | str | None = None,
 ) -> UpscalePlan:
@@ -82,6 +161,8 @@ def plan_upscale(
 
             A network without a bounded reach (global pooling) runs the image whole with "auto", and
             in tiles with a number; upscaling then warns of seams.
+        tile_batch: How many tiles of a row run at once, as one batch; "auto": one on a CPU, and on
+            a GPU as many as together have the pixels of the fastest window.
         self_ensemble: Take the mean over the eight symmetries of the image, before rounding.
         device: Where to move the network. Default: it stays where it is.
 
@@ -89,10 +170,11 @@ def plan_upscale(
         The plan. It is valid as long as the network keeps its device and dtype.
 
     Raises:
-        ValueError: The depth is unknown, the tile is invalid, or the network does not enlarge an
-            image by a whole number.
+        ValueError: The depth is unknown, the tile or the batch is invalid, or the network does not
+            enlarge an image by a whole number.
     """
     _check_tile(tile)
+    _check_tile_batch(tile_batch)
     if device is not None:
         net.to(device)
     parameter = next(net.parameters(), torch.zeros(()))  # without one: float32 on the CPU
@@ -108,6 +190,7 @@ def plan_upscale(
         device=parameter.device,
         dtype=parameter.dtype,
         value_range=_value_range(net),
+        tile_batch=tile_batch,
     )
 
 
@@ -122,6 +205,16 @@ def _check_tile(tile: Any) -> None:
         )
 
 
+def _check_tile_batch(tile_batch: Any) -> None:
+    """Raise unless `tile_batch` is "auto" or a whole number from 1."""
+    if tile_batch == "auto":
+        return
+    if not isinstance(tile_batch, int) or isinstance(tile_batch, bool) or tile_batch < 1:
+        raise ValueError(
+            f"tile_batch {tile_batch!r}: expected 'auto', or how many tiles run at once, at least 1"
+        )
+
+
 def _value_range(net: ElasticWrapper) -> tuple[float, float]:
     """The values of black and white that the architecture states; 0 and 1 by default."""
     architecture = architecture_of(net)
@@ -129,3 +222,25 @@ def _value_range(net: ElasticWrapper) -> tuple[float, float]:
         return 0.0, 1.0
     black, white = architecture.extras["value_range"]
     return float(black), float(white)
+
+
+# --- between the network and the image
+
+
+def _to_pixels(
+    tile: Tensor, dtype: np.dtype[Any], is_gray: bool, plan: UpscalePlan
+) -> NDArray[Any]:
+    """A part of the network's output (3, h, w) as pixels of `dtype`: (h, w, 3), or gray (h, w)."""
+    values = tile.permute(1, 2, 0).float()  # (h, w, 3)
+    if plan.value_range != WITHOUT_CHANGE:
+        black, white = plan.value_range
+        values = (values - black) / (white - black)  # 0 is black, 1 is white
+    if is_gray:
+        values = values @ values.new_tensor(LUMA)  # (h, w)
+    if not values.sum().isfinite():  # quicker than to look at each value
+        refuse_not_finite(values, plan.depth)
+    if dtype.kind == "f":
+        return values.cpu().numpy()  # float32; the assignment to the image casts it
+    largest = white_of(dtype)
+    integers = tensor_to_integers(values * largest, largest)
+    return integers.cpu().numpy()  # int32; the assignment to the image narrows it

@@ -8,7 +8,8 @@ import itertools
 import platform
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from elasticnet.memory import free_memory
 from elasticnet.sr import asrn, edsr, rcan
 from elasticnet.sr.inference.receptive_field import footprint
-from elasticnet.sr.inference.tile_layout import first_tiling, spans
+from elasticnet.sr.inference.tile_layout import batch_size, first_tiling, spans
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import plan_upscale
 from elasticnet.wrapper import ElasticWrapper
@@ -365,3 +366,66 @@ def test_a_whole_that_cannot_fit_is_refused_before_it_starts() -> None:
         MemoryError, match="this net sees all of an image, and tiles may show seams"
     ):
         enlarge(rcan(2, 1, 8, group_size=1, reduction=4), endless)
+
+
+def test_auto_takes_an_image_whole_that_has_no_more_pixels_than_the_fastest_window() -> None:
+    plan = plan_upscale(NETS["asrn x2"])
+    assert first_tiling(plan, (200, 400)).num_tiles == 1
+    assert first_tiling(plan, (200, 420)).num_tiles > 1, "more than 288 * 288 pixels"
+
+
+# --- several tiles in one batch
+
+
+class Batches(nn.Module):
+    """Keeps how many windows come at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: list[int] = []  # private: it is no setting of the network
+
+    @property
+    def sizes(self) -> list[int]:
+        return self._sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._sizes.append(len(x))
+        return x
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float32", "gray"])
+@pytest.mark.parametrize("name", ["asrn x2", "asrn x4 bicubic", "edsr x2"])
+def test_tiles_in_a_batch_are_the_single_tiles(name: str, kind: str) -> None:
+    image = photo(50, 90) if kind == "uint8" else photo(50, 90, "float32")
+    if kind == "gray":
+        image = image[..., 0]
+    single = enlarge(NETS[name], image, tile=16)
+    batched = enlarge(NETS[name], image, tile=16, tile_batch=3)
+    tolerance = 1 if kind == "uint8" else 1e-5  # a sum may be rounded otherwise in a batch
+    np.testing.assert_allclose(batched.astype(float), single.astype(float), rtol=0, atol=tolerance)
+
+
+def test_a_batch_holds_neighbours_of_one_row_and_the_last_one_what_is_left() -> None:
+    counted = Batches()
+    net = ElasticWrapper([counted], Nearest(2)).eval()
+    plan = plan_upscale(net, tile=10, tile_batch=2)
+    counted.sizes.clear()
+    seen: list[tuple[int, int]] = []
+    upscale_array(photo(20, 50), plan, progress=lambda *counts: seen.append(counts))
+    assert counted.sizes == [2, 2, 1, 2, 2, 1]
+    assert [done for done, _ in seen] == [0, 2, 4, 5, 7, 9, 10]
+
+
+def test_auto_runs_one_tile_at_once_on_a_cpu_and_on_a_gpu_those_of_a_large_window() -> None:
+    plan = plan_upscale(NETS["asrn x2"], tile=64)
+    tiling = first_tiling(plan, (1000, 1000))
+    assert batch_size(plan, tiling) == 1
+    on_gpu = SimpleNamespace(tile_batch="auto", device_name="mps", bytes_per_pixel=1.0)
+    side = tiling.window_size[0]
+    assert batch_size(cast(Any, on_gpu), tiling) == 288 * 288 // side**2 > 1
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 1.5, "all"])
+def test_a_batch_of_tiles_is_a_whole_number_or_auto(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=f"tile_batch {wrong!r}: expected 'auto'"):
+        plan_upscale(NETS["asrn x2"], tile_batch=wrong)

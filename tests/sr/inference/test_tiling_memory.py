@@ -111,6 +111,17 @@ def test_out_of_memory_on_the_way_keeps_the_rows_that_are_done() -> None:
     assert seen[-1] == (smaller.num_tiles, smaller.num_tiles), "rows that are done count too"
 
 
+def test_out_of_memory_first_ends_batches_and_then_halves_the_tile() -> None:
+    image = photo(40, 120)
+    net, layer = hungry("torch", 10**9)
+    expected = enlarge(net, image, tile=40)
+    layer.sizes, layer._at_call = [], 1
+    result = enlarge(net, image, tile=40, tile_batch=3)
+    assert np.abs(result.astype(int) - expected).max() <= 1
+    assert set(layer.sizes) == {layer.sizes[0]}, "the tiles stay as large"
+    assert len(layer.sizes) == 1 + 3
+
+
 class GlobalMean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + x.mean((2, 3), keepdim=True)
