@@ -12,12 +12,14 @@ from elasticnet._lazy import lazy_names
 if TYPE_CHECKING:
     from elasticnet.checkpoint import load, load_into, save
     from elasticnet.checkpoint.hub import push_to_hub
+    from elasticnet.distillation import Distillation
     from elasticnet.losses import ElasticObjective, LossTerms
     from elasticnet.taps import Taps
     from elasticnet.wrapper import ElasticWrapper
 
 __version__ = "0.1.0"
 __all__ = [
+    "Distillation",
     "ElasticObjective",
     "ElasticWrapper",
     "LossTerms",
@@ -31,6 +33,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "Distillation": "elasticnet.distillation",
         "ElasticObjective": "elasticnet.losses",
         "ElasticWrapper": "elasticnet.wrapper",
         "LossTerms": "elasticnet.losses",

@@ -1,9 +1,8 @@
-"""Progressive self-distillation: attention maps, their distance, and the loss between taps.
+"""Distillation: one description of a term, attention maps, and the loss between taps.
 
-A loss has a form, which is made of three choices. What is compared, and how: the attention maps, by
-their L2 distance ("norm", the ASRN paper's) or its square ("squared"), or the features themselves,
-by their cosine ("cosine"). The power of |features| in a map. And which tap is the teacher of the
-others: the next deeper one ("next", the paper's) or the deepest ("deepest").
+A `Distillation` says what is compared at each tap (attention maps, features or predictions), by
+which function (see `elasticnet.comparisons`), with which teacher, and with which weight. The
+progressive self-distillation of the ASRN paper, L_PSD, is one of them: `PROGRESSIVE`.
 
 The layout of features is an einops axis list: `b` is the batch, `c` the channels, and every other
 axis a position. Examples are "b c h w" and "b h w c" (images), "b n c" (tokens), "b c t"
@@ -16,8 +15,11 @@ left out of a map, of its norm and of its distance to another one.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,13 +29,22 @@ from torch import Tensor
 
 from elasticnet._autocast import without_autocast
 from elasticnet._modules.compare import kind_of_tensor
+from elasticnet.comparisons import (
+    Comparison,
+    check_is_comparison,
+    checked_loss,
+    cosine_distance,
+    unit_distance,
+)
+from elasticnet.loss_weights import Weight, checked_weight
 
-MAP_DISTANCES = ("norm", "squared")
-"""The distances of two attention maps."""
-DISTANCES = (*MAP_DISTANCES, "cosine")
-"""The distances that the self-distillation takes; "cosine" is that of features without a map."""
+KINDS = ("maps", "features", "predictions")
+"""What a distillation can compare."""
 TEACHERS = ("next", "deepest")
 """Which tap teaches a shallower one: the next deeper tap, or the deepest of all."""
+
+Teacher = str | Callable[..., Any]
+"""One of `TEACHERS`, or a function of the input that returns what is taught."""
 
 MASK_REMEDY = (
     "If it is an argument of the network with another meaning, give the positions that count to "
@@ -41,74 +52,157 @@ MASK_REMEDY = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """One distillation term of a loss: at each tap that learns, a student beside its teacher.
+
+    The term of maps and features is weight * sum over the students of compare(student, teacher),
+    over all taps in each step. That of predictions is weight * sum of factor_n * compare(student,
+    teacher) over the taps that a step computes; factor_n is what multiplies the task loss there.
+
+    Attributes:
+        weight: What the term is multiplied by: a number, at least 0, a function of the step, or a
+            parameter, which is learned. The number 0 leaves the term out.
+        of: What is compared: "maps" (the attention maps of the features), "features", or
+            "predictions".
+        compare: `compare(student, teacher)` returns a scalar: a function of
+            `elasticnet.comparisons`, a loss of PyTorch, or your own. If it is a module with
+            parameters, these are learned: they stand among the objective's.
+        teacher: "next": each tap learns from the next deeper one. "deepest": all learn from the
+            deepest. Or a function or module, called without gradients as `teacher(x, **keywords)`
+            with the input of the network. Of predictions it returns one prediction, for all
+            students. Of maps and features it returns features with the axes of the net's layout:
+            one tensor for all taps, or a sequence with one for each tap. The objective neither
+            moves a module to a device, nor saves it, nor sets its mode.
+        students: The depths of the taps that learn. None: all but the deepest. The deepest can
+            learn only from a teacher that is a function or module.
+        detach: Whether the gradient stays out of the teacher, if it is a tap.
+        power: The power of |features| in attention maps.
+
+    Raises:
+        ValueError: A word is unknown, a number is out of range, or features or predictions have a
+            power.
+        TypeError: `weight`, `compare` or `teacher` is of another kind.
+
+    Example:
+        `Distillation(of="features", compare=cosine_distance, teacher="deepest", weight=0.1)`
+    """
+
+    weight: Weight
+    of: str
+    compare: Comparison
+    teacher: Teacher = "next"
+    students: Sequence[int] | None = None
+    detach: bool = True
+    power: float = 1
+
+    def __post_init__(self) -> None:
+        checked_weight(self.weight, name="weight")
+        check_is_comparison(self.compare, name="compare")
+        check_kind(self.of, self.power)
+        check_teacher(self.teacher)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Distillation:
+        """Return a copy that asks the same teacher, which does not train and may be large."""
+        return dataclasses.replace(
+            self,
+            weight=copy.deepcopy(self.weight, memo),
+            compare=copy.deepcopy(self.compare, memo),
+        )
+
+
 def progressive_distillation(
     features: Sequence[Tensor],
     layout: str = "b c h w",
     prefix_tokens: int = 0,
+    *,
+    of: str = "maps",
+    compare: Comparison = unit_distance,
+    teacher: str | Sequence[Tensor] = "next",
+    students: Sequence[int] | None = None,
+    detach: bool = True,
     power: float = 1,
-    distance: str = "norm",
-    detach_teacher: bool = True,
-    eps: float = 1e-4,
     mask: Tensor | None = None,
-    teacher: str = "next",
 ) -> Tensor:
-    """Return the sum over all taps but the deepest of the distance to their teacher (L_PSD).
+    """Return the sum over the taps that learn of the distance to their teacher.
+
+    The defaults are L_PSD of the ASRN paper.
 
     Args:
         features: The features of every tap, shallowest first, each with the axes of `layout`.
-            Resolution may differ from tap to tap, and so may channels, except for "cosine".
+            Resolution may differ from tap to tap, and so may channels if `compare` allows it.
         layout: What the axes of the features mean.
         prefix_tokens: How many leading positions to leave out (class and register tokens); needs a
             layout with one position axis.
-        power: The power of |features| in an attention map; 1 for "cosine", which has no map.
-        distance: "norm" or "squared", see `attention_distance`, or "cosine", see
-            `feature_distance`.
-        detach_teacher: Whether the gradient stays out of the teacher of a pair. The paper does not
-            say; the default is our choice.
-        eps: The smallest norm that a map is divided by; for "cosine" that of the features.
+        of: "maps" or "features".
+        compare: A comparison of `elasticnet.comparisons`, or your own.
+        teacher: "next": the next deeper tap teaches, as in the paper. "deepest": the deepest tap
+            teaches all others, as in "Be Your Own Teacher" (Zhang et al. 2019). Or features that
+            teach: one for each of `features`, or a single one for all.
+        students: The positions in `features` of those that learn, from 0. None: all but the last.
+        detach: Whether the gradient stays out of the teacher of a pair. The paper does not say;
+            the default is our choice.
+        power: The power of |features| in an attention map.
         mask: Which positions of the shallowest features count, prefix tokens included. At features
             of another resolution, a position counts if any of those that it covers does. A sample
             in which no position counts adds 0. None: all positions count.
-        teacher: "next": the next deeper tap teaches, as in the paper. "deepest": the deepest tap
-            teaches all others, as in "Be Your Own Teacher" (Zhang et al. 2019).
 
     Returns:
         A scalar in float32, or in float64 for float64 features; 0 for a single tap.
 
     Raises:
         TypeError: As in `attention_map`.
-        ValueError: `features` is empty, or an argument is invalid, see `check_form`,
-            `attention_map`, `attention_distance` and `feature_distance`.
+        ValueError: `features` is empty, or an argument is invalid, see `attention_map` and
+            `elasticnet.comparisons`.
     """
     if not features:
         raise ValueError("progressive_distillation: no features given, expected at least one tap's")
-    check_form(distance, power, teacher)
-    masks = _masks_of_taps(mask, features, layout, prefix_tokens)
-    # What is compared at each tap: (b, *positions), or for "cosine" (b, c, *positions).
+    check_kind(of, power)
+    if of == "predictions":
+        raise ValueError("of 'predictions': features have maps and features, not predictions")
+    check_taught(teacher, num_taps=len(features))
+    taught = [] if isinstance(teacher, str) else list(teacher)
+    all_features = [*features, *taught]  # those that teach stand behind those of the taps
+    masks = _masks_of_taps(mask, all_features, layout, prefix_tokens)
+
+    # What is compared, once for each: (b, *positions) for maps, or (b, c, *positions).
     compared: list[Tensor] = []
-    for feature, feature_mask in zip(features, masks, strict=True):
-        if distance == "cosine":
+    for feature, feature_mask in zip(all_features, masks, strict=True):
+        if of == "features":
             compared.append(_channels_first(feature, layout, prefix_tokens))
         else:
             compared.append(attention_map(feature, layout, power, prefix_tokens, feature_mask))
 
     map_masks = [_without_prefix(each, prefix_tokens) for each in masks]
-    deepest = len(compared) - 1
     loss = compared[0].new_zeros(())
-    for student in range(deepest):
-        teaching = student + 1 if teacher == "next" else deepest
+    for student in _students(students, num_taps=len(features)):
+        teaching = _place_of_teacher(student, teacher, num_taps=len(features))
         target = compared[teaching]
-        if detach_teacher:
+        if detach:
             target = target.detach()
         loss = loss + _distance(
             compared[student],
             target,
-            distance,
-            eps,
+            of,
+            compare,
             student_mask=map_masks[student],
             teacher_mask=map_masks[teaching],
         )
     return loss
+
+
+def _students(students: Sequence[int] | None, num_taps: int) -> Sequence[int]:
+    """Return the positions of the taps that learn."""
+    return range(num_taps - 1) if students is None else students
+
+
+def _place_of_teacher(student: int, teacher: str | Sequence[Tensor], num_taps: int) -> int:
+    """Return where the teacher of a tap stands among the features of taps and teachers."""
+    if isinstance(teacher, str):
+        return student + 1 if teacher == "next" else num_taps - 1
+    if len(teacher) == 1:
+        return num_taps
+    return num_taps + student
 
 
 def attention_map(
@@ -209,23 +303,19 @@ class _SumOfMagnitudes(torch.autograd.Function):
 def attention_distance(
     student: Tensor,
     teacher: Tensor,
-    distance: str = "norm",
-    eps: float = 1e-4,
+    compare: Comparison = unit_distance,
     student_mask: Tensor | None = None,
     teacher_mask: Tensor | None = None,
 ) -> Tensor:
-    """Return the distance between two attention maps, each scaled to unit L2 norm.
+    """Return the distance between two attention maps.
 
     If the maps differ in resolution, both are average-pooled to the smaller size along each axis.
-    At two identical maps the gradient is 0, and second derivatives are finite.
 
     Args:
         student: A map (b, *positions), in float32 or float64.
         teacher: Another map, with the same batch and number of axes.
-        distance: "norm" is the L2 norm of a sample's difference (the ASRN paper's L_PSD); "squared"
-            is the sum over positions of the squared difference.
-        eps: The smallest norm that a map is divided by. It keeps the scaled map finite, and its
-            gradient bounded, where the map is 0.
+        compare: `unit_distance` (the ASRN paper's L_PSD), `squared_unit_distance`, or another
+            comparison of maps.
         student_mask: Which positions of the student's map count, a bool tensor of its shape. None:
             all. Pooling takes the mean over those positions of a window that count.
         teacher_mask: Which positions of the teacher's map count. The distance is taken over the
@@ -236,36 +326,16 @@ def attention_distance(
         in which no position counts is 0.
 
     Raises:
-        ValueError: `distance` is not "norm" or "squared", `eps` is invalid, the maps differ in
-            their number of axes, or a mask is no bool tensor of its map's shape.
+        ValueError: The maps differ in their number of axes, or a mask is no bool tensor of its
+            map's shape.
     """
-    if distance not in MAP_DISTANCES:
-        raise ValueError(
-            f"distance {distance!r}: expected one of {', '.join(MAP_DISTANCES)} for two maps"
-        )
-    check_eps(eps)
     if student.ndim != teacher.ndim:
         raise ValueError(
             f"maps of shape {tuple(student.shape)} and {tuple(teacher.shape)} differ in their axes"
         )
     _check_mask_of_map(student_mask, student)
     _check_mask_of_map(teacher_mask, teacher)
-    if student.shape != teacher.shape:
-        side_pairs = zip(student.shape[1:], teacher.shape[1:], strict=True)
-        smaller_sides = [min(pair) for pair in side_pairs]
-        student = _pool(student, smaller_sides, student_mask)  # (b, *smaller_sides)
-        teacher = _pool(teacher, smaller_sides, teacher_mask)  # (b, *smaller_sides)
-        student_mask = _pool_mask(student_mask, smaller_sides)
-        teacher_mask = _pool_mask(teacher_mask, smaller_sides)
-    for mask in (student_mask, teacher_mask):
-        if mask is not None:
-            student = torch.where(mask, student, 0)
-            teacher = torch.where(mask, teacher, 0)
-    with without_autocast(student.device):
-        difference = _unit(student, eps) - _unit(teacher, eps)  # (b, number of positions)
-        if distance == "squared":
-            return _mean(difference.square().sum(dim=1))
-        return _mean(_norm(difference))
+    return _distance(student, teacher, "maps", compare, student_mask, teacher_mask)
 
 
 def feature_distance(
@@ -273,69 +343,100 @@ def feature_distance(
     teacher: Tensor,
     layout: str = "b c h w",
     prefix_tokens: int = 0,
-    eps: float = 1e-4,
+    compare: Comparison = cosine_distance,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Return 1 - the cosine similarity of the features of two taps, which have no map in between.
+    """Return the distance of the features of two taps, which have no map in between.
 
-    A sample's features are one vector of all channels and positions. If the resolutions differ,
-    both features are average-pooled to the smaller size along each axis. It is computed in at least
-    float32, with autocast off, as half the squared distance of the vectors scaled to unit L2 norm,
-    which is the same number, and 0 where both features are 0.
-
-    Sources: features of a teacher's layers as the target are the hints of FitNets (Romero et al.
-    2015); their cosine is a term of DistilBERT's loss (Sanh et al. 2019), there of each token
-    alone. One vector a sample is our choice: it asks for no equality of a position's own norm.
+    If the resolutions differ, both features are average-pooled to the smaller size along each axis.
+    It is computed in at least float32, with autocast off.
 
     Args:
         student: Features with the axes of `layout`.
-        teacher: Other features of the same batch and number of channels.
+        teacher: Other features of the same batch.
         layout: What the axes of the features mean.
         prefix_tokens: How many leading positions to leave out; needs a layout with one position
             axis.
-        eps: The smallest norm that features are divided by.
+        compare: A comparison of features.
         mask: Which positions of the student count, (b, *positions), prefix tokens included. None:
             all.
 
     Returns:
-        The mean of the samples' distances, a scalar from 0 to 2; 0 for an empty batch. The distance
-        of a sample in which no position counts is 0.
+        The mean of the samples' distances, a scalar; 0 for an empty batch. The distance of a sample
+        in which no position counts is 0.
 
     Raises:
         TypeError: As in `attention_map`.
-        ValueError: The numbers of channels differ, or an argument is invalid as in `attention_map`.
+        ValueError: An argument is invalid as in `attention_map`.
     """
     return progressive_distillation(
         [student, teacher],
         layout=layout,
         prefix_tokens=prefix_tokens,
-        distance="cosine",
-        detach_teacher=False,
-        eps=eps,
+        of="features",
+        compare=compare,
+        detach=False,
         mask=mask,
     )
 
 
-def check_form(distance: str, power: float, teacher: str) -> None:
-    """Raise unless the self-distillation has this form.
+def check_kind(of: str, power: float) -> None:
+    """Raise unless a distillation can compare this.
 
     Args:
-        distance: One of `DISTANCES`.
-        power: The power of |features| in an attention map; 1 for "cosine".
-        teacher: One of `TEACHERS`.
+        of: One of `KINDS`.
+        power: The power of |features| in an attention map; 1 for all else.
 
     Raises:
-        ValueError: A word is unknown, the power is invalid, or "cosine" has a power.
+        ValueError: The word is unknown, the power is invalid, or it belongs to no map.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"distance {distance!r}: expected one of {', '.join(DISTANCES)}")
-    if teacher not in TEACHERS:
-        raise ValueError(f"teacher {teacher!r}: expected one of {', '.join(TEACHERS)}")
+    if of not in KINDS:
+        raise ValueError(f"of {of!r}: expected one of {', '.join(KINDS)}")
     check_power(power)
-    if distance == "cosine" and power != 1:
+    if of != "maps" and power != 1:
         raise ValueError(
-            f"power={power} with distance 'cosine': it compares the features themselves, and a "
-            f"power belongs to attention maps: leave it out, or take {' or '.join(MAP_DISTANCES)}"
+            f"power={power} of {of}: a power belongs to attention maps: leave it out, or compare "
+            "maps"
+        )
+
+
+def check_teacher(teacher: Any) -> None:
+    """Raise unless this can teach.
+
+    Args:
+        teacher: One of `TEACHERS`, or a function.
+
+    Raises:
+        ValueError: The word is unknown.
+        TypeError: It is neither a word nor a function.
+    """
+    if isinstance(teacher, str):
+        if teacher not in TEACHERS:
+            raise ValueError(f"teacher {teacher!r}: expected one of {', '.join(TEACHERS)}")
+        return
+    if not callable(teacher) or isinstance(teacher, type):
+        raise TypeError(
+            f"teacher {teacher!r}: expected one of {', '.join(TEACHERS)}, or a function or module "
+            "that is called with the input"
+        )
+
+
+def check_taught(teacher: str | Sequence[Tensor], num_taps: int) -> None:
+    """Raise unless these features, or this word, can teach so many taps.
+
+    Args:
+        teacher: One of `TEACHERS`, or features.
+        num_taps: The number of taps.
+
+    Raises:
+        ValueError: The word is unknown, or the number of features is wrong.
+    """
+    if isinstance(teacher, str):
+        check_teacher(teacher)
+    elif len(teacher) not in (1, num_taps):
+        raise ValueError(
+            f"the teacher gives {len(teacher)} features: expected one tensor, or one for each of "
+            f"the {num_taps} taps"
         )
 
 
@@ -384,19 +485,6 @@ def check_power(power: float) -> None:
         raise ValueError(f"power={power}: expected a finite number above 0")
 
 
-def check_eps(eps: float) -> None:
-    """Raise unless a map can be divided by this norm.
-
-    Args:
-        eps: The smallest norm that a map is divided by.
-
-    Raises:
-        ValueError: It is not above 0, or not finite.
-    """
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps={eps}: expected a finite number above 0")
-
-
 def check_prefix_tokens(prefix_tokens: int, layout: str) -> None:
     """Raise unless a layout can have so many prefix tokens.
 
@@ -413,6 +501,10 @@ def check_prefix_tokens(prefix_tokens: int, layout: str) -> None:
         raise ValueError(
             f"prefix_tokens={prefix_tokens} needs a layout with one position axis, not {layout!r}"
         )
+
+
+PROGRESSIVE = Distillation(weight=1.0, of="maps", compare=unit_distance)
+"""L_PSD of the ASRN paper, with the weight 1: `psd_weight` of an objective multiplies it."""
 
 
 def _check_features(features: Tensor, layout: str, prefix_tokens: int) -> None:
@@ -524,54 +616,42 @@ def _channels_first(features: Tensor, layout: str, prefix_tokens: int) -> Tensor
 def _distance(
     student: Tensor,
     teacher: Tensor,
-    distance: str,
-    eps: float,
+    of: str,
+    compare: Comparison,
     student_mask: Tensor | None,
     teacher_mask: Tensor | None,
 ) -> Tensor:
-    """Return the distance of two maps, or for "cosine" of two features (b, c, *positions)."""
-    if distance == "cosine":
-        return _cosine_distance(student, teacher, eps, student_mask, teacher_mask)
-    return attention_distance(student, teacher, distance, eps, student_mask, teacher_mask)
+    """Return what a comparison says of two maps (b, *positions) or features (b, c, *positions).
 
-
-def _cosine_distance(
-    student: Tensor,
-    teacher: Tensor,
-    eps: float,
-    student_mask: Tensor | None,
-    teacher_mask: Tensor | None,
-) -> Tensor:
-    """Return `feature_distance` of features (b, c, *positions), with the masks (b, *positions)."""
-    check_eps(eps)
-    if student.shape[1] != teacher.shape[1]:
-        raise ValueError(
-            f"features of {student.shape[1]} and {teacher.shape[1]} channels have no cosine: take "
-            f"the distance {' or '.join(MAP_DISTANCES)}, whose attention maps have no channels"
-        )
-    if student.shape != teacher.shape:
-        side_pairs = zip(student.shape[2:], teacher.shape[2:], strict=True)
+    The finer one of the two is pooled to the other's resolution. The masks are (b, *positions).
+    """
+    first_position = 1 if of == "maps" else 2  # the axis
+    student_sides = student.shape[first_position:]
+    teacher_sides = teacher.shape[first_position:]
+    if student_sides != teacher_sides:
+        side_pairs = zip(student_sides, teacher_sides, strict=True)
         smaller_sides = [min(sides) for sides in side_pairs]
-        student = _pool_channels(student, smaller_sides, student_mask)  # (b, c, *smaller_sides)
-        teacher = _pool_channels(teacher, smaller_sides, teacher_mask)  # (b, c, *smaller_sides)
+        pool = _pool if of == "maps" else _pool_channels
+        student = pool(student, smaller_sides, student_mask)
+        teacher = pool(teacher, smaller_sides, teacher_mask)
         student_mask = _pool_mask(student_mask, smaller_sides)
         teacher_mask = _pool_mask(teacher_mask, smaller_sides)
-    for mask in (student_mask, teacher_mask):
-        if mask is not None:
-            student = torch.where(mask.unsqueeze(1), student, 0)
-            teacher = torch.where(mask.unsqueeze(1), teacher, 0)
+    mask = _in_both(student_mask, teacher_mask)
     with without_autocast(student.device):
-        # |u - v|^2 / 2 of the scaled vectors u and v, which is 1 - u v where both have norm 1.
-        # Inner products alone are fast for features in any memory format: nothing is flattened.
-        axes = list(range(1, student.ndim))  # all but the batch
-        student_square = student.square().sum(axes)  # (b,)
-        teacher_square = teacher.square().sum(axes)  # (b,)
-        product = (student * teacher).sum(axes)  # (b,)
-        student_norm = student_square.clamp_min(eps**2).sqrt()
-        teacher_norm = teacher_square.clamp_min(eps**2).sqrt()
-        u_square = student_square / (student_norm * student_norm)
-        v_square = teacher_square / (teacher_norm * teacher_norm)
-        return _mean((u_square + v_square) / 2 - product / (student_norm * teacher_norm))
+        if mask is None:
+            return checked_loss(compare(student, teacher), name="comparison of a distillation")
+        return checked_loss(
+            compare(student, teacher, mask=mask), name="comparison of a distillation"
+        )
+
+
+def _in_both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return the mask of the positions that count in both; None: all do."""
+    if first is None:
+        return second
+    if second is None:
+        return first
+    return first & second
 
 
 def _pool_channels(features: Tensor, sides: list[int], mask: Tensor | None) -> Tensor:
@@ -592,11 +672,6 @@ def _power(magnitude: Tensor, power: float) -> Tensor:
     is_zero = magnitude == 0
     nonzero = torch.where(is_zero, 1, magnitude)
     return torch.where(is_zero, 0, nonzero.pow(power))
-
-
-def _mean(distances: Tensor) -> Tensor:
-    """Return the mean of the samples' distances, (b,) -> (); 0 for an empty batch."""
-    return distances.mean() if len(distances) else distances.sum()
 
 
 def _pool(maps: Tensor, sides: list[int], mask: Tensor | None) -> Tensor:
@@ -622,24 +697,3 @@ def _average_pool(maps: Tensor, sides: list[int]) -> Tensor:
     pools = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
     pool = pools[len(sides)]
     return pool(maps.unsqueeze(1), sides).squeeze(1)  # pyright: ignore[reportArgumentType]
-
-
-def _unit(maps: Tensor, eps: float) -> Tensor:
-    """Flatten maps to (b, number of positions), each divided by its L2 norm."""
-    flat = maps.flatten(start_dim=1)
-    return flat / _norm(flat).clamp_min(eps).unsqueeze(1)
-
-
-def _norm(flat: Tensor) -> Tensor:
-    """Return each sample's L2 norm, (b, n) -> (b,), with derivatives of 0 where it is 0.
-
-    The gradient of `flat.square().sum(dim=1).sqrt()` at 0 would be NaN, and so would be the second
-    derivative of `vector_norm`.
-    """
-    is_zero = _vector_norm(flat.detach()) == 0  # (b,)
-    nonzero = torch.where(is_zero.unsqueeze(1), 1, flat)  # (b, n)
-    return torch.where(is_zero, 0, _vector_norm(nonzero))  # (b,)
-
-
-def _vector_norm(flat: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(flat, dim=1)  # pyright: ignore[reportUnknownVariableType]

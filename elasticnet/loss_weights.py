@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+Weight = float | Callable[[int], float] | nn.Parameter
+"""A number, a function of the step, or a parameter, which is learned."""
 
 
 def equal(taps: Sequence[int]) -> dict[int, float]:
@@ -262,6 +265,44 @@ def _deepest_alone(weights: Mapping[int, float]) -> dict[int, float]:
 
 
 # --- what the objective takes
+
+
+def checked_weight(weight: Weight, name: str) -> Weight:
+    """Return a checked weight, or the function that returns it, which is checked in each step.
+
+    Args:
+        weight: What the user gave.
+        name: What messages call it.
+
+    Raises:
+        TypeError: It is no number, function or parameter of real numbers.
+        ValueError: It is negative or not finite, or a parameter of several numbers.
+    """
+    check_no_container(weight, name)
+    if isinstance(weight, nn.Parameter):
+        check_learned(weight, name=name, shape=())
+        return weight
+    if callable(weight):
+        return weight
+    alternative = ", or a function of the step"
+    return check_weight(weight, found=f"{name} {weight}", alternative=alternative)
+
+
+def check_no_container(weights: Any, name: str) -> None:
+    """Raise if weights are a module of parameters, which PyTorch counts among the functions.
+
+    Args:
+        weights: What the user gave.
+        name: What messages call it.
+
+    Raises:
+        TypeError: They are such a module.
+    """
+    if isinstance(weights, (nn.ParameterList, nn.ParameterDict)):
+        raise TypeError(
+            f"{name} is a {type(weights).__name__}: expected one nn.Parameter (tap_weights: with a "
+            "number for each tap, shallowest first)"
+        )
 
 
 def check_weight(weight: Any, found: str, alternative: str = "") -> float:

@@ -1,37 +1,41 @@
 """The losses of an elastic network, and ElasticObjective: a network and its loss in one module.
 
-    L = w_N L_N + sum_{n<N} w_n L_n + lambda L_PSD + mu sum_{n<N} w_n D_n
+    L = w_N L_N + sum_{n<N} w_n L_n + lambda L_PSD + further distillations
 
 N is the deepest tap. L_n is the task loss of the prediction at tap n, and w_n its weight. L_PSD is
-the progressive self-distillation (`elasticnet.distillation`). D_n is the output distillation: the
-distance between the prediction at tap n and the one at tap N.
+the progressive self-distillation. Any number of others can stand beside it, or in its place: see
+`elasticnet.distillation.Distillation`.
 
-The ASRN paper has the first three terms, with w_n = 1. The last one is ours, and off by default.
+The ASRN paper has the first three terms, with w_n = 1. The others are off by default.
 
-Two words are kept apart. A weight is what the user gives: w_n, lambda, mu. A factor is what a step
+Two words are kept apart. A weight is what the user gives: w_n, lambda. A factor is what a step
 multiplies a loss by: the weight at that step, divided by the probability that the tap is sampled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from elasticnet._modules.unwrapping import check_gathers_taps
 from elasticnet._net.in_place_writes import GuardedTensors
 from elasticnet._objective.compiled_step import factors_outside_graph
+from elasticnet._objective.distillation_terms import (
+    DistillationTerm,
+    StepOutputs,
+    check_fits_net,
+    checked_distillations,
+    has_parameters,
+    may_be_left_out,
+)
 from elasticnet._objective.given_weights import (
     TapWeights,
-    Weight,
     check_learned_with_net,
-    checked_output_weight,
-    checked_psd_weight,
     checked_tap_weights,
     is_scheduled,
     may_be_used,
@@ -39,20 +43,14 @@ from elasticnet._objective.given_weights import (
 from elasticnet._objective.masks import route_mask
 from elasticnet._objective.step_counter import StepCounter
 from elasticnet._objective.step_factors import Factor, StepFactors, Weighting, is_left_out
-from elasticnet._objective.tap_net import TapNet, check_has_maps, check_stem, elastic_net
-from elasticnet._objective.terms import (
-    check_is_loss,
-    checked_loss,
-    detached,
-    is_empty,
-    scaled,
-)
+from elasticnet._objective.tap_net import TapNet, check_stem, elastic_net
+from elasticnet._objective.terms import LOSS_REMEDY, check_is_loss, detached, scaled
 from elasticnet._objective.unused_parameters import unused_parameters
-from elasticnet.distillation import check_eps, check_form, progressive_distillation
+from elasticnet.comparisons import checked_loss
+from elasticnet.distillation import PROGRESSIVE, Distillation
+from elasticnet.loss_weights import Weight, checked_weight
 from elasticnet.parameter_groups import Layer, LayerMatcher, names_inside
 from elasticnet.taps import check_num_sampled
-
-LOSS_REMEDY = "compute it without in-place operations"
 
 TaskLoss = Callable[[Any, Any], Tensor]
 """`task_loss(prediction, target)` returns a scalar."""
@@ -66,7 +64,7 @@ class LossTerms(NamedTuple):
         routine: The weighted task loss of the deepest tap, w_N L_N.
         deep_supervision: The sum of factor_n L_n over the shallower taps computed this step. Its
             expectation is the sum of w_n L_n over all shallower taps.
-        distillation: lambda L_PSD, plus the output distillation if `output_weight` is not 0.
+        distillation: The sum of all distillations: lambda L_PSD and those of `distillations`.
         per_depth: Not weighted, and detached: the task loss L_n of each tap computed this step.
         by_tap: Weighted, with its history: factor_n L_n of each tap computed this step, which
             `routine` and `deep_supervision` sum up. None, unless the objective has `by_tap=True`.
@@ -132,9 +130,10 @@ def charbonnier(prediction: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor
 class ElasticObjective(nn.Module):
     """A network and its loss in one forward: the module to train, and to wrap in DDP.
 
-    The weights w_n, lambda and mu (see the top of this file) are numbers, functions of the step, or
-    parameters, which are learned: they stand among the parameters of the objective, and a value
-    below 0 counts as 0. The page on concepts says more of each kind, of sampled taps and of steps.
+    The weights w_n and lambda (see the top of this file), and those of distillations, are numbers,
+    functions of the step, or parameters, which are learned: they stand among the parameters of the
+    objective, and a value below 0 counts as 0. The page on concepts says more of each kind, of
+    sampled taps and of steps.
 
     Args:
         net: The elastic network. It may be compiled, or wrapped by DistributedDataParallel and the
@@ -144,6 +143,7 @@ class ElasticObjective(nn.Module):
             parameter. The number 0 leaves the term out. There is no default, because a good value
             depends on the task loss and on the scale of the target: a value chosen for targets
             in 0..255 has 255 times the effect beside an L1 loss on targets in 0..1.
+        distillations: Further distillations beside L_PSD, or with `psd_weight=0` in its place.
         tap_weights: w_n, the weight of each tap's task loss: a mapping by depth, a list with a
             number for each tap, shallowest first, a function of the step that returns one of these,
             or a parameter like the list. `elasticnet.loss_weights` makes mappings. None: 1 for
@@ -153,25 +153,15 @@ class ElasticObjective(nn.Module):
             that the expected loss stays the same. L_PSD uses all taps in any case. None: every
             step computes all taps.
         seed: The seed of the sampling.
-        distance: "norm", "squared" or "cosine", see `progressive_distillation`.
-        power: The power of |features| in an attention map; 1 for "cosine", which has no map.
-        teacher: "next": each tap learns from the next deeper one. "deepest": all learn from the
-            deepest.
-        detach_teacher: Whether the gradient of L_PSD stays out of the teacher of a pair.
-        eps: The smallest norm that a map is divided by.
-        output_weight: mu, the weight of the output distillation: a number or a parameter. The
-            number 0 leaves the term out.
-        output_loss: `output_loss(prediction, deepest_prediction)` returns the scalar D_n. The
-            deepest prediction is detached.
-        output_teacher: `output_teacher(x, **keywords)` returns what takes the place of the deepest
-            prediction in D_n, such as its mean over the symmetries of an image. It is called
-            without gradients. None: the deepest prediction itself.
         by_tap: Whether the terms hold each tap's own loss with its history, for methods that look
             at the gradients of single taps, see `elasticnet.training.tap_gradients`.
         accumulation: How many forwards make one step of the objective's own count: as many as the
             gradients are summed over.
 
     Attributes:
+        distillations: A module for each further distillation, in order, with its `weight` and its
+            `compare`; state dict keys `distillations.{index}.weight` and
+            `distillations.{index}.compare.*` if these have parameters.
         step_counter: The objective's own count, `step_counter.steps`, which is a part of its state
             dict. It stays 0 if nothing depends on the step.
 
@@ -179,7 +169,7 @@ class ElasticObjective(nn.Module):
         ValueError: An argument is out of range, the net's layout is invalid, or a weight is learned
             and the net alone is wrapped for several processes.
         TypeError: The tap weights are not one of the kinds named above, the net is not elastic, or
-            a loss cannot be called.
+            a loss cannot be called, or `distillations` is no list of `Distillation`.
 
     Example:
         `objective = ElasticObjective(net, nn.L1Loss(), psd_weight=4e-4)` and, in the loop,
@@ -195,17 +185,10 @@ class ElasticObjective(nn.Module):
         task_loss: TaskLoss,
         psd_weight: Weight,
         *,
+        distillations: Sequence[Distillation] = (),
         tap_weights: TapWeights | None = None,
         sampled_taps: int | None = None,
         seed: int = 0,
-        distance: str = "norm",
-        power: float = 1,
-        teacher: str = "next",
-        detach_teacher: bool = True,
-        eps: float = 1e-4,
-        output_weight: float | nn.Parameter = 0.0,
-        output_loss: TaskLoss = F.l1_loss,
-        output_teacher: Callable[..., Any] | None = None,
         by_tap: bool = False,
         accumulation: int = 1,
     ) -> None:
@@ -215,36 +198,26 @@ class ElasticObjective(nn.Module):
         tap_net = elastic_net(net)
         if sampled_taps is not None:
             check_num_sampled(sampled_taps, tap_net.taps)
-        if may_be_used(psd_weight):
-            check_has_maps(tap_net)
         check_stem(tap_net)
         check_is_loss(task_loss, name="task_loss")
-        check_is_loss(output_loss, name="output_loss")
-        check_form(distance, power, teacher)
-        check_eps(eps)
-        weights = {
-            "psd_weight": psd_weight,
-            "tap_weights": tap_weights,
-            "output_weight": output_weight,
-        }
-        check_learned_with_net(net, weights)
+        if may_be_used(psd_weight):
+            check_fits_net(PROGRESSIVE, tap_net)
+        for distillation in checked_distillations(distillations):
+            if may_be_used(distillation.weight):
+                check_fits_net(distillation, tap_net)
 
         self.net = net
         self.task_loss = task_loss
-        self.psd_weight = checked_psd_weight(psd_weight)
+        self.psd_weight = checked_weight(psd_weight, name="psd_weight")
+        self.distillations = nn.ModuleList([DistillationTerm(each) for each in distillations])
         self.tap_weights = checked_tap_weights(tap_weights, tap_net.taps)
         self.sampled_taps = sampled_taps
         self.seed = seed
-        self.distance = distance
-        self.power = power
-        self.teacher = teacher
-        self.detach_teacher = detach_teacher
-        self.eps = eps
-        self.output_weight = checked_output_weight(output_weight)
-        self.output_loss = output_loss
-        self.output_teacher = output_teacher
         self.by_tap = by_tap
         self.step_counter = StepCounter(accumulation)
+        # L_PSD is a distillation too. Its weight is `psd_weight`.
+        self._progressive = DistillationTerm(PROGRESSIVE)
+        check_learned_with_net(net, {"tap_weights": tap_weights, **self._distillation_weights})
         self._unused_parameters: list[str] = []  # what `find_unused` found
 
     def forward(
@@ -313,15 +286,23 @@ class ElasticObjective(nn.Module):
         for depth in shallower:
             deep_supervision = deep_supervision + weighted_losses[depth]
 
-        # lambda L_PSD + mu sum over the computed n < N of factor_n D_n
+        # lambda L_PSD, and the other distillations; added one after the other, because another
+        # order would change the last bits
         distillation = torch.zeros_like(routine)
-        if not is_left_out(factors.psd):
-            psd_loss = self._psd_loss(outputs.features, routed.psd_mask)
-            distillation = scaled(psd_loss, factors.psd)
-        if not is_left_out(factors.output):
-            distillation = self._with_output_distillation(
-                distillation, factors, predictions, x, routed.keywords
-            )
+        step_outputs = StepOutputs(
+            net=self._tap_net,
+            x=x,
+            keywords=routed.keywords,
+            features=outputs.features,
+            predictions=predictions,
+            factors=factors.by_depth,
+            mask=routed.psd_mask,
+        )
+        for term, factor in zip(self._distillation_terms, factors.distillations, strict=True):
+            if is_left_out(factor):
+                continue
+            for loss in term.weighted_losses(step_outputs, factor):
+                distillation = distillation + loss
 
         total = routine + deep_supervision + distillation
         by_tap = weighted_losses if self.by_tap else None
@@ -333,57 +314,6 @@ class ElasticObjective(nn.Module):
             per_depth=detached(losses, total),
             by_tap=by_tap,
         )
-
-    def _psd_loss(self, features: Sequence[Tensor], mask: Tensor | None) -> Tensor:
-        """Return L_PSD of the features at all taps, with this objective's options."""
-        return progressive_distillation(
-            features,
-            layout=self._tap_net.layout,
-            prefix_tokens=self._tap_net.prefix_tokens,
-            power=self.power,
-            distance=self.distance,
-            detach_teacher=self.detach_teacher,
-            eps=self.eps,
-            mask=mask,
-            teacher=self.teacher,
-        )
-
-    def _with_output_distillation(
-        self,
-        distillation: Tensor,
-        factors: StepFactors,
-        predictions: Mapping[int, Any],
-        x: Any,
-        keywords: dict[str, Any],
-    ) -> Tensor:
-        """Return the distillation plus mu times the sum over the computed n < N of factor_n D_n.
-
-        The terms are added one after the other: another order would change the last bits. The first
-        is 0 mu: DistributedDataParallel waits for the gradient of a learned mu, even without a D_n.
-        """
-        distillation = distillation + 0 * factors.output
-        *shallower, deepest = predictions  # its keys: depths, the deepest last
-        if is_empty(predictions[deepest]):  # An empty batch has no D_n.
-            return distillation
-        teacher = self._teacher_prediction(predictions[deepest], x, keywords)
-
-        # The task losses have read the predictions, and need them again in the backward pass.
-        guarded = GuardedTensors(remedy=LOSS_REMEDY)
-        guarded.guard(list(predictions.values()), name="the prediction")
-        for depth in shallower:
-            returned = self.output_loss(predictions[depth], teacher)
-            distance = checked_loss(returned, name="output loss")  # D_n
-            factor = factors.output * factors.by_depth[depth]
-            distillation = distillation + scaled(distance, factor)
-        guarded.check_everything(writer="the output loss")
-        return distillation
-
-    def _teacher_prediction(self, deepest_prediction: Any, x: Any, keywords: dict[str, Any]) -> Any:
-        """Return what the shallower predictions are compared with, without its history."""
-        if self.output_teacher is None:
-            return tree_map_only(Tensor, torch.detach, deepest_prediction)
-        with torch.no_grad():
-            return self.output_teacher(x, **keywords)
 
     # --- what a step multiplies its losses by
 
@@ -404,11 +334,27 @@ class ElasticObjective(nn.Module):
         return Weighting(
             taps=self._tap_net.taps,
             tap_weights=self.tap_weights,
-            psd_weight=self.psd_weight,
-            output_weight=self.output_weight,
+            distillation_weights=self._distillation_weights,
             sampled_taps=self.sampled_taps,
             seed=self.seed,
         )
+
+    @property
+    def _distillation_terms(self) -> list[DistillationTerm]:
+        """L_PSD, and behind it the further distillations."""
+        terms = [self._progressive]
+        for term in self.distillations:
+            assert isinstance(term, DistillationTerm)
+            terms.append(term)
+        return terms
+
+    @property
+    def _distillation_weights(self) -> dict[str, Weight]:
+        """The weight of each distillation by its name, in the order of `_distillation_terms`."""
+        weights: dict[str, Weight] = {"psd_weight": self.psd_weight}
+        for index, term in enumerate(self._distillation_terms[1:]):
+            weights[f"distillations[{index}].weight"] = term.weight
+        return weights
 
     @property
     def _tap_net(self) -> TapNet:
@@ -469,9 +415,10 @@ class ElasticObjective(nn.Module):
         """True if some step leaves out a trainable parameter: what DDP must search for.
 
         Pass it to DistributedDataParallel as `find_unused_parameters=`. A step leaves out what
-        `find_unused` found, and the adapters of taps that it does not compute, because they are not
-        sampled or have the weight 0. Clear gradients by `zero_grad(set_to_none=True)`: with a
-        gradient of zeros the optimiser's momentum would still move an unused adapter.
+        `find_unused` found, the adapters of taps that it does not compute, because they are not
+        sampled or have the weight 0, and the comparison of a distillation that it does not compute.
+        Clear gradients by `zero_grad(set_to_none=True)`: with a gradient of zeros the optimiser's
+        momentum would still move an unused adapter.
         """
         trainable = {name for name, each in self.named_parameters() if each.requires_grad}
         # 1. No step uses what `find_unused` found; what was frozen since does not count.
@@ -483,7 +430,15 @@ class ElasticObjective(nn.Module):
             always_computed = self._tap_net.taps[-1:]  # some step may leave out any shallower tap
         else:
             always_computed = self.depths_at()  # the same in every step
-        return any(int(depth) not in always_computed for depth in self._tap_net.adapters)
+        if any(int(depth) not in always_computed for depth in self._tap_net.adapters):
+            return True
+        # 3. The parameters of a comparison are unused in a step that leaves out its distillation.
+        every_tap_is_computed = always_computed == self._tap_net.taps
+        return any(
+            may_be_left_out(term, every_tap_is_computed)
+            for term in self._distillation_terms
+            if has_parameters(term)
+        )
 
     def find_unused(self, x: Any, target: Any, *, mask: Any = None, **keywords: Any) -> list[str]:
         """Return the names of the trainable parameters that no step uses.

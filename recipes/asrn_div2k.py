@@ -37,6 +37,7 @@ import elasticnet
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.card.machine import machine_key
 from elasticnet.checkpoint import read_header
+from elasticnet.distillation import Distillation, Teacher
 from elasticnet.loss_weights import (
     alternating,
     deepest_first,
@@ -758,8 +759,6 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
     image_loss = LOSSES[options.loss.loss]
     # An L1 loss of images in 0..255 is 255 times that of images in 0..1, an MSE loss 255**2 times.
     task_factor = options.loss.image_scale**image_loss.power
-    # The output distillation is an L1 loss, whatever --loss is.
-    output_factor = options.loss.image_scale ** LOSSES["l1"].power
 
     def task_loss(prediction: Tensor, target: Tensor) -> Tensor:
         return task_factor * image_loss.function(prediction, target)
@@ -768,23 +767,32 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
     return ElasticObjective(
         net,
         task_loss=task_loss,
-        psd_weight=make_psd_weight(options),
-        distance=options.loss.psd_distance,
-        power=options.loss.psd_power,
-        teacher=options.loss.psd_teacher,
+        psd_weight=0.0,  # as its form is an option, it is one of the distillations
+        distillations=make_distillations(options, net),
         tap_weights=make_tap_weights(options, net.taps),
         sampled_taps=sampled_taps,
         seed=options.run.seed,
-        output_weight=output_factor * options.loss.output_weight,
-        output_teacher=make_output_teacher(options, net),
         by_tap=options.loss.tap_gradients != "sum",
     )
 
 
-def make_output_teacher(options: Options, net: ElasticWrapper) -> Callable[[Tensor], Tensor] | None:
-    """Return what predicts the target of the output distillation; None: the pass itself does."""
+def make_distillations(options: Options, net: ElasticWrapper) -> list[Distillation]:
+    """Return the self-distillation, and the output distillation."""
+    # The output distillation is an L1 loss, whatever --loss is.
+    output_factor = options.loss.image_scale ** LOSSES["l1"].power
+    of_outputs = Distillation(
+        of="predictions",
+        compare=F.l1_loss,
+        teacher=make_output_teacher(options, net),
+        weight=output_factor * options.loss.output_weight,
+    )
+    return [options.loss.self_distillation(make_psd_weight(options)), of_outputs]
+
+
+def make_output_teacher(options: Options, net: ElasticWrapper) -> Teacher:
+    """Return what the predictions learn from: the deepest one, or a function of the patch."""
     if options.loss.output_teacher == "deepest":
-        return None
+        return "deepest"
 
     def mean_of_symmetries(lr: Tensor) -> Tensor:
         (mean,) = self_ensembled(lambda turned: [net(turned)], lr)

@@ -411,10 +411,8 @@ def make_training_step(options: Options, net: ElasticWrapper) -> TrainingStep:
     objective = ElasticObjective(
         net,
         task_loss=next_byte_loss,
-        psd_weight=loss.psd_weight,
-        distance=loss.psd_distance,
-        power=loss.psd_power,
-        teacher=loss.psd_teacher,
+        psd_weight=0.0,  # as its form is an option, it is one of the distillations
+        distillations=[loss.self_distillation()],
         tap_weights=normalised(net.taps),
         sampled_taps=loss.sampled_taps,
         seed=options.run.seed,

@@ -505,10 +505,8 @@ def make_training_step(options: Options, phase: Phase, net: ElasticWrapper) -> T
         objective = ElasticObjective(
             net,
             task_loss=F.l1_loss,
-            psd_weight=options.loss.psd_weight,
-            distance=options.loss.psd_distance,
-            power=options.loss.psd_power,
-            teacher=options.loss.psd_teacher,
+            psd_weight=0.0,  # as its form is an option, it is one of the distillations
+            distillations=[options.loss.self_distillation()],
             tap_weights=normalised(net.taps),
             sampled_taps=sampled_taps(options),
             seed=options.run.seed,

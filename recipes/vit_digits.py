@@ -302,10 +302,8 @@ def train(session: Session, case: Case, digits: Digits) -> ElasticWrapper | None
     objective = ElasticObjective(
         net,
         task_loss=F.cross_entropy,
-        psd_weight=loss.psd_weight if case.variant == "psd" else 0.0,
-        distance=loss.psd_distance,
-        power=loss.psd_power,
-        teacher=loss.psd_teacher,
+        psd_weight=0.0,  # as its form is an option, it is one of the distillations
+        distillations=[loss.self_distillation()] if case.variant == "psd" else [],
         tap_weights=normalised(net.taps),
         sampled_taps=loss.sampled_taps if elastic else None,
         seed=case.seed,

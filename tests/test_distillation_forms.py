@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +10,15 @@ import torch
 from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet.comparisons import (
+    Comparison,
+    cosine_distance,
+    squared_unit_distance,
+    unit_distance,
+)
 from elasticnet.distillation import (
-    DISTANCES,
     TEACHERS,
     attention_distance,
     attention_map,
@@ -25,6 +27,7 @@ from elasticnet.distillation import (
 )
 
 POSITIONS = {"b c h w": "h w", "b h w c": "h w", "b n c": "n", "b c t": "t", "b c t h w": "t h w"}
+FORMS = [("maps", unit_distance), ("maps", squared_unit_distance), ("features", cosine_distance)]
 
 
 def naive_cosine_distance(student: np.ndarray, teacher: np.ndarray) -> float:
@@ -105,7 +108,9 @@ def test_a_masked_cosine_of_other_resolution_takes_the_mean_of_what_counts() -> 
     teacher = torch.tensor([[[1.0, 2.0], [2.0, 1.0]]])  # (1, 2, 2)
     mask = torch.tensor([[True, False, True, True]])
     pooled = torch.tensor([[[1.0, 4.0], [0.0, 1.0]]])
-    actual = progressive_distillation([student, teacher], "b c t", distance="cosine", mask=mask)
+    actual = progressive_distillation(
+        [student, teacher], "b c t", of="features", compare=cosine_distance, mask=mask
+    )
     torch.testing.assert_close(actual, feature_distance(pooled, teacher, "b c t"))
 
 
@@ -164,22 +169,23 @@ def test_the_cosine_of_an_empty_batch_is_0(shape: tuple[int, ...]) -> None:
 
 
 def test_features_that_differ_in_channels_have_no_cosine() -> None:
-    message = "features of 64 and 96 channels have no cosine: take the distance norm or squared"
+    message = "features of 64 and 96 channels: compare attention maps, which have no channels"
     with pytest.raises(ValueError, match=message):
         feature_distance(torch.rand(1, 64, 2, 2), torch.rand(1, 96, 2, 2))
 
 
-def test_a_cosine_has_no_power() -> None:
+def test_features_have_no_power() -> None:
     features = [torch.rand(1, 2, 3, 3) for _ in range(2)]
-    message = "power=2 with distance 'cosine': it compares the features themselves"
+    message = "power=2 of features: a power belongs to attention maps"
     with pytest.raises(ValueError, match=message):
-        progressive_distillation(features, distance="cosine", power=2)
+        progressive_distillation(features, of="features", compare=cosine_distance, power=2)
 
 
 @pytest.mark.parametrize("eps", [0.0, -1.0, math.nan, math.inf])
 def test_a_cosine_refuses_an_eps_that_is_no_norm(eps: float) -> None:
+    features = torch.rand(1, 2, 3)
     with pytest.raises(ValueError, match=f"eps={eps}: expected a finite number above 0"):
-        feature_distance(torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 3), eps=eps)
+        cosine_distance(features, features, eps=eps)
 
 
 # --- the teacher
@@ -187,30 +193,31 @@ def test_a_cosine_refuses_an_eps_that_is_no_norm(eps: float) -> None:
 
 @given(
     st.integers(1, 5),
-    st.sampled_from(DISTANCES),
+    st.sampled_from(FORMS),
     st.sampled_from(TEACHERS),
     st.booleans(),
 )
 def test_a_loss_is_the_sum_of_the_distances_to_each_tap_s_teacher(
-    num_taps: int, distance: str, teacher: str, masked: bool
+    num_taps: int, form: tuple[str, Comparison], teacher: str, masked: bool
 ) -> None:
+    of, compare = form
     features = [torch.randn(2, 3, 4, 4, dtype=torch.float64) for _ in range(num_taps)]
     mask = torch.rand(2, 4, 4) < 0.6 if masked else None
 
-    actual = progressive_distillation(features, distance=distance, teacher=teacher, mask=mask)
+    actual = progressive_distillation(features, of=of, compare=compare, teacher=teacher, mask=mask)
 
     expected = 0.0
     for student in range(num_taps - 1):
         teaching = student + 1
         if teacher == "deepest":
             teaching = num_taps - 1
-        if distance == "cosine":
+        if of == "features":
             of_pair = feature_distance(features[student], features[teaching], mask=mask)
         else:
             of_pair = attention_distance(
                 attention_map(features[student], mask=mask),
                 attention_map(features[teaching], mask=mask),
-                distance,
+                compare,
                 student_mask=mask,
                 teacher_mask=mask,
             )
@@ -218,10 +225,13 @@ def test_a_loss_is_the_sum_of_the_distances_to_each_tap_s_teacher(
     assert actual.item() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_no_gradient_reaches_the_deepest_tap_where_it_teaches_all(distance: str) -> None:
+@pytest.mark.parametrize(("of", "compare"), FORMS)
+def test_no_gradient_reaches_the_deepest_tap_where_it_teaches_all(
+    of: str, compare: Comparison
+) -> None:
     features = [torch.randn(2, 3, 4, 4, requires_grad=True) for _ in range(3)]
-    progressive_distillation(features, distance=distance, teacher="deepest").backward()
+    loss = progressive_distillation(features, of=of, compare=compare, teacher="deepest")
+    loss.backward()
     first, second, deepest = features
     assert first.grad is not None
     assert first.grad.any()
@@ -232,39 +242,9 @@ def test_no_gradient_reaches_the_deepest_tap_where_it_teaches_all(distance: str)
 
 def test_unknown_forms_are_named() -> None:
     features = [torch.rand(1, 2, 3, 3) for _ in range(2)]
-    message = re.escape("distance 'l1': expected one of norm, squared, cosine")
-    with pytest.raises(ValueError, match=message):
-        progressive_distillation(features, distance="l1")
+    with pytest.raises(ValueError, match="of 'map': expected one of maps, features, predictions"):
+        progressive_distillation(features, of="map")
+    with pytest.raises(ValueError, match="of 'predictions': features have maps and features"):
+        progressive_distillation(features, of="predictions")
     with pytest.raises(ValueError, match="teacher 'last': expected one of next, deepest"):
         progressive_distillation(features, teacher="last")
-    message = re.escape("distance 'cosine': expected one of norm, squared for two maps")
-    with pytest.raises(ValueError, match=message):
-        attention_distance(torch.rand(1, 4), torch.rand(1, 4), "cosine")
-
-
-def test_an_objective_takes_the_form_that_it_is_given() -> None:
-    net = ElasticWrapper([nn.Conv2d(3, 3, 1) for _ in range(3)], nn.Conv2d(3, 1, 1))
-    x = torch.randn(2, 3, 4, 4)
-    target = torch.randn(2, 1, 4, 4)
-    objective = ElasticObjective(
-        net, nn.L1Loss(), psd_weight=0.5, distance="cosine", teacher="deepest"
-    )
-    features = net(x, taps=net.taps).features
-    expected = progressive_distillation(features, distance="cosine", teacher="deepest")
-    torch.testing.assert_close(objective(x, target).distillation, 0.5 * expected)
-
-
-@pytest.mark.parametrize(
-    ("form", "message"),
-    [
-        ({"teacher": "last"}, "teacher 'last': expected one of next, deepest"),
-        ({"distance": "l1"}, "distance 'l1': expected one of norm, squared, cosine"),
-        ({"distance": "cosine", "power": 2}, "power=2 with distance 'cosine'"),
-    ],
-)
-def test_an_objective_refuses_a_form_before_the_first_step(
-    form: dict[str, Any], message: str
-) -> None:
-    net = ElasticWrapper([nn.Identity()], nn.Identity())
-    with pytest.raises(ValueError, match=message):
-        ElasticObjective(net, nn.L1Loss(), psd_weight=0.5, **form)

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -21,7 +22,8 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from contract import projection
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
-from elasticnet.distillation import progressive_distillation
+from elasticnet.comparisons import Comparison, squared_unit_distance, unit_distance
+from elasticnet.distillation import Distillation, progressive_distillation
 from elasticnet.loss_weights import deepest_share, normalised, rising_deepest_share
 from elasticnet.losses import charbonnier, tap_losses
 from elasticnet.taps import sample_depths
@@ -33,12 +35,14 @@ from tiny_nets import (
     TinyBlock,
     TinyHead,
     conv_net,
+    of_outputs,
     rotary_net,
     tiny_cases,
 )
 
 X = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(2, 2, 5, 6, generator=torch.Generator().manual_seed(2))
+MAP_COMPARISONS = [unit_distance, squared_unit_distance]
 
 
 def naive_terms(
@@ -128,9 +132,8 @@ def test_progressive_distillation_by_hand() -> None:
     ]
     layout = "b c t"
     assert progressive_distillation(features, layout).item() == pytest.approx(math.sqrt(0.08))
-    assert progressive_distillation(features, layout, distance="squared").item() == pytest.approx(
-        0.08
-    )
+    squared = progressive_distillation(features, layout, compare=squared_unit_distance)
+    assert squared.item() == pytest.approx(0.08)
     powered = progressive_distillation(features[:2], layout, power=2)  # (5, 16) against (64, 36)
     expected = F.normalize(torch.tensor([5.0, 16.0]), dim=0) - F.normalize(
         torch.tensor([64.0, 36.0]), dim=0
@@ -155,16 +158,15 @@ def test_charbonnier_is_l1_with_a_round_bottom(first: float, second: float, eps:
     assert inspect.signature(charbonnier).parameters["eps"].default == 1e-3
 
 
-@given(tiny_cases(), st.sampled_from(["norm", "squared"]), st.sampled_from([1, 2]))
-def test_terms_add_up_for_any_network(case: Case, distance: str, power: float) -> None:
+@given(tiny_cases(), st.sampled_from(MAP_COMPARISONS), st.sampled_from([1, 2]))
+def test_terms_add_up_for_any_network(case: Case, compare: Comparison, power: float) -> None:
     net = case.net
     objective = ElasticObjective(
         net,
         lambda p, t: projection(p) ** 2,
-        0.3,
+        0.0,
+        distillations=[Distillation(of="maps", compare=compare, power=power, weight=0.3)],
         tap_weights=normalised(net.taps),
-        distance=distance,
-        power=power,
     )
     terms = objective(case.x, None, **case.keywords)
     torch.testing.assert_close(
@@ -219,7 +221,7 @@ def test_the_psd_target_gets_no_gradient() -> None:
         assert grad is not None
         assert grad.count_nonzero()
         features[tap - 1].grad = None
-    progressive_distillation(features[:2], detach_teacher=False).backward()
+    progressive_distillation(features[:2], detach=False).backward()
     assert features[1].grad is not None
     assert features[1].grad.count_nonzero()
 
@@ -227,19 +229,19 @@ def test_the_psd_target_gets_no_gradient() -> None:
 def test_psd_alone_reaches_every_block_but_the_deepest() -> None:
     """Every block but the last learns from the map of the next one; the last only teaches."""
     net = conv_net(3)
-    zero = ElasticObjective(net, lambda prediction, target: (prediction * 0).sum(), 1.0)
-    for detach_teacher in (True, False):
-        zero.detach_teacher = detach_teacher
+    for detach in (True, False):
+        distillation = Distillation(of="maps", compare=unit_distance, detach=detach, weight=1.0)
+        zero = ElasticObjective(
+            net, lambda prediction, target: (prediction * 0).sum(), 0, distillations=[distillation]
+        )
         net.zero_grad(set_to_none=True)
         zero(X, Y).total.backward()
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None
             taught = name.startswith(("blocks.0", "blocks.1")) or (
-                name.startswith("blocks.2") and not detach_teacher
+                name.startswith("blocks.2") and not detach
             )
-            assert bool(parameter.grad.count_nonzero()) is taught, (
-                f"{name}, detach_teacher={detach_teacher}"
-            )
+            assert bool(parameter.grad.count_nonzero()) is taught, f"{name}, detach={detach}"
 
 
 def test_a_grown_network_has_a_finite_gradient_where_maps_are_identical() -> None:
@@ -256,10 +258,9 @@ def test_sampled_taps_keep_the_expected_loss() -> None:
     """The mean of each term over all C(4, 2) subsets is exactly that of the full objective."""
     net = conv_net(5).double()
     x, y, weights = X.double(), Y.double(), {1: 0.3, 2: 0.5, 3: 0.7, 4: 1.1, 5: 1.3}
-    full = ElasticObjective(net, nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.2)(x, y)
-    objective = ElasticObjective(
-        net, nn.L1Loss(), 0.1, tap_weights=weights, output_weight=0.2, sampled_taps=2, seed=3
-    )
+    options: dict[str, Any] = {"tap_weights": weights, "distillations": [of_outputs(0.2)]}
+    full = ElasticObjective(net, nn.L1Loss(), 0.1, **options)(x, y)
+    objective = ElasticObjective(net, nn.L1Loss(), 0.1, **options, sampled_taps=2, seed=3)
     steps = {objective.depths_at(step): step for step in range(300)}
     assert set(steps) == {(*subset, 5) for subset in combinations((1, 2, 3, 4), 2)}
     terms = [objective(x, y, step=step) for step in steps.values()]
@@ -322,15 +323,14 @@ def test_psd_weight_as_a_function_of_the_step() -> None:
 
 
 def test_output_distillation_from_the_deepest_tap() -> None:
-    """output_weight * sum of w_n MSE(prediction_n, deepest), in which the deepest is not taught."""
+    """weight * sum of w_n MSE(prediction_n, deepest), in which the deepest is not taught."""
     net, weights = conv_net(3), {1: 0.5, 2: 2.0, 3: 1.0}
     objective = ElasticObjective(
         net,
         lambda p, t: (p * 0).sum(),
         0,
         tap_weights=weights,
-        output_weight=0.3,
-        output_loss=nn.MSELoss(),
+        distillations=[of_outputs(0.3, compare=nn.MSELoss())],
     )
     terms = objective(X, Y)
     first, second, deepest = net.forward_taps(X).predictions
@@ -492,7 +492,10 @@ def test_an_infinite_loss_of_weight_0_spoils_nothing(depth: int, is_scheduled: b
         (prediction,) = net(X, taps=[depth]).predictions
         assert loss(prediction, Y).isinf()
     tap_weights = (lambda _step: weights) if is_scheduled else weights
-    objective = ElasticObjective(net, loss, 0.1, tap_weights=tap_weights, output_weight=0.1)
+    distillations = [of_outputs(0.1)]
+    objective = ElasticObjective(
+        net, loss, 0.1, tap_weights=tap_weights, distillations=distillations
+    )
     terms = objective(X, Y, step=0)
     terms.total.backward()
     assert terms.total.isfinite()
@@ -522,7 +525,9 @@ def test_an_adapter_at_a_tap_of_weight_0_is_unused() -> None:
 
 def test_an_empty_batch_adds_nothing_to_a_summed_loss() -> None:
     net = conv_net(3)
-    objective = ElasticObjective(net, nn.L1Loss(reduction="sum"), 0.1, output_weight=0.5)
+    objective = ElasticObjective(
+        net, nn.L1Loss(reduction="sum"), 0.1, distillations=[of_outputs(0.5)]
+    )
     terms = objective(X[:0], Y[:0])
     terms.total.backward()
     assert terms.total == 0
@@ -558,7 +563,7 @@ def test_output_distillation_of_a_dict_of_predictions() -> None:
     expected_gradients = torch.autograd.grad(expected, list(net.head.parameters()))
 
     objective = ElasticObjective(
-        net, two_task_loss, 0.0, output_weight=1.0, output_loss=two_task_loss
+        net, two_task_loss, 0.0, distillations=[of_outputs(1.0, compare=two_task_loss)]
     )
     distillation = objective(X, target).distillation
     gradients = torch.autograd.grad(distillation, list(net.head.parameters()))
@@ -601,10 +606,10 @@ def test_learned_weights_are_parameters_of_the_objective() -> None:
         nn.L1Loss(),
         psd_weight=nn.Parameter(torch.tensor(0.1)),
         tap_weights=nn.Parameter(torch.ones(2)),
-        output_weight=nn.Parameter(torch.ones(1)),
+        distillations=[of_outputs(nn.Parameter(torch.ones(1)))],
     )
     own = {name for name, _ in objective.named_parameters() if not name.startswith("net.")}
-    assert own == {"psd_weight", "tap_weights", "output_weight"}
+    assert own == {"psd_weight", "tap_weights", "distillations.0.weight"}
     assert own < set(objective.state_dict())
 
 
@@ -617,9 +622,9 @@ def test_the_gradient_of_a_learned_weight_is_its_term() -> None:
     torch.testing.assert_close(terms.distillation, 0.3 * unit)
     torch.testing.assert_close(psd_weight.grad, unit.detach())
 
-    unit = ElasticObjective(net, nn.L1Loss(), 0, output_weight=1.0)(X, Y).distillation
+    unit = ElasticObjective(net, nn.L1Loss(), 0, distillations=[of_outputs(1.0)])(X, Y).distillation
     output_weight = nn.Parameter(torch.tensor([0.3]))
-    terms = ElasticObjective(net, nn.L1Loss(), 0, output_weight=output_weight)(X, Y)
+    terms = ElasticObjective(net, nn.L1Loss(), 0, distillations=[of_outputs(output_weight)])(X, Y)
     terms.total.backward()
     torch.testing.assert_close(terms.distillation, 0.3 * unit)
     torch.testing.assert_close(output_weight.grad, unit.detach().reshape(1))
@@ -630,22 +635,28 @@ def test_the_gradient_of_a_learned_weight_is_its_term() -> None:
     [nn.ParameterList([torch.ones(())]), nn.ParameterDict({"1": torch.ones(())})],
     ids=["ParameterList", "ParameterDict"],
 )
-@pytest.mark.parametrize("name", ["psd_weight", "tap_weights", "output_weight"])
-def test_a_container_of_parameters_is_no_learned_weight(name: str, container: nn.Module) -> None:
+@pytest.mark.parametrize("name", ["psd_weight", "tap_weights", "weight"])
+def test_a_container_of_parameters_is_no_learned_weight(name: str, container: Any) -> None:
     options: dict[str, Any] = {"psd_weight": 0.1, name: container}
+    make = partial(ElasticObjective, conv_net(2), nn.L1Loss(), **options)
+    if name == "weight":
+        make = partial(of_outputs, container)
     message = f"{name} is a {type(container).__name__}: expected one nn.Parameter"
     with pytest.raises(TypeError, match=message):
-        ElasticObjective(conv_net(2), nn.L1Loss(), **options)
+        make()
 
 
-@pytest.mark.parametrize("name", ["psd_weight", "tap_weights", "output_weight"])
+@pytest.mark.parametrize("name", ["psd_weight", "tap_weights", "distillations[0].weight"])
 def test_a_learned_weight_outside_of_what_averages_gradients_is_refused(
     name: str, one_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each process would learn a weight of its own, from its own rows."""
-    options: dict[str, Any] = {"psd_weight": 0.1, name: nn.Parameter(torch.ones(2))}
-    if name != "tap_weights":
-        options[name] = nn.Parameter(torch.ones(()))
+    parameter = nn.Parameter(torch.ones(2) if name == "tap_weights" else torch.ones(()))
+    options: dict[str, Any] = {"psd_weight": 0.1}
+    if name == "distillations[0].weight":
+        options["distillations"] = [of_outputs(parameter)]
+    else:
+        options[name] = parameter
     net = conv_net(2)
     parallel = DistributedDataParallel(net)
     compiled: Any = torch.compile(parallel, backend="eager")
@@ -653,28 +664,31 @@ def test_a_learned_weight_outside_of_what_averages_gradients_is_refused(
 
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
 
+    message = f"{re.escape(name)} is a parameter.* alone is in Distributed"
     for wrapped in (parallel, compiled):
-        with pytest.raises(ValueError, match=f"{name} is a parameter.* alone is in Distributed"):
+        with pytest.raises(ValueError, match=message):
             ElasticObjective(wrapped, nn.L1Loss(), **options)
     ElasticObjective(parallel, nn.L1Loss(), psd_weight=0.1)
     ElasticObjective(net, nn.L1Loss(), **options)
-    options[name].requires_grad_(False)
+    parameter.requires_grad_(False)
     ElasticObjective(parallel, nn.L1Loss(), **options)
 
 
 def test_a_learned_weight_below_0_counts_as_0() -> None:
     net = conv_net(3)
     weights = nn.Parameter(torch.tensor([1.0, 0.5, 1.0]))
+    psd_weight = nn.Parameter(torch.tensor(0.1))
+    output_weight = nn.Parameter(torch.tensor(0.1))
     objective = ElasticObjective(
         net,
         nn.L1Loss(),
-        psd_weight=nn.Parameter(torch.tensor(0.1)),
+        psd_weight=psd_weight,
         tap_weights=weights,
-        output_weight=nn.Parameter(torch.tensor(0.1)),
+        distillations=[of_outputs(output_weight)],
     )
     with torch.no_grad():
-        for parameter in (weights[1], objective.psd_weight, objective.output_weight):
-            parameter.fill_(-1.0)  # pyright: ignore
+        for parameter in (weights[1], psd_weight, output_weight):
+            parameter.fill_(-1.0)
     terms = objective(X, Y)
     terms.total.backward()
     expected = ElasticObjective(net, nn.L1Loss(), 0, tap_weights={1: 1.0, 2: 0.0, 3: 1.0})(X, Y)
@@ -682,7 +696,8 @@ def test_a_learned_weight_below_0_counts_as_0() -> None:
     assert 2 in terms.per_depth
     assert weights.grad is not None
     assert weights.grad[1] == 0
-    assert objective.psd_weight.grad == objective.output_weight.grad == 0  # pyright: ignore
+    assert psd_weight.grad == 0
+    assert output_weight.grad == 0
 
 
 def test_a_parametrization_keeps_learned_weights_positive() -> None:
@@ -701,7 +716,8 @@ def test_a_parametrization_keeps_learned_weights_positive() -> None:
 def test_a_learned_output_weight_of_a_net_with_one_tap_has_a_gradient() -> None:
     output_weight = nn.Parameter(torch.tensor(0.3))
     net = conv_net(2, taps=[2])
-    ElasticObjective(net, nn.L1Loss(), 0, output_weight=output_weight)(X, Y).total.backward()
+    objective = ElasticObjective(net, nn.L1Loss(), 0, distillations=[of_outputs(output_weight)])
+    objective(X, Y).total.backward()
     assert output_weight.grad == 0
 
 
@@ -709,7 +725,11 @@ def test_learned_weights_on_meta_are_not_asked_for_their_values() -> None:
     weights = nn.Parameter(torch.empty(2, device="meta"))
     psd_weight = nn.Parameter(torch.empty((), device="meta"))
     objective = ElasticObjective(
-        conv_net(2).to("meta"), nn.L1Loss(), psd_weight, tap_weights=weights, output_weight=0.1
+        conv_net(2).to("meta"),
+        nn.L1Loss(),
+        psd_weight,
+        tap_weights=weights,
+        distillations=[of_outputs(0.1)],
     )
     assert objective(X.to("meta"), Y.to("meta")).total.is_meta
 
@@ -735,15 +755,10 @@ def test_psd_weight_has_no_default() -> None:
         ),
         ({"psd_weight": math.nan}, "psd_weight nan: expected a finite number"),
         ({"psd_weight": math.inf}, "psd_weight inf: expected a finite number"),
-        ({"output_weight": math.nan}, "output_weight nan: expected a finite number, at least 0"),
         (
             {"tap_weights": nn.Parameter(torch.ones(2))},
             r"tap_weights is a parameter of shape \(2,\): expected \(3,\), a weight for each tap",
         ),
-        ({"output_weight": -1.0}, "output_weight -1.0: expected a finite number, at least 0"),
-        ({"power": math.nan}, "power=nan: expected a finite number above 0"),
-        ({"eps": 0.0}, "eps=0.0: expected a finite number above 0"),
-        ({"distance": "l1"}, "distance 'l1': expected one of norm, squared"),
         ({"sampled_taps": -1}, "sampled taps -1: expected a whole number from 0 to 2"),
         ({"sampled_taps": True}, "sampled taps True: expected a whole number"),
         (
@@ -829,8 +844,10 @@ def test_a_loss_that_returns_no_tensor_is_named(returned: Any, message: str) -> 
 
     with pytest.raises(TypeError, match=f"the task loss {message}"):
         ElasticObjective(conv_net(2), loss, 0)(X, Y)
-    objective = ElasticObjective(conv_net(2), nn.L1Loss(), 0, output_weight=1, output_loss=loss)
-    with pytest.raises(TypeError, match=f"the output loss {message}"):
+    objective = ElasticObjective(
+        conv_net(2), nn.L1Loss(), 0, distillations=[of_outputs(1.0, compare=loss)]
+    )
+    with pytest.raises(TypeError, match=f"the comparison of a distillation {message}"):
         objective(X, Y)
 
 
@@ -858,11 +875,16 @@ def test_a_task_loss_that_overwrites_what_other_losses_read_is_named(loss: Any, 
     ],
     ids=["teacher", "prediction"],
 )
-def test_an_output_loss_that_overwrites_what_other_losses_read_is_named(
+def test_a_comparison_that_overwrites_what_other_losses_read_is_named(
     loss: Any, has_gradients: bool
 ) -> None:
-    objective = ElasticObjective(conv_net(3), nn.L1Loss(), 0, output_weight=1, output_loss=loss)
-    message = "the output loss writes in place into the prediction, which is still needed: compute"
+    objective = ElasticObjective(
+        conv_net(3), nn.L1Loss(), 0, distillations=[of_outputs(1.0, compare=loss)]
+    )
+    message = (
+        "the comparison of a distillation writes in place into the prediction, which is still "
+        "needed: compute"
+    )
     with torch.set_grad_enabled(has_gradients), pytest.raises(RuntimeError, match=message):
         objective(X, Y)
 
@@ -884,8 +906,6 @@ def test_a_class_of_losses_is_no_loss() -> None:
     message = r"task_loss is the class L1Loss: expected an object of it, L1Loss\(\)"
     with pytest.raises(TypeError, match=message):
         ElasticObjective(conv_net(2), nn.L1Loss, psd_weight=0)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="output_loss is a str: expected a function"):
-        ElasticObjective(conv_net(2), nn.L1Loss(), 0, output_loss="l1")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_task_loss_that_is_not_a_scalar_raises() -> None:

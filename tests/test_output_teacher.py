@@ -1,4 +1,4 @@
-"""The output distillation with a teacher of its own, by hand."""
+"""The distillation of predictions with a teacher of its own, by hand."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elasticnet import ElasticObjective
-from tiny_nets import MASK, TOKENS, conv_net, rotary_net
+from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet.distillation import Teacher
+from tiny_nets import MASK, TOKENS, conv_net, of_outputs, rotary_net
 
 X = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 TARGET = torch.zeros(2, 2, 5, 5)
 WEIGHTS = {1: 0.25, 2: 0.25, 3: 0.5}
 
 
-def objective_with(output_teacher: Any, output_weight: float = 0.1) -> ElasticObjective:
-    torch.manual_seed(0)
+def objective_with(
+    teacher: Teacher, weight: float = 0.1, net: ElasticWrapper | None = None
+) -> ElasticObjective:
+    if net is None:
+        net = seeded_net()
     return ElasticObjective(
-        conv_net(3, 4),
+        net,
         nn.MSELoss(),
         psd_weight=0,
         tap_weights=WEIGHTS,
-        output_weight=output_weight,
-        output_teacher=output_teacher,
+        distillations=[of_outputs(weight, teacher=teacher)],
     )
+
+
+def seeded_net() -> ElasticWrapper:
+    torch.manual_seed(0)
+    return conv_net(3, 4)
 
 
 def test_shallower_predictions_are_compared_with_what_the_teacher_returns() -> None:
@@ -38,13 +46,14 @@ def test_shallower_predictions_are_compared_with_what_the_teacher_returns() -> N
 
 def test_a_teacher_gets_the_keyword_arguments_of_the_net() -> None:
     got: list[dict[str, Any]] = []
-    objective = ElasticObjective(rotary_net(), mean_logit, psd_weight=0, output_weight=0.1)
+    net = rotary_net()
 
     def teacher(x: Tensor, **keywords: Any) -> Tensor:
         got.append(keywords)
-        return objective.net(x, **keywords)
+        return net(x, **keywords)
 
-    objective.output_teacher = teacher
+    distillations = [of_outputs(0.1, teacher=teacher)]
+    objective = ElasticObjective(net, mean_logit, psd_weight=0, distillations=distillations)
     objective(TOKENS, None, mask=MASK)
     (keywords,) = got
     assert keywords.keys() == {"mask"}
@@ -56,22 +65,22 @@ def mean_logit(prediction: Tensor, target: None) -> Tensor:
 
 
 def test_a_teacher_that_is_the_deepest_prediction_changes_nothing() -> None:
-    plain = objective_with(None)
-    objective = objective_with(None)
-    objective.output_teacher = lambda x: objective.net(x)
+    plain = objective_with("deepest")
+    net = seeded_net()
+    objective = objective_with(teacher=lambda x: net(x), net=net)
     torch.testing.assert_close(objective(X, TARGET).total, plain(X, TARGET).total)
 
 
 def test_no_gradient_reaches_the_net_through_the_teacher() -> None:
     graphs: list[bool] = []
-    objective = objective_with(None)
+    net = seeded_net()
 
     def teacher(x: Tensor) -> Tensor:
-        taught = objective.net(x)
+        taught = net(x)
         graphs.append(taught.requires_grad)
         return taught
 
-    objective.output_teacher = teacher
+    objective = objective_with(teacher, net=net)
     objective(X, TARGET).distillation.backward()
     assert graphs == [False]
     deepest_block = objective.net.get_submodule("blocks.2")
@@ -80,5 +89,5 @@ def test_no_gradient_reaches_the_net_through_the_teacher() -> None:
 
 def test_a_teacher_is_not_asked_where_its_weight_is_0() -> None:
     asked: list[Tensor] = []
-    objective_with(asked.append, output_weight=0.0)(X, TARGET)
+    objective_with(asked.append, weight=0.0)(X, TARGET)
     assert asked == []

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 import elasticnet.distillation
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
 from elasticnet.loss_weights import ramp, rising_deepest_share
-from tiny_nets import MASK, TOKENS, TogetherHead, conv_blocks, conv_net, rotary_net
+from tiny_nets import MASK, TOKENS, TogetherHead, conv_blocks, conv_net, of_outputs, rotary_net
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(2))
@@ -167,7 +167,10 @@ def test_blocks_are_recomputed_in_training_alone(checkpoint_blocks: bool) -> Non
 
 @pytest.mark.parametrize(
     "options",
-    [{"psd_weight": 0.1}, {"psd_weight": 0.1, "tap_weights": THIRDS, "output_weight": 0.5}],
+    [
+        {"psd_weight": 0.1},
+        {"psd_weight": 0.1, "tap_weights": THIRDS, "distillations": [of_outputs(0.5)]},
+    ],
     ids=["plain", "every option"],
 )
 def test_compiled_objective_is_eager_in_one_graph(options: dict[str, Any]) -> None:
@@ -186,7 +189,7 @@ def test_compiled_objective_is_eager_in_one_graph(options: dict[str, Any]) -> No
         {
             "psd_weight": 0.1,
             "tap_weights": lambda step: rising_deepest_share((1, 2, 3), step, 10, start=0.25),
-            "output_weight": 0.5,
+            "distillations": [of_outputs(0.5)],
         },
         {"psd_weight": 0, "tap_weights": lambda step: {1: 1.0, 2: 0.5, 3: 1.0 + step}},
     ],
@@ -232,7 +235,7 @@ def test_learned_weights_compile_into_one_graph(is_scheduled: bool) -> None:
         nn.L1Loss(),
         psd_weight=(lambda step: step / 10) if is_scheduled else nn.Parameter(torch.tensor(0.1)),
         tap_weights=nn.Parameter(torch.tensor([0.5, 1.0, 2.0])),
-        output_weight=nn.Parameter(torch.tensor(0.5)),
+        distillations=[of_outputs(nn.Parameter(torch.tensor(0.5)))],
     )
     compiled = torch.compile(objective, backend="aot_eager", fullgraph=not is_scheduled)
     for step in (0, 3, 4):
@@ -339,7 +342,7 @@ def test_compiled_objective_with_sampled_taps_compiles_a_subset_once() -> None:
         (1, {"psd_weight": 0}),
         (3, {"psd_weight": 0}),
         (3, {"psd_weight": 0.1}),
-        (3, {"psd_weight": 0.1, "tap_weights": THIRDS, "output_weight": 0.5}),
+        (3, {"psd_weight": 0.1, "tap_weights": THIRDS, "distillations": [of_outputs(0.5)]}),
         (3, {"psd_weight": 0.1, "sampled_taps": 1}),
     ],
 )

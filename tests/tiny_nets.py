@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from elasticnet import ElasticWrapper
+from elasticnet import Distillation, ElasticWrapper
+from elasticnet.comparisons import Comparison
+from elasticnet.distillation import Teacher
+from elasticnet.loss_weights import Weight
 
 LAYOUTS = ("b c h w", "b h w c", "b n c", "b c t", "b c t h w")
 KINDS = ("conv", "residual", "attention", "mlp", "tuple")
@@ -215,6 +219,13 @@ def tiny_cases(
 def conv_blocks(num_blocks: int, channels: int = 4) -> list[nn.Module]:
     """Return residual blocks on images, each with init_identity()."""
     return [TinyBlock("residual", "b c h w", channels) for _ in range(num_blocks)]
+
+
+def of_outputs(
+    weight: Weight, compare: Comparison = F.l1_loss, teacher: Teacher = "deepest"
+) -> Distillation:
+    """A distillation of predictions, from the deepest unless there is another teacher."""
+    return Distillation(of="predictions", compare=compare, teacher=teacher, weight=weight)
 
 
 def conv_net(num_blocks: int = 3, channels: int = 4, **options: Any) -> ElasticWrapper:

@@ -12,53 +12,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from elasticnet._modules.unwrapping import parallel_wrapper
-from elasticnet.loss_weights import check_learned, check_tap_weights, check_weight, equal
+from elasticnet.loss_weights import (
+    Weight,
+    check_learned,
+    check_no_container,
+    check_tap_weights,
+    equal,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs  # in typing since Python 3.13
 
-Weight = float | Callable[[int], float] | nn.Parameter
 FixedTapWeights = Mapping[int, float]
 ScheduledTapWeights = Callable[[int], FixedTapWeights | Sequence[float]]
 CheckedTapWeights = FixedTapWeights | ScheduledTapWeights | nn.Parameter
 TapWeights = CheckedTapWeights | Sequence[float]
-
-
-def checked_psd_weight(psd_weight: Weight) -> Weight:
-    """Return a checked lambda, or the function that returns it, which is checked in each step.
-
-    Args:
-        psd_weight: What the user gave.
-
-    Raises:
-        TypeError: It is no number, function or parameter of real numbers.
-        ValueError: It is negative or not finite, or a parameter of several numbers.
-    """
-    _check_no_container(psd_weight, name="psd_weight")
-    if isinstance(psd_weight, nn.Parameter):
-        check_learned(psd_weight, name="psd_weight", shape=())
-        return psd_weight
-    if callable(psd_weight):
-        return psd_weight
-    alternative = ", or a function of the step"
-    return check_weight(psd_weight, found=f"psd_weight {psd_weight}", alternative=alternative)
-
-
-def checked_output_weight(output_weight: float | nn.Parameter) -> float | nn.Parameter:
-    """Return a checked mu.
-
-    Args:
-        output_weight: What the user gave.
-
-    Raises:
-        TypeError: It is no number or parameter of real numbers.
-        ValueError: It is negative or not finite, or a parameter of several numbers.
-    """
-    _check_no_container(output_weight, name="output_weight")
-    if isinstance(output_weight, nn.Parameter):
-        check_learned(output_weight, name="output_weight", shape=())
-        return output_weight
-    return check_weight(output_weight, found=f"output_weight {output_weight}")
 
 
 def checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> CheckedTapWeights:
@@ -76,7 +44,7 @@ def checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> 
     """
     if tap_weights is None:
         return equal(taps)
-    _check_no_container(tap_weights, name="tap_weights")
+    check_no_container(tap_weights, name="tap_weights")
     if isinstance(tap_weights, nn.Parameter):
         check_learned(tap_weights, name="tap_weights", shape=(len(taps),))
         return tap_weights
@@ -84,15 +52,6 @@ def checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> 
         check_tap_weights(tap_weights(0), taps)
         return tap_weights
     return check_tap_weights(tap_weights, taps)
-
-
-def _check_no_container(weights: Any, name: str) -> None:
-    """Raise if weights are a module of parameters, which PyTorch counts among the functions."""
-    if isinstance(weights, (nn.ParameterList, nn.ParameterDict)):
-        raise TypeError(
-            f"{name} is a {type(weights).__name__}: expected one nn.Parameter (tap_weights: with a "
-            "number for each tap, shallowest first)"
-        )
 
 
 def check_learned_with_net(net: nn.Module, weights: Mapping[str, Any]) -> None:

@@ -5,19 +5,18 @@ A factor is the weight at one step, divided by the probability that its tap is s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from elasticnet._objective.given_weights import (
     CheckedTapWeights,
-    Weight,
     is_learned,
     is_mapping,
     is_scheduled,
 )
-from elasticnet.loss_weights import check_tap_weights, check_weight, equal, learned
+from elasticnet.loss_weights import Weight, check_tap_weights, check_weight, equal, learned
 from elasticnet.taps import inclusion_probability, sample_depths
 
 Factor = float | Tensor
@@ -30,13 +29,11 @@ class StepFactors(NamedTuple):
     Attributes:
         by_depth: The factor of the task loss at each computed depth. Its keys are sorted: the
             deepest comes last.
-        psd: The factor of L_PSD: lambda at this step.
-        output: The factor of the output distillation: mu.
+        distillations: The factor of each distillation: its weight at this step.
     """
 
     by_depth: Mapping[int, Factor]
-    psd: Factor
-    output: Factor
+    distillations: Sequence[Factor]
 
 
 class Weighting(NamedTuple):
@@ -45,29 +42,35 @@ class Weighting(NamedTuple):
     Attributes:
         taps: The network's taps, the deepest last.
         tap_weights: The weights w_n of the taps, of any kind.
-        psd_weight: lambda, of any kind.
-        output_weight: mu, a number or learned.
+        distillation_weights: The weight of each distillation, of any kind, by its name.
         sampled_taps: How many taps a step computes besides the deepest. None: all of them.
         seed: The seed of the sampling.
     """
 
     taps: tuple[int, ...]
     tap_weights: CheckedTapWeights
-    psd_weight: Weight
-    output_weight: float | nn.Parameter
+    distillation_weights: Mapping[str, Weight]
     sampled_taps: int | None
     seed: int
 
     def depends_on_step(self) -> bool:
         """Return whether the computed taps, or their factors, differ from step to step."""
-        has_schedule = is_scheduled(self.tap_weights) or is_scheduled(self.psd_weight)
-        return has_schedule or self.sampled_taps is not None
+        if self.sampled_taps is not None or is_scheduled(self.tap_weights):
+            return True
+        return any(is_scheduled(weight) for weight in self.distillation_weights.values())
 
     def with_all_taps(self) -> Weighting:
-        """Return a weighting in which every step computes all taps."""
-        if is_learned(self.tap_weights):  # A tap is computed whatever its learned weight is.
-            return self._replace(sampled_taps=None)
-        return self._replace(sampled_taps=None, tap_weights=equal(self.taps))
+        """Return a weighting in which every step computes all taps, and what has a schedule."""
+        tap_weights = self.tap_weights
+        if not is_learned(tap_weights):  # A tap is computed whatever its learned weight is.
+            tap_weights = equal(self.taps)
+        distillation_weights = dict(self.distillation_weights)
+        for name, weight in self.distillation_weights.items():
+            if is_scheduled(weight):
+                distillation_weights[name] = 1.0
+        return self._replace(
+            sampled_taps=None, tap_weights=tap_weights, distillation_weights=distillation_weights
+        )
 
     def factors_at(self, step: int) -> StepFactors:
         """Return the factors of the losses that a step computes.
@@ -86,7 +89,10 @@ class Weighting(NamedTuple):
         for depth in shallower:
             by_depth[depth] = weights[depth] / probability
         by_depth[deepest] = weights[deepest]
-        return StepFactors(by_depth, psd=self._psd_weight_at(step), output=self._output_factor())
+        distillations: list[Factor] = []
+        for name, weight in self.distillation_weights.items():
+            distillations.append(_weight_at(step, weight, name))
+        return StepFactors(by_depth, tuple(distillations))
 
     def depths_at(self, step: int) -> tuple[int, ...]:
         """Return the depths whose predictions a step computes, the deepest last.
@@ -117,20 +123,15 @@ class Weighting(NamedTuple):
         weighted = [depth for depth in shallower if not is_left_out(weights[depth])]
         return (*weighted, deepest)
 
-    def _psd_weight_at(self, step: int) -> Factor:
-        """Return lambda at a step."""
-        if is_learned(self.psd_weight):
-            return learned(self.psd_weight).reshape(())
-        if callable(self.psd_weight):
-            at_step = self.psd_weight(step)
-            return check_weight(at_step, found=f"at step {step} psd_weight is {at_step}")
-        return self.psd_weight
 
-    def _output_factor(self) -> Factor:
-        """Return mu, which is the same in each step."""
-        if is_learned(self.output_weight):
-            return learned(self.output_weight).reshape(())
-        return self.output_weight
+def _weight_at(step: int, weight: Weight, name: str) -> Factor:
+    """Return the weight of a distillation at a step."""
+    if is_learned(weight):
+        return learned(weight).reshape(())
+    if callable(weight):
+        at_step = weight(step)
+        return check_weight(at_step, found=f"at step {step} {name} is {at_step}")
+    return weight
 
 
 def is_left_out(factor: Factor) -> bool:

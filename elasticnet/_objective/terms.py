@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from elasticnet._objective.step_factors import Factor
 
+LOSS_REMEDY = "compute it without in-place operations"
+
 
 def check_is_loss(loss: Any, name: str) -> None:
     """Raise unless a loss can be called with a prediction and a target.
@@ -31,32 +33,6 @@ def check_is_loss(loss: Any, name: str) -> None:
         raise TypeError(
             f"{name} is the class {loss.__name__}: expected an object of it, {loss.__name__}()"
         )
-
-
-def checked_loss(loss: Any, name: str) -> Tensor:
-    """Return what a loss function returned; raise unless it is a scalar tensor of real numbers.
-
-    Args:
-        loss: What it returned.
-        name: What messages call the function.
-
-    Raises:
-        TypeError: It is no tensor of real numbers.
-        ValueError: It is no scalar.
-    """
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"the {name} returned a {type(loss).__name__}: "
-            "expected a scalar tensor (add up its parts, and do not call item())"
-        )
-    if not loss.is_floating_point():
-        raise TypeError(f"the {name} returned a tensor of {loss.dtype}: expected a real number")
-    if loss.ndim:
-        raise ValueError(
-            f"the {name} returned a tensor of shape {tuple(loss.shape)}: "
-            "expected a scalar (reduce it)"
-        )
-    return loss
 
 
 def scaled(loss: Tensor, factor: Factor) -> Tensor:

@@ -27,6 +27,14 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hi
 import torch
 
 from elasticnet._files import write_json
+from elasticnet.comparisons import (
+    Comparison,
+    cosine_distance,
+    squared_unit_distance,
+    unit_distance,
+)
+from elasticnet.distillation import Distillation
+from elasticnet.loss_weights import Weight
 from elasticnet.training.log import tensorboard_installed
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run, differing_options, refuse_foreign_folder
@@ -210,6 +218,14 @@ class RunOptions(OptionGroup):
     """Seed of all that is drawn: weights, samples, noise, taps."""
 
 
+PSD_DISTANCES: dict[str, Comparison] = {
+    "norm": unit_distance,
+    "squared": squared_unit_distance,
+    "cosine": cosine_distance,
+}
+"""What --psd-distance names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossOptions(OptionGroup):
     """The loss of every tap."""
@@ -239,6 +255,20 @@ class LossOptions(OptionGroup):
                 f"--psd-power {self.psd_power} with --psd-distance cosine: it compares features, "
                 "and a power belongs to attention maps; leave --psd-power out"
             )
+
+    def self_distillation(self, weight: Weight | None = None) -> Distillation:
+        """Return the self-distillation of these options, for `ElasticObjective(distillations=...)`.
+
+        Args:
+            weight: Its weight. None: `psd_weight`.
+        """
+        return Distillation(
+            weight=self.psd_weight if weight is None else weight,
+            of="features" if self.psd_distance == "cosine" else "maps",
+            compare=PSD_DISTANCES[self.psd_distance],
+            teacher=self.psd_teacher,
+            power=self.psd_power,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -341,7 +341,7 @@ def _check_parameters_of_net(optimizer: torch.optim.Optimizer, net: nn.Module) -
                 raise ValueError(
                     f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is "
                     "not one of the network's: TrainingStep trains the network alone. Learned "
-                    "weights of the losses need a loop of your own"
+                    "weights of the losses, and projections, need a loop of your own"
                 )
 
 

@@ -174,7 +174,8 @@ def test_the_output_distillation_is_scaled_as_the_l1_loss_that_it_is(recipe, pho
     for loss in ("l1", "mse"):
         options = recipe.parse([*words, "--loss", loss])
         net = recipe.build(options, Processes())
-        assert recipe.make_objective(options, net).output_weight == 0.5 * 255
+        of_outputs = recipe.make_objective(options, net).distillations[1]
+        assert of_outputs.weight == 0.5 * 255
 
 
 def test_the_learning_rate_follows_its_schedule(recipe, photos, tmp_path):

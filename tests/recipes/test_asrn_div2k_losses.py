@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from elasticnet import ElasticObjective
+from elasticnet import Distillation, ElasticObjective
 from elasticnet.checkpoint import read_header
+from elasticnet.comparisons import cosine_distance, squared_unit_distance, unit_distance
 from elasticnet.training.processes import Processes
 from elasticnet.training.recent_weights import RecentWeights
 from elasticnet.training.run_folder import Run
@@ -50,6 +51,12 @@ def objective_of(recipe: ModuleType, *options: object) -> ElasticObjective:
     parsed = recipe.parse([str(word) for word in [*TINY, *options]])
     net = recipe.build(parsed, Processes())
     return recipe.make_objective(parsed, net)
+
+
+def distillation_of(recipe: ModuleType, *options: object) -> Distillation:
+    """Return the self-distillation of an objective, which stands in front of that of outputs."""
+    self_distillation, _of_outputs = objective_of(recipe, *options).distillations
+    return self_distillation.distillation
 
 
 # --- the task loss
@@ -130,12 +137,14 @@ def test_on_a_gpu_predictions_stay_images(recipe: ModuleType) -> None:
 
 
 def test_every_form_of_the_self_distillation_reaches_the_objective(recipe: ModuleType) -> None:
-    plain = objective_of(recipe)
-    assert (plain.distance, plain.power, plain.teacher) == ("norm", 1.0, "next")
-    squared = objective_of(recipe, "--psd-distance", "squared", "--psd-power", 2)
-    assert (squared.distance, squared.power) == ("squared", 2.0)
-    cosine = objective_of(recipe, "--psd-distance", "cosine", "--psd-teacher", "deepest")
-    assert (cosine.distance, cosine.teacher) == ("cosine", "deepest")
+    plain = distillation_of(recipe)
+    assert (plain.of, plain.compare) == ("maps", unit_distance)
+    assert (plain.power, plain.teacher) == (1.0, "next")
+    squared = distillation_of(recipe, "--psd-distance", "squared", "--psd-power", 2)
+    assert (squared.of, squared.compare, squared.power) == ("maps", squared_unit_distance, 2.0)
+    cosine = distillation_of(recipe, "--psd-distance", "cosine", "--psd-teacher", "deepest")
+    assert (cosine.of, cosine.compare) == ("features", cosine_distance)
+    assert cosine.teacher == "deepest"
 
 
 def test_a_power_of_the_cosine_is_refused(recipe: ModuleType) -> None:
@@ -146,11 +155,11 @@ def test_a_power_of_the_cosine_is_refused(recipe: ModuleType) -> None:
 
 def test_the_weight_of_the_self_distillation_rises_over_the_warm_up(recipe: ModuleType) -> None:
     options = ["--psd-weight", "0.5", "--psd-warmup", "0.5", "--steps", "8"]
-    weight_at = objective_of(recipe, *options).psd_weight
+    weight_at = distillation_of(recipe, *options).weight
     assert callable(weight_at)
     assert [weight_at(step) for step in (0, 2, 4, 7)] == [0.0, 0.25, 0.5, 0.5]
-    assert objective_of(recipe, "--psd-weight", "0.5").psd_weight == 0.5
-    assert objective_of(recipe, *options, "--variant", "dsl").psd_weight == 0.0
+    assert distillation_of(recipe, "--psd-weight", "0.5").weight == 0.5
+    assert distillation_of(recipe, *options, "--variant", "dsl").weight == 0.0
 
 
 # --- output distillation
@@ -162,7 +171,7 @@ def test_the_self_ensembled_teacher_is_the_mean_of_the_eight_symmetries(
     words = [*TINY, "--output-weight", "0.1", "--output-teacher", "self-ensemble"]
     options = recipe.parse(words)
     net = recipe.build(options, Processes())
-    teacher = recipe.make_objective(options, net).output_teacher
+    teacher = recipe.make_distillations(options, net)[1].teacher
     x = torch.rand(2, 3, 6, 6)
     total = torch.zeros(2, 3, 12, 12)
     for turns in range(4):
@@ -170,7 +179,8 @@ def test_the_self_ensembled_teacher_is_the_mean_of_the_eight_symmetries(
         total += torch.rot90(net(turned), -turns, dims=(2, 3))
         total += torch.rot90(net(turned.flip(3)).flip(3), -turns, dims=(2, 3))
     torch.testing.assert_close(teacher(x), total / 8)
-    assert objective_of(recipe, "--output-weight", "0.1").output_teacher is None
+    of_outputs = objective_of(recipe, "--output-weight", "0.1").distillations[1].distillation
+    assert of_outputs.teacher == "deepest"
 
 
 # --- which taps a step trains

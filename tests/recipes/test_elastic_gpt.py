@@ -23,6 +23,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
+from elasticnet.comparisons import cosine_distance
 from elasticnet.training.options import with_values
 from loading import load_recipe
 
@@ -160,7 +161,9 @@ def test_the_form_of_the_distillation_is_an_option_and_its_share_is_logged(
     assert all("psd_share" not in line for line in log_of(whole))
 
     objective = recipe.make_training_step(options, recipe.new_network(options, [1, 3])).objective
-    assert (objective.distance, objective.teacher) == ("cosine", "deepest")
+    (term,) = objective.distillations
+    assert term.distillation.compare is cosine_distance
+    assert term.distillation.teacher == "deepest"
 
 
 def test_on_a_cpu_generation_is_timed_by_the_processor_and_one_thread(recipe: ModuleType) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from elasticnet import ElasticObjective, ElasticWrapper
-from tiny_nets import TinyBlock, TogetherHead
+from tiny_nets import TinyBlock, TogetherHead, of_outputs
 
 NUM_RANKS = 2
 NUM_STEPS = 6
@@ -39,7 +39,7 @@ def learned_weights() -> dict[str, Any]:
     return {
         "psd_weight": nn.Parameter(torch.tensor(0.1, dtype=torch.float64)),
         "tap_weights": nn.Parameter(torch.ones(3, dtype=torch.float64)),
-        "output_weight": nn.Parameter(torch.tensor(0.5, dtype=torch.float64)),
+        "distillations": [of_outputs(nn.Parameter(torch.tensor(0.5, dtype=torch.float64)))],
     }
 
 

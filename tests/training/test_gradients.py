@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from elasticnet import ElasticObjective, ElasticWrapper
+from elasticnet import Distillation, ElasticObjective, ElasticWrapper
+from elasticnet.comparisons import Comparison, squared_unit_distance, unit_distance
 from elasticnet.training.gradients import distillation_share, gradient_share
 from elasticnet.training.step import TrainingStep
 from step_cases import LOSS, cutter, images, make_net, make_step
@@ -52,10 +53,13 @@ def everything(net: nn.Module, step: TrainingStep) -> dict[str, Tensor]:
 # --- the share of a term
 
 
-@given(st.floats(1e-3, 10), st.sampled_from(["norm", "squared"]))
-def test_a_share_is_that_of_two_separate_backward_passes(weight: float, distance: str) -> None:
+@given(st.floats(1e-3, 10), st.sampled_from([unit_distance, squared_unit_distance]))
+def test_a_share_is_that_of_two_separate_backward_passes(
+    weight: float, compare: Comparison
+) -> None:
     net = make_net()
-    objective = ElasticObjective(net, nn.MSELoss(), psd_weight=weight, distance=distance)
+    distillation = Distillation(of="maps", compare=compare, weight=weight)
+    objective = ElasticObjective(net, nn.MSELoss(), psd_weight=0, distillations=[distillation])
     expected = naive_norm(net, objective, "distillation") / naive_norm(net, objective, "total")
 
     terms = objective(*images(0), step=0)
