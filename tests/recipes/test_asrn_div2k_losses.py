@@ -53,10 +53,10 @@ def objective_of(recipe: ModuleType, *options: object) -> ElasticObjective:
     return recipe.make_objective(parsed, net)
 
 
-def distillation_of(recipe: ModuleType, *options: object) -> Distillation:
-    """Return the self-distillation of an objective, which stands in front of that of outputs."""
-    self_distillation, _of_outputs = objective_of(recipe, *options).distillations
-    return self_distillation.distillation
+def distillations_of(recipe: ModuleType, *options: object) -> list[Distillation]:
+    """Return the self-distillation, and the distillation of predictions."""
+    parsed = recipe.parse([str(word) for word in [*TINY, *options]])
+    return recipe.make_distillations(parsed, recipe.build(parsed, Processes()))
 
 
 # --- the task loss
@@ -137,12 +137,12 @@ def test_on_a_gpu_predictions_stay_images(recipe: ModuleType) -> None:
 
 
 def test_every_form_of_the_self_distillation_reaches_the_objective(recipe: ModuleType) -> None:
-    plain = distillation_of(recipe)
+    plain = distillations_of(recipe)[0]
     assert (plain.of, plain.compare) == ("maps", unit_distance)
     assert (plain.power, plain.teacher) == (1.0, "next")
-    squared = distillation_of(recipe, "--psd-distance", "squared", "--psd-power", 2)
+    squared = distillations_of(recipe, "--psd-distance", "squared", "--psd-power", 2)[0]
     assert (squared.of, squared.compare, squared.power) == ("maps", squared_unit_distance, 2.0)
-    cosine = distillation_of(recipe, "--psd-distance", "cosine", "--psd-teacher", "deepest")
+    cosine = distillations_of(recipe, "--psd-distance", "cosine", "--psd-teacher", "deepest")[0]
     assert (cosine.of, cosine.compare) == ("features", cosine_distance)
     assert cosine.teacher == "deepest"
 
@@ -155,11 +155,11 @@ def test_a_power_of_the_cosine_is_refused(recipe: ModuleType) -> None:
 
 def test_the_weight_of_the_self_distillation_rises_over_the_warm_up(recipe: ModuleType) -> None:
     options = ["--psd-weight", "0.5", "--psd-warmup", "0.5", "--steps", "8"]
-    weight_at = distillation_of(recipe, *options).weight
+    weight_at = distillations_of(recipe, *options)[0].weight
     assert callable(weight_at)
     assert [weight_at(step) for step in (0, 2, 4, 7)] == [0.0, 0.25, 0.5, 0.5]
-    assert distillation_of(recipe, "--psd-weight", "0.5").weight == 0.5
-    assert distillation_of(recipe, *options, "--variant", "dsl").weight == 0.0
+    assert distillations_of(recipe, "--psd-weight", "0.5")[0].weight == 0.5
+    assert distillations_of(recipe, *options, "--variant", "dsl")[0].weight == 0.0
 
 
 # --- output distillation
@@ -179,8 +179,7 @@ def test_the_self_ensembled_teacher_is_the_mean_of_the_eight_symmetries(
         total += torch.rot90(net(turned), -turns, dims=(2, 3))
         total += torch.rot90(net(turned.flip(3)).flip(3), -turns, dims=(2, 3))
     torch.testing.assert_close(teacher(x), total / 8)
-    of_outputs = objective_of(recipe, "--output-weight", "0.1").distillations[1].distillation
-    assert of_outputs.teacher == "deepest"
+    assert distillations_of(recipe, "--output-weight", "0.1")[1].teacher == "deepest"
 
 
 # --- which taps a step trains
