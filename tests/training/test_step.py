@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
+from elasticnet import Distillation, ElasticObjective, ElasticWrapper, LossTerms
+from elasticnet.comparisons import Comparison, squared_unit_distance, unit_distance
 from elasticnet.loss_weights import normalised
 from elasticnet.training.step import Batch, TrainingStep
 from step_cases import (
@@ -38,17 +39,17 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
     st.integers(1, 3),
     st.sets(st.integers(1, NUM_BLOCKS)),
     st.one_of(st.none(), st.integers(0, 3)),
-    st.sampled_from(["norm", "squared"]),
+    st.sampled_from([unit_distance, squared_unit_distance]),
 )
 def test_parts_give_the_gradients_of_the_joined_batch(
-    parts: int, share: int, taps: set[int], sampled: int | None, distance: str
+    parts: int, share: int, taps: set[int], sampled: int | None, compare: Comparison
 ) -> None:
     depths = (*sorted(taps | {NUM_BLOCKS}),)
     loss = {
-        "psd_weight": 0.1,
+        "psd_weight": 0.0,
+        "distillations": [Distillation(of="maps", compare=compare, weight=0.1)],
         "tap_weights": normalised(depths),
         "sampled_taps": sampled,
-        "distance": distance,
         "seed": 3,
     }
     net = make_net(depths)
