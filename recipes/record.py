@@ -75,6 +75,10 @@ def record_of(
     if isinstance(options.get("data"), list) and len(options["data"]) == 1:
         (options["data"],) = options["data"]
     record = {"options": options, "table": table, "scores": validations(lines)}
+    # A recipe may log shares of the gradient on lines without scores, which are not kept.
+    shares = [line["psd_share"] for line in lines if "psd_share" in line and not scores_of(line)]
+    if shares:
+        record["psd_shares"] = shares
     photographs = run / RECORD_FILE
     if photographs.is_file():
         record["photographs"] = licence_counts(json.loads(photographs.read_text(encoding="utf-8")))

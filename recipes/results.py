@@ -20,7 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -703,6 +703,141 @@ def shares_of(record: Record) -> str:
     return f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %"
 
 
+# --- classifiers of digits: self-distillation, a convolutional network, other methods, exits
+
+# what each run of cnn_digits.py changes, by what follows cnn-digits- in its record's name
+CNN_CHANGES = {
+    "base": "none: 100 steps, rate 1e-3, 32 channels, weights 1/6",
+    "steps": "400 steps",
+    "rate": "rate 5e-3",
+    "width": "64 channels",
+    "equal": "weights 1 for every depth",
+    "half": "weight 1/2 for the deepest",
+    "most": "weight 9/10 for the deepest",
+    "group": "GroupNorm in the blocks",
+    "none": "no normalisation in the blocks",
+    "head-shared": "BatchNorm in the shared head",
+    "head-recalibrated": "the same, statistics measured for each depth",
+    "adapters": "a 1×1 convolution for each depth",
+    "positions": "the head sees all positions",
+    "rate-steps": "400 steps, rate 5e-3",
+    "long-positions": "400 steps, all positions",
+}
+
+
+def spread_cell(value: Mapping[str, Any], form: str = ".1f") -> str:
+    """Return the mean and the standard deviation of several seeds, as a table of a run has them."""
+    return f"{value['mean']:{form}} ± {value['spread']:.1f}"
+
+
+def digits_sweep(records: Records) -> str:
+    """Forms and weights of the self-distillation on digits, beside deep supervision alone."""
+    found: list[tuple[str, Record]] = []
+    for form in ("norm", "squared", "power2", "cosine"):
+        of_form = [each for name, each in records.items() if name.startswith(f"digits-psd-{form}-")]
+        of_form.sort(key=lambda record: record["options"]["psd_weight"])
+        found += [(form, record) for record in of_form]
+    first = found[0][1]["table"]
+    depths = list(first["accuracy"]["dsl"])
+    lines = [["form", "λ", "share of the gradient", *(f"depth {depth}" for depth in depths)]]
+    accuracy = first["accuracy"]["dsl"]
+    lines.append(["none (DSL), %", "0", "0", *(spread_cell(accuracy[depth]) for depth in depths)])
+    for form, record in found:
+        (difference,) = record["table"]["differences"].values()
+        weight = f"{record['options']['psd_weight']:g}"
+        share = f"{100 * fmean(record['psd_shares']):.0f} %"
+        cells = [spread_cell(difference[depth], "+.1f") for depth in depths]
+        lines.append([form, weight, share, *cells])
+    return table(lines)
+
+
+def cnn_factors(records: Records) -> str:
+    """A convolutional network on digits: what each change does to an elastic one."""
+    lines = [
+        [
+            "changed",
+            "ordinary, full depth, %",
+            "elastic − ordinary",
+            "one block alone, %",
+            "elastic − alone, depth 1",
+        ]
+    ]
+    for name, label in CNN_CHANGES.items():
+        record = records.get(f"cnn-digits-{name}")
+        if record is None:  # not trained yet
+            continue
+        accuracy = record["table"]["accuracy"]
+        differences = record["table"]["differences"]
+        deepest = str(record["options"]["num_blocks"])
+        lines.append(
+            [
+                label,
+                spread_cell(accuracy["ordinary"][deepest]),
+                spread_cell(differences["full depth"], "+.1f"),
+                spread_cell(accuracy["single"]["1"]),
+                spread_cell(differences["depth 1"], "+.1f"),
+            ]
+        )
+    return table(lines)
+
+
+def head_to_head(records: Records) -> str:
+    """Ways to train one network for every depth, each written with this library's pieces."""
+    methods = records["head-to-head"]["table"]["methods"]
+    depths = list(methods["alone"]["accuracy"])
+    lines = [["test accuracy, %", *(f"depth {depth}" for depth in depths), "mean of all depths"]]
+    for method in methods.values():
+        accuracy = method["accuracy"]
+        by_seed = zip(*(accuracy[depth]["seeds"] for depth in depths), strict=True)
+        means = [fmean(each) for each in by_seed]
+        of_all = {"mean": fmean(means), "spread": stdev(means)}
+        cells = [spread_cell(accuracy[depth]) for depth in depths]
+        lines.append([method["label"], *cells, spread_cell(of_all)])
+    return table(lines)
+
+
+def measured_exits(records: Records) -> str:
+    """Accuracy and time of a classifier with exits, beside fixed depths and smaller networks."""
+    ways: dict[str, list[Record]] = records["exits-digits"]["ways"]
+    full_name = [name for name in ways if name.startswith("elastic, depth")][-1]
+    full = mean_times(ways[full_name])
+    lines = [
+        [
+            "",
+            "accuracy, %",
+            "mean depth",
+            "an image: median, ms",
+            "95th percentile, ms",
+            "median, share of full",
+            "images a second in batches",
+        ]
+    ]
+    for name, runs in ways.items():
+        accuracy = [run["accuracy"] for run in runs]
+        times = mean_times(runs)
+        lines.append(
+            [
+                name,
+                spread_cell({"mean": fmean(accuracy), "spread": stdev(accuracy)}),
+                f"{fmean(run['mean_depth'] for run in runs):.2f}",
+                f"{times['single_ms']:.2f}",
+                f"{times['single_ms_95']:.2f}",
+                f"{times['single_ms'] / full['single_ms']:.2f}",
+                f"{1000 / times['batch_ms']:,.0f}",
+            ]
+        )
+    return table(lines)
+
+
+def mean_times(runs: Sequence[Record]) -> dict[str, float]:
+    """Return the mean over the runs of each time of a way."""
+    names = ("single_ms", "single_ms_95", "batch_ms")
+    return {name: fmean(run[name] for run in runs) for name in names}
+
+
+# --- studies/alone.md and models.md
+
+
 def comparison(records: Records) -> str:
     """Elastic networks beside one cut short and one network for each depth, at one budget."""
     alone = alone_by_depth(records)
@@ -1377,6 +1512,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
         printed_degradations,
         printed_ablation,
     ),
+    "guides/vit_digits.md": (digits_sweep,),
     "models.md": (cards,),
     "asrn.md": (counts,),
     "speed.md": (cpu,),

@@ -59,6 +59,21 @@ def test_a_run_is_taken_without_the_paths_of_its_machine(record, tmp_path):
     }
 
 
+def test_shares_on_lines_without_scores_are_kept(record, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "options.json").write_text("{}")
+    lines = [
+        {"step": 1, "psd_share": 0.25, "per_depth": {"1": 2.0}},
+        {"step": 2, "accuracy": {"1": 90.0}, "psd_share": 0.5},
+    ]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "table.json").write_text("{}")
+    kept = record.record_of(run)
+    assert kept["psd_shares"] == [0.25]
+    assert kept["scores"] == [lines[1]]
+
+
 def test_a_record_counts_the_photographs_of_each_licence(record, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

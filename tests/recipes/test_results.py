@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 def results(tmp_path, monkeypatch) -> ModuleType:
     """The recipe, working on a copy of docs/."""
     module = load_recipe("results")
-    (tmp_path / "docs" / "studies").mkdir(parents=True)
+    for folder in ("studies", "guides"):
+        (tmp_path / "docs" / folder).mkdir(parents=True)
     for page in module.PAGES:
         shutil.copy(ROOT / "docs" / page, tmp_path / "docs" / page)
     shutil.copytree(ROOT / "docs" / "results", tmp_path / "docs" / "results")
