@@ -75,8 +75,7 @@ def record_of(
     if isinstance(options.get("data"), list) and len(options["data"]) == 1:
         (options["data"],) = options["data"]
     record = {"options": options, "table": table, "scores": validations(lines)}
-    # A recipe may log shares of the gradient on lines without scores, which are not kept.
-    shares = [line["psd_share"] for line in lines if "psd_share" in line and not scores_of(line)]
+    shares = shares_beside_scores(lines)
     if shares:
         record["psd_shares"] = shares
     photographs = run / RECORD_FILE
@@ -128,6 +127,11 @@ def scores_of(line: dict[str, Any]) -> dict[str, dict[str, float]]:
         if isinstance(entry, dict) and name != LOSSES_BY_DEPTH:
             scores[name] = entry
     return scores
+
+
+def shares_beside_scores(lines: Iterable[dict[str, Any]]) -> list[float]:
+    """Return the shares of the gradient on lines without scores, which are not kept themselves."""
+    return [line["psd_share"] for line in lines if "psd_share" in line and not scores_of(line)]
 
 
 def machines_of(lines: Iterable[dict[str, Any]]) -> str:
