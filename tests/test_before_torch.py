@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RECIPES = ("asrn_div2k", "cnn_digits", "elastic_gpt", "elastic_timm", "sr_retrofit", "vit_digits")
+RECIPES = (
+    "asrn_div2k",
+    "cnn_digits",
+    "elastic_gpt",
+    "elastic_timm",
+    "head_to_head",
+    "sr_retrofit",
+    "vit_digits",
+)
 
 
 def run_with_module(

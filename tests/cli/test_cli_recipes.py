@@ -24,6 +24,7 @@ def test_every_recipe_is_listed_with_its_first_line(capsys: pytest.CaptureFixtur
         "cnn_digits",
         "elastic_gpt",
         "elastic_timm",
+        "head_to_head",
         "sr_retrofit",
         "vit_digits",
     ]
