@@ -193,6 +193,14 @@ class Setup(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportedRun(RunOptions):
+    """The run: its folder, how often something is written there, and its report."""
+
+    costs: bool = True
+    """Measure what each depth costs for the report: multiply-accumulates and milliseconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Images(DataOptions):
     """The images, of which patches are cut."""
 
@@ -353,7 +361,7 @@ class Options(OptionGroup):
     """
 
     setup: Setup = Setup()
-    run: RunOptions = RunOptions()
+    run: ReportedRun = ReportedRun()
     images: Images = Images()
     degradation: DegradationOptions = DegradationOptions()
     network: Network = Network()
@@ -631,9 +639,12 @@ def report(
         title=title,
         device=processes.device,
         jpeg_qualities=validated_qualities(options),
+        costs=options.run.costs,
+        figures=options.run.figures,
     )
     print(f"\n{text}")
-    print(f"written to {run.folder}: best.safetensors, last.safetensors, table and figures")
+    parts = "table and figures" if options.run.figures else "table"
+    print(f"written to {run.folder}: best.safetensors, last.safetensors, {parts}")
 
 
 # --- what the training is made of

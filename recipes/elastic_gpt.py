@@ -768,7 +768,10 @@ def write_report(
     write_json(folder / "table.json", values)
     write_atomic(folder / "samples.md", samples_text(generated))
     title = f"Llama on bytes of Python, {options.optimiser.steps} steps"
-    elastic_curve(folder / "curve.png", bits, title=title, ylabel="bits per byte (less is better)")
+    if options.run.figures:
+        elastic_curve(
+            folder / "curve.png", bits, title=title, ylabel="bits per byte (less is better)"
+        )
     return report
 
 

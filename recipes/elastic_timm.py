@@ -869,7 +869,8 @@ def write_report(
     write_json(folder / "table.json", values)
     curves = {LABELS[name]: column for name, column in columns.items()}
     title = f"{options.network.model}, {options.optimiser.steps} steps"
-    elastic_curve(folder / "accuracy.png", curves, title=title, ylabel="test accuracy (%)")
+    if options.run.figures:
+        elastic_curve(folder / "accuracy.png", curves, title=title, ylabel="test accuracy (%)")
     return heading + aligned(text)
 
 

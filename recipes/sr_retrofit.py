@@ -767,13 +767,14 @@ def report_set(
     bicubic = found["bicubic", None].psnr
     srcnn = found[SRCNN_LABEL, 1].psnr
 
-    elastic_curve(
-        folder / f"{name}_curve.png",
-        {ELASTIC: elastic, CUT: cut},
-        {"bicubic": bicubic, SRCNN_LABEL: srcnn},
-        f"{options.network.model.upper()}, {name} x{pairs.scale}",
-        "PSNR-Y (dB)",
-    )
+    if options.run.figures:
+        elastic_curve(
+            folder / f"{name}_curve.png",
+            {ELASTIC: elastic, CUT: cut},
+            {"bicubic": bicubic, SRCNN_LABEL: srcnn},
+            f"{options.network.model.upper()}, {name} x{pairs.scale}",
+            "PSNR-Y (dB)",
+        )
     shown = [["depth", "parameters", CUT, ELASTIC, f"over {SRCNN_LABEL}"]]
     for depth in depths:
         parameters = found[ELASTIC, depth].parameters

@@ -214,6 +214,8 @@ class RunOptions(OptionGroup):
     """How many states to resume from are kept."""
     tensorboard: bool = tensorboard_installed()
     """Log to TensorBoard too."""
+    figures: bool = True
+    """Draw the figures of the report, which takes a second or two."""
     seed: int = 0
     """Seed of all that is drawn: weights, samples, noise, taps."""
 

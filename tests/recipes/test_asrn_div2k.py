@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import elasticnet
+import warm_python
 from elasticnet.card.machine import machine_key
 from elasticnet.checkpoint import read_header
 from elasticnet.training import precision
@@ -32,6 +33,8 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "asrn_div2k.py"
 TINY = ["--num-blocks", "2", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
 TINY += ["--steps", "6", "--eval-every", "3", "--log-every", "2"]
+TINY += ["--no-figures", "--no-costs"]  # most of the time of a run as small as this
+REPORT = ["--figures", "--costs"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def test_without_data_it_says_so_and_trains_on_the_carried_photographs(
     recipe, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)  # no datasets/ here
-    run(recipe, "--out", "run")
+    run(recipe, "--out", "run", *REPORT)
     said = capsys.readouterr().out
     assert "DIV2K was not found" in said
     assert "--download" in said
@@ -254,11 +257,11 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_bitwise_equal(recipe, photos, tmp
 
     command = [sys.executable, RECIPE, *TINY, *arguments, "--out", tmp_path / "cut"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
+    process = warm_python.Popen(
         list(map(str, command)),
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=warm_python.PIPE,
+        stderr=warm_python.STDOUT,
         text=True,
     )
     log = tmp_path / "cut" / "log.jsonl"
@@ -444,6 +447,8 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
         "track": None,
         "cache": True,
         "cache_dir": None,
+        "figures": True,
+        "costs": True,
         "psd_distance": "norm",
         "psd_power": 1.0,
         "psd_teacher": "next",
@@ -520,7 +525,7 @@ def test_variants_differ_in_taps_and_terms(recipe, photos, tmp_path):
 
 def test_help_and_errors_on_the_command_line(photos, tmp_path):
     def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return warm_python.run(
             [sys.executable, str(RECIPE), *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -646,7 +651,7 @@ def test_validation_images_that_cannot_be_scored_are_named_and_spoil_nothing(
     Image.new("RGB", (64, 64)).save(valid / "black.png")
     Image.new("RGB", (10, 10), "red").save(valid / "tiny.png")
     out = tmp_path / "out"
-    run(recipe, "--data", photos, "--valid", valid, "--out", out)
+    run(recipe, "--data", photos, "--valid", valid, "--out", out, *REPORT)
     said = capsys.readouterr().out
     assert "validation image left out: black: it has one colour" in said
     assert "validation image left out: tiny: its LR image of 5x5 pixels is smaller than 8" in said

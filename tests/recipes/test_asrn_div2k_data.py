@@ -15,6 +15,7 @@ from loading import load_recipe
 
 TINY = ["--num-blocks", "2", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
 TINY += ["--steps", "2", "--eval-every", "2", "--log-every", "2", "--no-tensorboard"]
+TINY += ["--no-figures", "--no-costs"]  # most of the time of a run as small as this
 
 
 @pytest.fixture(scope="module")

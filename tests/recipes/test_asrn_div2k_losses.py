@@ -28,6 +28,7 @@ from tiny_training import trained_log
 TINY = ["--num-blocks", "3", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
 TINY += ["--steps", "4", "--eval-every", "4", "--log-every", "2", "--num-valid", "1"]
 TINY += ["--preset", "demo", "--no-tensorboard", "--precision", "float32", "--device", "cpu"]
+TINY += ["--no-figures", "--no-costs"]  # most of the time of a run as small as this
 
 
 @pytest.fixture(scope="module")

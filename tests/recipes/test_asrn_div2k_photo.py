@@ -20,6 +20,7 @@ from tiny_training import trained_log
 TINY = ["--num-blocks", "2", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
 TINY += ["--eval-every", "2", "--log-every", "2", "--num-valid", "1", "--degradation", "photo"]
 TINY += ["--preset", "demo", "--no-tensorboard", "--precision", "float32", "--device", "cpu"]
+TINY += ["--no-figures", "--no-costs"]  # most of the time of a run as small as this
 QUALITIES = ("clean", "q30", "q50", "q75", "q90")
 
 

@@ -11,15 +11,17 @@ import os
 import random
 import shutil
 import signal
-import subprocess
+import socket
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import warm_python
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import pack_state
 from loading import load_recipe
@@ -52,6 +54,7 @@ TINY += [
     "1",
     "--no-tensorboard",
 ]
+TINY += ["--no-figures", "--no-costs"]  # most of the time of a run as small as this
 STEPS = 240
 KILLED = [
     "--steps",
@@ -88,24 +91,39 @@ def state_of(folder: Path) -> dict[str, Any]:
     return state
 
 
-def start(*command: object, **options: Any) -> subprocess.Popen[str]:
+def start(
+    *command: object, variables: Mapping[str, str] | None = None, **options: Any
+) -> warm_python.Popen:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),  # also for this file
         "GLOO_SOCKET_IFNAME": "lo",
+        **(variables or {}),
     }
     command = (sys.executable, *command)
     streams: dict[str, Any] = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
+        "stdout": warm_python.PIPE,
+        "stderr": warm_python.STDOUT,
         "text": True,
         **options,
     }
-    return subprocess.Popen([str(part) for part in command], env=environment, **streams)
+    return warm_python.Popen([str(part) for part in command], env=environment, **streams)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def start_two(*command: object) -> list[warm_python.Popen]:
+    """Start a command as two processes, with the variables that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        _, port = free.getsockname()
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start(*command, variables={**shared, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+
+
+def finish(process: warm_python.Popen) -> str:
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 0, said
     return said
@@ -234,8 +252,8 @@ def test_two_processes_train_as_one_and_resume_as_one_and_as_two(
         finish(process)
     shutil.copytree(tmp_path / "shared", tmp_path / "by one")
     resumed = start(RECIPE, *ends(30), "--resume", tmp_path / "by one")
-    finish(start(*TORCHRUN, *ends(30), "--resume", tmp_path / "shared"))
-    finish(resumed)
+    for process in [*start_two(RECIPE, *ends(30), "--resume", tmp_path / "shared"), resumed]:
+        finish(process)
 
     for folder, expected in (("shared", "alone30"), ("by one", "alone30")):
         assert_close(weights_of(tmp_path / folder), weights_of(tmp_path / expected))
@@ -253,7 +271,7 @@ def test_two_processes_train_as_one_and_resume_as_one_and_as_two(
 # --- what goes wrong around it
 
 
-def wait_for_lines(process: subprocess.Popen[str], log: Path, more_than: int = 0) -> None:
+def wait_for_lines(process: warm_python.Popen, log: Path, more_than: int = 0) -> None:
     while process.poll() is None and lines_in(log) <= more_than:
         time.sleep(0.01)
 

@@ -33,6 +33,7 @@ SMALL = [
     "5",
 ]
 SMALL += ["--steps", "60", "--eval-every", "30", "--save-every", "30"]
+SMALL += ["--no-figures", "--no-costs"]  # most of the time of a run as small as this
 
 
 @pytest.fixture(scope="module")

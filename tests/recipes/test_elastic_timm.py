@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import elasticnet
+import warm_python
 from elasticnet.training.options import with_values
 from loading import load_recipe
 
@@ -215,7 +216,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     arguments = [*TINY_VIT, *SHORT, "--out", str(folder)]
     for phase in ("1", "2", "3"):
         command = [sys.executable, str(RECIPE), *arguments]
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+        process = warm_python.Popen(command, env=ENVIRONMENT, stdout=warm_python.DEVNULL)
         wait_for(folder / "log.jsonl", f'"phase": {phase}', process)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -229,7 +230,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     assert table_of(folder)["accuracy"] == table_of(done)["accuracy"]
 
 
-def wait_for(file: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+def wait_for(file: Path, text: str, process: warm_python.Popen) -> None:
     """Return as soon as a file holds a text, or the process has ended."""
     while process.poll() is None:
         if file.exists() and text in file.read_text():
@@ -381,10 +382,10 @@ def test_the_guide_shows_mean_and_spread_of_the_records() -> None:
 
 
 def test_help_shows_every_option_in_its_group() -> None:
-    said = subprocess.run(
+    said = warm_python.run(
         [sys.executable, str(RECIPE), "--help"],
         env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
+        stdout=warm_python.PIPE,
         check=True,
         text=True,
     ).stdout

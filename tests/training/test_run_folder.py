@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import resource
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from hypothesis import strategies as st
 from elasticnet._files import replacing, write_atomic, write_json
 from elasticnet.training.run_folder import Run, differing_options
 from elasticnet.training.state import pack_state
+from full_disk import file_size_limit
 
 
 def flip(path: Path) -> None:
@@ -347,20 +345,6 @@ def test_the_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
 
 
 # --- atomic files and full disks
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Let the kernel refuse to make any file larger, as a full disk does in the middle of a write.
-
-    The error is EFBIG instead of ENOSPC.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_failed_save_leaves_the_one_before(tmp_path: Path) -> None:

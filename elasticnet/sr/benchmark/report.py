@@ -239,6 +239,8 @@ def write_report(
     device: torch.device | str = "cpu",
     *,
     jpeg_qualities: Sequence[int] = (),
+    costs: bool = True,
+    figures: bool = True,
 ) -> str:
     """Score every depth of one net, and write the table and the figures.
 
@@ -253,6 +255,8 @@ def write_report(
         jpeg_qualities: Qualities at which the images are scored after JPEG compression, too; each
             has a table of its own, in table.json under "compressed". The figures show the images
             as they are.
+        costs: Whether multiply-accumulates and milliseconds are measured, too.
+        figures: Whether the figures are drawn.
 
     Returns:
         The table with its caption.
@@ -260,7 +264,7 @@ def write_report(
     name = "validation"
     nets = [(title, net)]
     sets = with_compressed([(name, pairs)], jpeg_qualities)
-    result = benchmark(nets, sets, device=device, progress=True)
+    result = benchmark(nets, sets, device=device, costs=costs, progress=True)
     text = page(result, title)
     for each in result.skipped[:MAX_LISTED]:
         text += f"\nleft out: {each.image}: {each.reason}\n"
@@ -279,7 +283,8 @@ def write_report(
     if jpeg_qualities:
         content["compressed"] = [row._asdict() for row in result.rows if row.data != name]
     write_json(Path(folder, "table.json"), content)
-    _draw(str(Path(folder)) + os.sep, result, nets, name, pairs, device)
+    if figures:
+        _draw(str(Path(folder)) + os.sep, result, nets, name, pairs, device)
     return text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from elasticnet.sr.benchmark.contestants import (
 from elasticnet.sr.benchmark.kept_scores import FILE_NAME, digest_of_net
 from elasticnet.sr.benchmark.report import write_tables
 from elasticnet.sr.data import PairSet, pairs_from_arrays
+from full_disk import file_size_limit
 
 NUM_IMAGES = 4
 
@@ -166,19 +166,9 @@ def test_scores_of_earlier_weights_are_found_again_also_under_other_names(tmp_pa
     assert [row.network for row in again.rows] == ["bicubic", "renamed", "renamed"]
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file may become larger than 1,000 bytes, as on a full disk."""
-    resource = pytest.importorskip("resource", reason="Windows has no such limits")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_is_named_and_the_folder_is_free_again(tmp_path):
-    with pytest.raises(OSError, match=r"could not write .*scores\.jsonl \(File too large\)"):
+    message = r"could not write .*scores\.jsonl \(File too large\)"
+    with file_size_limit(1000), pytest.raises(OSError, match=message):
         run(tmp_path)
     with KeptScores(tmp_path):
         pass
