@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import elasticnet
+import warm_python
 from elasticnet.cli import main
 from elasticnet.sr import asrn
 
@@ -45,7 +46,9 @@ def score(*words: str) -> int:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_killed_benchmark_has_tables_and_goes_on_to_the_same_bits(place: Path) -> None:
     words = [*COMMAND, "benchmark", "net.safetensors", "--data", "photos", "--no-cost"]
-    process = subprocess.Popen([*words, "--out", "out"], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    process = warm_python.Popen(
+        [*words, "--out", "out"], env=ENVIRONMENT, stdout=warm_python.DEVNULL
+    )
     tables = place / "out" / "table.json"
     while not tables.exists() and process.poll() is None:
         time.sleep(0.005)
@@ -55,7 +58,7 @@ def test_a_killed_benchmark_has_tables_and_goes_on_to_the_same_bits(place: Path)
     kept = (place / "out" / "scores.jsonl").read_bytes()
 
     for out in ("out", "undisturbed"):
-        done = subprocess.run(
+        done = warm_python.run(
             [*words, "--out", out], env=ENVIRONMENT, capture_output=True, text=True, check=True
         )
         assert ("scored by an earlier run" in done.stderr) == (out == "out")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import warm_python
 from elasticnet import load, load_into, save
 from elasticnet.checkpoint import read_header, write_header
 from elasticnet.cli import main
@@ -85,7 +86,7 @@ def test_a_signal_leaves_nothing_half_written(folder: Path, name: str) -> None:
         "8",
     ]
     command += ["--weights", "n.safetensors"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    process = warm_python.Popen(command, env=ENVIRONMENT, stderr=warm_python.DEVNULL)
     while names(folder) == before and process.poll() is None:  # until its temporary file is there
         time.sleep(0.01)
     assert process.poll() is None
