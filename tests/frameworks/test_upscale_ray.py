@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from elasticnet.sr import Upscaler
-from small_photos import small_photos
 
 pytest.importorskip("ray.data", reason='Ray is not installed: pip install "elastic-depth[ray]"')
 
@@ -32,8 +31,12 @@ NUM_PHOTOS = 12
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    return small_photos(folder, num_photos=NUM_PHOTOS, height=24, width=32)
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for index in range(NUM_PHOTOS):
+        pixels = generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02}.png")
+    return folder
 
 
 def start(photos: Path, out: Path, *options: str) -> subprocess.Popen[str]:
