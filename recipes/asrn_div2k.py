@@ -287,6 +287,10 @@ class Loss(LossOptions):
     """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in
     the paper.
     """
+    output_loss: Literal["l1", "mse"] = "l1"
+    """How --output-weight compares predictions. L1 pulls as hard near equality as far from it, so
+    that the easiest way to equality, blocks that do nothing, is taken soon.
+    """
     output_teacher: Literal["deepest", "self-ensemble"] = "deepest"
     """What --output-weight distils: the deepest prediction, or its mean over the eight symmetries
     of the patch, which takes eight more passes a step.
@@ -304,11 +308,13 @@ class Loss(LossOptions):
                 f"--curriculum {self.curriculum} with --variant ss: that trains the deepest tap "
                 "alone, so there are no taps to choose from; leave one of them out"
             )
-        if self.output_teacher != "deepest" and self.output_weight == 0:
-            raise ValueError(
-                f"--output-teacher {self.output_teacher} with --output-weight 0: nothing learns "
-                "from it; give an --output-weight, or leave --output-teacher out"
-            )
+        for name, default in (("output_teacher", "deepest"), ("output_loss", "l1")):
+            value = getattr(self, name)
+            if value != default and self.output_weight == 0:
+                raise ValueError(
+                    f"{flag(name)} {value} with --output-weight 0: nothing learns "
+                    f"from it; give an --output-weight, or leave {flag(name)} out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -789,11 +795,12 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
 
 def make_distillations(options: Options, net: ElasticWrapper) -> list[Distillation]:
     """Return the self-distillation, and the output distillation."""
-    # The output distillation is an L1 loss, whatever --loss is.
-    output_factor = options.loss.image_scale ** LOSSES["l1"].power
+    compare = {"l1": F.l1_loss, "mse": F.mse_loss}[options.loss.output_loss]
+    power = LOSSES[options.loss.output_loss].power
+    output_factor = options.loss.image_scale**power
     of_outputs = Distillation(
         of="predictions",
-        compare=F.l1_loss,
+        compare=compare,
         teacher=make_output_teacher(options, net),
         weight=output_factor * options.loss.output_weight,
     )

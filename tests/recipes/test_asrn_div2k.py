@@ -459,6 +459,7 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
         "sandwich_taps": 1,
         "tap_gradients": "sum",
         "output_teacher": "deepest",
+        "output_loss": "l1",
         "tap_fusion": False,
         "mean_last": 0,
         "late_patch_size": None,

@@ -228,10 +228,30 @@ def test_a_curriculum_of_a_single_tap_is_refused(recipe: ModuleType) -> None:
         recipe.Loss(psd_weight=0.1, curriculum="sandwich", variant="ss")
 
 
-def test_a_teacher_of_outputs_without_a_weight_is_refused(recipe: ModuleType) -> None:
-    message = "--output-teacher self-ensemble with --output-weight 0: nothing learns from it"
+@pytest.mark.parametrize(
+    ("name", "value"), [("output_teacher", "self-ensemble"), ("output_loss", "mse")]
+)
+def test_a_form_of_output_distillation_without_a_weight_is_refused(
+    recipe: ModuleType, name: str, value: str
+) -> None:
+    option = "--" + name.replace("_", "-")
+    message = f"{option} {value} with --output-weight 0: nothing learns from it"
     with pytest.raises(ValueError, match=message):
-        recipe.Loss(psd_weight=0.1, output_teacher="self-ensemble")
+        recipe.Loss(psd_weight=0.1, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "power"), [("l1", 1), ("mse", 2)])
+def test_outputs_are_compared_by_the_loss_that_is_named(
+    recipe: ModuleType, name: str, power: int
+) -> None:
+    options = recipe.parse(
+        [*TINY, "--output-weight", "0.5", "--output-loss", name, "--image-scale", "255"]
+    )
+    _, of_outputs = recipe.make_distillations(options, recipe.build(options, Processes()))
+    student, teacher = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    expected = ((student - teacher).abs() ** power).mean()
+    torch.testing.assert_close(of_outputs.compare(student, teacher), expected)
+    assert of_outputs.weight == 0.5 * 255**power
 
 
 # --- how the gradients of taps are joined
