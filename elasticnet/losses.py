@@ -14,7 +14,7 @@ multiplies a loss by: the weight at that step, divided by the probability that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ from elasticnet._objective.given_weights import (
 from elasticnet._objective.masks import route_mask
 from elasticnet._objective.step_counter import StepCounter
 from elasticnet._objective.step_factors import Factor, StepFactors, Weighting, is_left_out
+from elasticnet._objective.tap_by_tap import check_can_run_tap_by_tap, losses_tap_by_tap
 from elasticnet._objective.tap_net import TapNet, check_stem, elastic_net
 from elasticnet._objective.terms import LOSS_REMEDY, check_is_loss, detached, scaled
 from elasticnet._objective.unused_parameters import unused_parameters
@@ -67,7 +68,10 @@ class LossTerms(NamedTuple):
         distillation: The sum of all distillations: lambda L_PSD and those of `distillations`.
         per_depth: Not weighted, and detached: the task loss L_n of each tap computed this step.
         by_tap: Weighted, with its history: factor_n L_n of each tap computed this step, which
-            `routine` and `deep_supervision` sum up. None, unless the objective has `by_tap=True`.
+            `routine` and `deep_supervision` sum up. None, unless the objective has `by_term=True`.
+        by_distillation: Weighted, with its history: each distillation computed this step, which
+            `distillation` sums up, by the name of its weight: "psd_weight", and
+            "distillations[0].weight" and so on. None, unless the objective has `by_term=True`.
     """
 
     total: Tensor
@@ -76,6 +80,7 @@ class LossTerms(NamedTuple):
     distillation: Tensor
     per_depth: dict[int, Tensor]
     by_tap: dict[int, Tensor] | None = None
+    by_distillation: dict[str, Tensor] | None = None
 
 
 def tap_losses(
@@ -153,8 +158,13 @@ class ElasticObjective(nn.Module):
             that the expected loss stays the same. L_PSD uses all taps in any case. None: every
             step computes all taps.
         seed: The seed of the sampling.
-        by_tap: Whether the terms hold each tap's own loss with its history, for methods that look
-            at the gradients of single taps, see `elasticnet.training.tap_gradients`.
+        by_term: Whether the terms also hold each tap's own loss and each distillation with its
+            history, for those that look at the gradients of single ones, as
+            `elasticnet.training.tap_gradients` and `elasticnet.training.gradients` do.
+        checkpoint_head: Whether the losses are computed tap by tap, and the head again in the
+            backward pass, so that a step holds the prediction of one tap at a time: for heads over
+            a large vocabulary. The net itself must be given, neither wrapped nor compiled;
+            the objective may be.
         accumulation: How many forwards make one step of the objective's own count: as many as the
             gradients are summed over.
 
@@ -189,7 +199,8 @@ class ElasticObjective(nn.Module):
         tap_weights: TapWeights | None = None,
         sampled_taps: int | None = None,
         seed: int = 0,
-        by_tap: bool = False,
+        by_term: bool = False,
+        checkpoint_head: bool = False,
         accumulation: int = 1,
     ) -> None:
         super().__init__()
@@ -202,9 +213,11 @@ class ElasticObjective(nn.Module):
         check_is_loss(task_loss, name="task_loss")
         if may_be_used(psd_weight):
             check_fits_net(PROGRESSIVE, tap_net)
-        for distillation in checked_distillations(distillations):
-            if may_be_used(distillation.weight):
-                check_fits_net(distillation, tap_net)
+        used = [each for each in checked_distillations(distillations) if may_be_used(each.weight)]
+        for distillation in used:
+            check_fits_net(distillation, tap_net)
+        if checkpoint_head:
+            check_can_run_tap_by_tap(net, tap_net, used)
 
         self.net = net
         self.task_loss = task_loss
@@ -213,7 +226,8 @@ class ElasticObjective(nn.Module):
         self.tap_weights = checked_tap_weights(tap_weights, tap_net.taps)
         self.sampled_taps = sampled_taps
         self.seed = seed
-        self.by_tap = by_tap
+        self.by_term = by_term
+        self.checkpoint_head = checkpoint_head
         self.step_counter = StepCounter(accumulation)
         # L_PSD is a distillation too. Its weight is `psd_weight`.
         self._progressive = DistillationTerm(PROGRESSIVE)
@@ -264,14 +278,19 @@ class ElasticObjective(nn.Module):
         depths = tuple(factors.by_depth)  # those that this step computes, the deepest last
         *shallower, deepest = depths
 
-        # one pass: the predictions at these depths, the features at all taps
+        # one pass: the features at all taps, the predictions at these depths, and their losses L_n
         routed = route_mask(self._tap_net, mask, keywords)
-        outputs = self.net(x, taps=depths, **routed.keywords)
-        predictions = dict(zip(depths, outputs.predictions, strict=True))
-
-        # the task loss L_n of each of them
-        losses_in_order = tap_losses(outputs.predictions, target, self.task_loss)
-        losses = dict(zip(depths, losses_in_order, strict=True))
+        if self.checkpoint_head:
+            predictions = {}  # They are gone with their losses.
+            features, losses = losses_tap_by_tap(
+                self._tap_net, depths, x, target, self.task_loss, routed.keywords
+            )
+        else:
+            outputs = self.net(x, taps=depths, **routed.keywords)
+            features = outputs.features
+            predictions = dict(zip(depths, outputs.predictions, strict=True))
+            losses_in_order = tap_losses(outputs.predictions, target, self.task_loss)
+            losses = dict(zip(depths, losses_in_order, strict=True))
 
         # factor_n L_n
         weighted_losses: dict[int, Tensor] = {}
@@ -288,32 +307,45 @@ class ElasticObjective(nn.Module):
 
         # lambda L_PSD, and the other distillations; added one after the other, because another
         # order would change the last bits
-        distillation = torch.zeros_like(routine)
         step_outputs = StepOutputs(
             net=self._tap_net,
             x=x,
             keywords=routed.keywords,
-            features=outputs.features,
+            features=features,
             predictions=predictions,
             factors=factors.by_depth,
             mask=routed.psd_mask,
         )
-        for term, factor in zip(self._distillation_terms, factors.distillations, strict=True):
-            if is_left_out(factor):
-                continue
-            for loss in term.weighted_losses(step_outputs, factor):
+        weighted_distillations = self._weighted_distillations(step_outputs, factors.distillations)
+        distillation = torch.zeros_like(routine)
+        for losses_of_term in weighted_distillations.values():
+            for loss in losses_of_term:
                 distillation = distillation + loss
 
         total = routine + deep_supervision + distillation
-        by_tap = weighted_losses if self.by_tap else None
-        return LossTerms(
+        terms = LossTerms(
             total=total,
             routine=routine,
             deep_supervision=deep_supervision,
             distillation=distillation,
             per_depth=detached(losses, total),
-            by_tap=by_tap,
         )
+        if not self.by_term:
+            return terms
+        by_distillation: dict[str, Tensor] = {}
+        for name, losses_of_term in weighted_distillations.items():
+            by_distillation[name] = sum(losses_of_term, torch.zeros_like(routine))
+        return terms._replace(by_tap=weighted_losses, by_distillation=by_distillation)
+
+    def _weighted_distillations(
+        self, step_outputs: StepOutputs, factors: Mapping[str, Factor]
+    ) -> dict[str, list[Tensor]]:
+        """Return the parts of each distillation that this step computes, by its weight's name."""
+        losses: dict[str, list[Tensor]] = {}
+        for name, term in self._distillation_terms.items():
+            if not is_left_out(factors[name]):
+                losses[name] = term.weighted_losses(step_outputs, factors[name])
+        return losses
 
     # --- what a step multiplies its losses by
 
@@ -340,20 +372,19 @@ class ElasticObjective(nn.Module):
         )
 
     @property
-    def _distillation_terms(self) -> list[DistillationTerm]:
-        """L_PSD, and behind it the further distillations."""
-        terms = [self._progressive]
-        for term in self.distillations:
+    def _distillation_terms(self) -> dict[str, DistillationTerm]:
+        """L_PSD and the further distillations, each by the name of its weight."""
+        terms = {"psd_weight": self._progressive}
+        for index, term in enumerate(self.distillations):
             assert isinstance(term, DistillationTerm)
-            terms.append(term)
+            terms[f"distillations[{index}].weight"] = term
         return terms
 
     @property
     def _distillation_weights(self) -> dict[str, Weight]:
-        """The weight of each distillation by its name, in the order of `_distillation_terms`."""
-        weights: dict[str, Weight] = {"psd_weight": self.psd_weight}
-        for index, term in enumerate(self._distillation_terms[1:]):
-            weights[f"distillations[{index}].weight"] = term.weight
+        """The weight of each distillation by its name; that of L_PSD is the objective's own."""
+        weights = {name: term.weight for name, term in self._distillation_terms.items()}
+        weights["psd_weight"] = self.psd_weight
         return weights
 
     @property
@@ -436,7 +467,7 @@ class ElasticObjective(nn.Module):
         every_tap_is_computed = always_computed == self._tap_net.taps
         return any(
             may_be_left_out(term, every_tap_is_computed)
-            for term in self._distillation_terms
+            for term in self._distillation_terms.values()
             if has_parameters(term)
         )
 

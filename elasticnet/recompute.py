@@ -62,12 +62,15 @@ GRAPHS_REPEAT_WRITES = TORCH_VERSION < (2, 15)
 MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
 
 
-def recomputed(function: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
+def recomputed(
+    function: Callable[..., Any], module: nn.Module, option: str = "checkpoint_blocks"
+) -> Callable[..., Any]:
     """Return a function that keeps no activations: the backward pass computes them again.
 
     Args:
         function: What to run. The backward pass calls it again with the same inputs.
         module: The module whose state `function` may change, submodules included.
+        option: The option that asked for it, which messages name.
 
     Returns:
         A function of the same inputs. Its output, its gradients and the state that it leaves are
@@ -80,14 +83,14 @@ def recomputed(function: Callable[..., Any], module: nn.Module) -> Callable[...,
     def run(*inputs: Any) -> Any:
         if torch.compiler.is_compiling() and GRAPHS_REPEAT_WRITES and _has_buffers(module):
             run_outside_the_graph = _not_compiled(_run_and_recompute)
-            return run_outside_the_graph(function, module, inputs)
-        return _run_and_recompute(function, module, inputs)
+            return run_outside_the_graph(function, module, option, inputs)
+        return _run_and_recompute(function, module, option, inputs)
 
     return run
 
 
 def _run_and_recompute(
-    function: Callable[..., Any], module: nn.Module, inputs: Sequence[Any]
+    function: Callable[..., Any], module: nn.Module, option: str, inputs: Sequence[Any]
 ) -> Any:
     """Run a function by `checkpoint`, which calls it again in the backward pass."""
     start: _Start | None = None
@@ -98,7 +101,7 @@ def _run_and_recompute(
         if torch.compiler.is_compiling():
             return function(*inputs)
         if start is None:
-            start = _Start(module, inputs)
+            start = _Start(module, option, inputs)
             output = function(*inputs)
             start.end_first_run()
             return output
@@ -132,9 +135,10 @@ def _has_buffers(module: nn.Module) -> bool:
 class _Start:
     """What the first run of a block began with."""
 
-    def __init__(self, module: nn.Module, inputs: Sequence[Any]) -> None:
+    def __init__(self, module: nn.Module, option: str, inputs: Sequence[Any]) -> None:
         copies: dict[int, Any] = {}
         self.block = module
+        self.option = option
         self.parameters: dict[str, tuple[Tensor, int | None]] = {}  # with their versions
         self.modules = [_ModuleStart(each, copies) for each in module.modules()]
         # By position. Inputs that are tensors themselves are kept and checked by `checkpoint`.
@@ -199,10 +203,10 @@ class _Start:
         for tensor, version in self.input_versions:
             if _version(tensor) != version:
                 raise RuntimeError(
-                    f"checkpoint_blocks: a tensor of shape {tuple(tensor.shape)} inside the inputs "
+                    f"{self.option}: a tensor of shape {tuple(tensor.shape)} inside the inputs "
                     f"of {type(self.block).__name__} was changed in place after the block took it, "
                     "so that the block cannot be computed again. Make a new tensor there, or leave "
-                    "out checkpoint_blocks"
+                    f"out {self.option}"
                 )
 
     def _check_parameters(self) -> None:
@@ -212,10 +216,10 @@ class _Start:
             # Sharding takes parameters away and puts others in their place.
             if name in now and (now[name][0] is not parameter or now[name][1] != version):
                 raise RuntimeError(
-                    f"checkpoint_blocks: the parameter {name} of {type(self.block).__name__} was "
+                    f"{self.option}: the parameter {name} of {type(self.block).__name__} was "
                     "changed between forward and backward pass (by an optimizer's step, or by the "
-                    "end of functional_call), so that the block cannot be computed again. Call "
-                    "backward first, or leave out checkpoint_blocks"
+                    "end of functional_call), so that the module cannot be computed again. Call "
+                    f"backward first, or leave out {self.option}"
                 )
 
 

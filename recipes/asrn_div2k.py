@@ -789,7 +789,7 @@ def make_objective(options: Options, net: ElasticWrapper) -> ElasticObjective:
         tap_weights=make_tap_weights(options, net.taps),
         sampled_taps=sampled_taps,
         seed=options.run.seed,
-        by_tap=options.loss.tap_gradients != "sum",
+        by_term=options.loss.tap_gradients != "sum",
     )
 
 

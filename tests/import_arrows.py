@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
         "distillation",
         "loss_weights",
         "parameter_groups",
+        "recompute",
         "_modules",
         "_net",
     },

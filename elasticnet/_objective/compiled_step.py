@@ -36,14 +36,12 @@ def factors_outside_graph(
     parameter = next(net.parameters(), torch.zeros(()))  # a net may have no parameters
     if not is_learned(weighting.tap_weights):  # Learned ones are tensors, with a gradient.
         factors = factors._replace(by_depth=_as_tensors(factors.by_depth, like=parameter))
-    distillations: list[Factor] = []
-    weights = weighting.distillation_weights.values()
-    for weight, factor in zip(weights, factors.distillations, strict=True):
+    distillations = dict(factors.distillations)
+    for name, weight in weighting.distillation_weights.items():
         # A constant weight stays a number: if it is 0, the graph leaves out the distillation.
         if is_scheduled(weight):
-            factor = _as_tensors({"weight": factor}, like=parameter)["weight"]
-        distillations.append(factor)
-    return factors._replace(distillations=tuple(distillations))
+            distillations.update(_as_tensors({name: distillations[name]}, like=parameter))
+    return factors._replace(distillations=distillations)
 
 
 def _as_tensors(factors: Mapping[Any, Factor], like: Tensor) -> dict[Any, Tensor]:

@@ -5,7 +5,7 @@ A factor is the weight at one step, divided by the probability that its tap is s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -29,11 +29,12 @@ class StepFactors(NamedTuple):
     Attributes:
         by_depth: The factor of the task loss at each computed depth. Its keys are sorted: the
             deepest comes last.
-        distillations: The factor of each distillation: its weight at this step.
+        distillations: The factor of each distillation, by the name of its weight: the weight at
+            this step.
     """
 
     by_depth: Mapping[int, Factor]
-    distillations: Sequence[Factor]
+    distillations: Mapping[str, Factor]
 
 
 class Weighting(NamedTuple):
@@ -89,10 +90,10 @@ class Weighting(NamedTuple):
         for depth in shallower:
             by_depth[depth] = weights[depth] / probability
         by_depth[deepest] = weights[deepest]
-        distillations: list[Factor] = []
+        distillations: dict[str, Factor] = {}
         for name, weight in self.distillation_weights.items():
-            distillations.append(_weight_at(step, weight, name))
-        return StepFactors(by_depth, tuple(distillations))
+            distillations[name] = _weight_at(step, weight, name)
+        return StepFactors(by_depth, distillations)
 
     def depths_at(self, step: int) -> tuple[int, ...]:
         """Return the depths whose predictions a step computes, the deepest last.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -26,6 +26,8 @@ class TapNet(Protocol):
         stem_keywords: The keyword arguments of the stem's forward.
         mask_keyword: The keyword argument that says which positions count; or None.
         training: Whether the network is in training mode.
+        head: The shared head.
+        head_statistics: By depth, statistics that the head's BatchNorm has there.
     """
 
     taps: tuple[int, ...]
@@ -35,12 +37,41 @@ class TapNet(Protocol):
     stem_keywords: frozenset[str]
     mask_keyword: str | None
     training: bool
+    head: nn.Module
+    head_statistics: nn.ModuleDict
 
     def takes_keyword(self, name: str) -> bool:
         """Return whether `net(x, ...)` may have a keyword argument of this name.
 
         Args:
             name: Such as "mask".
+        """
+        ...
+
+    def run_to(self, x: Any, depth: int, **keywords: Any) -> Any:
+        """Return the state of a pass at a depth.
+
+        Args:
+            x: The input.
+            depth: A tap of the net.
+            **keywords: For the stem and `call_block`.
+        """
+        ...
+
+    def continue_from(self, state: Any, depth: int) -> Any:
+        """Return the state at a deeper tap.
+
+        Args:
+            state: The state at a shallower one.
+            depth: A tap of the net.
+        """
+        ...
+
+    def predict(self, state: Any) -> Any:
+        """Return the prediction at the depth of a state.
+
+        Args:
+            state: From `run_to` or `continue_from`.
         """
         ...
 

@@ -59,7 +59,7 @@ class TrainingStep:
         parts: In how many parts this process computes its share of the batch, one after the other
             (gradient accumulation). More parts take less memory.
         tap_gradients: Joins the gradients of the taps in another way than by their sum. The
-            objective then is an `ElasticObjective` with `by_tap=True`, and not compiled. Each part
+            objective then is an `ElasticObjective` with `by_term=True`, and not compiled. Each part
             of a batch, and each process, joins its own gradients, so that here both change the
             gradients by more than rounding. Default: the sum.
         auto_batch: When the GPU's memory runs out, double `parts`, log a warning, and do the step
@@ -271,7 +271,7 @@ class TrainingStep:
         """Add the gradients of one part to the parameters, those of the taps joined."""
         if terms.by_tap is None:
             raise ValueError(
-                "tap_gradients needs the loss of each tap: ElasticObjective(..., by_tap=True)"
+                "tap_gradients needs the loss of each tap: ElasticObjective(..., by_term=True)"
             )
         objective: Any = self.objective
         by_tap: dict[int, Tensor] = {}

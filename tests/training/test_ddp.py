@@ -29,6 +29,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "tap_weights": {1: 1 / 3, 2: 1 / 3, 3: 1 / 3},
         "seed": 5,
     },
+    "checkpoint_head": {"psd_weight": 0.1, "checkpoint_head": True},
     "learned weights": {"learns_weights": True},
     "learned weights and sampled taps": {"learns_weights": True, "sampled_taps": 1},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,8 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elasticnet import Distillation, ElasticObjective, ElasticWrapper
-from elasticnet.comparisons import Comparison, squared_unit_distance, unit_distance
-from elasticnet.training.gradients import distillation_share, gradient_share
+from elasticnet.comparisons import (
+    Comparison,
+    cosine_distance,
+    squared_unit_distance,
+    unit_distance,
+)
+from elasticnet.training.gradients import (
+    distillation_share,
+    distillation_shares,
+    gradient_share,
+    weight_for_share,
+)
 from elasticnet.training.step import TrainingStep
 from step_cases import LOSS, cutter, images, make_net, make_step
 
@@ -153,3 +164,122 @@ def test_a_module_that_is_not_the_objective_s_is_refused() -> None:
     message = r"0\.first\.weight is not a parameter of the objective: pass a part of its net"
     with pytest.raises(ValueError, match=message):
         distillation_share(objective, *images(0), step=0, module=other.blocks)
+
+
+# --- the share of each distillation
+
+
+def two_distillations(weight: float = 0.3) -> list[Distillation]:
+    return [
+        Distillation(of="features", compare=cosine_distance, teacher="deepest", weight=weight),
+        Distillation(of="predictions", compare=nn.MSELoss(), teacher="deepest", weight=0.7),
+    ]
+
+
+def test_each_distillation_has_the_share_that_it_has_alone() -> None:
+    net = make_net()
+    loss: dict[str, Any] = {**LOSS, "distillations": two_distillations()}
+    objective = ElasticObjective(net, nn.MSELoss(), **loss)
+    total = naive_norm(net, objective, "total")
+
+    shares = distillation_shares(objective, *images(0), step=0, module=net.blocks)
+
+    alone: dict[str, dict[str, Any]] = {
+        "psd_weight": {"psd_weight": LOSS["psd_weight"]},
+        "distillations[0].weight": {"psd_weight": 0, "distillations": two_distillations()[:1]},
+        "distillations[1].weight": {"psd_weight": 0, "distillations": two_distillations()[1:]},
+    }
+    assert list(shares) == list(alone)
+    for name, options in alone.items():
+        of_one = ElasticObjective(net, nn.MSELoss(), **{**LOSS, "distillations": [], **options})
+        expected = naive_norm(net, of_one, "distillation") / total
+        assert shares[name] == pytest.approx(expected, rel=1e-9)
+
+
+def test_distillations_that_are_switched_off_have_no_share() -> None:
+    net = make_net()
+    objective = ElasticObjective(
+        net, nn.MSELoss(), psd_weight=0, distillations=two_distillations(weight=0.0)
+    )
+    shares = distillation_shares(objective, *images(0), step=0, module=net.blocks)
+    assert list(shares) == ["distillations[1].weight"]
+
+
+def test_the_terms_by_distillation_add_up() -> None:
+    net = make_net()
+    loss: dict[str, Any] = {**LOSS, "distillations": two_distillations()}
+    terms = ElasticObjective(net, nn.MSELoss(), **loss, by_term=True)(*images(0))
+    assert terms.by_distillation is not None
+    together = sum(terms.by_distillation.values())
+    torch.testing.assert_close(together, terms.distillation)
+    plain = ElasticObjective(net, nn.MSELoss(), **loss)(*images(0))
+    assert plain.by_distillation is None
+    assert torch.equal(plain.total, terms.total)
+
+
+# --- the weight for a share
+
+
+@given(st.floats(1e-3, 0.9), st.sampled_from([0.0, 0.1]), st.sampled_from([None, 0, 1]))
+def test_the_measured_weight_has_the_share(
+    share: float, psd_weight: float, distillation: int | None
+) -> None:
+    net = make_net()
+    learned = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+    first, second = two_distillations()
+    distillations = [first, dataclasses.replace(second, weight=learned)]
+    objective = ElasticObjective(net, nn.MSELoss(), psd_weight, distillations=distillations)
+    batch = images(0)
+
+    weight = weight_for_share(
+        objective, [batch], net.blocks, share, distillation=distillation, step=0
+    )
+
+    name = "psd_weight"
+    if distillation is None:
+        psd_weight = weight
+    else:
+        name = f"distillations[{distillation}].weight"
+        distillations[distillation] = dataclasses.replace(
+            distillations[distillation], weight=weight
+        )
+    weighted = ElasticObjective(net, nn.MSELoss(), psd_weight, distillations=distillations)
+    shares = distillation_shares(weighted, *batch, step=0, module=net.blocks)
+    assert shares[name] == pytest.approx(share, rel=1e-9)
+    assert learned.grad is None
+
+
+def test_of_several_batches_it_is_the_median() -> None:
+    net = make_net()
+    objective = ElasticObjective(net, nn.MSELoss(), psd_weight=0)
+    batches = [images(number) for number in range(3)]
+    apart = [weight_for_share(objective, [each], net.blocks, share=0.05) for each in batches]
+    together = weight_for_share(objective, batches, net.blocks, share=0.05)
+    assert together == sorted(apart)[1]
+    assert len(set(apart)) == 3
+
+
+def test_measuring_a_weight_changes_nothing() -> None:
+    net = noisy_net()
+    objective = ElasticObjective(net, nn.MSELoss(), psd_weight=0.1, sampled_taps=1)
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    weight_for_share(objective, [images(0)], net.blocks)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert objective.psd_weight == 0.1
+    assert not objective.by_term
+    for name, value in objective.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_what_gives_no_weight_is_named() -> None:
+    net = make_net()
+    objective = ElasticObjective(net, nn.MSELoss(), psd_weight=0.1)
+    for share in (0.0, 1.0, -0.1):
+        with pytest.raises(ValueError, match=f"share {share}: expected a number above 0"):
+            weight_for_share(objective, [images(0)], net.blocks, share)
+    with pytest.raises(ValueError, match="no batches given, expected at least one"):
+        weight_for_share(objective, [], net.blocks)
+    with pytest.raises(ValueError, match="psd_weight: the term has no gradient in this module"):
+        weight_for_share(objective, [images(0)], net.head)

@@ -45,7 +45,7 @@ def gradients_by_tap(net: ElasticWrapper, loss: dict[str, Any]) -> list[Tensor]:
     """The gradient of each tap's weighted loss in the blocks, from a backward pass of its own."""
     flat_by_tap: list[Tensor] = []
     for depth in net.taps:
-        objective = ElasticObjective(net, nn.MSELoss(), **{**loss, "by_tap": True})
+        objective = ElasticObjective(net, nn.MSELoss(), **{**loss, "by_term": True})
         terms = objective(*images(0), step=0)
         assert terms.by_tap is not None
         net.zero_grad(set_to_none=True)
@@ -63,7 +63,7 @@ def step_with(net: ElasticWrapper, method: Any, loss: dict[str, Any]) -> Trainin
     blocks = set(net.blocks.parameters())
     others = [each for each in net.parameters() if each not in blocks]
     tap_gradients = TapGradients(net.blocks.parameters(), others, method)
-    return make_step(net, {**loss, "by_tap": True}, tap_gradients=tap_gradients)
+    return make_step(net, {**loss, "by_term": True}, tap_gradients=tap_gradients)
 
 
 def flat_gradient(module: nn.Module) -> Tensor:
@@ -180,7 +180,7 @@ def test_an_adapter_of_a_tap_that_is_not_computed_gets_no_gradient() -> None:
     net = ElasticWrapper(blocks, nn.Conv2d(4, 2, 1), adapters={1: nn.Conv2d(4, 4, 1)}).double()
     others = [*net.head.parameters(), *net.adapters.parameters()]
     tap_gradients = TapGradients(net.blocks.parameters(), others, balanced)
-    loss: dict[str, Any] = {"psd_weight": 0.0, "sampled_taps": 0, "by_tap": True}
+    loss: dict[str, Any] = {"psd_weight": 0.0, "sampled_taps": 0, "by_term": True}
     make_step(net, loss, tap_gradients=tap_gradients)(cutter(*images(0)), 0)
     assert all(parameter.grad is None for parameter in net.adapters.parameters())
     assert all(parameter.grad is not None for parameter in net.head.parameters())
@@ -213,7 +213,7 @@ def test_an_objective_that_sums_the_losses_of_taps_is_refused() -> None:
     net = make_net()
     tap_gradients = TapGradients(net.blocks.parameters(), net.head.parameters(), balanced)
     step = make_step(net, LOSS, tap_gradients=tap_gradients)
-    with pytest.raises(ValueError, match=r"the loss of each tap: ElasticObjective\(\.\.\., by_tap"):
+    with pytest.raises(ValueError, match=r"the loss of each tap: ElasticObjective\(\.\.\., by_term"):
         step(cutter(*images(0)), 0)
 
 
@@ -223,7 +223,7 @@ def test_an_objective_that_sums_the_losses_of_taps_is_refused() -> None:
 def test_the_losses_of_taps_add_up_to_the_terms() -> None:
     net = make_net()
     objective = ElasticObjective(
-        net, nn.MSELoss(), psd_weight=0.1, tap_weights=TAP_WEIGHTS, by_tap=True
+        net, nn.MSELoss(), psd_weight=0.1, tap_weights=TAP_WEIGHTS, by_term=True
     )
     terms = objective(*images(0))
     assert terms.by_tap is not None
