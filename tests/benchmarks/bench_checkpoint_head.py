@@ -106,7 +106,9 @@ def step_seconds(objective: ElasticObjective, tokens: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="The memory and time of a step with a head over a large vocabulary."
+    )
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=8)

@@ -213,7 +213,8 @@ def test_an_objective_that_sums_the_losses_of_taps_is_refused() -> None:
     net = make_net()
     tap_gradients = TapGradients(net.blocks.parameters(), net.head.parameters(), balanced)
     step = make_step(net, LOSS, tap_gradients=tap_gradients)
-    with pytest.raises(ValueError, match=r"the loss of each tap: ElasticObjective\(\.\.\., by_term"):
+    message = r"the loss of each tap: ElasticObjective\(\.\.\., by_term=True\)"
+    with pytest.raises(ValueError, match=message):
         step(cutter(*images(0)), 0)
 
 
