@@ -1,4 +1,4 @@
-"""Parts of a pass that run outside autocast, on any device."""
+"""Passes that compute in a narrower dtype, and parts of them that do not, on any device."""
 
 from __future__ import annotations
 
@@ -19,3 +19,20 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     if device.type == "meta":
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def computing_in(
+    dtype: torch.dtype | None, device: torch.device | str
+) -> AbstractContextManager[Any]:
+    """Return a context in which convolutions and matrix products are computed in a dtype.
+
+    Weights and inputs stay in float32, and so do sums that a narrow dtype would spoil: of a head
+    that adds an enlarged input, all but the last step is narrow.
+
+    Args:
+        dtype: float16 or bfloat16; anything else changes nothing.
+        device: Where the tensors of the pass are.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from elasticnet._autocast import computing_in
 from elasticnet.card.counting import MacCount, count_parameters, count_pass
 from elasticnet.card.depth_card import DepthCard, DepthRow, Metric, not_rising
 from elasticnet.card.example_tensors import first_tensor
@@ -56,6 +57,7 @@ def measure(
     metrics: Iterable[Metric] = (),
     data: str | None = None,
     per_pass: Mapping[str, float] | None = None,
+    compute_dtype: torch.dtype | None = None,
     progress: bool = False,
     **context: Any,
 ) -> DepthCard:
@@ -75,6 +77,8 @@ def measure(
         data: On what the quality was measured.
         per_pass: What one pass takes in, by unit, for the throughput; by default the length of the
             example's first axis, `{"samples": 16}`.
+        compute_dtype: float16 or bfloat16, in which convolutions and matrix products are computed,
+            by autocast, while weights and example stay as they are. Default: the net's own dtype.
         progress: Whether a bar shows how far it is.
         **context: Keyword arguments of the net's call.
 
@@ -95,8 +99,9 @@ def measure(
     num_passes = len(net.taps) * (1 + repeats)
     hidden = None if progress else True  # None: unless standard error is a terminal
     bar = tqdm(total=num_passes, unit="pass", disable=hidden, leave=False)
-    with limited_threads(threads), bar:
-        machine = this_machine(shown_input.device, dtype_of(net, shown_input))
+    computing = computing_in(compute_dtype, shown_input.device)
+    with limited_threads(threads), bar, computing:
+        machine = this_machine(shown_input.device, compute_dtype or dtype_of(net, shown_input))
         counts: dict[int, MacCount] = {}
         bar.set_description("counting")
         for depth in net.taps:
@@ -108,7 +113,7 @@ def measure(
         peaks: dict[int, float] = {}
         if memory:
             try:
-                peaks = peak_memory(net, example, context)
+                peaks = peak_memory(net, example, context, compute_dtype)
             except NotMeasured as error:
                 warnings.append(f"peak memory was not measured: {error}")
 

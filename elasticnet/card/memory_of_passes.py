@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elasticnet._autocast import computing_in
 from elasticnet.card.example_tensors import first_tensor, tensors_in
 from elasticnet.checkpoint.header import first_depth_that_needs
 from elasticnet.memory import MB, peak_resident, restart_peak
@@ -38,7 +39,10 @@ class NotMeasured(RuntimeError):
 
 
 def peak_memory(
-    net: ElasticWrapper, example: Any, context: Mapping[str, Any] | None = None
+    net: ElasticWrapper,
+    example: Any,
+    context: Mapping[str, Any] | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> dict[int, float]:
     """Return the megabytes of one pass to each depth: weights, input, and the most the pass adds.
 
@@ -50,6 +54,7 @@ def peak_memory(
         net: The net.
         example: Its input: a tensor, or a tuple, list or dict of tensors.
         context: Keyword arguments of its call.
+        compute_dtype: As in `measure`.
 
     Returns:
         MB (10**6 bytes) by depth.
@@ -62,7 +67,7 @@ def peak_memory(
     if device.type == "cuda":
         added = _added_on_cuda(net, example, keywords)
     elif device.type == "cpu" and sys.platform in ("linux", "darwin"):
-        added = _added_on_cpu(net, example, keywords)
+        added = _added_on_cpu(net, example, keywords, compute_dtype)
     else:
         raise NotMeasured(f"there is no way to read it on {device.type} under {sys.platform}")
     megabytes: dict[int, float] = {}
@@ -93,11 +98,13 @@ def measure_in_this_process(folder: str) -> None:
         folder: Where the net was put, and where the numbers go.
     """
     # Our own file, written a moment before by the process that started this one.
-    net, example, context, threads = torch.load(Path(folder, PASS_FILE), weights_only=False)
+    net, example, context, threads, compute_dtype = torch.load(
+        Path(folder, PASS_FILE), weights_only=False
+    )
     torch.set_num_threads(threads)
     net.eval()
     added: list[int] = []
-    with torch.no_grad():
+    with torch.no_grad(), computing_in(compute_dtype, "cpu"):
         can_restart = restart_peak()
         if can_restart:
             net(example, depth=-1, **context)  # warms up
@@ -129,10 +136,15 @@ def _added_on_cuda(net: ElasticWrapper, example: Any, context: dict[str, Any]) -
     return added
 
 
-def _added_on_cpu(net: ElasticWrapper, example: Any, context: dict[str, Any]) -> dict[int, int]:
+def _added_on_cpu(
+    net: ElasticWrapper,
+    example: Any,
+    context: dict[str, Any],
+    compute_dtype: torch.dtype | None,
+) -> dict[int, int]:
     """Return the bytes that a pass to each depth adds, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="elasticnet-") as folder:
-        sent = (net, example, context, torch.get_num_threads())
+        sent = (net, example, context, torch.get_num_threads(), compute_dtype)
         try:
             torch.save(sent, Path(folder, PASS_FILE))
         except Exception as error:  # pickle raises whatever the user's classes raise

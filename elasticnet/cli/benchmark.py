@@ -15,11 +15,14 @@ from elasticnet.cli.arguments import (
     add_cache,
     add_debug,
     add_device,
+    add_dtype,
     report_skipped,
     resolve_device,
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from elasticnet.cli.arguments import Commands
     from elasticnet.sr.benchmark import Benchmark, OtherMethod
     from elasticnet.sr.data.pair_set import PairSet
@@ -30,6 +33,7 @@ BASELINE_SCALES = (2, 3, 4)  # of bicubic interpolation, where no network decide
 # The library's own tuples stand in modules that import torch or numpy; a test compares these.
 DEGRADATIONS = ("BI", "BD", "DN", "HAZE", "photo")
 PROTOCOLS = ("matlab-y", "rounded-y", "rgb")
+AUTO = "auto"  # of --dtype
 OLD_PROTOCOLS = {"imdn": "rounded-y"}
 TRACKS = ("bicubic", "unknown", "mild", "difficult", "wild", "x8")
 BORDERS = ("symmetric", "replicate")
@@ -90,6 +94,7 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
         "way and shown beside the networks; in DIR, DIR/SET, DIR/xS or DIR/SET/xS, named as the "
         "true images, also with the scale and the method's name after it",
     )
+    add_dtype(group)
     add_device(group)
 
 
@@ -348,6 +353,7 @@ def _score(
             depths=options.depths,
             protocol=options.protocol,
             self_ensemble=options.self_ensemble,
+            compute_dtype=_compute_dtype(options, nets),
             border=options.border,
             device=device,
             costs=not options.no_cost,
@@ -358,6 +364,30 @@ def _score(
         )
     result.settings.update(_data_settings(options, sets))
     return result
+
+
+def _compute_dtype(
+    options: argparse.Namespace, nets: Sequence[tuple[str, ElasticWrapper]]
+) -> torch.dtype | None:
+    """What --dtype says; "auto" chooses one for all networks, which takes all of them to agree."""
+    from elasticnet.sr.inference.dtype_choice import choose_dtype, compute_dtype_of
+    from elasticnet.sr.inference.upscale_plan import plan_upscale
+
+    if options.dtype is None:
+        return None
+    for _, net in nets:
+        net.float()
+    if options.dtype != AUTO:
+        return compute_dtype_of(options.dtype)
+    files: list[str | None] = list(options.files) or [None] * len(nets)
+    chosen: set[str] = set()
+    for (label, net), file in zip(nets, files, strict=True):
+        choice = choose_dtype(plan_upscale(net), file)
+        print(f"{label}: dtype {choice.dtype} ({choice.reason})")
+        chosen.add(choice.dtype)
+    if len(chosen) != 1:
+        return None
+    return compute_dtype_of(chosen.pop())
 
 
 @contextmanager

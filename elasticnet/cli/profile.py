@@ -7,12 +7,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from elasticnet.cli.arguments import (
+    DTYPES,
     add_cache,
     add_debug,
     add_device,
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 
     from elasticnet.card import DepthCard
     from elasticnet.cli.arguments import Commands
-    from elasticnet.sr.benchmark import Scores
     from elasticnet.wrapper import ElasticWrapper
 
-DTYPES = ("float32", "bfloat16")
+FLOAT32 = "float32"
+AUTO = "auto"
+LOSS_NAME = "dtype_loss"  # of the metric `LOSS`, whose module is not imported for --help
 DEFAULT_SIZE = (640, 360)  # width and height in pixels
 
 
@@ -38,12 +40,12 @@ class Quality(NamedTuple):
     """What the depths are worth on a data set.
 
     Attributes:
-        by_depth: For each depth, its mean scores.
+        by_depth: For each depth, its mean scores, and what the dtype loses, by their names.
         data: What they are means over, in words.
         skipped: (image, reason) of each image that was left out.
     """
 
-    by_depth: Mapping[int, Scores]
+    by_depth: Mapping[int, Mapping[str, float]]
     data: str
     skipped: list[tuple[str, str]]
 
@@ -93,7 +95,11 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     )
     add_cache(group)
     group.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of weights and input; default: float32"
+        "--dtype",
+        choices=DTYPES,
+        default=FLOAT32,
+        help="in which convolutions and matrix products are computed, by autocast; auto: a card "
+        "for each, and which of them `upscale --dtype auto` takes; default: float32",
     )
     add_device(group)
     group.add_argument(
@@ -169,12 +175,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _profile(options: argparse.Namespace, output: TextIO) -> int:
     """Do what `run` says; the card is printed into `output`."""
-    import torch
-
     from elasticnet.card import measure
     from elasticnet.card.timing import limited_threads
     from elasticnet.checkpoint import load
-    from elasticnet.sr.card_metrics import METRICS, as_quality, images_per_pass
+    from elasticnet.sr.card_metrics import METRICS, images_per_pass
+    from elasticnet.sr.inference.dtype_choice import compute_dtype_of
+    from elasticnet.sr.inference.dtype_loss import LOSS
 
     _check_architecture(options)
     if not options.no_store:
@@ -182,35 +188,53 @@ def _profile(options: argparse.Namespace, output: TextIO) -> int:
     folder = _report_folder(options)
     device = resolve_device(options.device)
     net = load(options.file, device=device)
+    net.float()
     example = _example(options, net).to(device)
-    dtype = getattr(torch, options.dtype)
-    if example.is_floating_point():
-        example = example.to(dtype)
-
     per_pass = images_per_pass(example.shape) if _takes_images(net) else None
+    cards: dict[str, DepthCard] = {}
+    skipped: list[tuple[str, str]] = []
     with limited_threads(options.threads):
-        quality = None
-        if options.data:
-            quality = _quality(options, net, device, dtype)
-        card = measure(
-            net.to(dtype),
-            example,
-            repeats=options.repeats,
-            seconds=options.seconds,
-            memory=not options.no_memory,
-            quality=None if quality is None else as_quality(quality.by_depth),
-            metrics=METRICS,
-            data=None if quality is None else quality.data,
-            per_pass=per_pass,
-            progress=True,
-        )
+        qualities = _qualities(options, net, device)
+        for dtype, quality in qualities.items():
+            cards[dtype] = measure(
+                net,
+                example,
+                repeats=options.repeats,
+                seconds=options.seconds,
+                memory=not options.no_memory,
+                quality=None if quality is None else quality.by_depth,
+                metrics=(*METRICS, LOSS),
+                data=None if quality is None else quality.data,
+                per_pass=per_pass,
+                compute_dtype=compute_dtype_of(dtype),
+                progress=True,
+            )
+            if quality is not None:
+                skipped = quality.skipped
 
-    _print(card, output, as_json=options.json)
-    if folder is not None:
-        _write(card, folder, options.file)
-    if not options.no_store:
-        print(_store(options.file, card))
-    return 0 if quality is None else report_skipped(quality.skipped)
+    _print(cards, output, as_json=options.json)
+    for dtype, card in cards.items():
+        if folder is not None:
+            _write(card, folder, options.file, dtype if len(cards) > 1 else FLOAT32)
+        if not options.no_store:
+            print(_store(options.file, card))
+    if options.dtype == AUTO:
+        print(_choice_line(cards))
+    return report_skipped(skipped)
+
+
+def _choice_line(cards: Mapping[str, DepthCard]) -> str:
+    """Which dtype "auto" chooses at the deepest depth, and why."""
+    from elasticnet.sr.inference.dtype_choice import fastest_of
+    from elasticnet.sr.inference.dtype_loss import LOSS, MAX_LOSS
+
+    allowed: dict[str, DepthCard] = {}
+    for dtype, card in cards.items():
+        if card.rows[-1].quality.get(LOSS.name, 0.0) <= MAX_LOSS:
+            allowed[dtype] = card
+    choice = fastest_of(allowed, cards[FLOAT32].rows[-1].depth)
+    refused = [f"{dtype} loses more than {MAX_LOSS} dB" for dtype in cards if dtype not in allowed]
+    return f"--dtype auto is {choice.dtype}: {', '.join([choice.reason, *refused])}"
 
 
 def _check_architecture(options: argparse.Namespace) -> None:
@@ -309,39 +333,87 @@ def _example(options: argparse.Namespace, net: ElasticWrapper) -> torch.Tensor:
     return architecture.example(arguments)
 
 
-def _quality(
-    options: argparse.Namespace, net: ElasticWrapper, device: str, dtype: torch.dtype
-) -> Quality:
-    """Score every depth on a data set, in the precision that the card is measured in."""
+def _qualities(
+    options: argparse.Namespace, net: ElasticWrapper, device: str
+) -> dict[str, Quality | None]:
+    """What is known of the depths in each dtype that is to be measured; None for nothing."""
+    from elasticnet.sr.inference.dtype_loss import DTYPES, known_losses
+
+    dtypes = DTYPES if options.dtype == AUTO else (options.dtype,)
+    if options.data:
+        return _scored(options, net, device, dtypes)
+    qualities: dict[str, Quality | None] = {}
+    for dtype in dtypes:
+        losses = known_losses(options.file, dtype)
+        is_known = sorted(losses) == list(net.taps)
+        if dtype != FLOAT32 and is_known:
+            by_depth = {depth: {LOSS_NAME: loss} for depth, loss in losses.items()}
+            qualities[dtype] = Quality(by_depth, "Set5 and B100, the larger loss", [])
+        elif dtype == options.dtype or dtype == FLOAT32:
+            qualities[dtype] = None
+        else:
+            print(
+                f"{dtype} is left out: what it loses is not known; --data DIR measures it",
+                file=sys.stderr,
+            )
+    return qualities
+
+
+def _scored(
+    options: argparse.Namespace, net: ElasticWrapper, device: str, dtypes: Sequence[str]
+) -> dict[str, Quality | None]:
+    """Score every depth on a data set in each dtype, and in float32 to compare them with."""
     from elasticnet.sr.benchmark import evaluate, load_sets, lr_lines, scale_of
+    from elasticnet.sr.card_metrics import as_quality
+    from elasticnet.sr.inference.dtype_choice import compute_dtype_of
 
     scale = scale_of(net)
     sets = load_sets([options.data], [scale], cache_dir=options.cache_dir, cache=options.cache)
     for line in lr_lines(sets):
         print(line)
     [(name, pairs)] = sets
-    scores = evaluate(net.to(dtype), pairs, device=device, progress=True)
     data = f"{name} x{scale}, {len(pairs)} images, protocol matlab-y"
-    return Quality(scores, data, list(pairs.skipped))
+    exact = evaluate(net, pairs, device=device, progress=True)
+    qualities: dict[str, Quality | None] = {}
+    for dtype in dtypes:
+        if dtype == FLOAT32:
+            qualities[dtype] = Quality(as_quality(exact), data, list(pairs.skipped))
+            continue
+        compute_dtype = compute_dtype_of(dtype)
+        scores = evaluate(net, pairs, device=device, compute_dtype=compute_dtype, progress=True)
+        by_depth = as_quality(scores)
+        for depth, of_depth in by_depth.items():
+            of_depth[LOSS_NAME] = exact[depth].psnr - scores[depth].psnr
+        qualities[dtype] = Quality(by_depth, data, list(pairs.skipped))
+    return qualities
 
 
-def _print(card: DepthCard, output: TextIO, *, as_json: bool) -> None:
+def _print(cards: Mapping[str, DepthCard], output: TextIO, *, as_json: bool) -> None:
+    """Print the cards as tables; as JSON one card, or several by dtype."""
     from elasticnet._files import strict_json
     from elasticnet._tables import aligned
     from elasticnet.card.report import caption, markdown_table
 
     if as_json:
-        print(json.dumps(strict_json(card.to_json(), place="the card"), indent=2), file=output)
+        values = {dtype: card.to_json() for dtype, card in cards.items()}
+        value = values if len(values) > 1 else next(iter(values.values()))
+        print(json.dumps(strict_json(value, place="the card"), indent=2), file=output)
         return
-    print(f"{caption(card)}\n\n{aligned(markdown_table(card))}", file=output)
-    for warning in card.warnings:
-        print(f"warning: {warning}", file=output)
+    for number, card in enumerate(cards.values()):
+        if number > 0:
+            print(file=output)
+        print(f"{caption(card)}\n\n{aligned(markdown_table(card))}", file=output)
+        for warning in card.warnings:
+            print(f"warning: {warning}", file=output)
 
 
-def _write(card: DepthCard, folder: Path, file: str) -> None:
+def _write(card: DepthCard, folder: Path, file: str, dtype: str) -> None:
+    """Write the report, under a name with the dtype where it is not float32."""
     from elasticnet.card.report import write_report
 
     stem = Path(file).name.removesuffix(".safetensors")
+    if dtype != FLOAT32:
+        stem = f"{stem}.{dtype}"
     written = write_report(card, folder, stem)
     print(f"written: {', '.join(str(path) for path in written)}")
 

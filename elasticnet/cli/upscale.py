@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from elasticnet.before_torch import INTERRUPTED
-from elasticnet.cli.arguments import add_debug, add_device, positive_count
+from elasticnet.cli.arguments import add_debug, add_device, add_dtype, positive_count
 from elasticnet.sr.models.pretrained import packaged
 
 if TYPE_CHECKING:
@@ -160,10 +160,19 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         "fastest within the free memory",
     )
     group.add_argument(
+        "--tile-batch",
+        type=_tile_batch,
+        default="auto",
+        metavar="N",
+        help="tiles of a row that run at once; default: auto, one on a CPU, and on a GPU as many "
+        "small ones as make a large one",
+    )
+    group.add_argument(
         "--self-ensemble",
         action="store_true",
         help="mean over the eight symmetries of the input; eight times slower",
     )
+    add_dtype(group)
     add_device(group)
 
 
@@ -375,6 +384,11 @@ def _tile(text: str) -> int | str | None:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected auto, whole, or LR pixels a side")
     return int(text)
+
+
+def _tile_batch(text: str) -> int | str:
+    """The value of --tile-batch as a plan takes it."""
+    return text if text == "auto" else positive_count(text)
 
 
 def _percent(text: str) -> int:

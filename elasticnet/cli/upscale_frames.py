@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from elasticnet.cli.upscale_networks import Networks
 from elasticnet.cli.upscale_run import in_background, say
+from elasticnet.sr.inference.tile_engine import TileEngine
 from elasticnet.sr.inference.tiling import upscale_array
-from elasticnet.sr.inference.upscale_plan import UpscalePlan
 from elasticnet.sr.resize import imresize
 
 CHANNELS = 3  # red, green and blue, one byte each
@@ -69,7 +69,7 @@ def upscale_frames(
 
 
 def _pump(
-    plan: UpscalePlan,
+    plan: TileEngine,
     size: tuple[int, int],
     out_size: tuple[int, int],
     source: BinaryIO,

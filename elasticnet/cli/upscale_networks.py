@@ -9,6 +9,7 @@ from elasticnet.checkpoint import load
 from elasticnet.checkpoint.packaged import source_of
 from elasticnet.cli.arguments import resolve_device
 from elasticnet.sr.inference.depth_choice import DepthChooser
+from elasticnet.sr.inference.dtype_choice import plan_in_dtype
 from elasticnet.sr.inference.upscale_plan import UpscalePlan, plan_upscale
 from elasticnet.sr.models.pretrained import (
     DEFAULT_NAME,
@@ -160,7 +161,17 @@ class Networks:
             return self._loaded[weights]
         options = self._options
         net = load(weights, options.depth, device=self._device)
-        plan = plan_upscale(net, tile=self._tile(), self_ensemble=options.self_ensemble)
+        if options.dtype is not None:
+            net.float()
+        plan = plan_upscale(
+            net,
+            tile=self._tile(),
+            tile_batch=options.tile_batch,
+            self_ensemble=options.self_ensemble,
+        )
+        if options.dtype is not None:
+            plan, reason = plan_in_dtype(plan, options.dtype, weights)
+            self._note_dtype(plan, reason)
         chooser = None
         if options.max_ms is not None or options.max_memory is not None:
             chooser = DepthChooser(
@@ -169,6 +180,12 @@ class Networks:
         network = Network(plan=plan, chooser=chooser, introduction=introduction)
         self._loaded[weights] = network
         return network
+
+    def _note_dtype(self, plan: UpscalePlan, reason: str) -> None:
+        """Note which dtype "auto" has chosen, and why."""
+        if reason:
+            dtype = str(plan.computes_in).removeprefix("torch.")
+            self._notes.append(f"dtype: {dtype} at depth {plan.depth} ({reason})")
 
     def _tile(self) -> int | str | None:
         """The value of --tile, not below the smallest tile, which is noted."""

@@ -27,7 +27,7 @@ from elasticnet._files import message_of, replacing
 from elasticnet.cli.printable import printable
 from elasticnet.cli.upscale_jobs import MAX_LISTED, Job, why_absent
 from elasticnet.cli.upscale_networks import Network, Networks
-from elasticnet.sr.inference.upscale_plan import UpscalePlan
+from elasticnet.sr.inference.tile_engine import TileEngine
 from elasticnet.sr.photo import ImageError, Photo, read_photo
 from elasticnet.sr.photo.animation import (
     Animation,
@@ -246,7 +246,7 @@ class Runner:
             )
 
     def _enlarged(
-        self, job: Job, image: Photo | Animation, plan: UpscalePlan, size: tuple[int, int]
+        self, job: Job, image: Photo | Animation, plan: TileEngine, size: tuple[int, int]
     ) -> Photo | Animation:
         """The image enlarged, while a bar shows how far it is."""
         folder = job.target.parent if job.target else None
@@ -257,7 +257,7 @@ class Runner:
 
     def _choose_depth(
         self, network: Network, image: Photo | Animation, format: str, size: tuple[int, int]
-    ) -> tuple[UpscalePlan, str]:
+    ) -> tuple[TileEngine, str]:
         """The plan for an image, and what it is expected to cost; no words without a budget."""
         if network.chooser is None:
             return network.plan, ""

@@ -15,15 +15,16 @@ import math
 import operator
 from functools import lru_cache
 from numbers import Real
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from elasticnet.sr.pixels import tensor_to_uint8, to_integers
 
-AnyImage = TypeVar("AnyImage", np.ndarray, Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    AnyImage = TypeVar("AnyImage", np.ndarray, Tensor)
 
 BORDERS = ("symmetric", "replicate")
 NUMPY_DTYPES = ("uint8", "uint16", "float32", "float64")
@@ -116,7 +117,9 @@ def _height_and_width(image: np.ndarray | Tensor) -> tuple[int, int]:
                 f"NumPy image of shape {image.shape}: expected a non-empty (H, W) or (H, W, C)"
             )
         return image.shape[0], image.shape[1]
-    if not isinstance(image, Tensor):
+    import torch  # here, as arrays need none
+
+    if not isinstance(image, torch.Tensor):
         raise TypeError(
             f"image of type {type(image).__name__}: expected a NumPy array or a torch tensor"
         )
@@ -287,6 +290,8 @@ def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _resize_torch(image: Tensor, passes: Passes) -> Tensor:
+    import torch
+
     is_uint8 = image.dtype == torch.uint8
     # float16 and bfloat16 are summed in float32
     compute = torch.float64 if is_uint8 else torch.promote_types(image.dtype, torch.float32)

@@ -42,6 +42,23 @@ def score(*words: str) -> int:
     return main(["benchmark", "--data", "photos", "--no-cost", "--device", "cpu", *words])
 
 
+def test_scores_of_another_dtype_are_others(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score("net.safetensors", "--out", "out") == 0
+    assert score("net.safetensors", "--out", "narrow", "--dtype", "bfloat16") == 0
+    exact = json.loads((place / "out" / "table.json").read_text())
+    narrow = json.loads((place / "narrow" / "table.json").read_text())
+    assert narrow["settings"]["dtype"] == "bfloat16"
+    assert "dtype" not in exact["settings"]
+    assert narrow["rows"][0] == exact["rows"][0], "bicubic"
+    assert narrow["rows"][1]["psnr"] != exact["rows"][1]["psnr"]
+    assert narrow["rows"][1]["psnr"] == pytest.approx(exact["rows"][1]["psnr"], abs=0.1)
+    capsys.readouterr()
+    assert score("net.safetensors", "--dtype", "auto") == 0
+    assert "net: dtype float32 (what bfloat16 loses is not known" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_killed_benchmark_has_tables_and_goes_on_to_the_same_bits(place: Path) -> None:

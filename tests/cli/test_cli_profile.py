@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,6 +116,29 @@ def test_each_dtype_and_number_of_threads_has_its_card(file, tmp_path, capsys):
     assert "peak MB" not in capsys.readouterr().out
 
 
+def test_auto_measures_each_dtype_and_what_it_loses(file, photos, capsys):
+    data = ["--data", str(photos), "--no-cache"]
+    command = ["profile", str(file), *QUICK, "--no-memory", *data, "--dtype", "auto"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("below float32 (dB)") == 2, "of bfloat16 and float16"
+    assert re.search(r"--dtype auto is (float32|bfloat16|float16): float32 \d+ ms", printed)
+    for dtype in ("bfloat16", "float16"):
+        card = card_of(file, dtype=getattr(torch, dtype))
+        assert all(abs(row.quality["dtype_loss"]) < 1 for row in card.rows)
+        assert f"net.{dtype}.card.md" in printed
+    assert "dtype_loss" not in card_of(file).rows[0].quality
+    assert main(["profile", str(file), *QUICK, "--no-memory", "--json", "--dtype", "auto"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["float32", "bfloat16", "float16"]
+
+
+def test_auto_leaves_out_what_nothing_is_known_of(file, capsys):
+    assert main(["profile", str(file), *QUICK, "--no-memory", "--dtype", "auto"]) == 0
+    said = capsys.readouterr()
+    assert "bfloat16 is left out: what it loses is not known; --data DIR measures it" in said.err
+    assert list(read_header(file)["cards"]) == [card_of(file).machine.key]
+
+
 def test_without_storing_the_file_stays_as_it_is(file, tmp_path, capsys):
     content = file.read_bytes()
     assert main(["profile", str(file), *QUICK, "--no-memory", "--no-store"]) == 0
@@ -226,7 +250,7 @@ def test_a_read_only_folder_is_refused(file, capsys):
         ("--threads", "two", "'two': expected a whole number above 0"),
         ("--seconds", "-1", "'-1': expected a number of seconds above 0"),
         ("--seconds", "nan", "'nan': expected a number of seconds above 0"),
-        ("--dtype", "float16", "invalid choice: 'float16'"),
+        ("--dtype", "float8", "invalid choice: 'float8'"),
     ],
 )
 def test_wrong_options_are_named(file, capsys, option, value, message):

@@ -525,6 +525,20 @@ def line_of(
     return made, expected.removesuffix(")")
 
 
+def test_a_dtype_and_a_batch_of_tiles(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert upscale("in/a.png", "-o", "exact.png") == 0
+    options = ["--dtype", "bfloat16", "--tile", "16", "--tile-batch", "2"]
+    assert upscale("in/a.png", "-o", "narrow.png", *options) == 0
+    exact = np.asarray(Image.open("exact.png")).astype(int)
+    narrow = np.asarray(Image.open("narrow.png")).astype(int)
+    assert 0 < np.abs(narrow - exact).max() < 10
+    capsys.readouterr()
+    assert upscale("in/a.png", "-o", "auto.png", "--dtype", "auto") == 0
+    said = "dtype: float32 at depth 3 (what bfloat16 loses is not known, "
+    assert said in capsys.readouterr().err
+    np.testing.assert_array_equal(np.asarray(Image.open("auto.png")), exact)
+
+
 def test_a_budget_measured_on_the_spot_is_kept_for_later_runs(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

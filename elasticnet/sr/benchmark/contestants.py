@@ -77,6 +77,7 @@ class Scoring(NamedTuple):
         images_dir: Where every image is saved; None for nowhere.
         kept: Where scores are kept; None for nowhere.
         settings: What scores depend on beside pixels and weights, as JSON can hold it.
+        compute_dtype: In which networks compute, as in `predict_depths`; None for their own.
     """
 
     protocol: str
@@ -86,6 +87,7 @@ class Scoring(NamedTuple):
     images_dir: Path | None
     kept: KeptScores | None
     settings: dict[str, Any]
+    compute_dtype: torch.dtype | None = None
 
 
 class Item(NamedTuple):
@@ -287,7 +289,12 @@ def _make_images(item: Item, contestant: Contestant, scoring: Scoring) -> dict[D
     if contestant.net is None:
         return {None: bicubic(lr, contestant.scale, scoring.border)}
     return predict_depths(
-        contestant.net, lr, contestant.requested, scoring.device, scoring.self_ensemble
+        contestant.net,
+        lr,
+        contestant.requested,
+        scoring.device,
+        scoring.self_ensemble,
+        scoring.compute_dtype,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from elasticnet._autocast import computing_in
 from elasticnet.card.counting import count_parameters
 from elasticnet.card.machine import machine_key
 from elasticnet.card.measuring import depth_costs, dtype_of
@@ -64,6 +65,7 @@ def measure_costs(
     measured: bool,
     progress: bool,
     kept: KeptScores | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> dict[CostPlace, Cost]:
     """Return what each depth of the networks costs.
 
@@ -74,6 +76,7 @@ def measure_costs(
         progress: Whether a bar is shown.
         kept: What earlier runs have measured on this machine, and where the rest is added. Times
             that varied much are measured again.
+        compute_dtype: As in `evaluate`.
     """
     costs: dict[CostPlace, Cost] = {}
     shows_bar = progress and measured and bool(networks)
@@ -84,22 +87,25 @@ def measure_costs(
         if not measured:
             by_depth = _counted(network)
         elif kept is None:
-            by_depth = _measured(network, device)
+            by_depth = _measured(network, device, compute_dtype)
         else:
-            by_depth = _kept_or_measured(network, device, kept)
+            by_depth = _kept_or_measured(network, device, kept, compute_dtype)
         for depth, cost in by_depth.items():
             costs[CostPlace(network.label, network.scale, depth)] = cost
     return costs
 
 
 def _kept_or_measured(
-    network: Measured, device: torch.device | str, kept: KeptScores
+    network: Measured,
+    device: torch.device | str,
+    kept: KeptScores,
+    compute_dtype: torch.dtype | None,
 ) -> dict[Depth, Cost]:
     """What an earlier run has measured of all depths, so that they compare, or a measurement.
 
     Times that varied much are measured again: the machine may be idle by now.
     """
-    basis = _basis(network, device)
+    basis = _basis(network, device, compute_dtype)
     earlier: dict[Depth, Cost] = {}
     for depth in network.depths:
         numbers = kept.find_cost(_place(network, depth), basis)
@@ -107,7 +113,7 @@ def _kept_or_measured(
             earlier[depth] = Cost(**numbers)
     if len(earlier) == len(network.depths) and not unsteady(_timings(earlier)):
         return earlier
-    costs = _measured(network, device)
+    costs = _measured(network, device, compute_dtype)
     for depth, cost in costs.items():
         kept.add_cost(_place(network, depth), basis, cost._asdict())
     return costs
@@ -125,9 +131,11 @@ def _place(network: Measured, depth: Depth) -> CostPlace:
     return CostPlace(network.label, network.scale, depth)
 
 
-def _basis(network: Measured, device: torch.device | str) -> dict[str, Any]:
+def _basis(
+    network: Measured, device: torch.device | str, compute_dtype: torch.dtype | None
+) -> dict[str, Any]:
     """What a measured cost depends on."""
-    dtype = dtype_of(network.net, torch.empty(0))
+    dtype = compute_dtype or dtype_of(network.net, torch.empty(0))
     return {
         "weights": network.weights,
         "machine": machine_key(device, dtype),
@@ -136,12 +144,15 @@ def _basis(network: Measured, device: torch.device | str) -> dict[str, Any]:
     }
 
 
-def _measured(network: Measured, device: torch.device | str) -> dict[Depth, Cost]:
+def _measured(
+    network: Measured, device: torch.device | str, compute_dtype: torch.dtype | None
+) -> dict[Depth, Cost]:
     net = _as_elastic(network.net)
     width, height = (side // network.scale for side in OUTPUT_SIZE)
     example = channels_last(torch.rand(1, 3, height, width, device=device))
     deepest = net.truncate(_block_count(network.depths[-1]))  # what lies deeper is not measured
-    by_count = {cost.depth: cost for cost in depth_costs(deepest, example)}
+    with computing_in(compute_dtype, device):
+        by_count = {cost.depth: cost for cost in depth_costs(deepest, example)}
     costs: dict[Depth, Cost] = {}
     for depth in network.depths:
         cost = by_count[_block_count(depth)]

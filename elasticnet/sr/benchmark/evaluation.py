@@ -61,6 +61,7 @@ def evaluate(
     protocol: str = "matlab-y",
     ssim: bool = True,
     self_ensemble: bool = False,
+    compute_dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> dict[Any, Scores]:
     """Return each depth's mean PSNR and SSIM on a data set.
@@ -74,6 +75,8 @@ def evaluate(
         protocol: As in `elasticnet.sr.metrics`.
         ssim: Whether SSIM is computed; it takes most of the time. Without it, it is nan.
         self_ensemble: Take the mean over the eight symmetries of each image.
+        compute_dtype: float16 or bfloat16, in which convolutions are computed, by autocast.
+            Default: the net's own dtype.
         progress: Whether a bar is shown.
 
     Returns:
@@ -87,7 +90,9 @@ def evaluate(
     hidden = None if progress else True  # None: unless standard error is a terminal
     indices = tqdm(range(len(pairs)), desc="evaluating", unit="image", disable=hidden, leave=False)
     for index in indices:
-        predicted = predict_depths(net, pairs.lr(index), depths, device, self_ensemble)
+        predicted = predict_depths(
+            net, pairs.lr(index), depths, device, self_ensemble, compute_dtype
+        )
         hr = pairs.hr(index)
         for depth, image in predicted.items():
             score = score_image(image, hr, pairs.scale, protocol=protocol, ssim=ssim)
@@ -133,6 +138,7 @@ def benchmark(
     depths: Sequence[int] | None = None,
     protocol: str = "matlab-y",
     self_ensemble: bool = False,
+    compute_dtype: torch.dtype | None = None,
     border: str = "symmetric",
     device: torch.device | str = "cpu",
     costs: bool = True,
@@ -154,6 +160,7 @@ def benchmark(
         depths: Of the elastic nets; default: all that carry a prediction.
         protocol: As in `elasticnet.sr.metrics`.
         self_ensemble: Take the mean over the eight symmetries of each image.
+        compute_dtype: As in `evaluate`.
         border: What lies outside an image that is enlarged bicubically.
         device: Where the nets are.
         costs: Whether MACs and time are measured, too.
@@ -182,7 +189,7 @@ def benchmark(
     ]
     _check(networks, others_by_scale, sets)
     contestants = [*others_by_scale, *networks]
-    settings = _settings(protocol, self_ensemble, border, device)
+    settings = _settings(protocol, self_ensemble, border, device, compute_dtype)
     scoring = Scoring(
         protocol=protocol,
         self_ensemble=self_ensemble,
@@ -191,6 +198,7 @@ def benchmark(
         images_dir=None if images_dir is None else Path(images_dir),
         kept=kept,
         settings=settings,
+        compute_dtype=compute_dtype,
     )
     items = [list(_items(name, pairs, contestants, scoring)) for name, pairs in sets]
     # Say what an earlier run has scored, and what is scored anew, before anything takes time.
@@ -203,6 +211,7 @@ def benchmark(
         measured=costs,
         progress=progress,
         kept=kept,
+        compute_dtype=compute_dtype,
     )
 
     images: list[ImageScore] = []
@@ -269,9 +278,13 @@ def _as_measured(contestant: Contestant) -> Measured:
 
 
 def _settings(
-    protocol: str, self_ensemble: bool, border: str, device: torch.device | str
+    protocol: str,
+    self_ensemble: bool,
+    border: str,
+    device: torch.device | str,
+    compute_dtype: torch.dtype | None,
 ) -> dict[str, Any]:
-    return {
+    settings: dict[str, Any] = {
         "protocol": protocol,
         "self_ensemble": self_ensemble,
         "border": border,
@@ -279,6 +292,9 @@ def _settings(
         "output_size": list(OUTPUT_SIZE),
         "torch": str(torch.__version__),
     }
+    if compute_dtype is not None:  # scores of earlier runs, without it, stay valid
+        settings["dtype"] = str(compute_dtype).removeprefix("torch.")
+    return settings
 
 
 def _items(

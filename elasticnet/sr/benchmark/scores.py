@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from elasticnet._autocast import computing_in
 from elasticnet.sr.inference.channels_last import channels_last
 from elasticnet.sr.inference.self_ensemble import self_ensembled
 from elasticnet.sr.metrics import psnr_y, shave_for, ssim_y
@@ -94,6 +95,7 @@ def predict_depths(
     depths: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     self_ensemble: bool = False,
+    compute_dtype: torch.dtype | None = None,
 ) -> dict[Any, Image]:
     """Return the image that each depth makes of a low-resolution one.
 
@@ -106,6 +108,8 @@ def predict_depths(
         device: Where the net is.
         self_ensemble: Take the mean over the eight symmetries of the input, rounded once, in eight
             passes.
+        compute_dtype: float16 or bfloat16, in which convolutions are computed, by autocast.
+            Default: the net's own dtype.
 
     Returns:
         For each depth ("full" for a net that is no `ElasticWrapper`), uint8 (scale h, scale w, 3).
@@ -123,7 +127,7 @@ def predict_depths(
     parameter = next(net.parameters(), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
-    with evaluating(net), torch.no_grad():
+    with evaluating(net), torch.no_grad(), computing_in(compute_dtype, device):
         x = to_tensor(lr, device).to(dtype)
         predictions = self_ensembled(predict, x) if self_ensemble else predict(x)
     images: dict[Any, Image] = {}

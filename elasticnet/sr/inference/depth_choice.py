@@ -13,7 +13,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from elasticnet._autocast import computing_in
 from elasticnet._files import message_of
 from elasticnet.card import DepthCard, DepthRow, card_of, measure
 from elasticnet.card.timing import time_depths, timing_of
@@ -132,7 +134,7 @@ class DepthChooser:
             file = card_file(architecture, arguments, self._plan.net.taps)
         except OSError as error:
             return _KnownCosts(self._measure(), "measured now", message_of(error))
-        card = kept_card(file, device=self._plan.device, dtype=self._plan.dtype)
+        card = kept_card(file, device=self._plan.device, dtype=self._plan.computes_in)
         if card is not None and self._holds_enough(card):
             return _KnownCosts(card, "by the card that is kept of this machine", "")
         card = self._measure()
@@ -147,7 +149,7 @@ class DepthChooser:
         if self._weights is None:
             return None
         try:
-            card = card_of(self._weights, device=self._plan.device, dtype=self._plan.dtype)
+            card = card_of(self._weights, device=self._plan.device, dtype=self._plan.computes_in)
         except ValueError:  # the file has no card of this machine
             return None
         return card if self._holds_enough(card) else None
@@ -184,10 +186,22 @@ def measured_card(plan: UpscalePlan, with_memory: bool) -> DepthCard:
         plan: Of the network.
         with_memory: Whether the peak memory is measured, too, which takes some seconds more.
     """
-    example = channels_last(torch.rand(1, 3, *EXAMPLE_SIZE)).to(plan.device, plan.dtype)
-    card = measure(plan.net, example, repeats=1, memory=with_memory)
-    times = time_depths(plan.net, example, repeats=ROUNDS, seconds=MAX_SECONDS, warm_up=0)
+    example = example_of(plan)
+    card = measure(
+        plan.net, example, repeats=1, memory=with_memory, compute_dtype=plan.compute_dtype
+    )
+    with computing_in(plan.compute_dtype, plan.device):
+        times = time_depths(plan.net, example, repeats=ROUNDS, seconds=MAX_SECONDS, warm_up=0)
     return with_fastest_times(card, times)
+
+
+def example_of(plan: UpscalePlan) -> Tensor:
+    """Return an image as large as a tile, on which the depths of a network are timed.
+
+    Args:
+        plan: Of the network.
+    """
+    return channels_last(torch.rand(1, 3, *EXAMPLE_SIZE)).to(plan.device, plan.dtype)
 
 
 def with_fastest_times(card: DepthCard, times: Mapping[int, Sequence[float]]) -> DepthCard:

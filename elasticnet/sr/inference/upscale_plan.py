@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from elasticnet._autocast import computing_in
 from elasticnet._modules.evaluating import evaluating
 from elasticnet.registry import architecture_of
 from elasticnet.sr.inference.channels_last import channels_last
@@ -54,6 +55,8 @@ class UpscalePlan:
         dtype: The network's dtype.
         value_range: The values of black and of white in the network's input and output.
         tile_batch: How many tiles of a row run at once; "auto" for as many as pay.
+        compute_dtype: float16 or bfloat16 where convolutions are computed in it, by autocast; None
+            for the network's own dtype.
     """
 
     net: ElasticWrapper
@@ -67,6 +70,7 @@ class UpscalePlan:
     dtype: torch.dtype
     value_range: tuple[float, float]
     tile_batch: int | str = "auto"
+    compute_dtype: torch.dtype | None = None
 
     def at_depth(self, depth: int) -> UpscalePlan:
         """Return the plan for another depth of the same network, with the same choices.
@@ -80,7 +84,13 @@ class UpscalePlan:
             tile=self.tile,
             tile_batch=self.tile_batch,
             self_ensemble=self.self_ensemble,
+            compute_dtype=self.compute_dtype,
         )
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """In which dtype convolutions are computed."""
+        return self.compute_dtype or self.dtype
 
     @property
     def device_name(self) -> str:
@@ -95,7 +105,8 @@ class UpscalePlan:
             Nothing.
         """
         # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
-        with evaluating(self.net), torch.no_grad():
+        computing = computing_in(self.compute_dtype, self.device)
+        with evaluating(self.net), torch.no_grad(), computing:
             yield
 
     def enlarge(
@@ -145,6 +156,7 @@ def plan_upscale(
     tile_batch: int | str = "auto",
     self_ensemble: bool = False,
     device: torch.device | str | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> UpscalePlan:
     """Find out, once, everything that upscaling needs to know of a network.
 
@@ -165,6 +177,8 @@ def plan_upscale(
             a GPU as many as together have the pixels of the fastest window.
         self_ensemble: Take the mean over the eight symmetries of the image, before rounding.
         device: Where to move the network. Default: it stays where it is.
+        compute_dtype: float16 or bfloat16: convolutions are computed in it, by autocast, and the
+            weights stay as they are. Default: the network's own dtype.
 
     Returns:
         The plan. It is valid as long as the network keeps its device and dtype.
@@ -191,6 +205,7 @@ def plan_upscale(
         dtype=parameter.dtype,
         value_range=_value_range(net),
         tile_batch=tile_batch,
+        compute_dtype=compute_dtype,
     )
 
 

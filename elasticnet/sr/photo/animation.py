@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from elasticnet.sr.inference.upscale_plan import UpscalePlan
+from elasticnet.sr.inference.tile_engine import TileEngine
 from elasticnet.sr.photo.gif_writer import GifFrame, notes_of_gif, write_gif
 from elasticnet.sr.photo.large_array import large_array
 from elasticnet.sr.photo.metadata import UPRIGHT, orientation_in, read_exif, take_xmp
@@ -199,7 +199,7 @@ def _plays_of(image: Image.Image) -> int:
 
 def upscale_animation(
     animation: Animation,
-    plan: UpscalePlan,
+    plan: TileEngine,
     *,
     size: tuple[int, int] | None = None,
     progress: Callable[[int, int], object] | None = None,

@@ -5,24 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from elasticnet.sr.inference.tile_engine import TileEngine
 from elasticnet.sr.inference.tiling import upscale_array
-from elasticnet.sr.inference.upscale_plan import UpscalePlan
 from elasticnet.sr.photo.large_array import large_array
 from elasticnet.sr.photo.photograph import Photo
 from elasticnet.sr.photo.scaled_metadata import Factors, fitted_metadata
 from elasticnet.sr.pixels import to_integers
 from elasticnet.sr.resize import imresize
 
+if TYPE_CHECKING:
+    from elasticnet.sr.inference.upscale_plan import UpscalePlan
+
 _BAND = 512  # rows that are filled at a time
 _MARGIN = 64  # rows above and below a band whose colours may fill it
 _SMALLEST_WEIGHT = 1e-6  # so that a mean over pixels without weight divides by something
 
 
+@runtime_checkable
 class HasPlan(Protocol):
     """What makes a plan for an image: an `elasticnet.sr.Upscaler`."""
 
@@ -38,7 +42,7 @@ class HasPlan(Protocol):
 
 def upscale_photo(
     photo: Photo,
-    plan: UpscalePlan | HasPlan,
+    plan: TileEngine | HasPlan,
     *,
     size: tuple[int, int] | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -51,7 +55,8 @@ def upscale_photo(
 
     Args:
         photo: What `read_photo` returns.
-        plan: The network and how it is run, as `plan_upscale` makes it; or an `Upscaler`.
+        plan: The network and how it is run, as `plan_upscale` or `plan_onnx` makes it; or an
+            `Upscaler`.
         size: Height and width of the result, at most those that the network makes: what it makes is
             then resized by `imresize`, with antialiasing. Default: what the network makes.
         progress: Called with (tiles done, all tiles).
@@ -69,7 +74,7 @@ def upscale_photo(
             f"photo is of type {type(photo).__name__}: expected first a Photo, as read_photo "
             "returns it, and then the plan or the Upscaler"
         )
-    if not isinstance(plan, UpscalePlan):
+    if isinstance(plan, HasPlan):
         plan = plan.plan(size=photo.size)
     height, width = photo.size
     size_of_net = (height * plan.scale, width * plan.scale)
