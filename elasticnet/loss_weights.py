@@ -174,6 +174,39 @@ def deepest_first(weights: Mapping[int, float], step: int, until: int) -> dict[i
     return _deepest_alone(weights)
 
 
+def gradual(weights: Mapping[int, float], step: int, until: int) -> dict[int, float]:
+    """Train the deepest tap alone at first, then one shallower tap more after the other.
+
+    Source: the gradual curriculum of LayerSkip (Elhoushi et al. 2024), from the last layer up.
+
+    Args:
+        weights: The weight of each depth's loss once all are trained, the deepest last.
+        step: The training step, from 0.
+        until: The first step that trains all taps, at least 1.
+
+    Returns:
+        The weight of each depth's loss at this step. The deepest tap has the weight of those that
+        are not trained yet, so that their sum is always that of `weights`.
+
+    Raises:
+        ValueError: `until` is below 1.
+
+    Example:
+        `gradual({1: 0.25, 2: 0.25, 3: 0.5}, step=50, until=100) == {1: 0.0, 2: 0.25, 3: 0.75}`
+    """
+    if until < 1:
+        raise ValueError(f"until {until}: expected at least 1")
+    if step >= until:
+        return dict(weights)
+    depths = list(weights)
+    num_trained = 1 + (len(depths) - 1) * step // until
+    at_step = dict(weights)
+    for depth in depths[:-num_trained]:
+        at_step[depths[-1]] += at_step[depth]
+        at_step[depth] = 0.0
+    return at_step
+
+
 def alternating(weights: Mapping[int, float], step: int) -> dict[int, float]:
     """Train the deepest tap alone in every second step, beginning with the first.
 

@@ -223,6 +223,7 @@ class ElasticWrapper(nn.Module):
         self.parameter_groups: ParameterGroups | None = None
         self._stem_arguments = read_stem_arguments(stem)
         self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
+        self._skipped_blocks: frozenset[int] = frozenset()  # depths, see `skipping`
         # Set by `check` alone. Three things differ in a probe:
         # - guarded tensors are compared by value too;
         # - a head that takes all taps is called at each tap, with a tuple of one;
@@ -304,6 +305,9 @@ class ElasticWrapper(nn.Module):
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         blocks = islice(self.blocks, state.depth, last_depth)
         for depth, block in enumerate(blocks, start=state.depth + 1):
+            if depth in self._skipped_blocks:
+                state.depth = depth
+                continue
             if recompute:
                 self._guard_for_backward(state)
             features = self._copy_for_part(state.features)
@@ -665,6 +669,44 @@ class ElasticWrapper(nn.Module):
         finally:
             self.default_depth = previous
 
+    @contextmanager
+    def skipping(self, blocks: Iterable[int]) -> Generator[ElasticWrapper, None, None]:
+        """Leave out some blocks inside a `with` block, as layer dropout does.
+
+        The features and the context behind a skipped block are those in front of it, also at its
+        tap. A block that changes their shape cannot be skipped: what comes behind would reject
+        them. When the `with` block ends, also by an exception, all blocks run again.
+
+        The parameters of a skipped block get no gradient: DistributedDataParallel then needs
+        `find_unused_parameters=True`, and gradients are cleared by `zero_grad(set_to_none=True)`.
+        A compiled net is compiled for each set of blocks.
+
+        Args:
+            blocks: The depths of the blocks that do not run, from 1;
+                `elasticnet.layer_dropout.skipped_blocks` draws them.
+
+        Yields:
+            The net itself.
+
+        Raises:
+            ValueError: The net has no block at a depth.
+
+        Example:
+            `with net.skipping([2, 4]): terms = objective(x, target)`
+        """
+        skipped = frozenset(blocks)
+        for depth in sorted(skipped):
+            if not 1 <= depth <= len(self.blocks):
+                raise ValueError(
+                    f"block {depth}: this net has blocks at depths 1 to {len(self.blocks)}"
+                )
+        previous = self._skipped_blocks
+        self._skipped_blocks = skipped
+        try:
+            yield self
+        finally:
+            self._skipped_blocks = previous
+
     def register_forward_hook(self, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
         """Register a hook as for any module; `net(x, taps=...)` calls it for each prediction.
 
@@ -835,6 +877,7 @@ class ElasticWrapper(nn.Module):
         net = shallow_copy(self)
         net.taps = tuple(taps)
         net.default_depth = net.taps[-1]
+        net._skipped_blocks = frozenset()
         net.blocks = nn.ModuleList(blocks)
         net.adapters = _module_dict(adapters_at_taps)
         net.head_statistics = statistics_by_depth(self.head_statistics, taps)

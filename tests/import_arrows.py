@@ -18,6 +18,7 @@ CORE = {
     "comparisons",
     "distillation",
     "loss_weights",
+    "layer_dropout",
     "losses",
     "recompute",
     "wrapper",
@@ -64,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "comparisons": set(),
     "distillation": {"comparisons", "loss_weights", "_autocast", "_modules"},
     "loss_weights": set(),
+    "layer_dropout": set(),
     # and not wrapper: neither knows the other
     "losses": {
         "taps",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from elasticnet import ElasticObjective
-from elasticnet.loss_weights import alternating, deepest_first, rotating, sandwich
+from elasticnet.loss_weights import alternating, deepest_first, gradual, rotating, sandwich
 from tiny_nets import conv_net
 
 WEIGHTS = {1: 0.125, 2: 0.125, 3: 0.125, 4: 0.125, 6: 0.5}
@@ -27,6 +27,16 @@ def test_the_deepest_tap_is_trained_alone_at_first() -> None:
     assert by_step == [alone, alone, WEIGHTS, WEIGHTS]
 
 
+def test_shallower_taps_join_one_after_the_other() -> None:
+    by_step = [gradual(WEIGHTS, step, until=4) for step in range(6)]
+    trained = [[depth for depth, weight in each.items() if weight > 0] for each in by_step]
+    assert trained == [[6], [4, 6], [3, 4, 6], [2, 3, 4, 6], [1, 2, 3, 4, 6], [1, 2, 3, 4, 6]]
+    assert by_step[1] == {1: 0.0, 2: 0.0, 3: 0.0, 4: 0.125, 6: 0.875}
+    assert by_step[4] == WEIGHTS
+    with pytest.raises(ValueError, match="until 0: expected at least 1"):
+        gradual(WEIGHTS, 0, until=0)
+
+
 def test_every_second_step_trains_the_deepest_tap_alone() -> None:
     alone = {1: 0.0, 2: 0.0, 3: 0.0, 4: 0.0, 6: 1.0}
     assert [alternating(WEIGHTS, step) for step in range(4)] == [alone, WEIGHTS, alone, WEIGHTS]
@@ -37,6 +47,7 @@ def test_the_sum_of_the_weights_stays_the_same(weights: dict[int, float], step: 
     expected = pytest.approx(sum(weights.values()))
     assert sum(deepest_first(weights, step, until=5).values()) == expected
     assert sum(alternating(weights, step).values()) == expected
+    assert sum(gradual(weights, step, until=7).values()) == expected
 
 
 def test_taps_take_turns_from_the_deepest_up() -> None:
