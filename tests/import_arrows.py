@@ -97,6 +97,7 @@ ALLOWED: dict[str, set[str]] = {
         "wrapper",
         "registry",
         "memory",
+        "_autocast",
         "_figure_text",
         "_files",
         "_lazy",

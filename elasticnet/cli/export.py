@@ -10,7 +10,7 @@ import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elasticnet.cli.arguments import add_cache, add_debug, report_skipped
 
@@ -314,7 +314,7 @@ def run(options: argparse.Namespace) -> int:
                 opset=options.opset,
                 overwrite=options.force,
                 # what a file of the other formats says comes from the architecture
-                metadata=notes if format == "safetensors" else None,
+                metadata=notes if format == "safetensors" else _seen_by(net, depth),
             )
         written.append(result)
         print(_summary(result))
@@ -346,6 +346,18 @@ def _steps_on_stderr() -> Generator[None, None, None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
+
+
+def _seen_by(net: ElasticWrapper, depth: int) -> dict[str, Any]:
+    """What a network of images that enlarges them says for tiles; nothing of other networks."""
+    from elasticnet.registry import architecture_of
+    from elasticnet.sr.inference.receptive_field import footprint
+
+    architecture = architecture_of(net)
+    if architecture is None or architecture.extras.get("channels") != "RGB":
+        return {}
+    seen = footprint(net, depth)
+    return {"reach": seen.reach, "bytes_per_pixel": round(seen.bytes_per_pixel)}
 
 
 # --- before anything is written

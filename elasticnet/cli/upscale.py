@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from elasticnet.before_torch import INTERRUPTED
-from elasticnet.cli.arguments import add_debug, add_device, add_dtype, positive_count
+from elasticnet.cli.arguments import AUTO_DEVICE, add_debug, add_device, add_dtype, positive_count
 from elasticnet.sr.models.pretrained import packaged
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "gif")
 SOME_FAILED = 1  # exit status
 PIPE = "-"
+TORCH = "torch"  # --engine
+ONNX_ENGINE = "onnxruntime"
+ONNX_SUFFIX = ".onnx"
 BESIDE_SUFFIX = "_large"  # of results that lie beside their images
 
 
@@ -126,7 +129,14 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         "--weights",
         metavar="FILE",
         help="a checkpoint of any registered architecture that enlarges images: a path, or the "
-        "name of a packaged net such as asrn-x4; default: the package's for --scale",
+        "name of a packaged net such as asrn-x4; or an ONNX file that `elasticnet export` wrote; "
+        "default: the package's for --scale",
+    )
+    group.add_argument(
+        "--engine",
+        choices=(TORCH, ONNX_ENGINE),
+        help="what runs the network: torch; or onnxruntime, which runs exported files and needs no "
+        "PyTorch; default: onnxruntime for --weights FILE.onnx",
     )
 
 
@@ -213,6 +223,7 @@ def run(options: argparse.Namespace) -> int:
     """
     try:
         _check_network(options)
+        _check_engine(options)
         if options.frames is not None:
             return _upscale_frames(options)
         return _upscale_all(options)
@@ -310,6 +321,31 @@ def _check_network(options: argparse.Namespace) -> None:
         raise ValueError(
             f"no --scale: give it ({packaged()}), --to WxH, or the --weights of a network"
         )
+
+
+def _check_engine(options: argparse.Namespace) -> None:
+    """Decide on the engine, and refuse what an exported file cannot do."""
+    is_exported = options.weights is not None and options.weights.lower().endswith(ONNX_SUFFIX)
+    if options.engine is None:
+        options.engine = ONNX_ENGINE if is_exported else TORCH
+    if options.engine == TORCH:
+        if is_exported:
+            raise ValueError(
+                f"--engine {TORCH}: {options.weights} is an exported file; --engine {ONNX_ENGINE} "
+                "runs it"
+            )
+        return
+    if not is_exported:
+        raise ValueError(
+            f"--engine {ONNX_ENGINE}: give it an exported file, --weights FILE{ONNX_SUFFIX}; "
+            f"`elasticnet export asrn-x4 -o FILE{ONNX_SUFFIX}` makes one"
+        )
+    for name in ("max_ms", "max_memory", "self_ensemble", "dtype"):
+        if getattr(options, name):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: {options.weights} is run as it is; leave it out")
+    if options.device not in (AUTO_DEVICE, "cpu"):
+        raise ValueError(f"--device {options.device}: exported files run on the CPU; leave it out")
 
 
 def _check_frame_options(options: argparse.Namespace) -> None:

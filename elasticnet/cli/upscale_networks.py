@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from elasticnet.checkpoint import load
 from elasticnet.checkpoint.packaged import source_of
 from elasticnet.cli.arguments import resolve_device
-from elasticnet.sr.inference.depth_choice import DepthChooser
-from elasticnet.sr.inference.dtype_choice import plan_in_dtype
-from elasticnet.sr.inference.upscale_plan import UpscalePlan, plan_upscale
+from elasticnet.sr.inference.tile_engine import TileEngine
 from elasticnet.sr.models.pretrained import (
     DEFAULT_NAME,
     packaged,
@@ -20,6 +17,11 @@ from elasticnet.sr.models.pretrained import (
 )
 from elasticnet.sr.photo.output_size import TOLERANCE, OutputSize
 
+if TYPE_CHECKING:
+    from elasticnet.sr.inference.depth_choice import DepthChooser
+    from elasticnet.sr.inference.upscale_plan import UpscalePlan
+
+ONNX_ENGINE = "onnxruntime"
 MIN_TILE = 16  # LR pixels; smaller tiles are nearly all margin and take hours
 
 
@@ -32,7 +34,7 @@ class Network(NamedTuple):
         introduction: A line that says which packaged network it is; empty for that of --weights.
     """
 
-    plan: UpscalePlan
+    plan: TileEngine
     chooser: DepthChooser | None
     introduction: str
 
@@ -49,7 +51,6 @@ class Networks:
     def __init__(self, options: argparse.Namespace, output_size: OutputSize | None) -> None:
         self._options = options
         self._output_size = output_size
-        self._device = resolve_device(options.device)
         self._loaded: dict[str, Network] = {}  # by file
         self._notes: list[str] = []
         self._introduced: set[str] = set()
@@ -159,8 +160,37 @@ class Networks:
         """The network of a file, loaded once."""
         if weights in self._loaded:
             return self._loaded[weights]
+        if self._options.engine == ONNX_ENGINE:
+            network = self._open_exported(weights, introduction)
+        else:
+            network = self._load_checkpoint(weights, introduction)
+        self._loaded[weights] = network
+        return network
+
+    def _open_exported(self, file: str, introduction: str) -> Network:
+        """The network of an exported file, in ONNX Runtime."""
+        from elasticnet.sr.inference.onnx_plan import plan_onnx
+
+        plan = plan_onnx(file, tile=self._tile(), tile_batch=self._options.tile_batch)
+        depth = self._options.depth
+        if depth not in (None, -1, plan.depth):
+            raise ValueError(f"--depth {depth}: {file} holds depth {plan.depth} alone")
+        if plan.reach is None and plan.tile == "auto":
+            self._notes.append(
+                f"{file}: does not say how far its network sees, so that images run whole; export "
+                "it again for tiles"
+            )
+        return Network(plan=plan, chooser=None, introduction=introduction)
+
+    def _load_checkpoint(self, weights: str, introduction: str) -> Network:
+        """The network of a checkpoint, in PyTorch."""
+        from elasticnet.checkpoint import load
+        from elasticnet.sr.inference.depth_choice import DepthChooser
+        from elasticnet.sr.inference.dtype_choice import plan_in_dtype
+        from elasticnet.sr.inference.upscale_plan import plan_upscale
+
         options = self._options
-        net = load(weights, options.depth, device=self._device)
+        net = load(weights, options.depth, device=resolve_device(options.device))
         if options.dtype is not None:
             net.float()
         plan = plan_upscale(
@@ -177,9 +207,7 @@ class Networks:
             chooser = DepthChooser(
                 plan, weights, max_ms=options.max_ms, max_memory=options.max_memory
             )
-        network = Network(plan=plan, chooser=chooser, introduction=introduction)
-        self._loaded[weights] = network
-        return network
+        return Network(plan=plan, chooser=chooser, introduction=introduction)
 
     def _note_dtype(self, plan: UpscalePlan, reason: str) -> None:
         """Note which dtype "auto" has chosen, and why."""

@@ -123,3 +123,38 @@ def batch_of(
         batch *= np.float32(white - black)
         batch += np.float32(black)
     return batch
+
+
+def check_tile(tile: Any) -> None:
+    """Raise unless `tile` is "auto", None or a whole number from 1.
+
+    Args:
+        tile: Of a plan.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if tile in ("auto", None):
+        return
+    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
+        raise ValueError(
+            f"tile {tile!r}: expected 'auto', None for the whole image, or LR pixels a side, "
+            "at least 1"
+        )
+
+
+def check_tile_batch(tile_batch: Any) -> None:
+    """Raise unless `tile_batch` is "auto" or a whole number from 1.
+
+    Args:
+        tile_batch: Of a plan.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if tile_batch == "auto":
+        return
+    if not isinstance(tile_batch, int) or isinstance(tile_batch, bool) or tile_batch < 1:
+        raise ValueError(
+            f"tile_batch {tile_batch!r}: expected 'auto', or how many tiles run at once, at least 1"
+        )

@@ -26,6 +26,8 @@ from elasticnet.sr.inference.tile_engine import (
     WITHOUT_CHANGE,
     TilePart,
     batch_of,
+    check_tile,
+    check_tile_batch,
     white_of,
 )
 from elasticnet.sr.pixels import refuse_not_finite, tensor_to_integers
@@ -187,8 +189,8 @@ def plan_upscale(
         ValueError: The depth is unknown, the tile or the batch is invalid, or the network does not
             enlarge an image by a whole number.
     """
-    _check_tile(tile)
-    _check_tile_batch(tile_batch)
+    check_tile(tile)
+    check_tile_batch(tile_batch)
     if device is not None:
         net.to(device)
     parameter = next(net.parameters(), torch.zeros(()))  # without one: float32 on the CPU
@@ -207,27 +209,6 @@ def plan_upscale(
         tile_batch=tile_batch,
         compute_dtype=compute_dtype,
     )
-
-
-def _check_tile(tile: Any) -> None:
-    """Raise unless `tile` is "auto", None or a whole number from 1."""
-    if tile in ("auto", None):
-        return
-    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
-        raise ValueError(
-            f"tile {tile!r}: expected 'auto', None for the whole image, or LR pixels a side, "
-            "at least 1"
-        )
-
-
-def _check_tile_batch(tile_batch: Any) -> None:
-    """Raise unless `tile_batch` is "auto" or a whole number from 1."""
-    if tile_batch == "auto":
-        return
-    if not isinstance(tile_batch, int) or isinstance(tile_batch, bool) or tile_batch < 1:
-        raise ValueError(
-            f"tile_batch {tile_batch!r}: expected 'auto', or how many tiles run at once, at least 1"
-        )
 
 
 def _value_range(net: ElasticWrapper) -> tuple[float, float]:
