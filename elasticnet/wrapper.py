@@ -18,6 +18,7 @@ from elasticnet._modules.unwrapping import check_not_sharded, unwrapped
 from elasticnet._net.additions import additions_to, around_forward, shallow_copy
 from elasticnet._net.checks import (
     Rejection,
+    RejectionError,
     check_adapter_depths,
     check_containers,
     check_context_is_read,
@@ -224,11 +225,6 @@ class ElasticWrapper(nn.Module):
         self._stem_arguments = read_stem_arguments(stem)
         self._blocks_return_tuples = False  # set when a block runs, read by to_sequential
         self._skipped_blocks: frozenset[int] = frozenset()  # depths, see `skipping`
-        # Set by `check` alone. Three things differ in a probe:
-        # - guarded tensors are compared by value too;
-        # - a head that takes all taps is called at each tap, with a tuple of one;
-        # - what the head rejects becomes a `Rejection` in the place of the prediction.
-        self._is_probe = False
 
     # A part may write in place into what it is given. `GuardedTensors` notices that in what a later
     # part still needs; each method guards what it hands out:
@@ -312,7 +308,7 @@ class ElasticWrapper(nn.Module):
                 self._guard_for_backward(state)
             features = self._copy_for_part(state.features)
             # The context is not copied: blocks may change it. Where the head reads it too, later
-            # blocks have one of their own, see `_give_later_blocks_their_own_context`.
+            # blocks have one of their own, see `_go_to_tap`.
             state.features, state.context = self._run_block(
                 block, features, state.context, depth, recompute
             )
@@ -357,37 +353,54 @@ class ElasticWrapper(nn.Module):
     # --- a pass over all taps
 
     def _run_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
-        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them.
-
-        A head that takes all taps is called once, behind the last block. Any other is called at
-        each depth before the next block runs: that block could write into the features, and not
-        all writes are noticed, see `GuardedTensors`.
-        """
+        """Run all blocks once and predict at `depths`, sorted as `resolve_depths` returns them."""
         check_backward_hooks(self)
-        # A probe calls the head at each tap, so that a rejection names the tap.
-        predicts_at_once = self._head_takes_all_taps() and not self._is_probe
-        features: list[Any] = []  # at all taps
-        predictions: list[Any] = []  # at `depths`
-        states: list[PassState] = []  # at `depths`, for a head that takes all taps
-
         state = self._run_stem(x, self.taps[-1], keywords)
+        if self._head_takes_all_taps():
+            outputs = self._predict_behind_the_last_block(state, depths)
+        else:
+            outputs = self._predict_at_each_tap(state, depths)
+        # Also what `check_behind` does not look at: features of earlier taps, and predictions.
+        state.guarded.check_everything(writer="the head, or a block behind,")
+        return outputs
+
+    def _predict_at_each_tap(self, state: PassState, depths: tuple[int, ...]) -> Taps:
+        """Run the blocks, and call the head at each depth before the next block runs.
+
+        That block could write into the features, and not all writes are noticed, see
+        `GuardedTensors`.
+        """
+        features: list[Any] = []
+        predictions: list[Any] = []
         for tap in self.taps:
-            self._run_blocks(state, tap)
-            self._guard_what_the_head_takes(state)
+            self._go_to_tap(state, tap)
             features.append(state.features)
-            if tap in depths and predicts_at_once:
-                states.append(state.copy())
-            elif tap in depths:
+            if tap in depths:
                 (prediction,) = self._predict([state])
                 state.guarded.guard(prediction, name=f"the prediction at depth {tap}")
                 predictions.append(prediction)
-            self._give_later_blocks_their_own_context(state)
-        if predicts_at_once:
-            predictions.extend(self._predict(states))
-
-        # Also what `check_behind` does not look at: features of earlier taps, and predictions.
-        state.guarded.check_everything(writer="the head, or a block behind,")
         return Taps(depths, tuple(predictions), tuple(features))
+
+    def _predict_behind_the_last_block(self, state: PassState, depths: tuple[int, ...]) -> Taps:
+        """Run the blocks, and then call a head that takes all taps once."""
+        features: list[Any] = []
+        states: list[PassState] = []  # at `depths`
+        for tap in self.taps:
+            self._go_to_tap(state, tap)
+            features.append(state.features)
+            if tap in depths:
+                states.append(state.copy())
+        predictions = self._predict(states)
+        return Taps(depths, predictions, tuple(features))
+
+    def _go_to_tap(self, state: PassState, tap: int) -> None:
+        """Run the blocks up to a tap, and guard what the head takes there."""
+        comes_from_a_tap = state.depth > 0
+        if comes_from_a_tap and self.head_skip == "context":
+            # The head takes the context of that tap. What later blocks change is a copy.
+            state.context = self._copy_for_part(state.context)
+        self._run_blocks(state, tap)
+        self._guard_what_the_head_takes(state)
 
     def _guard_what_the_head_takes(self, state: PassState) -> None:
         """Guard the features at a tap, and the context if the head takes it."""
@@ -398,17 +411,14 @@ class ElasticWrapper(nn.Module):
             name = f"the features at depth {state.depth}"
             state.guarded.guard_features(state.features, name)
 
-    def _give_later_blocks_their_own_context(self, state: PassState) -> None:
-        """If the head takes the context, copy it: what later blocks change is not the head's."""
-        if self.head_skip == "context":
-            state.context = self._copy_for_part(state.context)
-
     # --- the stem
 
-    def _run_stem(self, x: Any, last_depth: int, keywords: dict[str, Any]) -> PassState:
+    def _run_stem(
+        self, x: Any, last_depth: int, keywords: dict[str, Any], compare_values: bool = False
+    ) -> PassState:
         """Return the state at depth 0, of a pass that runs the blocks up to `last_depth`."""
         check_number_of_blocks(len(self.blocks), deepest_tap=self.taps[-1])
-        guarded = GuardedTensors(compare_values=self._is_probe)
+        guarded = GuardedTensors(compare_values)
         guarded.guard_input(x, name="the input")
         features, context = self._call_stem(x, last_depth, keywords)
         guarded.check_behind("the stem")
@@ -467,26 +477,16 @@ class ElasticWrapper(nn.Module):
 
         There is one state, unless the head takes all taps.
         """
-        predictions = self._predictions_or_rejection(states)
-        check_predictions(predictions, num_taps=len(states))
-        states[-1].guarded.check_behind(self._name_of_head_at(states))
-        return predictions
-
-    def _predictions_or_rejection(self, states: Sequence[PassState]) -> Any:
-        """Return what the head returns; if it fails, say for which features.
-
-        A probe gets the failure as a `Rejection`. It has one state.
-        """
         try:
-            return self._run_head(states)
+            predictions = self._run_head(states)
         except torch.OutOfMemoryError:  # a RuntimeError too, but not one that an adapter mends
             raise
         except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
             features_by_depth = {state.depth: state.features for state in states}
-            message = rejection_message(features_by_depth, error)
-            if self._is_probe:
-                return (Rejection(message),)
-            raise RuntimeError(message) from error
+            raise RejectionError(rejection_message(features_by_depth, error)) from error
+        check_predictions(predictions, num_taps=len(states))
+        states[-1].guarded.check_behind(self._name_of_head_at(states))
+        return predictions
 
     def _name_of_head_at(self, states: Sequence[PassState]) -> str:
         """Return what messages call the head where it is called for these states."""
@@ -498,17 +498,25 @@ class ElasticWrapper(nn.Module):
     def _run_head(self, states: Sequence[PassState]) -> Any:
         """Call the head once: with a tuple if it takes all taps, else with one tap's features."""
         if self._head_takes_all_taps():
-            features_of_taps = tuple(self._adapted(state) for state in states)
+            features = tuple(self._adapted(state) for state in states)
             skip = states[-1].skip  # the same at all taps
             if self.head_skip == "context":
                 skip = tuple(state.context for state in states)
-            return self._head_output(features_of_taps, skip)
+            # One call has one set of statistics: the head's own.
+            return call_head(self.head, None, self._head_inputs(features, skip))
 
         (state,) = states
         features = self._adapted(state)
         skip = state.context if self.head_skip == "context" else state.skip
-        prediction = self._head_output(features, skip, self._statistics_at(state.depth))
+        statistics = self._statistics_at(state.depth)
+        prediction = call_head(self.head, statistics, self._head_inputs(features, skip))
         return (prediction,)
+
+    def _head_inputs(self, features: Any, skip: Any) -> tuple[Any, ...]:
+        """Return what the head is called with: the skip only if the net has `head_skip`."""
+        if self.head_skip is None:
+            return (features,)
+        return (features, self._copy_for_part(skip))
 
     def _adapted(self, state: PassState) -> Any:
         """Return what the head takes at a tap: its features, through its adapter if it has one."""
@@ -518,12 +526,6 @@ class ElasticWrapper(nn.Module):
         if name in adapters:
             return adapters[name](features)
         return features
-
-    def _head_output(self, features: Any, skip: Any, statistics: nn.Module | None = None) -> Any:
-        """Return the head's output; the head takes a skip if the net has `head_skip`."""
-        if self.head_skip is None:
-            return call_head(self.head, statistics, (features,))
-        return call_head(self.head, statistics, (features, self._copy_for_part(skip)))
 
     def _statistics_at(self, depth: int) -> nn.Module | None:
         """Return the statistics that the head's BatchNorm has at a depth; None: its own."""
@@ -595,10 +597,10 @@ class ElasticWrapper(nn.Module):
                 "on to deeper taps alone"
             )
         check_not_overwritten_since(state.guarded, state.depth)
-        deeper = state.protected()  # The blocks must not overwrite what the given state holds.
-        deeper.context = self._copy_for_part(state.context)  # They may change this one.
-        self._run_blocks(deeper, last_depth)
-        return deeper.protected()  # The caller gets a state that guards the new features.
+        working = state.protected()  # The blocks must not overwrite what the given state holds.
+        working.context = self._copy_for_part(state.context)  # They may change this one.
+        self._run_blocks(working, last_depth)
+        return working.protected()  # The result guards the new features.
 
     def predict(self, state: PassState) -> Any:
         """Return the prediction at the depth of a state.
@@ -912,10 +914,10 @@ class ElasticWrapper(nn.Module):
             RuntimeError: A part overwrites in place what a pass guards, see `copy_features`.
         """
         probe = self._rebuilt(self.blocks, self.taps, self._adapters_by_depth())
-        probe._is_probe = True
-        # Hooks could take a rejection for a prediction. The table is the probe's own: this net
-        # keeps its hooks.
+        # The probe is a net of its own, so that these two lines leave this net as it is. Hooks
+        # could take a rejection for a prediction.
         probe._forward_hooks.clear()
+        probe._run_all_taps = probe._probe_all_taps
         with evaluating(probe), torch.no_grad():
             outputs = probe(example, taps=probe.taps, **keywords)
         warn_of_statistics(self.head, self.adapters, self.head_statistics, self.taps)
@@ -924,6 +926,29 @@ class ElasticWrapper(nn.Module):
             if strict and report.problem is not None:
                 raise ValueError(report.problem)
         return reports
+
+    def _probe_all_taps(self, x: Any, depths: tuple[int, ...], keywords: dict[str, Any]) -> Taps:
+        """Do what `_run_all_taps` does, and go on where the head rejects a tap.
+
+        The prediction there is a `Rejection`. A head that takes all taps is called at each, so that
+        a rejection belongs to one tap. Writes in place are found by comparing values, too.
+        """
+        check_backward_hooks(self)
+        state = self._run_stem(x, self.taps[-1], keywords, compare_values=True)
+        features: list[Any] = []
+        predictions: list[Any] = []
+        for tap in depths:
+            self._go_to_tap(state, tap)
+            features.append(state.features)
+            try:
+                (prediction,) = self._predict([state])
+            except RejectionError as error:
+                prediction = Rejection(str(error))
+                state.guarded.check_behind(self._name_of_head_at([state]))
+            state.guarded.guard(prediction, name=f"the prediction at depth {tap}")
+            predictions.append(prediction)
+        state.guarded.check_everything(writer="the head, or a block behind,")
+        return Taps(depths, tuple(predictions), tuple(features))
 
     def additions(self) -> list[str]:
         """Return what sits on the net itself, beside stem, blocks, head and adapters.

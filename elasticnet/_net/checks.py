@@ -29,6 +29,10 @@ class Rejection(NamedTuple):
     message: str
 
 
+class RejectionError(RuntimeError):
+    """The head, or an adapter, fails for the features at a tap."""
+
+
 def check_containers(blocks: Any, adapters: Any) -> None:
     """Raise unless the blocks are listed and the adapters are given by depth.
 
