@@ -785,10 +785,12 @@ def cnn_factors(records: Records) -> str:
 
 def head_to_head(records: Records) -> str:
     """Ways to train one network for every depth, each written with this library's pieces."""
-    methods = records["head-to-head"]["table"]["methods"]
+    record = records["head-to-head"]
+    methods = record["table"]["methods"]
     depths = list(methods["alone"]["accuracy"])
     lines = [["test accuracy, %", *(f"depth {depth}" for depth in depths), "mean of all depths"]]
-    for method in methods.values():
+    for name in record["options"]["methods"]:  # in the order of the recipe
+        method = methods[name]
         accuracy = method["accuracy"]
         by_seed = zip(*(accuracy[depth]["seeds"] for depth in depths), strict=True)
         means = [fmean(each) for each in by_seed]
@@ -1514,7 +1516,9 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
         printed_degradations,
         printed_ablation,
     ),
+    "studies/head_to_head.md": (head_to_head,),
     "guides/vit_digits.md": (digits_sweep,),
+    "guides/cnn_digits.md": (cnn_factors,),
     "models.md": (cards,),
     "asrn.md": (counts,),
     "speed.md": (cpu,),
