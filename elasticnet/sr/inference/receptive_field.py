@@ -7,12 +7,18 @@ the same as the whole image. It is found in these steps:
    those that depend on the middle pixel, and the farthest of them shows the reach.
 2. The same strip without NaN is cut shorter at both ends. Outputs that are at least the reach away
    from the cuts must stay the same. If they change, the network has no reach that tiles could use.
-3. Where NaN is replaced, as by `nan_to_num`, step 1 shows nothing. Only a reach of 0, of a network
-   that mixes no pixel with another, can be confirmed there: by step 2, on the longest strip, where
-   a wrong guess shows in the most pixels. It can be fooled by a layer in front of the replacement
-   that sees far pixels faintly, such as global pooling: cutting two pixels changes too little.
+3. Where NaN is replaced on the way, as by `nan_to_num`, step 1 shows nothing. Only a reach of 0, of
+   a network that mixes no pixel with another, can be confirmed there: by step 2, on the longest
+   strip, where a wrong guess shows in the most pixels.
 
-So each depth is given at least the reach of the shallowest, whose blocks are a part of every depth.
+Where the result is too small:
+
+- A network sees near pixels, and pixels that are more than `LONGEST_STRIP // 2` (512) away, but
+  none between them: the strip ends before the far ones.
+- A network replaces NaN, and a layer in front of that sees far pixels faintly, as global pooling
+  does: cutting two pixels changes too little for step 2. A depth that is fooled in this way may
+  contain a shallower one that is not. Therefore `footprint` takes the larger of the reaches of the
+  depth and of the shallowest one.
 """
 
 from __future__ import annotations
@@ -53,18 +59,10 @@ class Footprint(NamedTuple):
     Attributes:
         depth: The number of blocks that run.
         scale: How many times as long each side of the output is.
-        reach: How many LR pixels away an input pixel can be and still change an output pixel. It is
-            None, and no tiles can equal the whole image, in three cases:
-
-            - there is no bound, as with global pooling;
-            - it is more than `LARGEST_REACH` (510);
-            - it changes with the place, as with windows and strides.
-
-            Two kinds of networks get too small a reach:
-
-            - one that sees near pixels and pixels that are more than `LONGEST_STRIP // 2` (512)
-              away, but none between them: the strip ends before the far ones;
-            - one that replaces NaN at every depth, if step 3 at the top of this file misses it.
+        reach: How many LR pixels away an input pixel can be and still change an output pixel. The
+            top of this file says where it may be too small. None: no tiles can equal the whole
+            image, because there is no bound, as with global pooling, or it is more than
+            `LARGEST_REACH` (510), or it changes with the place, as with windows and strides.
         bytes_per_pixel: The most bytes that the tensors of a pass hold at any time, for each LR
             pixel, in the network's own precision.
     """
@@ -219,8 +217,8 @@ def _is_same_when_cut(predict: Predict, scale: int, length: int, reach: int) -> 
     same_pixels = output_of_whole[..., scale:-scale]  # of the shape of output_of_cut
 
     # Compare the pixels that are at least `reach` away from the ends of the cut.
-    first, behind_last = reach, length - 2 - reach  # pixels of cut
-    inside = slice(first * scale, behind_last * scale)
+    cut_length = length - 2
+    inside = slice(reach * scale, (cut_length - reach) * scale)
     difference = (same_pixels[..., inside] - output_of_cut[..., inside]).abs().max()
     largest_output = output_of_whole.abs().max()
     # False also if the network itself gives NaN or infinity: this strip has no NaN in it.
@@ -262,7 +260,8 @@ def _check_output_shape(image: Tensor, output: Tensor, scale: int) -> None:
 class _MemoryMeter(TorchDispatchMode):
     """Counts the bytes that results of operators hold inside a `with` block.
 
-    `peak_bytes` is the most at any time. A storage counts once, however many views it has.
+    `peak_bytes` is the most at any time. A storage counts once, however many views it has. It is
+    known by its address, which another storage can have only after it is freed and taken out.
     """
 
     def __init__(self) -> None:
