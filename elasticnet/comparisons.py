@@ -177,15 +177,15 @@ def channel_wise(
     """
     check_temperature(temperature)
     _check_channels(student, teacher)
+    student_logits = student.flatten(2) / temperature  # (b, c, number of positions)
+    teacher_logits = teacher.flatten(2) / temperature
     if mask is not None:
         # The smallest number, not minus infinity: a sample in which no position counts then has
         # two equal softmaxes in the place of NaN.
         smallest = torch.finfo(student.dtype).min
-        counts = mask.unsqueeze(1)  # (b, 1, *positions)
-        student = torch.where(counts, student, smallest)
-        teacher = torch.where(counts, teacher, smallest)
-    student_logits = student.flatten(2) / temperature  # (b, c, number of positions)
-    teacher_logits = teacher.flatten(2) / temperature
+        counts = mask.flatten(1).unsqueeze(1)  # (b, 1, number of positions)
+        student_logits = torch.where(counts, student_logits, smallest)
+        teacher_logits = torch.where(counts, teacher_logits, smallest)
     divergence = _divergence(student_logits, teacher_logits, dim=2)  # (b, c)
     return temperature**2 * _mean(divergence.mean(dim=1))
 

@@ -39,6 +39,7 @@ from elasticnet._objective.given_weights import (
     checked_tap_weights,
     is_scheduled,
     may_be_used,
+    trains,
 )
 from elasticnet._objective.masks import route_mask
 from elasticnet._objective.step_counter import StepCounter
@@ -213,7 +214,8 @@ class ElasticObjective(nn.Module):
         check_is_loss(task_loss, name="task_loss")
         if may_be_used(psd_weight):
             check_fits_net(PROGRESSIVE, tap_net)
-        used = [each for each in checked_distillations(distillations) if may_be_used(each.weight)]
+        described = checked_distillations(distillations)
+        used = [each for each in described if may_be_used(each.weight)]
         for distillation in used:
             check_fits_net(distillation, tap_net)
         if checkpoint_head:
@@ -222,7 +224,7 @@ class ElasticObjective(nn.Module):
         self.net = net
         self.task_loss = task_loss
         self.psd_weight = checked_weight(psd_weight, name="psd_weight")
-        self.distillations = nn.ModuleList([DistillationTerm(each) for each in distillations])
+        self.distillations = nn.ModuleList([DistillationTerm(each) for each in described])
         self.tap_weights = checked_tap_weights(tap_weights, tap_net.taps)
         self.sampled_taps = sampled_taps
         self.seed = seed
@@ -231,7 +233,7 @@ class ElasticObjective(nn.Module):
         self.step_counter = StepCounter(accumulation)
         # L_PSD is a distillation too. Its weight is `psd_weight`.
         self._progressive = DistillationTerm(PROGRESSIVE)
-        check_learned_with_net(net, {"tap_weights": tap_weights, **self._distillation_weights})
+        check_learned_with_net(net, self._names_of_what_is_learned())
         self._unused_parameters: list[str] = []  # what `find_unused` found
 
     def forward(
@@ -275,29 +277,15 @@ class ElasticObjective(nn.Module):
         self, factors: StepFactors, x: Any, target: Any, mask: Any, keywords: dict[str, Any]
     ) -> LossTerms:
         """Return the terms of the loss of one batch, multiplied by their factors."""
-        depths = tuple(factors.by_depth)  # those that this step computes, the deepest last
-        *shallower, deepest = depths
+        outputs = self._step_outputs(factors, x, target, mask, keywords)
 
-        # one pass: the features at all taps, the predictions at these depths, and their losses L_n
-        routed = route_mask(self._tap_net, mask, keywords)
-        if self.checkpoint_head:
-            predictions = {}  # They are gone with their losses.
-            features, losses = losses_tap_by_tap(
-                self._tap_net, depths, x, target, self.task_loss, routed.keywords
-            )
-        else:
-            outputs = self.net(x, taps=depths, **routed.keywords)
-            features = outputs.features
-            predictions = dict(zip(depths, outputs.predictions, strict=True))
-            losses_in_order = tap_losses(outputs.predictions, target, self.task_loss)
-            losses = dict(zip(depths, losses_in_order, strict=True))
-
-        # factor_n L_n
+        # factor_n L_n of each computed tap
         weighted_losses: dict[int, Tensor] = {}
-        for depth in depths:
-            weighted_losses[depth] = scaled(losses[depth], factors.by_depth[depth])
+        for depth, loss in outputs.losses.items():
+            weighted_losses[depth] = scaled(loss, factors.by_depth[depth])
 
         # w_N L_N: every step computes the deepest tap, so that its factor is its weight
+        *shallower, deepest = weighted_losses
         routine = weighted_losses[deepest]
 
         # sum over the computed n < N of factor_n L_n; factor_n makes up for the taps not sampled
@@ -305,22 +293,13 @@ class ElasticObjective(nn.Module):
         for depth in shallower:
             deep_supervision = deep_supervision + weighted_losses[depth]
 
-        # lambda L_PSD, and the other distillations; added one after the other, because another
-        # order would change the last bits
-        step_outputs = StepOutputs(
-            net=self._tap_net,
-            x=x,
-            keywords=routed.keywords,
-            features=features,
-            predictions=predictions,
-            factors=factors.by_depth,
-            mask=routed.psd_mask,
-        )
-        weighted_distillations = self._weighted_distillations(step_outputs, factors.distillations)
+        # lambda L_PSD, and the other distillations; all parts are added one after the other,
+        # because another order would change the last bits
         distillation = torch.zeros_like(routine)
-        for losses_of_term in weighted_distillations.values():
-            for loss in losses_of_term:
-                distillation = distillation + loss
+        weighted_distillations = self._weighted_distillations(outputs, factors.distillations)
+        for parts in weighted_distillations.values():
+            for part in parts:
+                distillation = distillation + part
 
         total = routine + deep_supervision + distillation
         terms = LossTerms(
@@ -328,24 +307,52 @@ class ElasticObjective(nn.Module):
             routine=routine,
             deep_supervision=deep_supervision,
             distillation=distillation,
-            per_depth=detached(losses, total),
+            per_depth=detached(outputs.losses, total),
         )
         if not self.by_term:
             return terms
         by_distillation: dict[str, Tensor] = {}
-        for name, losses_of_term in weighted_distillations.items():
-            by_distillation[name] = sum(losses_of_term, torch.zeros_like(routine))
+        for name, parts in weighted_distillations.items():
+            by_distillation[name] = sum(parts, torch.zeros_like(routine))
         return terms._replace(by_tap=weighted_losses, by_distillation=by_distillation)
 
+    def _step_outputs(
+        self, factors: StepFactors, x: Any, target: Any, mask: Any, keywords: dict[str, Any]
+    ) -> StepOutputs:
+        """Run the net once; return the features at all taps, and the losses at computed ones."""
+        depths = tuple(factors.by_depth)  # the deepest last
+        routed = route_mask(self._tap_net, mask, keywords)
+        predictions: dict[int, Any] = {}
+        if self.checkpoint_head:  # The predictions are gone with their losses.
+            features, losses = losses_tap_by_tap(
+                self._tap_net, depths, x, target, self.task_loss, routed.keywords
+            )
+        else:
+            taps = self.net(x, taps=depths, **routed.keywords)
+            features = taps.features
+            predictions = dict(zip(depths, taps.predictions, strict=True))
+            losses_in_order = tap_losses(taps.predictions, target, self.task_loss)
+            losses = dict(zip(depths, losses_in_order, strict=True))
+        return StepOutputs(
+            net=self._tap_net,
+            x=x,
+            keywords=routed.keywords,
+            features=features,
+            predictions=predictions,
+            losses=losses,
+            factors=factors.by_depth,
+            mask=routed.psd_mask,
+        )
+
     def _weighted_distillations(
-        self, step_outputs: StepOutputs, factors: Mapping[str, Factor]
+        self, outputs: StepOutputs, factors: Mapping[str, Factor]
     ) -> dict[str, list[Tensor]]:
         """Return the parts of each distillation that this step computes, by its weight's name."""
-        losses: dict[str, list[Tensor]] = {}
+        weighted: dict[str, list[Tensor]] = {}
         for name, term in self._distillation_terms.items():
             if not is_left_out(factors[name]):
-                losses[name] = term.weighted_losses(step_outputs, factors[name])
-        return losses
+                weighted[name] = term.weighted_parts(outputs, factors[name])
+        return weighted
 
     # --- what a step multiplies its losses by
 
@@ -386,6 +393,16 @@ class ElasticObjective(nn.Module):
         weights = {name: term.weight for name, term in self._distillation_terms.items()}
         weights["psd_weight"] = self.psd_weight
         return weights
+
+    def _names_of_what_is_learned(self) -> list[str]:
+        """Return the names of the weights and comparisons that have parameters to train."""
+        weights = {"tap_weights": self.tap_weights, **self._distillation_weights}
+        names = [name for name, weight in weights.items() if trains(weight)]
+        for index, term in enumerate(self.distillations):
+            assert isinstance(term, DistillationTerm)
+            if has_parameters(term):
+                names.append(f"distillations[{index}].compare")
+        return names
 
     @property
     def _tap_net(self) -> TapNet:

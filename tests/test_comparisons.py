@@ -80,6 +80,12 @@ def test_channel_wise_is_scipy_s_divergence_of_each_channel(
     assert actual.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+def test_channel_wise_is_finite_at_low_temperatures_where_no_position_counts() -> None:
+    student, teacher = pair(1, 2, 3)
+    no_position = torch.zeros(1, 3, dtype=torch.bool)
+    assert channel_wise(student, teacher, no_position, temperature=0.5) == 0
+
+
 @given(st.floats(-50, 50))
 def test_channel_wise_does_not_see_a_constant_added_to_a_channel(constant: float) -> None:
     student, teacher = pair(2, 3, 4, 4)

@@ -664,7 +664,7 @@ def test_a_learned_weight_outside_of_what_averages_gradients_is_refused(
 
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
 
-    message = f"{re.escape(name)} is a parameter.* alone is in Distributed"
+    message = f"{re.escape(name)} is learned.* alone is in Distributed"
     for wrapped in (parallel, compiled):
         with pytest.raises(ValueError, match=message):
             ElasticObjective(wrapped, nn.L1Loss(), **options)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from elasticnet import Distillation, ElasticObjective, ElasticWrapper
 from elasticnet._objective.distillation_terms import DistillationTerm
@@ -356,3 +358,25 @@ def test_a_teacher_with_another_number_of_features_is_named() -> None:
     message = "the teacher gives 2 features: expected one tensor, or one for each of the 3 taps"
     with pytest.raises(ValueError, match=message):
         distilled(conv_net(3), description)
+
+
+def test_a_projection_outside_of_what_averages_gradients_is_refused(
+    one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process would learn a projection of its own."""
+    compare = Projected(nn.Conv2d(4, 4, 1), mean_squared)
+    description = Distillation(of="features", compare=compare, weight=0.1)
+    net = conv_net(2)
+    parallel = DistributedDataParallel(net)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    message = r"distillations\[0\]\.compare is learned, and the net alone is in Distributed"
+    with pytest.raises(ValueError, match=message):
+        ElasticObjective(parallel, nn.L1Loss(), psd_weight=0, distillations=[description])
+    ElasticObjective(net, nn.L1Loss(), psd_weight=0, distillations=[description])
+
+
+def test_distillations_may_come_one_after_the_other() -> None:
+    net = conv_net(2)
+    from_generator = (each for each in [PROGRESSIVE])
+    objective = ElasticObjective(net, nn.L1Loss(), psd_weight=0, distillations=from_generator)  # pyright: ignore[reportArgumentType]
+    assert len(objective.distillations) == 1

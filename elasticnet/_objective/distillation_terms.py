@@ -20,14 +20,16 @@ from elasticnet.loss_weights import Weight
 
 
 class StepOutputs(NamedTuple):
-    """What one step has computed, as far as distillations read it.
+    """What one pass of a step has computed.
 
     Attributes:
         net: The elastic network, for its taps and its layout.
         x: The input of the network.
         keywords: The keyword arguments that the network got.
         features: The features at all taps, shallowest first.
-        predictions: The prediction at each computed depth, the deepest last.
+        predictions: The prediction at each computed depth, the deepest last. Empty where the losses
+            are computed tap by tap.
+        losses: The task loss at each computed depth, the deepest last.
         factors: What multiplies the task loss at each computed depth.
         mask: Which positions of the features count. None: all.
     """
@@ -37,6 +39,7 @@ class StepOutputs(NamedTuple):
     keywords: dict[str, Any]
     features: Sequence[Tensor]
     predictions: Mapping[int, Any]
+    losses: Mapping[int, Tensor]
     factors: Mapping[int, Factor]
     mask: Tensor | None
 
@@ -64,7 +67,7 @@ class DistillationTerm(nn.Module):
         self.compare = distillation.compare
         self.distillation = distillation
 
-    def weighted_losses(self, step: StepOutputs, factor: Factor) -> list[Tensor]:
+    def weighted_parts(self, step: StepOutputs, factor: Factor) -> list[Tensor]:
         """Return the parts of the term in the order in which they are added up.
 
         Args:

@@ -5,7 +5,7 @@ A weight is a number, a function of the step (a schedule), or a parameter (learn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -54,28 +54,27 @@ def checked_tap_weights(tap_weights: TapWeights | None, taps: Sequence[int]) -> 
     return check_tap_weights(tap_weights, taps)
 
 
-def check_learned_with_net(net: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Raise if weights are learned, and the net alone is wrapped for several processes.
+def check_learned_with_net(net: nn.Module, learned: Iterable[str]) -> None:
+    """Raise if the loss learns something, and the net alone is wrapped for several processes.
 
-    Each process would learn weights of its own, and the processes would drift apart.
+    Each process would learn its own, and the processes would drift apart.
 
     Args:
         net: The net that the objective was given.
-        weights: The weights by their names, of any kind.
+        learned: The names of what the loss learns: weights, and comparisons with parameters.
 
     Raises:
-        ValueError: There are several processes, the net is wrapped, and a weight is a parameter.
+        ValueError: There are several processes, the net is wrapped, and something is learned.
     """
     wrapper = parallel_wrapper(net)
     if wrapper is None or not _has_several_processes():
         return
-    for name, weight in weights.items():
-        if is_learned(weight) and weight.requires_grad:
-            raise ValueError(
-                f"{name} is a parameter, and the net alone is in {wrapper}: each process would "
-                "learn a weight of its own. Put the objective with the net into it instead, "
-                f"{wrapper}(ElasticObjective(net, ...)), or let your trainer prepare the objective"
-            )
+    for name in learned:
+        raise ValueError(
+            f"{name} is learned, and the net alone is in {wrapper}: each process would learn its "
+            "own. Put the objective with the net into it instead, "
+            f"{wrapper}(ElasticObjective(net, ...)), or let your trainer prepare the objective"
+        )
 
 
 def _has_several_processes() -> bool:
@@ -101,6 +100,15 @@ def is_learned(weights: Any) -> TypeIs[Tensor]:
         weights: Weights of any kind.
     """
     return isinstance(weights, Tensor)
+
+
+def trains(weights: Any) -> bool:
+    """Return whether weights are learned and not frozen.
+
+    Args:
+        weights: Weights of any kind.
+    """
+    return is_learned(weights) and weights.requires_grad
 
 
 def is_scheduled(weights: Any) -> TypeIs[Callable[[int], Any]]:
