@@ -106,8 +106,9 @@ def write_stages(
         ExportError: The network cannot be traced, or the files do not compute the same.
         FileExistsError: There is something at `folder`.
         ImportError: A package that ONNX files need is not installed.
-        ValueError: The net is in training mode, the example has fewer than two inputs, or a tensor
-            between two stages cannot be parted by input.
+        ValueError: The net is in training mode, the example has fewer than two inputs, a keyword
+            argument is no tensor or called "input" or "logits", a tensor between two stages cannot
+            be parted by input, or something would be left out as in `ElasticWrapper.run_to`.
 
     Example:
         `write_stages(net, rule, "exits", images[:2])`
@@ -123,12 +124,12 @@ def write_stages(
             f"example of shape {tuple(example.shape)}: expected at least two different inputs"
         )
     depths = ExitRunner(net, rule).depths
-    # Files take and give float32 on the CPU.
+    # Files take and give floats of 32 bits.
     held = detached_copy(net).cpu().float()
     plain = plain_copy(held, fold)
     put_stand_ins(plain)
     plain.eval().requires_grad_(False)
-    sample = _Sample(example.cpu().float(), _on_cpu(keywords))
+    sample = _Sample(_as_taken(example), _as_inputs(keywords))
 
     # Everything is written beside the folder first, which then appears by one rename.
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -161,16 +162,23 @@ class _Sample(NamedTuple):
         return _Sample(x, keywords)
 
 
-def _on_cpu(keywords: Mapping[str, Any] | None) -> dict[str, Tensor]:
-    """Return keyword arguments on the CPU; raise if one is no tensor."""
+def _as_inputs(keywords: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Return keyword arguments as files take them; raise if one cannot be an input of a file."""
     found: dict[str, Tensor] = {}
     for name, value in (keywords or {}).items():
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"keyword argument {name} is a {type(value).__name__}: expected a tensor"
             )
-        found[name] = value.cpu()
+        if name in (INPUT, LOGITS):
+            raise ValueError(f"keyword argument {name}: the files have this name for another array")
+        found[name] = _as_taken(value)
     return found
+
+
+def _as_taken(tensor: Tensor) -> Tensor:
+    """Return a tensor as files take it: on the CPU, with floats of 32 bits."""
+    return tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu()
 
 
 # --- writing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import subprocess
@@ -188,6 +189,21 @@ def test_a_net_of_images_whose_head_takes_the_input_too(tmp_path: Path) -> None:
     assert assert_same_exits(net, rule, tmp_path / "exits", x) == {1, 3}
 
 
+def test_numbers_of_words_stay_whole_and_weights_in_half_precision_become_float32(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    blocks = [Residual(6) for _ in range(2)]
+    head = MeanHead(6, by_token=False)
+    net = ElasticWrapper(blocks, head, stem=nn.Embedding(20, 6)).eval()
+    words = torch.randint(20, (12, 4))
+    rule = rule_that_parts(net, words)
+    half = ElasticWrapper(net.blocks, head, stem=net.stem).to(torch.bfloat16).eval()
+    in_float32 = copy.deepcopy(half).float()
+    write_stages(half, rule, tmp_path / "exits", words[:2])
+    assert_same_exits(in_float32, rule, tmp_path / "exits", words)
+
+
 def test_a_stage_holds_the_weights_of_its_own_blocks_alone(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     torch.manual_seed(0)
@@ -287,6 +303,8 @@ def test_what_is_refused_before_any_work(tmp_path: Path) -> None:
         write_stages(net, rule, folder, x[:1])
     with pytest.raises(ValueError, match=r"keyword argument scale is a float: expected a tensor"):
         write_stages(net, rule, folder, x, {"scale": 2.0})
+    with pytest.raises(ValueError, match=r"keyword argument logits: the files have this name"):
+        write_stages(net, rule, folder, x, {"logits": x})
     with pytest.raises(ValueError, match=r"training mode"):
         write_stages(net.train(), rule, folder, x)
     assert not folder.exists()
