@@ -20,7 +20,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -161,48 +161,56 @@ def progressive_distillation(
     if of == "predictions":
         raise ValueError("of 'predictions': features have maps and features, not predictions")
     check_taught(teacher, num_taps=len(features))
-    taught = [] if isinstance(teacher, str) else list(teacher)
-    all_features = [*features, *taught]  # those that teach stand behind those of the taps
-    masks = _masks_of_taps(mask, all_features, layout, prefix_tokens)
 
-    # What is compared, once for each: (b, *positions) for maps, or (b, c, *positions).
-    compared: list[Tensor] = []
+    # those of the taps, and behind them those of a teacher of its own
+    all_features = list(features) if isinstance(teacher, str) else [*features, *teacher]
+    masks = _masks_of_taps(mask, all_features, layout, prefix_tokens)
+    compared: list[_Compared] = []
     for feature, feature_mask in zip(all_features, masks, strict=True):
         if of == "features":
-            compared.append(_channels_first(feature, layout, prefix_tokens))
+            values = _channels_first(feature, layout, prefix_tokens)
         else:
-            compared.append(attention_map(feature, layout, power, prefix_tokens, feature_mask))
+            values = attention_map(feature, layout, power, prefix_tokens, feature_mask)
+        compared.append(_Compared(values, mask=_without_prefix(feature_mask, prefix_tokens)))
 
-    map_masks = [_without_prefix(each, prefix_tokens) for each in masks]
-    loss = compared[0].new_zeros(())
-    for student in _students(students, num_taps=len(features)):
-        teaching = _place_of_teacher(student, teacher, num_taps=len(features))
-        target = compared[teaching]
+    taps = compared[: len(features)]
+    taught = compared[len(features) :]
+    teachers = _teacher_of_each(taps, taught, teacher)
+    if students is None:
+        students = range(len(taps) - 1)
+    loss = taps[0].values.new_zeros(())
+    for student in students:
+        target = teachers[student]
         if detach:
-            target = target.detach()
-        loss = loss + _distance(
-            compared[student],
-            target,
-            of,
-            compare,
-            student_mask=map_masks[student],
-            teacher_mask=map_masks[teaching],
-        )
+            target = target._replace(values=target.values.detach())
+        loss = loss + _distance(taps[student], target, of, compare)
     return loss
 
 
-def _students(students: Sequence[int] | None, num_taps: int) -> Sequence[int]:
-    """Return the positions of the taps that learn."""
-    return range(num_taps - 1) if students is None else students
+class _Compared(NamedTuple):
+    """What is compared of one tap, or of a teacher.
+
+    Attributes:
+        values: A map (b, *positions), or features (b, c, *positions).
+        mask: Which positions count, (b, *positions). None: all.
+    """
+
+    values: Tensor
+    mask: Tensor | None
 
 
-def _place_of_teacher(student: int, teacher: str | Sequence[Tensor], num_taps: int) -> int:
-    """Return where the teacher of a tap stands among the features of taps and teachers."""
-    if isinstance(teacher, str):
-        return student + 1 if teacher == "next" else num_taps - 1
-    if len(teacher) == 1:
-        return num_taps
-    return num_taps + student
+def _teacher_of_each(
+    taps: list[_Compared], taught: list[_Compared], teacher: str | Sequence[Tensor]
+) -> list[_Compared]:
+    """Return the teacher of each tap. That of the deepest has no meaning if the taps teach."""
+    deepest = taps[-1]
+    if teacher == "next":
+        return [*taps[1:], deepest]
+    if teacher == "deepest":
+        return [deepest] * len(taps)
+    if len(taught) == 1:
+        return taught * len(taps)
+    return taught
 
 
 def attention_map(
@@ -335,7 +343,12 @@ def attention_distance(
         )
     _check_mask_of_map(student_mask, student)
     _check_mask_of_map(teacher_mask, teacher)
-    return _distance(student, teacher, "maps", compare, student_mask, teacher_mask)
+    return _distance(
+        _Compared(student, student_mask),
+        _Compared(teacher, teacher_mask),
+        of="maps",
+        compare=compare,
+    )
 
 
 def feature_distance(
@@ -613,36 +626,30 @@ def _channels_first(features: Tensor, layout: str, prefix_tokens: int) -> Tensor
     return channels_first
 
 
-def _distance(
-    student: Tensor,
-    teacher: Tensor,
-    of: str,
-    compare: Comparison,
-    student_mask: Tensor | None,
-    teacher_mask: Tensor | None,
-) -> Tensor:
-    """Return what a comparison says of two maps (b, *positions) or features (b, c, *positions).
-
-    The finer one of the two is pooled to the other's resolution. The masks are (b, *positions).
-    """
+def _distance(student: _Compared, teacher: _Compared, of: str, compare: Comparison) -> Tensor:
+    """Return what a comparison says; the finer one is pooled to the other's resolution first."""
     first_position = 1 if of == "maps" else 2  # the axis
-    student_sides = student.shape[first_position:]
-    teacher_sides = teacher.shape[first_position:]
+    student_sides = student.values.shape[first_position:]
+    teacher_sides = teacher.values.shape[first_position:]
     if student_sides != teacher_sides:
         side_pairs = zip(student_sides, teacher_sides, strict=True)
         smaller_sides = [min(sides) for sides in side_pairs]
-        pool = _pool if of == "maps" else _pool_channels
-        student = pool(student, smaller_sides, student_mask)
-        teacher = pool(teacher, smaller_sides, teacher_mask)
-        student_mask = _pool_mask(student_mask, smaller_sides)
-        teacher_mask = _pool_mask(teacher_mask, smaller_sides)
-    mask = _in_both(student_mask, teacher_mask)
-    with without_autocast(student.device):
+        student = _pooled(student, of, smaller_sides)
+        teacher = _pooled(teacher, of, smaller_sides)
+    mask = _in_both(student.mask, teacher.mask)
+    with without_autocast(student.values.device):
         if mask is None:
-            return checked_loss(compare(student, teacher), name="comparison of a distillation")
-        return checked_loss(
-            compare(student, teacher, mask=mask), name="comparison of a distillation"
-        )
+            distance = compare(student.values, teacher.values)
+        else:
+            distance = compare(student.values, teacher.values, mask=mask)
+    return checked_loss(distance, name="comparison of a distillation")
+
+
+def _pooled(compared: _Compared, of: str, sides: list[int]) -> _Compared:
+    """Average-pool a map or features to the given sides, and their mask."""
+    pool = _pool if of == "maps" else _pool_channels
+    values = pool(compared.values, sides, compared.mask)
+    return _Compared(values, mask=_pool_mask(compared.mask, sides))
 
 
 def _in_both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
