@@ -351,6 +351,7 @@ def main() -> None:
     machine = machine_name()
     print(f"{machine}; {len(options.runs)} runs; single images but in the last column\n")
     print(table([header, *(row_of(name, runs) for name, runs in found.items())]))
+    options.runs = [run.name for run in options.runs]  # no paths of this machine
     numbers = {name: [run._asdict() for run in runs] for name, runs in found.items()}
     write_report(options, machine, ways=numbers)
 
