@@ -148,7 +148,7 @@ def weight_for_share(
         batches: A few batches, each as (input, target), such as five.
         module: A part of the objective's network, such as `net.blocks`.
         share: The share, above 0 and below 1. We measured small gains at 0.01 to 0.07, and at 0.1
-            and more a classifier lost 2 to 4 points.
+            and more a classifier lost 2 to 5 points.
         distillation: Which one: the index in `distillations`. None: L_PSD, whose weight is
             `psd_weight`.
         step: The training step whose weights the other terms have.
