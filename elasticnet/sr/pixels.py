@@ -83,7 +83,7 @@ def tensor_to_integers(values: Tensor, white: int) -> Tensor:
     if values.element_size() < 4:
         values = values.float()
     half = _largest_below_half(np.dtype(np.float32 if values.element_size() == 4 else np.float64))
-    return values.clamp(0, white).add(float(half)).int()
+    return values.clamp(0, white).add_(float(half)).int()  # in place on the clamped copy
 
 
 def _largest_below_half(dtype: np.dtype[Any]) -> np.floating[Any]:

@@ -66,15 +66,16 @@ def main() -> None:
     cases += [Case(way, "float32") for way in ONNX_WAYS]
     times: dict[Case, list[float]] = {case: [] for case in cases}
     with tempfile.TemporaryDirectory() as folder:
-        options.onnx = str(Path(folder, "net.onnx"))
-        if not options.skip_onnx:
-            export(load(WEIGHTS), options.onnx, depth=options.depth, metadata={"reach": None})
+        if options.onnx is None and not options.skip_onnx:
+            options.onnx = str(Path(folder, "net.onnx"))
+            export(load(WEIGHTS), options.onnx, depth=options.depth)
         for number in range(options.rounds):
             order = cases if number % 2 else list(reversed(cases))
             for case in order:
                 if options.skip_onnx and case.way in ONNX_WAYS:
                     continue
                 times[case].append(median_in_own_process(case, options))
+                print(f"{case.way}, {case.dtype}: {times[case][-1]:.0f} ms", file=sys.stderr)
 
     machine = machine_name()
     print(f"{machine}; depth {options.depth}, {options.size}, {options.threads} threads\n")
@@ -90,6 +91,7 @@ def main() -> None:
             "dtype": case.dtype,
             "ms": statistics.median(times[case]),
             "of_bare": median_ratio(times[case], fastest),
+            "rounds": times[case],
         }
         rows.append(row)
         print(f"| {case.way} | {case.dtype} | {row['ms']:.0f} | {row['of_bare']:.2f} |")
@@ -119,13 +121,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--onnx", help=argparse.SUPPRESS)
+    parser.add_argument("--onnx", help="an exported file of this depth; default: exported first")
     return parser.parse_args()
 
 
 def median_in_own_process(case: Case, options: argparse.Namespace) -> float:
     """Return the median milliseconds of a pass in a fresh process."""
-    command = [sys.executable, __file__, "--child", *case, "--onnx", options.onnx]
+    command = [sys.executable, __file__, "--child", *case]
+    if options.onnx is not None:
+        command += ["--onnx", options.onnx]
     for name in ("size", "depth", "threads", "passes"):
         command += [f"--{name}", str(getattr(options, name))]
     command.append("--keep-memory" if options.keep_memory else "--no-keep-memory")
