@@ -30,7 +30,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,14 +60,14 @@ class Tiles(NamedTuple):
         errors: Squared errors of Y, summed over each tile: (tiles, depths).
         strength: Mean |Laplacian| of the LR tile: (tiles,).
         photo: The photograph of each tile: (tiles,).
-        num_pixels: HR pixels of each photograph: (photographs,).
+        num_photos: How many photographs they are of.
         lr_pixels: LR pixels of all tiles together.
     """
 
     errors: NDArray[np.float64]
     strength: NDArray[np.float64]
     photo: NDArray[np.int64]
-    num_pixels: NDArray[np.float64]
+    num_photos: int
     lr_pixels: int
 
 
@@ -78,20 +78,26 @@ def laplacian(gray: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.abs(4 * gray - around)
 
 
+class Maps(NamedTuple):
+    """What a photograph shows everywhere.
+
+    Attributes:
+        squares: Squared errors of Y at each depth: (depths, scale h, scale w).
+        edges: |Laplacian| of the LR image: (h, w).
+    """
+
+    squares: NDArray[np.float32]
+    edges: NDArray[np.float64]
+
+
 @torch.inference_mode()
-def tiles_of(net: ElasticWrapper, pairs: PairSet, side: int, largest: int) -> Tiles:
-    """Measure the tiles of `side` LR pixels in the middle of each photograph."""
+def maps_of(net: ElasticWrapper, pairs: PairSet, largest: int) -> list[Maps]:
+    """Enlarge the middle of each photograph at every depth."""
     scale = scale_of(net)
-    errors: list[list[float]] = []
-    strength: list[float] = []
-    photo: list[int] = []
-    num_pixels: list[float] = []
-    lr_pixels = 0
-    for index in tqdm(range(len(pairs)), desc=f"tiles of {side}", leave=False):
+    found: list[Maps] = []
+    for index in tqdm(range(len(pairs)), desc="photographs", leave=False):
         lr, hr = pairs.lr(index), pairs.hr(index)
-        height, width = (min(length, largest) // side * side for length in lr.shape[:2])
-        if height == 0 or width == 0:
-            continue
+        height, width = (min(length, largest) for length in lr.shape[:2])
         top, left = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
         lr = lr[top : top + height, left : left + width]
         rows = slice(top * scale, (top + height) * scale)
@@ -99,35 +105,47 @@ def tiles_of(net: ElasticWrapper, pairs: PairSet, side: int, largest: int) -> Ti
         truth = rgb_to_y(hr[rows, columns])
         x = torch.from_numpy(lr.copy()).permute(2, 0, 1)[None].float() / 255
         outputs = net(x.contiguous(memory_format=torch.channels_last), taps=net.taps)
-        squares: list[NDArray[np.float64]] = []
+        squares: list[NDArray[np.float32]] = []
         for prediction in outputs.predictions:
             image = to_uint8(255 * prediction[0].permute(1, 2, 0).numpy())
-            squares.append((rgb_to_y(image) - truth) ** 2)
+            squares.append(((rgb_to_y(image) - truth) ** 2).astype(np.float32))
         edges = laplacian(lr.astype(np.float64).mean(axis=2) / 255)
+        found.append(Maps(squares=np.stack(squares), edges=edges))
+    return found
+
+
+def tiles_of(photographs: Sequence[Maps], side: int, scale: int) -> Tiles:
+    """Return the tiles of `side` LR pixels; what lies beside whole tiles is left out."""
+    errors: list[NDArray[np.float64]] = []
+    strength: list[float] = []
+    photo: list[int] = []
+    num_pixels: list[int] = []
+    for squares, edges in photographs:
+        height, width = (length // side * side for length in edges.shape)
+        if height == 0 or width == 0:
+            continue
         for y in range(0, height, side):
-            for x_left in range(0, width, side):
-                tile = (slice(y, y + side), slice(x_left, x_left + side))
-                in_hr = tuple(slice(each.start * scale, each.stop * scale) for each in tile)
-                errors.append([float(each[in_hr].sum()) for each in squares])
+            for x in range(0, width, side):
+                tile = (slice(y, y + side), slice(x, x + side))
+                rows, columns = (slice(each.start * scale, each.stop * scale) for each in tile)
+                errors.append(squares[:, rows, columns].sum(axis=(1, 2), dtype=np.float64))
                 strength.append(float(edges[tile].mean()))
                 photo.append(len(num_pixels))
-        num_pixels.append(height * width * scale**2)
-        lr_pixels += height * width
+        num_pixels.append(height * width)
     return Tiles(
         errors=np.array(errors),
         strength=np.array(strength),
         photo=np.array(photo),
-        num_pixels=np.array(num_pixels),
-        lr_pixels=lr_pixels,
+        num_photos=len(num_pixels),
+        lr_pixels=sum(num_pixels),
     )
 
 
 def loss_of(choice: NDArray[np.int64], tiles: Tiles) -> float:
     """Return the mean over photographs of the PSNR that a choice of depths loses, in dB."""
     chosen = np.take_along_axis(tiles.errors, choice[:, None], axis=1)[:, 0]
-    num_photos = len(tiles.num_pixels)
-    of_choice = np.bincount(tiles.photo, chosen, num_photos)
-    of_deepest = np.bincount(tiles.photo, tiles.errors[:, -1], num_photos)
+    of_choice = np.bincount(tiles.photo, chosen, tiles.num_photos)
+    of_deepest = np.bincount(tiles.photo, tiles.errors[:, -1], tiles.num_photos)
     return float(np.mean(10 * np.log10(of_choice / of_deepest)))
 
 
@@ -216,14 +234,19 @@ def main(options: argparse.Namespace) -> None:
     machine = machine_name()
     print(machine)
     print("time of each depth:", " ".join(f"{each:.2f}" for each in times))
-    calibration = load_pairs(options.calibrate, scale, cache=False)
-    sets = {Path(folder).name: load_pairs(folder, scale, cache=False) for folder in options.data}
+    titles = ("data", "tile", "way", "rule", "saving", "loss, dB", "depth")
+    print("{:18} {:>4} {:7} {:10} {:>6} {:>8} {:>5}".format(*titles))
+    calibration = maps_of(net, load_pairs(options.calibrate, scale, cache=False), options.largest)
     rows: list[dict[str, object]] = []
-    for side in options.tiles:
-        known = tiles_of(net, calibration, side, options.largest)
-        bins = calibrated_bins(known)
-        for name, pairs in sets.items():
-            tiles = tiles_of(net, pairs, side, options.largest)
+    for folder in options.data:
+        name = Path(folder).name
+        photographs = maps_of(net, load_pairs(folder, scale, cache=False), options.largest)
+        for side in options.tiles:
+            known = tiles_of(calibration, side, scale)
+            tiles = tiles_of(photographs, side, scale)
+            if known.num_photos == 0 or tiles.num_photos == 0:
+                continue  # no photograph is as large as a tile
+            bins = calibrated_bins(known)
             for way in ("tiles", "on top"):
                 costs = costs_of(way, side, times, reaches)
                 oracle, _ = best_choice(
@@ -238,24 +261,21 @@ def main(options: argparse.Namespace) -> None:
                 expected = bins.expected(tiles.strength)
                 calibrated = np.argmin(costs + multiplier * expected, axis=1)
                 for rule, choice in (("oracle", oracle), ("calibrated", calibrated)):
-                    rows.append(
-                        {
-                            "data": name,
-                            "tile": side,
-                            "way": way,
-                            "rule": rule,
-                            "saving": float(tiles.lr_pixels / costs[choice].sum()),
-                            "loss": loss_of(choice, tiles),
-                            "mean_depth": float(np.mean(np.array(net.taps)[choice])),
-                        }
+                    row: dict[str, Any] = {
+                        "data": name,
+                        "tile": side,
+                        "way": way,
+                        "rule": rule,
+                        "saving": float(tiles.lr_pixels / costs[choice].sum()),
+                        "loss": loss_of(choice, tiles),
+                        "mean_depth": float(np.mean(np.array(net.taps)[choice])),
+                    }
+                    rows.append(row)
+                    print(
+                        f"{name:18} {side:4} {way:7} {rule:10} {row['saving']:6.2f} "
+                        f"{row['loss']:8.3f} {row['mean_depth']:5.2f}",
+                        flush=True,
                     )
-    titles = ("data", "tile", "way", "rule", "saving", "loss, dB", "depth")
-    print("{:18} {:>4} {:7} {:10} {:>6} {:>8} {:>5}".format(*titles))
-    for row in rows:
-        print(
-            f"{row['data']:18} {row['tile']:4} {row['way']:7} {row['rule']:10} "
-            f"{row['saving']:6.2f} {row['loss']:8.3f} {row['mean_depth']:5.2f}"
-        )
     write_report(options, machine, times=times.tolist(), reaches=reaches, rows=rows)
 
 
