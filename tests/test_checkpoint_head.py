@@ -126,6 +126,10 @@ def test_a_step_without_gradients_keeps_no_prediction_either() -> None:
     assert not terms.total.requires_grad
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6."),
+    reason="the compiler of PyTorch 2.6 cannot look into a pass that rests at a depth",
+)
 def test_a_compiled_objective_computes_the_same_step_in_one_graph() -> None:
     torch._dynamo.reset()
     blocks = [nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)]

@@ -13,11 +13,12 @@ multiplier: each tile takes the depth with the smallest cost + multiplier * erro
   errors a strength means at each depth, and the multiplier, come from the photographs of
   --calibrate.
 
-Two ways to run are costed, by the milliseconds of each depth measured here, one pixel as any other:
+Ways to run are costed, by the milliseconds of each depth measured here, one pixel as any other:
 
 - "tiles": each tile runs at its depth by itself, with as much overlap as that depth sees;
 - "on top": the whole image runs at depth 1, and deeper tiles go on from its features, with as much
-  overlap as the further blocks see, and call the head again.
+  overlap as the further blocks see, and call the head again;
+- "free": overlaps cost nothing, which no way to run has: the bound of what depths could save.
 
 The saving is the time of the whole image at the deepest depth over that of the way. Batches and
 seams are taken to be free.
@@ -46,6 +47,7 @@ from elasticnet.sr.metrics import rgb_to_y
 from elasticnet.sr.pixels import to_uint8
 
 TIMED_SIDE = 160  # LR pixels of the image that is timed
+WAYS = ("tiles", "on top", "free")
 NUM_BINS = 24  # of strengths, in the calibrated rule
 NUM_HALVINGS = 40  # of the interval that holds the multiplier
 LARGEST_MULTIPLIER = 1e6
@@ -210,6 +212,8 @@ def relative_times(net: ElasticWrapper, repeats: int) -> NDArray[np.float64]:
 
 def costs_of(way: str, side: int, times: NDArray[np.float64], reaches: Sequence[int]) -> Costs:
     """Return what a tile costs at each depth, with its overlap, in LR pixels at full depth."""
+    if way == "free":
+        return times * side**2
     reach = np.array(reaches, dtype=np.float64)
     if way == "tiles":
         return times * (side + 2 * reach) ** 2
@@ -247,7 +251,7 @@ def main(options: argparse.Namespace) -> None:
             if known.num_photos == 0 or tiles.num_photos == 0:
                 continue  # no photograph is as large as a tile
             bins = calibrated_bins(known)
-            for way in ("tiles", "on top"):
+            for way in WAYS:
                 costs = costs_of(way, side, times, reaches)
                 oracle, _ = best_choice(
                     tiles.errors, costs, partial(loss_of, tiles=tiles), options.max_loss
