@@ -673,6 +673,22 @@ def exits_cost(records: Records) -> str:
     return table(lines)
 
 
+def adaptive_tiles(records: Records) -> str:
+    """What a depth of its own for each tile could save, by way to run and rule to choose."""
+    rows = records["adaptive-tiles"]["rows"]
+    cases = list(dict.fromkeys((row["data"], row["tile"]) for row in rows))
+    columns = list(dict.fromkeys((row["way"], row["rule"]) for row in rows))
+    found = {(row["data"], row["tile"], row["way"], row["rule"]): row for row in rows}
+    names = {"structures_valid": "held out", "B100": "B100"}
+    titles = [f"{way}, {rule}" for way, rule in columns]
+    lines = [["photographs", "tile", "depth (oracle)", *titles]]
+    for data, tile in cases:
+        depth = found[data, tile, "free", "oracle"]["mean_depth"]
+        cells = [f"{found[data, tile, way, rule]['saving']:.2f}" for way, rule in columns]
+        lines.append([names[data], str(tile), f"{depth:.1f}", *cells])
+    return table(lines)
+
+
 def distillation_sweep(records: Records) -> str:
     """Forms and weights of the self-distillation beside training without it."""
     without = records["sweep-psd-dsl"]
@@ -1517,6 +1533,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
         printed_ablation,
     ),
     "studies/head_to_head.md": (head_to_head,),
+    "studies/adaptive_tiles.md": (adaptive_tiles,),
     "guides/vit_digits.md": (digits_sweep,),
     "guides/cnn_digits.md": (cnn_factors,),
     "guides/exits.md": (measured_exits,),
