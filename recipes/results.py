@@ -5,7 +5,7 @@
     python recipes/results.py --check     write nothing; exit status 1 when a page is out of date
 
 Numbers are never typed: every table is made of the JSON files that recipes/record.py takes from run
-folders, and of what tests/benchmarks/bench_cpu.py writes; a test runs --check.
+folders, and of what tests/benchmarks/bench_cpu.py and bench_layout.py write; a test runs --check.
 """
 
 from __future__ import annotations
@@ -1347,6 +1347,21 @@ def rate_cells(row: Record) -> list[str]:
     return [f"{row['gmacs_per_second']:.0f}", f"{row['of_peak']:.0%}"]
 
 
+def layout(records: Records) -> str:
+    """What bench_layout.py measured: layouts, dtypes and `Upscaler`, then ONNX Runtime."""
+    lines = [["one image, depth 5", "dtype", "ms", "times the bare network"]]
+    for name in ("layout", "layout-onnx"):
+        for row in records[name]["rows"]:
+            is_onnx = row["way"].startswith("onnx")
+            if is_onnx == (name == "layout-onnx"):  # the rest of the second run is in the first
+                cells = [row["way"], row["dtype"], f"{row['ms']:.0f}", f"{row['of_bare']:.2f}"]
+                lines.append(cells)
+    record = records["layout"]
+    machine = record["machine"].removesuffix(", float32")
+    made = f"{machine}; {record['settings']['rounds']} rounds of processes that took turns."
+    return f"{table(lines, left=2)}\n{made}"
+
+
 # --- figures
 
 
@@ -1542,7 +1557,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "guides/exits.md": (measured_exits,),
     "models.md": (cards,),
     "asrn.md": (counts,),
-    "speed.md": (cpu,),
+    "speed.md": (cpu, layout),
 }
 
 
