@@ -227,7 +227,9 @@ class ElasticWrapper(nn.Module):
         self._skipped_blocks: frozenset[int] = frozenset()  # depths, see `skipping`
 
     # A part may write in place into what it is given. `GuardedTensors` notices that in what a later
-    # part still needs; each method guards what it hands out:
+    # part still needs. It is told of a tensor by `guard_input` (every later part may get it),
+    # `guard_features` (the next part or two) or `guard` (none), and asked by `check_behind` after
+    # each part and by `check_everything` at the end. Each method guards what it hands out:
     #
     # - every pass: its input, and the stem's output if the head takes it as its skip (`_run_stem`);
     # - with `checkpoint_blocks`: the features that the backward pass runs a block on again
@@ -502,14 +504,15 @@ class ElasticWrapper(nn.Module):
             skip = states[-1].skip  # the same at all taps
             if self.head_skip == "context":
                 skip = tuple(state.context for state in states)
+            inputs = self._head_inputs(features, skip)
             # One call has one set of statistics: the head's own.
-            return call_head(self.head, None, self._head_inputs(features, skip))
+            return call_head(self.head, statistics=None, inputs=inputs)
 
         (state,) = states
         features = self._adapted(state)
         skip = state.context if self.head_skip == "context" else state.skip
         statistics = self._statistics_at(state.depth)
-        prediction = call_head(self.head, statistics, self._head_inputs(features, skip))
+        prediction = call_head(self.head, statistics, inputs=self._head_inputs(features, skip))
         return (prediction,)
 
     def _head_inputs(self, features: Any, skip: Any) -> tuple[Any, ...]:
@@ -915,7 +918,8 @@ class ElasticWrapper(nn.Module):
         """
         probe = self._rebuilt(self.blocks, self.taps, self._adapters_by_depth())
         # The probe is a net of its own, so that these two lines leave this net as it is. Hooks
-        # could take a rejection for a prediction.
+        # could take a rejection for a prediction. The pass is replaced and not called, because the
+        # probe's pre-hooks, and the forward of a subclass, belong to it.
         probe._forward_hooks.clear()
         probe._run_all_taps = probe._probe_all_taps
         with evaluating(probe), torch.no_grad():
