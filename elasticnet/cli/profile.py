@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
@@ -174,13 +175,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _profile(options: argparse.Namespace, output: TextIO) -> int:
-    """Do what `run` says; the card is printed into `output`."""
-    from elasticnet.card import measure
+    """Do what `run` says; the cards are printed into `output`."""
     from elasticnet.card.timing import limited_threads
     from elasticnet.checkpoint import load
-    from elasticnet.sr.card_metrics import METRICS, images_per_pass
-    from elasticnet.sr.inference.dtype_choice import compute_dtype_of
-    from elasticnet.sr.inference.dtype_loss import LOSS
 
     _check_architecture(options)
     if not options.no_store:
@@ -190,25 +187,11 @@ def _profile(options: argparse.Namespace, output: TextIO) -> int:
     net = load(options.file, device=device)
     net.float()
     example = _example(options, net).to(device)
-    per_pass = images_per_pass(example.shape) if _takes_images(net) else None
     cards: dict[str, DepthCard] = {}
     skipped: list[tuple[str, str]] = []
     with limited_threads(options.threads):
-        qualities = _qualities(options, net, device)
-        for dtype, quality in qualities.items():
-            cards[dtype] = measure(
-                net,
-                example,
-                repeats=options.repeats,
-                seconds=options.seconds,
-                memory=not options.no_memory,
-                quality=None if quality is None else quality.by_depth,
-                metrics=(*METRICS, LOSS),
-                data=None if quality is None else quality.data,
-                per_pass=per_pass,
-                compute_dtype=compute_dtype_of(dtype),
-                progress=True,
-            )
+        for dtype, quality in _qualities(options, net, device).items():
+            cards[dtype] = _measured(options, net, example, dtype, quality)
             if quality is not None:
                 skipped = quality.skipped
 
@@ -221,6 +204,37 @@ def _profile(options: argparse.Namespace, output: TextIO) -> int:
     if options.dtype == AUTO:
         print(_choice_line(cards))
     return report_skipped(skipped)
+
+
+def _measured(
+    options: argparse.Namespace,
+    net: ElasticWrapper,
+    example: torch.Tensor,
+    dtype: str,
+    quality: Quality | None,
+) -> DepthCard:
+    """The card of a network in one dtype."""
+    from elasticnet.card import measure
+    from elasticnet.sr.card_metrics import METRICS, images_per_pass
+    from elasticnet.sr.inference.dtype_choice import compute_dtype_of
+    from elasticnet.sr.inference.dtype_loss import LOSS
+
+    card = measure(
+        net,
+        example,
+        repeats=options.repeats,
+        seconds=options.seconds,
+        memory=not options.no_memory,
+        quality=None if quality is None else quality.by_depth,
+        metrics=(*METRICS, LOSS),
+        data=None if quality is None else quality.data,
+        per_pass=images_per_pass(example.shape) if _takes_images(net) else None,
+        compute_dtype=compute_dtype_of(dtype),
+        progress=True,
+    )
+    # what a dtype loses need not fall with depth
+    warnings = [line for line in card.warnings if not line.startswith(LOSS.name)]
+    return replace(card, warnings=tuple(warnings))
 
 
 def _choice_line(cards: Mapping[str, DepthCard]) -> str:

@@ -50,6 +50,7 @@ def test_scores_of_another_dtype_are_others(
     exact = json.loads((place / "out" / "table.json").read_text())
     narrow = json.loads((place / "narrow" / "table.json").read_text())
     assert narrow["settings"]["dtype"] == "bfloat16"
+    assert "; computed in bfloat16" in (place / "narrow" / "table.md").read_text()
     assert "dtype" not in exact["settings"]
     assert narrow["rows"][0] == exact["rows"][0], "bicubic"
     assert narrow["rows"][1]["psnr"] != exact["rows"][1]["psnr"]

@@ -127,6 +127,7 @@ def test_auto_measures_each_dtype_and_what_it_loses(file, photos, capsys):
         card = card_of(file, dtype=getattr(torch, dtype))
         assert all(abs(row.quality["dtype_loss"]) < 1 for row in card.rows)
         assert f"net.{dtype}.card.md" in printed
+        assert not any("dtype_loss" in line for line in card.warnings)
     assert "dtype_loss" not in card_of(file).rows[0].quality
     assert main(["profile", str(file), *QUICK, "--no-memory", "--json", "--dtype", "auto"]) == 0
     assert list(json.loads(capsys.readouterr().out)) == ["float32", "bfloat16", "float16"]

@@ -144,6 +144,8 @@ def caption(result: Benchmark, title: str) -> str:
         text += f"; also after JPEG of quality {listed} (4:2:0, Pillow {settings['pillow']})"
     if settings["self_ensemble"]:
         text += "; x8 self-ensemble"
+    if "dtype" in settings:
+        text += f"; computed in {settings['dtype']}"
     if any(row.macs is not None for row in result.rows):
         width, height = settings["output_size"]
         text += f"; MACs and ms of one pass to {width}x{height} on {settings['device']}"
