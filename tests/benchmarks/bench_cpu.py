@@ -241,6 +241,8 @@ def network_case(run: Run, net: ElasticWrapper, lr: Tensor, folder: Path) -> Cal
         return partial(upscale_array, image, plan_upscale(cut, depth=run.depth, tile=tile))
     image = lr.to(dtype)
     if run.way == "NCHW":
+        # weights, too: PyTorch goes by either of them
+        cut = cut.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
         return partial(plain_copy(cut, fold=True), image)
     image = image.to(memory_format=torch.channels_last)
     if run.way == "plain head, shuffle kept":
