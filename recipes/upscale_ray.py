@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-import ray
-import ray.data
+import ray  # pyright: ignore[reportMissingImports] - an extra
+import ray.data  # pyright: ignore[reportMissingImports]
 import torch
 import tyro
 from numpy.typing import NDArray
@@ -184,7 +184,7 @@ def main(options: Options) -> None:
     make_folders(plan.jobs, str(options.out))
 
     start = time.perf_counter()
-    counts = dict.fromkeys(STATUSES, 0)
+    counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
     failures: list[str] = []
     progress = tqdm(outcomes(plan.jobs, options), total=len(plan.jobs), unit="photo")
     for outcome in progress:
