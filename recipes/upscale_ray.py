@@ -16,6 +16,8 @@ divides a folder by the names, so that 16 machines need not know of each other.
 
 from __future__ import annotations
 
+import elasticnet.before_torch  # sets what must be set before torch is imported # noqa: F401
+
 # isort: split
 import json
 import logging
@@ -186,7 +188,7 @@ def main(options: Options) -> None:
     start = time.perf_counter()
     counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
     failures: list[str] = []
-    progress = tqdm(outcomes(plan.jobs, options), total=len(plan.jobs), unit="photo")
+    progress = tqdm(outcomes(plan.jobs, options), total=len(plan.jobs), unit="photo", disable=None)
     for outcome in progress:
         counts[outcome.status] += 1
         if outcome.status == "failed":

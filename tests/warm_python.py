@@ -298,18 +298,17 @@ def become(request: Mapping[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    first, *arguments = request["words"]
+    is_module = first == "-m"
+    sys.path[0] = request["cwd"] if is_module else str(Path(first).parent)
     paths = request["env"].get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [path for path in paths if path not in sys.path]
-    if request["words"][0] == "-m":
-        _, module, *arguments = request["words"]
-        sys.path[0] = request["cwd"]
-        sys.argv = [module, *arguments]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if is_module:
+        sys.argv = arguments
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     else:
-        script, *arguments = request["words"]
-        sys.path[0] = str(Path(script).parent)
-        sys.argv = [script, *arguments]
-        runpy.run_path(script, run_name="__main__")
+        sys.argv = [first, *arguments]
+        runpy.run_path(first, run_name="__main__")
 
 
 def import_everything() -> None:

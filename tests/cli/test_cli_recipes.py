@@ -26,6 +26,7 @@ def test_every_recipe_is_listed_with_its_first_line(capsys: pytest.CaptureFixtur
         "elastic_timm",
         "head_to_head",
         "sr_retrofit",
+        "upscale_ray",
         "vit_digits",
     ]
     for name, first_line in listed.items():
@@ -63,8 +64,8 @@ def test_an_unknown_recipe_is_named_with_those_that_exist(
 ) -> None:
     assert main(["recipes", "copy", "results"]) == 2
     message = (
-        "recipe 'results': expected one of asrn_div2k, elastic_gpt, elastic_timm, sr_retrofit, "
-        "vit_digits"
+        "recipe 'results': expected one of asrn_div2k, cnn_digits, elastic_gpt, elastic_timm, "
+        "head_to_head, sr_retrofit, upscale_ray, vit_digits"
     )
     assert message in capsys.readouterr().err
 

@@ -37,6 +37,7 @@ def record(weights) -> dict:
 def test_each_has_its_model_card_and_nothing_else_lies_there():
     cards = (RESULTS.parent / "models.md").read_text()
     files = [path.name for path in WEIGHTS.iterdir() if not path.name.startswith(".")]
+    files.remove("dtype_losses.json")  # what each loses in a narrower dtype
     assert {f"asrn_x{scale}.safetensors" for scale in (2, 3, 4)} <= {*files}
     assert sorted(re.findall(r"^## `(.*)`$", cards, re.MULTILINE)) == sorted(files)
 
