@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from elasticnet import ElasticObjective
+from ranks import start_ranks
 from tiny_nets import conv_net
 
 X = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))
@@ -288,7 +289,7 @@ def count_on_a_rank(rank: int, folder: Path) -> None:
     reason="this build of torch has no gloo",
 )
 def test_all_processes_count_the_same_steps(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(count_on_a_rank, (tmp_path,), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    start_ranks(count_on_a_rank, (tmp_path,), 2)
     objective = scheduled(sampled_taps=1)
     expected = [objective.depths_at(step) for step in range(4)]
     for rank in range(2):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from elasticnet import ElasticObjective, ElasticWrapper
+from ranks import start_ranks
 from tiny_nets import TinyBlock, TogetherHead, of_outputs
 
 NUM_RANKS = 2
@@ -106,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this build of torch has no gloo")
     folder = tmp_path_factory.mktemp("ddp")
-    torch.multiprocessing.spawn(run_rank, (folder,), nprocs=NUM_RANKS)  # pyright: ignore[reportPrivateImportUsage]
+    start_ranks(run_rank, (folder,), NUM_RANKS)
     return folder
 
 

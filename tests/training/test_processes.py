@@ -23,6 +23,7 @@ from elasticnet.training.loss_meter import LossMeter
 from elasticnet.training.processes import Processes, join_processes
 from elasticnet.training.run_folder import Run
 from elasticnet.training.step import TrainingStep
+from ranks import start_ranks
 from step_cases import LOSS, assert_close, cutter, images, limit_memory, make_net
 
 NUM_RANKS = 2
@@ -187,7 +188,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(run_rank, (folder, port), nprocs=NUM_RANKS)  # pyright: ignore
+    start_ranks(run_rank, (folder, port), NUM_RANKS)
     both = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(NUM_RANKS)]
     lines = [json.loads(line) for line in (folder / "run/log.jsonl").read_text().splitlines()]
     return [{**result, "lines": lines} for result in both]
