@@ -1,8 +1,8 @@
 """Distillation: one description of a term, attention maps, and the loss between taps.
 
 A `Distillation` says what is compared at each tap (attention maps, features or predictions), by
-which function (see `elasticnet.comparisons`), with which teacher, and with which weight. The
-progressive self-distillation of the ASRN paper, L_PSD, is one of them: `PROGRESSIVE`.
+which function (see `elasticnet.distillation_losses`), with which teacher, and with which weight.
+The progressive self-distillation of the ASRN paper, L_PSD, is one of them: `PROGRESSIVE`.
 
 The layout of features is an einops axis list: `b` is the batch, `c` the channels, and every other
 axis a position. Examples are "b c h w" and "b h w c" (images), "b n c" (tokens), "b c t"
@@ -29,9 +29,9 @@ from torch import Tensor
 
 from elasticnet._autocast import without_autocast
 from elasticnet._modules.compare import kind_of_tensor
-from elasticnet.comparisons import (
+from elasticnet.distillation_losses import (
     Comparison,
-    check_is_comparison,
+    check_is_function,
     checked_loss,
     cosine_distance,
     unit_distance,
@@ -66,7 +66,7 @@ class Distillation:
         of: What is compared: "maps" (the attention maps of the features), "features", or
             "predictions".
         compare: `compare(student, teacher)` returns a scalar: a function of
-            `elasticnet.comparisons`, a loss of PyTorch, or your own. If it is a module with
+            `elasticnet.distillation_losses`, a loss of PyTorch, or your own. If it is a module with
             parameters, these are learned: they stand among the objective's.
         teacher: "next": each tap learns from the next deeper one. "deepest": all learn from the
             deepest. Or a function or module, called without gradients as `teacher(x, **keywords)`
@@ -98,7 +98,12 @@ class Distillation:
 
     def __post_init__(self) -> None:
         checked_weight(self.weight, name="weight")
-        check_is_comparison(self.compare, name="compare")
+        check_is_function(
+            self.compare,
+            name="compare",
+            expected="a function of a student and a teacher, such as those of "
+            "elasticnet.distillation_losses",
+        )
         check_kind(self.of, self.power)
         check_teacher(self.teacher)
 
@@ -135,7 +140,7 @@ def progressive_distillation(
         prefix_tokens: How many leading positions to leave out (class and register tokens); needs a
             layout with one position axis.
         of: "maps" or "features".
-        compare: A comparison of `elasticnet.comparisons`, or your own.
+        compare: A comparison of `elasticnet.distillation_losses`, or your own.
         teacher: "next": the next deeper tap teaches, as in the paper. "deepest": the deepest tap
             teaches all others, as in "Be Your Own Teacher" (Zhang et al. 2019). Or features that
             teach: one for each of `features`, or a single one for all.
@@ -153,7 +158,7 @@ def progressive_distillation(
     Raises:
         TypeError: As in `attention_map`.
         ValueError: `features` is empty, or an argument is invalid, see `attention_map` and
-            `elasticnet.comparisons`.
+            `elasticnet.distillation_losses`.
     """
     if not features:
         raise ValueError("progressive_distillation: no features given, expected at least one tap's")

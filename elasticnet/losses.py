@@ -46,10 +46,10 @@ from elasticnet._objective.step_counter import StepCounter
 from elasticnet._objective.step_factors import Factor, StepFactors, Weighting, is_left_out
 from elasticnet._objective.tap_by_tap import check_can_run_tap_by_tap, losses_tap_by_tap
 from elasticnet._objective.tap_net import TapNet, check_stem, elastic_net
-from elasticnet._objective.terms import LOSS_REMEDY, check_is_loss, detached, scaled
+from elasticnet._objective.terms import LOSS_REMEDY, detached, scaled
 from elasticnet._objective.unused_parameters import unused_parameters
-from elasticnet.comparisons import checked_loss
 from elasticnet.distillation import PROGRESSIVE, Distillation
+from elasticnet.distillation_losses import check_is_function, checked_loss
 from elasticnet.loss_weights import Weight, checked_weight
 from elasticnet.parameter_groups import Layer, LayerMatcher, names_inside
 from elasticnet.taps import check_num_sampled
@@ -161,7 +161,7 @@ class ElasticObjective(nn.Module):
         seed: The seed of the sampling.
         by_term: Whether the terms also hold each tap's own loss and each distillation with its
             history, for those that look at the gradients of single ones, as
-            `elasticnet.training.tap_gradients` and `elasticnet.training.gradients` do.
+            `elasticnet.training.tap_gradients` and `elasticnet.training.gradient_shares` do.
         checkpoint_head: Whether the losses are computed tap by tap, and the head again in the
             backward pass, so that a step holds the prediction of one tap at a time: for heads over
             a large vocabulary. The net itself must be given, neither wrapped nor compiled;
@@ -211,7 +211,11 @@ class ElasticObjective(nn.Module):
         if sampled_taps is not None:
             check_num_sampled(sampled_taps, tap_net.taps)
         check_stem(tap_net)
-        check_is_loss(task_loss, name="task_loss")
+        check_is_function(
+            task_loss,
+            name="task_loss",
+            expected="a function of a prediction and a target, such as nn.L1Loss()",
+        )
         if may_be_used(psd_weight):
             check_fits_net(PROGRESSIVE, tap_net)
         described = checked_distillations(distillations)

@@ -37,7 +37,7 @@ from torch import Tensor
 from elasticnet import Distillation, ElasticObjective, ElasticWrapper
 from elasticnet._files import write_atomic, write_json
 from elasticnet._tables import table
-from elasticnet.comparisons import mean_squared, soft_targets
+from elasticnet.distillation_losses import mean_squared, soft_targets
 from elasticnet.loss_weights import normalised
 from elasticnet.retrofit.timm import split
 from elasticnet.training.learning_rate import cosine

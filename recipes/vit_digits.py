@@ -44,7 +44,7 @@ from elasticnet.distillation import progressive_distillation
 from elasticnet.loss_weights import normalised
 from elasticnet.memory import keep_freed_memory
 from elasticnet.retrofit.timm import split
-from elasticnet.training.gradients import distillation_share
+from elasticnet.training.gradient_shares import distillation_share
 from elasticnet.training.learning_rate import cosine
 from elasticnet.training.loss_meter import LossMeter
 from elasticnet.training.options import (

@@ -15,7 +15,7 @@ PACKAGE = "elasticnet"  # also stands for the package's own __init__.py, the fac
 # docs/contributing.md shows the same table, with what each room is for.
 CORE = {
     "taps",
-    "comparisons",
+    "distillation_losses",
     "distillation",
     "loss_weights",
     "layer_dropout",
@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "_lazy": set(),
     "_objective": {
         "taps",
-        "comparisons",
+        "distillation_losses",
         "distillation",
         "loss_weights",
         "parameter_groups",
@@ -62,14 +62,14 @@ ALLOWED: dict[str, set[str]] = {
     "memory": set(),
     "parameter_groups": {"_modules"},
     "taps": set(),
-    "comparisons": set(),
-    "distillation": {"comparisons", "loss_weights", "_autocast", "_modules"},
+    "distillation_losses": set(),
+    "distillation": {"distillation_losses", "loss_weights", "_autocast", "_modules"},
     "loss_weights": set(),
     "layer_dropout": set(),
     # and not wrapper: neither knows the other
     "losses": {
         "taps",
-        "comparisons",
+        "distillation_losses",
         "distillation",
         "loss_weights",
         "parameter_groups",
@@ -108,7 +108,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"taps", "wrapper", "registry", "_files", "_lazy", "_modules", "checkpoint"},
     "training": {
         "taps",
-        "comparisons",
+        "distillation_losses",
         "distillation",
         "loss_weights",
         "losses",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elasticnet import Distillation, ElasticObjective, ElasticWrapper
-from elasticnet.comparisons import cosine_distance
+from elasticnet.distillation_losses import cosine_distance
 from tiny_nets import MASK, TOKENS, conv_net, of_outputs, rotary_net
 
 X = torch.randn(2, 4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -176,7 +176,9 @@ def test_what_needs_all_predictions_at_once_is_refused() -> None:
 
 
 def test_a_loss_without_a_tensor_is_named() -> None:
-    number: Any = lambda p, t: F.mse_loss(p, t).item()  # noqa: E731
+    def number(prediction: Tensor, target: Tensor) -> Any:
+        return F.mse_loss(prediction, target).item()
+
     objective = ElasticObjective(conv_net(2).double(), number, 0, checkpoint_head=True)
     with pytest.raises(TypeError, match="the task loss returned a float: expected a scalar"):
         objective(X, Y)

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elasticnet import ElasticObjective, ElasticWrapper
-from elasticnet.comparisons import Comparison, squared_unit_distance, unit_distance
 from elasticnet.distillation import (
     attention_distance,
     attention_map,
     position_axes,
     progressive_distillation,
 )
+from elasticnet.distillation_losses import Comparison, squared_unit_distance, unit_distance
 
 POSITIONS = {"b c h w": "h w", "b h w c": "h w", "b n c": "n", "b c t": "t", "b c t h w": "t h w"}
 MAP_COMPARISONS = [unit_distance, squared_unit_distance]

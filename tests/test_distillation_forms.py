@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from elasticnet.comparisons import (
-    Comparison,
-    cosine_distance,
-    squared_unit_distance,
-    unit_distance,
-)
 from elasticnet.distillation import (
     TEACHERS,
     attention_distance,
     attention_map,
     feature_distance,
     progressive_distillation,
+)
+from elasticnet.distillation_losses import (
+    Comparison,
+    cosine_distance,
+    squared_unit_distance,
+    unit_distance,
 )
 
 POSITIONS = {"b c h w": "h w", "b h w c": "h w", "b n c": "n", "b c t": "t", "b c t h w": "t h w"}

@@ -22,8 +22,8 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from contract import projection
 from elasticnet import ElasticObjective, ElasticWrapper, LossTerms
-from elasticnet.comparisons import Comparison, squared_unit_distance, unit_distance
 from elasticnet.distillation import Distillation, progressive_distillation
+from elasticnet.distillation_losses import Comparison, squared_unit_distance, unit_distance
 from elasticnet.loss_weights import deepest_share, normalised, rising_deepest_share
 from elasticnet.losses import charbonnier, tap_losses
 from elasticnet.taps import sample_depths

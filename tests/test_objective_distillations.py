@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from elasticnet import Distillation, ElasticObjective, ElasticWrapper
 from elasticnet._objective.distillation_terms import DistillationTerm
-from elasticnet.comparisons import (
+from elasticnet.distillation import PROGRESSIVE, progressive_distillation
+from elasticnet.distillation_losses import (
     Projected,
     cosine_distance,
     mean_squared,
@@ -25,7 +26,6 @@ from elasticnet.comparisons import (
     squared_unit_distance,
     unit_distance,
 )
-from elasticnet.distillation import PROGRESSIVE, progressive_distillation
 from tiny_nets import conv_net, of_outputs
 
 X = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(1))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elasticnet import Distillation, ElasticWrapper
-from elasticnet.comparisons import Comparison
 from elasticnet.distillation import Teacher
+from elasticnet.distillation_losses import Comparison
 from elasticnet.loss_weights import Weight
 
 LAYOUTS = ("b c h w", "b h w c", "b n c", "b c t", "b c t h w")

@@ -14,8 +14,8 @@ from elasticnet._objective.given_weights import is_scheduled
 from elasticnet._objective.step_factors import Factor
 from elasticnet._objective.tap_net import TapNet, check_has_maps
 from elasticnet._objective.terms import LOSS_REMEDY, is_empty, scaled
-from elasticnet.comparisons import checked_loss
 from elasticnet.distillation import Distillation, progressive_distillation
+from elasticnet.distillation_losses import checked_loss
 from elasticnet.loss_weights import Weight
 
 

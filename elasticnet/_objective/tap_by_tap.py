@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from elasticnet._net.in_place_writes import GuardedTensors
 from elasticnet._objective.tap_net import TapNet
 from elasticnet._objective.terms import LOSS_REMEDY
-from elasticnet.comparisons import checked_loss
 from elasticnet.distillation import Distillation
+from elasticnet.distillation_losses import checked_loss
 from elasticnet.recompute import recomputed
 
 

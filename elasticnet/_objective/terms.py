@@ -6,33 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from elasticnet._objective.step_factors import Factor
 
 LOSS_REMEDY = "compute it without in-place operations"
-
-
-def check_is_loss(loss: Any, name: str) -> None:
-    """Raise unless a loss can be called with a prediction and a target.
-
-    Args:
-        loss: What the user passed as a loss.
-        name: The argument's name.
-
-    Raises:
-        TypeError: It is a class of losses, or nothing that can be called.
-    """
-    if not callable(loss):
-        raise TypeError(
-            f"{name} is a {type(loss).__name__}: expected a function of a prediction and a target, "
-            "such as nn.L1Loss()"
-        )
-    if isinstance(loss, type) and issubclass(loss, nn.Module):
-        raise TypeError(
-            f"{name} is the class {loss.__name__}: expected an object of it, {loss.__name__}()"
-        )
 
 
 def scaled(loss: Tensor, factor: Factor) -> Tensor:

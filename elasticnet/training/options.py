@@ -27,13 +27,13 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hi
 import torch
 
 from elasticnet._files import write_json
-from elasticnet.comparisons import (
+from elasticnet.distillation import Distillation
+from elasticnet.distillation_losses import (
     Comparison,
     cosine_distance,
     squared_unit_distance,
     unit_distance,
 )
-from elasticnet.distillation import Distillation
 from elasticnet.loss_weights import Weight
 from elasticnet.training.log import tensorboard_installed
 from elasticnet.training.processes import Processes

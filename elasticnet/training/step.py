@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from elasticnet._modules.unwrapping import unwrapped
 from elasticnet.losses import LossTerms
-from elasticnet.training.gradients import distillation_share
+from elasticnet.training.gradient_shares import distillation_share
 from elasticnet.training.processes import Processes
 from elasticnet.training.tap_gradients import TapGradients
 
@@ -166,8 +166,8 @@ class TrainingStep:
     def distillation_share(self, batch: Batch, step: int, module: nn.Module) -> float:
         """Return the share of the distillation in the gradient of a module, such as `net.blocks`.
 
-        See `elasticnet.training.gradients.distillation_share`: the training goes on to the same
-        bits. It is measured on the first part of this process's share of the batch.
+        See `elasticnet.training.gradient_shares.distillation_share`: the training goes on to the
+        same bits. It is measured on the first part of this process's share of the batch.
 
         Args:
             batch: The whole batch of the step, as for the step itself.

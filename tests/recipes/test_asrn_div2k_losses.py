@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elasticnet import Distillation, ElasticObjective
 from elasticnet.checkpoint import read_header
-from elasticnet.comparisons import cosine_distance, squared_unit_distance, unit_distance
+from elasticnet.distillation_losses import cosine_distance, squared_unit_distance, unit_distance
 from elasticnet.training.processes import Processes
 from elasticnet.training.recent_weights import RecentWeights
 from elasticnet.training.run_folder import Run

@@ -23,7 +23,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
-from elasticnet.comparisons import cosine_distance
+from elasticnet.distillation_losses import cosine_distance
 from elasticnet.training.options import with_values
 from loading import load_recipe
 

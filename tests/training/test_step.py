@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elasticnet import Distillation, ElasticObjective, ElasticWrapper, LossTerms
-from elasticnet.comparisons import Comparison, squared_unit_distance, unit_distance
+from elasticnet.distillation_losses import Comparison, squared_unit_distance, unit_distance
 from elasticnet.loss_weights import normalised
 from elasticnet.training.step import Batch, TrainingStep
 from step_cases import (

@@ -1,4 +1,4 @@
-"""Comparisons: pure functions that say how far a student is from its teacher.
+"""Losses of distillation: pure functions that compare a student with its teacher.
 
 A comparison is what `Distillation(compare=...)` takes. It returns a scalar, the mean over the
 samples of a batch. What it is given depends on what is compared:
@@ -288,25 +288,24 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature={temperature}: expected a finite number above 0")
 
 
-def check_is_comparison(compare: Any, name: str) -> None:
-    """Raise unless something can be called with a student and a teacher.
+def check_is_function(function: Any, name: str, expected: str) -> None:
+    """Raise unless something can be called with two arguments, as losses and comparisons are.
 
     Args:
-        compare: What the user passed as a comparison.
+        function: What the user passed.
         name: The argument's name.
+        expected: What messages call the right kind, such as "a function of a student and a teacher,
+            such as F.mse_loss".
 
     Raises:
-        TypeError: It is a class of losses, or nothing that can be called.
+        TypeError: It is a class of modules, or nothing that can be called.
     """
-    if not callable(compare):
+    if not callable(function):
+        raise TypeError(f"{name} is a {type(function).__name__}: expected {expected}")
+    if isinstance(function, type) and issubclass(function, nn.Module):
         raise TypeError(
-            f"{name} is a {type(compare).__name__}: expected a function of a student and a "
-            "teacher, such as those of elasticnet.comparisons"
-        )
-    if isinstance(compare, type) and issubclass(compare, nn.Module):
-        raise TypeError(
-            f"{name} is the class {compare.__name__}: expected an object of it, "
-            f"{compare.__name__}()"
+            f"{name} is the class {function.__name__}: expected an object of it, "
+            f"{function.__name__}()"
         )
 
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from elasticnet import Distillation, ElasticObjective, ElasticWrapper
-from elasticnet.comparisons import (
+from elasticnet.distillation_losses import (
     Comparison,
     cosine_distance,
     squared_unit_distance,
     unit_distance,
 )
-from elasticnet.training.gradients import (
+from elasticnet.training.gradient_shares import (
     distillation_share,
     distillation_shares,
     gradient_share,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
 from torch import Tensor, nn
 
-from elasticnet.comparisons import (
+from elasticnet.distillation_losses import (
     Comparison,
     Projected,
     channel_wise,
