@@ -29,8 +29,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-import ray  # pyright: ignore[reportMissingImports] - an extra
-import ray.data  # pyright: ignore[reportMissingImports]
 import torch
 import tyro
 from numpy.typing import NDArray
@@ -49,6 +47,12 @@ from elasticnet.sr.photo import ImageError, read_photo
 from elasticnet.sr.photo.upscale import upscale_photo
 from elasticnet.sr.photo.writing import write_photo
 from elasticnet.training.program import run_program
+
+try:
+    import ray  # pyright: ignore[reportMissingImports] - an extra
+    import ray.data  # pyright: ignore[reportMissingImports]
+except ModuleNotFoundError:
+    raise SystemExit('error: this recipe needs Ray: pip install "elastic-depth[ray]"') from None
 
 # A cluster that this program starts for itself listens on this machine alone.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
+
+from loading import load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.py"))
 
@@ -28,3 +31,11 @@ def test_what_must_be_set_before_torch_is_imported_first(path: Path) -> None:
 def test_another_first_import_is_told() -> None:
     source = '"""Doc."""\nfrom __future__ import annotations\nimport torch\nimport elasticnet\n'
     assert imported_first(source) == "torch"
+
+
+def test_a_recipe_whose_extra_is_missing_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    with pytest.raises(
+        SystemExit, match=r'this recipe needs Ray: pip install "elastic-depth\[ray\]"'
+    ):
+        load_recipe("upscale_ray")
