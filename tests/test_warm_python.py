@@ -23,7 +23,7 @@ PROGRAMS = {
     "arguments": "import sys; print(sys.argv[1:], __name__, __file__)",
     "place": "import os, sys; print(os.getcwd(), os.environ['WORD'], sys.path[0])",
     "at exit": "import atexit; atexit.register(print, 'last'); print('first')",
-    "thread": "import threading; threading.Timer(0.05, print, ['later']).start(); print('now')",
+    "thread": "import threading; threading.Timer(0.5, print, ['later']).start(); print('now')",
     "unflushed": "import sys; sys.stdout.write('half a line')",
     "input": "print(input()[::-1])",
     "writes both": "import sys; print('out'); print('err', file=sys.stderr)",
