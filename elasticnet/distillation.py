@@ -187,7 +187,8 @@ def progressive_distillation(
     for student in students:
         target = teachers[student]
         if detach:
-            target = target._replace(values=target.values.detach())
+            # A new tuple: the compiler of PyTorch 2.6 cannot look into `_replace`.
+            target = _Compared(target.values.detach(), mask=target.mask)
         loss = loss + _distance(taps[student], target, of, compare)
     return loss
 
