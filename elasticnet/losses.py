@@ -306,19 +306,22 @@ class ElasticObjective(nn.Module):
                 distillation = distillation + part
 
         total = routine + deep_supervision + distillation
-        terms = LossTerms(
+        by_tap: dict[int, Tensor] | None = None
+        by_distillation: dict[str, Tensor] | None = None
+        if self.by_term:
+            by_tap = weighted_losses
+            by_distillation = {}
+            for name, parts in weighted_distillations.items():
+                by_distillation[name] = sum(parts, torch.zeros_like(routine))
+        return LossTerms(
             total=total,
             routine=routine,
             deep_supervision=deep_supervision,
             distillation=distillation,
             per_depth=detached(outputs.losses, total),
+            by_tap=by_tap,
+            by_distillation=by_distillation,
         )
-        if not self.by_term:
-            return terms
-        by_distillation: dict[str, Tensor] = {}
-        for name, parts in weighted_distillations.items():
-            by_distillation[name] = sum(parts, torch.zeros_like(routine))
-        return terms._replace(by_tap=weighted_losses, by_distillation=by_distillation)
 
     def _step_outputs(
         self, factors: StepFactors, x: Any, target: Any, mask: Any, keywords: dict[str, Any]

@@ -295,6 +295,17 @@ def test_projections_and_teachers_compile_into_one_graph() -> None:
     torch.testing.assert_close(compiled(X, Y).total, objective(X, Y).total)
 
 
+def test_single_terms_compile_into_one_graph() -> None:
+    torch._dynamo.reset()
+    objective = ElasticObjective(
+        conv_net(3), nn.L1Loss(), psd_weight=0.1, distillations=[of_outputs(0.3)], by_term=True
+    )
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
+    found, expected = compiled(X, Y), objective(X, Y)
+    torch.testing.assert_close(found.by_tap, expected.by_tap)
+    torch.testing.assert_close(found.by_distillation, expected.by_distillation)
+
+
 # --- misuse
 
 
