@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-frameworks test-runtimes lint docs dist format clean
+.PHONY: help install demo demo-page test test-slow test-frameworks test-runtimes lint docs dist format clean
 
 help:
 	@echo "make demo       train a small network in about five minutes (ARGS='--help' lists the options)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-runtimes  install OpenVINO, OpenCV, ncnn and others into .runtimes/ and run exported files in them"
 	@echo "make lint       ruff check, ruff format --check, pyright"
 	@echo "make docs       build the documentation's site into build/site"
+	@echo "make demo-page  make what docs/demo needs, a page that enlarges in the browser (ARGS=--serve shows it)"
 	@echo "make dist       build wheel and source archive into dist/, and try the wheel in an empty environment"
 	@echo "make format     let ruff format the code and mend what it can"
 	@echo "make install    build .venv and nothing else (PYTHON=python3.12 names another interpreter)"
@@ -62,6 +63,10 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m mkdocs build --quiet --strict
+
+# Exported files and ONNX Runtime Web, which `make docs` then takes into the site. It needs Node.js for its npm.
+demo-page: $(STAMP)
+	$(BIN)/python docs/demo/make.py $(ARGS)
 
 # The wheel goes into an environment that has nothing else, and runs the README's snippet there.
 dist: $(STAMP)

@@ -1,6 +1,6 @@
 // Enlarges a photograph by exported files of the packaged ASRN x4, one for each depth.
 //
-// vendor/ and models/ are made by `python docs/demo/make.py`. Everything is relative to this page.
+// vendor/ and models/ are made by `make demo-page`. Everything is relative to this page.
 const SCALE = 4;
 const DEPTHS = [1, 2, 3, 4, 5];
 // A tile and what is seen around it, in pixels of the photograph. The deepest net looks 2 + 5 x 4 + 2
@@ -16,11 +16,21 @@ const elements = Object.fromEntries(
 const sessions = new Map(); // promises of sessions, by depth
 const gpu = await navigator.gpu?.requestAdapter();
 const provider = gpu ? "webgpu" : "wasm";
-const ort = await import(`./vendor/ort.${provider}.min.mjs`);
+let ort = null; // ONNX Runtime Web, once it is loaded
 let photograph = null; // {width, height, planes}: planes is RGB in 0..1, one colour after the other
 let latestRun = 0; // a newer one makes an older one stop
 
-ort.env.wasm.wasmPaths = new URL("./vendor/", import.meta.url).href;
+const REMEDY = "`make demo-page` makes what this page needs.";
+
+async function loadRuntime() {
+  const address = `./vendor/ort.${provider}.min.mjs`;
+  try {
+    ort = await import(address);
+  } catch (error) {
+    throw new Error(`${address} cannot be loaded: ${REMEDY}`, { cause: error });
+  }
+  ort.env.wasm.wasmPaths = new URL("./vendor/", import.meta.url).href;
+}
 
 function sessionOf(depth) {
   if (!sessions.has(depth)) sessions.set(depth, load(depth));
@@ -28,7 +38,9 @@ function sessionOf(depth) {
 }
 
 async function load(depth) {
-  const answer = await fetch(new URL(`./models/asrn_x4_d${depth}.onnx`, import.meta.url));
+  const address = `./models/asrn_x4_d${depth}.onnx`;
+  const answer = await fetch(new URL(address, import.meta.url));
+  if (!answer.ok) throw new Error(`${address} cannot be loaded (${answer.status}): ${REMEDY}`);
   const bytes = new Uint8Array(await answer.arrayBuffer());
   return ort.InferenceSession.create(bytes, { executionProviders: [provider] });
 }
@@ -146,6 +158,7 @@ function say(error) {
 }
 
 async function start() {
+  await loadRuntime();
   elements.file.addEventListener("change", () => open(elements.file.files[0]).catch(say));
   elements.depth.addEventListener("input", () => {
     elements["depth-shown"].value = elements.depth.value;

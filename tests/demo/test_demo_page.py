@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
+import contextlib
+import functools
+import http.server
 import io
+import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,9 +33,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
-    pytest.mark.skipif(
-        not (DEMO / "vendor").exists(), reason="python docs/demo/make.py was not run"
-    ),
+    pytest.mark.skipif(not (DEMO / "vendor").exists(), reason="`make demo-page` was not run"),
 ]
 
 
@@ -42,13 +45,19 @@ def photograph() -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    spec = importlib.util.spec_from_file_location("make_demo", DEMO / "make.py")
-    assert spec is not None
-    assert spec.loader is not None
-    make = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make)
-    serving = make.server(port=0)
+def site(tmp_path_factory) -> Path:
+    """Build the documentation's site, which takes the demo page with what it needs."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(folder)]
+    subprocess.run(command, check=True, cwd=DEMO.parents[1])
+    return folder
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on the loopback address, which is returned."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=serving.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{serving.server_port}/"
@@ -58,17 +67,25 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(address) -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        context = browser.new_context()
-        page = context.new_page()
-        page.goto(address)
-        wait_for(page, "Ready.")
-        # from here on there is no network: what follows works without it
-        context.set_offline(True)
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(site, browser) -> Iterator[Any]:
+    context = browser.new_context()
+    page = context.new_page()
+    with served(site) as address:
+        page.goto(f"{address}guides/export/")
+        page.locator("article").get_by_role("link", name="A page", exact=True).click()
+        wait_for(page, "Ready.")
+    # from here on there is no server: what follows works without it
+    context.set_offline(True)
+    yield page
+    context.close()
 
 
 def wait_for(page: Any, said: str) -> None:
@@ -131,3 +148,25 @@ def test_the_browsers_own_enlargement_lies_over_the_part_that_is_slid_to(page):
     shown_value = page.evaluate("document.getElementById('split-shown').value")
     clipped = page.evaluate("document.getElementById('before').style.clipPath")
     assert (shown_value, clipped) == ("30 %", "inset(0px 70% 0px 0px)")
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("vendor", r"Error: \./vendor/ort\.\w+\.min\.mjs cannot be loaded: `make demo-page` makes"),
+        ("models", r"Error: \./models/asrn_x4_d\d\.onnx cannot be loaded \(404\): `make demo-page` "),
+    ],
+)
+def test_a_page_without_its_files_says_what_makes_them(tmp_path, browser, missing, words):
+    for file in DEMO.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    for name in {"vendor", "models"} - {missing}:
+        shutil.copytree(DEMO / name, tmp_path / name)
+    page = browser.new_page()
+
+    with served(tmp_path) as address:
+        page.goto(address)
+        wait_for(page, "Error")
+
+    assert re.match(words, page.locator("#status").text_content())
