@@ -154,7 +154,10 @@ def test_the_browsers_own_enlargement_lies_over_the_part_that_is_slid_to(page):
     ("missing", "words"),
     [
         ("vendor", r"Error: \./vendor/ort\.\w+\.min\.mjs cannot be loaded: `make demo-page` makes"),
-        ("models", r"Error: \./models/asrn_x4_d\d\.onnx cannot be loaded \(404\): `make demo-page` "),
+        (
+            "models",
+            r"Error: \./models/asrn_x4_d\d\.onnx cannot be loaded \(404\): `make demo-page` ",
+        ),
     ],
 )
 def test_a_page_without_its_files_says_what_makes_them(tmp_path, browser, missing, words):
