@@ -3,8 +3,8 @@
     python docs/demo/make.py             writes docs/demo/models/ and docs/demo/vendor/
     python docs/demo/make.py --serve     and serves the page at http://127.0.0.1:8000/
 
-`make demo-page` runs it. It needs the extra `export`, and Node.js for its `npm`. Neither folder is in the repository: the
-runtime has 40 MB.
+`make demo-page` runs it. It needs the extra `export`, and Node.js for its `npm`. Neither folder is
+in the repository: the runtime has 40 MB.
 """
 
 from __future__ import annotations
