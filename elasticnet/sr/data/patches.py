@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from elasticnet.sr.data.augmentation import augmented, augmented_grid
 from elasticnet.sr.data.compression import BatchPart, JpegStream, OneStepAhead
+from elasticnet.sr.data.device_crops import DeviceCrops, DeviceCropStream, device_grid
 from elasticnet.sr.data.pair_set import PairSet
 from elasticnet.sr.data.random_crops import Crops, CropStream
 from elasticnet.sr.jpeg import RandomJpeg
@@ -87,14 +88,18 @@ class PatchSampler:
         self.dtype = dtype
         self.memory_format = memory_format
         self._crop_stream = CropStream(pairs, patch_size, seed, augment)
-        self._starts = pairs.starts
-        self._widths = pairs.lr_sizes[:, 1]
+        self._starts: np.ndarray = pairs.starts
+        self._widths: np.ndarray = pairs.lr_sizes[:, 1]
         # Pillow compresses on the CPU, so LR patches are cut there.
         lr_device = self.device if jpeg is None else torch.device("cpu")
         self.lr_pixels = _on_device(pairs.lr_pixels, lr_device)  # (LR pixels of all, 3)
         self.hr_pixels = _on_device(pairs.hr_pixels, self.device)  # (HR pixels of all, 3)
         # By a tensor CUDA divides exactly; for a number it multiplies by the rounded reciprocal.
         self._white = torch.tensor(WHITE, dtype=dtype, device=self.device)
+        # For `batch_on_device`: the same as above, where the patches are cut.
+        self._device_crop_stream = DeviceCropStream(self._crop_stream, self.device)
+        self._device_starts = torch.from_numpy(self._starts).to(self.device)  # (images,)
+        self._device_widths = torch.from_numpy(self._widths).to(self.device)  # (images,)
         self._compressed: OneStepAhead | None = None
         if jpeg is not None:
             stream = JpegStream(jpeg, seed)
@@ -117,12 +122,7 @@ class PatchSampler:
             ValueError: The batch cannot be cut into so many parts, or there is no such part.
             IndexError: `step` is negative.
         """
-        if num_parts < 1 or self.batch_size % num_parts != 0:
-            raise ValueError(
-                f"num_parts {num_parts}: expected a divisor of {self.batch_size}, the batch_size"
-            )
-        if not 0 <= part < num_parts:
-            raise ValueError(f"part {part}: expected 0 to {num_parts - 1}")
+        self._check_part(part, num_parts)
         if step < 0:
             raise IndexError(f"step {step}: expected 0 or more")
         wanted = BatchPart(step=step, part=part, num_parts=num_parts)
@@ -137,6 +137,45 @@ class PatchSampler:
         grids = self._copy_to_device(np.stack([lr_grid, hr_grid]))  # (2, 3, b)
         lr_patches = _cut(self.lr_pixels, grids[0], self.patch_size)
         return self._finished(lr_patches), self._cut_hr(grids[1])
+
+    def batch_on_device(
+        self, step: Tensor, part: int = 0, num_parts: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `batch` does, for a step that is a tensor on the device: the same bits.
+
+        Everything is computed on the device and nothing is waited for, so that a CUDA graph can
+        hold it, and cuts another batch each time.
+
+        Args:
+            step: The number of the batch, from 0: int64 of shape ().
+            part: Which part, from 0.
+            num_parts: How many parts the batch is cut into.
+
+        Returns:
+            LR and HR, as `batch`.
+
+        Raises:
+            ValueError: There is no such part, or LR patches are compressed, which the CPU does.
+        """
+        self._check_part(part, num_parts)
+        if self._compressed is not None:
+            raise ValueError("patches that are compressed as JPEG are made on the CPU: call batch")
+        part_size = self.batch_size // num_parts
+        first_sample = step * self.batch_size + part * part_size
+        crops = self._device_crop_stream.crops(first_sample, part_size)
+        lr_grid = self._device_grid(crops, factor=1)  # (3, b)
+        hr_grid = self._device_grid(crops, factor=self.scale)
+        lr_patches = _cut(self.lr_pixels, lr_grid, self.patch_size)
+        return self._finished(lr_patches), self._cut_hr(hr_grid)
+
+    def _check_part(self, part: int, num_parts: int) -> None:
+        """Raise unless a batch can be cut so, and there is such a part."""
+        if num_parts < 1 or self.batch_size % num_parts != 0:
+            raise ValueError(
+                f"num_parts {num_parts}: expected a divisor of {self.batch_size}, the batch_size"
+            )
+        if not 0 <= part < num_parts:
+            raise ValueError(f"part {part}: expected 0 to {num_parts - 1}")
 
     def _compress_part(self, stream: JpegStream, wanted: BatchPart) -> np.ndarray:
         """Return the LR patches of one part of a batch, compressed: uint8 (b, p, p, 3)."""
@@ -161,6 +200,13 @@ class PatchSampler:
         first = image_start + crops.top * factor * width + crops.left * factor
         grid = augmented_grid(first, width, self.patch_size * factor, crops.symmetry)
         return np.stack(grid)
+
+    def _device_grid(self, crops: DeviceCrops, factor: int) -> Tensor:
+        """Return what `_grid` does, from tensors."""
+        width = self._device_widths.index_select(0, crops.image) * factor
+        image_start = self._device_starts.index_select(0, crops.image) * factor**2
+        first = image_start + crops.top * factor * width + crops.left * factor
+        return device_grid(first, width, self.patch_size * factor, crops.symmetry)
 
     def _copy_to_device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)

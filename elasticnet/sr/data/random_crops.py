@@ -46,9 +46,21 @@ def random_bits(seed: int, counters: np.ndarray) -> np.ndarray:
     Returns:
         uint64 of the same shape.
     """
-    start = (seed * GOLDEN_GAMMA + 1) & LARGEST_UINT64
-    key = mix64(np.array([start], dtype=np.uint64))
+    key = np.array([key_of_stream(seed)], dtype=np.uint64)
     return mix64(key + (counters + np.uint64(1)) * np.uint64(GOLDEN_GAMMA))
+
+
+def key_of_stream(seed: int) -> int:
+    """Return the number that sets the SplitMix64 stream of a seed apart from those of others.
+
+    Args:
+        seed: Any whole number; its lowest 64 bits count.
+
+    Returns:
+        A number from 0 to 2**64 - 1.
+    """
+    start = (seed * GOLDEN_GAMMA + 1) & LARGEST_UINT64
+    return int(mix64(np.array([start], dtype=np.uint64))[0])
 
 
 class Crops(NamedTuple):
@@ -80,6 +92,14 @@ class CropStream:
         seed: Which sequence, any whole number.
         augment: "none", "flips" or "flips+rotations"; see `elasticnet.sr.data.augmentation`.
 
+    Attributes:
+        seed: Which sequence.
+        drawn_bits: The bits of a symmetry that are drawn at random.
+        ends: All positions of all images are numbered; those of image i end before `ends[i]`. int64
+            of shape (images,).
+        num_lefts: How many columns of each image a patch can begin in, at least 1, int64 of shape
+            (images,).
+
     Raises:
         ValueError: An argument is wrong, or no image is as large as a patch.
     """
@@ -87,16 +107,15 @@ class CropStream:
     def __init__(self, pairs: PairSet, patch_size: int, seed: int, augment: str) -> None:
         if patch_size < 1:
             raise ValueError(f"patch_size {patch_size}: expected at least 1 LR pixel")
-        self._seed = seed
-        self._drawn_bits = drawn_bits(augment)
+        self.seed = seed
+        self.drawn_bits = drawn_bits(augment)
         tops_and_lefts = pairs.lr_sizes - patch_size + 1  # how many there are, (images, 2)
         fits = tops_and_lefts.min(axis=1) >= 1
         _check_that_patches_fit(pairs, patch_size, fits)
         num_positions = np.where(fits, tops_and_lefts[:, 0] * tops_and_lefts[:, 1], 0)
-        # All positions of all images are numbered: those of image i end before `ends[i]`.
-        self._ends = np.cumsum(num_positions)
+        self.ends = np.cumsum(num_positions)
         # At least 1, so that an image without positions does not divide by 0; it is never drawn.
-        self._num_lefts = np.maximum(tops_and_lefts[:, 1], 1)
+        self.num_lefts = np.maximum(tops_and_lefts[:, 1], 1)
 
     def crops(self, first: int, count: int) -> Crops:
         """Return consecutive entries of the sequence.
@@ -115,14 +134,14 @@ class CropStream:
             raise IndexError(f"sample index {first}: expected 0 or more")
         # Each entry uses two numbers of the stream, one for its position and one for its symmetry.
         counters = (np.arange(count, dtype=np.uint64) + np.uint64(first)) * np.uint64(2)
-        position_bits = random_bits(self._seed, counters)
-        symmetry_bits = random_bits(self._seed, counters + np.uint64(1))
+        position_bits = random_bits(self.seed, counters)
+        symmetry_bits = random_bits(self.seed, counters + np.uint64(1))
         # The remainder favours some positions by less than (number of positions) / 2**64.
-        position = (position_bits % np.uint64(self._ends[-1])).astype(np.int64)
-        image = np.searchsorted(self._ends, position, side="right")
-        first_of_image = np.where(image > 0, self._ends[image - 1], 0)
-        top, left = np.divmod(position - first_of_image, self._num_lefts[image])
-        symmetry = (symmetry_bits & np.uint64(self._drawn_bits)).astype(np.int64)
+        position = (position_bits % np.uint64(self.ends[-1])).astype(np.int64)
+        image = np.searchsorted(self.ends, position, side="right")
+        first_of_image = np.where(image > 0, self.ends[image - 1], 0)
+        top, left = np.divmod(position - first_of_image, self.num_lefts[image])
+        symmetry = (symmetry_bits & np.uint64(self.drawn_bits)).astype(np.int64)
         return Crops(image=image, top=top, left=left, symmetry=symmetry)
 
 
