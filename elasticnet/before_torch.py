@@ -7,6 +7,8 @@ itself never imports it.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import io
 import os
 import sys
@@ -39,6 +41,23 @@ def _say_interrupted(
         return
     print("interrupted", file=sys.stderr)
     raise SystemExit(INTERRUPTED)
+
+
+def import_torch() -> None:
+    """Import torch while the garbage collector rests, which takes a fifth less time.
+
+    Importing makes hundreds of thousands of objects, and nearly all of them live until the program
+    ends. The collector would look through them again and again, and so it leaves them alone
+    afterwards, too.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        return  # there is nothing to gain; what needs torch imports it
+    gc.disable()
+    try:
+        importlib.import_module("torch")
+    finally:
+        gc.enable()
+    gc.freeze()
 
 
 def show_tracebacks() -> None:

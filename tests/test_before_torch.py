@@ -53,6 +53,36 @@ def test_ctrl_c_during_the_command_s_imports_is_one_line(tmp_path: Path, module:
     assert done.returncode == 130
 
 
+def test_the_garbage_collector_rests_only_while_torch_is_imported(tmp_path: Path) -> None:
+    content = "import gc; print('while', gc.isenabled())"
+    program = (
+        "import gc; from elasticnet.before_torch import import_torch; import_torch(); "
+        "print('after', gc.isenabled(), gc.get_freeze_count() > 0)"
+    )
+    done = run_with_module(tmp_path, "torch", content, "-c", program)
+    assert done.stdout == "while False\nafter True True\n"
+
+
+def test_the_garbage_collector_is_on_again_after_an_import_that_failed(tmp_path: Path) -> None:
+    program = (
+        "import gc; from elasticnet.before_torch import import_torch\n"
+        "try: import_torch()\n"
+        "except OSError: print('after', gc.isenabled())"
+    )
+    done = run_with_module(tmp_path, "torch", "raise OSError", "-c", program)
+    assert done.stdout == "after True\n"
+
+
+def test_a_collector_that_a_program_has_switched_off_stays_off(tmp_path: Path) -> None:
+    program = (
+        "import gc; gc.disable(); from elasticnet.before_torch import import_torch\n"
+        "import_torch()\n"
+        "print('after', gc.isenabled(), gc.get_freeze_count())"
+    )
+    done = run_with_module(tmp_path, "torch", "", "-c", program)
+    assert done.stdout == "after False 0\n"
+
+
 def test_debug_shows_where_ctrl_c_came(tmp_path: Path) -> None:
     command = ("-m", "elasticnet", "--debug", "benchmark", "--data", ".")
     done = run_with_module(tmp_path, "torch", "raise KeyboardInterrupt", *command)

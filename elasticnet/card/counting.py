@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from elasticnet.card.operators import FORMULAS, OperatorNotes
 from elasticnet.checkpoint.header import first_depth_that_needs
@@ -70,6 +69,10 @@ def count_pass(
         depth: Where the pass ends.
         context: Keyword arguments of the net's call.
     """
+    from torch.utils.flop_counter import (
+        FlopCounterMode,
+    )  # here, as it imports Triton, which is slow
+
     # Without gradients, but not in inference mode: the counter fails there on a module that is
     # handed a parameter, such as a learned query or the original of a parametrized weight.
     keywords = dict(context or {})

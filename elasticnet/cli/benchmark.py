@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elasticnet.before_torch import import_torch
 from elasticnet.cli.arguments import (
     add_cache,
     add_debug,
@@ -244,6 +245,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: Options that do not fit each other, the networks or the data.
         OSError: A file that cannot be read or written.
     """
+    import_torch()
     from elasticnet.sr.benchmark import find_others
     from elasticnet.sr.benchmark.report import caption, markdown_tables, warnings_of, write_tables
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from elasticnet.before_torch import import_torch
 from elasticnet.cli.arguments import add_cache, add_debug, report_skipped
 
 if TYPE_CHECKING:
@@ -284,6 +285,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: Options contradict each other, or the file is no checkpoint.
     """
+    import_torch()
     from elasticnet.checkpoint import load, read_header
     from elasticnet.export import export
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
+from elasticnet.before_torch import import_torch
 from elasticnet.cli.arguments import (
     DTYPES,
     add_cache,
@@ -176,6 +177,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _profile(options: argparse.Namespace, output: TextIO) -> int:
     """Do what `run` says; the cards are printed into `output`."""
+    import_torch()
     from elasticnet.card.timing import limited_threads
     from elasticnet.checkpoint import load
 

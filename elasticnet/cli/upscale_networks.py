@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, NamedTuple
 
+from elasticnet.before_torch import import_torch
 from elasticnet.checkpoint.packaged import source_of
 from elasticnet.cli.arguments import resolve_device
 from elasticnet.sr.inference.tile_engine import TileEngine
@@ -184,9 +185,8 @@ class Networks:
 
     def _load_checkpoint(self, weights: str, introduction: str) -> Network:
         """The network of a checkpoint, in PyTorch."""
+        import_torch()
         from elasticnet.checkpoint import load
-        from elasticnet.sr.inference.depth_choice import DepthChooser
-        from elasticnet.sr.inference.dtype_choice import plan_in_dtype
         from elasticnet.sr.inference.upscale_plan import plan_upscale
 
         options = self._options
@@ -200,10 +200,14 @@ class Networks:
             self_ensemble=options.self_ensemble,
         )
         if options.dtype is not None:
+            from elasticnet.sr.inference.dtype_choice import plan_in_dtype
+
             plan, reason = plan_in_dtype(plan, options.dtype, weights)
             self._note_dtype(plan, reason)
         chooser = None
         if options.max_ms is not None or options.max_memory is not None:
+            from elasticnet.sr.inference.depth_choice import DepthChooser
+
             chooser = DepthChooser(
                 plan, weights, max_ms=options.max_ms, max_memory=options.max_memory
             )

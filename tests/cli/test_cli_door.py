@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from elasticnet import __version__, save
 from elasticnet.cli import main
@@ -110,6 +111,44 @@ def test_info_imports_no_torch(tmp_path: Path) -> None:
     assert "|     2 |" in done.stdout
     assert "card of " in done.stdout
     assert imported == set()
+
+
+# Packages that PyTorch or this library may use, and that enlarging an image does not need.
+NOT_NEEDED_TO_ENLARGE = {
+    "elasticnet.card.measuring": "depths are measured for --max-ms and --max-memory alone",
+    "elasticnet.sr.benchmark": "nothing is scored",
+    "elasticnet.training": "nothing is trained",
+    "huggingface_hub": "the weights are a file",
+    "matplotlib": "nothing is drawn",
+    "onnx": "nothing is exported",
+    "onnxruntime": "PyTorch runs the network",
+    "scipy": "resizing is our own",
+    "skimage": "photographs are read by Pillow",
+    "timm": "the network is our own",
+    "torch._dynamo": "nothing is compiled",
+    "torchvision": "photographs are read by Pillow",
+    "transformers": "the network is our own",
+    "triton": "it compiles for graphics cards; PyTorch's counter of operations imports it",
+    "tyro": "it reads the options of recipes",
+}
+
+
+def test_upscale_of_one_image_imports_only_what_it_needs(tmp_path: Path) -> None:
+    image, large = tmp_path / "small.png", tmp_path / "large.png"
+    Image.new("RGB", (16, 16)).save(image)
+    code = (
+        "import sys, torch\n"
+        "of_torch = set(sys.modules)\n"  # some versions of PyTorch import more than others
+        "from elasticnet.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        "print('MODULES', *(set(sys.modules) - of_torch))\n"
+        "sys.exit(status)\n"
+    )
+    done = python("-c", code, "upscale", str(image), "--scale=4", "-o", str(large), "--device=cpu")
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stdout.split())
+    assert "elasticnet.sr.models.asrn" in imported  # what the list below would look like
+    assert imported & set(NOT_NEEDED_TO_ENLARGE) == set()
 
 
 # --- python -m elasticnet
