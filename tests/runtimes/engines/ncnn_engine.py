@@ -7,6 +7,7 @@ turned with float16 weights; pnnx takes it in float32, since ncnn has no casts.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,10 @@ def open_model(path: str) -> Any:
     options = [f"fp16={int(is_float16)}"]
     if "_open_" in model.name:
         options += TWO_SHAPES
-    pnnx = Path(importlib.import_module("pnnx").__file__ or "").with_name("pnnx")
+    # found without an import, which would ask for PyTorch
+    package = importlib.util.find_spec("pnnx")
+    assert package is not None
+    pnnx = Path(package.origin or "").with_name("pnnx")
     subprocess.run([pnnx, copy.name, *options], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     net = ncnn.Net()
     assert net.load_param(str(folder / "net.ncnn.param")) == 0, "load_param failed"
