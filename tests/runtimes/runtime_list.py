@@ -64,6 +64,7 @@ LITERT_NEEDS = (
     "opt_einsum",
     "scipy",
     "tabulate",
+    "torchao",
     "wadler_lindig",
 )
 
