@@ -7,9 +7,10 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from elasticnet.losses import LossTerms
@@ -54,6 +55,13 @@ class _AboveProgress(logging.Handler):
         # so does tqdm, but not its version 4.66.
         if sys.stdout is not None:
             tqdm.write(self.format(record))
+
+
+class _Moment(NamedTuple):
+    """When a step was done: how many this process had done, and the clock."""
+
+    steps: int
+    seconds: float
 
 
 class TrainingLog:
@@ -116,7 +124,8 @@ class TrainingLog:
         self._progress: tqdm[Any] | None = None
         self._done = 0  # steps of the whole training
         self._steps_here = 0  # that this process has done
-        self._forecast_from = 0.0  # when the first of them was done
+        self._timed_from: _Moment | None = None  # when the first of them were done
+        self._forecast_is_said = False
         self._first_step = 1  # of those that the next line is about
         self._clock = time.perf_counter()  # when the last line was written
 
@@ -178,17 +187,41 @@ class TrainingLog:
             terms: What the step returned.
         """
         self._meter.add(terms)
+        self._count(1, terms.total)
+
+    def add_rows(self, depths: tuple[int, ...], rows: Tensor) -> None:
+        """Take the losses of several steps at once, before the line that is about them.
+
+        Args:
+            depths: The depths whose losses the steps computed.
+            rows: A row for each step, as `LossMeter.add_rows` takes them.
+        """
+        self._meter.add_rows(depths, rows)
+        self._count(len(rows), rows[-1])
+
+    def _count(self, num_steps: int, losses: Tensor) -> None:
+        """Count steps that are done; after some say when the training will end.
+
+        Args:
+            num_steps: How many.
+            losses: Of the last of them: a GPU that has them has done the steps.
+        """
         if self._progress is not None:
-            self._progress.update()
-        self._done += 1
-        self._steps_here += 1
-        if self._steps_here == 1:
+            self._progress.update(num_steps)
+        self._done += num_steps
+        self._steps_here += num_steps
+        if self._forecast_is_said:
+            return
+        if self._timed_from is None:
             # The first step is left out, as it is slower: it allocates, and perhaps compiles.
-            terms.total.item()  # waits for a GPU
-            self._forecast_from = time.perf_counter()
-        elif self._steps_here == 1 + STEPS_BEFORE_THE_FORECAST:
-            terms.total.item()
-            self._say_when_it_ends()
+            losses.cpu()  # waits for a GPU
+            self._timed_from = _Moment(self._steps_here, time.perf_counter())
+            return
+        timed_steps = self._steps_here - self._timed_from.steps
+        if timed_steps >= STEPS_BEFORE_THE_FORECAST:
+            losses.cpu()
+            self._forecast_is_said = True
+            self._say_when_it_ends((time.perf_counter() - self._timed_from.seconds) / timed_steps)
 
     def write(
         self,
@@ -267,9 +300,8 @@ class TrainingLog:
         """Whether there is a line of progress: in the first process, on a terminal."""
         return self.processes.first and sys.stderr.isatty()
 
-    def _say_when_it_ends(self) -> None:
+    def _say_when_it_ends(self, step_seconds: float) -> None:
         """Say how long a step takes, and when the last one will be done."""
-        step_seconds = (time.perf_counter() - self._forecast_from) / STEPS_BEFORE_THE_FORECAST
         steps_left = self.total - self._done
         seconds_left = step_seconds * steps_left
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds_left))

@@ -46,6 +46,17 @@ class LossMeter:
         values = [getattr(terms, name) for name in TERMS] + list(terms.per_depth.values())
         self._steps.append(_Step(tuple(terms.per_depth), torch.stack(values).detach()))
 
+    def add_rows(self, depths: tuple[int, ...], rows: Tensor) -> None:
+        """Take the losses of several steps, which must not change any more.
+
+        Args:
+            depths: The depths whose losses the steps computed.
+            rows: A row for each step, (steps, 4 + number of depths): the four terms, and the loss
+                of each depth.
+        """
+        for row in rows.unbind():
+            self._steps.append(_Step(depths, row.detach()))
+
     def first_not_finite(self) -> int | None:
         """Return the index of the first step whose total is NaN or infinite; None if there is none.
 

@@ -65,6 +65,10 @@ class TrainingStep:
         auto_batch: When the GPU's memory runs out, double `parts`, log a warning, and do the step
             again.
 
+    Attributes:
+        copied_buffers: The names of the net's buffers that the moving average takes as they are,
+            as the average of infinite values would be NaN.
+
     Raises:
         ValueError: An argument is out of its range, or the optimiser holds a parameter that is not
             the network's.
@@ -107,6 +111,7 @@ class TrainingStep:
         self.optimizer = optimizer
         self.processes = processes or Processes(device=next(net.parameters()).device)
         self.precision = precision
+        self.ema = ema
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.parts = parts
@@ -116,7 +121,7 @@ class TrainingStep:
             self.processes.device.type, enabled=precision == "float16"
         )
         self._ema: Any = None
-        self._copied_buffers: list[str] = []  # which the average takes as they are
+        self.copied_buffers: list[str] = []
         if ema > 0:
             # imported here because only this option needs timm
             from timm.utils.model_ema import ModelEmaV3
@@ -125,7 +130,7 @@ class TrainingStep:
             # Masks, for example. The average of two infinite values is NaN: these are copied.
             for name, buffer in net.named_buffers():
                 if _wide(buffer).isinf().any():
-                    self._copied_buffers.append(name)
+                    self.copied_buffers.append(name)
 
     @property
     def averaged_net(self) -> Any:
@@ -147,11 +152,11 @@ class TrainingStep:
             RuntimeError: The GPU's memory does not suffice, and the batch may not or cannot be
                 split further.
         """
-        terms = self._compute_gradients(batch, step)
+        terms = self.compute_gradients(batch, step)
         self.processes.average_gradients(self.net.parameters())
         # Without float16 the scaler does nothing but call the optimiser.
         self.scaler.unscale_(self.optimizer)
-        self._clip_gradients()
+        self.clip_gradients()
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -159,7 +164,7 @@ class TrainingStep:
         self.scaler.update()
         if self._ema is not None:
             self._ema.update(self.net, step + 1)
-            for name in self._copied_buffers:
+            for name in self.copied_buffers:
                 self._ema.module.get_buffer(name).copy_(self.net.get_buffer(name))
         return terms
 
@@ -179,7 +184,7 @@ class TrainingStep:
         """
         x, target = batch(self.processes.rank * self.parts, self.processes.count * self.parts)
         objective = unwrapped(self.objective)  # a graph can be asked for one backward pass alone
-        with self._autocast():
+        with self.autocast():
             return distillation_share(objective, x, target, step, module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -229,8 +234,20 @@ class TrainingStep:
             parts_of_one_process = math.ceil(state["parts"] / self.processes.count)
             self.parts = max(self.parts, parts_of_one_process)
 
-    def _compute_gradients(self, batch: Batch, step: int) -> LossTerms:
-        """Leave the gradients of this process's share in the parameters; return its losses."""
+    def compute_gradients(self, batch: Batch, step: int) -> LossTerms:
+        """Leave the gradients of this process's share in the parameters; a part of the step.
+
+        Args:
+            batch: As for the step itself.
+            step: The number of the step, from 0.
+
+        Returns:
+            The losses of this process's share of the batch, detached.
+
+        Raises:
+            RuntimeError: The GPU's memory does not suffice, and the batch may not or cannot be
+                split further.
+        """
         while True:
             try:
                 return self._gradients_of_parts(batch, step)
@@ -253,7 +270,7 @@ class TrainingStep:
         depths: tuple[int, ...] = ()
         for part in range(first_part, first_part + self.parts):
             x, target = batch(part, num_parts)
-            with self._autocast():
+            with self.autocast():
                 terms = self.objective(x, target, step=step)
             # The loss of the share is the mean over its parts, as they are of equal size.
             if self.tap_gradients is None:
@@ -284,8 +301,8 @@ class TrainingStep:
             step=step,
         )
 
-    def _autocast(self) -> torch.autocast:
-        """Return the context in which losses are computed."""
+    def autocast(self) -> torch.autocast:
+        """Return the context in which losses are computed, of the step's precision."""
         dtype = AUTOCAST_DTYPES[self.precision]
         return torch.autocast(self.processes.device.type, dtype, enabled=dtype is not None)
 
@@ -299,7 +316,8 @@ class TrainingStep:
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
 
-    def _clip_gradients(self) -> None:
+    def clip_gradients(self) -> None:
+        """Limit the gradients that are in the parameters, as `clip_norm` and `clip_value` say."""
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
         if self.clip_value is not None:

@@ -243,6 +243,26 @@ def test_after_a_few_steps_it_is_said_when_the_training_will_end(
     assert message.endswith("validations not counted")
 
 
+def test_steps_that_are_added_together_count_and_are_timed(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", logger="elasticnet")
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    rows = torch.arange(50.0 * 5).reshape(50, 5)  # a total of 0, 5, 10 and so on
+    with TrainingLog(run, 1_000_000) as log:
+        now += 60.0  # the first steps are slow and do not count
+        log.add_rows((2,), rows)
+        log.write(50)
+        now += 50 * 1.1
+        log.add_rows((2,), rows)
+    (message,) = caplog.messages
+    assert message.startswith("1.1 s a step: 999,900 steps more take 12 d 17 h")
+    (line,) = lines(run)
+    assert line["total"] == 5 * 24.5
+    assert line["per_depth"] == {"2": 5 * 24.5 + 4}
+
+
 def test_other_processes_draw_nothing_and_write_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

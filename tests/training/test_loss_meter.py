@@ -61,3 +61,20 @@ def test_loss_meter_hands_all_steps_at_once_to_the_average_of_several_processes(
         meter.add(LossTerms(*X[0, 0, 0, :4].unbind(), depths))  # pyright: ignore[reportCallIssue, reportArgumentType]
     assert meter.first_not_finite() == 0
     assert seen == [6 + 5]
+
+
+def test_rows_of_several_steps_count_as_their_steps() -> None:
+    objective = ElasticObjective(conv_net(3), nn.L1Loss(), 0.1)
+    one_by_one = LossMeter()
+    together = LossMeter()
+    rows: list[torch.Tensor] = []
+    for factor in (1.0, 2.0, math.nan):
+        terms = objective(factor * X, Y)
+        one_by_one.add(terms)
+        values = [terms.total, terms.routine, terms.deep_supervision, terms.distillation]
+        rows.append(torch.stack([*values, *terms.per_depth.values()]))
+    together.add_rows((1, 2, 3), torch.stack(rows[:2]))
+    together.add_rows((1, 2, 3), torch.stack(rows[2:]))
+    assert len(together) == 3
+    assert together.first_not_finite() == 2
+    assert str(together.means()) == str(one_by_one.means())  # as text, since NaN is not itself
