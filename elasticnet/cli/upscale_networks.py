@@ -62,6 +62,23 @@ class Networks:
         self._notes.clear()
         return notes
 
+    def num_side_by_side(self) -> int:
+        """Return how many small images can run at once, on a core each; 1 where they cannot.
+
+        ONNX Runtime has threads of its own, a graphics card is not divided, and what a budget is
+        compared with was measured on all cores.
+        """
+        options = self._options
+        has_budget = options.max_ms is not None or options.max_memory is not None
+        if options.engine == ONNX_ENGINE or has_budget:
+            return 1
+        import_torch()
+        if resolve_device(options.device) != "cpu":
+            return 1
+        import torch
+
+        return torch.get_num_threads()
+
     def check(self) -> None:
         """Load the network that is known before an image is, so that what is wrong is said early.
 

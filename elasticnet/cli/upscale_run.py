@@ -1,7 +1,8 @@
 """The work of `elasticnet upscale`: images are read and written beside the network.
 
 While the network enlarges one image, the next one is read and the last one is written, each in a
-thread of its own. No more than these three images are held.
+thread of its own. No more than these three images are held. Small images are enlarged and written
+side by side, each on one core.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
@@ -27,7 +29,9 @@ from elasticnet._files import message_of, replacing
 from elasticnet.cli.printable import printable
 from elasticnet.cli.upscale_jobs import MAX_LISTED, Job, why_absent
 from elasticnet.cli.upscale_networks import Network, Networks
+from elasticnet.cli.upscale_workers import OneCoreWorkers
 from elasticnet.sr.inference.tile_engine import TileEngine
+from elasticnet.sr.inference.tile_layout import is_small
 from elasticnet.sr.photo import ImageError, Photo, read_photo
 from elasticnet.sr.photo.animation import (
     Animation,
@@ -44,6 +48,7 @@ from elasticnet.sr.photo.writing import FORMATS, KEPT_FORMATS, check_fits, write
 
 P = ParamSpec("P")
 T = TypeVar("T")
+IMAGES_AHEAD = 2  # small images in work or waiting for it, of each core
 _stderr_lock = threading.Lock()  # held while C libraries are silenced, and while a line is printed
 
 
@@ -59,6 +64,29 @@ class ReadImage:
 
     job: Job
     image: Photo | Animation
+    reading_ms: float
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image that was read, and all that is decided about it.
+
+    Attributes:
+        job: What it belongs to.
+        image: A photograph or an animation.
+        format: What is written.
+        size: Height and width of the result.
+        plan: How the network runs.
+        expectation: What it is expected to cost, in words; empty without a budget.
+        reading_ms: Milliseconds that reading took.
+    """
+
+    job: Job
+    image: Photo | Animation
+    format: str
+    size: tuple[int, int]
+    plan: TileEngine
+    expectation: str
     reading_ms: float
 
 
@@ -90,7 +118,7 @@ class EnlargedImage:
 
 
 class Runner:
-    """Upscales images one after another.
+    """Upscales images one after another, and small ones side by side.
 
     Args:
         networks: Which network an image gets.
@@ -100,6 +128,7 @@ class Runner:
     def __init__(self, networks: Networks, options: argparse.Namespace) -> None:
         self._networks = networks
         self._options = options
+        self._workers = OneCoreWorkers(networks.num_side_by_side())
         self._costs = PhotoCosts() if options.max_ms is not None else None
 
     def run_single(self, job: Job) -> None:
@@ -112,7 +141,8 @@ class Runner:
             ValueError: The image cannot be used.
             OSError: It cannot be read or written.
         """
-        self.say_notes(self._write(self._enlarge(self._read(job))))
+        prepared = self._prepare(self._read(job))
+        self.say_notes(self._write(self._enlarge(prepared)))
 
     def run_all(self, jobs: Sequence[Job]) -> list[str]:
         """Upscale several images; one that fails does not stop the others.
@@ -125,29 +155,66 @@ class Runner:
         """
         self._find_costs(jobs)
         failures: list[str] = []
+        unsettled: deque[tuple[Job, Future[list[str]]]] = deque()  # in the order of the images
         hide_bar = True if self._options.quiet else None  # None: not where it is no terminal
         reading = in_background(self._read, jobs[0])
-        writing: Future[list[str]] | None = None
-        try:
-            for index, _ in enumerate(tqdm(jobs, "images", unit="image", disable=hide_bar)):
+        with (
+            tqdm(total=len(jobs), desc="images", unit="image", disable=hide_bar) as bar,
+            _waiting_for(unsettled),
+            self._workers,
+        ):
+            for index, job in enumerate(jobs):
                 wait([reading])
                 read = reading
                 if index + 1 < len(jobs):
                     reading = in_background(self._read, jobs[index + 1])
-                enlarged = attempt(self._enlarge_when_read, read)
+                prepared = attempt(self._prepare_when_read, read)
                 del read  # its photograph is not needed any more
-                # The thread waits until the image before is written, so that a file that is open
-                # always has an owner who closes it, whatever happens here.
-                before = writing
-                writing = in_background(self._write_after, before, enlarged)
-                if before is not None:
-                    self._settle(jobs[index - 1], before, failures)
-            if writing is not None:
-                self._settle(jobs[-1], writing, failures)
-        finally:
-            if writing is not None:
-                wait([writing])  # an image that is enlarged already is written
+                if self._can_share_cores(prepared):
+                    writing = self._enlarge_beside_others(prepared)
+                    max_unsettled = IMAGES_AHEAD * self._workers.num_workers
+                else:
+                    writing = self._enlarge_alone(prepared, unsettled)
+                    max_unsettled = 1
+                del prepared
+                unsettled.append((job, writing))
+                while len(unsettled) > max_unsettled:
+                    self._settle(*unsettled.popleft(), failures)
+                    bar.update()
+            while unsettled:
+                self._settle(*unsettled.popleft(), failures)
+                bar.update()
         return failures
+
+    def _can_share_cores(self, prepared: Future[PreparedImage]) -> bool:
+        """Whether an image runs beside others, on one core; one that has failed only says so."""
+        if self._workers.num_workers <= 1:
+            return False
+        if prepared.exception() is not None:
+            return True
+        ready = prepared.result()
+        if isinstance(ready.image, Animation):  # it has many frames
+            return False
+        return is_small(ready.plan, ready.image.size)
+
+    def _enlarge_beside_others(self, prepared: Future[PreparedImage]) -> Future[list[str]]:
+        """Enlarge a small image on one core, and write it when that is done."""
+        enlarged = self._workers.submit(self._enlarge_when_prepared, prepared, show_tiles=False)
+        return in_background(self._write_when_enlarged, enlarged)
+
+    def _enlarge_alone(
+        self,
+        prepared: Future[PreparedImage],
+        unsettled: Sequence[tuple[Job, Future[list[str]]]],
+    ) -> Future[list[str]]:
+        """Enlarge an image on all cores now, and write it beside the next one."""
+        _, before = unsettled[-1] if unsettled else (None, None)
+        if len(unsettled) > 1:  # small images, which would take cores away
+            wait([writing for _, writing in unsettled])
+        enlarged = attempt(self._enlarge_when_prepared, prepared)
+        # The thread waits until the image before is written, so that a file that is open always has
+        # an owner who closes it, whatever happens here.
+        return in_background(self._write_after, before, enlarged)
 
     def _settle(self, job: Job, writing: Future[list[str]], failures: list[str]) -> None:
         """Wait until an image is written or has failed, and say what there is to say."""
@@ -206,54 +273,60 @@ class Runner:
 
     # --- the network
 
-    def _enlarge_when_read(self, reading: Future[ReadImage]) -> EnlargedImage:
-        """Enlarge an image that was read; raises what reading has raised."""
-        return self._enlarge(reading.result())
+    def _prepare_when_read(self, reading: Future[ReadImage]) -> PreparedImage:
+        """Prepare an image that was read; raises what reading has raised."""
+        return self._prepare(reading.result())
 
-    def _enlarge(self, read: ReadImage) -> EnlargedImage:
-        """Enlarge one image; its output is open from here on."""
-        job = read.job
-        with _named_errors(job):
-            return self._enlarge_into(read, _format_of(job, read.image))
-
-    def _enlarge_into(self, read: ReadImage, format: str) -> EnlargedImage:
-        job = read.job
-        image = read.image
+    def _prepare(self, read: ReadImage) -> PreparedImage:
+        """Decide how one image is enlarged; raises where that cannot be."""
+        job, image = read.job, read.image
+        format = _format_of(job, image)
         described = image.described if isinstance(image, Animation) else image
-        network = self._networks.for_image(image.size, described.format)
-        self.say_notes(self._networks.take_notes())
-        size = self._networks.size_of_result(network, image.size)
-        if isinstance(image, Animation):
-            check_animation_fits(image.num_frames, format, size)
-        else:
-            check_fits(image, format, size)  # before a budget measures anything
-        plan, expectation = self._choose_depth(network, image, format, size)
-        with ExitStack() as output:
+        with _named_errors(job):
+            network = self._networks.for_image(image.size, described.format)
+            self.say_notes(self._networks.take_notes())
+            size = self._networks.size_of_result(network, image.size)
+            if isinstance(image, Animation):
+                check_animation_fits(image.num_frames, format, size)
+            else:
+                check_fits(image, format, size)  # before a budget measures anything
+            plan, expectation = self._choose_depth(network, image, format, size)
+        return PreparedImage(
+            job=job,
+            image=image,
+            format=format,
+            size=size,
+            plan=plan,
+            expectation=expectation,
+            reading_ms=read.reading_ms,
+        )
+
+    def _enlarge_when_prepared(
+        self, preparing: Future[PreparedImage], *, show_tiles: bool = True
+    ) -> EnlargedImage:
+        """Enlarge an image that is prepared; raises what preparing has raised."""
+        return self._enlarge(preparing.result(), show_tiles=show_tiles)
+
+    def _enlarge(self, prepared: PreparedImage, *, show_tiles: bool = True) -> EnlargedImage:
+        """Enlarge one image; its output is open from here on."""
+        job = prepared.job
+        with _named_errors(job), ExitStack() as output:
             # Opened before the network runs: a folder that cannot be written stops the work early.
             file = output.enter_context(_output(job, overwrite=self._options.force))
             start = time.perf_counter()
-            large = self._enlarged(job, image, plan, size)
+            with _tile_bar(job, is_hidden=self._options.quiet or not show_tiles) as progress:
+                large = _enlarged(prepared, progress)
             return EnlargedImage(
                 job=job,
                 image=large,
-                format=format,
+                format=prepared.format,
                 file=file,
                 output=output.pop_all(),  # whoever writes closes it
-                depth=plan.depth,
-                expectation=expectation,
-                reading_ms=read.reading_ms,
+                depth=prepared.plan.depth,
+                expectation=prepared.expectation,
+                reading_ms=prepared.reading_ms,
                 network_ms=_ms_since(start),
             )
-
-    def _enlarged(
-        self, job: Job, image: Photo | Animation, plan: TileEngine, size: tuple[int, int]
-    ) -> Photo | Animation:
-        """The image enlarged, while a bar shows how far it is."""
-        folder = job.target.parent if job.target else None
-        with _tile_bar(job, self._options.quiet) as progress:
-            if isinstance(image, Animation):
-                return upscale_animation(image, plan, size=size, progress=progress, folder=folder)
-            return upscale_photo(image, plan, size=size, progress=progress, folder=folder)
 
     def _choose_depth(
         self, network: Network, image: Photo | Animation, format: str, size: tuple[int, int]
@@ -311,6 +384,10 @@ class Runner:
         """Write an image when the one before is written."""
         if before is not None:
             wait([before])
+        return self._write_when_enlarged(enlarged)
+
+    def _write_when_enlarged(self, enlarged: Future[EnlargedImage]) -> list[str]:
+        """Write an image when it is enlarged; raises what enlarging has raised."""
         return self._write(enlarged.result())
 
     def _write(self, enlarged: EnlargedImage) -> list[str]:
@@ -381,6 +458,17 @@ def say_failures(failures: Sequence[str], num_jobs: int) -> None:
 # --- threads
 
 
+@contextmanager
+def _waiting_for(
+    unsettled: Sequence[tuple[Job, Future[list[str]]]],
+) -> Generator[None, None, None]:
+    """Wait at the end, whatever has happened: an image that is enlarged already is written."""
+    try:
+        yield
+    finally:
+        wait([writing for _, writing in unsettled])
+
+
 def in_background(call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> Future[T]:
     """Call a function in a thread of its own, which does not keep the program from ending.
 
@@ -427,7 +515,20 @@ def _run_into(future: Future[T], call: Callable[[], T]) -> None:
         future.set_exception(error)
 
 
-# --- input and output
+# --- the network, input and output
+
+
+def _enlarged(prepared: PreparedImage, progress: Callable[[int, int], None]) -> Photo | Animation:
+    """The image enlarged; `progress` is told how far it is."""
+    target = prepared.job.target
+    folder = target.parent if target else None
+    if isinstance(prepared.image, Animation):
+        return upscale_animation(
+            prepared.image, prepared.plan, size=prepared.size, progress=progress, folder=folder
+        )
+    return upscale_photo(
+        prepared.image, prepared.plan, size=prepared.size, progress=progress, folder=folder
+    )
 
 
 @contextmanager
@@ -493,10 +594,10 @@ def _output(job: Job, overwrite: bool) -> Generator[BinaryIO, None, None]:
 
 
 @contextmanager
-def _tile_bar(job: Job, quiet: bool) -> Generator[Callable[[int, int], None], None, None]:
+def _tile_bar(job: Job, is_hidden: bool) -> Generator[Callable[[int, int], None], None, None]:
     """A bar over the tiles of one image, and the function that moves it."""
     name = job.source.name if job.source else job.name
-    with tqdm(desc=name, unit="tile", leave=False, disable=quiet or None) as bar:
+    with tqdm(desc=name, unit="tile", leave=False, disable=is_hidden or None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

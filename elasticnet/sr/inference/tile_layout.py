@@ -39,6 +39,11 @@ AUTO_SHARE_OF_FREE_MEMORY = 0.5
 # The bytes that an "auto" pass on the CPU takes at most.
 AUTO_MEMORY_ON_CPU = 640 * 10**6
 
+# The bytes that a pass over an image takes at most if several run faster on a core each than one
+# after another on all cores. That is 54x54 pixels of ASRN. One core alone has too little cache for
+# larger ones, which take it more processor time than all cores together.
+BYTES_OF_SMALL_IMAGE = 8 * 10**6
+
 
 class Span(NamedTuple):
     """A tile and its window along one axis.
@@ -185,6 +190,17 @@ def batch_size(plan: TileEngine, tiling: Tiling) -> int:
     if max_bytes is not None:
         max_pixels = min(max_pixels, int(max_bytes / plan.bytes_per_pixel))
     return max(1, max_pixels // (height * width))
+
+
+def is_small(plan: TileEngine, size: Sequence[int]) -> bool:
+    """Return whether several images of a size, on one core each, take less time than one by one.
+
+    Args:
+        plan: The plan.
+        size: Height and width of an image in LR pixels.
+    """
+    height, width = size
+    return plan.bytes_per_pixel * height * width <= BYTES_OF_SMALL_IMAGE
 
 
 # --- tiles of a given size
