@@ -287,7 +287,7 @@ class Loss(LossOptions):
     """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in
     the paper.
     """
-    output_loss: Literal["l1", "mse"] = "l1"
+    output_loss: Literal["l1", "mse"] = "mse"
     """How --output-weight compares predictions. L1 pulls as hard near equality as far from it, so
     that the easiest way to equality, blocks that do nothing, is taken soon.
     """
@@ -308,13 +308,11 @@ class Loss(LossOptions):
                 f"--curriculum {self.curriculum} with --variant ss: that trains the deepest tap "
                 "alone, so there are no taps to choose from; leave one of them out"
             )
-        for name, default in (("output_teacher", "deepest"), ("output_loss", "l1")):
-            value = getattr(self, name)
-            if value != default and self.output_weight == 0:
-                raise ValueError(
-                    f"{flag(name)} {value} with --output-weight 0: nothing learns "
-                    f"from it; give an --output-weight, or leave {flag(name)} out"
-                )
+        if self.output_teacher != "deepest" and self.output_weight == 0:
+            raise ValueError(
+                f"--output-teacher {self.output_teacher} with --output-weight 0: nothing learns "
+                "from it; give an --output-weight, or leave --output-teacher out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,8 +403,11 @@ class Options(OptionGroup):
     @classmethod
     def with_new_names(cls, stored: dict[str, Any]) -> dict[str, Any]:
         """Return the options of an older run as they are written today."""
+        stored.setdefault("output_loss", "l1")  # the only one then
         return with_several_folders(stored)
 
+
+FOR_SEVERAL_TAPS = ("tap_fusion", "output_weight")
 
 # what a preset changes of the published training
 PRESETS: dict[str, dict[str, Any]] = {
@@ -434,6 +435,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "skip": "bicubic",
         "loss": "l1",
         "image_scale": 1.0,
+        "variant": "dsl",
+        "output_weight": 5.0,
+        "tap_fusion": True,
         "psd_weight": 8e-5,
         "tap_weights": "deepest",
         "augment": "flips+rotations",
@@ -459,6 +463,7 @@ class Choice:
 
     preset: str | None = None
     task: str = "sr"
+    variant: str | None = None
     data: list[str] | None = None
     download: bool = False
     degradation: str = "BI"
@@ -495,9 +500,16 @@ def defaults(choice: Choice) -> Options:
     if preset not in PRESETS:
         preset = "demo" if data is None else "paper"
     changes = dict(PRESETS[preset])
+    if choice.variant == "ss":
+        changes = without_what_taps_share(changes)
     if choice.task in TASKS:
         changes.update(TASKS[choice.task], task=choice.task)
     return with_values(Options(), {**changes, "data": data})
+
+
+def without_what_taps_share(changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes of a preset but for those that only serve a network of several taps."""
+    return {name: value for name, value in changes.items() if name not in FOR_SEVERAL_TAPS}
 
 
 # --- the training

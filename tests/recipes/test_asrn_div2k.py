@@ -175,7 +175,7 @@ def test_help_shows_each_presets_values(recipe, capsys):
 def test_the_output_distillation_is_scaled_as_the_l1_loss_that_it_is(recipe, photos):
     words = [*TINY, "--data", str(photos), "--output-weight", "0.5", "--image-scale", "255"]
     for loss in ("l1", "mse"):
-        options = recipe.parse([*words, "--loss", loss])
+        options = recipe.parse([*words, "--loss", loss, "--output-loss", "l1"])
         net = recipe.build(options, Processes())
         of_outputs = recipe.make_objective(options, net).distillations[1]
         assert of_outputs.weight == 0.5 * 255

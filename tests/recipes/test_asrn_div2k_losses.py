@@ -228,16 +228,22 @@ def test_a_curriculum_of_a_single_tap_is_refused(recipe: ModuleType) -> None:
         recipe.Loss(psd_weight=0.1, curriculum="sandwich", variant="ss")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("output_teacher", "self-ensemble"), ("output_loss", "mse")]
-)
-def test_a_form_of_output_distillation_without_a_weight_is_refused(
-    recipe: ModuleType, name: str, value: str
-) -> None:
-    option = "--" + name.replace("_", "-")
-    message = f"{option} {value} with --output-weight 0: nothing learns from it"
+def test_another_teacher_of_outputs_without_a_weight_is_refused(recipe: ModuleType) -> None:
+    message = "--output-teacher self-ensemble with --output-weight 0: nothing learns from it"
     with pytest.raises(ValueError, match=message):
-        recipe.Loss(psd_weight=0.1, **{name: value})
+        recipe.Loss(psd_weight=0.1, output_teacher="self-ensemble")
+
+
+def test_best_distils_predictions_by_squares_where_there_are_several_taps(
+    recipe: ModuleType,
+) -> None:
+    best = recipe.parse([*TINY, "--preset", "best"])
+    assert (best.loss.output_weight, best.loss.output_loss) == (5.0, "mse")
+    assert best.network.tap_fusion
+
+    one_tap = recipe.parse([*TINY, "--preset", "best", "--variant", "ss"])
+    assert one_tap.loss.output_weight == 0
+    assert not one_tap.network.tap_fusion
 
 
 @pytest.mark.parametrize(("name", "power"), [("l1", 1), ("mse", 2)])
