@@ -16,7 +16,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     Args:
         device: Where the tensors of the pass are.
     """
-    if device.type == "meta":
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -278,7 +278,8 @@ def attention_map(
 
 def _sum_of_magnitudes(features: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     """Return features.to(dtype).abs().sum(dim), to the same bits."""
-    if torch.compiler.is_compiling():  # which fuses the three
+    # torch.compile fuses the three; without another dtype nothing is copied.
+    if torch.compiler.is_compiling() or features.dtype == dtype:
         return features.to(dtype).abs().sum(dim=dim)
     return _SumOfMagnitudes.apply(features, dim, dtype)  # pyright: ignore[reportReturnType]
 

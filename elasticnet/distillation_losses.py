@@ -371,26 +371,33 @@ def _unit_difference(student: Tensor, teacher: Tensor, mask: Tensor | None, eps:
 
 
 def _unit(maps: Tensor, eps: float) -> Tensor:
-    """Flatten maps to (b, number of positions), each divided by its L2 norm."""
+    """Flatten maps to (b, number of positions), each divided by its L2 norm, or eps if larger."""
     flat = maps.flatten(start_dim=1)
-    return flat / _norm(flat).clamp_min(eps).unsqueeze(1)
+    is_small = _vector_norm(flat.detach()) < eps  # (b, 1)
+    return flat / _norm_unless(is_small, flat, otherwise=eps)
 
 
 def _norm(flat: Tensor) -> Tensor:
-    """Return each sample's L2 norm, (b, n) -> (b,), with derivatives of 0 where it is 0.
+    """Return each sample's L2 norm, (b, n) -> (b, 1), with derivatives of 0 where it is 0."""
+    is_zero = _vector_norm(flat.detach()) == 0  # (b, 1)
+    return _norm_unless(is_zero, flat, otherwise=0)
 
-    The gradient of `flat.square().sum(dim=1).sqrt()` at 0 would be NaN, and so would be the second
-    derivative of `vector_norm`.
+
+def _norm_unless(excluded: Tensor, flat: Tensor, otherwise: float) -> Tensor:
+    """Return each sample's L2 norm, (b, n) -> (b, 1), and a constant for excluded samples (b, 1).
+
+    Samples of zeros must be excluded before their norm is taken: the gradient of
+    `flat.square().sum(dim=1).sqrt()` would be NaN, and so would be the second derivative of
+    `vector_norm`.
     """
-    is_zero = _vector_norm(flat.detach()) == 0  # (b,)
-    nonzero = torch.where(is_zero.unsqueeze(1), 1, flat)  # (b, n)
-    return torch.where(is_zero, 0, _vector_norm(nonzero))  # (b,)
+    without_zeros = flat.masked_fill(excluded, 1)  # (b, n)
+    return _vector_norm(without_zeros).masked_fill(excluded, otherwise)
 
 
 def _vector_norm(flat: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(flat, dim=1)  # pyright: ignore[reportUnknownVariableType]
+    return torch.linalg.vector_norm(flat, dim=1, keepdim=True)  # pyright: ignore[reportUnknownVariableType]
 
 
 def _mean(distances: Tensor) -> Tensor:
-    """Return the mean of the samples' distances, (b,) -> (); 0 for an empty batch."""
+    """Return the mean of the samples' distances, one each; 0 for an empty batch."""
     return distances.mean() if len(distances) else distances.sum()

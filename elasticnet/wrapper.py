@@ -487,7 +487,9 @@ class ElasticWrapper(nn.Module):
             features_by_depth = {state.depth: state.features for state in states}
             raise RejectionError(rejection_message(features_by_depth, error)) from error
         check_predictions(predictions, num_taps=len(states))
-        states[-1].guarded.check_behind(self._name_of_head_at(states))
+        guarded = states[-1].guarded
+        if guarded.is_overwritten():  # asked first, because the name takes time
+            guarded.check_behind(self._name_of_head_at(states))
         return predictions
 
     def _name_of_head_at(self, states: Sequence[PassState]) -> str:

@@ -24,6 +24,8 @@ def scaled(loss: Tensor, factor: Factor) -> Tensor:
     """
     if isinstance(factor, Tensor):
         factor = factor.to(loss.dtype)  # A wider dtype would change the loss's.
+    elif factor != 0:
+        return factor * loss
     is_void = ~loss.isfinite() & (factor == 0)
     # The value of a void term is 0. Its gradient is 0 too, except where the loss has an infinite
     # derivative: there it is 0 times infinity, NaN.
