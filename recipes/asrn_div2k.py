@@ -72,7 +72,13 @@ from elasticnet.sr.options import (
     refuse_track_as_degradation,
     with_several_folders,
 )
-from elasticnet.training.learning_rate import cosine, halving
+from elasticnet.training.graph_step import BatchOnDevice, GraphStep
+from elasticnet.training.learning_rate import (
+    cosine,
+    cosine_on_device,
+    halving,
+    halving_on_device,
+)
 from elasticnet.training.log import TrainingLog, show_messages
 from elasticnet.training.options import (
     NOT_STORED,
@@ -356,6 +362,11 @@ class Compute(ComputeOptions):
     """Compute each process's share of the batch in this many parts, one after the other."""
     auto_batch: bool = False
     """When the GPU's memory runs out, double --accumulate and go on."""
+    cuda_graph: Literal["off", "auto", "on"] = "off"
+    """Record the whole step as one CUDA graph, which a GPU runs without waiting for Python: auto
+    does it where the device and the other options allow it. On a CPU, on calls the same function
+    without a graph.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,6 +398,8 @@ class Options(OptionGroup):
                 f"--compile with --tap-gradients {self.loss.tap_gradients}: a compiled step has "
                 "one backward pass, and this takes one for each tap; leave one of them out"
             )
+        if self.compute.cuda_graph == "on":
+            refuse_options_of_host(self)
         if task == "sr" and self.images.scale == 1:
             raise ValueError(
                 "--scale 1: expected 2, 3 or 4, or a --task that keeps the image's size: denoise, "
@@ -405,6 +418,44 @@ class Options(OptionGroup):
         """Return the options of an older run as they are written today."""
         stored.setdefault("output_loss", "l1")  # the only one then
         return with_several_folders(stored)
+
+
+def options_of_host(options: Options) -> list[str]:
+    """Return the options, as they were given, that need the host in each step: no graph has them.
+
+    A graph repeats the same work on the same memory, whatever the number of the step is.
+    """
+    needs_host = {
+        # which taps a step trains, or how much they weigh
+        "curriculum": options.loss.curriculum != "all",
+        "tap_weights": options.loss.tap_weights == "rising",
+        "sampled_taps": options.loss.sampled_taps is not None,
+        "psd_warmup": options.loss.psd_warmup != 0,
+        # gradients that are joined, scaled or computed again
+        "tap_gradients": options.loss.tap_gradients != "sum",
+        "precision": options.compute.precision == "float16",
+        "checkpoint_blocks": options.compute.checkpoint_blocks,
+        "auto_batch": options.compute.auto_batch,
+        # patches that Pillow compresses
+        "degradation": is_photo(options),
+    }
+    values = flat_values(options)
+    found: list[str] = []
+    for name, is_needed in needs_host.items():
+        if is_needed:
+            value = values[name]
+            found.append(flag(name) if value is True else f"{flag(name)} {value}")
+    return found
+
+
+def refuse_options_of_host(options: Options) -> None:
+    """Raise if a graph is asked for beside options that need the host in each step."""
+    others = options_of_host(options)
+    if others:
+        raise ValueError(
+            f"--cuda-graph on with {', '.join(others)}: the host decides that anew in each step, "
+            "which a graph cannot; leave one of them out, or take --cuda-graph auto"
+        )
 
 
 FOR_SEVERAL_TAPS = ("tap_fusion", "output_weight")
@@ -563,7 +614,8 @@ def train(
     """
     set_order_of_pixels(options, net, processes.device)
     objective = make_objective(options, net)
-    training_step = make_training_step(options, net, objective, processes)
+    with_graph = uses_graph(options, processes)
+    training_step = make_training_step(options, net, objective, processes, with_graph)
     samplers = make_samplers(options, training_images, processes)
     log = make_log(options, run, processes)
 
@@ -571,6 +623,7 @@ def train(
     net_to_ship = training_step.averaged_net
 
     steps_done, best, recent, log_state = resume(options, run, training_step, processes)
+    steps = Steps(options, training_step, samplers, net, log, with_graph)
 
     with StopSignal() as stop_signal, log.start(steps_done, log_state):
         if steps_done == 0:
@@ -578,10 +631,7 @@ def train(
 
         for step in range(steps_done, options.optimiser.steps):
             # Train on one batch.
-            learning_rate = learning_rate_at(step, options.optimiser)
-            batch = batch_of(step, samplers.at(step), net)
-            terms = training_step(batch, step, learning_rate)
-            log.add(terms)
+            steps.do(step)
             steps_done = step + 1
 
             # See what is due. All processes run what follows.
@@ -595,6 +645,9 @@ def train(
             # Log first: `log.write` stops at NaN, so that no bad state is saved. A resumed run then
             # finds the line of its own step.
             if due.log_line:
+                steps.log_losses()
+                learning_rate = learning_rate_at(step, options.optimiser)
+                batch = batch_of(step, samplers.at(step), net)
                 shares = psd_share(options, training_step, net, batch, step)
                 write_log_line(log, steps_done, scores, learning_rate=learning_rate, **shares)
             if scores is not None:
@@ -896,14 +949,44 @@ def usual_tap_weights(options: Options, taps: Sequence[int]) -> TapWeights:
     return deepest_share(taps, share=chosen)
 
 
+def uses_graph(options: Options, processes: Processes) -> bool:
+    """Return whether the steps run by `GraphStep`; say why not where --cuda-graph asks for it."""
+    wanted = options.compute.cuda_graph
+    has_cuda = processes.device.type == "cuda"
+    if wanted == "off" or (wanted == "auto" and not has_cuda):
+        return False
+    reasons = options_of_host(options)
+    if processes.count > 1:
+        reasons.append(f"{processes.count} processes")
+    if not reasons:
+        if not has_cuda:
+            processes.say(
+                f"--cuda-graph on: no graph on {processes.device}, its function is called"
+            )
+        return True
+    if wanted == "on":
+        raise ValueError(f"--cuda-graph on with {', '.join(reasons)}: one GPU alone runs a graph")
+    processes.say(
+        f"--cuda-graph auto: steps run without a graph, because of {', '.join(reasons)}, which "
+        "needs the host in each step"
+    )
+    return False
+
+
 def make_training_step(
-    options: Options, net: ElasticWrapper, objective: ElasticObjective, processes: Processes
+    options: Options,
+    net: ElasticWrapper,
+    objective: ElasticObjective,
+    processes: Processes,
+    with_graph: bool = False,
 ) -> TrainingStep:
     """Return what does one step of training, with its optimiser."""
     objective_to_run: Any = objective
     if options.compute.compile:
-        # The mode makes CUDA graphs; a run on the CPU does not take it, even beside a GPU.
-        mode = "reduce-overhead" if processes.device.type == "cuda" else None
+        # The mode makes CUDA graphs, which cannot be parts of another one; a run on the CPU does
+        # not take it, even beside a GPU.
+        has_own_graphs = processes.device.type == "cuda" and not with_graph
+        mode = "reduce-overhead" if has_own_graphs else None
         objective_to_run = torch.compile(objective, mode=mode)
     optimiser = torch.optim.Adam(net.parameters(), lr=options.optimiser.learning_rate, fused=True)
     return TrainingStep(
@@ -1001,16 +1084,99 @@ def batch_of(step: int, sampler: PatchSampler, net: ElasticWrapper) -> Batch:
 
     The HR patches have their pixels in the order in which the network predicts them in training.
     """
-    head = net.head
-    is_unshuffled = isinstance(head, DeconvHead) and head.subpixels_in_training
 
     def cut_part(part: int, num_parts: int) -> tuple[Tensor, Tensor]:
         lr, hr = sampler.batch(step, part, num_parts)
-        if is_unshuffled:
-            hr = subpixels_of_image(hr, sampler.scale)  # (b, 3 scale^2, h, w)
-        return lr, hr
+        return lr, in_order_of_pixels(hr, sampler.scale, net)
 
     return cut_part
+
+
+def batch_on_device(sampler: PatchSampler, net: ElasticWrapper) -> BatchOnDevice:
+    """Return the batch as `GraphStep` takes it: the same, of a step that is on the device."""
+
+    def cut_part(step: Tensor, part: int, num_parts: int) -> tuple[Tensor, Tensor]:
+        lr, hr = sampler.batch_on_device(step, part, num_parts)
+        return lr, in_order_of_pixels(hr, sampler.scale, net)
+
+    return cut_part
+
+
+def in_order_of_pixels(hr: Tensor, scale: int, net: ElasticWrapper) -> Tensor:
+    """Return HR patches with their pixels in the order of the network: see `set_order_of_pixels`.
+
+    Args:
+        hr: (b, 3, scale h, scale w).
+        scale: The enlargement.
+        net: The network.
+    """
+    head = net.head
+    if isinstance(head, DeconvHead) and head.subpixels_in_training:
+        return subpixels_of_image(hr, scale)  # (b, 3 scale^2, h, w)
+    return hr
+
+
+class Steps:
+    """The steps of a run: one graph each, or the host's work.
+
+    Args:
+        options: All options.
+        training_step: What one step does.
+        samplers: What cuts the patches.
+        net: The network that is trained.
+        log: It gets the losses of every step.
+        with_graph: Whether the steps run by `GraphStep`.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        training_step: TrainingStep,
+        samplers: Samplers,
+        net: ElasticWrapper,
+        log: TrainingLog,
+        with_graph: bool,
+    ) -> None:
+        self.options = options
+        self.training_step = training_step
+        self.samplers = samplers
+        self.net = net
+        self.log = log
+        self.with_graph = with_graph
+        self.graph_step: GraphStep | None = None
+        self.sampler: PatchSampler | None = None  # whose patches the graph cuts
+
+    def do(self, step: int) -> None:
+        """Train on one batch. The steps follow one another."""
+        sampler = self.samplers.at(step)
+        if self.with_graph:
+            graph_step = self._graph_step_at(step, sampler)
+            graph_step()
+            return
+        learning_rate = learning_rate_at(step, self.options.optimiser)
+        batch = batch_of(step, sampler, self.net)
+        terms = self.training_step(batch, step, learning_rate)
+        self.log.add(terms)
+
+    def log_losses(self) -> None:
+        """Give the log what a graph has kept on the device; needed before each line."""
+        if self.graph_step is not None and self.graph_step.num_unread > 0:
+            losses = self.graph_step.take_losses()
+            self.log.add_rows(losses.depths, losses.rows)
+
+    def _graph_step_at(self, step: int, sampler: PatchSampler) -> GraphStep:
+        """Return the graph: a new one where the run begins, and where the late sizes do."""
+        if self.graph_step is None or sampler is not self.sampler:
+            self.log_losses()
+            self.sampler = sampler
+            self.graph_step = GraphStep(
+                self.training_step,
+                batch_on_device(sampler, self.net),
+                partial(learning_rate_on_device, optimiser=self.options.optimiser),
+                steps_done=step,
+                max_unread=self.options.run.log_every,
+            )
+        return self.graph_step
 
 
 def make_log(options: Options, run: Run, processes: Processes) -> TrainingLog:
@@ -1032,6 +1198,15 @@ def learning_rate_at(step: int, optimiser: Optimiser) -> float:
     if optimiser.schedule == "cosine":
         return optimiser.learning_rate * cosine(step, optimiser.steps, optimiser.warmup)
     return optimiser.learning_rate * halving(step, optimiser.halve_every)
+
+
+def learning_rate_on_device(step: Tensor, optimiser: Optimiser) -> Tensor:
+    """Return the learning rate of a step that is on the device."""
+    if optimiser.schedule == "cosine":
+        factor = cosine_on_device(step, optimiser.steps, optimiser.warmup)
+    else:
+        factor = halving_on_device(step, optimiser.halve_every)
+    return optimiser.learning_rate * factor
 
 
 def weight_dtype(options: Options) -> torch.dtype:

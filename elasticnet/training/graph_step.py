@@ -123,6 +123,11 @@ class GraphStep:
         # One stream for the warm-up and the recording: libraries keep workspaces by stream.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    @property
+    def num_unread(self) -> int:
+        """How many steps were done since their losses were read."""
+        return self.steps_done - self._first_unread
+
     def __call__(self) -> None:
         """Do the next step, without waiting for the device.
 
@@ -130,7 +135,7 @@ class GraphStep:
             RuntimeError: The losses of `max_unread` steps were not read, or the step could not be
                 recorded.
         """
-        if self.steps_done - self._first_unread == self.max_unread:
+        if self.num_unread == self.max_unread:
             raise RuntimeError(
                 f"the losses of {self.max_unread} steps were not read: call take_losses, or give a "
                 "larger max_unread"
@@ -170,7 +175,7 @@ class GraphStep:
         Raises:
             ValueError: No step was done since.
         """
-        if self._losses is None or self.steps_done == self._first_unread:
+        if self._losses is None or self.num_unread == 0:
             raise ValueError("take_losses: no step was done since the last call")
         steps = torch.arange(self._first_unread, self.steps_done, device=self._losses.device)
         rows = self._losses.index_select(0, steps % self.max_unread)  # a copy

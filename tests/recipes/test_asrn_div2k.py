@@ -471,6 +471,7 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
         "shuffle": True,
         "residual": True,
         "checkpoint_blocks": False,
+        "cuda_graph": "off",
     }
     assert as_json(options) == {**stored, **newer}
     recipe.main(options)
