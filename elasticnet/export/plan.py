@@ -19,6 +19,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -384,11 +385,14 @@ def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
     Args:
         net: Any network; it stays as it is.
         fold: Replace every part that offers `folded()` by the module this returns, which computes
-            the same with fewer operations. A `fold` switch that is left on a module is off in the
-            copy in any case, since what it does may depend on the input's size.
+            the same with fewer operations, and head and adapter of the deepest tap by what the
+            head's `after(adapter)` returns, if it offers that. A `fold` switch that is left on a
+            module is off in the copy in any case, since what it does may depend on the input's
+            size.
     """
     plain = _copy_with_plain_weights(net)
     if fold:
+        _merge_adapter(plain)
         for parent in list(plain.modules()):
             parts: list[tuple[str, Any]] = list(parent.named_children())
             for name, part in parts:
@@ -398,6 +402,21 @@ def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
         if isinstance(getattr(module, "fold", None), bool):
             setattr(module, "fold", False)  # noqa: B010 - a module's own attribute, not a tensor
     return plain.requires_grad_(False)
+
+
+def _merge_adapter(net: ElasticWrapper) -> None:
+    """Let the head do what the deepest tap's adapter does, where it can; in place.
+
+    A file computes no other tap.
+    """
+    deepest = str(net.taps[-1])
+    offer: Any = getattr(net.head, "after", None)
+    if deepest not in net.adapters or not isinstance(offer, MethodType):
+        return
+    merged = offer(net.adapters[deepest])
+    if merged is not None:
+        net.head = merged
+        del net.adapters[deepest]
 
 
 def _plain_copy_if_the_same(

@@ -253,6 +253,35 @@ def test_plain_copy_folds_or_turns_folding_off():
     assert net.head.fold is True
 
 
+def test_the_head_takes_the_adapter_of_its_depth_into_itself():
+    torch.manual_seed(0)
+    net = asrn(2, num_blocks=2, channels=8, skip="bicubic", tap_fusion=True).eval()
+    for fusion in net.adapters.children():
+        nn.init.normal_(fusion.get_parameter("weight"))
+    x = torch.rand(1, 3, 7, 6)
+
+    plain = plain_copy(net.truncate(1), fold=True)
+
+    assert len(plain.adapters) == 0
+    torch.testing.assert_close(plain(x), net(x, depth=1))
+    assert len(plain_copy(net.truncate(1), fold=False).adapters) == 1
+
+
+def test_a_head_whose_after_means_something_else_keeps_its_adapter(tmp_path, caplog):
+    class Head(nn.Conv2d):
+        def after(self, adapter: nn.Module) -> nn.Module:
+            return self
+
+    torch.manual_seed(0)
+    adapters = {1: nn.Conv2d(3, 3, 1)}
+    net = ElasticWrapper([nn.Conv2d(3, 3, 3, padding=1)], Head(3, 3, 1), adapters=adapters)
+
+    # written after the file was compared with the net
+    export(net, tmp_path / "net.onnx", example=torch.rand(1, 3, 8, 8))
+
+    assert "nothing is folded in the file, because folding changes the net" in caplog.text
+
+
 def test_without_fold_every_layer_is_in_the_file(net, tmp_path):
     result = export(net, tmp_path / "net.onnx", depth=1, fold=False)
     kinds = {node.op_type for node in onnx.load(result.path).graph.node}

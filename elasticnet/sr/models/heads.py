@@ -310,6 +310,23 @@ class DeconvHead(nn.Module):
         unfolded.fold = False
         return unfolded
 
+    def after(self, adapter: nn.Module) -> DeconvHead | None:
+        """Return a head that makes of features what this one makes of the adapter's output.
+
+        Args:
+            adapter: A tap's own layer in front of this head.
+
+        Returns:
+            A copy whose first convolution is the product of both, with no more parameters than this
+            head; None where that would be another function: the adapter is no conv1x1 without bias,
+            or a layer is hooked, replaced or the like.
+        """
+        if not is_plain_conv(adapter, side=1, has_bias=False) or not self.layers_are_plain():
+            return None
+        merged = detached_copy(self)
+        merged.reduce = _after(adapter, merged.reduce)
+        return merged
+
     def for_export(self) -> nn.Module:
         """Return what stands for this head in an exported file, if it has a skip; else itself."""
         return _with_skip_of_convs(self, DeconvHead)
@@ -449,9 +466,35 @@ class SubpixelHead(nn.Module):
 
         return run_layers
 
+    def after(self, adapter: nn.Module) -> SubpixelHead | None:
+        """Return a head that makes of features what this one makes of the adapter's output.
+
+        Args:
+            adapter: A tap's own layer in front of this head.
+
+        Returns:
+            As in `DeconvHead`.
+        """
+        if not is_plain_conv(adapter, side=1, has_bias=False):
+            return None
+        if not is_plain_conv(self.expand, side=3):
+            return None
+        merged = detached_copy(self)
+        merged.expand = _after(adapter, merged.expand)
+        return merged
+
     def for_export(self) -> nn.Module:
         """Return what stands for this head in an exported file, if it has a skip; else itself."""
         return _with_skip_of_convs(self, SubpixelHead)
+
+
+@torch.no_grad()
+def _after(adapter: nn.Module, conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution whose kernel is changed, in place, to do first what a conv1x1 does."""
+    mix = _wide(adapter.get_parameter("weight")).flatten(1)  # (channels, channels)
+    kernel = torch.einsum("o c h w, c i -> o i h w", _wide(conv.weight), mix)
+    conv.weight.copy_(kernel)
+    return conv
 
 
 def _with_skip_of_convs(

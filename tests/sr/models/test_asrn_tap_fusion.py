@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import elasticnet
@@ -104,3 +106,41 @@ def test_a_gradient_reaches_the_fusion_of_each_tap() -> None:
     for parameter in net.adapters.parameters():
         assert parameter.grad is not None
         assert parameter.grad.any()
+
+
+@settings(max_examples=20)
+@given(
+    scale=st.sampled_from([1, 2, 3, 4]),
+    upsampler=st.sampled_from(["deconv", "subpixel"]),
+    height=st.integers(1, 6),
+    width=st.integers(1, 6),
+    seed=st.integers(0, 9),
+)
+def test_a_head_after_a_fusion_is_both_in_one(
+    scale: int, upsampler: str, height: int, width: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    net = asrn(scale, num_blocks=1, channels=8, upsampler=upsampler, tap_fusion=True).double()
+    fusion, head = net.adapters["1"], net.head
+    nn.init.normal_(fusion.get_parameter("weight"))
+    features = torch.randn(2, 8, height, width, dtype=torch.float64)
+
+    merged = head.after(fusion)  # pyright: ignore[reportCallIssue]
+
+    torch.testing.assert_close(merged(features), head(fusion(features)))
+    assert number_of_parameters(merged) == number_of_parameters(head)
+    assert merged is not head
+
+
+def doubled(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A forward hook that changes what the module returns."""
+    return 2 * output
+
+
+@pytest.mark.parametrize("upsampler", ["deconv", "subpixel"])
+def test_a_fusion_that_is_more_than_a_product_stays_in_front_of_the_head(upsampler: str) -> None:
+    head = asrn(2, num_blocks=1, channels=8, upsampler=upsampler).head
+    hooked = nn.Conv2d(8, 8, 1, bias=False)
+    hooked.register_forward_hook(doubled)
+    for adapter in (hooked, nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1, bias=False)):
+        assert head.after(adapter) is None  # pyright: ignore[reportCallIssue]
