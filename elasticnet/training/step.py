@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from elasticnet._modules.unwrapping import unwrapped
 from elasticnet.losses import LossTerms
+from elasticnet.training.gradient_buckets import GradientBuckets
 from elasticnet.training.gradient_shares import distillation_share
 from elasticnet.training.processes import Processes
 from elasticnet.training.tap_gradients import TapGradients
@@ -120,6 +122,7 @@ class TrainingStep:
         self.scaler = torch.amp.GradScaler(
             self.processes.device.type, enabled=precision == "float16"
         )
+        self._buckets = self._make_buckets()
         self._ema: Any = None
         self.copied_buffers: list[str] = []
         if ema > 0:
@@ -153,7 +156,8 @@ class TrainingStep:
                 split further.
         """
         terms = self.compute_gradients(batch, step)
-        self.processes.average_gradients(self.net.parameters())
+        if self._buckets is None:
+            self.processes.average_gradients(self.net.parameters())
         # Without float16 the scaler does nothing but call the optimiser.
         self.scaler.unscale_(self.optimizer)
         self.clip_gradients()
@@ -266,15 +270,17 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         first_part = self.processes.rank * self.parts
         num_parts = self.processes.count * self.parts  # of the whole batch
+        last_part = first_part + self.parts - 1
         rows: list[Tensor] = []
         depths: tuple[int, ...] = ()
-        for part in range(first_part, first_part + self.parts):
+        for part in range(first_part, last_part + 1):
             x, target = batch(part, num_parts)
             with self.autocast():
                 terms = self.objective(x, target, step=step)
             # The loss of the share is the mean over its parts, as they are of equal size.
             if self.tap_gradients is None:
-                self.scaler.scale(terms.total / self.parts).backward()
+                with self._averaging(is_last_part=part == last_part):
+                    self.scaler.scale(terms.total / self.parts).backward()
             else:
                 self._join_gradients(self.tap_gradients, terms, step)
             if part == first_part and self.parts > 1:
@@ -283,6 +289,22 @@ class TrainingStep:
             depths = tuple(terms.per_depth)  # the same ones in every part
         mean = torch.stack(rows).mean(dim=0)  # (parts, 4 + depths) -> (4 + depths,)
         return _as_terms(mean, depths)
+
+    def _make_buckets(self) -> GradientBuckets | None:
+        """Return what averages gradients while the backward pass runs; None: it is done behind it.
+
+        Joined gradients of taps are there only behind it. With `auto_batch` a process whose memory
+        ran out does its backward pass again, and must not have sent anything before.
+        """
+        if self.processes.count == 1 or self.tap_gradients is not None or self.auto_batch:
+            return None
+        return GradientBuckets(self.net.parameters(), self.processes.count)
+
+    def _averaging(self, is_last_part: bool) -> AbstractContextManager[None]:
+        """Return the context of the backward pass of a part; that of the last part averages."""
+        if self._buckets is None or not is_last_part:
+            return nullcontext()
+        return self._buckets.averaging()
 
     def _join_gradients(self, tap_gradients: TapGradients, terms: LossTerms, step: int) -> None:
         """Add the gradients of one part to the parameters, those of the taps joined."""
