@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -47,7 +48,38 @@ class Contributions(NamedTuple):
     weights: np.ndarray
 
 
-Passes = list[tuple[int, Contributions]]  # axis (0 for the height, 1 for the width), and with what
+class _Pass(NamedTuple):
+    """A resize along one axis: 0 is the height, 1 the width; the rest as in `contributions`."""
+
+    axis: int
+    in_length: int
+    out_length: int
+    scale: float
+    border: str
+    antialias: bool
+
+    def contributions(self) -> Contributions:
+        """Return what each output pixel is made of."""
+        return contributions(
+            self.in_length, self.out_length, self.scale, self.border, self.antialias
+        )
+
+
+class _Block(NamedTuple):
+    """Some rows of a result, and what they are made of.
+
+    Attributes:
+        rows: Of the result.
+        window: The input's rows in which their neighbours lie.
+        neighbours: Of each row the first neighbour, then of each the second one, and so on: where
+            they lie in the window.
+        factors: The neighbours' weights, (neighbours, rows, 1).
+    """
+
+    rows: slice
+    window: slice
+    neighbours: tuple[slice | np.ndarray, ...]
+    factors: np.ndarray
 
 
 def imresize(
@@ -95,9 +127,8 @@ def imresize(
     targets, scales = _targets(lengths, scale, size)
     width_first = scales[1] < scales[0]
     axes = (1, 0) if width_first else (0, 1)
-    passes: Passes = [
-        (axis, contributions(lengths[axis], targets[axis], scales[axis], border, antialias))
-        for axis in axes
+    passes = [
+        _Pass(axis, lengths[axis], targets[axis], scales[axis], border, antialias) for axis in axes
     ]
     if isinstance(image, np.ndarray):
         return _resize_numpy(image, passes)
@@ -231,43 +262,56 @@ def _inside(indices: np.ndarray, length: int, border: str) -> np.ndarray:
 # --- the passes in NumPy
 
 
-def _resize_numpy(image: np.ndarray, passes: Passes) -> np.ndarray:
-    for axis, (positions, weights) in passes:
+def _resize_numpy(image: np.ndarray, passes: Sequence[_Pass]) -> np.ndarray:
+    for each in passes:
         # The axis becomes the leading one, so that whole contiguous rows are read.
-        turned = np.swapaxes(image, 0, axis)  # (in_length, ...)
+        turned = np.swapaxes(image, 0, each.axis)  # (in_length, ...)
         rows = np.ascontiguousarray(turned).reshape(turned.shape[0], -1)
-        resized = _resize_rows(rows, positions, weights)
+        resized = _resize_rows(rows, each.out_length, _blocks(each))
         turned = resized.reshape(len(resized), *turned.shape[1:])  # (out_length, ...)
-        image = np.swapaxes(turned, 0, axis)
+        image = np.swapaxes(turned, 0, each.axis)
     return np.ascontiguousarray(image)
 
 
-def _resize_rows(rows: np.ndarray, positions: np.ndarray, weights: np.ndarray) -> np.ndarray:
+@lru_cache(maxsize=128)
+def _blocks(resizing: _Pass) -> tuple[_Block, ...]:
+    """The blocks of a result; images of one size share them."""
+    positions, weights = resizing.contributions()
+    blocks: list[_Block] = []
+    for top in range(0, resizing.out_length, BLOCK_ROWS):
+        rows = slice(top, top + BLOCK_ROWS)
+        first = int(positions[:, rows].min())
+        last = int(positions[:, rows].max())
+        block = _Block(
+            rows=rows,
+            window=slice(first, last + 1),
+            neighbours=tuple(_as_slice(each) for each in positions[:, rows] - first),
+            factors=weights[:, rows, None],
+        )
+        blocks.append(block)
+    return tuple(blocks)
+
+
+def _resize_rows(rows: np.ndarray, out_length: int, blocks: Sequence[_Block]) -> np.ndarray:
     """Resize (in_length, columns) to (out_length, columns), block by block.
 
     Products and sums are rounded one by one, from the first neighbour to the last, so that every
     processor gives the same bytes. At the factors 2, 3 and 4 no order could change a byte; at some
     others a sum that is one half but for its last bits could fall either way.
     """
-    out_length = positions.shape[1]
     columns = rows.shape[1]
     result = np.empty((out_length, columns), rows.dtype)
-    for top in range(0, out_length, BLOCK_ROWS):
-        block = slice(top, top + BLOCK_ROWS)
-        # The block's neighbours lie in this window of the input.
-        first = positions[:, block].min()
-        last = positions[:, block].max()
-        neighbours = [_as_slice(each) for each in positions[:, block] - first]
-        factors = weights[:, block, None]  # (neighbours, block, 1)
+    for block in blocks:
+        neighbours, factors = block.neighbours, block.factors
         for left in range(0, columns, BLOCK_COLUMNS):
             strip = slice(left, left + BLOCK_COLUMNS)
-            window = rows[first : last + 1, strip].astype(np.float64)
+            window = rows[block.window, strip].astype(np.float64)
             total = window[neighbours[0]] * factors[0]
             product = np.empty_like(total)
             for neighbour, factor in zip(neighbours[1:], factors[1:], strict=True):
                 np.multiply(window[neighbour], factor, out=product)
                 total += product
-            result[block, strip] = _in_dtype(total, rows.dtype)
+            result[block.rows, strip] = _in_dtype(total, rows.dtype)
     return result
 
 
@@ -289,18 +333,19 @@ def _in_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 # --- the passes in torch
 
 
-def _resize_torch(image: Tensor, passes: Passes) -> Tensor:
+def _resize_torch(image: Tensor, passes: Sequence[_Pass]) -> Tensor:
     import torch
 
     is_uint8 = image.dtype == torch.uint8
     # float16 and bfloat16 are summed in float32
     compute = torch.float64 if is_uint8 else torch.promote_types(image.dtype, torch.float32)
     values = image.to(compute)
-    for axis, (positions, weights) in passes:
-        dim = axis - 2  # height and width are the last two dimensions
+    for each in passes:
+        positions, weights = each.contributions()
+        dim = each.axis - 2  # height and width are the last two dimensions
         indices = torch.tensor(positions, device=image.device)  # (neighbours, out_length)
         factors = torch.tensor(weights, dtype=compute, device=image.device)
-        if axis == 0:
+        if each.axis == 0:
             factors = factors.unsqueeze(-1)  # (neighbours, out_length, 1)
         # Product and sum stay two steps: fused, a tie at one half could fall otherwise than in
         # NumPy.

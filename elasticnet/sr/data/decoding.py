@@ -1,11 +1,15 @@
-"""Decode the image files of a data set in threads, and write them as the flat files of a cache."""
+"""Decode the image files of a data set, and write them as the flat files of a cache.
+
+A few images are decoded in threads, many in processes.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,44 +17,19 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from elasticnet._files import message_of
-from elasticnet.sr.data.alignment import AlignedPair, LrSettings, align
+from elasticnet.sr.data.alignment import AlignedPair, LrSettings
+from elasticnet.sr.data.decode_pair import decode_pair
+from elasticnet.sr.data.decoding_processes import DecodingProcesses, requests
 from elasticnet.sr.data.folder_layouts import Pair
-from elasticnet.sr.data.image_files import is_broken_link
 from elasticnet.sr.data.pair_set import Skipped
-from elasticnet.sr.data.read_rgb import ImageError, read_rgb_with_notes
 
 HR_FILE = "hr.bin"  # the pixels of all HR images, three bytes each, as PairSet holds them
 LR_FILE = "lr.bin"
-MAX_THREADS = 8
+MAX_WORKERS = 8  # threads or processes
+MIN_PAIRS_FOR_PROCESSES = 500  # processes take half a second to start
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def decode_pair(pair: Pair, settings: LrSettings) -> AlignedPair | Skipped:
-    """Read the files of one pair.
-
-    Args:
-        pair: Where the files are.
-        settings: The scale, and how LR is made where it has no file.
-
-    Returns:
-        Both images, or why the pair cannot be used.
-    """
-    for path in (pair.hr, pair.lr):
-        if path is not None and is_broken_link(path):
-            target = os.readlink(path)
-            return Skipped(pair.name, f"{path} is a link to {target}, which is not there")
-    try:
-        hr, notes = read_rgb_with_notes(pair.hr)
-        lr = None
-        if pair.lr is not None:
-            lr, notes_of_lr = read_rgb_with_notes(pair.lr)
-            notes += tuple(note for note in notes_of_lr if note not in notes)
-        return align(hr, lr, pair.name, settings)._replace(notes=notes)
-    except (ImageError, OSError) as error:
-        return Skipped(pair.name, message_of(error))
 
 
 def write_decoded(
@@ -79,16 +58,19 @@ def write_decoded(
     lr_sizes: list[tuple[int, int]] = []
     skipped: list[Skipped] = []
     notes: dict[str, list[str]] = {}  # to the names of images
-    decoded = _map_ahead(partial(decode_pair, settings=settings), pairs)
     hidden = None if progress else True  # None: unless standard error is a terminal
-    bar = tqdm(
-        decoded,
-        total=len(pairs),
-        desc=f"decoding {title}",
-        unit="image",
-        disable=hidden,
-    )
-    with open(folder / HR_FILE, "wb") as hr_file, open(folder / LR_FILE, "wb") as lr_file:
+    with (
+        closing(_decoded(pairs, settings)) as decoded,
+        open(folder / HR_FILE, "wb") as hr_file,
+        open(folder / LR_FILE, "wb") as lr_file,
+    ):
+        bar = tqdm(
+            decoded,
+            total=len(pairs),
+            desc=f"decoding {title}",
+            unit="image",
+            disable=hidden,
+        )
         for pair, result in zip(pairs, bar, strict=True):
             if isinstance(result, Skipped):
                 skipped.append(result)
@@ -103,9 +85,39 @@ def write_decoded(
     return {"names": names, "lr_sizes": lr_sizes, "skipped": skipped, "notes": notes}
 
 
+def _decoded(
+    pairs: Sequence[Pair], settings: LrSettings
+) -> Generator[AlignedPair | Skipped, None, None]:
+    """Decode pairs in order, only a few ahead of what is asked for."""
+    num_processes = min(MAX_WORKERS, os.cpu_count() or 1)
+    if num_processes == 1 or len(pairs) < MIN_PAIRS_FOR_PROCESSES:
+        yield from _map_ahead(partial(decode_pair, settings=settings), pairs)
+        return
+    with DecodingProcesses(num_processes, settings) as processes:
+        decode = partial(_decode_in, processes, settings=settings)
+        for group in _map_ahead(decode, requests(pairs)):
+            yield from group
+
+
+def _decode_in(
+    processes: DecodingProcesses, pairs: Sequence[Pair], *, settings: LrSettings
+) -> list[AlignedPair | Skipped]:
+    """Decode pairs in a process; here, where that fails, as what this program has set may differ.
+
+    Such as Pillow's limit of pixels, or a format that this program has added to it.
+    """
+    decoded = processes.decode(pairs)
+    if decoded is None:
+        return [decode_pair(pair, settings) for pair in pairs]
+    for index, result in enumerate(decoded):
+        if isinstance(result, Skipped):
+            decoded[index] = decode_pair(pairs[index], settings)
+    return decoded
+
+
 def _map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Map in threads and in order, only a few results ahead: each of them is a whole image."""
-    num_threads = min(MAX_THREADS, os.cpu_count() or 1)
+    num_threads = min(MAX_WORKERS, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(num_threads)
     waiting: deque[Future[Result]] = deque()
     try:

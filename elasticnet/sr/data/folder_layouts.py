@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from elasticnet.sr.data.image_files import by_stem, images_in, some_images_in
+from elasticnet.sr.data.image_files import (
+    by_stem,
+    folders_in,
+    image_files_in,
+    images_in,
+    some_images_in,
+)
 from elasticnet.sr.data.lr_folders import (
     MAX_NAMED,
     TRACKS,
@@ -110,7 +116,7 @@ def find_layout(root: str | os.PathLike[str]) -> str:
     if not root.is_dir():
         kind = "is a file, expected a folder" if root.exists() else "does not exist"
         raise FileNotFoundError(f"data set {root} {kind}")
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    folders = [path.name for path in folders_in(root)]
     if any(f"DIV2K_{split}_HR" in folders for split in SPLITS):
         return "div2k"
     if any(name.startswith("image_SRF_") for name in folders):
@@ -132,11 +138,12 @@ def find_layout(root: str | os.PathLike[str]) -> str:
 
 def _layout_of_images(root: Path) -> str | None:
     """The layout of a folder without one for HR images; None if no images are found."""
-    images = images_in(root)
-    if images:
-        return "realsr" if _realsr_names(images) else "flat"
-    for folder in root.iterdir():
-        if folder.name.isdecimal() and folder.is_dir() and _realsr_names(images_in(folder)):
+    files = image_files_in(root).values()
+    if files:
+        may_be_realsr = any(_is_lr_of_realsr(os.path.splitext(file)[0]) for file in files)
+        return "realsr" if may_be_realsr and _realsr_names(images_in(root)) else "flat"
+    for folder in folders_in(root):
+        if folder.name.isdecimal() and _realsr_names(images_in(folder)):
             return "realsr"
     return "nested" if _nested_root(root) is not None else None
 
@@ -393,7 +400,7 @@ def _of_split(images: dict[str, Path], split: str) -> dict[str, Path]:
 
 def _benchmark_pairs(root: Path, wanted: _Wanted, notes: list[str]) -> list[Pair]:
     """HR images in a folder of their own, LR images beside it."""
-    names = [path.name for path in sorted(root.iterdir()) if path.is_dir()]
+    names = [path.name for path in folders_in(root)]
     hr_names = [name for name in names if looks_like_hr(name)]
     hr_name = "HR" if "HR" in hr_names else hr_names[0]
     if len(hr_names) > 1 and hr_name != "HR":
@@ -475,10 +482,14 @@ def _full_size_images(root: Path, scale: int, own: Mapping[str, Path]) -> dict[s
     return chosen
 
 
+def _is_lr_of_realsr(stem: str) -> bool:
+    """Whether a file's name without extension ends as those of RealSR's LR images do."""
+    return "_lr" in stem.lower() and re.search(r"_LR\d*$", stem, re.IGNORECASE) is not None
+
+
 def _realsr_names(images: Mapping[str, Path]) -> dict[str, Path]:
     """The HR images of a folder that holds HR and LR images, by the name without HR."""
-    has_lr = any(re.search(r"_LR\d*$", path.stem, re.IGNORECASE) for path in images.values())
-    if not has_lr:
+    if not any(_is_lr_of_realsr(path.stem) for path in images.values()):
         return {}
     found: dict[str, Path] = {}
     paths = [path for path in images.values() if path.stem.lower().endswith("_hr")]
@@ -529,7 +540,7 @@ def _nested_root(root: Path) -> Path | None:
             continue
         if images_in(place):
             return place
-        if any(images_in(path) for path in place.iterdir() if path.is_dir()):
+        if any(images_in(path) for path in folders_in(place)):
             return place
     return None
 
@@ -538,8 +549,8 @@ def _nested_pairs(root: Path, wanted: _Wanted) -> list[Pair]:
     place = _nested_root(root)
     assert place is not None
     images = images_in(place)
-    for folder in sorted(place.iterdir()):
-        if folder.is_dir() and not folder.name.startswith("."):
+    for folder in folders_in(place):
+        if not folder.name.startswith("."):
             refuse_lr_as_hr(folder.absolute(), images_in(folder))
             for name, path in images_in(folder).items():
                 images[f"{folder.name}/{name}"] = path

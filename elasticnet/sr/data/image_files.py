@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,18 @@ from elasticnet.sr.photo.reading import OTHER_EXTENSIONS
 
 
 def images_in(folder: Path) -> dict[str, Path]:
+    """Return the image files of a folder by name, sorted; see `image_files_in`.
+
+    Args:
+        folder: An existing folder; what lies in folders inside it does not count.
+
+    Returns:
+        The files. A name has no extension, unless two files differ in nothing else.
+    """
+    return {name: folder / file for name, file in image_files_in(folder).items()}
+
+
+def image_files_in(folder: Path) -> dict[str, str]:
     """Return the image files of a folder by name, sorted.
 
     Links that lead nowhere, and images of formats that are not read, are among them, so that
@@ -21,22 +34,50 @@ def images_in(folder: Path) -> dict[str, Path]:
         folder: An existing folder; what lies in folders inside it does not count.
 
     Returns:
-        The files. A name has no extension, unless two files differ in nothing else.
+        The files' own names. The name that stands for one has no extension, unless two files differ
+        in nothing else.
     """
-    files = [path for path in sorted(folder.iterdir()) if _is_file(path)]
-    readable = [path for path in files if path.suffix.lower() in EXTENSIONS]
-    readable_stems = {path.stem for path in readable}
-    paths = list(readable)
-    for path in files:
-        if path.suffix.lower() in OTHER_EXTENSIONS and path.stem not in readable_stems:
-            paths.append(path)
-    paths.sort()
-    stems = Counter(path.stem for path in paths)
-    images: dict[str, Path] = {}
-    for path in paths:
-        is_unique = stems[path.stem] == 1
-        images[path.stem if is_unique else path.name] = path
+    names = [name for name in _file_names(folder) if not name.startswith(".")]
+    readable: list[str] = []
+    others: list[str] = []
+    for name in names:
+        extension = os.path.splitext(name)[1].lower()
+        if extension in EXTENSIONS:
+            readable.append(name)
+        elif extension in OTHER_EXTENSIONS:
+            others.append(name)
+    stem_of = {name: os.path.splitext(name)[0] for name in (*readable, *others)}
+    readable_stems = {stem_of[name] for name in readable}
+    chosen = readable + [name for name in others if stem_of[name] not in readable_stems]
+    chosen.sort(key=os.path.normcase)  # as paths are sorted
+    stems = Counter(stem_of[name] for name in chosen)
+    images: dict[str, str] = {}
+    for name in chosen:
+        is_unique = stems[stem_of[name]] == 1
+        images[stem_of[name] if is_unique else name] = name
     return images
+
+
+def folders_in(parent: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, and links to folders.
+
+    Args:
+        parent: An existing folder.
+    """
+    with os.scandir(parent) as entries:
+        names = [entry.name for entry in entries if _is_folder(entry)]
+    return [parent / name for name in sorted(names, key=os.path.normcase)]
+
+
+def folders_and_links_in(parent: Path) -> list[Path]:
+    """Return the folders in a folder and all links, wherever they lead, sorted.
+
+    Args:
+        parent: An existing folder.
+    """
+    with os.scandir(parent) as entries:
+        names = [entry.name for entry in entries if entry.is_symlink() or entry.is_dir()]
+    return [parent / name for name in sorted(names, key=os.path.normcase)]
 
 
 def by_stem(paths: Iterable[Path]) -> dict[str, Path]:
@@ -89,7 +130,25 @@ def is_broken_link(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
-def _is_file(path: Path) -> bool:
-    """Whether a path is a file that is not hidden, or a link that leads nowhere."""
-    is_hidden = path.name.startswith(".")
-    return not is_hidden and (path.is_file() or is_broken_link(path))
+# Listing a folder tells which entries are files and folders; only links have to be looked up.
+
+
+def _file_names(folder: Path) -> list[str]:
+    """The names of the files in a folder, and of the links that lead nowhere."""
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if _is_file(entry)]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file, or a link that leads nowhere."""
+    if not entry.is_symlink():
+        return entry.is_file()
+    path = Path(entry.path)
+    return path.is_file() or is_broken_link(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    return Path(entry.path).is_dir()

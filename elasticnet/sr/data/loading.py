@@ -277,8 +277,17 @@ def _state_of(path: Path, root: Path) -> str:
 
     So an image that was left out for them is read when it may be.
     """
-    place = os.path.relpath(path, root)
+    place = _relative(str(path), str(root))
     return place if os.access(path, os.R_OK) else f"{place}, unreadable"
+
+
+def _relative(path: str, root: str) -> str:
+    """What `os.path.relpath` returns, at once for the usual case: data sets have many files."""
+    prefix = root + os.sep
+    inside = path.removeprefix(prefix)
+    if inside != path and ".." not in inside:
+        return inside
+    return os.path.relpath(path, root)
 
 
 def _without_small_images(pairs: PairSet, min_size: int) -> PairSet:

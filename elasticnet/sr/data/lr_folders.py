@@ -13,7 +13,13 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from elasticnet.sr.data.image_files import by_stem, images_in, is_broken_link
+from elasticnet.sr.data.image_files import (
+    by_stem,
+    folders_and_links_in,
+    folders_in,
+    images_in,
+    is_broken_link,
+)
 
 TRACKS = ("bicubic", "unknown", "mild", "difficult", "wild", "x8")  # of DIV2K's LR images
 # Behind the scale in the names of DIV2K's files: 0001x4m.png, 0001x4w1.png.
@@ -174,8 +180,7 @@ def find_lr_folder(
 
 def _named_by_scale_alone(parent: Path, scale: int) -> list[Path]:
     """The folders of the name `X4` or `x4`."""
-    paths = sorted(parent.iterdir())
-    return [path for path in paths if path.name.lower() == f"x{scale}" and path.is_dir()]
+    return [path for path in folders_in(parent) if path.name.lower() == f"x{scale}"]
 
 
 def lr_folders_in(parent: Path) -> list[Path]:
@@ -185,7 +190,7 @@ def lr_folders_in(parent: Path) -> list[Path]:
         parent: An existing folder.
     """
     found: list[Path] = []
-    for path in sorted(parent.iterdir()):
+    for path in folders_and_links_in(parent):
         is_hidden = path.name.startswith(".")
         if looks_like_lr(path.name) and not is_hidden and (path.is_dir() or _may_be_folder(path)):
             found.append(path)
@@ -337,7 +342,7 @@ def _described(name: str, hr_name: str) -> LrFolder:
 
 def _of_scale(folder: Path, scale: int, *, prefers_sub: bool) -> Path | None:
     """The folder itself if it has image files or nothing; inside it, the one of this scale."""
-    inside = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    inside = {path.name.lower(): path for path in folders_in(folder)}
     names = [f"x{scale}", f"{scale}", f"lr_x{scale}", f"x{scale}_sub"]
     if prefers_sub:
         names.reverse()

@@ -191,8 +191,8 @@ class PairSet:
             self.names,
             self.scale,
             self.lr_sizes,
-            np.array(self.lr_pixels),
-            np.array(self.hr_pixels),
+            _copy_in_memory(self.lr_pixels),
+            _copy_in_memory(self.hr_pixels),
             starts=self.starts,
             skipped=self.skipped,
             lr_source=self.lr_source,
@@ -235,6 +235,15 @@ def _starts_without_gaps(lr_sizes: np.ndarray) -> np.ndarray:
     """Return the row at which each image begins if they follow one another."""
     areas = lr_sizes.prod(axis=1)
     return np.cumsum(areas) - areas
+
+
+def _copy_in_memory(pixels: np.ndarray) -> np.ndarray:
+    """A copy; that of a whole file is read from it, which is quicker than page by page."""
+    if isinstance(pixels, np.memmap) and pixels.filename is not None:
+        path = Path(str(pixels.filename))
+        if path.is_file() and path.stat().st_size == pixels.nbytes:
+            return np.fromfile(path, pixels.dtype).reshape(pixels.shape)
+    return np.array(pixels)
 
 
 def open_pixels(path: str | os.PathLike[str]) -> np.ndarray:

@@ -20,6 +20,7 @@ from elasticnet.sr.data.compression import BatchPart, JpegStream, OneStepAhead
 from elasticnet.sr.data.device_crops import DeviceCrops, DeviceCropStream, device_grid
 from elasticnet.sr.data.pair_set import PairSet
 from elasticnet.sr.data.random_crops import Crops, CropStream
+from elasticnet.sr.data.read_ahead import ReadAhead
 from elasticnet.sr.jpeg import RandomJpeg
 
 WHITE = 255.0
@@ -37,7 +38,8 @@ class PatchSampler:
     `step * batch_size` on.
 
     The uint8 images are held once, flat, on the device: 3 bytes for each LR and each HR pixel. On
-    the CPU that memory is shared with `pairs`, also if it is a file mapped into memory.
+    the CPU that memory is shared with `pairs`, also if it is a file mapped into memory; of such a
+    file the system is asked to read what the next batch needs.
 
     Args:
         pairs: The images.
@@ -100,6 +102,12 @@ class PatchSampler:
         self._device_crop_stream = DeviceCropStream(self._crop_stream, self.device)
         self._device_starts = torch.from_numpy(self._starts).to(self.device)  # (images,)
         self._device_widths = torch.from_numpy(self._widths).to(self.device)  # (images,)
+        # Of files that are mapped into memory, with how much finer than LR their pixels are.
+        self._read_ahead: list[tuple[int, ReadAhead]] = []
+        for factor, pixels in ((1, pairs.lr_pixels), (self.scale, pairs.hr_pixels)):
+            read_ahead = ReadAhead(pixels)
+            if read_ahead.is_needed and self.device.type == "cpu":
+                self._read_ahead.append((factor, read_ahead))
         self._compressed: OneStepAhead | None = None
         if jpeg is not None:
             stream = JpegStream(jpeg, seed)
@@ -126,6 +134,8 @@ class PatchSampler:
         if step < 0:
             raise IndexError(f"step {step}: expected 0 or more")
         wanted = BatchPart(step=step, part=part, num_parts=num_parts)
+        if self._read_ahead:
+            self._advise(wanted._replace(step=step + 1))
         if self._compressed is not None:
             lr_patches = self._copy_to_device(self._compressed.get(wanted))  # (b, p, p, 3)
             hr_grid = self._copy_to_device(self._grid(self._crops(wanted), self.scale))
@@ -182,6 +192,15 @@ class PatchSampler:
         grid = torch.from_numpy(self._grid(self._crops(wanted), factor=1))
         patches = _cut(self.lr_pixels, grid, self.patch_size)
         return stream.compress(patches.numpy(), self._first_sample(wanted))
+
+    def _advise(self, following: BatchPart) -> None:
+        """Let the system read a part of the next batch from the disk while this one is used."""
+        crops = self._crops(following)
+        for factor, read_ahead in self._read_ahead:
+            width = self._widths[crops.image] * factor
+            image_start = self._starts[crops.image] * factor**2
+            first = image_start + crops.top * factor * width  # the left end of a patch's top row
+            read_ahead.rows(first, self.patch_size * factor * width)
 
     def _first_sample(self, wanted: BatchPart) -> int:
         """Return the number of a part's first sample in the endless sequence."""

@@ -267,7 +267,8 @@ def _split(
 
 def _hold_out(pairs: PairSet, held_out: Sequence[str], words: str) -> _Split:
     """Divide pairs into those that are not held out and those that are."""
-    trained_on = [name for name in pairs.names if name not in held_out]
+    not_trained_on = set(held_out)
+    trained_on = [name for name in pairs.names if name not in not_trained_on]
     return _Split(pairs.subset(trained_on), pairs.subset(held_out), words)
 
 
@@ -317,7 +318,7 @@ def _first_images(names: Sequence[str], num_valid: int) -> list[str]:
 def _held_out_names(names: Sequence[str], num_valid: int) -> list[str]:
     """Return the names of `num_valid` images, each with all its LR images of DIV2K's "wild"."""
     images = list(dict.fromkeys(_image_of(name) for name in names))  # each once, in order
-    chosen = _evenly_spread(images, num_valid)
+    chosen = set(_evenly_spread(images, num_valid))
     return [name for name in names if _image_of(name) in chosen]
 
 
