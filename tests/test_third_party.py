@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import warm_python
 from loopback import serving
-from third_party import install, run_python
+from third_party import environment_of, install, run_python
 
 # The ten lines: a network for images, and below it one for sequences.
 TEN_LINES = """
@@ -106,7 +107,14 @@ def declared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return run_python(folder, "-m", "elasticnet", *words)
+    """Run the command, all of whose imports but those of the package are done already."""
+    return warm_python.run(
+        [sys.executable, "-m", "elasticnet", *words],
+        cwd=folder,
+        env=environment_of(folder),
+        capture_output=True,
+        text=True,
+    )
 
 
 PROFILE = ("--repeats", "1", "--no-memory", "--device", "cpu")

@@ -29,6 +29,12 @@ def install(folder: Path, module: str, code: str, entry_points: list[str]) -> No
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
 
 
+def environment_of(folder: Path) -> dict[str, str]:
+    """Return the variables of a process that finds the package in a folder."""
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": path}
+
+
 def run_python(
     folder: Path, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
@@ -39,11 +45,10 @@ def run_python(
         *arguments: Of the interpreter, such as "-c" and code.
         **environment: Variables to set, too.
     """
-    path = os.pathsep.join([str(folder), str(ROOT)])
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env={**os.environ, **environment, "PYTHONPATH": path},
+        env={**environment_of(folder), **environment},
         capture_output=True,
         text=True,
     )

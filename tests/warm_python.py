@@ -303,12 +303,20 @@ def become(request: Mapping[str, Any]) -> None:
     sys.path[0] = request["cwd"] if is_module else str(Path(first).parent)
     paths = request["env"].get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [path for path in paths if path not in sys.path]
+    forget_declarations()
     if is_module:
         sys.argv = arguments
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = [first, *arguments]
         runpy.run_path(first, run_name="__main__")
+
+
+def forget_declarations() -> None:
+    """Let the registry look again for architectures that packages on the path declare."""
+    registry = sys.modules.get("elasticnet.registry")
+    if registry is not None:
+        registry._entry_points.cache_clear()
 
 
 def import_everything() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import warm_python
 from elasticnet import __version__, save
 from elasticnet.cli import main
 from elasticnet.cli.arguments import resolve_device
@@ -46,6 +47,17 @@ def python(*arguments: str, folder: Path | None = None) -> subprocess.CompletedP
         capture_output=True,
         text=True,
         check=False,
+    )
+
+
+def command(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder, with its own imports done already."""
+    return warm_python.run(
+        [sys.executable, "-m", "elasticnet", *words],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -222,13 +234,13 @@ def test_an_imported_module_brings_its_architectures(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
 
     profile = ["profile", "net.safetensors", "--size=8x6", "--repeats=1", "--no-memory"]
-    without = python("-m", "elasticnet", *profile, folder=tmp_path)
+    without = command(*profile, folder=tmp_path)
     assert without.returncode == 2
     assert "architecture 'doubler' is not registered" in without.stderr
     assert "--import MODULE" in without.stderr
     assert without.stderr.count("\n") == 1
 
-    done = python("-m", "elasticnet", "--import", "others", *profile, folder=tmp_path)
+    done = command("--import", "others", *profile, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "stored in net.safetensors" in done.stdout
 
