@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 import elasticnet
+import warm_python
 from elasticnet import ElasticWrapper, registry
 from elasticnet.card import DepthCard, card_of
 from elasticnet.card.user_cards import kept_card
@@ -61,7 +61,7 @@ def test_the_whole_command(file, photos):
         str(photos),
         "--no-cache",
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = warm_python.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "the bar is for terminals"
     assert "Traceback" not in done.stderr
