@@ -24,7 +24,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 BUCKET_MB = 0.25
-"""How large a bucket is at most, unless a single gradient is larger; 1 MB is 10^6 bytes."""
+"""How large a bucket of few processes is, in MB of 10^6 bytes."""
+PIECE_MB = 0.03
+"""How much of a bucket each process has at least, as a ring of many sends it piece by piece."""
+
+
+def bucket_mb_for(num_processes: int) -> float:
+    """Return how large a bucket is at most, in MB, unless a single gradient is larger.
+
+    Args:
+        num_processes: How many processes there are.
+    """
+    return max(BUCKET_MB, PIECE_MB * num_processes)
 
 
 class SentBucket(NamedTuple):
@@ -51,7 +62,7 @@ class GradientBuckets:
     Args:
         parameters: The same ones in every process, in the same order.
         num_processes: How many processes there are, in the default group of torch.distributed.
-        bucket_mb: How large a bucket is at most, in MB.
+        bucket_mb: How large a bucket is at most, in MB. None: as `bucket_mb_for` says.
 
     Raises:
         ValueError: `bucket_mb` is not above 0.
@@ -64,8 +75,10 @@ class GradientBuckets:
         self,
         parameters: Iterable[nn.Parameter],
         num_processes: int,
-        bucket_mb: float = BUCKET_MB,
+        bucket_mb: float | None = None,
     ) -> None:
+        if bucket_mb is None:
+            bucket_mb = bucket_mb_for(num_processes)
         if not bucket_mb > 0:
             raise ValueError(f"bucket_mb {bucket_mb}: expected a number above 0")
         self._parameters = list(parameters)

@@ -43,7 +43,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from elasticnet import ElasticObjective
 from elasticnet.sr import asrn
-from elasticnet.training.gradient_buckets import BUCKET_MB
+from elasticnet.training.gradient_buckets import bucket_mb_for
 from elasticnet.training.processes import Processes
 from elasticnet.training.step import TrainingStep
 
@@ -242,20 +242,20 @@ def measure(options: argparse.Namespace, count: int, link: Link | None) -> dict[
 
 def calculated_seconds(way: str, alone: float, count: int, share: int, link: Link) -> float:
     """Return what a step is to take on a link, from its time without that link."""
-    sizes = sizes_sent(way)
+    sizes = sizes_sent(way, count)
     if way == "at once":
         return alone + sum(ring_seconds(size, count, link) for size in sizes)
     return alone + waiting_seconds(sizes, count, Step(alone, share), link)
 
 
-def sizes_sent(way: str) -> list[int]:
+def sizes_sent(way: str, num_processes: int) -> list[int]:
     """Return the bytes of each sum in a step."""
     sizes = [each.numel() * BYTES_OF_A_GRADIENT for each in asrn(scale=SCALE).parameters()]
     if way != "buckets":
         return [sum(sizes)]  # less than the first bucket of DDP, which holds 1 MB
     buckets: list[int] = [0]
     for size in reversed(sizes):
-        if buckets[-1] > 0 and buckets[-1] + size > BUCKET_MB * 1e6:
+        if buckets[-1] > 0 and buckets[-1] + size > bucket_mb_for(num_processes) * 1e6:
             buckets.append(0)
         buckets[-1] += size
     return buckets

@@ -1,7 +1,7 @@
 """What training on 1 to 64 processes costs in communication, by calculation.
 
     python tests/benchmarks/calculate_scale_out.py --parameters 243907 --step-ms 15.9
-    --bandwidth 25 --latency 30 [--batch 16] [--bucket-mb 0.25] [--json FILE]
+    --bandwidth 25 --latency 30 [--batch 16] [--bucket-mb MB] [--json FILE]
 
 The gradients of all processes are added up by a ring: each process cuts its buffer into as many
 pieces as there are processes, and in each of 2 (p - 1) rounds sends one piece to its neighbour. A
@@ -24,6 +24,8 @@ import math
 from typing import NamedTuple
 
 from harness import make_parser, write_report
+
+from elasticnet.training.gradient_buckets import bucket_mb_for
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 BYTES_OF_A_GRADIENT = 4  # float32, in autocast, too
@@ -161,11 +163,11 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="samples of a process in a step")
     parser.add_argument("--bandwidth", type=float, default=25.0, help="of a link, Gbit/s")
     parser.add_argument("--latency", type=float, default=30.0, help="of a message, microseconds")
-    parser.add_argument("--bucket-mb", type=float, default=0.25, help="size of a bucket")
+    parser.add_argument("--bucket-mb", type=float, help="size of a bucket; default: the library's")
     options = parser.parse_args()
     for name in ("parameters", "step_ms", "batch", "bandwidth", "bucket_mb"):
         value = getattr(options, name)
-        if not value > 0:
+        if value is not None and not value > 0:
             parser.error(f"--{name.replace('_', '-')} {value}: expected a number above 0")
     if options.latency < 0:
         parser.error(f"--latency {options.latency}: expected at least 0")
@@ -178,8 +180,12 @@ def main() -> None:
     link = Link(latency=options.latency / 1e6, bandwidth=options.bandwidth * 1e9 / 8)
     step = Step(seconds=options.step_ms / 1000, samples=options.batch)
     num_bytes = options.parameters * BYTES_OF_A_GRADIENT
-    bucket_bytes = max(1, round(options.bucket_mb * 1e6))
-    rows = [row_of(count, num_bytes, bucket_bytes, step, link) for count in COUNTS]
+    rows: list[Row] = []
+    for count in COUNTS:
+        bucket_mb = options.bucket_mb
+        if bucket_mb is None:
+            bucket_mb = bucket_mb_for(count)
+        rows.append(row_of(count, num_bytes, max(1, round(bucket_mb * 1e6)), step, link))
 
     print(f"{num_bytes / 1e6:.2f} MB of gradients, a step of {options.step_ms:.1f} ms\n")
     print(

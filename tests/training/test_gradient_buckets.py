@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from elasticnet import ElasticObjective
-from elasticnet.training.gradient_buckets import GradientBuckets
+from elasticnet.training.gradient_buckets import GradientBuckets, bucket_mb_for
 from elasticnet.training.processes import Processes
 from elasticnet.training.step import TrainingStep
 from ranks import start_ranks
@@ -215,6 +215,11 @@ def test_outside_the_block_nothing_is_sent(
         layer(torch.ones(2, 3)).sum().backward()
     monkeypatch.delattr(dist, "all_reduce")
     layer(torch.ones(2, 3)).sum().backward()
+
+
+def test_buckets_of_many_processes_are_larger() -> None:
+    """So that the pieces of a ring do not become as short as its latency."""
+    assert [bucket_mb_for(count) for count in (2, 8, 100)] == [0.25, 0.25, 3.0]
 
 
 def test_what_no_bucket_holds_is_an_error() -> None:
