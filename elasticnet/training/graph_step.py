@@ -121,7 +121,10 @@ class GraphStep:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm_up_left = WARM_UP_STEPS
         # One stream for the warm-up and the recording: libraries keep workspaces by stream.
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # a graph that this one replaces must not be running
+            self._stream = torch.cuda.Stream(device)
 
     @property
     def num_unread(self) -> int:

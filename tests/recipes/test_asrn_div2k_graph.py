@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import elasticnet
+from elasticnet.sr.data import pairs_from_arrays
+from elasticnet.sr.data.patches import PatchSampler
+from elasticnet.training.graph_step import GraphStep
 from elasticnet.training.options import with_values
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 from loading import load_recipe
+from no_device import AdamOfNoDevice, RefusingReads, StepOfNoDevice
 from small_photos import small_photos
 
 TINY = ["--preset", "best", "--scale", "2", "--precision", "float32", "--device", "cpu"]
@@ -124,6 +130,44 @@ def test_several_processes_are_named(recipe, caplog):
     on = recipe.parse([*TINY, "--cuda-graph", "on"])
     with pytest.raises(ValueError, match="--cuda-graph on with 2 processes"):
         recipe.uses_graph(on, processes)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param([], id="preset best"),
+        pytest.param(["--no-tap-fusion", "--tap-affine", "--psd-distance", "cosine"], id="affine"),
+        pytest.param(["--output-weight", "1", "--output-teacher", "self-ensemble"], id="ensemble"),
+        pytest.param(["--upsampler", "subpixel", "--block", "res2net"], id="subpixel"),
+        pytest.param(["--loss", "charbonnier", "--variant", "ss", "--no-tap-fusion"], id="ss"),
+    ],
+)
+def test_the_step_takes_nothing_from_the_host(recipe, words):
+    """The first step may make tensors from numbers. The second one is what a graph would record."""
+    meta = torch.device("meta")
+    # without EMA, as timm makes no average of tensors without values
+    options = recipe.parse([*TINY, "--ema", "0", "--output-weight", "0", *words])
+    net = recipe.build(options, Processes()).to(meta)
+    training_step = StepOfNoDevice(
+        recipe.make_objective(options, net),
+        net,
+        AdamOfNoDevice(net.parameters()),
+        processes=Processes(device=meta),
+        clip_norm=0.02,
+    )
+    pairs = pairs_from_arrays({"black": np.zeros((60, 80, 3), np.uint8)}, scale=2)
+    sampler = PatchSampler(
+        pairs, patch_size=8, batch_size=4, device=meta, memory_format=torch.channels_last
+    )
+    graph_step = GraphStep(
+        training_step,
+        recipe.batch_on_device(sampler, net),
+        partial(recipe.learning_rate_on_device, optimiser=options.optimiser),
+    )
+    graph_step()
+    with RefusingReads("meta") as mode:
+        graph_step()
+    assert mode.num_operations > 200
 
 
 @pytest.mark.parametrize(

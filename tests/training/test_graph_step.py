@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.distillation import Distillation
@@ -19,6 +16,7 @@ from elasticnet.training.graph_step import GraphStep, decay_complement, reasons_
 from elasticnet.training.processes import Processes
 from elasticnet.training.step import TrainingStep
 from elasticnet.training.tap_gradients import TapGradients, balanced
+from no_device import AdamOfNoDevice, RefusingReads, StepOfNoDevice
 from tiny_nets import conv_net
 
 # A power of two: float32 holds it, so that rounding it to float32 changes nothing.
@@ -206,40 +204,6 @@ def test_the_optimiser_has_its_own_settings_after_a_step():
 
 # --- nothing is read by the host
 
-READS = (
-    "_local_scalar_dense",
-    "nonzero",
-    "is_nonzero",
-    "equal",
-    "unique",
-    "masked_select",
-    "_unique2",
-)
-
-
-class RefusingReads(TorchDispatchMode):
-    """Refuses operations whose results the host needs, or that take tensors of the host.
-
-    Args:
-        device: The only kind of device whose tensors may take part.
-    """
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device = device
-        self.num_operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        assert name not in READS, f"{func} waits for the device"
-        output = func(*args, **kwargs)
-        for leaf in tree_leaves((args, kwargs, output)):
-            if isinstance(leaf, Tensor):
-                assert leaf.device.type == self.device, f"{func} has a tensor on {leaf.device}"
-        self.num_operations += 1
-        return output
-
 
 def test_a_step_reads_nothing():
     graph_step = graph_step_of(make_step(ema=0.9, clip_norm=0.1, parts=2), Batches())
@@ -258,18 +222,6 @@ def test_the_test_of_reads_finds_one():
         graph_step()
 
 
-class OptimiserOfNoDevice(torch.optim.Adam):
-    """Fused Adam is not there for meta tensors; how it is called is tested on the CPU."""
-
-    def step(self, closure: Any = None) -> None:
-        assert self.param_groups[0]["lr"].device.type == "meta"
-
-
-class StepOfNoDevice(TrainingStep):
-    def autocast(self) -> Any:
-        return nullcontext()
-
-
 def test_no_number_comes_from_the_host():
     """On meta tensors a read is an error, and a tensor on the CPU one that CUDA could not record.
 
@@ -277,8 +229,7 @@ def test_no_number_comes_from_the_host():
     """
     meta = torch.device("meta")
     net = conv_net(3, 4).to(meta)
-    optimizer = OptimiserOfNoDevice(net.parameters(), fused=False)
-    optimizer.param_groups[0]["fused"] = True
+    optimizer = AdamOfNoDevice(net.parameters())
     training_step = StepOfNoDevice(
         make_objective(net),
         net,
