@@ -24,6 +24,7 @@ from elasticnet.sr.models.asrn_start import make_small
 from elasticnet.sr.models.folding import is_plain_conv, own_output, runs_as_built
 from elasticnet.sr.models.graph_blocks import GraphMultiScaleBlock
 from elasticnet.sr.models.heads import add_to
+from elasticnet.sr.models.pointwise import conv1x1, run_conv1x1
 
 NUM_GROUPS = 4
 
@@ -87,7 +88,8 @@ class MultiScaleBlock(nn.Module):
             x: (b, channels, h, w).
         """
         outputs: list[Tensor] = []
-        groups = self.expand(x).chunk(NUM_GROUPS, dim=1)  # each (b, channels / 4, h, w)
+        expanded = run_conv1x1(self.expand, x)
+        groups = expanded.chunk(NUM_GROUPS, dim=1)  # each (b, channels / 4, h, w)
         for conv, group in zip(self.groups, groups, strict=True):
             # dense: adding to a slice of the channels takes longer, copy included
             group = group.clone()
@@ -100,7 +102,7 @@ class MultiScaleBlock(nn.Module):
     def _fuse(self, y: Tensor) -> Tensor:
         """Shuffle the channels across the groups and mix them, as far as both are switched on."""
         if self.fusion is not None and self.shuffle and self.fold:
-            return F.conv2d(y, _unshuffled(self.fusion.weight))
+            return conv1x1(y, _unshuffled(self.fusion.weight))
         if self.shuffle:
             y = F.channel_shuffle(y, NUM_GROUPS)
         return y if self.fusion is None else own_output(self.fusion, self.fusion(y))
