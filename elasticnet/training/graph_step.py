@@ -239,9 +239,12 @@ def reasons_against(training_step: TrainingStep) -> list[str]:
         reasons.append("auto_batch splits the batch when the memory runs out")
     if training_step.tap_gradients is not None:
         reasons.append("tap_gradients joins the gradients of the taps")
-    if not all(group.get("fused") for group in training_step.optimizer.param_groups):
-        name = type(training_step.optimizer).__name__
-        reasons.append(f"the optimizer {name} is no fused one: take Adam(..., fused=True)")
+    for group in training_step.optimizer.param_groups:
+        # Of PyTorch's own, these are Adam and AdamW: what is fused reads its rate from a tensor.
+        if not group.get("fused") or "capturable" not in group:
+            name = type(training_step.optimizer).__name__
+            reasons.append(f"the optimizer {name} cannot be recorded: take Adam(..., fused=True)")
+            break
     if training_step.ema > 0:
         reasons += _not_averaged(training_step.net)
     objective: Any = unwrapped(training_step.objective)

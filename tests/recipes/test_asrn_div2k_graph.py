@@ -96,6 +96,23 @@ def test_on_a_cpu_it_says_that_there_is_no_graph(recipe, photos, tmp_path, capsy
     assert "--cuda-graph on: no graph on cpu, its function is called" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["--warmup", "200"], id="cosine"),
+        pytest.param(["--warmup", "0"], id="cosine without warm-up"),
+        pytest.param(["--schedule", "halving", "--halve-every", "300"], id="halving"),
+    ],
+)
+def test_the_learning_rate_is_that_of_the_host_rounded_to_float32(recipe, words):
+    optimiser = recipe.parse([*TINY, *words, "--steps", "1000"]).optimiser
+    for step in range(1000):
+        on_device = recipe.learning_rate_on_device(torch.tensor(step), optimiser)
+        on_host = recipe.learning_rate_at(step, optimiser)
+        assert on_device.item() == pytest.approx(on_host, rel=1e-14, abs=1e-18)
+        assert on_device.float() == torch.tensor(on_host, dtype=torch.float32)
+
+
 OF_HOST = {
     "--curriculum rotating": ["--curriculum", "rotating"],
     "--tap-weights rising": ["--tap-weights", "rising"],

@@ -288,10 +288,9 @@ def test_buffers_are_averaged_as_timm_does():
 # --- what a graph cannot hold
 
 
-def sgd_step() -> TrainingStep:
+def step_of(kind: Callable[..., torch.optim.Optimizer], **settings: Any) -> TrainingStep:
     net = conv_net(3, 4)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    return TrainingStep(make_objective(net), net, optimizer)
+    return TrainingStep(make_objective(net), net, kind(net.parameters(), lr=0.1, **settings))
 
 
 def joined_step() -> TrainingStep:
@@ -313,7 +312,14 @@ REFUSED: dict[str, tuple[Callable[[], TrainingStep], str]] = {
     "float16": (lambda: make_step(precision="float16"), "float16 has a gradient scaler"),
     "auto_batch": (lambda: make_step(auto_batch=True), "auto_batch splits the batch"),
     "tap_gradients": (joined_step, "tap_gradients joins"),
-    "optimizer": (sgd_step, "the optimizer SGD is no fused one"),
+    "SGD": (
+        lambda: step_of(torch.optim.SGD, fused=True),
+        "the optimizer SGD cannot be recorded: take Adam",
+    ),
+    "Adam that is not fused": (
+        lambda: step_of(torch.optim.Adam),
+        r"the optimizer Adam cannot be recorded: take Adam\(..., fused=True\)",
+    ),
     "tap_weights": (
         lambda: make_step({"tap_weights": lambda step: [1, 1, 1]}),
         "tap_weights is a function of the step",
