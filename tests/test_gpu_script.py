@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parent / "benchmarks" / "gpu.sh"
 
@@ -93,6 +94,14 @@ def test_a_missing_package_is_named_with_its_remedy(tmp_path):
     assert done.returncode == 2
     assert "tyro is not installed, and the part train needs it: carry its wheel" in done.stdout
     assert "timm is not installed, and every part needs it: pip install timm" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_a_machine_without_a_gpu_is_named(tmp_path):
+    done = run(tmp_path, "--parts", "upscale")
+    assert done.returncode == 2
+    assert "--device cuda: torch" in done.stderr
+    assert "sees no GPU; a dry run: --device cpu --quick" in done.stderr
 
 
 @pytest.mark.slow

@@ -92,10 +92,11 @@ fi
 
 # --- what is missing, named at the start
 
-"$python" - <<'PY' || exit 2
+"$python" - "$device" <<'PY' || exit 2
 import importlib.util
 import sys
 
+device = sys.argv[1]
 needed = {
     "torch": "PyTorch from 2.6 on, with CUDA for a GPU",
     "numpy": "pip install numpy",
@@ -124,7 +125,13 @@ for name in missing(for_training):
     )
 for name in missing(needed):
     print(f"gpu.sh: {name} is not installed, and every part needs it: {needed[name]}", file=sys.stderr)
-sys.exit(1 if missing(needed) else 0)
+if missing(needed):
+    sys.exit(1)
+if device.startswith("cuda"):
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit(f"gpu.sh: --device {device}: torch {torch.__version__} sees no GPU; a dry run: --device cpu --quick")
 PY
 [ -n "$data" ] || echo "gpu.sh: no photographs (--data or ELASTICNET_DATA): noise takes their place"
 
