@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import warm_python
 from elasticnet import __version__, save
@@ -160,7 +161,11 @@ def test_upscale_of_one_image_imports_only_what_it_needs(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     imported = set(done.stdout.split())
     assert "elasticnet.sr.models.asrn" in imported  # what the list below would look like
-    assert imported & set(NOT_NEEDED_TO_ENLARGE) == set()
+    not_needed = set(NOT_NEEDED_TO_ENLARGE)
+    if not hasattr(TorchDispatchMode, "_should_skip_dynamo"):
+        # PyTorch 2.6 imports its compiler for every such mode, as the memory of a pass is counted.
+        not_needed -= {"torch._dynamo", "triton"}
+    assert imported & not_needed == set()
 
 
 # --- python -m elasticnet
