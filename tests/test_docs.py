@@ -239,7 +239,8 @@ def parse_asrn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
 
 
 def test_options_named_in_the_pages_exist(parse_asrn: Callable[..., dict[str, Any]]) -> None:
-    of_others = {"--help", "--mixed"}  # --mixed_precision is the launcher's
+    # --mixed_precision is the launcher's, --quick that of gpu.sh
+    of_others = {"--help", "--mixed", "--quick"}
     known = {flag(name) for name in parse_asrn()} | of_others
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     # A launcher's options are its own, and --no-x switches --x off.
