@@ -1384,6 +1384,33 @@ def layout(records: Records) -> str:
     return f"{table(lines, left=2)}\n{made}"
 
 
+def peers(records: Records) -> str:
+    """What bench_peers.py measured: ASRN beside other small networks."""
+    record = records["peers"]
+    lines = [["network", "parameters", "dtype", "ms", "times ASRN at depth 5"]]
+    for row in record["rows"]:
+        numbers = [f"{row['ms']:.0f}", f"{row['times_ours']:.2f}"]
+        lines.append([row["network"], f"{row['parameters']:,}", row["dtype"], *numbers])
+    return f"{table(lines)}\n{machine_and_rounds(record)}"
+
+
+def block_ways(records: Records) -> str:
+    """What bench_block.py measured: other ways to run one block."""
+    record = records["block"]
+    found: dict[str, list[str]] = {}
+    for row in record["rows"]:  # all ways in float32, then all in bfloat16
+        found.setdefault(row["way"], [row["way"]])
+        found[row["way"]] += [f"{row['ms']:.1f}", f"{row['of_now']:.2f}"]
+    title = ["one block", "float32, ms", "times as it is", "bfloat16, ms", "times as it is"]
+    return f"{table([title, *found.values()])}\n{machine_and_rounds(record)}"
+
+
+def machine_and_rounds(record: Record) -> str:
+    """Return the line below a table of times."""
+    machine = record["machine"].removesuffix(", float32")
+    return f"{machine}; {record['settings']['rounds']} rounds."
+
+
 # --- figures
 
 
@@ -1579,7 +1606,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "guides/exits.md": (measured_exits,),
     "models.md": (cards,),
     "asrn.md": (counts,),
-    "speed.md": (cpu, layout),
+    "speed.md": (cpu, layout, block_ways, peers),
 }
 
 

@@ -16,6 +16,7 @@ channels) comes from spandrel and is left out where that is not installed; EDSR-
 from __future__ import annotations
 
 import argparse
+from copy import deepcopy
 from functools import partial
 from typing import NamedTuple
 
@@ -150,11 +151,9 @@ def number_of_parameters(module: nn.Module) -> int:
 
 def ready(network: nn.Module, case: Case, device: torch.device) -> nn.Module:
     """Return a copy of a network, in the layout and dtype of a case."""
-    from copy import deepcopy
-
     copied: nn.Module = deepcopy(network).eval()
-    dtype = getattr(torch, case.dtype)
-    return copied.to(device=device, dtype=dtype, memory_format=LAYOUTS[case.layout])
+    copied = copied.to(device=device, dtype=getattr(torch, case.dtype))
+    return copied.to(memory_format=LAYOUTS[case.layout])  # pyright: ignore[reportCallIssue]
 
 
 def main() -> None:
