@@ -13,7 +13,6 @@ each step for parameters that the step does not use.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -59,6 +58,9 @@ class GradientBuckets:
     All processes must compute the gradients of the same parameters in a step. Parameters that a
     step does not use, as those of taps that are not sampled, are left out of their bucket.
 
+    A gradient may grow in several pieces, as with reentrant checkpoints of a module that is called
+    twice. The first step finds that out, and then all buckets are sent behind the backward pass.
+
     Args:
         parameters: The same ones in every process, in the same order.
         num_processes: How many processes there are, in the default group of torch.distributed.
@@ -91,8 +93,12 @@ class GradientBuckets:
         self._hooks: list[RemovableHandle] = []
         # The order in which all processes send the buckets. None: not learned yet.
         self._order: list[int] | None = None
+        # Whether some gradient grows in several pieces: then none is known to be whole before the
+        # backward pass ends.
+        self._grows_in_pieces = False
         # Where one backward pass stands.
         self._is_averaging = False
+        self._arrived: set[int] = set()  # the ids of the parameters whose gradients have come
         self._num_missing: list[int] = []  # how many gradients each bucket still waits for
         self._completed: list[int] = []  # buckets in the order in which they became complete
         self._num_done: int = 0  # how many buckets of the order were sent, or had nothing to send
@@ -111,6 +117,7 @@ class GradientBuckets:
         """
         self._arrange()
         self._num_missing = [len(bucket) for bucket in self._buckets]
+        self._arrived = set()
         self._completed = []
         self._num_done = 0
         self._sent = []
@@ -144,22 +151,40 @@ class GradientBuckets:
             for parameter in trained
         ]
         self._order = None
+        self._grows_in_pieces = False
 
     def _note_gradient(self, parameter: Tensor) -> None:
         """Send what is complete, now that the gradient of a parameter is there."""
         if not self._is_averaging:
             return
         index = self._bucket_of[id(parameter)]
+        if id(parameter) in self._arrived:
+            self._note_piece(index)
+            return
+        self._arrived.add(id(parameter))
         self._num_missing[index] -= 1
         if self._num_missing[index] == 0:
             self._completed.append(index)
-        if self._order is None:
+        if self._order is None or self._grows_in_pieces:
             return
         # All processes send in the same order, whichever bucket becomes complete first.
         while self._num_done < len(self._order):
             if self._num_missing[self._order[self._num_done]] > 0:
                 return
             self._send_next(self._order)
+
+    def _note_piece(self, index: int) -> None:
+        """Send nothing early any more, as a gradient that had come has grown since.
+
+        torch.utils.checkpoint with `use_reentrant=True` does that to a module that is called twice.
+        """
+        self._grows_in_pieces = True
+        if self._order is not None and index in self._order[: self._num_done]:
+            raise RuntimeError(
+                "a gradient has grown after it was sent to the other processes: the backward pass "
+                "reached its parameter once more, as it did not in the first step; call "
+                "torch.utils.checkpoint with use_reentrant=False"
+            )
 
     def _learned_order(self) -> list[int]:
         """Return the order in which the buckets became complete in process 0, for all processes."""
@@ -203,11 +228,11 @@ def _cut_into_buckets(
 ) -> list[list[nn.Parameter]]:
     """Return the parameters in buckets, the last ones first, each bucket of a single dtype."""
     buckets: list[list[nn.Parameter]] = []
-    num_bytes = math.inf  # of the last bucket
+    num_bytes = 0  # of the last bucket
     for parameter in reversed(parameters):
         own_bytes = parameter.numel() * parameter.element_size()
-        fits = num_bytes + own_bytes <= max_bytes and buckets[-1][0].dtype == parameter.dtype
-        if not fits:
+        has_room = num_bytes + own_bytes <= max_bytes
+        if not buckets or not has_room or buckets[-1][0].dtype != parameter.dtype:
             buckets.append([])
             num_bytes = 0
         buckets[-1].append(parameter)

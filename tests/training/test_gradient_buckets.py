@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from elasticnet import ElasticObjective
 from elasticnet.training.gradient_buckets import GradientBuckets, bucket_mb_for
@@ -215,6 +217,49 @@ def test_outside_the_block_nothing_is_sent(
         layer(torch.ones(2, 3)).sum().backward()
     monkeypatch.delattr(dist, "all_reduce")
     layer(torch.ones(2, 3)).sum().backward()
+
+
+def loss_in_pieces(layer: nn.Module, num_calls: int) -> Tensor:
+    """A loss whose backward pass reaches a layer anew for each of its calls."""
+    y = torch.ones(2, 3, requires_grad=True)
+    for _ in range(num_calls):
+        y = checkpoint(layer, y, use_reentrant=True)
+    assert isinstance(y, Tensor)
+    return y.square().sum()
+
+
+def test_gradients_that_grow_in_pieces_are_sent_whole(group_of_one: None) -> None:
+    layer = nn.Linear(3, 3)
+    loss_in_pieces(layer, num_calls=2).backward()
+    expected = gradients_of(layer)
+    buckets = GradientBuckets(layer.parameters(), num_processes=1, bucket_mb=1e-6)
+    for _ in range(3):
+        layer.zero_grad(set_to_none=True)
+        with buckets.averaging():
+            loss_in_pieces(layer, num_calls=2).backward()
+        torch.testing.assert_close(gradients_of(layer), expected, rtol=0, atol=0)
+
+
+def test_a_gradient_that_grows_after_it_was_sent_is_an_error(group_of_one: None) -> None:
+    layer = nn.Linear(3, 3)
+    buckets = GradientBuckets(layer.parameters(), num_processes=1)
+    with buckets.averaging():
+        loss_in_pieces(layer, num_calls=1).backward()
+    with (
+        pytest.raises(RuntimeError, match=r"has grown after .* with use_reentrant=False"),
+        buckets.averaging(),
+    ):
+        loss_in_pieces(layer, num_calls=2).backward()
+
+
+def test_a_bucket_without_limit_holds_everything(group_of_one: None) -> None:
+    layer = nn.Linear(3, 3)
+    buckets = GradientBuckets(layer.parameters(), num_processes=1, bucket_mb=math.inf)
+    with buckets.averaging():
+        layer(torch.ones(2, 3)).sum().backward()
+    torch.testing.assert_close(
+        gradients_of(layer), [torch.full((3, 3), 2.0), torch.full((3,), 2.0)]
+    )
 
 
 def test_buckets_of_many_processes_are_larger() -> None:
