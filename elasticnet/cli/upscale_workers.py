@@ -68,9 +68,14 @@ def _started_pool(num_workers: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(num_workers, "one-core", initializer=_compute_with_one_thread)
     # The pool begins a thread when all others are busy: here they wait until all have begun.
     all_have_begun = threading.Barrier(num_workers + 1)
-    for _ in range(num_workers):
-        pool.submit(all_have_begun.wait)
-    all_have_begun.wait()
+    try:
+        for _ in range(num_workers):
+            pool.submit(all_have_begun.wait)
+        all_have_begun.wait()
+    except BaseException:  # the system gives no more threads, or Ctrl-C
+        all_have_begun.abort()  # those that have begun would wait forever, and the program for them
+        pool.shutdown(cancel_futures=True)
+        raise
     # What a thread sets holds for itself and for threads that begin later, which are no workers.
     torch.set_num_threads(num_threads)
     return pool

@@ -195,3 +195,24 @@ def test_workers_compute_with_one_thread_and_all_others_as_before() -> None:
         later = upscale_run.in_background(torch.get_num_threads)
         assert later.result() == NUM_THREADS
         assert workers.submit(torch.get_num_threads).result() == 1
+
+
+def test_workers_that_cannot_all_begin_do_not_keep_the_program_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+    begun: list[threading.Thread] = []
+
+    def limited(thread: threading.Thread) -> None:
+        if begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with (
+        pytest.raises(RuntimeError, match="can't start new thread"),
+        OneCoreWorkers(NUM_THREADS) as workers,
+    ):
+        workers.submit(torch.get_num_threads)
+    assert [thread.is_alive() for thread in begun] == [False]
