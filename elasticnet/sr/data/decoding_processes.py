@@ -20,8 +20,13 @@ from elasticnet.sr.data.alignment import AlignedPair, LrSettings
 from elasticnet.sr.data.folder_layouts import Pair
 from elasticnet.sr.data.pair_set import Skipped
 
-# The first words of a process: it imports what this one would import, whatever its own folder is.
-START = "import sys; sys.path[:] = sys.argv[1:]; from {module} import run; run()"
+# The first words of a process. Ctrl-C reaches every process of a terminal: this one, which asks,
+# ends the others, also while they still import. They import what this one would import, whatever
+# their own folder is.
+START = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    "import sys; sys.path[:] = sys.argv[1:]; from {module} import run; run()"
+)
 WORKER_MODULE = "elasticnet.sr.data.decoding_worker"
 MAX_IMAGES_PER_REQUEST = 32
 MAX_BYTES_PER_REQUEST = 256 * 1024  # of image files; a larger one is asked for alone

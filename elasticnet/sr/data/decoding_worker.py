@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from elasticnet.sr.data.decode_pair import decode_pair
 
@@ -22,21 +21,26 @@ def main(source: BinaryIO, target: BinaryIO) -> None:
         source: Gives the settings and the lists of pairs.
         target: Gets the decoded pairs.
     """
-    settings = pickle.load(source)
+    settings = _received(source)
     while True:
-        try:
-            pairs = pickle.load(source)
-        except EOFError:  # the process that asks is done, or gone
+        pairs = _received(source)
+        if pairs is None:
             return
         decoded = [decode_pair(pair, settings) for pair in pairs]
         pickle.dump(decoded, target, protocol=pickle.HIGHEST_PROTOCOL)
         target.flush()
 
 
+def _received(source: BinaryIO) -> Any:
+    """What comes next; None at the end, where the process that asks is done, or gone."""
+    try:
+        return pickle.load(source)
+    except EOFError:
+        return None
+
+
 def run() -> None:
     """Decode what standard input asks for, as the whole work of a process."""
-    # Ctrl-C reaches every process of a terminal; the one that asks ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What libraries print must not come between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

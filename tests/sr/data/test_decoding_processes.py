@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import pytest
 from made_images import put
 from PIL import Image
 
-from elasticnet.sr.data import Pair, decoding, decoding_processes, load_pairs
+from elasticnet.sr.data import Pair, decoding, decoding_processes, decoding_worker, load_pairs
 from elasticnet.sr.data.alignment import LrSettings
 from elasticnet.sr.data.decoding_processes import DecodingProcesses, requests
 
@@ -138,6 +139,24 @@ def test_the_processes_end_with_the_block() -> None:
         started = list(processes.started)
         assert len(started) == 2
     assert all(process.poll() is not None for process in started)
+
+
+def test_ctrl_c_does_not_reach_processes_that_still_import(tmp_path: Path) -> None:
+    """It would end them with a traceback each; this process ends them."""
+    (tmp_path / "importing.py").write_text(
+        "import signal\n"
+        "is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN\n"
+        "def run(): print(is_ignored)\n"
+    )
+    words = decoding_processes.START.format(module="importing")
+    command = [sys.executable, "-c", words, str(tmp_path), *sys.path]
+    assert subprocess.check_output(command, text=True).strip() == "True"
+
+
+def test_a_process_that_nobody_asks_ends() -> None:
+    answers = io.BytesIO()
+    decoding_worker.main(io.BytesIO(), answers)
+    assert answers.getvalue() == b""
 
 
 def test_requests_are_of_many_small_images_or_of_a_large_one(
