@@ -18,8 +18,8 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, wait
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 
@@ -160,7 +160,9 @@ class Runner:
         reading = in_background(self._read, jobs[0])
         with (
             tqdm(total=len(jobs), desc="images", unit="image", disable=hide_bar) as bar,
-            _waiting_for(unsettled),
+            # At the end both wait for what has begun, whatever has happened: an image that is
+            # enlarged already is written, and no file stays half written.
+            ThreadPoolExecutor(1, "writer") as writer,
             self._workers,
         ):
             for index, job in enumerate(jobs):
@@ -174,7 +176,7 @@ class Runner:
                     writing = self._enlarge_beside_others(prepared)
                     max_unsettled = IMAGES_AHEAD * self._workers.num_workers
                 else:
-                    writing = self._enlarge_alone(prepared, unsettled)
+                    writing = self._enlarge_alone(prepared, unsettled, writer)
                     max_unsettled = 1
                 del prepared
                 unsettled.append((job, writing))
@@ -198,14 +200,14 @@ class Runner:
         return is_small(ready.plan, ready.image.size)
 
     def _enlarge_beside_others(self, prepared: Future[PreparedImage]) -> Future[list[str]]:
-        """Enlarge a small image on one core, and write it when that is done."""
-        enlarged = self._workers.submit(self._enlarge_when_prepared, prepared, show_tiles=False)
-        return in_background(self._write_when_enlarged, enlarged)
+        """Enlarge a small image on one core, and write it there."""
+        return self._workers.submit(self._enlarge_and_write, prepared)
 
     def _enlarge_alone(
         self,
         prepared: Future[PreparedImage],
         unsettled: Sequence[tuple[Job, Future[list[str]]]],
+        writer: ThreadPoolExecutor,
     ) -> Future[list[str]]:
         """Enlarge an image on all cores now, and write it beside the next one."""
         _, before = unsettled[-1] if unsettled else (None, None)
@@ -214,7 +216,7 @@ class Runner:
         enlarged = attempt(self._enlarge_when_prepared, prepared)
         # The thread waits until the image before is written, so that a file that is open always has
         # an owner who closes it, whatever happens here.
-        return in_background(self._write_after, before, enlarged)
+        return writer.submit(self._write_after, before, enlarged)
 
     def _settle(self, job: Job, writing: Future[list[str]], failures: list[str]) -> None:
         """Wait until an image is written or has failed, and say what there is to say."""
@@ -301,11 +303,13 @@ class Runner:
             reading_ms=read.reading_ms,
         )
 
-    def _enlarge_when_prepared(
-        self, preparing: Future[PreparedImage], *, show_tiles: bool = True
-    ) -> EnlargedImage:
+    def _enlarge_when_prepared(self, preparing: Future[PreparedImage]) -> EnlargedImage:
         """Enlarge an image that is prepared; raises what preparing has raised."""
-        return self._enlarge(preparing.result(), show_tiles=show_tiles)
+        return self._enlarge(preparing.result())
+
+    def _enlarge_and_write(self, preparing: Future[PreparedImage]) -> list[str]:
+        """Enlarge and write an image that is prepared; raises what preparing has raised."""
+        return self._write(self._enlarge(preparing.result(), show_tiles=False))
 
     def _enlarge(self, prepared: PreparedImage, *, show_tiles: bool = True) -> EnlargedImage:
         """Enlarge one image; its output is open from here on."""
@@ -383,11 +387,8 @@ class Runner:
     ) -> list[str]:
         """Write an image when the one before is written."""
         if before is not None:
-            wait([before])
-        return self._write_when_enlarged(enlarged)
-
-    def _write_when_enlarged(self, enlarged: Future[EnlargedImage]) -> list[str]:
-        """Write an image when it is enlarged; raises what enlarging has raised."""
+            with suppress(CancelledError):
+                before.exception()  # waits
         return self._write(enlarged.result())
 
     def _write(self, enlarged: EnlargedImage) -> list[str]:
@@ -456,17 +457,6 @@ def say_failures(failures: Sequence[str], num_jobs: int) -> None:
 
 
 # --- threads
-
-
-@contextmanager
-def _waiting_for(
-    unsettled: Sequence[tuple[Job, Future[list[str]]]],
-) -> Generator[None, None, None]:
-    """Wait at the end, whatever has happened: an image that is enlarged already is written."""
-    try:
-        yield
-    finally:
-        wait([writing for _, writing in unsettled])
 
 
 def in_background(call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> Future[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,33 @@ def test_ctrl_c_leaves_whole_files_alone(
     for name in found:  # whole ones: no temporary files either
         number = int(name.removesuffix(".png"))
         assert read_photo(folder / "out" / name).size == (24, 2 * (10 + number))
+
+
+@pytest.mark.parametrize("num_threads", [1, NUM_THREADS])
+def test_ctrl_c_just_after_an_image_was_handed_over_leaves_no_half_written_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, num_threads: int
+) -> None:
+    torch.set_num_threads(num_threads)
+    has_returned = threading.Event()
+    write_photo = upscale_run.write_photo
+
+    class Interrupted(deque[Any]):
+        def append(self, each: Any) -> None:
+            raise KeyboardInterrupt
+
+    def slow(*arguments: Any, **keywords: Any) -> Any:
+        has_returned.wait(timeout=1)
+        return write_photo(*arguments, **keywords)
+
+    monkeypatch.setattr(upscale_run, "deque", Interrupted)
+    monkeypatch.setattr(upscale_run, "write_photo", slow)
+    status = upscale()
+    found = [path.name for path in folder.glob("out/*")] + [
+        path.name for path in folder.glob("out/.*")
+    ]
+    has_returned.set()
+    assert status == 130
+    assert found in ([], [name_of(0)])
 
 
 @pytest.mark.parametrize("budget", [("--max-ms", "100000"), ("--max-memory", "100000")])
