@@ -471,7 +471,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tap_weights": "normalised",
         "patch_size": 32,
         "augment": "flips+rotations",
-        "steps": 900,
+        "steps": 600,
         "learning_rate": 4e-3,
         "schedule": "cosine",
         "warmup": 50,

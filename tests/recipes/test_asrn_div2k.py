@@ -164,7 +164,7 @@ def test_help_shows_each_presets_values(recipe, capsys):
     page = capsys.readouterr().out
     shown = [line.split() for line in page.splitlines()]
     assert ["preset:", "demo", "paper", "best"] in shown
-    assert ["--steps", "900", "1000000", "60000"] in shown
+    assert ["--steps", "600", "1000000", "60000"] in shown
     assert ["--loss", "l1", "mse", "l1"] in shown
     in_one_line = " ".join(page.replace("│", " ").split())
     assert "The paper prints no total: the million of the preset paper is our assumption." in (
