@@ -251,6 +251,14 @@ class Network(OptionGroup):
     tap_fusion: bool = False
     """A 1x1 convolution of each tap's own in front of the shared head; not in the paper."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tap_affine and self.tap_fusion:
+            raise ValueError(
+                "--tap-affine with --tap-fusion: a tap has one of the two in front of the head; "
+                "leave --tap-affine out, or give --no-tap-fusion (the preset best has a tap fusion)"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss(LossOptions):
@@ -289,7 +297,7 @@ class Loss(LossOptions):
     """
     psd_warmup: Annotated[float, FromTo(0, 1)] = 0.0
     """Fraction of the steps over which the weight of the self-distillation rises from 0."""
-    output_weight: float = 0.0
+    output_weight: Annotated[float, AtLeast(0)] = 0.0
     """Weight of distilling the deepest prediction into the shallower ones, beside --loss; not in
     the paper.
     """

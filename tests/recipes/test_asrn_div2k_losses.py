@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -232,6 +233,26 @@ def test_another_teacher_of_outputs_without_a_weight_is_refused(recipe: ModuleTy
     message = "--output-teacher self-ensemble with --output-weight 0: nothing learns from it"
     with pytest.raises(ValueError, match=message):
         recipe.Loss(psd_weight=0.1, output_teacher="self-ensemble")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output-weight", "-1"], "--output-weight -1.0: expected at least 0"),
+        (["--num-blocks", "0"], "--num-blocks 0: expected at least 1"),
+        (
+            ["--preset", "best", "--tap-affine"],
+            "--tap-affine with --tap-fusion: .* --no-tap-fusion",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_read(
+    recipe: ModuleType, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        recipe.parse([*TINY, *options])
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert re.search(message, said)
 
 
 def test_best_distils_predictions_by_squares_where_there_are_several_taps(
