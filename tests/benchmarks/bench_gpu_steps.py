@@ -43,7 +43,7 @@ ROWS: dict[str, Features] = {
     "graph, compiled": Features(channels_last=True, bfloat16=True, compiled=True, graph=True),
 }
 WARM_UP_STEPS = 20
-ROUND_STEPS = 100
+ROUND_STEPS = 50
 ROUNDS = 5
 QUICK_STEPS = 2  # of the warm-up, and of each round
 QUICK_ROUNDS = 2

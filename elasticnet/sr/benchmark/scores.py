@@ -6,7 +6,8 @@ Scores are those of the uint8 images that would be saved, never of floats.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -127,7 +128,7 @@ def predict_depths(
     parameter = next(net.parameters(), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
-    with evaluating(net), torch.no_grad(), computing_in(compute_dtype, device):
+    with evaluating(net), torch.no_grad(), computing_in(compute_dtype, device), _any_size():
         x = to_tensor(lr, device).to(dtype)
         predictions = self_ensembled(predict, x) if self_ensemble else predict(x)
     images: dict[Any, Image] = {}
@@ -135,6 +136,21 @@ def predict_depths(
         refuse_not_finite(prediction, depth)
         images[depth] = to_image(prediction)
     return images
+
+
+@contextmanager
+def _any_size() -> Generator[None, None, None]:
+    """Let cuDNN take kernels without timing all of them, as the images of a set differ in size.
+
+    A training times them once, for patches of one size, by `torch.backends.cudnn.benchmark`. Here
+    they would be timed anew for each image.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def bicubic(lr: Image, scale: int, border: str = "symmetric") -> Image:

@@ -155,6 +155,31 @@ def test_a_network_that_gives_nan_or_infinity_has_no_score(value):
     assert evaluate(net, pairs, depths=(1,))[1].psnr == pytest.approx(decibels(3))
 
 
+class NotingBenchmark(nn.Module):
+    """Notes whether cuDNN would time all its kernels in a pass; it cannot enlarge a white image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.noted.append(torch.backends.cudnn.benchmark)
+        if x.max() == 1:
+            raise ArithmeticError("white")
+        return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+def test_kernels_are_not_timed_for_the_size_of_each_image(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    net = NotingBenchmark()
+    predict_depths(net, np.full((8, 9, 3), 100, np.uint8))
+    assert net.noted == [False]
+    assert torch.backends.cudnn.benchmark
+    with pytest.raises(ArithmeticError):
+        predict_depths(net, np.full((8, 9, 3), 255, np.uint8))
+    assert torch.backends.cudnn.benchmark
+
+
 # --- means
 
 
