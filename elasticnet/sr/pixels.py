@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -67,23 +68,36 @@ def tensor_to_uint8(values: Tensor) -> Tensor:
         values: Floats of any shape on the scale 0..255, without NaN, on any device. They are not
             changed.
     """
-    return tensor_to_integers(values, 255).byte()
+    return tensor_to_integers(values, 255)
 
 
 def tensor_to_integers(values: Tensor, white: int) -> Tensor:
-    """Return an image as int32, clipped to 0..white and rounded half away from zero.
-
-    int32 because torch computes little with its own uint16.
+    """Return an image as integers, clipped to 0..white and rounded half away from zero.
 
     Args:
         values: Floats of any shape on the scale 0..white, without NaN, on any device. They are
             not changed.
         white: The largest value: 255 for 8 bits, 65535 for 16.
+
+    Returns:
+        uint8 for 8 bits; for 16 bits uint16, or int32 on a device that has no uint16.
     """
     if values.element_size() < 4:
         values = values.float()
     half = _largest_below_half(np.dtype(np.float32 if values.element_size() == 4 else np.float64))
-    return values.clamp(0, white).add_(float(half)).int()  # in place on the clamped copy
+    lifted = values.clamp(0, white).add_(float(half))  # in place on the clamped copy
+    return lifted.to(_integer_type(values.device.type, white))  # the fraction is cut off
+
+
+def _integer_type(device_type: str, white: int) -> torch.dtype:
+    """The narrowest type of integers in 0..white that PyTorch has on a kind of device."""
+    import torch  # whoever has a tensor has imported it
+
+    if white <= 255:
+        return torch.uint8
+    # Apple's mps has no uint16 in many versions of PyTorch.
+    has_uint16 = device_type in ("cpu", "cuda")
+    return torch.uint16 if has_uint16 else torch.int32
 
 
 def _largest_below_half(dtype: np.dtype[Any]) -> np.floating[Any]:

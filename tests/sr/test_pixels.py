@@ -8,6 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from elasticnet.sr.pixels import tensor_to_integers, tensor_to_uint8, to_integers, to_uint8
 
@@ -37,6 +39,29 @@ def test_every_tie_and_its_neighbours_are_rounded_exactly(dtype: type, integers:
     assert from_numpy.dtype == integers
     assert from_numpy.tolist() == expected
     assert from_torch.tolist() == expected
+
+
+@given(
+    values=st.lists(st.floats(-1e6, 1e6), min_size=1),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    integers=st.sampled_from(["uint8", "uint16"]),
+)
+def test_a_tensor_becomes_the_narrow_integers_that_int32_would_hold(
+    values: list[float], dtype: torch.dtype, integers: str
+) -> None:
+    tensor = torch.tensor(values, dtype=torch.float64).to(dtype)
+    result = tensor_to_integers(tensor, WHITE[integers])
+    assert result.dtype == getattr(torch, integers)
+    computed = torch.promote_types(dtype, torch.float32)
+    below_half = torch.nextafter(torch.tensor(0.5, dtype=computed), torch.tensor(0.0).to(computed))
+    wide = (tensor.to(computed).clamp(0, WHITE[integers]) + below_half).int()
+    assert result.tolist() == wide.tolist()
+
+
+def test_a_device_without_uint16_takes_int32() -> None:
+    on_another_device = torch.empty(3, device="meta")
+    assert tensor_to_integers(on_another_device, 65535).dtype == torch.int32
+    assert tensor_to_integers(on_another_device, 255).dtype == torch.uint8
 
 
 def test_what_lies_outside_the_range_is_clipped() -> None:

@@ -236,7 +236,10 @@ def _to_pixels(
     if not values.sum().isfinite():  # quicker than to look at each value
         refuse_not_finite(values, plan.depth)
     if dtype.kind == "f":
-        return values.cpu().numpy()  # float32; the assignment to the image casts it
-    largest = white_of(dtype)
-    integers = tensor_to_integers(values * largest, largest)
-    return integers.cpu().numpy()  # int32; the assignment to the image narrows it
+        pixels = values  # float32; the assignment to the image casts it
+    else:
+        largest = white_of(dtype)
+        pixels = tensor_to_integers(values * largest, largest)
+    # The channels of a pixel become neighbours here, where the network ran: on a GPU they lie in
+    # planes, which the assignment to the image would join value by value.
+    return pixels.contiguous().cpu().numpy()

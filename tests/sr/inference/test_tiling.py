@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from elasticnet.memory import free_memory
 from elasticnet.sr import asrn, edsr, rcan
 from elasticnet.sr.inference.receptive_field import footprint
+from elasticnet.sr.inference.tile_engine import TilePart
 from elasticnet.sr.inference.tile_layout import batch_size, first_tiling, spans
 from elasticnet.sr.inference.tiling import upscale_array
 from elasticnet.sr.inference.upscale_plan import plan_upscale
@@ -231,6 +232,44 @@ def test_every_value_comes_back(dtype: str, channels: tuple[int, ...]) -> None:
         )
     else:
         np.testing.assert_allclose(result, expected, rtol=1e-3 if dtype == "float16" else 1e-6)
+
+
+class InPlanes(nn.Module):
+    """Gives the image as planes, one for each channel, as a pixel shuffle does on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+
+@given(
+    dtype=st.sampled_from(["uint8", "uint16", "float16", "float32", "float64", ">u2"]),
+    channels=st.sampled_from([(3,), ()]),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+)
+def test_planes_and_neighbouring_channels_give_the_same_bits(
+    dtype: str, channels: tuple[int, ...], height: int, width: int
+) -> None:
+    image = photo(height, width, np.dtype(dtype).name, channels).astype(dtype)
+    neighbours = ElasticWrapper([nn.Identity()], nn.Identity())
+    planes = ElasticWrapper([nn.Identity()], InPlanes())
+    found = enlarge(planes, image, tile=7)
+    np.testing.assert_array_equal(found, enlarge(neighbours, image, tile=7))
+    assert found.dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [(3,), ()])
+def test_a_tile_is_narrow_and_interleaved_before_it_leaves_the_device(
+    dtype: str, channels: tuple[int, ...]
+) -> None:
+    """What crosses the bus from a GPU is the result, and the image takes it row by row."""
+    plan = plan_upscale(ElasticWrapper([nn.Identity()], InPlanes()))
+    part = TilePart(rows=slice(2, 9), columns=slice(1, 12))
+    (tile,) = plan.enlarge([photo(10, 15, dtype, channels)], [part])
+    assert tile.shape == (7, 11, *channels)
+    assert tile.dtype == dtype
+    assert tile.flags.c_contiguous
 
 
 def test_integers_are_rounded_half_up_and_clipped() -> None:
