@@ -93,6 +93,7 @@ from elasticnet.training.options import (
     flag,
     flat_values,
     given_options,
+    old_runs,
     open_run,
     parse_options,
     resume_command,
@@ -370,10 +371,10 @@ class Compute(ComputeOptions):
     """Compute each process's share of the batch in this many parts, one after the other."""
     auto_batch: bool = False
     """When the GPU's memory runs out, double --accumulate and go on."""
-    cuda_graph: Literal["off", "auto", "on"] = "off"
+    cuda_graph: Literal["off", "auto", "on"] = field(default="auto", metadata=old_runs("off"))
     """Record the whole step as one CUDA graph, which a GPU runs without waiting for Python: auto
-    does it where the device and the other options allow it. On a CPU, on calls the same function
-    without a graph.
+    does it on a GPU where the other options allow it. On a CPU auto changes nothing, and on calls
+    the same function without a graph.
     """
 
 

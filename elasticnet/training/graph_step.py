@@ -215,7 +215,7 @@ class GraphStep:
         except RuntimeError as error:
             raise RuntimeError(
                 f"step {self.steps_done} could not be recorded as a CUDA graph ({error}); train "
-                "without one"
+                "without one (the recipe: --cuda-graph off)"
             ) from error
         return graph
 

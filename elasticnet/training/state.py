@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import random
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
@@ -16,6 +16,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 """The format that `pack_state` writes; `unpack_state` also reads format 1."""
@@ -65,7 +67,7 @@ def random_state(generators: Mapping[str, torch.Generator] | None = None) -> dic
 def set_random_state(
     state: Mapping[str, Any], generators: Mapping[str, torch.Generator] | None = None
 ) -> None:
-    """Put back what `random_state` returned; warn where the number of CUDA devices has changed.
+    """Put back what `random_state` returned; log a note if the number of CUDA devices has changed.
 
     Args:
         state: What `random_state` returned.
@@ -91,10 +93,11 @@ def set_random_state(
 def _set_cuda_states(states: list[Tensor]) -> None:
     num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if num_devices != len(states):
-        warnings.warn(
-            f"random state of {len(states)} CUDA devices, here are {num_devices}: "
-            "draws will differ",
-            stacklevel=3,
+        logger.warning(
+            "note: this run was saved with %d GPUs and goes on with %d: random numbers that it "
+            "draws on a GPU will be others, and those of the host go on",
+            len(states),
+            num_devices,
         )
     for device, device_state in enumerate(states[:num_devices]):
         torch.cuda.set_rng_state(device_state, device)

@@ -16,7 +16,7 @@ import elasticnet
 from elasticnet.sr.data import pairs_from_arrays
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.training.graph_step import GraphStep
-from elasticnet.training.options import with_values
+from elasticnet.training.options import as_json, from_json, with_values
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
 from loading import load_recipe
@@ -201,3 +201,17 @@ def test_the_step_takes_nothing_from_the_host(recipe, words):
 def test_when_a_graph_is_used(recipe, wanted, device, expected):
     options = recipe.parse([*TINY, "--cuda-graph", wanted])
     assert recipe.uses_graph(options, Processes(device=torch.device(device))) is expected
+
+
+def test_a_graph_is_used_on_a_gpu_by_default(recipe):
+    options = recipe.parse(TINY)
+    assert recipe.uses_graph(options, Processes(device=CUDA))
+    assert not recipe.uses_graph(options, Processes(device=torch.device("cpu")))
+
+
+def test_a_run_from_before_the_option_goes_on_without_a_graph(recipe):
+    stored = as_json(recipe.parse(TINY))
+    del stored["cuda_graph"]
+    options = from_json(recipe.Options, stored)
+    assert options.compute.cuda_graph == "off"
+    assert not recipe.uses_graph(options, Processes(device=CUDA))

@@ -365,15 +365,20 @@ def test_every_generator_goes_on_where_it_was() -> None:
     assert draws(other) == expected
 
 
-def test_generators_and_devices_that_do_not_fit() -> None:
+def test_generators_of_other_names_are_refused() -> None:
     state = random_state({"sampler": torch.Generator()})
     with pytest.raises(
         ValueError, match=r"random generators \['loader'\]: the state holds \['sampler'\]"
     ):
         set_random_state(state, {"loader": torch.Generator()})
+
+
+def test_another_number_of_gpus_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    state = random_state()
+    set_random_state(state)
+    assert not caplog.messages
     count = len(state["cuda"])
     state["cuda"] = [*state["cuda"], torch.get_rng_state()]
-    with pytest.warns(
-        UserWarning, match=f"random state of {count + 1} CUDA devices, here are {count}: draws will"
-    ):
-        set_random_state(state, {"sampler": torch.Generator()})
+    set_random_state(state)
+    (message,) = caplog.messages
+    assert f"was saved with {count + 1} GPUs and goes on with {count}: random numbers" in message
