@@ -6,6 +6,7 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -223,6 +224,26 @@ def test_files_hold_no_paths_of_this_machine_and_no_example(files):
 def test_the_same_net_gives_the_same_onnx_bytes(net, files, tmp_path):
     again = export(net, tmp_path / "again.onnx", depth=2, metadata=None)
     assert again.path.read_bytes() == files["onnx", 2].path.read_bytes()
+
+
+def test_the_translations_of_operators_are_read_once_and_pytorchs_method_is_put_back(
+    net, files, tmp_path, monkeypatch
+):
+    """PyTorch reads 500 of them for each file, which is half of a small net's export."""
+    from torch.onnx._internal.exporter import _registration
+
+    registry_class = _registration.ONNXRegistry
+    method = vars(registry_class)["from_torchlib"]
+    read: list[Any] = []
+
+    def reading(_registry: Any, operator: Any, _translation: Any) -> None:
+        read.append(operator)
+
+    monkeypatch.setattr(registry_class, "_register", reading)
+    again = export(net, tmp_path / "again.onnx", depth=2)  # `files` were exported before
+    assert read == []
+    assert again.path.read_bytes() == files["onnx", 2].path.read_bytes()
+    assert vars(registry_class)["from_torchlib"] is method
 
 
 def test_a_checkpoint_is_the_truncated_net_saved(net, tmp_path):
