@@ -44,6 +44,7 @@ if "OMP_NUM_THREADS" not in os.environ:
     # beside, threads that wait for each other made the suite twelve times slower. The processes
     # that tests start inherit the setting.
     os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)  # which has read the variable before
 
 
 def _outlive(number: int, frame: Any) -> None:
@@ -56,7 +57,6 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, _outlive)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import subprocess
 import sys
 from collections import Counter
 from typing import Any
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import warm_python
 from elasticnet import ElasticObjective, ElasticWrapper
 from elasticnet.layer_dropout import rising_probabilities, skipped_blocks
 from elasticnet.loss_weights import ramp
@@ -83,7 +83,7 @@ def test_another_process_draws_the_same_blocks() -> None:
         "from elasticnet.layer_dropout import skipped_blocks\n"
         f"print([skipped_blocks({PROBABILITIES}, step, seed=5) for step in range(20)])"
     )
-    there = subprocess.run(
+    there = warm_python.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert there.stdout.strip() == str(here)

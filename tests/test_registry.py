@@ -27,7 +27,7 @@ from elasticnet.registry import (
 )
 from elasticnet.sr import asrn
 from elasticnet.wrapper import Origin
-from third_party import install, run_python
+from third_party import install, run_code, run_python
 
 
 def linear_net(
@@ -288,16 +288,15 @@ import elasticnet
 elasticnet.save(build("tenlines", num_blocks=3), "net.safetensors")
 print(elasticnet.load("net.safetensors", depth=2))
 """
-    done = run_python(tmp_path, "-c", script)
+    done = run_code(tmp_path, script)
     assert done.returncode == 0, done.stderr
     assert "taps=(1, 2)" in done.stdout
 
 
 def test_a_declared_name_is_taken(tmp_path: Path) -> None:
     install(tmp_path, "tenlines", GOOD, ["tenlines = tenlines:ARCHITECTURE"])
-    done = run_python(
+    done = run_code(
         tmp_path,
-        "-c",
         "from elasticnet.registry import Architecture, register\n"
         "register('tenlines', Architecture(build=print))",
     )
@@ -329,10 +328,10 @@ def test_a_declared_name_is_taken(tmp_path: Path) -> None:
 )
 def test_a_broken_package_is_named(tmp_path: Path, line: str, code: str, message: str) -> None:
     install(tmp_path, "tenlines", code, [line])
-    done = run_python(tmp_path, "-c", "from elasticnet.registry import find; find('tenlines')")
+    done = run_code(tmp_path, "from elasticnet.registry import find; find('tenlines')")
     assert message in done.stderr
     script = "from elasticnet.registry import find, names; find('asrn'); print(names())"
-    assert "'tenlines'" in run_python(tmp_path, "-c", script).stdout
+    assert "'tenlines'" in run_code(tmp_path, script).stdout
 
 
 def test_a_source_tree_that_is_not_installed_registers_by_an_import(tmp_path: Path) -> None:

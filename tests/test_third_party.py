@@ -16,7 +16,7 @@ from PIL import Image
 
 import warm_python
 from loopback import serving
-from third_party import environment_of, install, run_python
+from third_party import environment_of, install, run_code, run_python
 
 # The ten lines: a network for images, and below it one for sequences.
 TEN_LINES = """
@@ -98,7 +98,7 @@ def declared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package, two trained networks and a photograph in it."""
     folder = tmp_path_factory.mktemp("declared")
     install(folder, "tenlines", TEN_LINES, DECLARED)
-    done = run_python(folder, "-c", TRAIN)
+    done = run_code(folder, TRAIN)
     assert done.returncode == 0, done.stderr
     (folder / "photos").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)
@@ -194,7 +194,7 @@ def test_a_package_that_pip_installs(tmp_path: Path) -> None:
     pip = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet"]
     done = run_python(tmp_path, *pip, "--target", str(site), str(package))
     assert done.returncode == 0, done.stderr
-    done = run_python(site, "-c", TRAIN)
+    done = run_code(site, TRAIN)
     assert done.returncode == 0, done.stderr
     done = command(site, "info", "sequences.safetensors")
     assert "sequences(layers=2, width=4)" in done.stdout, sys.version

@@ -51,6 +51,20 @@ def test_a_forked_program_is_as_one_that_python_starts(name: str, tmp_path: Path
     assert warm == cold
 
 
+@pytest.mark.parametrize(
+    "code", ["print(sys.argv, __name__, sys.path[0])", "sys.exit('no')", "1 / 0"]
+)
+def test_code_is_run_as_python_runs_it(code: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", f"import sys; {code}", "--word", "1"]
+    done: list[Any] = []
+    for run in (subprocess.run, warm_python.run):
+        ended = run(command, cwd=tmp_path, capture_output=True, text=True)
+        done.append((ended.returncode, ended.stdout, ended.stderr.splitlines()[-1:]))
+    cold, warm = done
+    # Python writes "" for the folder that it is in.
+    assert (warm[0], warm[1].replace(str(tmp_path), ""), warm[2]) == cold
+
+
 def test_it_is_a_process_of_its_own_that_takes_signals(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text("import time; print('here', flush=True); time.sleep(60)")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import warm_python
+
 ROOT = Path(__file__).parent.parent
 DISTRIBUTION = "ten-lines"
 METADATA = f"Metadata-Version: 2.1\nName: {DISTRIBUTION}\nVersion: 1.0\n"
@@ -49,6 +51,22 @@ def run_python(
         [sys.executable, *arguments],
         cwd=folder,
         env={**environment_of(folder), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def run_code(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code as `run_python` does, where all imports but those of the package are done already.
+
+    Args:
+        folder: Where `install` put the package.
+        code: The program.
+    """
+    return warm_python.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment_of(folder),
         capture_output=True,
         text=True,
     )

@@ -1,10 +1,11 @@
 """Programs that start in milliseconds: forked from a process that has imported everything already.
 
 The suite starts many programs (recipes, the command) that spend seconds on importing torch and do
-milliseconds of work. `run` and `Popen` are like those of `subprocess`, for the two command lines
-`[sys.executable, SCRIPT, ...]` and `[sys.executable, "-m", MODULE, ...]`. The program is a process
-of its own, with its own environment, folder, streams and signals; only its imports are done. What a
-program imports, and what happens while it does, is tested with `subprocess`.
+milliseconds of work. `run` and `Popen` are like those of `subprocess`, for the three command lines
+`[sys.executable, SCRIPT, ...]`, `[sys.executable, "-m", MODULE, ...]` and
+`[sys.executable, "-c", CODE, ...]`. The program is a process of its own, with its own environment,
+folder, streams and signals; only its imports are done. What a program imports, and what happens
+while it does, is tested with `subprocess`.
 
 This file is also the script of the process that forks. It stays without threads, and so does torch
 in it, as long as no operator runs there.
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -43,7 +45,8 @@ class Popen:
     """A program that runs; the parts of `subprocess.Popen` that the tests use.
 
     Args:
-        command: `[sys.executable, SCRIPT, ...]` or `[sys.executable, "-m", MODULE, ...]`.
+        command: `[sys.executable, SCRIPT, ...]`, `[sys.executable, "-m", MODULE, ...]` or
+            `[sys.executable, "-c", CODE, ...]`.
         env: The whole environment. Default: that of this process.
         cwd: The folder. Default: that of this process.
         stdin: A file, `DEVNULL`, or None for that of this process; so with the others.
@@ -299,14 +302,20 @@ def become(request: Mapping[str, Any]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     first, *arguments = request["words"]
-    is_module = first == "-m"
-    sys.path[0] = request["cwd"] if is_module else str(Path(first).parent)
+    is_script = first not in ("-m", "-c")
+    sys.path[0] = str(Path(first).parent) if is_script else request["cwd"]
     paths = request["env"].get("PYTHONPATH", "").split(os.pathsep)
     sys.path[1:1] = [path for path in paths if path not in sys.path]
     forget_declarations()
-    if is_module:
+    if first == "-m":
         sys.argv = arguments
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        code, *words = arguments
+        sys.argv = ["-c", *words]
+        main = types.ModuleType("__main__")
+        sys.modules["__main__"] = main
+        exec(compile(code, "<string>", "exec"), vars(main))
     else:
         sys.argv = [first, *arguments]
         runpy.run_path(first, run_name="__main__")

@@ -4,7 +4,6 @@ failure.
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import re
@@ -21,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+import warm_python
 from elasticnet import ElasticWrapper, registry, save
 from elasticnet.card import measure, store_card
 from elasticnet.cli import main, upscale_run
@@ -441,20 +441,14 @@ def test_ctrl_c_in_a_process_of_its_own(folder: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }
     command += ["--weights", "net.safetensors"]
-    # shells have background jobs ignore it
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, env=environment, preexec_fn=heed
-    ) as process:
-        deadline = time.monotonic() + 200
-        while (
-            not list(folder.glob(".*.tmp"))
-            and time.monotonic() < deadline
-            and process.poll() is None
-        ):
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate()
+    process = warm_python.Popen(command, stderr=warm_python.PIPE, env=environment)
+    deadline = time.monotonic() + 200
+    while (
+        not list(folder.glob(".*.tmp")) and time.monotonic() < deadline and process.poll() is None
+    ):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert (
         errors

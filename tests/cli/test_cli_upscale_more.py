@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -17,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import warm_python
 from elasticnet import save
 from elasticnet.cli import main, upscale_run
 from elasticnet.cli.upscale_jobs import plan_jobs
@@ -408,7 +408,7 @@ def test_a_crash_leaves_whole_files_and_the_next_run_goes_on(folder: Path) -> No
         Image.fromarray(RGB).save(f"in/{name}.png")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", CRASH, str(pretrained.WEIGHTS)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    run = warm_python.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 9, run.stderr
     seen = [name for name in files(folder / "out") if not name.startswith(".")]
     assert seen == ["a.png"]

@@ -9,7 +9,6 @@ import math
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import warm_python
 from elasticnet import LossTerms
 from elasticnet.training.log import TrainingLog, show_messages, tensorboard_installed
 from elasticnet.training.processes import Processes
@@ -318,7 +318,7 @@ def test_a_program_without_standard_output_goes_on(
 
 def test_without_show_messages_the_library_is_silent() -> None:
     code = "from elasticnet.training.processes import Processes; Processes().say('hidden')"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    process = warm_python.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert (process.stdout, process.stderr) == (b"", b"")
 
 

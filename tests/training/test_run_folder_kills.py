@@ -19,10 +19,17 @@ import pytest
 import torch
 from torch import nn
 
+import warm_python
 from elasticnet.training.run_folder import Run
 from elasticnet.training.state import pack_state, random_state, set_random_state
 
 ROOT = Path(__file__).parents[2]
+# This file is a script, too.
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+}
 STEPS = 150
 
 # --- the program that is killed: this file run as a script
@@ -152,10 +159,9 @@ def fill_disk(folder: Path) -> None:
     print(json.dumps({"messages": messages, "names": names, "log": log, "step": found[0]}))
 
 
-def script(*arguments: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def script(*arguments: object) -> warm_python.Popen:
     command = [sys.executable, __file__, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return warm_python.Popen(command, env=ENVIRONMENT, stdout=warm_python.PIPE, text=True)
 
 
 def check_kills(tmp_path: Path, kills: int, seed: int = 0) -> None:
@@ -240,9 +246,8 @@ def test_a_full_disk(tmp_path: Path) -> None:
             "test_a_failed_save_leaves_the_one_before remains"
         )
     command = [*mount, steps, "sh", sys.executable, __file__, "fill_disk", str(mounted / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = json.loads(
-        subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+        subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, check=True).stdout
     )
     (save_errno, save_message), (log_errno, log_message) = result["messages"]
     assert (save_errno, log_errno) == (28, 28)
