@@ -132,6 +132,7 @@ def test_gradients_of_the_first_part_outlive_memory_that_the_next_part_overwrite
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_parts_of_a_cuda_graph(parts: int) -> None:
     """A captured backward pass writes every part's gradients into the same memory."""
+    torch._dynamo.reset()  # numbers of earlier objectives would stay open and break the graph
     joined = make_net().cuda()
     net = make_net().cuda()
     compiled = torch.compile(ElasticObjective(net, nn.MSELoss(), **LOSS), mode="reduce-overhead")

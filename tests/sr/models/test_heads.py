@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from elasticnet import ElasticObjective
@@ -238,6 +239,38 @@ def test_on_cuda_the_kernels_are_as_exact_as_on_the_cpu() -> None:
         assert_near(actual.cpu(), kernel, 1e-5)
 
 
+def forget_compiled_objectives() -> None:
+    """Let torch.compile begin anew, as in a process of its own.
+
+    An objective that was compiled before, with another weight or batch, makes PyTorch leave such
+    numbers open: they enter the next graph as tensors of the CPU. The step is then cut into parts,
+    and PyTorch 2.11 crashed in the backward pass of such a step.
+    """
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_a_compiled_step_holds_no_tensor_of_the_cpu() -> None:
+    """A CUDA graph holds nothing of the CPU. Here tensors without values stand for a GPU's."""
+    forget_compiled_objectives()
+    devices: list[set[str]] = []  # of the forward and of the backward graph
+
+    def keep_devices(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        values = [node.meta.get("val") for node in graph.graph.nodes]
+        devices.append({each.device.type for each in values if isinstance(each, Tensor)})
+        return graph.forward
+
+    net = asrn(2, num_blocks=2, channels=8, skip="bicubic").to("meta")
+    compiled = torch.compile(
+        ElasticObjective(net, F.l1_loss, 1e-3),
+        backend=aot_autograd(fw_compiler=keep_devices, bw_compiler=keep_devices),
+    )
+    lr = torch.empty(2, 3, 12, 12, device="meta")
+    hr = torch.empty(2, 3, 24, 24, device="meta")
+    compiled(lr, hr, step=0).total.backward()
+    assert devices == [{"meta"}, {"meta"}]
+
+
 @needs_gpu
 @pytest.mark.parametrize(
     ("scale", "tap_weights"),
@@ -245,6 +278,7 @@ def test_on_cuda_the_kernels_are_as_exact_as_on_the_cpu() -> None:
 )
 def test_a_step_becomes_a_cuda_graph_with_the_same_losses(scale: int, tap_weights: Any) -> None:
     """Channels-last, as in training; with any part of the step on the CPU there is no graph."""
+    forget_compiled_objectives()
     curves = []
     for compiled in (False, True):
         torch.manual_seed(0)
