@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parent / "benchmarks" / "gpu.sh"
+TESTS = Path(__file__).parent
+SCRIPT = TESTS / "benchmarks" / "gpu.sh"
+DOCS = TESTS.parent / "docs"
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
@@ -102,6 +105,33 @@ def test_a_machine_without_a_gpu_is_named(tmp_path):
     assert done.returncode == 2
     assert "--device cuda: torch" in done.stderr
     assert "sees no GPU; a dry run: --device cpu --quick" in done.stderr
+
+
+def test_the_page_of_speed_shows_the_recorded_steps():
+    rows = json.loads((DOCS / "results" / "gpu-steps.json").read_text())["rows"]
+    page = (DOCS / "speed.md").read_text(encoding="utf-8")
+    labels = {
+        "bfloat16": "kernel by kernel",
+        "graph": "one CUDA graph",
+        "graph, compiled": "one CUDA graph, compiled",
+    }
+    assert rows.keys() == labels.keys()
+    for name, row in rows.items():
+        rate = f"{row['steps_a_second']:.1f}"
+        first_steps = f"{row['warm_up_seconds']:.0f} s"
+        assert f"| {labels[name]} | {rate} | {row['peak_mb']} | {first_steps} |" in page
+
+
+def test_the_peak_of_a_row_is_without_what_earlier_rows_left(monkeypatch):
+    monkeypatch.syspath_prepend(str(TESTS / "benchmarks"))
+    gpu_training = importlib.import_module("gpu_training")
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: calls.append("reset"))
+    gpu_training.forget_peak(torch.device("cuda"))
+    assert calls == ["empty", "reset"]
+    gpu_training.forget_peak(torch.device("cpu"))
+    assert calls == ["empty", "reset"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_training import SCALE, make_gpu_parser, peak_megabytes, write_checked
+from gpu_training import SCALE, forget_peak, make_gpu_parser, peak_megabytes, write_checked
 from harness import synchronize
 from torch import Tensor
 
@@ -107,8 +107,7 @@ def upscale_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
                 net, depth=depth, device=options.device, compute_dtype=compute_dtype
             )
             upscale_array(image[:WARM_UP_SIDE, :WARM_UP_SIDE], plan)
-            if options.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(options.device)
+            forget_peak(options.device)
             start = time.perf_counter()
             upscale_array(image, plan, out=out)
             synchronize(options.device)

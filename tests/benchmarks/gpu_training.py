@@ -173,6 +173,15 @@ def make_training(
     return Training(net=net, steps=steps, losses=losses)
 
 
+def forget_peak(device: torch.device) -> None:
+    """Begin to measure peak memory anew on a GPU, without what earlier work has left."""
+    if device.type != "cuda":
+        return
+    # First the memory that is kept for later tensors: it would count as the new peak's beginning.
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_megabytes(device: torch.device) -> float | None:
     """Return the most memory that torch has held on a GPU, in MB; None on a CPU."""
     if device.type != "cuda":
