@@ -41,6 +41,8 @@ FIGURE_SET = "Urban100"  # of the figure on the page of results
 PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
 # the record of each packaged file of weights
 SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}
+# the photographs that were held out of each folder of training photographs
+HELD_OUT_SETS = {"structures_valid": "20 of `train_free`", "train_valid10": "10 of `train`"}
 DSL_PSD = "DSL + PSD"
 # the trainings that are compared, by what follows x4- in their records' names
 KINDS = {
@@ -52,6 +54,13 @@ KINDS = {
     "rising-dsl": "DSL, rising from 1/2, affine",
     "dsl-nine": "DSL, 9/10 on the deepest",
     "skipless": f"{DSL_PSD}, no bicubic skip",
+}
+# those at x3, by what follows x3- in their records' names
+KINDS_AT_X3 = {
+    "ss": "SS, cut short",
+    "dsl": "DSL",
+    "full": DSL_PSD,
+    "best": "the preset best",
 }
 # how the paper calls three of them, and the table that has them
 PUBLISHED_KINDS = {
@@ -77,6 +86,9 @@ WITHOUT_EFFECT = (
     "log_every",
     "cache_dir",
     "cache",
+    "costs",
+    "figures",
+    "cuda_graph",
 )
 
 Record = dict[str, Any]
@@ -296,16 +308,57 @@ def overview(records: Records) -> str:
     for scale in SCALES:
         record = records[scale]
         lines.append([f"{scale}, bicubic", "", *cells_beside(record, published, scale, None)])
-        for row in record["table"]["rows"]:
-            depth = row["depth"]
+        for depth, cost in costs_alone(record).items():
             label = "1 block" if depth == 1 else f"{depth} blocks"
             cells = cells_beside(record, published, scale, depth)
-            lines.append([f"{scale}, {label}", f"{row['parameters']:,}", *cells])
+            lines.append([f"{scale}, {label}", f"{cost.parameters:,}", *cells])
     made = (
         "PSNR-Y in dB; in brackets the paper's; **bold**: ours is ahead. "
         f"{standing_sentences(records)}"
     )
     return f"{table(lines)}\n{made}"
+
+
+class CostAlone(NamedTuple):
+    """What a depth costs where it is used alone.
+
+    Attributes:
+        parameters: Their number.
+        macs: Multiply-accumulates for an output of 1280x720.
+    """
+
+    parameters: int
+    macs: int
+
+
+def costs_alone(record: Record) -> dict[int, CostAlone]:
+    """Return what each depth of a run's network costs alone, as an exported file has it.
+
+    A tap's own convolution costs nothing there, since the head takes it into its first layer.
+
+    Args:
+        record: Of a run of asrn_div2k.py.
+    """
+    import torch
+
+    from elasticnet.card.counting import count_macs, count_parameters
+    from elasticnet.sr import asrn
+    from elasticnet.sr.benchmark.costs import OUTPUT_SIZE
+
+    options = record["options"]
+    net = asrn(
+        options["scale"],
+        options["num_blocks"],
+        channels=options["channels"],
+        upsampler=options["upsampler"],
+        skip=None if options["skip"] == "none" else options["skip"],
+    ).eval()
+    width, height = (side // options["scale"] for side in OUTPUT_SIZE)
+    example = torch.zeros(1, 3, height, width)
+    costs: dict[int, CostAlone] = {}
+    for depth in net.taps:
+        costs[depth] = CostAlone(count_parameters(net, depth), count_macs(net, example, depth))
+    return costs
 
 
 def cells_beside(record: Record, published: Record, scale: str, depth: int | None) -> list[str]:
@@ -909,13 +962,33 @@ def comparison(records: Records) -> str:
     return "\n".join(parts)
 
 
-def published_comparison(published: Record, data: str, depths: Sequence[int]) -> list[list[str]]:
-    """Return what the paper prints of its own comparison at x4: a row for each way of training."""
+def comparison_x3(records: Records) -> str:
+    """The ways to train one network for every depth at x3, beside Tables 4 and 5 of the paper."""
+    depths = range(1, 6)
+    runs = {name: records[f"x3-{kind}"] for kind, name in KINDS_AT_X3.items()}
+    parts: list[str] = []
+    for data in SETS:
+        lines = [[f"{data} x3", *depth_headers(depths)]]
+        for name, record in runs.items():
+            lines.append([name, *decibels(score(record, data, depth) for depth in depths)])
+        lines += published_comparison(records["published"], data, depths, scale=3)
+        parts.append(table(lines))
+    (shared_budget,) = {budget(record) for record in runs.values()}
+    parts.append(f"PSNR-Y in dB; {shared_budget}, on `train_free`, one seed.")
+    return "\n".join(parts)
+
+
+def published_comparison(
+    published: Record, data: str, depths: Sequence[int], scale: int = 4
+) -> list[list[str]]:
+    """Return what the paper prints of its own comparison: a row for each way of training."""
     rows: list[list[str]] = []
     for label, (method, table_number) in PUBLISHED_KINDS.items():
         cells: list[str] = []
         for depth in depths:
-            printed = printed_scores(published, method, 4, table_number=table_number, blocks=depth)
+            printed = printed_scores(
+                published, method, scale, table_number=table_number, blocks=depth
+            )
             cells.append(f"({printed[data]['psnr']:.2f})" if data in printed else "")
         rows.append([label, *cells])
     return rows
@@ -1011,9 +1084,8 @@ def our_rows(record: Record, published: Record, scale: str) -> list[list[str]]:
     """Return a row for bicubic and for each depth, with what is published of the same."""
     measured = sets_of(record)
     costs: dict[int | None, list[str]] = {None: ["bicubic", "", ""]}
-    for row in record["table"]["rows"]:
-        gmacs = row["macs"] / 1e9
-        costs[row["depth"]] = [str(row["depth"]), f"{row['parameters']:,}", f"{gmacs:.2f}"]
+    for depth, cost in costs_alone(record).items():
+        costs[depth] = [str(depth), f"{cost.parameters:,}", f"{cost.macs / 1e9:.2f}"]
 
     rows: list[list[str]] = []
     for depth, cells in costs.items():
@@ -1260,6 +1332,23 @@ def card_rows(name: str, record: Record, presets: Presets) -> list[list[str]]:
     ]
 
 
+def replaced(records: Records) -> str:
+    """The packaged networks beside those that they replaced, on photographs held out of both."""
+    depths = range(1, 6)
+    lines = [["", *depth_headers(depths)]]
+    for scale in SCALES:
+        new, old = records[scale], records[f"{scale}-train"]
+        for data, of in HELD_OUT_SETS.items():
+            scores = [score(new, data, depth) for depth in depths]
+            before = [score(old, data, depth) for depth in depths]
+            cells: list[str] = []
+            for psnr, psnr_before in zip(scores, before, strict=True):
+                difference = round(psnr - psnr_before, 2) + 0.0  # no -0.00
+                cells.append(f"{psnr:.2f} ({difference:+.2f})")
+            lines.append([f"{scale}, {of}", *cells])
+    return table(lines).rstrip()
+
+
 # --- asrn.md
 
 
@@ -1487,13 +1576,11 @@ def draw_parameters(records: Records, images: Path) -> None:
 
     ours: Dots = {}
     paper: Dots = {}
-    for row in records["x4"]["sets"]:
-        depth, parameters = row["depth"], row["parameters"]
-        if row["data"] == FIGURE_SET and depth is not None:
-            ours[f"{depth}"] = (parameters, row["psnr"])
-            # Ours has the parameters of the published network at each depth.
-            printed = printed_asrn(published, "x4", depth)[FIGURE_SET]
-            paper[f"{depth}"] = (parameters, printed["psnr"])
+    for depth, cost in costs_alone(records["x4"]).items():
+        ours[f"{depth}"] = (cost.parameters, score(records["x4"], FIGURE_SET, depth))
+        # Ours has the parameters of the published network at each depth.
+        printed = printed_asrn(published, "x4", depth)[FIGURE_SET]
+        paper[f"{depth}"] = (cost.parameters, printed["psnr"])
     parameter_dots(
         images / "asrn_x4_parameters.png",
         {
@@ -1540,9 +1627,8 @@ def sized_dots(records: Records, data: str) -> dict[str, Dots]:
         elif row["method"] == "ASRN":
             asrn[f"{row['blocks']}B"] = dot
     ours: Dots = {}
-    for row in records["x4"]["sets"]:
-        if row["data"] == data and row["depth"] is not None:
-            ours[f"{row['depth']}"] = (row["parameters"], row["psnr"])
+    for depth, cost in costs_alone(records["x4"]).items():
+        ours[f"{depth}"] = (cost.parameters, score(records["x4"], data, depth))
     # By size, so that each label is put near its dot before those of its larger neighbours.
     others = dict(sorted(others.items(), key=lambda item: item[1]))
     return {"the paper's, by blocks": asrn, "other networks": others, "ours, by blocks": ours}
@@ -1581,7 +1667,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "results.md": (overview,),
     "studies/packaged.md": (standing, shipped),
     "studies/bicubic.md": (over_bicubic, baselines, noise),
-    "studies/alone.md": (comparison,),
+    "studies/alone.md": (comparison, comparison_x3),
     "studies/blur_and_noise.md": (degradations,),
     "studies/recipe.md": (choices,),
     "studies/photographs.md": (photographs,),
@@ -1604,7 +1690,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "guides/vit_digits.md": (digits_sweep,),
     "guides/cnn_digits.md": (cnn_factors,),
     "guides/exits.md": (measured_exits,),
-    "models.md": (cards,),
+    "models.md": (replaced, cards),
     "asrn.md": (counts,),
     "speed.md": (cpu, layout, block_ways, peers),
 }

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from elasticnet.sr import asrn
 from elasticnet.training.options import as_json
 from loading import load_recipe
 
@@ -259,9 +260,9 @@ def test_each_depth_stands_beside_the_papers_and_is_bold_where_it_is_ahead(resul
     page = results.overview(records)
 
     assert "| x4, bicubic |  | 30.00 (29.50) | 30.10 (30.50) | 30.20 (30.50) | – | – |" in page
-    assert "| x4, 1 block | 1,000 | 30.01 | 30.11 | 30.21 | – | – |" in page
+    assert "| x4, 1 block | 87,235 | 30.01 | 30.11 | 30.21 | – | – |" in page
     ahead_level_behind = "**30.05** (30.04) | 30.15 (30.15) | 30.25 (30.26)"
-    assert f"| x4, 5 blocks | 5,000 | {ahead_level_behind} | – (25.50) | – |" in page
+    assert f"| x4, 5 blocks | 243,907 | {ahead_level_behind} | – (25.50) | – |" in page
 
 
 def test_what_is_ahead_and_what_is_behind_is_counted(results):
@@ -393,17 +394,15 @@ def test_the_figures_of_sizes_have_the_papers_others_and_ours(results):
         printed("CRN", 3, {"Urban100": 28.62}, table=6, parameters=9_500_000),
         printed("CNF", 4, {"Set5": 31.5}, parameters=337_000),
     ]
-    x4 = {
-        "sets": [
-            {"data": "Urban100", "depth": depth, "parameters": 9, "psnr": 25.0}
-            for depth in (None, 1)
-        ]
-    }
+    x4 = a_record(num_blocks=1)
+    x4["sets"] = [
+        {"data": "Urban100", "depth": depth, "parameters": 9, "psnr": 25.0} for depth in (None, 1)
+    ]
     dots = results.sized_dots({"published": {"scores": rows}, "x4": x4}, data="Urban100")
     assert dots == {
         "the paper's, by blocks": {"5B": (244_000, 25.42), "45B": (1_800_000, 26.29)},
         "other networks": {"CRN": (9_500_000, 26.44)},
-        "ours, by blocks": {"1": (9, 25.0)},
+        "ours, by blocks": {"1": (87_235, 25.0)},
     }
     assert results.is_small(812_000)
     assert results.is_large(1_000_000)
@@ -435,11 +434,12 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
         f"30.20 / 0.5000 (26.00) | {empty}" in page
     )
     assert (
-        f"| 5 | 5,000 | 2.50 | 30.05 / 0.5000 (31.50) | 30.15 / 0.5000 | 30.25 / 0.5000 | {empty}"
-        in page
+        "| 5 | 243,907 | 14.12 | 30.05 / 0.5000 (31.50) | 30.15 / 0.5000 | 30.25 / 0.5000 | "
+        f"{empty}" in page
     )
     assert (
-        f"| 4 | 4,000 | 2.00 | 30.04 / 0.5000 | 30.14 / 0.5000 | 30.24 / 0.5000 | {empty}" in page
+        f"| 4 | 204,739 | 11.86 | 30.04 / 0.5000 | 30.14 / 0.5000 | 30.24 / 0.5000 | {empty}"
+        in page
     )
     assert "30.24 / 0.5000 | 30.04 / 0.5000 | – |" in page.partition("`asrn_x4_published`")[2]
     assert page.count("| SRNET, Table 1 | 57K |  | (30.50) | (27.50) | (26.90) |  |  |") == 1
@@ -464,6 +464,17 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
         assert line in card
     assert "30.01 30.02 30.03 30.04 30.05;" in card
     assert "| photographs |" not in card, "their terms are not known"
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_convolution_of_a_tap_costs_nothing_where_a_depth_is_used_alone(results, scale):
+    costs = results.costs_alone(a_record(scale=scale, tap_fusion=True))
+    net = asrn(scale, tap_fusion=True).truncate(2)
+    head = net.head.after(net.adapters["2"])  # what an exported file has
+    parts = [net.stem, net.blocks, head]
+    assert sum(results.parameters_of(part) for part in parts) == costs[2].parameters
+    without = a_record(scale=scale, tap_fusion=False)
+    assert results.costs_alone(without) == costs
 
 
 def test_a_card_says_by_which_terms_the_photographs_may_be_used(results):
