@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, library, nn
 from torch.nn.utils import parametrizations
 
+import warm_python
 from elasticnet import ElasticWrapper
-from elasticnet.card import depth_costs, measure
+from elasticnet.card import depth_costs, measure, memory_of_passes
 from elasticnet.card.counting import count_macs, count_pass
 from elasticnet.card.operators import FORMULAS
 
@@ -389,6 +390,13 @@ class Tupled(nn.Module):
         return image + shift
 
 
+@pytest.fixture
+def warm_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let memory be measured in a process that is forked; test_measuring.py starts fresh ones."""
+    monkeypatch.setattr(memory_of_passes, "subprocess", warm_python)
+
+
+@pytest.mark.usefixtures("warm_process")
 @pytest.mark.parametrize("kind", [tuple, list, dict])
 def test_an_input_of_several_tensors_has_a_card(kind: type) -> None:
     net = ElasticWrapper([nn.Linear(WIDTH, WIDTH)], nn.Linear(WIDTH, 3), Tupled(), layout="b n c")
