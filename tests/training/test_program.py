@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 
 import pytest
 
-import warm_python
 from elasticnet.training.program import SECONDS_FOR_THE_FIRST_PROCESS, run_program
 
 
@@ -37,8 +37,8 @@ def test_a_reader_that_is_gone_is_no_error() -> None:
         "from elasticnet.training.program import run_program; "
         "run_program(lambda words: print('x' * 1_000_000), list)"
     )
-    process = warm_python.Popen(
-        [sys.executable, "-c", code], stdout=warm_python.PIPE, stderr=warm_python.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     process.stdout.close()
