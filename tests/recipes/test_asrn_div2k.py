@@ -247,9 +247,9 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_bitwise_equal(recipe, photos, tmp
         "--num-valid",
         "1",
         "--steps",
-        "400",
+        "200",
         "--eval-every",
-        "150",
+        "75",
         "--log-every",
         "7",
     ]
@@ -272,7 +272,7 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_bitwise_equal(recipe, photos, tmp
     assert process.returncode == 128 + signal.SIGINT, said
     assert f"--resume {tmp_path / 'cut'}" in said
     stopped = log_of(tmp_path / "cut")[-1]["step"]
-    assert stopped < 400
+    assert stopped < 200
 
     run(recipe, *arguments, "--resume", tmp_path / "cut")
     assert (tmp_path / "cut/last.safetensors").read_bytes() == (
