@@ -40,7 +40,18 @@ SCALES = ("x2", "x3", "x4")
 FIGURE_SET = "Urban100"  # of the figure on the page of results
 PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
 # the record of each packaged file of weights
-SHIPPED = {"x2": "asrn_x2", "x3": "asrn_x3", "x4": "asrn_x4", "x4-published": "asrn_x4_published"}
+SHIPPED = {
+    "x2": "asrn_x2",
+    "x3": "asrn_x3",
+    "x4": "asrn_x4",
+    "x2-photo": "asrn_x2_photo",
+    "x4-photo": "asrn_x4_photo",
+    "x4-published": "asrn_x4_published",
+}
+# what the networks for compressed images are measured on, and how strongly it is compressed
+JPEG_SET = "B100"
+JPEG_DEPTHS = (1, 3, 5)
+QUALITIES = (90, 75, 50, 30)
 # the photographs that were held out of each folder of training photographs
 HELD_OUT_SETS = {"structures_valid": "20 of `train_free`", "train_valid10": "10 of `train`"}
 DSL_PSD = "DSL + PSD"
@@ -1332,6 +1343,31 @@ def card_rows(name: str, record: Record, presets: Presets) -> list[list[str]]:
     ]
 
 
+def compressed(records: Records) -> str:
+    """Gains over bicubic interpolation of the same compressed images, by JPEG quality."""
+    parts: list[str] = []
+    for scale in ("x2", "x4"):
+        nets = {f"asrn-{scale}": scale, f"asrn-{scale}:photo": f"{scale}-photo"}
+        header = [f"{JPEG_SET}, JPEG quality"]
+        for label in nets:
+            header += [f"`{label}`, depth {depth}" for depth in JPEG_DEPTHS]
+        lines = [header]
+        for quality, data in jpeg_sets().items():
+            cells: list[str] = []
+            for name in nets.values():
+                start = score(records[name], data, None)
+                for depth in JPEG_DEPTHS:
+                    cells.append(f"{score(records[name], data, depth) - start:+.2f}")
+            lines.append([quality, *cells])
+        parts.append(table(lines))
+    return "\n".join(parts).rstrip()
+
+
+def jpeg_sets() -> dict[str, str]:
+    """Return the names of the compressed copies of a data set in records, by quality."""
+    return {"not compressed": JPEG_SET} | {f"{each}": f"{JPEG_SET}-q{each}" for each in QUALITIES}
+
+
 def replaced(records: Records) -> str:
     """The packaged networks beside those that they replaced, on photographs held out of both."""
     depths = range(1, 6)
@@ -1690,7 +1726,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "guides/vit_digits.md": (digits_sweep,),
     "guides/cnn_digits.md": (cnn_factors,),
     "guides/exits.md": (measured_exits,),
-    "models.md": (replaced, cards),
+    "models.md": (replaced, compressed, cards),
     "asrn.md": (counts,),
     "speed.md": (cpu, layout, block_ways, peers),
 }

@@ -477,6 +477,40 @@ def test_a_convolution_of_a_tap_costs_nothing_where_a_depth_is_used_alone(result
     assert results.costs_alone(without) == costs
 
 
+def with_sets(record: dict, psnr: dict[str, float]) -> dict:
+    """The record with further data sets: bicubic has 20 dB, each depth a tenth more than before."""
+    for data, start in psnr.items():
+        for depth in (None, 1, 2, 3, 4, 5):
+            score = 20.0 if depth is None else start + depth / 10
+            record["sets"].append({"data": data, "depth": depth, "psnr": score, "ssim": 0.5})
+    return record
+
+
+def test_networks_for_compressed_images_stand_beside_the_others_by_quality(results):
+    qualities = {f"B100-q{quality}": 19.8 + quality / 100 for quality in (30, 50, 75, 90)}
+    records = {}
+    for scale in ("x2", "x4"):
+        records[scale] = with_sets(a_record(), qualities)
+        records[f"{scale}-photo"] = with_sets(a_record(), dict.fromkeys(qualities, 21.0))
+    page = results.compressed(records)
+    assert "| B100, JPEG quality | `asrn-x2`, depth 1 |" in page
+    assert "| 30 | +0.20 | +0.40 | +0.60 | +1.10 | +1.30 | +1.50 |" in page
+    assert "| not compressed | +0.01 | +0.03 | +0.05 | +0.01 | +0.03 | +0.05 |" in page
+
+
+def test_networks_stand_beside_those_that_they_replaced(results):
+    held_out = ("structures_valid", "train_valid10")
+    records = {}
+    for scale in ("x2", "x3", "x4"):
+        records[scale] = with_sets(a_record(), dict.fromkeys(held_out, 25.0))
+        records[f"{scale}-train"] = with_sets(
+            a_record(), dict(zip(held_out, (24.5, 25.004), strict=True))
+        )
+    lines = results.replaced(records).splitlines()
+    assert "| x4, 20 of `train_free` | 25.10 (+0.50) | 25.20 (+0.50) |" in lines[-2]
+    assert "| x4, 10 of `train` | 25.10 (+0.00) |" in lines[-1]
+
+
 def test_a_card_says_by_which_terms_the_photographs_may_be_used(results):
     record = a_record()
     record |= {"machine": "a computer", "photographs": {"photographs": 3, "copyleft": 1}}
