@@ -470,8 +470,9 @@ def test_the_networks_in_the_package_stand_beside_the_published_ones(results, mo
 def test_a_convolution_of_a_tap_costs_nothing_where_a_depth_is_used_alone(results, scale):
     costs = results.costs_alone(a_record(scale=scale, tap_fusion=True))
     net = asrn(scale, tap_fusion=True).truncate(2)
-    head = net.head.after(net.adapters["2"])  # what an exported file has
-    parts = [net.stem, net.blocks, head]
+    head: Any = net.head
+    merged = head.after(net.adapters["2"])  # what an exported file has
+    parts: list[Any] = [net.stem, net.blocks, merged]
     assert sum(results.parameters_of(part) for part in parts) == costs[2].parameters
     without = a_record(scale=scale, tap_fusion=False)
     assert results.costs_alone(without) == costs
