@@ -59,10 +59,11 @@ SHA256_OF_TENSORS = {
 }
 
 # Of all tensors' names and bytes of the networks in the package, as that version loaded them.
+# By the safetensors library; asrn_x4_published is the file of that version.
 SHA256_OF_WEIGHTS = {
-    "asrn_x2": "54f2c126f1d22413a4798afb7c0378a8a0a60c3991b95b1d669f9162eaad218e",
-    "asrn_x3": "489319336be4151f7d4288f63513cf4dee805ec45fd27d71dc8f71d815326395",
-    "asrn_x4": "972579d9a36383c620c991f7747a1a6c0f47851f9c193e1eb72f6cd8b0a66749",
+    "asrn_x2": "2bbd18824199e149204b12c0a69748ce7657f15c51998d3e626716a210a00fd5",
+    "asrn_x3": "b2a5912a3f669057d92bed4e86af5c3aa88e3bfc24ad3fa8281328d063e4db8c",
+    "asrn_x4": "361d375890578d2051316e9b19f5d3c893917778701e8ee8948845371c91a3d2",
     "asrn_x4_published": "199902c716a3e0b328ef69c675a7b769b85ce9812864e60df6471f06a93c09ac",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,6 @@ from plain_loop import (
 )
 
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
-
-
-@pytest.fixture(autouse=True)
-def forget_settings() -> Iterator[None]:
-    """Forget what an Accelerator sets for the whole process, such as its precision."""
-    yield
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_prepared_net_trains_as_in_the_plain_loop() -> None:

@@ -65,7 +65,7 @@ def test_asrn_refuses_what_the_file_decides() -> None:
     ):
         asrn(4, channels=64, skip="bicubic", pretrained=True)
     with pytest.raises(
-        ValueError, match="pretrained weights 'best': expected one of default, published"
+        ValueError, match="pretrained weights 'best': expected one of default, photo, published"
     ):
         asrn(4, pretrained="best")
     assert asrn(4, channels=8, num_blocks=1, pretrained=None).training
