@@ -40,10 +40,8 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 demo: $(STAMP)
 	$(BIN)/python recipes/asrn_div2k.py $(ARGS)
 
-# Two processes: each takes half of the tests in order, and in the end what the other has not begun. So fewer packages
-# and fixtures are needed in both than where the tests are dealt out in turn.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist worksteal)
+	$(BIN)/python -m pytest $(or $(ARGS),-n 2)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)

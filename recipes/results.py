@@ -19,6 +19,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 from types import FunctionType
@@ -350,22 +351,35 @@ def costs_alone(record: Record) -> dict[int, CostAlone]:
     Args:
         record: Of a run of asrn_div2k.py.
     """
+    options = record["options"]
+    names = ("scale", "num_blocks", "channels", "upsampler", "skip")
+    return counted_costs(*(options[name] for name in names))
+
+
+@cache
+def counted_costs(
+    scale: int, num_blocks: int, channels: int, upsampler: str, skip: str
+) -> dict[int, CostAlone]:
+    """Return what each depth of an ASRN costs alone; nothing is computed for it.
+
+    Args:
+        scale: The enlargement.
+        num_blocks: Of the network.
+        channels: Of its body.
+        upsampler: Its shared head.
+        skip: As the recipe's option has it: "none" or "bicubic".
+    """
     import torch
 
     from elasticnet.card.counting import count_macs, count_parameters
     from elasticnet.sr import asrn
     from elasticnet.sr.benchmark.costs import OUTPUT_SIZE
 
-    options = record["options"]
-    net = asrn(
-        options["scale"],
-        options["num_blocks"],
-        channels=options["channels"],
-        upsampler=options["upsampler"],
-        skip=None if options["skip"] == "none" else options["skip"],
-    ).eval()
-    width, height = (side // options["scale"] for side in OUTPUT_SIZE)
-    example = torch.zeros(1, 3, height, width)
+    skip_of_net = None if skip == "none" else skip
+    net = asrn(scale, num_blocks, channels=channels, upsampler=upsampler, skip=skip_of_net).eval()
+    net.to("meta")  # tensors without values
+    width, height = (side // scale for side in OUTPUT_SIZE)
+    example = torch.zeros(1, 3, height, width, device="meta")
     costs: dict[int, CostAlone] = {}
     for depth in net.taps:
         costs[depth] = CostAlone(count_parameters(net, depth), count_macs(net, example, depth))
