@@ -19,7 +19,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from torch import nn
 from elasticnet._files import check_target
 from elasticnet._modules.copies import detached_copy
 from elasticnet._modules.unwrapping import unwrapped
+from elasticnet._net.merged_adapter import merge_adapter
 from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.checkpoint.proof import architecture_to_record
 from elasticnet.export.axes import Axes
@@ -392,7 +392,7 @@ def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
     """
     plain = _copy_with_plain_weights(net)
     if fold:
-        _merge_adapter(plain)
+        merge_adapter(plain, plain.taps[-1])  # a file computes no other tap
         for parent in list(plain.modules()):
             parts: list[tuple[str, Any]] = list(parent.named_children())
             for name, part in parts:
@@ -402,21 +402,6 @@ def plain_copy(net: ElasticWrapper, fold: bool) -> ElasticWrapper:
         if isinstance(getattr(module, "fold", None), bool):
             setattr(module, "fold", False)  # noqa: B010 - a module's own attribute, not a tensor
     return plain.requires_grad_(False)
-
-
-def _merge_adapter(net: ElasticWrapper) -> None:
-    """Let the head do what the deepest tap's adapter does, where it can; in place.
-
-    A file computes no other tap.
-    """
-    deepest = str(net.taps[-1])
-    offer: Any = getattr(net.head, "after", None)
-    if deepest not in net.adapters or not isinstance(offer, MethodType):
-        return
-    merged = offer(net.adapters[deepest])
-    if merged is not None:
-        net.head = merged
-        del net.adapters[deepest]
 
 
 def _plain_copy_if_the_same(

@@ -68,9 +68,9 @@ class OnnxPlan:
         """Where it runs."""
         return "cpu"
 
-    def running(self) -> AbstractContextManager[object]:
-        """Return a context inside which windows are enlarged; a session needs none."""
-        return nullcontext()
+    def running(self) -> AbstractContextManager[OnnxPlan]:
+        """Return a context that gives what enlarges windows inside it: the plan itself."""
+        return nullcontext(self)
 
     def enlarge(
         self, windows: Sequence[NDArray[Any]], parts: Sequence[TilePart]

@@ -69,8 +69,8 @@ class TileEngine(Protocol):
         """Where it runs, such as "cpu" or "cuda:1"."""
         ...
 
-    def running(self) -> AbstractContextManager[object]:
-        """Return a context inside which windows are enlarged."""
+    def running(self) -> AbstractContextManager[TileEngine]:
+        """Return a context that gives what enlarges windows inside it."""
         ...
 
     def enlarge(

@@ -71,9 +71,8 @@ def upscale_array(
         out = np.empty(_output_shape(image, plan.scale), image.dtype)
     else:
         _check_output(out, image, plan.scale)
-    work = _TileWork(image, out, plan, progress)
-    with plan.running():
-        work.run(tiling)
+    with plan.running() as running_plan:
+        _TileWork(image, out, running_plan, progress).run(tiling)
     return out
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from elasticnet._autocast import computing_in
 from elasticnet._modules.evaluating import evaluating
+from elasticnet._net.merged_adapter import merge_adapter
 from elasticnet.registry import architecture_of
 from elasticnet.sr.inference.channels_last import channels_last
 from elasticnet.sr.inference.receptive_field import footprint
@@ -100,16 +101,29 @@ class UpscalePlan:
         return str(self.device)
 
     @contextmanager
-    def running(self) -> Generator[None, None, None]:
+    def running(self) -> Generator[UpscalePlan, None, None]:
         """Hold the network in eval mode, without gradients, inside a `with` block.
 
         Yields:
-            Nothing.
+            The plan with the network as it is run there: the head also does what the adapter of the
+            depth does, where it can, which saves a pass over the features.
         """
+        net = self._with_adapter_in_head()
         # Not in inference mode, because what a net keeps from such a pass cannot be trained with.
         computing = computing_in(self.compute_dtype, self.device)
-        with evaluating(self.net), torch.no_grad(), computing:
-            yield
+        with evaluating(net), torch.no_grad(), computing:
+            yield replace(self, net=net)
+
+    def _with_adapter_in_head(self) -> ElasticWrapper:
+        """Return a net of the same modules, with another head; the net itself without adapter.
+
+        It is made anew for each image, as the weights may have changed.
+        """
+        if str(self.depth) not in self.net.adapters or "forward" in self.net.__dict__:
+            return self.net
+        net = self.net.with_taps(self.net.taps)
+        merge_adapter(net, self.depth)
+        return net
 
     def enlarge(
         self, windows: Sequence[NDArray[Any]], parts: Sequence[TilePart]

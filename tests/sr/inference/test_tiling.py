@@ -468,3 +468,51 @@ def test_auto_runs_one_tile_at_once_on_a_cpu_and_on_a_gpu_those_of_a_large_windo
 def test_a_batch_of_tiles_is_a_whole_number_or_auto(wrong: Any) -> None:
     with pytest.raises(ValueError, match=f"tile_batch {wrong!r}: expected 'auto'"):
         plan_upscale(NETS["asrn x2"], tile_batch=wrong)
+
+
+# --- a tap's own convolution
+
+
+def net_with_fusion() -> ElasticWrapper:
+    net = asrn(2, num_blocks=2, channels=8, tap_fusion=True).double().eval()
+    for adapter in net.adapters.values():
+        nn.init.orthogonal_(adapter.get_parameter("weight"))
+    return net
+
+
+def assert_is_what_the_net_makes(net: ElasticWrapper, depth: int) -> None:
+    image = np.random.default_rng(0).random((12, 14, 3))
+    found = upscale_array(image, plan_upscale(net, depth=depth))
+    x = torch.from_numpy(image).permute(2, 0, 1)[None]
+    expected = net(x, depth=depth)[0].permute(1, 2, 0)
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_head_takes_a_taps_convolution_in(depth: int) -> None:
+    net = net_with_fusion()
+    with plan_upscale(net, depth=depth).running() as plan:
+        assert str(depth) not in plan.net.adapters
+        assert plan.net.blocks[0] is net.blocks[0]
+    assert_is_what_the_net_makes(net, depth)
+    assert set(net.adapters) == {"1", "2"}
+
+
+def test_weights_that_change_between_two_images_count() -> None:
+    net = net_with_fusion()
+    plan = plan_upscale(net, depth=1)
+    image = np.random.default_rng(0).random((12, 14, 3))
+    before = upscale_array(image, plan)
+    with torch.no_grad():
+        net.adapters["1"].get_parameter("weight").mul_(-1)
+    assert np.abs(upscale_array(image, plan) - before).max() > 1e-3
+    assert_is_what_the_net_makes(net, 1)
+
+
+def test_a_hooked_convolution_of_a_tap_is_called() -> None:
+    net = net_with_fusion()
+    calls: list[nn.Module] = []
+    net.adapters["1"].register_forward_hook(lambda module, inputs, output: calls.append(module))
+    image = np.random.default_rng(0).random((12, 14, 3))
+    upscale_array(image, plan_upscale(net, depth=1))
+    assert net.adapters["1"] in calls
