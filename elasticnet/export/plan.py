@@ -26,8 +26,8 @@ from torch import nn
 
 from elasticnet._files import check_target
 from elasticnet._modules.copies import detached_copy
+from elasticnet._modules.merged_adapter import merge_adapter
 from elasticnet._modules.unwrapping import unwrapped
-from elasticnet._net.merged_adapter import merge_adapter
 from elasticnet.checkpoint.checks import elastic_net
 from elasticnet.checkpoint.proof import architecture_to_record
 from elasticnet.export.axes import Axes

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elasticnet._autocast import computing_in
 from elasticnet._modules.evaluating import evaluating
-from elasticnet._net.merged_adapter import merge_adapter
+from elasticnet._modules.merged_adapter import merge_adapter
 from elasticnet.registry import architecture_of
 from elasticnet.sr.inference.channels_last import channels_last
 from elasticnet.sr.inference.receptive_field import footprint

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from types import MethodType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from elasticnet.wrapper import ElasticWrapper
+from typing import Any
 
 
-def merge_adapter(net: ElasticWrapper, depth: int) -> None:
+def merge_adapter(net: Any, depth: int) -> None:
     """Let the head do what the adapter of a tap does, where it can; in place.
 
     The predictions at the other taps are wrong afterwards.
 
     Args:
-        net: The network. Where its head offers no `after`, or that returns None, it stays as it is.
+        net: An `ElasticWrapper`. Where its head offers no `after`, or that returns None, it stays
+            as it is.
         depth: The tap.
     """
     name = str(depth)
