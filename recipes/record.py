@@ -4,8 +4,10 @@ python recipes/record.py NAME RUN                            docs/results/NAME.j
                                                              final table, validations on the way
 python recipes/record.py NAME RUN --data Set5 Set14 B100     and every depth of its best network
                                                              on these sets
-python recipes/record.py NAME RUN --scores FILE              and the scores in table.json of an
+python recipes/record.py NAME RUN --scores FILE...           and the scores in table.json of one
                                                              `elasticnet benchmark` of that network
+                                                             or of several
+python recipes/record.py NAME --scores FILE...               to the record there is, those scores
 python recipes/record.py NAME --weights FILE --data Urban100 to the record there is, what this file
                                                              of its weights scores on further sets
 python recipes/record.py --presets                           docs/results/presets.json: what the
@@ -45,7 +47,7 @@ def record_of(
     run: Path,
     folders: Sequence[Path] = (),
     machine: str | None = None,
-    scores: Path | None = None,
+    scores: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Return what is kept of a run: options, final table, and the validations on the way.
 
@@ -57,8 +59,8 @@ def record_of(
         folders: Data sets on which every depth is scored, too: of the best network, where the table
             is of the last one.
         machine: What trained it, in words; by default what the log says.
-        scores: The table.json that `elasticnet benchmark` wrote of the best network, in the place
-            of `folders`.
+        scores: What `elasticnet benchmark` wrote of the best network, table.json of each call, in
+            the place of `folders`.
 
     Raises:
         ValueError: A file of the run is missing or holds no JSON, or the log does not say what
@@ -81,7 +83,7 @@ def record_of(
     photographs = run / RECORD_FILE
     if photographs.is_file():
         record["photographs"] = licence_counts(json.loads(photographs.read_text(encoding="utf-8")))
-    if folders or scores is not None:
+    if folders or scores:
         if machine is None:
             machine = machines_of(lines)
         if not machine:
@@ -89,9 +91,8 @@ def record_of(
                 f"{run / 'log.jsonl'} names no machine: say with --machine what trained it"
             )
         record["machine"] = machine
-        if scores is not None:
-            rows = read_json(scores)["rows"]
-            record["sets"] = [{name: row[name] for name in ROW_ENTRIES} for row in rows]
+        if scores:
+            record["sets"] = rows_of_tables(scores)
         else:
             record["sets"] = scored(run / "best.safetensors", options, folders)
     return without_folders(record)
@@ -155,32 +156,48 @@ def scored(weights: Path, options: dict[str, Any], folders: Sequence[Path]) -> l
     return [{name: getattr(row, name) for name in ROW_ENTRIES} for row in result.rows]
 
 
+def rows_of_tables(files: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return what is kept of the rows of benchmarks' tables; a set counts as in the last of them.
+
+    Args:
+        files: table.json of each.
+    """
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        found = [{name: row[name] for name in ROW_ENTRIES} for row in read_json(file)["rows"]]
+        rows = with_sets(rows, found)
+    return rows
+
+
+def with_sets(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return both together; of a data set that both have, the second ones."""
+    new_sets = {row["data"] for row in more}
+    return [row for row in rows if row["data"] not in new_sets] + more
+
+
 def with_more_sets(
-    record: dict[str, Any], weights: Path, folders: Sequence[Path]
+    record: dict[str, Any], rows: list[dict[str, Any]], source: str
 ) -> dict[str, Any]:
-    """Return a record with the scores of a file of weights on further data sets.
+    """Return a record with the scores of its network on further data sets.
 
     Scores that it has of the same sets are replaced.
 
     Args:
         record: With scores of data sets.
-        weights: The file of the record's best network.
-        folders: Data sets.
+        rows: Of the record's best network.
+        source: Where they come from, for the error.
 
     Raises:
-        ValueError: The file's network is another one.
+        ValueError: They are of another network.
     """
-    rows = scored(weights, record["options"], folders)
     recorded = parameters_by_depth(record["sets"])
     found = parameters_by_depth(rows)
     if found != recorded:
         raise ValueError(
-            f"{weights}: parameters by depth {found}, and {recorded} in the record: expected the "
+            f"{source}: parameters by depth {found}, and {recorded} in the record: expected the "
             "record's own weights"
         )
-    new_sets = {row["data"] for row in rows}
-    kept = [row for row in record["sets"] if row["data"] not in new_sets]
-    return {**record, "sets": kept + rows}
+    return {**record, "sets": with_sets(record["sets"], rows)}
 
 
 def parameters_by_depth(rows: Iterable[dict[str, Any]]) -> dict[int | None, int]:
@@ -227,7 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--data", nargs="+", type=Path, default=[], metavar="SET", help="data sets to score it on"
     )
     parser.add_argument(
-        "--scores", type=Path, metavar="FILE", help="table.json of a benchmark of its best network"
+        "--scores",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="table.json of benchmarks of its best network",
     )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="without RUN: score this file on --data"
@@ -240,21 +262,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.presets:
         write_json(RESULTS / "presets.json", presets_of_asrn())
         return
-    if options.weights is not None:
-        file = RESULTS / f"{options.name}.json"
-        if not file.is_file():
-            parser.error(f"--weights adds to a record, and there is no {file}: NAME RUN makes one")
-        if not options.data:
-            parser.error(f"--weights {options.weights}: name the sets to score it on by --data")
-        record = read_json(file)
-        write_json(file, with_more_sets(record, options.weights, options.data))
-        return
-    if options.run is None:
-        parser.error("expected NAME and RUN, NAME and --weights, or --presets")
-    if options.data and options.scores is not None:
+    if options.data and options.scores:
         parser.error("--data and --scores: expected one of the two")
+    if options.run is None:
+        add_sets(parser, options)
+        return
+    if options.weights is not None:
+        parser.error(f"--weights {options.weights} with RUN: the run has weights of its own")
     record = record_of(options.run, options.data, options.machine, options.scores)
     write_json(RESULTS / f"{options.name}.json", record)
+
+
+def add_sets(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Add scores to the record of a name; end the program where it cannot be done."""
+    weights: Path | None = options.weights
+    if options.name is None or (weights is None and not options.scores):
+        parser.error("expected NAME and RUN, NAME and --weights or --scores, or --presets")
+    file = RESULTS / f"{options.name}.json"
+    if not file.is_file():
+        parser.error(f"scores are added to a record, and there is no {file}: NAME RUN makes one")
+    record = read_json(file)
+    if weights is None:
+        rows = rows_of_tables(options.scores)
+        source = ", ".join(str(path) for path in options.scores)
+    elif options.data:
+        rows = scored(weights, record["options"], options.data)
+        source = str(weights)
+    else:
+        parser.error(f"--weights {weights}: name the sets to score it on by --data")
+    write_json(file, with_more_sets(record, rows, source))
 
 
 if __name__ == "__main__":

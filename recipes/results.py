@@ -352,8 +352,13 @@ def costs_alone(record: Record) -> dict[int, CostAlone]:
         record: Of a run of asrn_div2k.py.
     """
     options = record["options"]
-    names = ("scale", "num_blocks", "channels", "upsampler", "skip")
-    return counted_costs(*(options[name] for name in names))
+    return counted_costs(
+        scale=options["scale"],
+        num_blocks=options["num_blocks"],
+        channels=options["channels"],
+        upsampler=options["upsampler"],
+        skip=options["skip"],
+    )
 
 
 @cache

@@ -138,6 +138,9 @@ def model_of_program(
     return model
 
 
+_translations: dict[Any, Any] = {}  # PyTorch's registries, by the version that was asked for
+
+
 @contextmanager
 def _translations_read_once() -> Generator[None, None, None]:
     """Let PyTorch's exporter read its translations of operators once in a process.
@@ -168,9 +171,6 @@ def _translations_read_once() -> Generator[None, None, None]:
         yield
     finally:
         registry_class.from_torchlib = before
-
-
-_translations: dict[Any, Any] = {}  # PyTorch's registries, by the version that was asked for
 
 
 def forget_exporter(model: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import skimage.data
@@ -267,3 +269,34 @@ def test_scores_of_a_benchmark_are_taken_and_the_share_of_the_distillation(recor
     assert kept["scores"] == [{"step": 3, "psd_share": 0.02, "psnr": {"1": 30.0}}]
     with pytest.raises(SystemExit):
         record.main(["new", str(run), "--scores", str(scores), "--data", str(tmp_path)])
+
+
+def benchmark_table(file: Path, psnr: dict[str, float], parameters: int = 9) -> dict[str, Any]:
+    """Write a table of one depth with these scores, and return what is kept of it by set."""
+    rows = [
+        {"data": data, "depth": 1, "parameters": parameters, "psnr": each, "ssim": 0.9}
+        for data, each in psnr.items()
+    ]
+    file.write_text(json.dumps({"rows": rows}))
+    return {row["data"]: row for row in rows}
+
+
+def test_of_several_tables_the_last_one_counts(record, tmp_path):
+    first = benchmark_table(tmp_path / "1.json", {"Set5": 30.0, "B100": 27.0})
+    second = benchmark_table(tmp_path / "2.json", {"B100": 27.5, "B100-q30": 25.0})
+    rows = record.rows_of_tables([tmp_path / "1.json", tmp_path / "2.json"])
+    assert rows == [first["Set5"], second["B100"], second["B100-q30"]]
+
+
+def test_scores_of_further_sets_are_added_to_a_record(record, tmp_path):
+    known = benchmark_table(tmp_path / "1.json", {"Set5": 30.0, "B100": 27.0})
+    (tmp_path / "x4.json").write_text(json.dumps({"options": {}, "sets": [*known.values()]}))
+    more = benchmark_table(tmp_path / "2.json", {"B100": 27.5, "B100-q30": 25.0})
+
+    record.main(["x4", "--scores", str(tmp_path / "2.json")])
+
+    kept = json.loads((tmp_path / "x4.json").read_text())
+    assert kept["sets"] == [known["Set5"], more["B100"], more["B100-q30"]]
+    benchmark_table(tmp_path / "3.json", {"B100": 27.5}, parameters=10)
+    with pytest.raises(ValueError, match=r"3\.json: parameters by depth {1: 10}, and {1: 9} in"):
+        record.main(["x4", "--scores", str(tmp_path / "3.json")])
