@@ -24,7 +24,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -63,7 +63,7 @@ from elasticnet.sr.data.licences import note_licences
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.inference.self_ensemble import self_ensembled
-from elasticnet.sr.jpeg import PHOTO_JPEG, JpegSetting
+from elasticnet.sr.jpeg import PHOTO_JPEG, JpegSetting, RandomJpeg
 from elasticnet.sr.models.heads import DeconvHead
 from elasticnet.sr.models.pieces import subpixels_of_image
 from elasticnet.sr.options import (
@@ -767,10 +767,11 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         say=processes.say,
     )
     processes.say(lr_line(training_images, validation_images))
-    if is_photo(options):
+    jpeg = patch_jpeg(options)
+    if jpeg is not None:
         processes.say(
-            f"LR patches: JPEG of quality {PHOTO_JPEG.lowest_quality} to "
-            f"{PHOTO_JPEG.highest_quality} or none, drawn anew for each patch"
+            f"LR patches: JPEG of quality {jpeg.lowest_quality} to {jpeg.highest_quality} or none "
+            f"({jpeg.uncompressed_share:.0%}), drawn anew for each patch"
         )
     if options.setup.task == "restore":
         refuse_made_images({"--data": training_images, "--valid": validation_images})
@@ -780,6 +781,14 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
 def is_photo(options: Options) -> bool:
     """Return whether LR patches are compressed as JPEG, each anew."""
     return options.degradation.degradation == "photo"
+
+
+def patch_jpeg(options: Options) -> RandomJpeg | None:
+    """Return which compressions LR patches get; None: they are not compressed."""
+    if not is_photo(options):
+        return None
+    share = options.degradation.uncompressed_share
+    return PHOTO_JPEG if share is None else replace(PHOTO_JPEG, uncompressed_share=share)
 
 
 def keep_licences(
@@ -1084,7 +1093,7 @@ def make_sampler(
         device=processes.device,
         dtype=weight_dtype(options),
         memory_format=torch.channels_last,
-        jpeg=PHOTO_JPEG if is_photo(options) else None,
+        jpeg=patch_jpeg(options),
     )
 
 

@@ -98,3 +98,20 @@ class DegradationOptions(OptionGroup):
     """Of the Gaussian blur of BD, in HR pixels. Default: 1.6."""
     noise_sigma: float | None = None
     """Of the Gaussian noise of DN, on the 0..255 scale. Default: 30."""
+    uncompressed_share: float | None = None
+    """Of photo: how many of all patches are not compressed, 0 to 1. The more, the less is lost on
+    clean images. Default: 0.2.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share = self.uncompressed_share
+        if share is None:
+            return
+        if self.degradation != "photo":
+            raise ValueError(
+                f"--uncompressed-share {share}: --degradation {self.degradation} compresses no "
+                "patch; it goes with --degradation photo"
+            )
+        if not 0 <= share <= 1:
+            raise ValueError(f"--uncompressed-share {share}: expected a number from 0 to 1")

@@ -89,3 +89,15 @@ def test_patches_are_compressed_and_earlier_weights_are_the_start(
     assert with_jpeg[0]["psnr"] != without[0]["psnr"]
     # Both train on the same crops, with JPEG in front or not.
     assert with_jpeg[-1]["total"] != without[-1]["total"]
+
+
+def test_a_share_of_the_patches_stays_as_it_is(
+    recipe: ModuleType, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    all_clean = train(recipe, photos, tmp_path / "a", "--steps", 2, "--uncompressed-share", 1)
+    assert "or none (100%)" in capsys.readouterr().out
+    bicubic = train(recipe, photos, tmp_path / "b", "--steps", 2, "--degradation", "BI")
+    default = train(recipe, photos, tmp_path / "c", "--steps", 2)
+    a_fifth = train(recipe, photos, tmp_path / "d", "--steps", 2, "--uncompressed-share", 0.2)
+    assert all_clean[-1]["total"] == bicubic[-1]["total"]
+    assert default[-1]["total"] == a_fifth[-1]["total"] != bicubic[-1]["total"]

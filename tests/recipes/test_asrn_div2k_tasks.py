@@ -166,6 +166,14 @@ def test_restoring_needs_degraded_images(recipe, tmp_path, valid):
             ["--task", "denoise", "--noise-sigma", "-3"],
             "noise_sigma -3.0: expected a positive finite number",
         ),
+        (
+            ["--degradation", "BD", "--uncompressed-share", "0.5"],
+            "--uncompressed-share 0.5: --degradation BD compresses no patch",
+        ),
+        (
+            ["--degradation", "photo", "--uncompressed-share", "1.5"],
+            "--uncompressed-share 1.5: expected a number from 0 to 1",
+        ),
     ],
 )
 def test_options_that_do_not_fit_the_task_are_refused(recipe, tmp_path, capsys, arguments, message):
