@@ -7,6 +7,9 @@ python recipes/record.py NAME RUN --data Set5 Set14 B100     and every depth of 
 python recipes/record.py NAME RUN --scores FILE...           and the scores in table.json of one
                                                              `elasticnet benchmark` of that network
                                                              or of several
+python recipes/record.py NAME RUN --weights FILE ...         and that FILE ships, which lies between
+                                                             the start and the best network of the
+                                                             run (interpolate.py); it is scored
 python recipes/record.py NAME --scores FILE...               to the record there is, those scores
 python recipes/record.py NAME --weights FILE --data Urban100 to the record there is, what this file
                                                              of its weights scores on further sets
@@ -31,6 +34,7 @@ from typing import Any
 
 import elasticnet
 from elasticnet._files import write_json
+from elasticnet.checkpoint import read_header
 from elasticnet.sr.benchmark import benchmark, load_sets, scale_of
 from elasticnet.sr.data.licences import RECORD_FILE, licence_counts
 
@@ -40,6 +44,7 @@ LOG_ENTRIES = ("step", "seconds", "learning_rate", "total", "psd_share")  # besi
 RUN_FILES = ("options.json", "log.jsonl", "table.json")  # of a finished run
 LOSSES_BY_DEPTH = "per_depth"  # as the log calls them
 ROW_ENTRIES = ("data", "depth", "parameters", "psnr", "ssim")
+INTERPOLATED = "interpolated"  # in the notes of what interpolate.py writes, and in a record
 DEGRADATION = ("degradation", "blur_sigma", "noise_sigma")
 
 
@@ -48,6 +53,7 @@ def record_of(
     folders: Sequence[Path] = (),
     machine: str | None = None,
     scores: Sequence[Path] = (),
+    weights: Path | None = None,
 ) -> dict[str, Any]:
     """Return what is kept of a run: options, final table, and the validations on the way.
 
@@ -61,10 +67,11 @@ def record_of(
         machine: What trained it, in words; by default what the log says.
         scores: What `elasticnet benchmark` wrote of the best network, table.json of each call, in
             the place of `folders`.
+        weights: What recipes/interpolate.py made of the best network; by default that itself.
 
     Raises:
-        ValueError: A file of the run is missing or holds no JSON, or the log does not say what
-            trained it.
+        ValueError: A file of the run is missing or holds no JSON, the log does not say what trained
+            it, or the weights do not say where they lie.
     """
     for name in RUN_FILES:
         if not (run / name).is_file():
@@ -80,6 +87,10 @@ def record_of(
     shares = shares_beside_scores(lines)
     if shares:
         record["psd_shares"] = shares
+    if weights is None:
+        weights = run / "best.safetensors"
+    else:
+        record[INTERPOLATED] = way_of(weights)
     photographs = run / RECORD_FILE
     if photographs.is_file():
         record["photographs"] = licence_counts(json.loads(photographs.read_text(encoding="utf-8")))
@@ -94,8 +105,19 @@ def record_of(
         if scores:
             record["sets"] = rows_of_tables(scores)
         else:
-            record["sets"] = scored(run / "best.safetensors", options, folders)
+            record["sets"] = scored(weights, options, folders)
     return without_folders(record)
+
+
+def way_of(weights: Path) -> dict[str, Any]:
+    """Return what recipes/interpolate.py noted in a file: between which networks it lies."""
+    way = read_header(weights)["notes"].get(INTERPOLATED)
+    if way is None:
+        raise ValueError(
+            f"--weights {weights} with RUN: expected what recipes/interpolate.py made of its best "
+            "network; the best network itself needs no --weights"
+        )
+    return way
 
 
 def read_json(file: Path) -> Any:
@@ -252,7 +274,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="table.json of benchmarks of its best network",
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="without RUN: score this file on --data"
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="score this file; with RUN: what interpolate.py made of it",
     )
     parser.add_argument("--machine", help="what trained it; default: what its log says")
     parser.add_argument(
@@ -267,9 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.run is None:
         add_sets(parser, options)
         return
-    if options.weights is not None:
-        parser.error(f"--weights {options.weights} with RUN: the run has weights of its own")
-    record = record_of(options.run, options.data, options.machine, options.scores)
+    record = record_of(options.run, options.data, options.machine, options.scores, options.weights)
     write_json(RESULTS / f"{options.name}.json", record)
 
 

@@ -1342,6 +1342,13 @@ def card_rows(name: str, record: Record, presets: Presets) -> list[list[str]]:
     photographs: list[list[str]] = []
     if "photographs" in record:  # runs on photographs whose terms are known
         photographs.append(["photographs", licence_line(record["photographs"])])
+    kept = f"step {best['step']:,}, whose mean over depths on the held-out photographs was the best"
+    if "interpolated" in record:  # what ships lies between the start of the training and its end
+        way = record["interpolated"]
+        kept += (
+            f"; what ships lies [{way['share']:.0%} of the way](training.md#between-two-networks) "
+            f"to it from `{way['start']}`"
+        )
     return [
         ["network", f"{network}{skip}"],
         [
@@ -1349,11 +1356,7 @@ def card_rows(name: str, record: Record, presets: Presets) -> list[list[str]]:
             f"{scores}; [every number](studies/packaged.md)",
         ],
         ["budget", f"{budget(record)}; {hours:.1f} hours"],
-        [
-            "kept",
-            f"step {best['step']:,}, whose mean over depths on the held-out photographs was the "
-            "best",
-        ],
+        ["kept", kept],
         *photographs,
         ["hardware", record["machine"]],
         ["seed", options["seed"]],
@@ -1379,6 +1382,26 @@ def compressed(records: Records) -> str:
                     cells.append(f"{score(records[name], data, depth) - start:+.2f}")
             lines.append([quality, *cells])
         parts.append(table(lines))
+    return "\n".join(parts).rstrip()
+
+
+def between(records: Records) -> str:
+    """Gains of networks between the weights for clean photographs and for compressed ones."""
+    parts: list[str] = []
+    for scale in ("x2", "x4"):
+        rows = records[f"photo-shares-{scale}"]["rows"]
+        start = {row["data"]: row["psnr"] for row in rows if row["depth"] is None}
+        header = [f"{scale}, share"]
+        cells: dict[str, list[str]] = {}  # by share
+        for data in start:
+            _, _, quality = data.partition("-q")
+            label = f"quality {quality}" if quality else "not compressed"
+            header += [f"{label}, depth {depth}" for depth in JPEG_DEPTHS]
+            for row in rows:
+                if row["data"] == data and row["depth"] in JPEG_DEPTHS:
+                    gain = row["psnr"] - start[data]
+                    cells.setdefault(row["network"], []).append(f"{gain:+.2f}")
+        parts.append(table([header, *([share, *gains] for share, gains in cells.items())]))
     return "\n".join(parts).rstrip()
 
 
@@ -1745,7 +1768,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "guides/vit_digits.md": (digits_sweep,),
     "guides/cnn_digits.md": (cnn_factors,),
     "guides/exits.md": (measured_exits,),
-    "models.md": (replaced, compressed, cards),
+    "models.md": (replaced, compressed, between, cards),
     "asrn.md": (counts,),
     "speed.md": (cpu, layout, block_ways, peers),
 }

@@ -300,3 +300,26 @@ def test_scores_of_further_sets_are_added_to_a_record(record, tmp_path):
     benchmark_table(tmp_path / "3.json", {"B100": 27.5}, parameters=10)
     with pytest.raises(ValueError, match=r"3\.json: parameters by depth {1: 10}, and {1: 9} in"):
         record.main(["x4", "--scores", str(tmp_path / "3.json")])
+
+
+def test_weights_between_two_networks_are_scored_and_say_where_they_lie(record, tmp_path):
+    data, run, between = tmp_path / "photos", tmp_path / "run", tmp_path / "between.safetensors"
+    data.mkdir()
+    run.mkdir()
+    Image.fromarray(skimage.data.astronaut()[:48, :60]).save(data / "astronaut.png")
+    torch.manual_seed(0)
+    net, best = asrn(2, 1, 8).eval(), asrn(2, 1, 8)
+    save(best, run / "best.safetensors")
+    way = {"start": "asrn-x2", "tuned": "best.safetensors", "share": 0.5}
+    save(net, between, notes={"interpolated": way})
+    (run / "options.json").write_text(json.dumps({"degradation": "BI"}))
+    (run / "log.jsonl").write_text(json.dumps({"step": 1, "machine": "a computer"}) + "\n")
+    (run / "table.json").write_text("{}")
+
+    record.main(["new", str(run), "--weights", str(between), "--data", str(data)])
+
+    kept = json.loads((tmp_path / "new.json").read_text())
+    assert kept["interpolated"] == way
+    assert kept["sets"][1]["psnr"] == evaluate(net, load_pairs(data, 2))[1].psnr
+    with pytest.raises(ValueError, match=r"expected what recipes/interpolate\.py made of its best"):
+        record.main(["new", str(run), "--weights", str(run / "best.safetensors")])

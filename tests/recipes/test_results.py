@@ -499,6 +499,30 @@ def test_networks_for_compressed_images_stand_beside_the_others_by_quality(resul
     assert "| not compressed | +0.01 | +0.03 | +0.05 | +0.01 | +0.03 | +0.05 |" in page
 
 
+def test_networks_between_two_others_stand_in_the_order_of_their_shares(results):
+    rows = []
+    for data, start in {"photos": 20.0, "photos-q30": 18.0}.items():
+        rows.append({"data": data, "network": "bicubic", "depth": None, "psnr": start})
+        for share in ("0", "0.5"):
+            for depth in (1, 2, 3, 4, 5):
+                psnr = start + depth / 10 + float(share)
+                rows.append({"data": data, "network": share, "depth": depth, "psnr": psnr})
+    table = results.between({f"photo-shares-{scale}": {"rows": rows} for scale in ("x2", "x4")})
+    header = "not compressed, depth 1 | not compressed, depth 3 | not compressed, depth 5"
+    assert f"| x2, share | {header} | quality 30, depth 1 |" in table
+    assert "| 0.5 | +0.60 | +0.80 | +1.00 | +0.60 | +0.80 | +1.00 |" in table
+    assert "| x4, share |" in table
+
+
+def test_a_card_says_between_which_networks_the_weights_lie(results):
+    record = a_record() | {"machine": "a computer"}
+    way = {"start": "asrn-x4", "tuned": "best.safetensors", "share": 0.6}
+    rows = dict(results.card_rows("x4", record | {"interpolated": way}, presets()))
+    assert "60% of the way" in rows["kept"]
+    assert rows["kept"].endswith("to it from `asrn-x4`")
+    assert "of the way" not in dict(results.card_rows("x4", record, presets()))["kept"]
+
+
 def test_networks_stand_beside_those_that_they_replaced(results):
     held_out = ("structures_valid", "train_valid10")
     records = {}

@@ -1,0 +1,180 @@
+"""Go a part of the way from one network's weights to those that were trained from it.
+
+    python recipes/interpolate.py START TUNED --share 0.5 --out FILE    write the network that lies
+                                                                        half of the way
+    python recipes/interpolate.py START TUNED --shares 0 0.25 0.5 0.75 1 --data SET \\
+        --jpeg-quality 30 90 --record NAME                              score several on a data set,
+                                                                        as it is and as JPEG, and
+                                                                        keep it in docs/results
+
+START and TUNED are files, or names of packaged nets such as asrn-x4. Training on compressed
+photographs from the weights for clean ones loses on clean ones. Between the two networks lie others
+that have most of the gain for a part of the loss, at no further training: see "Deep Network
+Interpolation for Continuous Imagery Effect Transition" (Wang et al., CVPR 2019) and "Robust
+fine-tuning of zero-shot models" (Wortsman et al., CVPR 2022). It works for weights that were
+trained from START at a moderate learning rate. Between networks that were trained apart, it need
+not: scores on the way tell.
+"""
+
+from __future__ import annotations
+
+import elasticnet.before_torch  # sets what must be set before torch is imported
+
+# isort: split
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import elasticnet
+from elasticnet import ElasticWrapper
+from elasticnet._files import write_json
+from elasticnet.sr.benchmark import benchmark, load_sets, scale_of, with_compressed
+from elasticnet.training.program import run_program
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+NOTE = "interpolated"  # in the notes of a file: where it lies
+ROW_ENTRIES = ("data", "network", "depth", "psnr")
+
+NetState = Mapping[str, Tensor]
+
+
+def interpolated(start: ElasticWrapper, tuned: ElasticWrapper, share: float) -> ElasticWrapper:
+    """Return the network a part of the way from one to another.
+
+    Args:
+        start: One network.
+        tuned: The other one, of the same layout. It gets the weights, and is returned.
+        share: How much of the way: 0 is `start`, 1 is `tuned`.
+
+    Raises:
+        ValueError: The share is not from 0 to 1, names or shapes differ, or there is batch
+            normalization, whose statistics do not lie on the way.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share {share}: expected a number from 0 (START) to 1 (TUNED)")
+    for module in tuned.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"{type(module).__name__}: its running statistics belong to the weights that they "
+                "were measured with, and have to be measured anew for those on the way"
+            )
+    before, after = start.state_dict(), tuned.state_dict()
+    check_same_layout(before, after)
+    state: dict[str, Tensor] = {}
+    for name, tensor in after.items():
+        if tensor.is_floating_point():
+            # in float64, so that a share of 0 or 1 gives the bits of its end
+            way = before[name].double() * (1 - share) + tensor.double() * share
+            state[name] = way.to(tensor.dtype)
+        else:
+            state[name] = tensor
+    tuned.load_state_dict(state)
+    return tuned
+
+
+def check_same_layout(before: NetState, after: NetState) -> None:
+    """Raise if two networks' tensors differ in names or shapes; the first difference is named."""
+    for name in [*after, *before]:
+        shapes = [tuple(each[name].shape) if name in each else None for each in (before, after)]
+        if shapes[0] != shapes[1]:
+            found = " and ".join("nothing" if shape is None else str(shape) for shape in shapes)
+            raise ValueError(
+                f"tensor {name!r}: {found}: expected two networks of the same layout, of which one "
+                "was trained from the other"
+            )
+
+
+def scores_on_the_way(
+    start: str,
+    tuned: str,
+    shares: Sequence[float],
+    folders: Sequence[Path],
+    qualities: Sequence[int],
+    depths: Sequence[int] | None,
+) -> dict[str, Any]:
+    """Return what networks on the way score at every depth, beside bicubic interpolation.
+
+    Args:
+        start: A file or a packaged net.
+        tuned: The same.
+        shares: How much of the way.
+        folders: Data sets.
+        qualities: Of JPEG, at which LR images are scored beside those that are not compressed.
+        depths: Which ones; None for all.
+    """
+    nets: list[tuple[str, ElasticWrapper]] = []
+    for share in shares:
+        net = interpolated(elasticnet.load(start), elasticnet.load(tuned), share)
+        nets.append((f"{share:g}", net.eval()))
+    sets = with_compressed(load_sets(folders, [scale_of(nets[0][1])]), qualities)
+    result = benchmark(nets, sets, depths=depths, costs=False, progress=True)
+    rows = [{name: getattr(row, name) for name in ROW_ENTRIES} for row in result.rows]
+    return {"start": Path(start).name, "tuned": Path(tuned).name, "rows": rows}
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return gains over bicubic interpolation as lines of text: a share and a set in each."""
+    bicubic = {row["data"]: row["psnr"] for row in record["rows"] if row["depth"] is None}
+    gains: dict[tuple[str, str], list[str]] = {}
+    for row in record["rows"]:
+        if row["depth"] is not None:
+            cells = gains.setdefault((row["data"], row["network"]), [])
+            cells.append(f"depth {row['depth']} {row['psnr'] - bicubic[row['data']]:+.2f}")
+    return "\n".join(f"{data}, share {share}: {', '.join(c)}" for (data, share), c in gains.items())
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("start", metavar="START", help="file or packaged net that was trained on")
+    parser.add_argument("tuned", metavar="TUNED", help="file or packaged net that came of it")
+    parser.add_argument("--share", type=float, help="how much of the way: 0 is START, 1 is TUNED")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="with --share: what to write")
+    parser.add_argument("--shares", type=float, nargs="+", metavar="S", help="which to score")
+    parser.add_argument("--data", type=Path, nargs="+", metavar="SET", help="on these data sets")
+    parser.add_argument(
+        "--jpeg-quality", type=int, nargs="+", default=[], metavar="Q", help="and compressed so"
+    )
+    parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="default: all")
+    parser.add_argument("--record", metavar="NAME", help="of the JSON file in docs/results")
+    options = parser.parse_args(arguments)
+    writes = options.share is not None and options.out is not None
+    scores = options.shares is not None and options.data is not None
+    if writes == scores:
+        parser.error("expected either --share and --out, or --shares and --data")
+    return options
+
+
+def main(options: argparse.Namespace) -> None:
+    """Write one network, or score several."""
+    if options.share is not None:
+        write_interpolated(options.start, options.tuned, options.share, options.out)
+        print(f"written: {options.out}")
+        return
+    record = scores_on_the_way(
+        options.start,
+        options.tuned,
+        options.shares,
+        options.data,
+        options.jpeg_quality,
+        options.depths,
+    )
+    print(table(record))
+    if options.record is not None:
+        write_json(RESULTS / f"{options.record}.json", record)
+
+
+def write_interpolated(start: str, tuned: str, share: float, file: Path) -> None:
+    """Write the network a part of the way; the notes of the file say where it lies."""
+    net = interpolated(elasticnet.load(start), elasticnet.load(tuned), share)
+    note = {"start": Path(start).name, "tuned": Path(tuned).name, "share": share}
+    elasticnet.save(net, file, notes={NOTE: note})
+
+
+if __name__ == "__main__":
+    run_program(main, parse)

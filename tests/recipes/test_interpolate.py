@@ -1,0 +1,114 @@
+"""Networks between two others: on the straight line, and scored as what they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import elasticnet
+from elasticnet import ElasticWrapper
+from elasticnet.checkpoint import read_header
+from elasticnet.sr import asrn
+from elasticnet.sr.benchmark import evaluate
+from elasticnet.sr.data import load_pairs
+from loading import load_recipe
+from small_photos import small_photos
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    return load_recipe("interpolate")
+
+
+def small_asrn(seed: int, num_blocks: int = 2) -> ElasticWrapper:
+    torch.manual_seed(seed)
+    return asrn(2, num_blocks, 8, skip="bicubic")
+
+
+@given(share=st.floats(0, 1), num_blocks=st.integers(1, 3))
+def test_every_weight_lies_on_the_line(recipe: ModuleType, share: float, num_blocks: int) -> None:
+    start, tuned = small_asrn(0, num_blocks), small_asrn(1, num_blocks)
+    ends = [
+        {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
+        for net in (start, tuned)
+    ]
+    net = recipe.interpolated(start, tuned, share)
+    for name, weight in net.named_parameters():
+        before, after = ends[0][name].numpy(), ends[1][name].numpy()
+        expected = before.astype("float64") + share * (after.astype("float64") - before)
+        torch.testing.assert_close(weight.detach().double(), torch.from_numpy(expected))
+        if share == 0:
+            assert torch.equal(weight, ends[0][name])
+        if share == 1:
+            assert torch.equal(weight, ends[1][name])
+
+
+def test_networks_of_other_layouts_are_refused(recipe: ModuleType) -> None:
+    with pytest.raises(ValueError, match=r"tensor 'blocks.2.*': \(.*\) and nothing: expected two"):
+        recipe.interpolated(small_asrn(0, 3), small_asrn(1, 2), 0.5)
+    wider = asrn(2, 2, 16, skip="bicubic")
+    with pytest.raises(ValueError, match=r"tensor 'stem.*': \(8, .*\) and \(16, .*\): expected"):
+        recipe.interpolated(small_asrn(0), wider, 0.5)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_outside_of_the_way_is_refused(recipe: ModuleType, share: float) -> None:
+    with pytest.raises(ValueError, match=f"share {share}: expected a number from 0"):
+        recipe.interpolated(small_asrn(0), small_asrn(1), share)
+
+
+def test_statistics_of_other_weights_are_refused(recipe: ModuleType) -> None:
+    def normalized() -> ElasticWrapper:
+        block = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        return ElasticWrapper([block], nn.Identity())
+
+    with pytest.raises(ValueError, match="BatchNorm2d: its running statistics"):
+        recipe.interpolated(normalized(), normalized(), 0.5)
+
+
+def test_a_file_says_where_it_lies_and_scores_as_it_was_found(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "RESULTS", tmp_path)
+    folder = small_photos(tmp_path / "photos", num_photos=2, height=32, width=40)
+    start, tuned, half = (tmp_path / f"{name}.safetensors" for name in ("start", "tuned", "half"))
+    elasticnet.save(small_asrn(0), start)
+    elasticnet.save(small_asrn(1), tuned)
+    recipe.main(recipe.parse([str(start), str(tuned), "--share", "0.5", "--out", str(half)]))
+    words = ["--shares", "0", "0.5", "--data", str(folder), "--jpeg-quality", "30"]
+    recipe.main(recipe.parse([str(start), str(tuned), *words, "--record", "shares"]))
+
+    assert read_header(half)["notes"]["interpolated"] == {
+        "start": "start.safetensors",
+        "tuned": "tuned.safetensors",
+        "share": 0.5,
+    }
+    rows = json.loads((tmp_path / "shares.json").read_text())["rows"]
+    assert {row["data"] for row in rows} == {"photos", "photos-q30"}
+    pairs = load_pairs(folder, 2, progress=False)
+    for file, share in ((start, "0"), (half, "0.5")):
+        scores = {
+            depth: score.psnr for depth, score in evaluate(elasticnet.load(file), pairs).items()
+        }
+        found = {
+            row["depth"]: row["psnr"]
+            for row in rows
+            if row["data"] == "photos" and row["network"] == share
+        }
+        assert found == pytest.approx(scores)
+
+
+@pytest.mark.parametrize("words", [[], ["--share", "0.5"], ["--shares", "1"], ["--data", "x"]])
+def test_half_of_a_command_is_refused(
+    recipe: ModuleType, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        recipe.parse(["a", "b", *words])
+    assert "expected either --share and --out, or --shares and --data" in capsys.readouterr().err
