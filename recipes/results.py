@@ -1552,13 +1552,16 @@ def layout(records: Records) -> str:
 
 
 def peers(records: Records) -> str:
-    """What bench_peers.py measured: ASRN beside other small networks."""
-    record = records["peers"]
-    lines = [["network", "parameters", "dtype", "ms", "times ASRN at depth 5"]]
-    for row in record["rows"]:
-        numbers = [f"{row['ms']:.0f}", f"{row['times_ours']:.2f}"]
-        lines.append([row["network"], f"{row['parameters']:,}", row["dtype"], *numbers])
-    return f"{table(lines)}\n{machine_and_rounds(record)}"
+    """What bench_peers.py measured on two kinds of processors: ASRN beside other small networks."""
+    parts: list[str] = []
+    for name in ("peers", "peers-avx2"):
+        record = records[name]
+        lines = [["network", "parameters", "dtype", "ms", "times ASRN at depth 5"]]
+        for row in record["rows"]:
+            numbers = [f"{row['ms']:.0f}", f"{row['times_ours']:.2f}"]
+            lines.append([row["network"], f"{row['parameters']:,}", row["dtype"], *numbers])
+        parts.append(f"{table(lines)}\n{machine_and_rounds(record)}")
+    return "\n\n".join(parts)
 
 
 def block_ways(records: Records) -> str:
