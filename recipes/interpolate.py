@@ -31,6 +31,7 @@ from torch import Tensor, nn
 import elasticnet
 from elasticnet import ElasticWrapper
 from elasticnet._files import write_json
+from elasticnet.checkpoint import read_header
 from elasticnet.sr.benchmark import benchmark, load_sets, scale_of, with_compressed
 from elasticnet.training.program import run_program
 
@@ -172,7 +173,13 @@ def main(options: argparse.Namespace) -> None:
 def write_interpolated(start: str, tuned: str, share: float, file: Path) -> None:
     """Write the network a part of the way; the notes of the file say where it lies."""
     net = interpolated(elasticnet.load(start), elasticnet.load(tuned), share)
-    note = {"start": Path(start).name, "tuned": Path(tuned).name, "share": share}
+    note = {
+        "start": Path(start).name,
+        "tuned": Path(tuned).name,
+        "share": share,
+        # of a training its step and its scores, which are not those of what is written here
+        "tuned_notes": dict(read_header(tuned)["notes"]),
+    }
     elasticnet.save(net, file, notes={NOTE: note})
 
 

@@ -35,6 +35,8 @@ def main() -> None:
     for name in tqdm(options.weights, disable=None):
         file = packaged_files()[name]
         losses = {dtype: losses_of(str(file), options.sets, dtype) for dtype in options.dtypes}
+        # those of the file that this one replaced are of no use
+        known = {digest: entry for digest, entry in known.items() if entry["name"] != name}
         known[digest_of_weights(file)] = {"name": name, **losses}
         print(name, losses, flush=True)
         write_json(LOSSES_FILE, known)

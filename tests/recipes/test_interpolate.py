@@ -80,7 +80,7 @@ def test_a_file_says_where_it_lies_and_scores_as_it_was_found(
     folder = small_photos(tmp_path / "photos", num_photos=2, height=32, width=40)
     start, tuned, half = (tmp_path / f"{name}.safetensors" for name in ("start", "tuned", "half"))
     elasticnet.save(small_asrn(0), start)
-    elasticnet.save(small_asrn(1), tuned)
+    elasticnet.save(small_asrn(1), tuned, notes={"step": 7})
     recipe.main(recipe.parse([str(start), str(tuned), "--share", "0.5", "--out", str(half)]))
     words = ["--shares", "0", "0.5", "--data", str(folder), "--jpeg-quality", "30"]
     recipe.main(recipe.parse([str(start), str(tuned), *words, "--record", "shares"]))
@@ -89,6 +89,7 @@ def test_a_file_says_where_it_lies_and_scores_as_it_was_found(
         "start": "start.safetensors",
         "tuned": "tuned.safetensors",
         "share": 0.5,
+        "tuned_notes": {"step": 7},
     }
     rows = json.loads((tmp_path / "shares.json").read_text())["rows"]
     assert {row["data"] for row in rows} == {"photos", "photos-q30"}
