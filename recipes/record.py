@@ -183,10 +183,20 @@ def rows_of_tables(files: Iterable[Path]) -> list[dict[str, Any]]:
 
     Args:
         files: table.json of each.
+
+    Raises:
+        ValueError: A benchmark is not finished: its means are over a part of the images.
     """
     rows: list[dict[str, Any]] = []
     for file in files:
-        found = [{name: row[name] for name in ROW_ENTRIES} for row in read_json(file)["rows"]]
+        content = read_json(file)
+        remaining = content.get("remaining", 0)
+        if remaining > 0:
+            raise ValueError(
+                f"{file}: {remaining} images are not scored yet; wait for the benchmark, or start "
+                "it again with the same --out, and it goes on"
+            )
+        found = [{name: row[name] for name in ROW_ENTRIES} for row in content["rows"]]
         rows = with_sets(rows, found)
     return rows
 

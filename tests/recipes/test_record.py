@@ -288,6 +288,14 @@ def test_of_several_tables_the_last_one_counts(record, tmp_path):
     assert rows == [first["Set5"], second["B100"], second["B100-q30"]]
 
 
+def test_a_benchmark_that_still_runs_is_refused(record, tmp_path):
+    benchmark_table(tmp_path / "1.json", {"Set5": 30.0})
+    part = json.loads((tmp_path / "1.json").read_text()) | {"remaining": 12}
+    (tmp_path / "2.json").write_text(json.dumps(part))
+    with pytest.raises(ValueError, match=r"2\.json: 12 images are not scored yet; wait"):
+        record.rows_of_tables([tmp_path / "1.json", tmp_path / "2.json"])
+
+
 def test_scores_of_further_sets_are_added_to_a_record(record, tmp_path):
     known = benchmark_table(tmp_path / "1.json", {"Set5": 30.0, "B100": 27.0})
     (tmp_path / "x4.json").write_text(json.dumps({"options": {}, "sets": [*known.values()]}))
