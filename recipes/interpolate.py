@@ -3,9 +3,9 @@
     python recipes/interpolate.py START TUNED --share 0.5 --out FILE    write the network that lies
                                                                         half of the way
     python recipes/interpolate.py START TUNED --shares 0 0.25 0.5 0.75 1 --data SET \\
-        --jpeg-quality 30 90 --record NAME                              score several on a data set,
+        --jpeg-quality 30 90 --json FILE                                score several on a data set,
                                                                         as it is and as JPEG, and
-                                                                        keep it in docs/results
+                                                                        write the scores to FILE
 
 START and TUNED are files, or names of packaged nets such as asrn-x4. Training on compressed
 photographs from the weights for clean ones loses on clean ones. Between the two networks lie others
@@ -35,7 +35,6 @@ from elasticnet.checkpoint import read_header
 from elasticnet.sr.benchmark import benchmark, load_sets, scale_of, with_compressed
 from elasticnet.training.program import run_program
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
 NOTE = "interpolated"  # in the notes of a file: where it lies
 ROW_ENTRIES = ("data", "network", "depth", "psnr")
 
@@ -142,7 +141,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--jpeg-quality", type=int, nargs="+", default=[], metavar="Q", help="and compressed so"
     )
     parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="default: all")
-    parser.add_argument("--record", metavar="NAME", help="of the JSON file in docs/results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores to it")
     options = parser.parse_args(arguments)
     writes = options.share is not None and options.out is not None
     scores = options.shares is not None and options.data is not None
@@ -166,8 +165,8 @@ def main(options: argparse.Namespace) -> None:
         options.depths,
     )
     print(table(record))
-    if options.record is not None:
-        write_json(RESULTS / f"{options.record}.json", record)
+    if options.json is not None:
+        write_json(options.json, record)
 
 
 def write_interpolated(start: str, tuned: str, share: float, file: Path) -> None:

@@ -25,6 +25,7 @@ def test_every_recipe_is_listed_with_its_first_line(capsys: pytest.CaptureFixtur
         "elastic_gpt",
         "elastic_timm",
         "head_to_head",
+        "interpolate",
         "sr_retrofit",
         "upscale_ray",
         "vit_digits",
@@ -65,7 +66,7 @@ def test_an_unknown_recipe_is_named_with_those_that_exist(
     assert main(["recipes", "copy", "results"]) == 2
     message = (
         "recipe 'results': expected one of asrn_div2k, cnn_digits, elastic_gpt, elastic_timm, "
-        "head_to_head, sr_retrofit, upscale_ray, vit_digits"
+        "head_to_head, interpolate, sr_retrofit, upscale_ray, vit_digits"
     )
     assert message in capsys.readouterr().err
 

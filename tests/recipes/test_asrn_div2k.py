@@ -444,6 +444,7 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
         "held_out": None,
         "published_split": False,
         "licences": "all",
+        "uncompressed_share": None,
         "track": None,
         "cache": True,
         "cache_dir": None,

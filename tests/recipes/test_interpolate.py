@@ -74,16 +74,16 @@ def test_statistics_of_other_weights_are_refused(recipe: ModuleType) -> None:
 
 
 def test_a_file_says_where_it_lies_and_scores_as_it_was_found(
-    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: ModuleType, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(recipe, "RESULTS", tmp_path)
+    scores_file = tmp_path / "shares.json"
     folder = small_photos(tmp_path / "photos", num_photos=2, height=32, width=40)
     start, tuned, half = (tmp_path / f"{name}.safetensors" for name in ("start", "tuned", "half"))
     elasticnet.save(small_asrn(0), start)
     elasticnet.save(small_asrn(1), tuned, notes={"step": 7})
     recipe.main(recipe.parse([str(start), str(tuned), "--share", "0.5", "--out", str(half)]))
     words = ["--shares", "0", "0.5", "--data", str(folder), "--jpeg-quality", "30"]
-    recipe.main(recipe.parse([str(start), str(tuned), *words, "--record", "shares"]))
+    recipe.main(recipe.parse([str(start), str(tuned), *words, "--json", str(scores_file)]))
 
     assert read_header(half)["notes"]["interpolated"] == {
         "start": "start.safetensors",
@@ -91,7 +91,7 @@ def test_a_file_says_where_it_lies_and_scores_as_it_was_found(
         "share": 0.5,
         "tuned_notes": {"step": 7},
     }
-    rows = json.loads((tmp_path / "shares.json").read_text())["rows"]
+    rows = json.loads(scores_file.read_text())["rows"]
     assert {row["data"] for row in rows} == {"photos", "photos-q30"}
     pairs = load_pairs(folder, 2, progress=False)
     for file, share in ((start, "0"), (half, "0.5")):

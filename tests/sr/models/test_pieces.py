@@ -84,7 +84,8 @@ def test_float32_predictions_differ_by_rounding(scale: int) -> None:
     on_grid, plain = heads(scale, channels=96, hidden=64)
     features = torch.randn(2, 96, 7, 5)
     expected = F.pixel_unshuffle(plain(features), scale)
-    tolerance = 2e-6 * expected.abs().max().item()
+    # measured at scale 1: 2.1e-6 on a processor with AVX2 alone
+    tolerance = 4e-6 * expected.abs().max().item()
     torch.testing.assert_close(on_grid(features), expected, rtol=0, atol=tolerance)
 
 
