@@ -95,13 +95,7 @@ def record_of(
     if photographs.is_file():
         record["photographs"] = licence_counts(json.loads(photographs.read_text(encoding="utf-8")))
     if folders or scores:
-        if machine is None:
-            machine = machines_of(lines)
-        if not machine:
-            raise ValueError(
-                f"{run / 'log.jsonl'} names no machine: say with --machine what trained it"
-            )
-        record["machine"] = machine
+        record["machine"] = machine or machine_of_log(run, lines)
         if scores:
             record["sets"] = rows_of_tables(scores)
         else:
@@ -162,6 +156,16 @@ def machines_of(lines: Iterable[dict[str, Any]]) -> str:
     named = [line["machine"] for line in lines if "machine" in line]
     stays = [machine for machine, _ in groupby(named)]
     return ", then ".join(stays)
+
+
+def machine_of_log(run: Path, lines: Iterable[dict[str, Any]]) -> str:
+    """Return the machines that the log of a run names; raise if there are none."""
+    machine = machines_of(lines)
+    if not machine:
+        raise ValueError(
+            f"{run / 'log.jsonl'} names no machine: say with --machine what trained it"
+        )
+    return machine
 
 
 def scored(weights: Path, options: dict[str, Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
