@@ -1,11 +1,10 @@
 """Go a part of the way from one network's weights to those that were trained from it.
 
-    python recipes/interpolate.py START TUNED --share 0.5 --out FILE    write the network that lies
-                                                                        half of the way
-    python recipes/interpolate.py START TUNED --shares 0 0.25 0.5 0.75 1 --data SET \\
-        --jpeg-quality 30 90 --json FILE                                score several on a data set,
-                                                                        as it is and as JPEG, and
-                                                                        write the scores to FILE
+    python recipes/interpolate.py write START TUNED --share 0.5 --out FILE
+                                                             the network half of the way
+    python recipes/interpolate.py score START TUNED --shares 0 0.25 0.5 0.75 1 --data SET
+                                                             the gain of several on a data set; with
+                                                             --jpeg-quality 30 90 also after JPEG
 
 START and TUNED are files, or names of packaged nets such as asrn-x4. Training on compressed
 photographs from the weights for clean ones loses on clean ones. Between the two networks lie others
@@ -87,6 +86,33 @@ def check_same_layout(before: NetState, after: NetState) -> None:
             )
 
 
+def loaded_pair(start: str, tuned: str) -> tuple[ElasticWrapper, ElasticWrapper]:
+    """Load both networks; raise unless the files describe the same one.
+
+    Weights of the same shapes may belong to another function: a skip, for example, has none.
+
+    Args:
+        start: A file or a packaged net.
+        tuned: The same.
+
+    Raises:
+        ValueError: Their descriptions differ; the message names the first difference.
+    """
+    descriptions: list[dict[str, Any]] = []
+    for source in (start, tuned):
+        header = read_header(source)
+        about = {"architecture": header["architecture"], "taps": header["taps"]}
+        descriptions.append({**about, **(header["arguments"] or {})})
+    of_start, of_tuned = descriptions
+    for name in [*of_tuned, *of_start]:
+        if of_start.get(name) != of_tuned.get(name):
+            raise ValueError(
+                f"{name}: {of_start.get(name)!r} in {start} and {of_tuned.get(name)!r} in {tuned}: "
+                "expected two networks of the same layout, of which one was trained from the other"
+            )
+    return elasticnet.load(start), elasticnet.load(tuned)
+
+
 def scores_on_the_way(
     start: str,
     tuned: str,
@@ -107,7 +133,7 @@ def scores_on_the_way(
     """
     nets: list[tuple[str, ElasticWrapper]] = []
     for share in shares:
-        net = interpolated(elasticnet.load(start), elasticnet.load(tuned), share)
+        net = interpolated(*loaded_pair(start, tuned), share)
         nets.append((f"{share:g}", net.eval()))
     sets = with_compressed(load_sets(folders, [scale_of(nets[0][1])]), qualities)
     result = benchmark(nets, sets, depths=depths, costs=False, progress=True)
@@ -115,48 +141,34 @@ def scores_on_the_way(
     return {"start": Path(start).name, "tuned": Path(tuned).name, "rows": rows}
 
 
-def table(record: dict[str, Any]) -> str:
+def table(scores: dict[str, Any]) -> str:
     """Return gains over bicubic interpolation as lines of text: a share and a set in each."""
-    bicubic = {row["data"]: row["psnr"] for row in record["rows"] if row["depth"] is None}
+    bicubic = {row["data"]: row["psnr"] for row in scores["rows"] if row["depth"] is None}
     gains: dict[tuple[str, str], list[str]] = {}
-    for row in record["rows"]:
+    for row in scores["rows"]:
         if row["depth"] is not None:
             cells = gains.setdefault((row["data"], row["network"]), [])
             cells.append(f"depth {row['depth']} {row['psnr'] - bicubic[row['data']]:+.2f}")
     return "\n".join(f"{data}, share {share}: {', '.join(c)}" for (data, share), c in gains.items())
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options of a command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("start", metavar="START", help="file or packaged net that was trained on")
-    parser.add_argument("tuned", metavar="TUNED", help="file or packaged net that came of it")
-    parser.add_argument("--share", type=float, help="how much of the way: 0 is START, 1 is TUNED")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="with --share: what to write")
-    parser.add_argument("--shares", type=float, nargs="+", metavar="S", help="which to score")
-    parser.add_argument("--data", type=Path, nargs="+", metavar="SET", help="on these data sets")
-    parser.add_argument(
-        "--jpeg-quality", type=int, nargs="+", default=[], metavar="Q", help="and compressed so"
-    )
-    parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="default: all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all scores to it")
-    options = parser.parse_args(arguments)
-    writes = options.share is not None and options.out is not None
-    scores = options.shares is not None and options.data is not None
-    if writes == scores:
-        parser.error("expected either --share and --out, or --shares and --data")
-    return options
+def write(options: argparse.Namespace) -> None:
+    """Write the network a part of the way; the notes of the file say where it lies."""
+    net = interpolated(*loaded_pair(options.start, options.tuned), options.share)
+    note = {
+        "start": Path(options.start).name,
+        "tuned": Path(options.tuned).name,
+        "share": options.share,
+        # of a training its step and its scores, which are not those of what is written here
+        "tuned_notes": dict(read_header(options.tuned)["notes"]),
+    }
+    elasticnet.save(net, options.out, notes={NOTE: note})
+    print(f"written: {options.out}")
 
 
-def main(options: argparse.Namespace) -> None:
-    """Write one network, or score several."""
-    if options.share is not None:
-        write_interpolated(options.start, options.tuned, options.share, options.out)
-        print(f"written: {options.out}")
-        return
-    record = scores_on_the_way(
+def score(options: argparse.Namespace) -> None:
+    """Print what several networks on the way gain, and write their scores to a file."""
+    scores = scores_on_the_way(
         options.start,
         options.tuned,
         options.shares,
@@ -164,22 +176,48 @@ def main(options: argparse.Namespace) -> None:
         options.jpeg_quality,
         options.depths,
     )
-    print(table(record))
+    print(table(scores))
     if options.json is not None:
-        write_json(options.json, record)
+        write_json(options.json, scores)
 
 
-def write_interpolated(start: str, tuned: str, share: float, file: Path) -> None:
-    """Write the network a part of the way; the notes of the file say where it lies."""
-    net = interpolated(elasticnet.load(start), elasticnet.load(tuned), share)
-    note = {
-        "start": Path(start).name,
-        "tuned": Path(tuned).name,
-        "share": share,
-        # of a training its step and its scores, which are not those of what is written here
-        "tuned_notes": dict(read_header(tuned)["notes"]),
-    }
-    elasticnet.save(net, file, notes={NOTE: note})
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="write|score")
+    writing = commands.add_parser("write", help="write the network a part of the way")
+    writing.set_defaults(run=write)
+    scoring = commands.add_parser("score", help="score several networks on the way")
+    scoring.set_defaults(run=score)
+    for command in (writing, scoring):
+        command.add_argument("start", metavar="START", help="file or packaged net trained on")
+        command.add_argument("tuned", metavar="TUNED", help="file or packaged net that came of it")
+    writing.add_argument(
+        "--share", type=float, required=True, help="how much of the way: 0 is START, 1 is TUNED"
+    )
+    writing.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
+    scoring.add_argument("--shares", type=float, nargs="+", required=True, metavar="S")
+    scoring.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="SET", help="folders of images"
+    )
+    scoring.add_argument(
+        "--jpeg-quality",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="Q",
+        help="score LR images also after JPEG of these qualities, 1 to 100",
+    )
+    scoring.add_argument("--depths", type=int, nargs="+", metavar="N", help="default: all")
+    scoring.add_argument("--json", type=Path, metavar="FILE", help="also write all scores to it")
+    return parser.parse_args(arguments)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Write one network, or score several."""
+    options.run(options)
 
 
 if __name__ == "__main__":

@@ -81,9 +81,11 @@ def test_a_file_says_where_it_lies_and_scores_as_it_was_found(
     start, tuned, half = (tmp_path / f"{name}.safetensors" for name in ("start", "tuned", "half"))
     elasticnet.save(small_asrn(0), start)
     elasticnet.save(small_asrn(1), tuned, notes={"step": 7})
-    recipe.main(recipe.parse([str(start), str(tuned), "--share", "0.5", "--out", str(half)]))
+    recipe.main(
+        recipe.parse(["write", str(start), str(tuned), "--share", "0.5", "--out", str(half)])
+    )
     words = ["--shares", "0", "0.5", "--data", str(folder), "--jpeg-quality", "30"]
-    recipe.main(recipe.parse([str(start), str(tuned), *words, "--json", str(scores_file)]))
+    recipe.main(recipe.parse(["score", str(start), str(tuned), *words, "--json", str(scores_file)]))
 
     assert read_header(half)["notes"]["interpolated"] == {
         "start": "start.safetensors",
@@ -106,10 +108,28 @@ def test_a_file_says_where_it_lies_and_scores_as_it_was_found(
         assert found == pytest.approx(scores)
 
 
-@pytest.mark.parametrize("words", [[], ["--share", "0.5"], ["--shares", "1"], ["--data", "x"]])
+def test_networks_of_equal_shapes_and_another_function_are_refused(
+    recipe: ModuleType, tmp_path: Path
+) -> None:
+    start, tuned = tmp_path / "start.safetensors", tmp_path / "tuned.safetensors"
+    elasticnet.save(small_asrn(0), start)
+    elasticnet.save(asrn(2, 2, 8), tuned)  # the skip has no weights
+    with pytest.raises(ValueError, match=r"skip: 'bicubic' in .* and None in .*: expected two net"):
+        recipe.loaded_pair(str(start), str(tuned))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "write|score"),
+        (["write", "a", "b", "--share", "0.5"], "--out"),
+        (["score", "a", "b", "--shares", "1"], "--data"),
+        (["write", "a", "b", "--share", "1", "--out", "c", "--data", "d"], "unrecognized"),
+    ],
+)
 def test_half_of_a_command_is_refused(
-    recipe: ModuleType, capsys: pytest.CaptureFixture[str], words: list[str]
+    recipe: ModuleType, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit):
-        recipe.parse(["a", "b", *words])
-    assert "expected either --share and --out, or --shares and --data" in capsys.readouterr().err
+        recipe.parse(words)
+    assert message in capsys.readouterr().err
