@@ -20,6 +20,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,7 @@ from elasticnet.distillation_losses import (
     check_is_function,
     checked_loss,
     cosine_distance,
+    squared_unit_distance,
     unit_distance,
 )
 from elasticnet.loss_weights import Weight, checked_weight
@@ -183,14 +185,14 @@ def progressive_distillation(
     teachers = _teacher_of_each(taps, taught, teacher)
     if students is None:
         students = range(len(taps) - 1)
-    loss = taps[0].values.new_zeros(())
+    pairs: list[_Pair] = []
     for student in students:
         target = teachers[student]
         if detach:
             # A new tuple: the compiler of PyTorch 2.6 cannot look into `_replace`.
             target = _Compared(target.values.detach(), mask=target.mask)
-        loss = loss + _distance(taps[student], target, of, compare)
-    return loss
+        pairs.append(_Pair(taps[student], target))
+    return _sum_over_pairs(pairs, of, compare, zero=taps[0].values.new_zeros(()))
 
 
 class _Compared(NamedTuple):
@@ -203,6 +205,52 @@ class _Compared(NamedTuple):
 
     values: Tensor
     mask: Tensor | None
+
+
+class _Pair(NamedTuple):
+    """A student and its teacher."""
+
+    student: _Compared
+    teacher: _Compared
+
+
+_MEANS_OF_MAPS = (unit_distance, squared_unit_distance)
+"""Comparisons that are a mean over samples, each of which is compared by itself."""
+
+
+def _sum_over_pairs(pairs: list[_Pair], of: str, compare: Comparison, zero: Tensor) -> Tensor:
+    """Return the sum of the pairs' distances, at once where they can be joined."""
+    if of == "maps" and compare in _MEANS_OF_MAPS and _can_be_joined(pairs):
+        return len(pairs) * _distance(_joined(pairs), of, compare)
+    total = zero
+    for pair in pairs:
+        total = total + _distance(pair, of, compare)
+    return total
+
+
+def _can_be_joined(pairs: list[_Pair]) -> bool:
+    """Return whether several pairs can be compared as one batch."""
+    if len(pairs) < 2:
+        return False
+    first = pairs[0].student.values
+    for compared in chain.from_iterable(pairs):
+        values = compared.values
+        if compared.mask is not None or values.shape != first.shape:
+            return False
+        if values.dtype != first.dtype or values.device != first.device:
+            return False
+    return True
+
+
+def _joined(pairs: list[_Pair]) -> _Pair:
+    """Return the maps of several pairs (b, *positions) as one pair (pairs b, *positions).
+
+    Maps are small, so that what comparing them costs is the number of operations. The mean over
+    this batch, times the number of pairs, is the sum of the pairs' means.
+    """
+    students = torch.cat([pair.student.values for pair in pairs])
+    teachers = torch.cat([pair.teacher.values for pair in pairs])
+    return _Pair(_Compared(students, mask=None), _Compared(teachers, mask=None))
 
 
 def _teacher_of_each(
@@ -350,12 +398,8 @@ def attention_distance(
         )
     _check_mask_of_map(student_mask, student)
     _check_mask_of_map(teacher_mask, teacher)
-    return _distance(
-        _Compared(student, student_mask),
-        _Compared(teacher, teacher_mask),
-        of="maps",
-        compare=compare,
-    )
+    pair = _Pair(_Compared(student, student_mask), _Compared(teacher, teacher_mask))
+    return _distance(pair, of="maps", compare=compare)
 
 
 def feature_distance(
@@ -633,8 +677,9 @@ def _channels_first(features: Tensor, layout: str, prefix_tokens: int) -> Tensor
     return channels_first
 
 
-def _distance(student: _Compared, teacher: _Compared, of: str, compare: Comparison) -> Tensor:
+def _distance(pair: _Pair, of: str, compare: Comparison) -> Tensor:
     """Return what a comparison says; the finer one is pooled to the other's resolution first."""
+    student, teacher = pair
     first_position = 1 if of == "maps" else 2  # the axis
     student_sides = student.values.shape[first_position:]
     teacher_sides = teacher.values.shape[first_position:]

@@ -373,6 +373,8 @@ def _unit_difference(student: Tensor, teacher: Tensor, mask: Tensor | None, eps:
 def _unit(maps: Tensor, eps: float) -> Tensor:
     """Flatten maps to (b, number of positions), each divided by its L2 norm, or eps if larger."""
     flat = maps.flatten(start_dim=1)
+    if not flat.requires_grad:  # A teacher: the same values, in fewer operations.
+        return F.normalize(flat, dim=1, eps=eps)
     is_small = _vector_norm(flat.detach()) < eps  # (b, 1)
     return flat / _norm_unless(is_small, flat, otherwise=eps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -223,6 +224,42 @@ def test_a_loss_is_the_sum_of_the_distances_to_each_tap_s_teacher(
             )
         expected += of_pair.item()
     assert actual.item() == pytest.approx(expected, abs=1e-12)
+
+
+@given(
+    st.lists(st.sampled_from([4, 6]), min_size=2, max_size=5),
+    st.sampled_from([unit_distance, squared_unit_distance]),
+    st.sampled_from(TEACHERS),
+    st.booleans(),
+)
+def test_gradients_are_those_of_one_distance_after_the_other(
+    sides: list[int], compare: Comparison, teacher: str, detach: bool
+) -> None:
+    def gradients(join: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        features = [torch.randn(2, 3, side, side, dtype=torch.float64) for side in sides]
+        for each in features:
+            each.requires_grad_()
+        own = compare if join else partial(compare, eps=1e-4)  # as a function of a user's
+        loss = progressive_distillation(features, compare=own, teacher=teacher, detach=detach)
+        loss.backward()
+        return [torch.zeros(()) if each.grad is None else each.grad for each in features]
+
+    for joined, one_by_one in zip(gradients(join=True), gradients(join=False), strict=True):
+        torch.testing.assert_close(joined, one_by_one, rtol=1e-12, atol=1e-14)
+
+
+def test_a_comparison_of_ones_own_is_given_one_pair_at_a_time() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def largest(student: Tensor, teacher: Tensor) -> Tensor:  # no mean over the samples
+        shapes.append(tuple(student.shape))
+        return (student - teacher).abs().max()
+
+    features = [torch.full((2, 1, 3, 3), value) for value in (1.0, 2.0, 5.0)]
+    loss = progressive_distillation(features, compare=largest)
+    assert loss.item() == 1 + 3
+    assert shapes == [(2, 3, 3), (2, 3, 3)]
 
 
 @pytest.mark.parametrize(("of", "compare"), FORMS)
