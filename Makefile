@@ -6,6 +6,9 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
+# Tests start many processes, and pytest rewrites each file of tests: both are fast with what Python has kept compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-page test test-slow test-frameworks test-runtimes lint docs dist format clean
 
