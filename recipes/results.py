@@ -877,6 +877,26 @@ def digits_sweep(records: Records) -> str:
     return table(lines)
 
 
+def language_sweep(records: Records) -> str:
+    """Forms and weights of the self-distillation of a language model, beside DSL alone."""
+    of_dsl = records["gpt-psd-dsl"]["table"]["bits_per_byte"]["elastic"]
+    lines = [["form", "λ", "share of the gradient", *(f"depth {depth}" for depth in of_dsl)]]
+    lines.append(["none (DSL), bits", "0", "0", *(f"{bits:.3f}" for bits in of_dsl.values())])
+    rows = [("none (DSL), seed 1", records["gpt-psd-dsl-seed1"])]
+    for form in ("norm", "squared", "power2", "cosine"):
+        of_form = [each for name, each in records.items() if name.startswith(f"gpt-psd-{form}-")]
+        of_form.sort(key=lambda record: record["options"]["psd_weight"])
+        rows += [(form, record) for record in of_form]
+    for label, record in rows:
+        bits = record["table"]["bits_per_byte"]["elastic"]
+        share = f"{100 * fmean(record['psd_shares']):.1f} %"
+        if record["options"]["psd_weight"] == 0:
+            share = "0"
+        differences = [f"{bits[depth] - of_dsl[depth]:+.3f}" for depth in of_dsl]
+        lines.append([label, f"{record['options']['psd_weight']:g}", share, *differences])
+    return table(lines)
+
+
 def cnn_factors(records: Records) -> str:
     """A convolutional network on digits: what each change does to an elastic one."""
     lines = [
@@ -1769,6 +1789,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "studies/head_to_head.md": (head_to_head,),
     "studies/adaptive_tiles.md": (adaptive_tiles,),
     "guides/vit_digits.md": (digits_sweep,),
+    "guides/language_models.md": (language_sweep,),
     "guides/cnn_digits.md": (cnn_factors,),
     "guides/exits.md": (measured_exits,),
     "models.md": (replaced, compressed, between, cards),
