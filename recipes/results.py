@@ -856,13 +856,19 @@ def spread_cell(value: Mapping[str, Any], form: str = ".1f") -> str:
     return f"{value['mean']:{form}} ± {value['spread']:.1f}"
 
 
-def digits_sweep(records: Records) -> str:
-    """Forms and weights of the self-distillation on digits, beside deep supervision alone."""
+def sweep_by_form(records: Records, prefix: str) -> list[tuple[str, Record]]:
+    """Return each record of a sweep of self-distillation behind its form, by rising weight."""
     found: list[tuple[str, Record]] = []
     for form in ("norm", "squared", "power2", "cosine"):
-        of_form = [each for name, each in records.items() if name.startswith(f"digits-psd-{form}-")]
+        of_form = [each for name, each in records.items() if name.startswith(f"{prefix}-{form}-")]
         of_form.sort(key=lambda record: record["options"]["psd_weight"])
         found += [(form, record) for record in of_form]
+    return found
+
+
+def digits_sweep(records: Records) -> str:
+    """Forms and weights of the self-distillation on digits, beside deep supervision alone."""
+    found = sweep_by_form(records, "digits-psd")
     first = found[0][1]["table"]
     depths = list(first["accuracy"]["dsl"])
     lines = [["form", "λ", "share of the gradient", *(f"depth {depth}" for depth in depths)]]
@@ -882,12 +888,8 @@ def language_sweep(records: Records) -> str:
     of_dsl = records["gpt-psd-dsl"]["table"]["bits_per_byte"]["elastic"]
     lines = [["form", "λ", "share of the gradient", *(f"depth {depth}" for depth in of_dsl)]]
     lines.append(["none (DSL), bits", "0", "0", *(f"{bits:.3f}" for bits in of_dsl.values())])
-    rows = [("none (DSL), seed 1", records["gpt-psd-dsl-seed1"])]
-    for form in ("norm", "squared", "power2", "cosine"):
-        of_form = [each for name, each in records.items() if name.startswith(f"gpt-psd-{form}-")]
-        of_form.sort(key=lambda record: record["options"]["psd_weight"])
-        rows += [(form, record) for record in of_form]
-    for label, record in rows:
+    second_seed = ("none (DSL), seed 1", records["gpt-psd-dsl-seed1"])
+    for label, record in [second_seed, *sweep_by_form(records, "gpt-psd")]:
         bits = record["table"]["bits_per_byte"]["elastic"]
         share = f"{100 * fmean(record['psd_shares']):.1f} %"
         if record["options"]["psd_weight"] == 0:
