@@ -50,11 +50,18 @@ def detached_copy(value: Value, memo: dict[int, Any] | None = None) -> Value:
     """
     if memo is None:
         memo = {}
+    replaced = dict(memo)  # before the first try adds what it copied
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # whatever the classes of the user's objects raise
+        memo.clear()
+        memo.update(replaced)
+    # Only now, because looking at every object takes 10 to 40 % as long as copying them.
     for tensor in _computed_tensors(value, memo):
         memo[id(tensor)] = _detached(tensor)
     try:
         return copy.deepcopy(value, memo)
-    except Exception as error:  # whatever the classes of the user's objects raise
+    except Exception as error:
         name = _name_of_what_fails(value) if isinstance(value, nn.Module) else None
         if name is None:
             raise
