@@ -10,6 +10,8 @@ python recipes/record.py NAME RUN --scores FILE...           and the scores in t
 python recipes/record.py NAME RUN --weights FILE ...         and that FILE ships, which lies between
                                                              the start and the best network of the
                                                              run (interpolate.py); it is scored
+python recipes/record.py NAME RUN --after OTHER ...          and the run went on from the end of
+                                                             that of which OTHER.json is the record
 python recipes/record.py NAME --scores FILE...               to the record there is, those scores
 python recipes/record.py NAME --weights FILE --data Urban100 to the record there is, what this file
                                                              of its weights scores on further sets
@@ -45,6 +47,7 @@ RUN_FILES = ("options.json", "log.jsonl", "table.json")  # of a finished run
 LOSSES_BY_DEPTH = "per_depth"  # as the log calls them
 ROW_ENTRIES = ("data", "depth", "parameters", "psnr", "ssim")
 INTERPOLATED = "interpolated"  # in the notes of what interpolate.py writes, and in a record
+AFTER = "after"  # in a record: the name of that of the run whose end this one began with
 DEGRADATION = ("degradation", "blur_sigma", "noise_sigma")
 
 
@@ -293,6 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="FILE",
         help="score this file; with RUN: what interpolate.py made of it",
     )
+    parser.add_argument(
+        "--after", metavar="NAME", help="record of the run whose end this one began with"
+    )
     parser.add_argument("--machine", help="what trained it; default: what its log says")
     parser.add_argument(
         "--presets", action="store_true", help="write what the presets mean, and nothing else"
@@ -304,10 +310,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.data and options.scores:
         parser.error("--data and --scores: expected one of the two")
     if options.run is None:
+        if options.after is not None:
+            parser.error("--after: expected RUN, too, the run that went on")
         add_sets(parser, options)
         return
+    if options.after is not None and options.after == options.name:
+        parser.error(f"--after {options.after}: expected another record than the one to write")
     record = record_of(options.run, options.data, options.machine, options.scores, options.weights)
+    if options.after is not None:
+        record[AFTER] = name_of_record(options.after)
     write_json(RESULTS / f"{options.name}.json", record)
+
+
+def name_of_record(name: str) -> str:
+    """Return the name of a record that there is; raise for another."""
+    if not (RESULTS / f"{name}.json").is_file():
+        raise ValueError(
+            f"--after {name}: there is no {RESULTS / name}.json; record that run first"
+        )
+    return name
 
 
 def add_sets(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

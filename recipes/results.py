@@ -1076,9 +1076,7 @@ def shipped(records: Records) -> str:
         if name in SCALES:  # published methods stand once for each scale
             lines += published_rows(published_methods(published, reprinted, scale))
         parts.append(table(lines))
-        init = record["options"]["init"]
-        start = f", started from {Path(init).stem}" if init else ""
-        parts.append(f"{budget(record)}{start}; GMACs for an output of 1280x720.")
+        parts.append(f"{budget(record)}{beginning(record)}; GMACs for an output of 1280x720.")
         parts.append(f"{set14_note(record, published, scale)}\n")
     authors = [f"{name}: {method['source']}" for name, method in reprinted["methods"].items()]
     parts.append(
@@ -1348,13 +1346,32 @@ def cards(records: Records) -> str:
     """What differs between the packaged files: a model card for each."""
     parts: list[str] = []
     for name, weights in SHIPPED.items():
-        rows = card_rows(name, records[name], records["presets"])
+        rows = card_rows(name, records[name], records["presets"], runs_before(records, name))
         parts.append(f"## `{weights}.safetensors`\n\n{table([['', ''], *rows], left=2)}")
     return "\n".join(parts).rstrip()
 
 
-def card_rows(name: str, record: Record, presets: Presets) -> list[list[str]]:
-    """Return the rows of one model card."""
+def beginning(record: Record) -> str:
+    """Return what a run began with, to follow its budget; nothing for random weights."""
+    if "after" in record:
+        return f", started from the end of {record['after']}"
+    init = record["options"]["init"]
+    return f", started from {Path(init).stem}" if init else ""
+
+
+def runs_before(records: Records, name: str) -> Records:
+    """Return the records of the runs that a run went on from, the first run first."""
+    before: Records = {}
+    while "after" in records[name]:
+        name = records[name]["after"]
+        before = {name: records[name], **before}
+    return before
+
+
+def card_rows(
+    name: str, record: Record, presets: Presets, before: Records | None = None
+) -> list[list[str]]:
+    """Return the rows of one model card; `before` holds the runs that its run went on from."""
     options = record["options"]
     skip = "" if options["skip"] == "none" else f", skip {options['skip']}"
     network = f"ASRN x{options['scale']}, {options['num_blocks']} blocks of {options['channels']}"
@@ -1376,6 +1393,10 @@ def card_rows(name: str, record: Record, presets: Presets) -> list[list[str]]:
         [
             "Set5 PSNR-Y by depth (dB)",
             f"{scores}; [every number](studies/packaged.md)",
+        ],
+        *[
+            ["went on from", f"[{each}.json](results/{each}.json): {budget(run)}"]
+            for each, run in (before or {}).items()
         ],
         ["budget", f"{budget(record)}; {hours:.1f} hours"],
         ["kept", kept],

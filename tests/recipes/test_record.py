@@ -331,3 +331,22 @@ def test_weights_between_two_networks_are_scored_and_say_where_they_lie(record, 
     assert kept["sets"][1]["psnr"] == evaluate(net, load_pairs(data, 2))[1].psnr
     with pytest.raises(ValueError, match=r"expected what recipes/interpolate\.py made of its best"):
         record.main(["new", str(run), "--weights", str(run / "best.safetensors")])
+
+
+def test_a_run_that_went_on_from_another_names_its_record(record, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "options.json").write_text(json.dumps({"degradation": "photo"}))
+    (run / "log.jsonl").write_text(json.dumps({"step": 1, "machine": "a computer"}) + "\n")
+    (run / "table.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"--after first: there is no .*first\.json; record that"):
+        record.main(["second", str(run), "--after", "first"])
+    record.main(["first", str(run)])
+    record.main(["second", str(run), "--after", "first"])
+
+    assert json.loads((tmp_path / "second.json").read_text())["after"] == "first"
+    assert "after" not in json.loads((tmp_path / "first.json").read_text())
+    for words in (["second", "--after", "first"], ["first", str(run), "--after", "first"]):
+        with pytest.raises(SystemExit):
+            record.main(words)
+        assert "error: --after" in capsys.readouterr().err

@@ -523,6 +523,22 @@ def test_a_card_says_between_which_networks_the_weights_lie(results):
     assert "of the way" not in dict(results.card_rows("x4", record, presets()))["kept"]
 
 
+def test_a_card_names_the_runs_that_its_run_went_on_from(results):
+    record = a_record() | {"machine": "a computer"}
+    records = {
+        "first": record,
+        "second": record | {"after": "first"},
+        "third": record | {"after": "second"},
+    }
+    before = results.runs_before(records, "third")
+    rows = results.card_rows("third", records["third"], presets(), before)
+    named = [cell for word, cell in rows if word == "went on from"]
+    steps = results.budget(record)
+    assert named == [f"[{name}.json](results/{name}.json): {steps}" for name in ("first", "second")]
+    assert results.runs_before(records, "first") == {}
+    assert results.beginning(records["third"]) == ", started from the end of second"
+
+
 def test_networks_stand_beside_those_that_they_replaced(results):
     held_out = ("structures_valid", "train_valid10")
     records = {}
