@@ -6,6 +6,8 @@
                                                              the gain of several on a data set; with
                                                              --jpeg-quality 30 90 also after JPEG
 
+With --head-share 1 the shared head is that of TUNED, whatever the share of all other weights.
+
 START and TUNED are files, or names of packaged nets such as asrn-x4. Training on compressed
 photographs from the weights for clean ones loses on clean ones. Between the two networks lie others
 that have most of the gain for a part of the loss, at no further training: see "Deep Network
@@ -40,20 +42,25 @@ ROW_ENTRIES = ("data", "network", "depth", "psnr")
 NetState = Mapping[str, Tensor]
 
 
-def interpolated(start: ElasticWrapper, tuned: ElasticWrapper, share: float) -> ElasticWrapper:
+def interpolated(
+    start: ElasticWrapper, tuned: ElasticWrapper, share: float, head_share: float | None = None
+) -> ElasticWrapper:
     """Return the network a part of the way from one to another.
 
     Args:
         start: One network.
         tuned: The other one, of the same layout. It gets the weights, and is returned.
         share: How much of the way: 0 is `start`, 1 is `tuned`.
+        head_share: The same for the shared head; None: as `share`.
 
     Raises:
-        ValueError: The share is not from 0 to 1, names or shapes differ, or there is batch
+        ValueError: A share is not from 0 to 1, names or shapes differ, or there is batch
             normalization, whose statistics do not lie on the way.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share {share}: expected a number from 0 (START) to 1 (TUNED)")
+    of_head = share if head_share is None else head_share
+    for name, number in (("share", share), ("head share", of_head)):
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} {number}: expected a number from 0 (START) to 1 (TUNED)")
     for module in tuned.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
@@ -65,8 +72,9 @@ def interpolated(start: ElasticWrapper, tuned: ElasticWrapper, share: float) -> 
     state: dict[str, Tensor] = {}
     for name, tensor in after.items():
         if tensor.is_floating_point():
+            part = of_head if name.startswith("head.") else share
             # in float64, so that a share of 0 or 1 gives the bits of its end
-            way = before[name].double() * (1 - share) + tensor.double() * share
+            way = before[name].double() * (1 - part) + tensor.double() * part
             state[name] = way.to(tensor.dtype)
         else:
             state[name] = tensor
@@ -117,6 +125,7 @@ def scores_on_the_way(
     start: str,
     tuned: str,
     shares: Sequence[float],
+    head_share: float | None,
     folders: Sequence[Path],
     qualities: Sequence[int],
     depths: Sequence[int] | None,
@@ -127,18 +136,22 @@ def scores_on_the_way(
         start: A file or a packaged net.
         tuned: The same.
         shares: How much of the way.
+        head_share: The same for the shared head; None: as each share.
         folders: Data sets.
         qualities: Of JPEG, at which LR images are scored beside those that are not compressed.
         depths: Which ones; None for all.
     """
     nets: list[tuple[str, ElasticWrapper]] = []
     for share in shares:
-        net = interpolated(*loaded_pair(start, tuned), share)
+        net = interpolated(*loaded_pair(start, tuned), share, head_share)
         nets.append((f"{share:g}", net.eval()))
     sets = with_compressed(load_sets(folders, [scale_of(nets[0][1])]), qualities)
     result = benchmark(nets, sets, depths=depths, costs=False, progress=True)
     rows = [{name: getattr(row, name) for name in ROW_ENTRIES} for row in result.rows]
-    return {"start": Path(start).name, "tuned": Path(tuned).name, "rows": rows}
+    scores: dict[str, Any] = {"start": Path(start).name, "tuned": Path(tuned).name, "rows": rows}
+    if head_share is not None:
+        scores["head_share"] = head_share
+    return scores
 
 
 def table(scores: dict[str, Any]) -> str:
@@ -154,14 +167,17 @@ def table(scores: dict[str, Any]) -> str:
 
 def write(options: argparse.Namespace) -> None:
     """Write the network a part of the way; the notes of the file say where it lies."""
-    net = interpolated(*loaded_pair(options.start, options.tuned), options.share)
-    note = {
+    pair = loaded_pair(options.start, options.tuned)
+    net = interpolated(*pair, options.share, options.head_share)
+    note: dict[str, Any] = {
         "start": Path(options.start).name,
         "tuned": Path(options.tuned).name,
         "share": options.share,
         # of a training its step and its scores, which are not those of what is written here
         "tuned_notes": dict(read_header(options.tuned)["notes"]),
     }
+    if options.head_share is not None:
+        note["head_share"] = options.head_share
     elasticnet.save(net, options.out, notes={NOTE: note})
     print(f"written: {options.out}")
 
@@ -172,6 +188,7 @@ def score(options: argparse.Namespace) -> None:
         options.start,
         options.tuned,
         options.shares,
+        options.head_share,
         options.data,
         options.jpeg_quality,
         options.depths,
@@ -194,6 +211,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     for command in (writing, scoring):
         command.add_argument("start", metavar="START", help="file or packaged net trained on")
         command.add_argument("tuned", metavar="TUNED", help="file or packaged net that came of it")
+        command.add_argument(
+            "--head-share",
+            type=float,
+            metavar="S",
+            help="that of the shared head; default: the same",
+        )
     writing.add_argument(
         "--share", type=float, required=True, help="how much of the way: 0 is START, 1 is TUNED"
     )

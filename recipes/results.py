@@ -1388,6 +1388,8 @@ def card_rows(
             f"; what ships lies [{way['share']:.0%} of the way](training.md#between-two-networks) "
             f"to it from `{way['start']}`"
         )
+        if "head_share" in way:
+            kept += f", its head {way['head_share']:.0%}"
     return [
         ["network", f"{network}{skip}"],
         [

@@ -32,21 +32,29 @@ def small_asrn(seed: int, num_blocks: int = 2) -> ElasticWrapper:
     return asrn(2, num_blocks, 8, skip="bicubic")
 
 
-@given(share=st.floats(0, 1), num_blocks=st.integers(1, 3))
-def test_every_weight_lies_on_the_line(recipe: ModuleType, share: float, num_blocks: int) -> None:
+@given(
+    share=st.floats(0, 1),
+    head_share=st.none() | st.floats(0, 1),
+    num_blocks=st.integers(1, 3),
+)
+def test_every_weight_lies_on_the_line(
+    recipe: ModuleType, share: float, head_share: float | None, num_blocks: int
+) -> None:
     start, tuned = small_asrn(0, num_blocks), small_asrn(1, num_blocks)
     ends = [
         {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
         for net in (start, tuned)
     ]
-    net = recipe.interpolated(start, tuned, share)
+    net = recipe.interpolated(start, tuned, share, head_share)
+    of_head = {id(weight) for weight in net.head.parameters()}
     for name, weight in net.named_parameters():
+        part = head_share if head_share is not None and id(weight) in of_head else share
         before, after = ends[0][name].numpy(), ends[1][name].numpy()
-        expected = before.astype("float64") + share * (after.astype("float64") - before)
+        expected = before.astype("float64") + part * (after.astype("float64") - before)
         torch.testing.assert_close(weight.detach().double(), torch.from_numpy(expected))
-        if share == 0:
+        if part == 0:
             assert torch.equal(weight, ends[0][name])
-        if share == 1:
+        if part == 1:
             assert torch.equal(weight, ends[1][name])
 
 
@@ -62,6 +70,27 @@ def test_networks_of_other_layouts_are_refused(recipe: ModuleType) -> None:
 def test_a_share_outside_of_the_way_is_refused(recipe: ModuleType, share: float) -> None:
     with pytest.raises(ValueError, match=f"share {share}: expected a number from 0"):
         recipe.interpolated(small_asrn(0), small_asrn(1), share)
+    with pytest.raises(ValueError, match=f"head share {share}: expected a number from 0"):
+        recipe.interpolated(small_asrn(0), small_asrn(1), 0.5, head_share=share)
+
+
+def test_a_share_of_its_own_for_the_head_is_noted(recipe: ModuleType, tmp_path: Path) -> None:
+    start, tuned, net = (tmp_path / f"{name}.safetensors" for name in ("start", "tuned", "net"))
+    folder = small_photos(tmp_path / "photos", num_photos=1, height=32, width=40)
+    elasticnet.save(small_asrn(0), start)
+    elasticnet.save(small_asrn(1), tuned)
+    pair = [str(start), str(tuned), "--head-share", "1"]
+    recipe.main(recipe.parse(["write", *pair, "--share", "0.5", "--out", str(net)]))
+    scores_file = tmp_path / "shares.json"
+    words = ["--shares", "0.5", "--data", str(folder), "--json", str(scores_file)]
+    recipe.main(recipe.parse(["score", *pair, *words]))
+
+    assert read_header(net)["notes"]["interpolated"]["head_share"] == 1
+    scores = json.loads(scores_file.read_text())
+    assert scores["head_share"] == 1
+    expected = evaluate(elasticnet.load(net), load_pairs(folder, 2, progress=False))
+    found = {row["depth"]: row["psnr"] for row in scores["rows"] if row["depth"] is not None}
+    assert found == pytest.approx({depth: score.psnr for depth, score in expected.items()})
 
 
 def test_statistics_of_other_weights_are_refused(recipe: ModuleType) -> None:
