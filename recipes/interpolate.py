@@ -144,14 +144,16 @@ def scores_on_the_way(
     nets: list[tuple[str, ElasticWrapper]] = []
     for share in shares:
         net = interpolated(*loaded_pair(start, tuned), share, head_share)
-        nets.append((f"{share:g}", net.eval()))
+        nets.append((way_name(share, head_share), net.eval()))
     sets = with_compressed(load_sets(folders, [scale_of(nets[0][1])]), qualities)
     result = benchmark(nets, sets, depths=depths, costs=False, progress=True)
     rows = [{name: getattr(row, name) for name in ROW_ENTRIES} for row in result.rows]
-    scores: dict[str, Any] = {"start": Path(start).name, "tuned": Path(tuned).name, "rows": rows}
-    if head_share is not None:
-        scores["head_share"] = head_share
-    return scores
+    return {"start": Path(start).name, "tuned": Path(tuned).name, "rows": rows}
+
+
+def way_name(share: float, head_share: float | None) -> str:
+    """Return how tables name the network at a share of the way."""
+    return f"{share:g}" if head_share is None else f"{share:g}, head {head_share:g}"
 
 
 def table(scores: dict[str, Any]) -> str:

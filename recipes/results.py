@@ -1378,6 +1378,8 @@ def card_rows(
     scores = " ".join(decibels(score(record, "Set5", depth) for depth in depths_of(record)))
     hours = record["scores"][-1]["seconds"] / 3600
     best = max(record["scores"], key=lambda line: sum(line["psnr"].values()))
+    if "after" in record:  # where a repetition of the earlier run, under its record's name, writes
+        options = options | {"init": f"runs/{record['after']}/best.safetensors"}
     photographs: list[list[str]] = []
     if "photographs" in record:  # runs on photographs whose terms are known
         photographs.append(["photographs", licence_line(record["photographs"])])
@@ -1434,7 +1436,9 @@ def between(records: Records) -> str:
     """Gains of networks between the weights for clean photographs and for compressed ones."""
     parts: list[str] = []
     for scale in ("x2", "x4"):
-        rows = records[f"photo-shares-{scale}"]["rows"]
+        rows: list[dict[str, Any]] = records[f"photo-shares-{scale}"]["rows"]
+        # those with a share of its own for the head, where some were scored
+        rows = rows + records.get(f"photo-shares-{scale}-head", {"rows": []})["rows"]
         start = {row["data"]: row["psnr"] for row in rows if row["depth"] is None}
         header = [f"{scale}, share"]
         cells: dict[str, list[str]] = {}  # by share

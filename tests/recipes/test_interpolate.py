@@ -74,7 +74,9 @@ def test_a_share_outside_of_the_way_is_refused(recipe: ModuleType, share: float)
         recipe.interpolated(small_asrn(0), small_asrn(1), 0.5, head_share=share)
 
 
-def test_a_share_of_its_own_for_the_head_is_noted(recipe: ModuleType, tmp_path: Path) -> None:
+def test_a_share_of_its_own_for_the_head_is_noted(
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start, tuned, net = (tmp_path / f"{name}.safetensors" for name in ("start", "tuned", "net"))
     folder = small_photos(tmp_path / "photos", num_photos=1, height=32, width=40)
     elasticnet.save(small_asrn(0), start)
@@ -86,8 +88,9 @@ def test_a_share_of_its_own_for_the_head_is_noted(recipe: ModuleType, tmp_path: 
     recipe.main(recipe.parse(["score", *pair, *words]))
 
     assert read_header(net)["notes"]["interpolated"]["head_share"] == 1
+    assert "photos, share 0.5, head 1: depth 1 " in capsys.readouterr().out
     scores = json.loads(scores_file.read_text())
-    assert scores["head_share"] == 1
+    assert {row["network"] for row in scores["rows"]} == {"bicubic", "0.5, head 1"}
     expected = evaluate(elasticnet.load(net), load_pairs(folder, 2, progress=False))
     found = {row["depth"]: row["psnr"] for row in scores["rows"] if row["depth"] is not None}
     assert found == pytest.approx({depth: score.psnr for depth, score in expected.items()})

@@ -507,7 +507,12 @@ def test_networks_between_two_others_stand_in_the_order_of_their_shares(results)
             for depth in (1, 2, 3, 4, 5):
                 psnr = start + depth / 10 + float(share)
                 rows.append({"data": data, "network": share, "depth": depth, "psnr": psnr})
-    table = results.between({f"photo-shares-{scale}": {"rows": rows} for scale in ("x2", "x4")})
+    records = {f"photo-shares-{scale}": {"rows": rows} for scale in ("x2", "x4")}
+    names = {"0": "0.3, head 1", "0.5": "0.6, head 1", "bicubic": "bicubic"}
+    renamed = [row | {"network": names[row["network"]]} for row in rows]
+    table = results.between(records | {"photo-shares-x2-head": {"rows": renamed}})
+    assert table.count("head 1") == 2
+    assert "| 0.6, head 1 | +0.60 | +0.80 | +1.00 | +0.60 | +0.80 | +1.00 |" in table
     header = "not compressed, depth 1 | not compressed, depth 3 | not compressed, depth 5"
     assert f"| x2, share | {header} | quality 30, depth 1 |" in table
     assert "| 0.5 | +0.60 | +0.80 | +1.00 | +0.60 | +0.80 | +1.00 |" in table
@@ -538,6 +543,7 @@ def test_a_card_names_the_runs_that_its_run_went_on_from(results):
     named = [cell for word, cell in rows if word == "went on from"]
     steps = results.budget(record)
     assert named == [f"[{name}.json](results/{name}.json): {steps}" for name in ("first", "second")]
+    assert "--init runs/second/best.safetensors" in dict(rows)["command"]
     assert results.runs_before(records, "first") == {}
     assert results.beginning(records["third"]) == ", started from the end of second"
 
