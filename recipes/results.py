@@ -1432,6 +1432,21 @@ def compressed(records: Records) -> str:
     return "\n".join(parts).rstrip()
 
 
+def behind(records: Records) -> str:
+    """What the networks for compressed images lose on images that are not compressed, by depth."""
+    lines: list[list[str]] = []
+    for scale in ("x2", "x4"):
+        clean, photo = records[scale], records[f"{scale}-photo"]
+        depths = depths_of(photo)
+        if not lines:
+            lines.append(["not compressed (dB)", "", *depth_headers(depths)])
+        for data in (*SETS, "Urban100"):
+            losses = [score(photo, data, depth) - score(clean, data, depth) for depth in depths]
+            cells = [f"{loss:+.3f}" for loss in losses]
+            lines.append([f"`asrn-{scale}:photo` less `asrn-{scale}`", data, *cells])
+    return table(lines, left=2)
+
+
 def between(records: Records) -> str:
     """Gains of networks between the weights for clean photographs and for compressed ones."""
     parts: list[str] = []
@@ -1821,7 +1836,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "guides/language_models.md": (language_sweep,),
     "guides/cnn_digits.md": (cnn_factors,),
     "guides/exits.md": (measured_exits,),
-    "models.md": (replaced, compressed, between, cards),
+    "models.md": (replaced, compressed, behind, between, cards),
     "asrn.md": (counts,),
     "speed.md": (cpu, layout, block_ways, peers),
 }

@@ -499,6 +499,19 @@ def test_networks_for_compressed_images_stand_beside_the_others_by_quality(resul
     assert "| not compressed | +0.01 | +0.03 | +0.05 | +0.01 | +0.03 | +0.05 |" in page
 
 
+def test_what_networks_for_compressed_images_lose_stands_by_set_and_depth(results):
+    records = {}
+    for scale, start in (("x2", 21.0), ("x4", 22.0)):
+        records[scale] = with_sets(a_record(), {"Urban100": start})
+        records[f"{scale}-photo"] = with_sets(a_record(seed=1), {"Urban100": start - 0.25})
+    page = results.behind(records)
+    same = " | +0.200" * 5
+    assert f"| `asrn-x4:photo` less `asrn-x4` | B100{same} |" in page
+    less = " | -0.250" * 5
+    for scale in ("x2", "x4"):
+        assert f"| `asrn-{scale}:photo` less `asrn-{scale}` | Urban100{less} |" in page
+
+
 def test_networks_between_two_others_stand_in_the_order_of_their_shares(results):
     rows = []
     for data, start in {"photos": 20.0, "photos-q30": 18.0}.items():
