@@ -217,7 +217,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             "--head-share",
             type=float,
             metavar="S",
-            help="that of the shared head; default: the same",
+            help="how much of the way the shared head goes; default: as much as all other weights",
         )
     writing.add_argument(
         "--share", type=float, required=True, help="how much of the way: 0 is START, 1 is TUNED"

@@ -1391,7 +1391,7 @@ def card_rows(
             f"to it from `{way['start']}`"
         )
         if "head_share" in way:
-            kept += f", its head {way['head_share']:.0%}"
+            kept += f", the shared head {way['head_share']:.0%}"
     return [
         ["network", f"{network}{skip}"],
         [

@@ -541,7 +541,7 @@ def test_a_card_says_between_which_networks_the_weights_lie(results):
     assert "of the way" not in dict(results.card_rows("x4", record, presets()))["kept"]
     of_two = record | {"interpolated": way | {"head_share": 1.0}}
     kept = dict(results.card_rows("x4", of_two, presets()))["kept"]
-    assert kept.endswith("to it from `asrn-x4`, its head 100%")
+    assert kept.endswith("to it from `asrn-x4`, the shared head 100%")
 
 
 def test_a_card_names_the_runs_that_its_run_went_on_from(results):
