@@ -24,7 +24,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -63,7 +63,7 @@ from elasticnet.sr.data.licences import note_licences
 from elasticnet.sr.data.patches import PatchSampler
 from elasticnet.sr.data.splits import HELD_OUT_PHOTOS, training_pairs
 from elasticnet.sr.inference.self_ensemble import self_ensembled
-from elasticnet.sr.jpeg import PHOTO_JPEG, JpegSetting, RandomJpeg
+from elasticnet.sr.jpeg import JpegSetting
 from elasticnet.sr.models.heads import DeconvHead
 from elasticnet.sr.models.pieces import subpixels_of_image
 from elasticnet.sr.options import (
@@ -767,7 +767,7 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
         say=processes.say,
     )
     processes.say(lr_line(training_images, validation_images))
-    jpeg = patch_jpeg(options)
+    jpeg = options.degradation.patch_jpeg()
     if jpeg is not None:
         processes.say(
             f"LR patches: JPEG of quality {jpeg.lowest_quality} to {jpeg.highest_quality} or none "
@@ -781,14 +781,6 @@ def load_images(options: Options, processes: Processes) -> tuple[PairSet, PairSe
 def is_photo(options: Options) -> bool:
     """Return whether LR patches are compressed as JPEG, each anew."""
     return options.degradation.degradation == "photo"
-
-
-def patch_jpeg(options: Options) -> RandomJpeg | None:
-    """Return which compressions LR patches get; None: they are not compressed."""
-    if not is_photo(options):
-        return None
-    share = options.degradation.uncompressed_share
-    return PHOTO_JPEG if share is None else replace(PHOTO_JPEG, uncompressed_share=share)
 
 
 def keep_licences(
@@ -1093,7 +1085,7 @@ def make_sampler(
         device=processes.device,
         dtype=weight_dtype(options),
         memory_format=torch.channels_last,
-        jpeg=patch_jpeg(options),
+        jpeg=options.degradation.patch_jpeg(),
     )
 
 

@@ -5,12 +5,16 @@ What they stand beside, and how they are used, is in `elasticnet.training.option
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from elasticnet.sr.data.lr_folders import TRACKS
+from elasticnet.sr.jpeg import PHOTO_JPEG, RandomJpeg
 from elasticnet.training.options import NOT_STORED, PATHS, AtLeast, OptionGroup, old_runs
+
+JPEG_SETTINGS = ("lowest_quality", "highest_quality", "uncompressed_share")
+"""Options of `--degradation photo`, which are attributes of `RandomJpeg` by the same names."""
 
 
 def refuse_track_as_degradation(degradation: str) -> None:
@@ -92,7 +96,7 @@ class DegradationOptions(OptionGroup):
 
     degradation: Literal["BI", "BD", "DN", "HAZE", "photo"] = "BI"
     """Bicubic (BI), blur and downscale (BD), bicubic and noise (DN), bicubic and haze (HAZE), or
-    bicubic and JPEG (photo): of random quality 30 to 95 or none, drawn anew for each patch.
+    bicubic and JPEG (photo): of random quality or none, drawn anew for each patch.
     """
     blur_sigma: float | None = None
     """Of the Gaussian blur of BD, in HR pixels. Default: 1.6."""
@@ -102,16 +106,37 @@ class DegradationOptions(OptionGroup):
     """Of photo: how many of all patches are not compressed, 0 to 1. The more, the less is lost on
     clean images. Default: 0.2.
     """
+    lowest_quality: int | None = None
+    """Of photo: the lowest quality of JPEG, Pillow's 1 to 100. Default: 30."""
+    highest_quality: int | None = None
+    """Of photo: the highest quality of JPEG. Default: 95."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share = self.uncompressed_share
-        if share is None:
-            return
         if self.degradation != "photo":
-            raise ValueError(
-                f"--uncompressed-share {share}: --degradation {self.degradation} compresses no "
-                "patch; it goes with --degradation photo"
-            )
-        if not 0 <= share <= 1:
-            raise ValueError(f"--uncompressed-share {share}: expected a number from 0 to 1")
+            for name, value in self._given_jpeg_settings().items():
+                raise ValueError(
+                    f"{_flag(name)} {value}: --degradation {self.degradation} compresses no "
+                    "patch; it goes with --degradation photo"
+                )
+        try:
+            self.patch_jpeg()
+        except ValueError as error:
+            message = str(error)
+            for name in JPEG_SETTINGS:
+                message = message.replace(name, _flag(name))
+            raise ValueError(message) from error
+
+    def patch_jpeg(self) -> RandomJpeg | None:
+        """Return which compressions LR patches get; None: they are not compressed."""
+        if self.degradation != "photo":
+            return None
+        return replace(PHOTO_JPEG, **self._given_jpeg_settings())
+
+    def _given_jpeg_settings(self) -> dict[str, Any]:
+        settings = {name: getattr(self, name) for name in JPEG_SETTINGS}
+        return {name: value for name, value in settings.items() if value is not None}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

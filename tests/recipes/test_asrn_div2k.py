@@ -445,6 +445,8 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
         "published_split": False,
         "licences": "all",
         "uncompressed_share": None,
+        "lowest_quality": None,
+        "highest_quality": None,
         "track": None,
         "cache": True,
         "cache_dir": None,

@@ -101,3 +101,15 @@ def test_a_share_of_the_patches_stays_as_it_is(
     a_fifth = train(recipe, photos, tmp_path / "d", "--steps", 2, "--uncompressed-share", 0.2)
     assert all_clean[-1]["total"] == bicubic[-1]["total"]
     assert default[-1]["total"] == a_fifth[-1]["total"] != bicubic[-1]["total"]
+
+
+def test_the_range_of_qualities_can_be_given(
+    recipe: ModuleType, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default = train(recipe, photos, tmp_path / "a", "--steps", 2)
+    written_out = ("--lowest-quality", 30, "--highest-quality", 95)
+    same = train(recipe, photos, tmp_path / "b", "--steps", 2, *written_out)
+    capsys.readouterr()
+    low = train(recipe, photos, tmp_path / "c", "--steps", 2, "--highest-quality", 40)
+    assert "JPEG of quality 30 to 40 or none (20%)" in capsys.readouterr().out
+    assert same[-1]["total"] == default[-1]["total"] != low[-1]["total"]

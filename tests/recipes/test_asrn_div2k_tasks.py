@@ -174,6 +174,18 @@ def test_restoring_needs_degraded_images(recipe, tmp_path, valid):
             ["--degradation", "photo", "--uncompressed-share", "1.5"],
             "--uncompressed-share 1.5: expected a number from 0 to 1",
         ),
+        (
+            ["--highest-quality", "50"],
+            "--highest-quality 50: --degradation BI compresses no patch",
+        ),
+        (
+            ["--degradation", "photo", "--lowest-quality", "0"],
+            "JPEG quality 0: expected a number from 1 to 100",
+        ),
+        (
+            ["--degradation", "photo", "--highest-quality", "20"],
+            "--lowest-quality 30: expected at most the --highest-quality 20",
+        ),
     ],
 )
 def test_options_that_do_not_fit_the_task_are_refused(recipe, tmp_path, capsys, arguments, message):
