@@ -274,10 +274,10 @@ class Loss(LossOptions):
     image_scale: float = 255.0
     """Largest image value in the loss. The paper does not give its own; 255 is our assumption."""
     tap_weights: Annotated[
-        Literal["paper", "normalised", "deepest", "rising"] | float, FromTo(0, 1)
+        Literal["paper", "normalised", "deepest", "rising"] | float | list[float], FromTo(0, 1)
     ] = "paper"
     """Each tap's weight: 1, 1/taps, or for the deepest 1/2, a rising one or a number (the others
-    share the rest).
+    share the rest), or as many numbers as there are taps, the shallowest one's first.
     """
     rising_from: Annotated[float, FromTo(0, 1)] = 0.2
     """The deepest tap's weight at the start, with --tap-weights rising; in the end it is 1."""
@@ -313,6 +313,9 @@ class Loss(LossOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.tap_weights, list) and not min(self.tap_weights, default=0) > 0:
+            listed = " ".join(str(weight) for weight in self.tap_weights)
+            raise ValueError(f"--tap-weights {listed}: expected positive numbers, one for each tap")
         if self.curriculum != "all" and self.sampled_taps is not None:
             raise ValueError(
                 f"--sampled-taps {self.sampled_taps} with --curriculum {self.curriculum}: both say "
@@ -956,6 +959,13 @@ def usual_tap_weights(options: Options, taps: Sequence[int]) -> TapWeights:
             start=options.loss.rising_from,
             end=1.0,
         )
+    if isinstance(chosen, list):
+        if len(chosen) != len(taps):
+            raise ValueError(
+                f"--tap-weights {' '.join(str(weight) for weight in chosen)}: {len(chosen)} "
+                f"numbers for {len(taps)} taps; give one for each, the shallowest one's first"
+            )
+        return dict(zip(taps, chosen, strict=True))
     return deepest_share(taps, share=chosen)
 
 

@@ -231,6 +231,16 @@ def test_weights_of_the_deepest_exit_rise_to_all_or_stay_a_number(
         )
 
 
+def test_every_tap_has_its_own_weight_and_a_resumed_run_the_same(recipe, photos, tmp_path):
+    folder = tmp_path / "run"
+    given = ["--data", photos, "--num-valid", 1, "--variant", "dsl", "--image-scale", 1]
+    run(recipe, *given, "--tap-weights", 0.7, 0.1, "--log-every", 1, "--out", folder)
+    assert recipe.parse(["--resume", str(folder)]).loss.tap_weights == [0.7, 0.1]
+    for line in log_of(folder):
+        assert line["deep_supervision"] == pytest.approx(0.7 * line["per_depth"]["1"], rel=1e-5)
+        assert line["routine"] == pytest.approx(0.1 * line["per_depth"]["2"], rel=1e-5)
+
+
 def test_a_used_run_folder_is_refused(recipe, photos, tmp_path):
     out = tmp_path / "run"
     run(recipe, "--data", photos, "--num-valid", 1, "--out", out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -209,6 +210,25 @@ def test_a_curriculum_takes_the_weights_of_the_other_options(recipe: ModuleType)
     assert objective.tap_weights_at(0) == {1: 0.0, 2: 0.0, 3: 1.0}
     rising = objective_of(recipe, "--tap-weights", "rising").tap_weights_at(1)
     assert objective.tap_weights_at(1) == rising
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([0.7, 0.3], r"--tap-weights 0\.7 0\.3: 2 numbers for 3 taps; give one for each"),
+        ([0.7, 0.0, 0.3], r"--tap-weights 0\.7 0\.0 0\.3: expected positive numbers"),
+        ([], r"--tap-weights : expected positive numbers, one for each tap"),
+    ],
+)
+def test_weights_that_are_not_one_for_each_tap_are_refused(
+    recipe: ModuleType, weights: list[float], message: str
+) -> None:
+    options = recipe.parse(TINY)
+    with pytest.raises(ValueError, match=message):
+        recipe.make_objective(
+            replace(options, loss=replace(options.loss, tap_weights=weights)),
+            recipe.build(options, Processes()),
+        )
 
 
 def test_a_curriculum_that_trains_all_taps_leaves_none_out(recipe: ModuleType) -> None:
