@@ -313,9 +313,6 @@ class Loss(LossOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.tap_weights, list) and not min(self.tap_weights, default=0) > 0:
-            listed = " ".join(str(weight) for weight in self.tap_weights)
-            raise ValueError(f"--tap-weights {listed}: expected positive numbers, one for each tap")
         if self.curriculum != "all" and self.sampled_taps is not None:
             raise ValueError(
                 f"--sampled-taps {self.sampled_taps} with --curriculum {self.curriculum}: both say "
@@ -412,6 +409,13 @@ class Options(OptionGroup):
             )
         if self.compute.cuda_graph == "on":
             refuse_options_of_host(self)
+        weights = self.loss.tap_weights
+        num_taps = 1 if self.loss.variant == "ss" else self.network.num_blocks
+        if isinstance(weights, list) and not (len(weights) == num_taps and min(weights) > 0):
+            raise ValueError(
+                f"--tap-weights {' '.join(str(weight) for weight in weights)}: expected one "
+                f"positive number for each of the {num_taps} taps, the shallowest one's first"
+            )
         if task == "sr" and self.images.scale == 1:
             raise ValueError(
                 "--scale 1: expected 2, 3 or 4, or a --task that keeps the image's size: denoise, "
@@ -960,11 +964,6 @@ def usual_tap_weights(options: Options, taps: Sequence[int]) -> TapWeights:
             end=1.0,
         )
     if isinstance(chosen, list):
-        if len(chosen) != len(taps):
-            raise ValueError(
-                f"--tap-weights {' '.join(str(weight) for weight in chosen)}: {len(chosen)} "
-                f"numbers for {len(taps)} taps; give one for each, the shallowest one's first"
-            )
         return dict(zip(taps, chosen, strict=True))
     return deepest_share(taps, share=chosen)
 

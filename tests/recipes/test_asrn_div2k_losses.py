@@ -213,22 +213,18 @@ def test_a_curriculum_takes_the_weights_of_the_other_options(recipe: ModuleType)
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ([0.7, 0.3], r"--tap-weights 0\.7 0\.3: 2 numbers for 3 taps; give one for each"),
-        ([0.7, 0.0, 0.3], r"--tap-weights 0\.7 0\.0 0\.3: expected positive numbers"),
-        ([], r"--tap-weights : expected positive numbers, one for each tap"),
-    ],
+    ("weights", "variant", "taps"),
+    [((0.7, 0.3), "dsl", 3), ((0.7, 0.0, 0.3), "dsl", 3), ((), "dsl", 3), ((0.7, 0.3), "ss", 1)],
 )
 def test_weights_that_are_not_one_for_each_tap_are_refused(
-    recipe: ModuleType, weights: list[float], message: str
+    recipe: ModuleType, weights: tuple[float, ...], variant: str, taps: int
 ) -> None:
     options = recipe.parse(TINY)
-    with pytest.raises(ValueError, match=message):
-        recipe.make_objective(
-            replace(options, loss=replace(options.loss, tap_weights=weights)),
-            recipe.build(options, Processes()),
-        )
+    loss = replace(options.loss, variant=variant, tap_weights=[*weights])
+    listed = " ".join(str(weight) for weight in weights)
+    message = f"--tap-weights {listed}: expected one positive number for each of the {taps} taps"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(options, loss=loss)
 
 
 def test_a_curriculum_that_trains_all_taps_leaves_none_out(recipe: ModuleType) -> None:
