@@ -195,6 +195,11 @@ class Setup(OptionGroup):
     """Start from the weights of this file (best.safetensors of a run): of another scale or depth,
     too.
     """
+    freeze: list[str] | None = None
+    """Parts of the network that keep the weights of --init: stem, blocks, adapters (the
+    convolutions of --tap-fusion) and head, or one of several, such as blocks.0 (the first) or
+    adapters.1 (that of depth 1).
+    """
     download: bool = field(default=False, metadata=NOT_STORED)
     """Download DIV2K (7 GB with one scale of LR images) into datasets/ and train on it."""
 
@@ -409,13 +414,8 @@ class Options(OptionGroup):
             )
         if self.compute.cuda_graph == "on":
             refuse_options_of_host(self)
-        weights = self.loss.tap_weights
-        num_taps = 1 if self.loss.variant == "ss" else self.network.num_blocks
-        if isinstance(weights, list) and not (len(weights) == num_taps and min(weights) > 0):
-            raise ValueError(
-                f"--tap-weights {' '.join(str(weight) for weight in weights)}: expected one "
-                f"positive number for each of the {num_taps} taps, the shallowest one's first"
-            )
+        self._check_freeze()
+        self._check_tap_weights()
         if task == "sr" and self.images.scale == 1:
             raise ValueError(
                 "--scale 1: expected 2, 3 or 4, or a --task that keeps the image's size: denoise, "
@@ -428,6 +428,22 @@ class Options(OptionGroup):
                 raise ValueError(
                     f"{flag(name)} {values[name]}: --task {task} has {name} {needed}; leave it out"
                 )
+
+    def _check_freeze(self) -> None:
+        if self.setup.freeze and self.setup.init is None:
+            raise ValueError(
+                f"--freeze {' '.join(self.setup.freeze)}: it keeps the weights of --init, and "
+                "there is none; give one, or leave --freeze out"
+            )
+
+    def _check_tap_weights(self) -> None:
+        weights = self.loss.tap_weights
+        num_taps = 1 if self.loss.variant == "ss" else self.network.num_blocks
+        if isinstance(weights, list) and not (len(weights) == num_taps and min(weights) > 0):
+            raise ValueError(
+                f"--tap-weights {' '.join(str(weight) for weight in weights)}: expected one "
+                f"positive number for each of the {num_taps} taps, the shallowest one's first"
+            )
 
     @classmethod
     def with_new_names(cls, stored: dict[str, Any]) -> dict[str, Any]:
@@ -837,8 +853,24 @@ def build(options: Options, processes: Processes) -> ElasticWrapper:
         source = elasticnet.load(options.setup.init)
         taken = warm_start(net, source, may_differ=WARM_START_DIFFERENCES)
         processes.say(f"warm start from {options.setup.init}: {'; '.join(taken)}")
+    freeze(net, options.setup.freeze or ())
     net = net.to(processes.device, weight_dtype(options))
     return net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def freeze(net: ElasticWrapper, parts: Sequence[str]) -> None:
+    """Keep the weights of parts of the network, by the names of modules in it."""
+    trained = {name: part for name, part in net.named_modules() if [*part.parameters()]}
+    for part in parts:
+        if part not in trained:
+            names = ", ".join(name for name, _ in net.named_children() if name in trained)
+            raise ValueError(
+                f"--freeze {part}: the network has no such part; it has {names}, and "
+                f"{len(net.blocks)} blocks from blocks.0 on"
+            )
+        trained[part].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise ValueError(f"--freeze {' '.join(parts)}: nothing is left to train")
 
 
 def set_order_of_pixels(options: Options, net: ElasticWrapper, device: torch.device) -> None:

@@ -457,6 +457,7 @@ def test_a_run_of_an_old_version_is_resumed(recipe, tmp_path, capsys):
         "uncompressed_share": None,
         "lowest_quality": None,
         "highest_quality": None,
+        "freeze": None,
         "track": None,
         "cache": True,
         "cache_dir": None,
