@@ -82,6 +82,19 @@ def test_a_resumed_run_stays_frozen_and_ends_at_the_same_bits(
     assert all(whole[name].equal(resumed[name]) for name in whole)
 
 
+@pytest.mark.parametrize(
+    "how",
+    [["--cuda-graph", "on"], ["--checkpoint-blocks"], ["--tap-gradients", "balanced"]],
+    ids=lambda how: how[0],
+)
+def test_other_ways_to_make_a_step_leave_frozen_parts_alone(
+    recipe: ModuleType, photos: Path, start: Path, tmp_path: Path, how: list[str]
+) -> None:
+    given = ["--init", start, "--freeze", "stem", "blocks.0", "head", *how]
+    trained_log(recipe, TINY, photos, tmp_path / "run", *given)
+    assert changed_parts(start, tmp_path / "run" / "last.safetensors") == {"blocks", "adapters"}
+
+
 def test_with_all_else_frozen_a_tap_learns_apart_from_the_others(
     recipe: ModuleType, photos: Path, start: Path, tmp_path: Path
 ) -> None:
