@@ -430,10 +430,17 @@ class Options(OptionGroup):
                 )
 
     def _check_freeze(self) -> None:
-        if self.setup.freeze and self.setup.init is None:
+        frozen = self.setup.freeze or ()
+        if frozen and self.setup.init is None:
             raise ValueError(
-                f"--freeze {' '.join(self.setup.freeze)}: it keeps the weights of --init, and "
-                "there is none; give one, or leave --freeze out"
+                f"--freeze {' '.join(frozen)}: it keeps the weights of --init, and there is none; "
+                "give one, or leave --freeze out"
+            )
+        how = self.loss.tap_gradients
+        if how != "sum" and {"stem", "blocks"} <= set(frozen):
+            raise ValueError(
+                f"--tap-gradients {how} with --freeze {' '.join(frozen)}: gradients are joined in "
+                "stem and blocks, which are not trained; leave one of the two out"
             )
 
     def _check_tap_weights(self) -> None:

@@ -102,6 +102,9 @@ class TapGradients:
         others: The other parameters of the net.
         method: `balanced`, `projected` or another one.
 
+    Raises:
+        ValueError: No shared parameter is trained, so that there is nothing to join.
+
     Example:
         `TapGradients(net.blocks.parameters(), net.head.parameters(), method=balanced)`
     """
@@ -115,6 +118,11 @@ class TapGradients:
         self.shared = [each for each in shared if each.requires_grad]
         self.others = [each for each in others if each.requires_grad]
         self.method = method
+        if not self.shared:
+            raise ValueError(
+                "no parameter that taps share requires a gradient: there is nothing to join; take "
+                "a plain backward pass"
+            )
 
     def backward(
         self,

@@ -113,6 +113,10 @@ def test_with_all_else_frozen_a_tap_learns_apart_from_the_others(
         (["--init", "START", "--freeze", *sorted(PARTS)], "nothing is left to train"),
         (["--init", "START", "--freeze", "blocks.2"], "--freeze blocks.2: the network has no"),
         (
+            ["--init", "START", "--freeze", "stem", "blocks", "--tap-gradients", "projected"],
+            "--tap-gradients projected with --freeze stem blocks: gradients are joined in",
+        ),
+        (
             ["--init", "START", "--no-tap-fusion", "--freeze", "adapters"],
             "--freeze adapters: the network has no such part; it has stem, blocks, head",
         ),

@@ -193,6 +193,13 @@ def test_frozen_parameters_get_no_gradient() -> None:
     assert all(parameter.grad is None for parameter in net.blocks[0].parameters())
 
 
+def test_shared_parameters_of_which_none_is_trained_are_refused() -> None:
+    net = make_net()
+    net.blocks.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter that taps share requires a gradient"):
+        TapGradients(net.blocks.parameters(), net.head.parameters(), balanced)
+
+
 def test_the_gradients_of_parts_are_joined_part_by_part_and_averaged() -> None:
     loss: dict[str, Any] = {"psd_weight": 0.1, "tap_weights": TAP_WEIGHTS}
     x, y = images(0)
