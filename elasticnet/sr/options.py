@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from elasticnet.sr.data.lr_folders import TRACKS
 from elasticnet.sr.jpeg import PHOTO_JPEG, RandomJpeg
-from elasticnet.training.options import NOT_STORED, PATHS, AtLeast, OptionGroup, old_runs
+from elasticnet.training.options import NOT_STORED, PATHS, AtLeast, OptionGroup, flag, old_runs
 
 JPEG_SETTINGS = ("lowest_quality", "highest_quality", "uncompressed_share")
 """Options of `--degradation photo`, which are attributes of `RandomJpeg` by the same names."""
@@ -116,7 +116,7 @@ class DegradationOptions(OptionGroup):
         if self.degradation != "photo":
             for name, value in self._given_jpeg_settings().items():
                 raise ValueError(
-                    f"{_flag(name)} {value}: --degradation {self.degradation} compresses no "
+                    f"{flag(name)} {value}: --degradation {self.degradation} compresses no "
                     "patch; it goes with --degradation photo"
                 )
         try:
@@ -124,7 +124,7 @@ class DegradationOptions(OptionGroup):
         except ValueError as error:
             message = str(error)
             for name in JPEG_SETTINGS:
-                message = message.replace(name, _flag(name))
+                message = message.replace(name, flag(name))
             raise ValueError(message) from error
 
     def patch_jpeg(self) -> RandomJpeg | None:
@@ -136,7 +136,3 @@ class DegradationOptions(OptionGroup):
     def _given_jpeg_settings(self) -> dict[str, Any]:
         settings = {name: getattr(self, name) for name in JPEG_SETTINGS}
         return {name: value for name, value in settings.items() if value is not None}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -80,6 +80,7 @@ def test_a_resumed_run_stays_frozen_and_ends_at_the_same_bits(
     whole = load_file(tmp_path / "whole" / "last.safetensors")
     resumed = load_file(cut / "last.safetensors")
     assert all(whole[name].equal(resumed[name]) for name in whole)
+    assert changed_parts(start, cut / "last.safetensors") == {"adapters"}
 
 
 @pytest.mark.parametrize(
