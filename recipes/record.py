@@ -43,7 +43,7 @@ from elasticnet.sr.data.licences import RECORD_FILE, licence_counts
 RECIPES = Path(__file__).parent
 RESULTS = RECIPES.parent / "docs" / "results"
 LOG_ENTRIES = ("step", "seconds", "learning_rate", "total", "psd_share")  # beside the scores
-RUN_FILES = ("options.json", "log.jsonl", "table.json")  # of a finished run
+RUN_FILES = ("options.json", "log.jsonl")  # of every run
 LOSSES_BY_DEPTH = "per_depth"  # as the log calls them
 ROW_ENTRIES = ("data", "depth", "parameters", "psnr", "ssim")
 INTERPOLATED = "interpolated"  # in the notes of what interpolate.py writes, and in a record
@@ -81,12 +81,11 @@ def record_of(
             raise ValueError(f"{run} has no {name}: expected the folder of a finished run")
     options = read_json(run / "options.json")
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    table = read_json(run / "table.json")
-    table.pop("options", None)
+    table = table_of(run, options, lines)
     # One folder is a word, as in the records of older versions that it stands beside in tables.
     if isinstance(options.get("data"), list) and len(options["data"]) == 1:
         (options["data"],) = options["data"]
-    record = {"options": options, "table": table, "scores": validations(lines)}
+    record = {"options": options, **table, "scores": validations(lines)}
     shares = shares_beside_scores(lines)
     if shares:
         record["psd_shares"] = shares
@@ -104,6 +103,23 @@ def record_of(
         else:
             record["sets"] = scored(weights, options, folders)
     return without_folders(record)
+
+
+def table_of(
+    run: Path, options: dict[str, Any], lines: Sequence[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return the final table of a run as the record's entry.
+
+    There is none if the run was stopped behind its last validation, while the table was made.
+    """
+    file = run / "table.json"
+    if not file.is_file():
+        if not lines or not scores_of(lines[-1]) or lines[-1]["step"] < options["steps"]:
+            raise ValueError(f"{run} has no table.json: expected the folder of a finished run")
+        return {}
+    table = read_json(file)
+    table.pop("options", None)
+    return {"table": table}
 
 
 def way_of(weights: Path) -> dict[str, Any]:

@@ -1377,13 +1377,17 @@ def card_rows(
     network = f"ASRN x{options['scale']}, {options['num_blocks']} blocks of {options['channels']}"
     scores = " ".join(decibels(score(record, "Set5", depth) for depth in depths_of(record)))
     hours = record["scores"][-1]["seconds"] / 3600
-    best = max(record["scores"], key=lambda line: sum(line["psnr"].values()))
+    # what a run began with is scored, too, where that is trained weights, and not kept
+    validations = [line for line in record["scores"] if line["step"] > 0]
+    best = max(validations, key=lambda line: sum(line["psnr"].values()))
     if "after" in record:  # where a repetition of the earlier run, under its record's name, writes
-        options = options | {"init": f"runs/{record['after']}/best.safetensors"}
+        options = options | {"init": f"runs/{record['after']}/{Path(options['init']).name}"}
     photographs: list[list[str]] = []
     if "photographs" in record:  # runs on photographs whose terms are known
         photographs.append(["photographs", licence_line(record["photographs"])])
-    kept = f"step {best['step']:,}, whose mean over depths on the held-out photographs was the best"
+    kept = f"step {best['step']:,}"
+    if len(validations) > 1:
+        kept += ", whose mean over depths on the held-out photographs was the best"
     if "interpolated" in record:  # what ships lies between the start of the training and its end
         way = record["interpolated"]
         kept += (
@@ -1448,25 +1452,20 @@ def behind(records: Records) -> str:
 
 
 def between(records: Records) -> str:
-    """Gains of networks between the weights for clean photographs and for compressed ones."""
-    parts: list[str] = []
-    for scale in ("x2", "x4"):
-        rows: list[dict[str, Any]] = records[f"photo-shares-{scale}"]["rows"]
-        # those with a share of its own for the head, where some were scored
-        rows = rows + records.get(f"photo-shares-{scale}-head", {"rows": []})["rows"]
-        start = {row["data"]: row["psnr"] for row in rows if row["depth"] is None}
-        header = [f"{scale}, share"]
-        cells: dict[str, list[str]] = {}  # by share
-        for data in start:
-            _, _, quality = data.partition("-q")
-            label = f"quality {quality}" if quality else "not compressed"
-            header += [f"{label}, depth {depth}" for depth in JPEG_DEPTHS]
-            for row in rows:
-                if row["data"] == data and row["depth"] in JPEG_DEPTHS:
-                    gain = row["psnr"] - start[data]
-                    cells.setdefault(row["network"], []).append(f"{gain:+.2f}")
-        parts.append(table([header, *([share, *gains] for share, gains in cells.items())]))
-    return "\n".join(parts).rstrip()
+    """Gains of networks between the weights for clean photographs and for compressed ones, x4."""
+    rows: list[dict[str, Any]] = records["photo-shares-x4"]["rows"]
+    start = {row["data"]: row["psnr"] for row in rows if row["depth"] is None}
+    header = ["x4, share"]
+    cells: dict[str, list[str]] = {}  # by share
+    for data in start:
+        _, _, quality = data.partition("-q")
+        label = f"quality {quality}" if quality else "not compressed"
+        header += [f"{label}, depth {depth}" for depth in JPEG_DEPTHS]
+        for row in rows:
+            if row["data"] == data and row["depth"] in JPEG_DEPTHS:
+                gain = row["psnr"] - start[data]
+                cells.setdefault(row["network"], []).append(f"{gain:+.2f}")
+    return table([header, *([share, *gains] for share, gains in cells.items())])
 
 
 def jpeg_sets() -> dict[str, str]:

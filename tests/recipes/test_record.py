@@ -61,6 +61,19 @@ def test_a_run_is_taken_without_the_paths_of_its_machine(record, tmp_path):
     }
 
 
+def test_a_run_that_was_stopped_while_its_table_was_made_is_finished(record, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "options.json").write_text(json.dumps({"steps": 3}))
+    last = {"step": 3, "seconds": 1.5, "psnr": {"1": 30.0}}
+    for lines in ([], [last | {"step": 2}], [{"step": 3, "seconds": 1.5}]):
+        (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with pytest.raises(ValueError, match=r"run has no table\.json: expected the folder of a f"):
+            record.record_of(run)
+    (run / "log.jsonl").write_text(json.dumps(last) + "\n")
+    assert record.record_of(run) == {"options": {"steps": 3}, "scores": [last]}
+
+
 def test_shares_on_lines_without_scores_are_kept(record, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
