@@ -1377,7 +1377,7 @@ def card_rows(
     network = f"ASRN x{options['scale']}, {options['num_blocks']} blocks of {options['channels']}"
     scores = " ".join(decibels(score(record, "Set5", depth) for depth in depths_of(record)))
     hours = record["scores"][-1]["seconds"] / 3600
-    # what a run began with is scored, too, where that is trained weights, and not kept
+    # a run that starts from trained weights scores them first, as step 0; it does not keep them
     validations = [line for line in record["scores"] if line["step"] > 0]
     best = max(validations, key=lambda line: sum(line["psnr"].values()))
     if "after" in record:  # where a repetition of the earlier run, under its record's name, writes

@@ -26,7 +26,6 @@ from elasticnet.training import precision
 from elasticnet.training.options import as_json, flat_values, with_values
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
-from loading import load_recipe
 from small_photos import small_photos
 
 ROOT = Path(__file__).parents[2]
@@ -35,11 +34,6 @@ TINY = ["--num-blocks", "2", "--channels", "8", "--patch-size", "8", "--batch-si
 TINY += ["--steps", "6", "--eval-every", "3", "--log-every", "2"]
 TINY += ["--no-figures", "--no-costs"]  # most of the time of a run as small as this
 REPORT = ["--figures", "--costs"]
-
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    return load_recipe("asrn_div2k")
 
 
 @pytest.fixture(scope="module")

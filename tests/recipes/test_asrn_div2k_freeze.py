@@ -9,8 +9,6 @@ from types import ModuleType
 import pytest
 from safetensors.torch import load_file
 
-from loading import load_recipe
-from small_photos import small_photos
 from tiny_training import trained_log
 
 TINY = ["--num-blocks", "2", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
@@ -18,17 +16,6 @@ TINY += ["--eval-every", "2", "--log-every", "1", "--num-valid", "1", "--steps",
 TINY += ["--preset", "demo", "--no-tensorboard", "--precision", "float32", "--device", "cpu"]
 TINY += ["--variant", "dsl", "--tap-fusion", "--no-figures", "--no-costs"]
 PARTS = {"stem", "blocks", "adapters", "head"}
-
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    return load_recipe("asrn_div2k")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    return small_photos(folder, num_photos=3, height=48, width=64)
 
 
 @pytest.fixture(scope="module")

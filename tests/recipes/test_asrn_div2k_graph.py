@@ -19,7 +19,6 @@ from elasticnet.training.graph_step import GraphStep
 from elasticnet.training.options import as_json, from_json, with_values
 from elasticnet.training.processes import Processes
 from elasticnet.training.run_folder import Run
-from loading import load_recipe
 from no_device import AdamOfNoDevice, RefusingReads, StepOfNoDevice
 from small_photos import small_photos
 
@@ -28,11 +27,6 @@ TINY += ["--num-blocks", "2", "--channels", "8", "--patch-size", "8", "--batch-s
 TINY += ["--steps", "8", "--warmup", "2", "--eval-every", "4", "--log-every", "3"]
 TINY += ["--num-valid", "1", "--no-figures", "--no-costs", "--no-tensorboard"]
 CUDA = torch.device("cuda")
-
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    return load_recipe("asrn_div2k")
 
 
 @pytest.fixture(scope="module")

@@ -23,26 +23,12 @@ from elasticnet.training.processes import Processes
 from elasticnet.training.recent_weights import RecentWeights
 from elasticnet.training.run_folder import Run
 from elasticnet.training.tap_gradients import balanced, projected
-from loading import load_recipe
-from small_photos import small_photos
 from tiny_training import trained_log
 
 TINY = ["--num-blocks", "3", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
 TINY += ["--steps", "4", "--eval-every", "4", "--log-every", "2", "--num-valid", "1"]
 TINY += ["--preset", "demo", "--no-tensorboard", "--precision", "float32", "--device", "cpu"]
 TINY += ["--no-figures", "--no-costs"]  # most of the time of a run as small as this
-
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    return load_recipe("asrn_div2k")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A flat folder of small HR images."""
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    return small_photos(folder, num_photos=3, height=48, width=64)
 
 
 def train(recipe: ModuleType, photos: Path, folder: Path, *options: object) -> list[dict[str, Any]]:

@@ -13,8 +13,6 @@ import torch
 import elasticnet
 from elasticnet.checkpoint import read_header
 from elasticnet.sr import asrn
-from loading import load_recipe
-from small_photos import small_photos
 from tiny_training import trained_log
 
 TINY = ["--num-blocks", "2", "--channels", "8", "--patch-size", "8", "--batch-size", "2"]
@@ -22,17 +20,6 @@ TINY += ["--eval-every", "2", "--log-every", "2", "--num-valid", "1", "--degrada
 TINY += ["--preset", "demo", "--no-tensorboard", "--precision", "float32", "--device", "cpu"]
 TINY += ["--no-figures", "--no-costs"]  # most of the time of a run as small as this
 QUALITIES = ("clean", "q30", "q50", "q75", "q90")
-
-
-@pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    return load_recipe("asrn_div2k")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    return small_photos(folder, num_photos=3, height=48, width=64)
 
 
 def train(recipe: ModuleType, photos: Path, folder: Path, *options: object) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ def test_they_are_the_best_step_of_the_run_that_the_results_record(weights, reco
     if "interpolated" in record:  # it lies on the way to the best step (recipes/interpolate.py)
         assert notes["interpolated"] == record["interpolated"]
         notes = notes["interpolated"]["tuned_notes"]
-    # what it began with is scored, too, where that is trained weights
+    # a run that starts from trained weights scores them first, as step 0; it does not keep them
     validations = [line for line in record["scores"] if line["step"] > 0]
     best = max(validations, key=lambda line: sum(line["psnr"].values()))
     assert (notes["step"], notes["psnr"]) == (best["step"], best["psnr"])
