@@ -79,12 +79,9 @@ def record_of(
     for name in RUN_FILES:
         if not (run / name).is_file():
             raise ValueError(f"{run} has no {name}: expected the folder of a finished run")
-    options = read_json(run / "options.json")
+    options = options_of(run)
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     table = table_of(run, options, lines)
-    # One folder is a word, as in the records of older versions that it stands beside in tables.
-    if isinstance(options.get("data"), list) and len(options["data"]) == 1:
-        (options["data"],) = options["data"]
     record = {"options": options, **table, "scores": validations(lines)}
     shares = shares_beside_scores(lines)
     if shares:
@@ -96,13 +93,21 @@ def record_of(
     photographs = run / RECORD_FILE
     if photographs.is_file():
         record["photographs"] = licence_counts(json.loads(photographs.read_text(encoding="utf-8")))
-    if folders or scores:
-        record["machine"] = machine or machine_of_log(run, lines)
-        if scores:
-            record["sets"] = rows_of_tables(scores)
-        else:
-            record["sets"] = scored(weights, options, folders)
+    has_sets = bool(folders or scores)
+    machine = machine or machine_of_log(run, lines, is_needed=has_sets)
+    if machine:
+        record["machine"] = machine
+    if has_sets:
+        record["sets"] = rows_of_tables(scores) if scores else scored(weights, options, folders)
     return without_folders(record)
+
+
+def options_of(run: Path) -> dict[str, Any]:
+    """Return the options of a run; one folder of photographs is a word, as in older records."""
+    options = read_json(run / "options.json")
+    if isinstance(options.get("data"), list) and len(options["data"]) == 1:
+        (options["data"],) = options["data"]
+    return options
 
 
 def table_of(
@@ -177,10 +182,10 @@ def machines_of(lines: Iterable[dict[str, Any]]) -> str:
     return ", then ".join(stays)
 
 
-def machine_of_log(run: Path, lines: Iterable[dict[str, Any]]) -> str:
-    """Return the machines that the log of a run names; raise if there are none."""
+def machine_of_log(run: Path, lines: Iterable[dict[str, Any]], is_needed: bool) -> str:
+    """Return the machines that the log of a run names; if there are none, "" or an error."""
     machine = machines_of(lines)
-    if not machine:
+    if is_needed and not machine:
         raise ValueError(
             f"{run / 'log.jsonl'} names no machine: say with --machine what trained it"
         )
@@ -352,6 +357,8 @@ def add_sets(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
     weights: Path | None = options.weights
     if options.name is None or (weights is None and not options.scores):
         parser.error("expected NAME and RUN, NAME and --weights or --scores, or --presets")
+    if weights is not None and options.scores:
+        parser.error("--weights and --scores without RUN: expected one of the two")
     file = RESULTS / f"{options.name}.json"
     if not file.is_file():
         parser.error(f"scores are added to a record, and there is no {file}: NAME RUN makes one")

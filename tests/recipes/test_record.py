@@ -74,6 +74,16 @@ def test_a_run_that_was_stopped_while_its_table_was_made_is_finished(record, tmp
     assert record.record_of(run) == {"options": {"steps": 3}, "scores": [last]}
 
 
+def test_a_run_that_names_its_machine_keeps_it_also_without_data_sets(record, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "options.json").write_text(json.dumps({"steps": 3}))
+    last = {"step": 3, "psnr": {"1": 30.0}, "machine": "one core"}
+    (run / "log.jsonl").write_text(json.dumps(last) + "\n")
+    assert record.record_of(run)["machine"] == "one core"
+    assert record.record_of(run, machine="two cores")["machine"] == "two cores"
+
+
 def test_shares_on_lines_without_scores_are_kept(record, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -260,6 +270,9 @@ def test_weights_without_a_record_or_sets_are_refused(record, tmp_path, capsys):
         record.main(["new", "--weights", "net.safetensors"])
     said = " ".join(capsys.readouterr().err.split())
     assert "--weights net.safetensors: name the sets to score it on by --data" in said
+    with pytest.raises(SystemExit):
+        record.main(["new", "--weights", "net.safetensors", "--scores", "table.json"])
+    assert "--weights and --scores without RUN: expected one of the two" in capsys.readouterr().err
 
 
 def test_scores_of_a_benchmark_are_taken_and_the_share_of_the_distillation(record, tmp_path):
