@@ -4,13 +4,14 @@
                                           draw the figures
     python recipes/results.py --check     write nothing; exit status 1 when a page is out of date
 
-Numbers are never typed: every table is made of the JSON files that recipes/record.py takes from run
-folders, and of what tests/benchmarks/bench_cpu.py and bench_layout.py write; a test runs --check.
+Numbers are never typed: every table is made of JSON files. recipes/record.py takes them from run
+folders, and published.py, complexity.py, head_to_head.py, interpolate.py and tests/benchmarks/
+write others; a test runs --check.
 """
 
 from __future__ import annotations
 
-import elasticnet.before_torch  # sets what must be set before torch is imported # noqa: F401
+import elasticnet.before_torch  # sets what must be set before torch is imported
 
 # isort: split
 import argparse
@@ -34,12 +35,16 @@ from elasticnet.training.program import run_program
 if TYPE_CHECKING:
     from torch import nn
 
+    from elasticnet.sr.benchmark.figures import Image
+
 DOCS = Path(__file__).parents[1] / "docs"
 SETS = ("Set5", "Set14", "B100")
-ALL_SETS = (*SETS, "Urban100", "Manga109")
+OPEN_SETS = (*SETS, "Urban100")  # those that no application is needed for
+ALL_SETS = (*OPEN_SETS, "Manga109")
 SCALES = ("x2", "x3", "x4")
 FIGURE_SET = "Urban100"  # of the figure on the page of results
 PHOTO = "astronaut"  # of those that scikit-image carries; by NASA, in the public domain
+SS_WEIGHTS = "x3-ss-seed1.safetensors"  # trained for the deepest tap alone; beside the records
 # the record of each packaged file of weights
 SHIPPED = {
     "x2": "asrn_x2",
@@ -79,6 +84,31 @@ PUBLISHED_KINDS = {
     "the paper's SS, cut short": ("ASRN (SS)", 4),
     "the paper's DSL": ("ASRN (DSL)", 4),
     "the paper's DSL + PSD": ("ASRN", 5),
+}
+# parts of a block by the option of the recipe that takes each out, and in Table 3 of the paper
+PARTS = {
+    "fusion": "fusion_layer",
+    "residual_links": "residual_like_connection",
+    "shuffle": "channel_shuffle",
+    "residual": "residual_learning",
+}
+PART_NAMES = {
+    "fusion_layer": "fusion layer",
+    "residual_like_connection": "residual-like connection",
+    "channel_shuffle": "channel shuffle",
+    "residual_learning": "residual learning",
+}
+# the cases of that table by their records' names, and two more
+CASES = {
+    "parts-64-no-fusion": 1,
+    "parts-64-no-links": 2,
+    "parts-64-no-shuffle": 3,
+    "parts-64-no-residual": 4,
+    "parts-64": 5,
+    "parts-96-no-fusion": None,
+    "parts-96-no-links": None,
+    "parts-96": 6,
+    "parts-10-blocks": 7,
 }
 # the networks in a record of sr_retrofit.py, and what its options call their steps
 CUT = "ordinary, cut short"
@@ -416,7 +446,7 @@ def standing(records: Records) -> str:
     """What each packaged network is ahead of the paper's at the same depth, or behind, in dB."""
     lines = [["ours less the paper's (dB)", *ALL_SETS]]
     for scale in SCALES:
-        for depth, by_data in differences(records, scale).items():
+        for depth, by_data in differences_from_paper(records, scale).items():
             cells: list[str] = []
             for data in ALL_SETS:
                 cells.append(f"{by_data[data] / 100:+.2f}" if data in by_data else "")
@@ -424,7 +454,7 @@ def standing(records: Records) -> str:
     return f"{table(lines)}\n{standing_sentences(records)}"
 
 
-def differences(records: Records, scale: str) -> dict[int, dict[str, int]]:
+def differences_from_paper(records: Records, scale: str) -> dict[int, dict[str, int]]:
     """Return ours less the paper's in hundredths of a dB, by depth and data set.
 
     Only what is measured here and printed there.
@@ -446,7 +476,7 @@ def standing_sentences(records: Records) -> str:
     sentences: list[str] = []
     for scale in SCALES:
         every: list[int] = []
-        for by_data in differences(records, scale).values():
+        for by_data in differences_from_paper(records, scale).values():
             every += by_data.values()
         sentences.append(standing_sentence(scale, every))
     return " ".join(sentences)
@@ -503,15 +533,16 @@ def tasks(records: Records) -> str:
         start = records[name]["table"]["input"]["psnr"]
         gains.append(Gain(label, start, psnr_of_run(records[name])))
     scored_on = records["denoise"]["options"]["valid"]
-    made = f"{budget(records['denoise'])} each; scored on {scored_on}."
+    (shared_budget,) = {budget(records[name]) for name in labels}
+    made = f"{shared_budget} each; scored on {scored_on}."
     return f"{table_of_gains('input', gains)}\n{made}"
 
 
 def degradations(records: Records) -> str:
     """Other degradations than bicubic, beside bicubic enlargement."""
     gains: list[Gain] = []
-    for name in ("bd-x3", "dn-x3"):
-        record = records[name]
+    runs = [records["bd-x3"], records["dn-x3"]]
+    for record in runs:
         scores = [score(record, "Set5", depth) for depth in depths_of(record)]
         start = score(record, "Set5", None)
         gains.append(Gain(record["options"]["degradation"], start, scores))
@@ -523,8 +554,9 @@ def degradations(records: Records) -> str:
         bicubic.append(f"{kind} {printed['Set5']['psnr']:.2f}")
         printed = printed_scores(published, "ASRN", 3, table_number=2, blocks=5, degradation=kind)
         asrn.append(f"{kind} {printed['Set5']['psnr']:.2f}")
+    (shared_budget,) = {budget(record) for record in runs}
     made = (
-        f"Set5 x3; {budget(records['bd-x3'])} each. Published PSNR of bicubic interpolation: "
+        f"Set5 x3; {shared_budget} each. Published PSNR of bicubic interpolation: "
         f"{', '.join(bicubic)}; of the paper's ASRN, trained in full: {', '.join(asrn)} "
         "([Table 2](paper.md#blur-and-noise-table-2))."
     )
@@ -742,24 +774,19 @@ def exits_cost(records: Records) -> str:
         "twice the batch": "sweep-regret-twice-the-batch",
         "twice the steps": "sweep-regret-twice-the-steps",
     }
-    ends = (1, 5)
-    alone = {depth: records[f"sweep-regret-alone-{depth}"] for depth in ends}
-    columns = [f"{label}, depth {depth}" for label in SWEEP_SETS.values() for depth in ends]
-    lines = [["", *columns]]
-    lines.append(
-        [
-            "each depth alone, dB",
-            *(f"{score(alone[depth], data, depth):.2f}" for data in SWEEP_SETS for depth in ends),
-        ]
-    )
+    depths = (1, 3, 5)
+    alone = {depth: records[f"sweep-regret-alone-{depth}"] for depth in depths}
+    lines = [["", *(f"{label}, 1 / 3 / 5" for label in SWEEP_SETS.values())]]
+    limits = {data: [score(alone[depth], data, depth) for depth in depths] for data in SWEEP_SETS}
+    lines.append(["each depth alone, dB", *(" / ".join(decibels(limits[data])) for data in limits)])
     for label, name in ways.items():
         if name not in records:  # not trained yet
             continue
         cells: list[str] = []
-        for data in SWEEP_SETS:
-            for depth in ends:
-                gain = score(records[name], data, depth) - score(alone[depth], data, depth)
-                cells.append(f"{gain:+.2f}")
+        for data, limit in limits.items():
+            scores = [score(records[name], data, depth) for depth in depths]
+            gains = [mine - best for mine, best in zip(scores, limit, strict=True)]
+            cells.append(" / ".join(f"{gain:+.2f}" for gain in gains))
         lines.append([label, *cells])
     return table(lines)
 
@@ -817,16 +844,15 @@ def distillation_sweep(records: Records) -> str:
         for data in SWEEP_SETS:
             gains = [score(record, data, at) - score(without, data, at) for at in (1, 5)]
             cells.append(" / ".join(f"{gain:+.2f}" for gain in gains))
-        lines.append([form, f"{record['options']['psd_weight']:g}", shares_of(record), *cells])
+        lines.append([form, f"{record['options']['psd_weight']:g}", mean_share(record), *cells])
     return table(lines)
 
 
-def shares_of(record: Record) -> str:
-    """Return the smallest and the largest share that the validations on the way had."""
+def mean_share(record: Record) -> str:
+    """Return the share of self-distillation in the blocks' gradient, its mean over the log."""
     shares = [line["psd_share"] for line in record["scores"] if "psd_share" in line]
-    if not shares:
-        return "not logged"
-    return f"{100 * min(shares):.1f} to {100 * max(shares):.1f} %"
+    shares += record.get("psd_shares", [])  # those on lines without scores
+    return f"{100 * fmean(shares):.1f} %" if shares else "not logged"
 
 
 # --- classifiers of digits: self-distillation, a convolutional network, other methods, exits
@@ -877,9 +903,8 @@ def digits_sweep(records: Records) -> str:
     for form, record in found:
         (difference,) = record["table"]["differences"].values()
         weight = f"{record['options']['psd_weight']:g}"
-        share = f"{100 * fmean(record['psd_shares']):.0f} %"
         cells = [spread_cell(difference[depth], "+.1f") for depth in depths]
-        lines.append([form, weight, share, *cells])
+        lines.append([form, weight, mean_share(record), *cells])
     return table(lines)
 
 
@@ -891,9 +916,7 @@ def language_sweep(records: Records) -> str:
     second_seed = ("none (DSL), seed 1", records["gpt-psd-dsl-seed1"])
     for label, record in [second_seed, *sweep_by_form(records, "gpt-psd")]:
         bits = record["table"]["bits_per_byte"]["elastic"]
-        share = f"{100 * fmean(record['psd_shares']):.1f} %"
-        if record["options"]["psd_weight"] == 0:
-            share = "0"
+        share = "0" if record["options"]["psd_weight"] == 0 else mean_share(record)
         differences = [f"{bits[depth] - of_dsl[depth]:+.3f}" for depth in of_dsl]
         lines.append([label, f"{record['options']['psd_weight']:g}", share, *differences])
     return table(lines)
@@ -1017,16 +1040,23 @@ def comparison(records: Records) -> str:
 def comparison_x3(records: Records) -> str:
     """The ways to train one network for every depth at x3, beside Tables 4 and 5 of the paper."""
     depths = range(1, 6)
-    runs = {name: records[f"x3-{kind}"] for kind, name in KINDS_AT_X3.items()}
+    runs = {name: seeds_of(records, f"x3-{kind}") for kind, name in KINDS_AT_X3.items()}
     parts: list[str] = []
-    for data in SETS:
+    for data in OPEN_SETS:
         lines = [[f"{data} x3", *depth_headers(depths)]]
-        for name, record in runs.items():
-            lines.append([name, *decibels(score(record, data, depth) for depth in depths)])
+        for name, found in runs.items():
+            for record in found:
+                if data not in sets_of(record):
+                    continue
+                cells = decibels(score(record, data, depth) for depth in depths)
+                lines.append([f"{name}, seed {record['options']['seed']}", *cells])
         lines += published_comparison(records["published"], data, depths, scale=3)
         parts.append(table(lines))
-    (shared_budget,) = {budget(record) for record in runs.values()}
-    parts.append(f"PSNR-Y in dB; {shared_budget}, on `train_free`, one seed.")
+    (shared_budget,) = {budget(record) for found in runs.values() for record in found}
+    parts.append(
+        f"PSNR-Y in dB; {shared_budget}, on `train_free`. In brackets: the paper's networks, "
+        "trained in full."
+    )
     return "\n".join(parts)
 
 
@@ -1228,19 +1258,41 @@ def printed_table(labels: Sequence[str], rows: Sequence[Record]) -> str:
 
 def printed_ablation(records: Records) -> str:
     """Table 3; a part whose mark the scan has lost counts as there."""
-    names = {
-        "fusion_layer": "fusion layer",
-        "residual_like_connection": "residual-like connection",
-        "channel_shuffle": "channel shuffle",
-        "residual_learning": "residual learning",
-    }
     lines = [["case", "without", "blocks", "channels", "PSNR (dB), Urban100 x3"]]
     for row in records["published"]["ablation"]:
-        taken_out = [name for key, name in names.items() if row[key] is False]
+        taken_out = [name for key, name in PART_NAMES.items() if row[key] is False]
         psnr = f"{row['psnr']:.2f}"
         cells = [", ".join(taken_out), row["mab_number"], row["channel_number"], psnr]
         lines.append([row["case"], *cells])
     return table(lines, left=2).rstrip()
+
+
+# --- studies/parts.md
+
+
+def block_parts(records: Records) -> str:
+    """The cases of Table 3 that were trained, beside what it prints."""
+    printed = {row["case"]: f"({row['psnr']:.2f})" for row in records["published"]["ablation"]}
+    waiting = [
+        str(case) for name, case in CASES.items() if case is not None and name not in records
+    ]
+    titles = ["without", "blocks", "channels", "parameters", "B100", "Urban100"]
+    lines: list[list[object]] = [["case", *titles, "the paper's"]]
+    runs = {name: records[name] for name in CASES if name in records}
+    for name, record in runs.items():
+        options = record["options"]
+        taken_out = [PART_NAMES[part] for option, part in PARTS.items() if not options[option]]
+        depth = options["num_blocks"]
+        cells: list[object] = [", ".join(taken_out), depth, options["channels"]]
+        cells.append(f"{score(record, 'B100', depth, 'parameters'):,}")
+        cells += decibels(score(record, data, depth) for data in ("B100", "Urban100"))
+        case = CASES[name]
+        lines.append(["" if case is None else case, *cells, printed.get(case, "")])
+    (shared_budget,) = {budget(record) for record in runs.values()}
+    made = f"PSNR-Y in dB at x3; {shared_budget}, on `train_free`, one seed."
+    if waiting:
+        made += f" Cases not trained yet: {', '.join(waiting)}."
+    return f"{table(lines, left=2)}\n{made}"
 
 
 # --- studies/complexity.md and studies/large.md: what networks cost
@@ -1331,10 +1383,12 @@ def training_steps(records: Records) -> str:
         megabytes = f"{row['bytes'] / 1e6:,.0f}"
         lines.append([f"{row['blocks']} blocks", *cells, megabytes, f"{row['ms'] / 1000:.1f}"])
     settings = record["settings"]
+    repeats = settings["repeats"]
+    measured = "measured once" if repeats == 1 else f"median of {repeats}"
     made = (
         f"One step of batch {settings['batch_size']}, patches of {settings['patch_size']}, a "
         "prediction after every block, in float32. Memory: by how much the process grew at most; "
-        f"time: processor time of one thread; {record['machine']}."
+        f"time: processor time of one thread, {measured}; {record['machine']}."
     )
     return f"{table(lines)}\n{made}"
 
@@ -1444,7 +1498,7 @@ def behind(records: Records) -> str:
         depths = depths_of(photo)
         if not lines:
             lines.append(["not compressed (dB)", "", *depth_headers(depths)])
-        for data in (*SETS, "Urban100"):
+        for data in OPEN_SETS:
             losses = [score(photo, data, depth) - score(clean, data, depth) for depth in depths]
             cells = [f"{loss:+.3f}" for loss in losses]
             lines.append([f"`asrn-{scale}:photo` less `asrn-{scale}`", data, *cells])
@@ -1656,6 +1710,7 @@ def draw(records: Records) -> None:
     draw_parameters(records, images)
     draw_sizes(records, images)
     draw_crops(images)
+    draw_crops_beside_ss(images)
 
 
 def draw_retrofit(records: Records, images: Path) -> None:
@@ -1687,6 +1742,7 @@ def draw_depths(records: Records, images: Path) -> None:
         depth: mean_score(found, "Set5", depth) for depth, found in alone_by_depth(records).items()
     }
     title = f"ASRN, Set5 x4, {records['x4-full']['options']['steps']:,} steps"
+    cut = "SS, cut short"
     elastic_curve(
         images / "asrn_x4_alone.png",
         {
@@ -1700,9 +1756,16 @@ def draw_depths(records: Records, images: Path) -> None:
     )
     elastic_curve(
         images / "asrn_x4_cut.png",
-        {**elastic, "SS, cut short": on_set5("x4-ss")},
+        {**elastic, cut: on_set5("x4-ss")},
         {"bicubic": score(records["x4-full"], "Set5", None)},
         title=title,
+        ylabel="PSNR-Y (dB)",
+    )
+    elastic_curve(
+        images / "asrn_x3_cut.png",
+        {"elastic, the preset best": on_set5("x3-best"), cut: on_set5("x3-ss")},
+        {"bicubic": score(records["x3-best"], "Set5", None)},
+        title=f"ASRN, Set5 x3, {records['x3-best']['options']['steps']:,} steps",
         ylabel="PSNR-Y (dB)",
     )
 
@@ -1791,17 +1854,45 @@ def is_large(parameters: float) -> bool:
 def draw_crops(images: Path) -> None:
     """A piece of a photograph at every depth of the packaged network."""
     from elasticnet.sr import asrn
-    from elasticnet.sr.benchmark import bicubic, predict_depths
+    from elasticnet.sr.benchmark import bicubic
     from elasticnet.sr.benchmark.figures import crop_comparison
+
+    hr, lr = photo(scale=4)
+    crops = {"bicubic": bicubic(lr, 4), **by_depth("depth", asrn(4, pretrained=True), lr)}
+    title = f"{PHOTO} x4 (scikit-image)"
+    crop_comparison(images / "asrn_x4_crops.png", hr, crops, title=title)
+
+
+def draw_crops_beside_ss(images: Path) -> None:
+    """The same for a network trained for its deepest tap and cut short, above an elastic one."""
+    from elasticnet.sr import asrn
+    from elasticnet.sr.benchmark import bicubic
+    from elasticnet.sr.benchmark.figures import crop_comparison
+
+    hr, lr = photo(scale=3)
+    ss = elasticnet.load(DOCS / "results" / SS_WEIGHTS).with_taps(None)
+    crops = {  # HR stands before the first of them, so that bicubic begins the second row
+        **by_depth("SS, depth", ss, lr),
+        "bicubic": bicubic(lr, 3),
+        **by_depth("elastic, depth", asrn(3, pretrained=True), lr),
+    }
+    title = f"{PHOTO} x3 (scikit-image)"
+    crop_comparison(images / "asrn_x3_ss_crops.png", hr, crops, title=title)
+
+
+def photo(scale: int) -> tuple[Image, Image]:
+    """Return a photograph that may be published, and what is enlarged of it: HR and LR."""
     from elasticnet.sr.data import pairs_from_arrays, scikit_image_photos
 
-    pairs = pairs_from_arrays({PHOTO: scikit_image_photos()[PHOTO]}, 4)
-    crops = {"bicubic": bicubic(pairs.lr(0), 4)}
-    for depth, image in predict_depths(asrn(4, pretrained=True), pairs.lr(0)).items():
-        crops[f"depth {depth}"] = image
-    crop_comparison(
-        images / "asrn_x4_crops.png", pairs.hr(0), crops, title=f"{PHOTO} x4 (scikit-image)"
-    )
+    pairs = pairs_from_arrays({PHOTO: scikit_image_photos()[PHOTO]}, scale)
+    return pairs.hr(0), pairs.lr(0)
+
+
+def by_depth(name: str, net: nn.Module, lr: Image) -> dict[str, Image]:
+    """Return what every depth of a network makes of an image, by name and depth."""
+    from elasticnet.sr.benchmark import predict_depths
+
+    return {f"{name} {depth}": image for depth, image in predict_depths(net, lr).items()}
 
 
 # --- pages
@@ -1820,6 +1911,7 @@ PAGES: dict[str, tuple[FunctionType, ...]] = {
     "studies/ordinary.md": (retrofit,),
     "studies/other_tasks.md": (tasks,),
     "studies/growth.md": (growth,),
+    "studies/parts.md": (block_parts,),
     "studies/complexity.md": (complexity, flops),
     "studies/large.md": (printed_large, training_steps),
     "studies/paper.md": (

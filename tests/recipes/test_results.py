@@ -318,6 +318,44 @@ def test_the_papers_rows_are_shown_as_printed_with_their_notes(results):
     assert results.not_said(records) == "- patch size\n- seed"
 
 
+def test_every_seed_at_x3_has_its_row_and_urban100_the_runs_that_were_scored_on_it(results):
+    records = {f"x3-{kind}": a_record() for kind in ("ss", "dsl", "full", "best")}
+    records["x3-ss-seed1"] = a_record(seed=1)
+    on_urban = [
+        {"data": "Urban100", "depth": depth, "parameters": 1, "psnr": 26.0, "ssim": 0.5}
+        for depth in range(1, 6)
+    ]
+    records["x3-ss-seed1"]["sets"] += on_urban
+    lines = results.comparison_x3({**records, "published": {"scores": []}}).splitlines()
+    assert lines.count("| SS, cut short, seed 0 | 30.01 | 30.02 | 30.03 | 30.04 | 30.05 |") == 1
+    assert lines.count("| SS, cut short, seed 1 | 30.21 | 30.22 | 30.23 | 30.24 | 30.25 |") == 1
+    [title] = [index for index, line in enumerate(lines) if line.startswith("| Urban100 x3 |")]
+    of_urban100 = lines[title + 2 :]
+    assert of_urban100[0] == "| SS, cut short, seed 1 | 26.00 | 26.00 | 26.00 | 26.00 | 26.00 |"
+    assert not any("seed" in line for line in of_urban100[1:])
+
+
+def test_a_case_without_a_part_stands_beside_the_papers_and_those_that_wait_are_named(results):
+    printed_cases = {1: 26.85, 5: 27.19, 6: 27.45, 7: 27.92}
+    ablation = [{"case": case, "psnr": psnr} for case, psnr in printed_cases.items()]
+    records = {
+        "published": {"ablation": ablation},
+        "parts-64-no-fusion": a_record(channels=64, fusion=False),
+        "parts-96": a_record(channels=96),
+        "parts-96-no-links": a_record(channels=96, residual_links=False),
+    }
+    for index, name in enumerate(list(records)[1:]):
+        at_depth = {"data": "Urban100", "depth": 5, "parameters": 5000, "psnr": 26.5 + index}
+        records[name]["sets"].append({**at_depth, "ssim": 0.5})
+    *lines, _, made = results.block_parts(records).splitlines()
+    assert lines[2:] == [
+        "| 1 | fusion layer | 5 | 64 | 5,000 | 30.25 | 26.50 | (26.85) |",
+        "|  | residual-like connection | 5 | 96 | 5,000 | 30.25 | 28.50 |  |",
+        "| 6 |  | 5 | 96 | 5,000 | 30.25 | 27.50 | (27.45) |",
+    ]
+    assert made.endswith("Cases not trained yet: 2, 3, 4, 5, 7.")
+
+
 def complexity_record() -> dict[str, Any]:
     """A small complexity.json: two networks, and MACs that name scale, blocks, size and head."""
     explaining = [

@@ -1,7 +1,7 @@
 """ASRN, the adjustable super-resolution network, as its published parameter counts pin it down.
 
 Source: Li et al., "Adjustable Super-Resolution Network via Deep Supervised Learning and Progressive
-Self-Distillation" (Neurocomputing 500, 2022, by library catalogues). The paper prints neither code
+Self-Distillation" (Neurocomputing 500, 2022; source in docs/asrn.md). The paper prints neither code
 nor activations; ReLU, kernel = stride in the deconvolutions and two of them at scale 4 are our
 reading of its counts.
 
