@@ -1857,7 +1857,7 @@ def draw_crops(images: Path) -> None:
     from elasticnet.sr.benchmark import bicubic
     from elasticnet.sr.benchmark.figures import crop_comparison
 
-    hr, lr = photo(scale=4)
+    hr, lr = photo_pair(scale=4)
     crops = {"bicubic": bicubic(lr, 4), **by_depth("depth", asrn(4, pretrained=True), lr)}
     title = f"{PHOTO} x4 (scikit-image)"
     crop_comparison(images / "asrn_x4_crops.png", hr, crops, title=title)
@@ -1869,7 +1869,7 @@ def draw_crops_beside_ss(images: Path) -> None:
     from elasticnet.sr.benchmark import bicubic
     from elasticnet.sr.benchmark.figures import crop_comparison
 
-    hr, lr = photo(scale=3)
+    hr, lr = photo_pair(scale=3)
     ss = elasticnet.load(DOCS / "results" / SS_WEIGHTS).with_taps(None)
     crops = {  # HR stands before the first of them, so that bicubic begins the second row
         **by_depth("SS, depth", ss, lr),
@@ -1880,7 +1880,7 @@ def draw_crops_beside_ss(images: Path) -> None:
     crop_comparison(images / "asrn_x3_ss_crops.png", hr, crops, title=title)
 
 
-def photo(scale: int) -> tuple[Image, Image]:
+def photo_pair(scale: int) -> tuple[Image, Image]:
     """Return a photograph that may be published, and what is enlarged of it: HR and LR."""
     from elasticnet.sr.data import pairs_from_arrays, scikit_image_photos
 
